@@ -1,0 +1,133 @@
+"""Message bodies on streams: octets in, octets out, framing removed and put on.
+
+A reader's end is always one of two things: 0 for a body that is provably complete, `IncompleteBody` for every other
+end. Nobody downstream has to compare lengths again.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Iterator, Union
+
+import http1
+from http1 import BodyFraming, Framing
+from stream import Stream
+
+BUFFER_SIZE = 256 * 1024
+
+
+class IncompleteBody(Exception):
+    """The body ended, stalled or broke its framing before it was complete."""
+
+
+class BodyReader:
+    """The octets of one message body, read from `stream` as `framing` says.
+
+    `before` is called once, when the first octets are wanted: the place to tell the sender to go ahead.
+    """
+
+    def __init__(self, stream: Stream, framing: BodyFraming, before: Callable[[], None] = lambda: None) -> None:
+        self._stream = stream
+        self._kind = framing.kind
+        self._before = before
+        self._remaining = framing.length or 0  # of the body, or of the current chunk
+        self._first_chunk = True
+        self.length = framing.length
+        self.complete = framing.kind is Framing.NONE or framing.length == 0
+        self.started = False  # somebody has asked for octets
+
+    @property
+    def delimited(self) -> bool:
+        """Whether the message itself says where it ends; only then is a full body a provable one."""
+        return self._kind is not Framing.CLOSE
+
+    def readinto(self, view: memoryview) -> int:
+        """Some octets of the body; 0 once it is complete. Raises IncompleteBody."""
+        if self.complete:
+            return 0
+        try:
+            if not self.started:
+                self.started = True
+                self._before()
+            count = self._read(view)
+        except http1.ProtocolError as error:
+            raise IncompleteBody(str(error)) from error
+        except OSError as error:
+            raise IncompleteBody(str(error) or type(error).__name__) from error
+        return count
+
+    def chunks(self, buffer: memoryview) -> Iterator[memoryview]:
+        """The body piece by piece, every piece a view of `buffer`. Raises IncompleteBody."""
+        while True:
+            count = self.readinto(buffer)
+            if not count:
+                return
+            yield buffer[:count]
+
+    def drain(self, limit: int) -> bool:
+        """Read and forget what is left, if that takes no more than `limit` octets; whether it is complete now."""
+        buffer = memoryview(bytearray(min(limit, BUFFER_SIZE)))
+        left = limit
+        if self.length is not None and self.length > limit:
+            return self.complete
+        try:
+            while left > 0 and not self.complete:
+                left -= self.readinto(buffer)
+        except IncompleteBody:
+            return False
+        return self.complete
+
+    def _read(self, view: memoryview) -> int:
+        if self._kind is Framing.CLOSE:
+            count = self._stream.readinto(view)
+            self.complete = count == 0
+            return count
+        if self._kind is Framing.CHUNKED and not self._remaining:
+            self._next_chunk()
+            if self.complete:
+                return 0
+        count = self._stream.readinto(view[: self._remaining])
+        if not count:
+            raise IncompleteBody("connection closed inside the body")
+        self._remaining -= count
+        self.complete = self._kind is Framing.LENGTH and not self._remaining
+        return count
+
+    def _next_chunk(self) -> None:
+        if not self._first_chunk and self._stream.read_line(2) != b"\r\n":
+            raise http1.ProtocolError("chunk data is not followed by CRLF")
+        self._first_chunk = False
+        self._remaining = http1.parse_chunk_line(self._stream.read_line(http1.CHUNK_LINE_LIMIT))
+        if not self._remaining:
+            self._skip_trailers()
+            self.complete = True
+
+    def _skip_trailers(self) -> None:
+        # RFC 9110 §6.5.1: a recipient may discard trailer fields; what they must not do is break the framing.
+        room = http1.HEAD_LIMIT
+        while True:
+            line = self._stream.read_line(http1.HEAD_LIMIT)
+            if line == b"\r\n":
+                return
+            http1.check_trailer_line(line)
+            room -= len(line)
+            if room < 0:
+                raise http1.ProtocolError("trailer section is longer than 64 KiB")
+
+
+class BodyWriter:
+    """Puts `framing` around a body on its way out. Without `finish()` the peer can tell that it is cut off."""
+
+    def __init__(self, stream: Stream, framing: BodyFraming) -> None:
+        self._stream = stream
+        self._chunked = framing.kind is Framing.CHUNKED
+
+    def write(self, data: Union[bytes, memoryview]) -> None:
+        """Send one piece, at least one octet."""
+        if self._chunked:
+            data = b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
+        self._stream.send(data)
+
+    def finish(self) -> None:
+        """Say that the body is complete."""
+        if self._chunked:
+            self._stream.send(b"0\r\n\r\n")

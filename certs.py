@@ -1,0 +1,509 @@
+"""Certificates: dduct's own authority, the files in cert_dir, and a leaf for every host that is intercepted.
+
+Rules of this room:
+
+* A private key is written with mode 0600 and whole, or not at all; a leaf's key never touches the disk.
+* What lies in cert_dir is checked before it is used; what is wrong with it is one line that names file and remedy.
+* Everything issued here verifies under VERIFY_X509_STRICT, and one code path serves cryptography 3.4.8 to the newest.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import logging
+import os
+import ssl
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Callable, Iterator, Optional, Sequence, Set, Tuple, Union
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    pkcs12,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+_log = logging.getLogger("dduct.certs")
+
+PrivateKey = Union[rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey]
+
+_CLOCK_SKEW = timedelta(days=2)  # a client whose clock is late must not find a new certificate too young
+_EXPIRY_WARNING = timedelta(days=30)
+_MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
+_COMMON_NAME_LIMIT = 64  # RFC 5280, ub-common-name
+_PEM_END = b"-----END CERTIFICATE-----"
+
+
+class CertificateError(Exception):
+    """A file in cert_dir is not what it should be; one line that names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The names, sizes and lives of what is issued at the first start."""
+
+    rsa_key_bits: int
+    days_from_now: int
+    ca_cn: str
+    server_cn: str
+    server_dns_sans: Tuple[str, ...]
+    server_ip_sans: Tuple[str, ...]
+    client_cn: str
+    p12_pass: str
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A private key and its certificate."""
+
+    key: PrivateKey
+    certificate: x509.Certificate
+
+    @property
+    def key_pem(self) -> bytes:
+        """PKCS#8, unencrypted."""
+        return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """The certificate alone."""
+        return self.certificate.public_bytes(Encoding.PEM)
+
+
+# --- issuing ------------------------------------------------------------------------------------
+
+
+class CertificateAuthority:
+    """A key that clients trust, and what it vouches for."""
+
+    def __init__(self, pair: KeyPair) -> None:
+        self._pair = pair
+
+    @staticmethod
+    def generate(common_name: str, key_bits: int, days: int) -> CertificateAuthority:
+        """A new RSA authority, valid for `days`."""
+        key = rsa.generate_private_key(public_exponent=65537, key_size=key_bits)
+        subject = _name(common_name)
+        # RFC 5280 §4.2.1.9 and §4.2.1.3: both critical, and nothing but signing.
+        builder = (
+            _builder(subject, subject, key, days)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        )
+        return CertificateAuthority(KeyPair(key, builder.sign(key, hashes.SHA256())))
+
+    @property
+    def certificate(self) -> x509.Certificate:
+        """What clients are to trust."""
+        return self._pair.certificate
+
+    @property
+    def pem(self) -> bytes:
+        """The same as PEM."""
+        return self._pair.certificate_pem
+
+    @property
+    def key_pem(self) -> bytes:
+        """Its private key."""
+        return self._pair.key_pem
+
+    def issue_server(self, key: PrivateKey, common_name: str, hosts: Sequence[str], days: int) -> KeyPair:
+        """A server's certificate for host names, `*.` names and IP addresses."""
+        names = [_general_name(host) for host in hosts]
+        return self._issue(key, common_name, names, ExtendedKeyUsageOID.SERVER_AUTH, days)
+
+    def issue_client(self, key: PrivateKey, common_name: str, days: int) -> KeyPair:
+        """A client's certificate."""
+        return self._issue(key, common_name, [], ExtendedKeyUsageOID.CLIENT_AUTH, days)
+
+    def issued(self, certificate: x509.Certificate) -> bool:
+        """Whether this authority's key signed `certificate`."""
+        public = self.certificate.public_key()
+        algorithm = certificate.signature_hash_algorithm
+        if certificate.issuer != self.certificate.subject or algorithm is None:
+            return False
+        signature, signed = certificate.signature, certificate.tbs_certificate_bytes
+        try:
+            if isinstance(public, rsa.RSAPublicKey):
+                public.verify(signature, signed, padding.PKCS1v15(), algorithm)
+            elif isinstance(public, ec.EllipticCurvePublicKey):
+                public.verify(signature, signed, ec.ECDSA(algorithm))
+            else:
+                return False
+        except InvalidSignature:
+            return False
+        return True
+
+    def _issue(
+        self,
+        key: PrivateKey,
+        common_name: str,
+        names: Sequence[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        days: int,
+    ) -> KeyPair:
+        subject = _name(common_name) if len(common_name) <= _COMMON_NAME_LIMIT else x509.Name([])
+        builder = (
+            _builder(subject, self.certificate.subject, key, days, not_after=_not_after(self.certificate))
+            .add_extension(self._authority_key_identifier(), critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(
+                # RSA keys also take part in TLS 1.2's RSA key exchange.
+                _key_usage(digital_signature=True, key_encipherment=isinstance(key, rsa.RSAPrivateKey)),
+                critical=True,
+            )
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        )
+        if names:
+            # RFC 5280 §4.2.1.6: critical where there is no subject.
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not list(subject))
+        return KeyPair(key, builder.sign(self._pair.key, hashes.SHA256()))
+
+    def _authority_key_identifier(self) -> x509.AuthorityKeyIdentifier:
+        # Copied, not computed: a user's own authority may have made its identifier in another way.
+        try:
+            own = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        except x509.ExtensionNotFound:
+            return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._pair.key.public_key())
+        return x509.AuthorityKeyIdentifier(own.value.digest, None, None)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: PrivateKey, days: int, not_after: Optional[datetime] = None
+) -> x509.CertificateBuilder:
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    end = now + timedelta(days=days)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(end if not_after is None else min(end, not_after))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _key_usage(
+    digital_signature: bool = False,
+    key_encipherment: bool = False,
+    key_cert_sign: bool = False,
+    crl_sign: bool = False,
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=key_encipherment,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _not_after(certificate: x509.Certificate) -> datetime:
+    return _aware(certificate, "not_valid_after")
+
+
+def _not_before(certificate: x509.Certificate) -> datetime:
+    return _aware(certificate, "not_valid_before")
+
+
+def _aware(certificate: x509.Certificate, name: str) -> datetime:
+    # The aware attribute came with cryptography 42, and the naive one warns since.
+    value = getattr(certificate, f"{name}_utc", None)
+    if value is None:
+        value = getattr(certificate, name).replace(tzinfo=timezone.utc)
+    assert isinstance(value, datetime)
+    return value
+
+
+# --- the files ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CertificateFiles:
+    """The paths in cert_dir."""
+
+    directory: Path
+
+    def path(self, name: str) -> Path:
+        """Such as `path('ca.crt')`."""
+        return self.directory / name
+
+    def server_context(self) -> ssl.SSLContext:
+        """For the TLS listener: dduct's own certificate."""
+        pem = self.path("server.crt").read_bytes() + self.path("server.key").read_bytes()
+        return server_context(pem)
+
+
+def prepare(directory: Path, identity: Identity) -> CertificateAuthority:
+    """Make what is missing in `directory`, check what is there, and return the authority. Raises CertificateError."""
+    files = CertificateFiles(directory)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(directory):
+            authority = _authority(files, identity)
+            _server(files, identity, authority)
+            _client(files, identity, authority)
+    except OSError as error:
+        raise CertificateError(
+            f'cannot use "{error.filename or directory}" in misc.cert_dir: {error.strerror or error}'
+        ) from error
+    return authority
+
+
+def _authority(files: CertificateFiles, identity: Identity) -> CertificateAuthority:
+    remedy = (
+        "restore it from a backup, or delete ca.*, server.* and client.* there and restart for a new authority, "
+        "which every client then has to trust anew"
+    )
+    pair = _read_pair(files, "ca", remedy)
+    if pair is None:
+        authority = CertificateAuthority.generate(identity.ca_cn, identity.rsa_key_bits, identity.days_from_now)
+        _write(files.path("ca.key"), authority.key_pem, 0o600)
+        _write(files.path("ca.crt"), authority.pem, 0o644)
+        return authority
+    try:
+        constraints = pair.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        is_authority = constraints.ca
+    except x509.ExtensionNotFound:
+        is_authority = False
+    if not is_authority:
+        raise CertificateError(f'"{files.path("ca.crt")}" is no certificate authority (basicConstraints CA); {remedy}')
+    return CertificateAuthority(pair)
+
+
+def _server(files: CertificateFiles, identity: Identity, authority: CertificateAuthority) -> None:
+    def issue() -> KeyPair:
+        key = rsa.generate_private_key(public_exponent=65537, key_size=identity.rsa_key_bits)
+        hosts = [*identity.server_dns_sans, *identity.server_ip_sans]
+        return authority.issue_server(key, identity.server_cn, hosts or [identity.server_cn], identity.days_from_now)
+
+    _issued(files, "server", issue, identity.p12_pass, authority)
+
+
+def _client(files: CertificateFiles, identity: Identity, authority: CertificateAuthority) -> None:
+    def issue() -> KeyPair:
+        key = rsa.generate_private_key(public_exponent=65537, key_size=identity.rsa_key_bits)
+        return authority.issue_client(key, identity.client_cn, identity.days_from_now)
+
+    _issued(files, "client", issue, identity.p12_pass, authority)
+
+
+def _issued(
+    files: CertificateFiles, name: str, issue: Callable[[], KeyPair], password: str, authority: CertificateAuthority
+) -> None:
+    """Make or check NAME.key, NAME.crt and NAME.p12."""
+    remedy = f"delete {name}.key, {name}.crt and {name}.p12 there and restart: they will be issued anew"
+    pair = _read_pair(files, name, remedy)
+    bundle = files.path(f"{name}.p12")
+    if pair is None:
+        pair = issue()
+        _write(files.path(f"{name}.key"), pair.key_pem, 0o600)
+        _write(files.path(f"{name}.crt"), pair.certificate_pem, 0o644)
+        bundle.unlink() if bundle.exists() else None
+    elif not authority.issued(pair.certificate):
+        raise CertificateError(f'"{files.path(name + ".crt")}" was not issued by "{files.path("ca.crt")}"; {remedy}')
+    if not bundle.exists():
+        encryption = BestAvailableEncryption(password.encode()) if password else NoEncryption()
+        data = pkcs12.serialize_key_and_certificates(
+            name.encode(), pair.key, pair.certificate, [authority.certificate], encryption
+        )
+        _write(bundle, data, 0o600)
+
+
+def _read_pair(files: CertificateFiles, name: str, remedy: str) -> Optional[KeyPair]:
+    """NAME.key and NAME.crt, checked; None where there is neither. Raises CertificateError, OSError."""
+    key_path, certificate_path = files.path(f"{name}.key"), files.path(f"{name}.crt")
+    present = [path for path in (key_path, certificate_path) if path.exists()]
+    if not present:
+        return None
+    if len(present) == 1:
+        missing = certificate_path if present == [key_path] else key_path
+        raise CertificateError(f'"{present[0]}" is there without "{missing}"; {remedy}')
+    pair = KeyPair(_read_key(key_path, remedy), _read_certificate(certificate_path, remedy))
+    if _public_der(pair.key.public_key()) != _public_der(pair.certificate.public_key()):
+        raise CertificateError(f'"{key_path}" is not the key of "{certificate_path}"; {remedy}')
+    now = datetime.now(timezone.utc)
+    if now > _not_after(pair.certificate):
+        raise CertificateError(f'"{certificate_path}" expired on {_not_after(pair.certificate):%Y-%m-%d}; {remedy}')
+    if now < _not_before(pair.certificate):
+        start = _not_before(pair.certificate)
+        raise CertificateError(f'"{certificate_path}" is not valid before {start:%Y-%m-%d}; is the clock right?')
+    if now > _not_after(pair.certificate) - _EXPIRY_WARNING:
+        _log.warning('"%s" expires on %s', certificate_path, f"{_not_after(pair.certificate):%Y-%m-%d}")
+    return pair
+
+
+def _read_key(path: Path, remedy: str) -> PrivateKey:
+    try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except TypeError:
+        raise CertificateError(
+            f'"{path}" is encrypted; decrypt it with: openssl pkey -in {path.name} -out plain.key'
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise CertificateError(f'"{path}" holds no whole PEM private key; {remedy}') from None
+    if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+        raise CertificateError(f'"{path}" is neither an RSA nor an EC key; {remedy}')
+    return key
+
+
+def _read_certificate(path: Path, remedy: str) -> x509.Certificate:
+    data = path.read_bytes()
+    end = data.find(_PEM_END)
+    try:
+        # Of a chain the first certificate counts.
+        return x509.load_pem_x509_certificate(data if end < 0 else data[: end + len(_PEM_END)] + b"\n")
+    except ValueError:
+        raise CertificateError(f'"{path}" holds no whole PEM certificate; {remedy}') from None
+
+
+def _public_der(key: object) -> bytes:
+    # Keys have no `==` in some of the versions we serve.
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
+    """Write a file whole: under another name first, brought to the disk, then renamed."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 from the start
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    _log.info('Write "%s"', path)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One dduct at a time, so that two that start at once agree on one authority."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# --- TLS contexts -------------------------------------------------------------------------------
+
+
+def server_context(pem: bytes) -> ssl.SSLContext:
+    """A TLS server with the certificate chain and key in `pem`: TLS 1.2 and 1.3, HTTP/1.1 only."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.set_alpn_protocols(["http/1.1"])
+    # load_cert_chain() takes paths only; a memfd has one, and its octets never reach a disk.
+    descriptor = os.memfd_create("dduct", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+    return context
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    certificate: x509.Certificate
+    context: ssl.SSLContext
+    renew_at: float
+
+
+class LeafStore:
+    """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end.
+
+    `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first.
+    """
+
+    def __init__(
+        self, authority: CertificateAuthority, days: int, capacity: int = 1024, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._authority = authority
+        self._days = days
+        self._capacity = capacity
+        self._clock = clock
+        self._key = ec.generate_private_key(ec.SECP256R1())  # RSA-3072 would cost 90 times as much per handshake
+        self._lock = threading.Condition()  # guards the two below; minting happens outside
+        self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
+        self._minting: Set[str] = set()
+
+    def context(self, host: str) -> ssl.SSLContext:
+        """The TLS server context for a lower-case host name or an IP address without brackets."""
+        return self._leaf(host).context
+
+    def certificate(self, host: str) -> x509.Certificate:
+        """The certificate in it."""
+        return self._leaf(host).certificate
+
+    def _leaf(self, host: str) -> _Leaf:
+        with self._lock:
+            while True:
+                leaf = self._leaves.get(host)
+                if leaf is not None and self._clock() < leaf.renew_at:
+                    self._leaves.move_to_end(host)
+                    return leaf
+                if host not in self._minting:
+                    self._minting.add(host)
+                    break
+                self._lock.wait(_MINTING_AT_MOST)
+        leaf = None
+        try:
+            leaf = self._mint(host)
+        finally:
+            with self._lock:
+                self._minting.discard(host)
+                if leaf is not None:
+                    self._leaves[host] = leaf
+                    self._leaves.move_to_end(host)
+                    while len(self._leaves) > self._capacity:
+                        self._leaves.popitem(last=False)
+                self._lock.notify_all()
+        return leaf
+
+    def _mint(self, host: str) -> _Leaf:
+        pair = self._authority.issue_server(self._key, host, [host], self._days)
+        now = self._clock()
+        left = _not_after(pair.certificate).timestamp() - now
+        context = server_context(pair.certificate_pem + self._authority.pem + pair.key_pem)
+        return _Leaf(pair.certificate, context, now + left * 3 / 4)

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""dduct: an HTTP(S) man-in-the-middle caching proxy. This is its command line, its log and its signals."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import List, Optional
+
+import config as configuration
+from certs import CertificateError
+from config import Config, ConfigError
+from server import Server, StartError
+
+VERSION = "0.1.0"
+
+_LEVELS = {
+    "off": logging.CRITICAL + 1,
+    "error": logging.ERROR,
+    "warn": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+    "trace": logging.NOTSET + 1,
+}
+_LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
+
+
+class _Formatter(logging.Formatter):
+    """`[2026-01-01T12:34:56Z INFO  dduct.certs] Write "/…/ca.key"`, one line whatever the message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        level = _LEVEL_NAMES.get(record.levelno, record.levelname)
+        message = "".join(c if c.isprintable() else "?" for c in record.getMessage())
+        line = f"[{when} {level:<5} {record.name}] {message}"
+        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+
+
+def home() -> Path:
+    """The directory of the program: where `dduct.py` lies, or the archive that holds it."""
+    place = Path(__file__).resolve().parent
+    return place.parent if place.is_file() else place
+
+
+def _arguments(arguments: Optional[List[str]]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="dduct",
+        description="HTTP(S) man-in-the-middle caching proxy for clusters, CI and labs.",
+    )
+    parser.add_argument(
+        "--cfg",
+        metavar="FILE",
+        nargs="?",
+        const=str(home() / "dduct.toml"),
+        help="configuration file (without FILE: dduct.toml beside the program)",
+    )
+    parser.add_argument("--check", action="store_true", help="validate the configuration, print it and exit")
+    parser.add_argument("--version", action="version", version=f"dduct {VERSION}")
+    return parser.parse_args(arguments)
+
+
+def _load(path: Optional[str]) -> Config:
+    """The configuration named on the command line, else the one beside the program, else the defaults."""
+    beside = home() / "dduct.toml"
+    if path is not None:
+        return configuration.load(Path(path), home())
+    return configuration.load(beside, home()) if beside.exists() else configuration.defaults(home())
+
+
+def _start_log(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    log = logging.getLogger("dduct")
+    log.addHandler(handler)
+    log.setLevel(_LEVELS[level])
+    log.propagate = False
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Run dduct until a signal ends it; the exit status: 0 in good order, 1 cannot start, 2 bad usage."""
+    options = _arguments(arguments)
+    try:
+        config = _load(options.cfg)
+    except ConfigError as error:
+        print(f"dduct: {error}", file=sys.stderr)
+        return 2
+    if options.check:
+        print(configuration.describe(config))
+        return 0
+    _start_log(config.misc.log_level)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    try:
+        server = Server(config)
+    except (CertificateError, StartError) as error:
+        print(f"dduct: {error}", file=sys.stderr)
+        return 1
+    server.start()
+    stopping.wait()
+    server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""What dduct carries and does not keep: answers passed on as they come, and tunnels."""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import Dict, Tuple
+
+from body import BUFFER_SIZE, IncompleteBody
+from http1 import Headers, RequestHead
+from reply import Reply
+from stream import Stream
+from upstream import Exchange
+
+_PIPE_SIZE = 128 * 1024
+_TURNS = 16
+
+
+def outgoing(request: RequestHead, via: bytes) -> Headers:
+    """The fields of a request as they go on to its origin: end-to-end ones, and our name in Via."""
+    kept = request.headers.end_to_end().without([b"host", b"content-length", b"expect"])
+    return Headers([*kept, (b"Via", via)])
+
+
+def forward(reply: Reply, exchange: Exchange) -> None:
+    """Pass an origin's answer on, streaming. An answer that breaks off is broken off here too."""
+    head = exchange.head
+    reply.begin(head.status, head.headers.end_to_end(), exchange.body.length, head.reason)
+    try:
+        for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
+            reply.write(piece)
+    except IncompleteBody:
+        reply.cut()
+        return
+    reply.finish()
+
+
+class _Direction:
+    """One way through a tunnel: what was read from `source` and not written to `sink` yet, and how it ends."""
+
+    def __init__(self, source: Stream, sink: Stream) -> None:
+        self.source = source
+        self.sink = sink
+        self._buffer = memoryview(bytearray(_PIPE_SIZE))
+        self._pending = self._buffer[:0]
+        self.ended = False  # the source has nothing more
+        self.done = False  # and the sink knows
+
+    def wants_read(self) -> bool:
+        return not self.ended and not self._pending
+
+    def wants_write(self) -> bool:
+        return bool(self._pending)
+
+    def move(self) -> bool:
+        """Carry what can be carried without waiting; whether anything was."""
+        moved = False
+        for _ in range(_TURNS):  # and then the other way has its chance
+            if self.done:
+                break
+            if not self._pending and not self.ended:
+                count = self.source.readinto_nowait(self._buffer)
+                if count is None:
+                    break
+                self._pending = self._buffer[:count]
+                self.ended = count == 0
+                moved = True
+            if self._pending:
+                sent = self.sink.send_nowait(self._pending)
+                self._pending = self._pending[sent:]
+                moved = moved or sent > 0
+                if self._pending:
+                    break
+            elif self.ended:
+                self.sink.shutdown_write()
+                self.done = True
+        return moved
+
+
+def tunnel(client: Stream, origin: Stream, idle: float) -> None:
+    """Carry octets both ways until both ends are done; each end's half-close is passed on.
+
+    Ends too when nothing moves for `idle` seconds. Raises OSError when an end breaks.
+    """
+    ways = (_Direction(client, origin), _Direction(origin, client))
+    deadline = time.monotonic() + idle
+    while not all(way.done for way in ways):
+        moved = [way.move() for way in ways]
+        now = time.monotonic()
+        if any(moved):
+            deadline = now + idle
+        elif now >= deadline:
+            return
+        elif not _wait(ways, deadline - now):
+            return
+
+
+def _wait(ways: Tuple[_Direction, _Direction], seconds: float) -> bool:
+    """Wait until one of the ways can move; False after `seconds`."""
+    events: Dict[int, int] = {}
+    for way in ways:
+        if way.done:
+            continue
+        if way.wants_read():
+            if way.source.holds_octets():
+                return True
+            events[way.source.fileno()] = events.get(way.source.fileno(), 0) | select.POLLIN
+        if way.wants_write():
+            events[way.sink.fileno()] = events.get(way.sink.fileno(), 0) | select.POLLOUT
+    poll = select.poll()
+    for fd, mask in events.items():
+        poll.register(fd, mask)
+    return bool(poll.poll(seconds * 1000))

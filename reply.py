@@ -1,0 +1,112 @@
+"""One response on a client's connection: its head once, its body framed as this client understands, one end.
+
+After the head has left there is no second one: what goes wrong then closes the connection, so that the client can
+tell the response from a complete one.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, Optional, Union
+
+import http1
+from body import BodyWriter
+from http1 import BodyFraming, Field, Framing, RequestHead
+from stream import Stream
+
+
+class Reply:
+    """The answer to `request`; `via` is how dduct signs messages (RFC 9110 §7.6.3)."""
+
+    def __init__(self, stream: Stream, request: Optional[RequestHead], via: bytes) -> None:
+        self._stream = stream
+        self._request = request
+        self._via = via
+        self._answers_head = request is not None and request.method == b"HEAD"
+        self._writer: Optional[BodyWriter] = None
+        self._framing = http1.NO_BODY
+        self.persistent = request is not None and request.persistent
+        self.status = 0
+        self.octets = 0  # of body sent so far
+        self.note = ""  # how the cache took part: parameters of Cache-Status (RFC 9211)
+
+    @property
+    def started(self) -> bool:
+        """Whether the head has left."""
+        return self._writer is not None
+
+    def begin(self, status: int, fields: Iterable[Field], length: Optional[int], reason: bytes = b"") -> None:
+        """Send the head. `length` is that of the body that follows or, after HEAD, would; None where nobody knows.
+
+        `fields` are end-to-end fields; Content-Length among them counts only where no body follows.
+        """
+        self.status = status
+        self._framing = self._choose_framing(status, length)
+        described = length is not None and (self._framing.kind is Framing.LENGTH or self._answers_head)
+        keeps_length = self._framing.kind is Framing.NONE and not described
+        head = [field for field in fields if keeps_length or field[0].lower() != b"content-length"]
+        if described:
+            head.append((b"Content-Length", b"%d" % (length or 0)))
+        elif self._framing.kind is Framing.CHUNKED:
+            head.append((b"Transfer-Encoding", b"chunked"))
+        head.append((b"Via", self._via))
+        if self.note:
+            head.append((b"Cache-Status", b"dduct; " + self.note.encode()))  # RFC 9211
+        if not self.persistent:
+            head.append((b"Connection", b"close"))
+        self._writer = BodyWriter(self._stream, self._framing)
+        self._stream.send(http1.serialise_response(status, reason, head))
+
+    @property
+    def has_body(self) -> bool:
+        """Whether octets are to follow the head."""
+        return self._framing.kind is not Framing.NONE
+
+    def write(self, piece: memoryview) -> None:
+        """Send a piece of the body."""
+        assert self._writer is not None
+        self._writer.write(piece)
+        self.octets += len(piece)
+
+    def finish(self) -> None:
+        """The body is complete."""
+        assert self._writer is not None
+        if self.has_body:
+            self._writer.finish()
+
+    def cut(self) -> None:
+        """The body will not be completed: end the connection so that the client can tell."""
+        self.persistent = False
+        if self._framing.kind is Framing.CLOSE:
+            self._stream.abort()
+        else:
+            self._stream.cut()
+
+    def whole(self, status: int, fields: Iterable[Field], body: Union[bytes, str]) -> None:
+        """A complete response in one piece."""
+        data = body.encode() if isinstance(body, str) else body
+        self.begin(status, fields, len(data))
+        if self.has_body and data:
+            self.write(memoryview(data))
+        self.finish()
+
+    def error(self, status: int, reason: str, fields: Iterable[Field] = ()) -> None:
+        """One line of plain text that says what is wrong; after a head it can only cut the connection."""
+        if self.started:
+            self.cut()
+            return
+        line = f"dduct: {_printable(reason)}\n"
+        self.whole(status, [(b"Content-Type", b"text/plain; charset=utf-8"), *fields], line)
+
+    def _choose_framing(self, status: int, length: Optional[int]) -> BodyFraming:
+        if self._answers_head or status < 200 or status in (204, 304):
+            return http1.NO_BODY
+        if length is not None:
+            return BodyFraming(Framing.LENGTH, length)
+        if self._request is not None and self._request.version >= 1:
+            return http1.CHUNKED
+        self.persistent = False
+        return http1.UNTIL_CLOSE
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)

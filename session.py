@@ -1,0 +1,200 @@
+"""One client's connection from accept to close: the place where all rooms meet.
+
+    read a head → decide once → tunnel, intercept, fetch, own page or refusal → log → the next one
+
+Interception changes nothing but the stream, which gets TLS, and what is known of where requests arrive; then the loop
+goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import Union
+
+import http1
+import pages
+import policy
+from body import BodyReader, IncompleteBody
+from certs import LeafStore
+from fetch import CachedFetch, Services
+from http1 import BodyFraming, Framing, ProtocolError, RequestHead
+from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
+from relay import forward, outgoing, tunnel
+from reply import Reply
+from stream import Stream
+from upstream import Request, UpstreamError
+
+_log = logging.getLogger("dduct.session")
+
+_LINGER = 1.0  # seconds for a refused client to read why
+_TUNNEL_PATIENCE = 10  # an idle tunnel gets so many times the idle_timeout
+_UNREAD_AT_MOST = 64 * 1024  # octets of an unwanted request body worth reading to keep a connection
+
+
+@dataclass(frozen=True)
+class Household:
+    """What all sessions share. `idle_timeout` is in seconds; `draining` is set once dduct is about to stop."""
+
+    services: Services
+    rules: Rules
+    leaves: LeafStore
+    ca_pem: bytes
+    idle_timeout: float
+    draining: threading.Event
+
+
+class Session:
+    """Serves one connection."""
+
+    def __init__(self, stream: Stream, client: str, where: Where, household: Household) -> None:
+        self._stream = stream
+        self._client = client
+        self._where = where
+        self._house = household
+        self._via = household.services.via
+        self.busy = False  # between the first octet of a request and the last of its response
+
+    def run(self) -> None:
+        """Serve requests until either side has had enough, then close. Raises nothing but bugs."""
+        try:
+            while not self._house.draining.is_set() and self._serve_one():
+                self.busy = False
+            self._stream.close()
+        except (OSError, IncompleteBody) as error:
+            _log.debug("%s went away: %s", self._client, error)
+            self._stream.cut()
+        except BaseException:
+            self._stream.abort()
+            raise
+
+    def _serve_one(self) -> bool:
+        """One request and its response; whether another may follow. Raises OSError when the client is gone."""
+        try:
+            block = self._stream.read_head(self._house.idle_timeout)
+            if not block:
+                return False
+            self.busy = True
+            head = http1.parse_request(block)
+            framing = http1.request_framing(head)
+        except ProtocolError as error:
+            # Nothing after a message that could not be understood can be.
+            _log.info("%s %s", self._client, error)
+            Reply(self._stream, None, self._via).error(error.status, str(error))
+            self._stream.linger(_LINGER)
+            return False
+        return self._answer(head, framing)
+
+    def _answer(self, head: RequestHead, framing: BodyFraming) -> bool:
+        reply = Reply(self._stream, head, self._via)
+        awaited = _expects_continue(head, framing)
+        body = BodyReader(self._stream, framing, *([self._go_ahead] if awaited else []))
+        started = time.monotonic()
+        what = _one_line(head.target.partition(b"?")[0])
+        decision, remark = None, ""
+        try:
+            decision = self._decide(head, framing)
+            if isinstance(decision, Fetch):
+                what = str(decision.target).partition("?")[0]
+            if isinstance(decision, (Tunnel, Intercept)):
+                return self._connect(decision, reply)
+            self._dispatch(decision, head, body, framing, reply)
+        except (ProtocolError, UpstreamError) as error:
+            remark = str(error)
+            reply.error(error.status, remark)
+        finally:
+            level = logging.DEBUG if isinstance(decision, Intercept) else logging.INFO
+            line = f"{self._client} {_one_line(head.method)} {what} {reply.status} {reply.octets}"
+            _log.log(level, "%s %.3fs %s", line, time.monotonic() - started, remark or reply.note)
+        if awaited and not body.started:
+            reply.persistent = False  # it may still come, or not: the client was never told to send it
+        if body.complete or (reply.persistent and body.drain(_UNREAD_AT_MOST)):
+            return reply.persistent
+        self._stream.linger(_LINGER)
+        return False
+
+    def _decide(self, head: RequestHead, framing: BodyFraming) -> policy.Decision:
+        """Raises ProtocolError, and UpstreamError(508) for a request that has been here before."""
+        if self._via.split()[1] in b" ".join(head.headers.get_all(b"via")).split():
+            raise UpstreamError("this request has come back to dduct", 508)
+        expectation = head.headers.get(b"expect")
+        if expectation is not None and expectation.lower() != b"100-continue":
+            raise ProtocolError("an expectation other than 100-continue", 417)
+        if head.method == b"CONNECT" and framing.kind is not Framing.NONE:
+            raise ProtocolError("CONNECT with a body")
+        return policy.decide(head, self._where, self._house.rules)
+
+    def _dispatch(
+        self, decision: policy.Decision, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply
+    ) -> None:
+        if isinstance(decision, Own):
+            page = pages.page(head, decision.path, self._house.ca_pem)
+            reply.whole(page.status, page.fields, page.body)
+        elif isinstance(decision, policy.Refuse):
+            reply.error(decision.status, decision.reason)
+        elif isinstance(decision, Fetch):
+            if decision.name is not None and framing.kind is Framing.NONE:
+                CachedFetch(self._house.services, reply, head, decision.target, decision.name).run()
+            else:
+                self._relay(decision, head, body, framing, reply)
+
+    def _relay(self, decision: Fetch, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply) -> None:
+        origins = self._house.services.origins
+        sent = None if framing.kind is Framing.NONE else body
+        request = Request(head.method, decision.target, outgoing(head, self._via), framing, sent)
+        exchange = origins.exchange(request)
+        try:
+            forward(reply, exchange)
+        finally:
+            exchange.close()
+
+    def _connect(self, decision: Union[Tunnel, Intercept], reply: Reply) -> bool:
+        """Answer CONNECT; whether requests follow inside. Raises UpstreamError while none has been answered."""
+        if isinstance(decision, Tunnel):
+            reply.note = "tunnel"
+            self._tunnel(decision, reply)
+            return False
+        reply.note = "intercept"
+        authority = decision.authority
+        context = self._house.leaves.context(authority.host)
+        self._establish(reply)
+        try:
+            self._stream.start_tls(context)
+        except (ssl.SSLError, OSError) as error:
+            _log.info("%s makes no TLS connection with us as %s: %s", self._client, authority, error)
+            self._stream.cut()
+            return False
+        self._where = replace(self._where, inside=authority)
+        return True
+
+    def _tunnel(self, decision: Tunnel, reply: Reply) -> None:
+        origins = self._house.services.origins
+        origin = origins.dial(decision.authority)
+        broken = True
+        try:
+            self._establish(reply)
+            tunnel(self._stream, origin, self._house.idle_timeout * _TUNNEL_PATIENCE)
+            broken = False
+        finally:
+            origins.hang_up(origin, broken)
+
+    def _establish(self, reply: Reply) -> None:
+        # librepo looks for these words, apt for the status; one apk stalls where no field follows the status line.
+        reply.status = 200
+        fields = [(b"Via", self._via)]
+        self._stream.send(http1.serialise_response(200, b"Connection established", fields))
+
+    def _go_ahead(self) -> None:
+        self._stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _expects_continue(head: RequestHead, framing: BodyFraming) -> bool:
+    return framing.kind is not Framing.NONE and head.version >= 1 and b"100-continue" in head.headers.tokens(b"expect")
+
+
+def _one_line(raw: bytes) -> str:
+    """Octets of a request for the log; nothing in them can start a line of its own."""
+    return raw[:2048].decode("latin-1").encode("ascii", "backslashreplace").decode()

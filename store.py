@@ -1,0 +1,266 @@
+"""What one object looks like on disk: a file below the root, its metadata in one extended attribute.
+
+Rules of this room:
+
+* The file system is the database. A name, an inode and `user.dduct` are all there is.
+* Nothing outside the root is ever named: a path is checked part by part, and an odd one is `Unstorable`.
+* Damage is a miss with a reason, never an error for a client.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mimetypes
+import os
+import stat
+import uuid
+from dataclasses import asdict, dataclass, replace
+from email.utils import formatdate
+from pathlib import Path
+from typing import Optional, Tuple
+
+ATTRIBUTE = "user.dduct"
+ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
+PART_SUFFIX = ".dduct"
+_NAME_LIMIT = 255 - len(PART_SUFFIX)
+_FORMAT = 1
+_MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making and our using it
+
+FieldText = Tuple[str, str]
+
+
+class Unstorable(Exception):
+    """This object cannot be kept under this name, or not now; the transfer itself is none the worse for it."""
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is known of a stored representation besides its octets; the cache keeps it and never reads it.
+
+    `url` has no query (it may be signed), `fetched_at` is in seconds since the epoch, `restricted` means that the
+    origin must let every further client in itself, and `vary` holds the request fields the response depended on.
+    """
+
+    url: str
+    fields: Tuple[FieldText, ...]
+    fetched_at: float
+    restricted: bool = False
+    vary: Tuple[FieldText, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of the attribute: `metadata`, and what makes the octets trustworthy.
+
+    `alias` names the digest whose object holds the octets (`sha256:<hex>`); the file itself is then empty. `boot` is
+    the boot in which it was published and `durable` whether it has reached the disk since.
+    """
+
+    metadata: Metadata
+    length: int
+    sha256: str = ""
+    alias: str = ""
+    boot: str = ""
+    durable: bool = False
+
+    def encode(self) -> bytes:
+        """The attribute's octets; raises Unstorable where they would be too many."""
+        data = json.dumps({"v": _FORMAT, **asdict(self)}, separators=(",", ":")).encode()
+        if len(data) > ATTRIBUTE_LIMIT:
+            raise Unstorable(f"metadata of {len(data)} octets")
+        return data
+
+    @staticmethod
+    def decode(data: bytes) -> Record:
+        """The reverse; raises ValueError on anything that `encode` did not write."""
+        try:
+            values = json.loads(data)
+            if values.pop("v") != _FORMAT:
+                raise ValueError("unknown metadata format")
+            metadata = values.pop("metadata")
+            for name in ("fields", "vary"):
+                metadata[name] = tuple((str(key), str(value)) for key, value in metadata[name])
+            return Record(metadata=Metadata(**metadata), **values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"unreadable metadata: {error}") from error
+
+
+class Entry:
+    """One published object, open for reading; whoever got it closes it. Safe against replacement and eviction."""
+
+    def __init__(self, fd: int, record: Record) -> None:
+        self._fd = fd
+        self.record = record
+        self.length: Optional[int] = record.length
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        """Octets from `offset` on; 0 at the end."""
+        return os.preadv(self._fd, [view], offset)
+
+    def fileno(self) -> int:
+        """The descriptor, its offset is never used."""
+        return self._fd
+
+    def sync(self) -> None:
+        """Wait until its octets are on the disk. Raises OSError."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Give the descriptor back; harmless twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Store:
+    """The directory below which everything lies. Raises OSError where it cannot be made or written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        self.keeps_metadata = self._probe_attributes()
+        self.boot = _boot_id()
+
+    def place(self, name: str) -> str:
+        """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""
+        for part in name.split("/"):
+            if part in ("", ".", "..") or "\0" in part:
+                raise Unstorable("empty, dot or NUL segment in its path")
+            if len(part.encode()) > _NAME_LIMIT:
+                raise Unstorable("over-long segment in its path")
+            if part.endswith(PART_SUFFIX):
+                raise Unstorable(f"its path ends a segment in {PART_SUFFIX}")
+        return f"{self.root}/{name}"
+
+    def open_entry(self, place: str) -> Optional[Entry]:
+        """The published object at `place`; None where there is none, or only a damaged one.
+
+        Raises Unstorable where the name belongs to a directory.
+        """
+        try:
+            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Unstorable(error.strerror or str(error)) from error
+        try:
+            record = self._read_trusted(fd, place)
+        except BaseException:
+            os.close(fd)
+            raise
+        if record is None:
+            os.close(fd)
+            return None
+        return Entry(fd, record)
+
+    def open_part(self, place: str) -> int:
+        """Open the file that grows beside `place`, made with its directories, never truncated."""
+        part = place + PART_SUFFIX
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        for _ in range(_MKDIR_ATTEMPTS):
+            try:
+                return os.open(part, flags, 0o644)
+            except FileNotFoundError:
+                self._make_parents(part)
+            except OSError as error:
+                raise Unstorable(error.strerror or str(error)) from error
+        raise Unstorable("its directory vanishes again and again")
+
+    def prune(self, place: str) -> None:
+        """Remove the directories above `place` that hold nothing: those made for an object that was not kept."""
+        directory = os.path.dirname(place)
+        while len(directory) > len(str(self.root)):
+            try:
+                os.rmdir(directory)
+            except OSError:
+                return  # in use
+            directory = os.path.dirname(directory)
+
+    def write_record(self, fd: int, record: Record) -> None:
+        """Set the attribute of an open file; raises Unstorable. A no-op where the file system has none."""
+        data = record.encode()
+        if not self.keeps_metadata:
+            return
+        try:
+            os.setxattr(fd, ATTRIBUTE, data)
+        except OSError as error:
+            raise Unstorable(error.strerror or str(error)) from error
+
+    def settle(self, place: str) -> None:
+        """Bring a published file to the disk, then say so in its record. Raises OSError, Unstorable."""
+        entry = self.open_entry(place)
+        if entry is None:
+            return  # evicted or replaced since
+        try:
+            entry.sync()
+            self.write_record(entry.fileno(), replace(entry.record, durable=True))
+        finally:
+            entry.close()
+
+    def _read_trusted(self, fd: int, place: str) -> Optional[Record]:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unstorable("its name belongs to a directory")
+        try:
+            record = read_record(fd)
+        except ValueError:
+            return None
+        if record is None:
+            return self._foreign(status, place)
+        if record.length != status.st_size:
+            return None
+        # Published in an earlier boot and perhaps never written out: the name may have outlived the octets.
+        if not record.durable and record.boot != self.boot:
+            return None
+        return record
+
+    def _foreign(self, status: os.stat_result, place: str) -> Optional[Record]:
+        """A record for a file that somebody copied in by hand; never for one that claims a digest."""
+        name = os.path.relpath(place, self.root)
+        scheme, _, rest = name.partition("/")
+        if scheme not in ("http", "https") or (self.keeps_metadata and not status.st_size):
+            return None
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        fields = (
+            ("Content-Type", kind),
+            ("Last-Modified", formatdate(status.st_mtime, usegmt=True)),
+        )
+        return Record(Metadata(f"{scheme}://{rest}", fields, status.st_mtime), status.st_size)
+
+    def _make_parents(self, path: str) -> None:
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+        except OSError as error:
+            raise Unstorable(error.strerror or str(error)) from error
+
+    def _probe_attributes(self) -> bool:
+        probe = self.root / f".probe-{os.getpid()}{PART_SUFFIX}"
+        probe.touch()
+        try:
+            os.setxattr(probe, ATTRIBUTE, b"{}")
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM):
+                raise
+            return False
+        finally:
+            probe.unlink()
+        return True
+
+
+def read_record(fd: int) -> Optional[Record]:
+    """The record of an open file; None where it has none. Raises ValueError where it is damaged."""
+    try:
+        data = os.getxattr(fd, ATTRIBUTE)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP, errno.EOPNOTSUPP):
+            return None
+        raise ValueError(f"unreadable metadata: {error}") from error
+    return Record.decode(data)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return uuid.uuid4().hex  # then nothing of an earlier run is trusted before it is durable

@@ -1,0 +1,356 @@
+"""A byte stream over one socket: its own read buffer, a deadline on every wait, TLS on top at any moment.
+
+Rules of this room:
+
+* Nothing waits for ever: every wait for the peer ends in `socket.timeout` (TimeoutError).
+* What was read ahead is never lost: TLS started on a stream with buffered octets begins with those octets.
+* One thread at a time. A stream has no lock; `cancel()` alone may be called from outside.
+"""
+
+from __future__ import annotations
+
+import io
+import select
+import socket
+import ssl
+import struct
+import time
+from typing import Optional, Union
+
+import http1
+
+READ_SIZE = 64 * 1024
+Buffer = Union[bytes, bytearray, memoryview]
+
+
+class ConnectionLost(OSError):
+    """The peer went away in the middle of something."""
+
+
+class NamedSocket(ssl.SSLSocket):
+    """A TLS socket that remembers for which name its client asked; set by the context's sni_callback."""
+
+    server_name: Optional[str] = None
+
+
+class _NestedTls:
+    """TLS over another transport, for which the ssl module has no socket: TLS in TLS, or octets read ahead.
+
+    Looks like the few socket methods that `Stream` uses.
+    """
+
+    def __init__(self, inner: _Transport, context: ssl.SSLContext, early: bytes, server_name: Optional[str]) -> None:
+        self._inner = inner
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._unsent = b""
+        self._incoming.write(early)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
+        )
+
+    def do_handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fetch()
+                continue
+            self._flush()
+            return
+
+    def recv_into(self, buffer: Buffer) -> int:
+        while True:
+            try:
+                # Given a buffer, SSLObject.read() fills it and returns the count.
+                return int(self._tls.read(len(buffer), buffer))
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fetch()
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return 0
+
+    def send(self, data: Buffer) -> int:
+        self._flush()
+        count = self._tls.write(data)
+        try:
+            self._flush()
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            pass  # accepted all the same: the rest leaves before the next octet does
+        return count
+
+    def unwrap(self) -> None:
+        try:
+            self._tls.unwrap()
+        except ssl.SSLError:
+            pass  # the peer's own close_notify is not waited for
+        self._flush()
+
+    def pending(self) -> int:
+        return self._tls.pending() or self._incoming.pending
+
+    def settimeout(self, seconds: Optional[float]) -> None:
+        self._inner.settimeout(seconds)
+
+    def fileno(self) -> int:
+        return self._inner.fileno()
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _fetch(self) -> None:
+        data = bytearray(READ_SIZE)
+        count = self._inner.recv_into(data)
+        if count:
+            self._incoming.write(memoryview(data)[:count])
+        else:
+            self._incoming.write_eof()
+
+    def _flush(self) -> None:
+        self._unsent += self._outgoing.read()
+        while self._unsent:
+            self._unsent = self._unsent[self._inner.send(self._unsent) :]
+
+
+_Transport = Union[socket.socket, _NestedTls]
+
+
+class Stream:
+    """One connection. `timeout` is the longest wait, in seconds, for the peer's next octets or next room."""
+
+    def __init__(self, sock: socket.socket, timeout: float) -> None:
+        self._socket = sock  # the TCP socket, or the TLS socket that took over its descriptor
+        self._transport: _Transport = sock
+        self._buffer = bytearray()
+        self._timeout: Optional[float] = None
+        self._closed = False
+        self.timeout = timeout
+        self._wait(timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether TLS runs on it."""
+        return isinstance(self._transport, (ssl.SSLSocket, _NestedTls))
+
+    @property
+    def server_name(self) -> Optional[str]:
+        """The SNI of a client whose handshake went through a `NamedSocket`, lower-case; None where it sent none."""
+        return getattr(self._socket, "server_name", None)
+
+    @property
+    def buffered(self) -> int:
+        """Octets that were received and not read yet."""
+        return len(self._buffer)
+
+    def fileno(self) -> int:
+        """The descriptor under all layers, for polling."""
+        return self._socket.fileno()
+
+    # Reading
+
+    def read_head(self, idle: float, limit: int = http1.HEAD_LIMIT) -> bytes:
+        """One message head through its empty line; b"" when the peer closed before sending any of it.
+
+        Waits up to `idle` seconds for the first octet and then up to the stream's time-out for all the rest,
+        however slowly it drips. Raises ProtocolError(431) beyond `limit`, ConnectionLost on a torn head.
+        """
+        if not self._buffer and not self._fill(idle):
+            return b""
+        while self._buffer.startswith(b"\r\n"):  # RFC 9112 §2.2: empty lines before a message are skipped
+            del self._buffer[:2]
+            if not self._buffer and not self._fill(idle):
+                return b""
+        deadline = time.monotonic() + self.timeout
+        searched = 0
+        while True:
+            end = http1.head_end(self._buffer, searched)
+            if 0 <= end <= limit:
+                return self._take(end)
+            if len(self._buffer) > limit:
+                raise http1.ProtocolError("head is longer than 64 KiB", 431)
+            searched = len(self._buffer)
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise socket.timeout("head took too long")
+            if not self._fill(remaining):
+                raise ConnectionLost("connection closed inside a head")
+
+    def read_line(self, limit: int) -> bytes:
+        """One line with its LF; raises ProtocolError beyond `limit` octets, ConnectionLost on a torn one."""
+        while True:
+            end = self._buffer.find(b"\n") + 1
+            if 0 < end <= limit:
+                return self._take(end)
+            if end or len(self._buffer) >= limit:
+                raise http1.ProtocolError("over-long line in a chunked body")
+            if not self._fill(self.timeout):
+                raise ConnectionLost("connection closed inside a chunked body")
+
+    def readinto(self, view: memoryview) -> int:
+        """Some octets, at least one; 0 at the end of the stream."""
+        if self._buffer:
+            count = min(len(view), len(self._buffer))
+            view[:count] = memoryview(self._buffer)[:count]
+            del self._buffer[:count]
+            return count
+        self._wait(self.timeout)
+        return self._transport.recv_into(view)
+
+    def readinto_nowait(self, view: memoryview) -> Optional[int]:
+        """Like `readinto`, but None where it would have to wait."""
+        if self._buffer:
+            return self.readinto(view)
+        self._wait(0)
+        try:
+            return self._transport.recv_into(view)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return None
+
+    def holds_octets(self) -> bool:
+        """Whether a read would return at once without asking the kernel (poll knows nothing of these octets)."""
+        if self._buffer:
+            return True
+        transport = self._transport
+        return isinstance(transport, (ssl.SSLSocket, _NestedTls)) and transport.pending() > 0
+
+    def dead(self) -> bool:
+        """Whether an idle connection has been closed, or speaks out of turn; either way it is of no more use."""
+        if self._buffer:
+            return True
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    # Writing
+
+    def send(self, data: Buffer) -> None:
+        """All of `data`; a peer that takes nothing for a whole time-out is given up, a slow one is not."""
+        self._wait(self.timeout)
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                sent += self._transport.send(view[sent:])
+
+    def send_nowait(self, view: memoryview) -> int:
+        """As much as the peer takes at once, perhaps nothing."""
+        self._wait(0)
+        try:
+            return self._transport.send(view)
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return 0
+
+    # TLS and the end
+
+    def start_tls(self, context: ssl.SSLContext, server_name: Optional[str] = None) -> None:
+        """Start TLS on this very connection: as client of `server_name`, or as server when it is None.
+
+        Raises ssl.SSLError, socket.timeout or ConnectionLost; the stream is then only good for closing.
+        """
+        self._wait(self.timeout)
+        if not self._buffer and not self.encrypted:
+            self._socket = self._transport = _wrap(self._socket, context, server_name)
+            self._timeout = self.timeout
+            return
+        nested = _NestedTls(self._transport, context, bytes(self._buffer), server_name)
+        self._buffer.clear()
+        self._transport = nested
+        nested.do_handshake()
+
+    def shutdown_write(self) -> None:
+        """Say that nothing more is coming, and go on reading: close_notify under TLS, FIN otherwise."""
+        if self.encrypted:
+            self._close_notify()
+        else:
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close in good order; the peer can tell this end from a broken one. Harmless twice, like every close."""
+        if self.encrypted and not self._closed:
+            self._close_notify()
+        self.cut()
+
+    def cut(self) -> None:
+        """Close without close_notify: what was sent arrives, and under TLS is known to be incomplete."""
+        self._closed = True
+        self._socket.close()
+
+    def abort(self) -> None:
+        """Close with a reset, so that nobody takes what was sent for complete."""
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        except OSError:
+            pass  # already gone
+        self.cut()
+
+    def linger(self, seconds: float) -> None:
+        """Say that nothing more is coming and read what the peer still sends, so that a reset does not destroy
+        the last answer before the peer has read it (RFC 9112 §9.6); then close."""
+        if self._closed:
+            return
+        deadline = time.monotonic() + seconds
+        scrap = memoryview(bytearray(READ_SIZE))
+        try:
+            self.shutdown_write()
+            while time.monotonic() < deadline:
+                self._wait(max(0.001, deadline - time.monotonic()))
+                if not self._transport.recv_into(scrap):
+                    break
+        except (OSError, ValueError):
+            pass  # gone, or nothing more in time
+        self.cut()
+
+    def cancel(self) -> None:
+        """Wake whoever waits on this stream, from another thread: its read ends, its write fails."""
+        try:
+            # SSLSocket.shutdown() would drop the TLS layer under a thread that is using it.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        except OSError:
+            pass  # already gone
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        """What http.client holds while a response is open: closing that must not close the stream."""
+        return io.BytesIO()
+
+    def sendall(self, data: Buffer) -> None:
+        """The name under which http.client knows `send`."""
+        self.send(data)
+
+    # Innards
+
+    def _wait(self, seconds: float) -> None:
+        # settimeout() costs a system call, and most waits are like the one before.
+        if seconds != self._timeout:
+            self._timeout = seconds
+            self._transport.settimeout(seconds)
+
+    def _fill(self, seconds: float) -> bool:
+        self._wait(seconds)
+        chunk = bytearray(READ_SIZE)
+        count = self._transport.recv_into(chunk)
+        self._buffer += memoryview(chunk)[:count]
+        return count > 0
+
+    def _take(self, end: int) -> bytes:
+        taken = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        return taken
+
+    def _close_notify(self) -> None:
+        # SSLSocket.unwrap() would wait for the peer's own close_notify; ours leaves before that.
+        self._wait(self.timeout if isinstance(self._transport, _NestedTls) else 0)
+        try:
+            self._transport.unwrap()  # type: ignore[union-attr]
+        except (OSError, ValueError):
+            pass  # a peer that is gone, or whose window is full, gets none
+
+
+def _wrap(sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str]) -> ssl.SSLSocket:
+    # A missing close_notify must not look like the end of a body, so ragged ends are errors towards origins.
+    return context.wrap_socket(
+        sock,
+        server_side=server_name is None,
+        server_hostname=server_name,
+        suppress_ragged_eofs=server_name is None,
+    )

@@ -1,0 +1,55 @@
+"""Fixtures of all tests, and the check after each that nothing is left behind."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+
+from certs import CertificateAuthority, prepare
+from server import identity
+from support.household import House, make_config
+from support.leaks import Watch
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    watch = Watch()
+    yield
+    left = watch.leftovers()
+    assert not left, f"left behind: {', '.join(left)}"
+
+
+@pytest.fixture(scope="session")
+def origin_authority() -> CertificateAuthority:
+    """The authority of origins: another one than dduct's own, so that upstream verification is really on."""
+    return CertificateAuthority.generate("origins", 2048, 30)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cert_dir that is copied into every dduct of the tests: making RSA keys takes its time."""
+    directory = tmp_path_factory.mktemp("certificates")
+    prepare(directory, identity(make_config(directory, None)))
+    return directory
+
+
+@pytest.fixture
+def build_house(
+    tmp_path: Path, origin_authority: CertificateAuthority, certificates: Path
+) -> Iterator[Callable[..., House]]:
+    """Start a dduct whose [proxy] keys are as given."""
+    with ExitStack() as stack:
+
+        def build(**proxy: Any) -> House:
+            return stack.enter_context(House(tmp_path, origin_authority, certificates, **proxy))
+
+        yield build
+
+
+@pytest.fixture
+def house(build_house: Callable[..., House]) -> House:
+    """A dduct with defaults."""
+    return build_house()

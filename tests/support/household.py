@@ -1,0 +1,105 @@
+"""A dduct in this process, with an origin's authority beside its own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import ssl
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+import config as configuration
+from certs import CertificateAuthority, LeafStore
+from config import Address, Config
+from server import Server
+from support.client import Answer, Client
+from support.origin import Handler, Origin
+
+HOST = "127.0.0.1"
+
+
+def make_config(directory: Path, origin_ca: Optional[Path], **proxy: Any) -> Config:
+    """Defaults on free ports below `directory`; keyword arguments replace keys of [proxy]."""
+    base = configuration.defaults(directory)
+    anywhere = Address(HOST, 0)
+    settings = {
+        "tcp_bind": anywhere,
+        "tls_bind": anywhere,
+        "upstream_ca": origin_ca,
+        "idle_timeout": 20.0,
+        "upstream_timeout": 10.0,
+        **proxy,
+    }
+    return replace(
+        base,
+        proxy=replace(base.proxy, **settings),
+        certs=replace(
+            base.certs,
+            rsa_key_bits=2048,
+            server_dns_sans=("origin.test", "*.listed.test"),
+            server_ip_sans=("127.0.0.1", "127.0.0.2", "::1"),
+        ),
+    )
+
+
+class House:
+    """A running dduct, its origins and its clients; everything ends with it."""
+
+    def __init__(self, directory: Path, authority: CertificateAuthority, certificates: Path, **proxy: Any) -> None:
+        self.directory = directory
+        self._leaves = LeafStore(authority, 30)
+        self._stack = ExitStack()
+        ca = directory / "origin-ca.pem"
+        ca.write_bytes(authority.pem)
+        self.config = make_config(directory, ca, **proxy)
+        shutil.copytree(certificates, self.config.misc.cert_dir, dirs_exist_ok=True)
+        self.server = Server(self.config)
+        self.server.start()
+        self.tcp_port, self.tls_port = (address.port for address in self.server.addresses)
+        self.trust = ssl.create_default_context(cafile=str(self.config.misc.cert_dir / "ca.crt"))
+        self.trust.verify_flags |= ssl.VERIFY_X509_STRICT
+
+    def __enter__(self) -> House:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self.server.stop(grace=10)
+
+    @property
+    def files(self) -> Path:
+        """The cache's root."""
+        return self.config.misc.file_dir
+
+    def origin(self, handler: Handler, tls: bool = True, host: str = HOST) -> Origin:
+        """An origin, over TLS with a certificate for its address unless told otherwise."""
+        context = self._leaves.context(host) if tls else None
+        return self._stack.enter_context(Origin(handler, context, host))
+
+    def client(self, port: Optional[int] = None) -> Client:
+        """A bare connection to the plain port."""
+        return self._stack.enter_context(Client(self.tcp_port if port is None else port))
+
+    def inside(self, origin: Origin, host: str = HOST) -> Client:
+        """A client inside an intercepted connection to an origin."""
+        client = self.client()
+        answer = client.connect(f"{host}:{origin.port}")
+        assert answer.status == 200, answer
+        client.start_tls(self.trust, host)
+        return client
+
+    def fetch(self, origin: Origin, target: str, *fields: str) -> Answer:
+        """One GET through an intercepted connection of its own."""
+        with self.inside(origin) as client:
+            return client.get(target, f"{HOST}:{origin.port}", *fields)
+
+    def stored(self) -> Sequence[str]:
+        """Every file in the cache, by its path below the root."""
+        return sorted(str(path.relative_to(self.files)) for path in self.files.rglob("*") if path.is_file())
+
+
+def filters(*patterns: str) -> Any:
+    """Filters as the configuration holds them."""
+    return tuple(re.compile(pattern) for pattern in patterns)

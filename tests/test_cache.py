@@ -1,0 +1,650 @@
+"""Claims and fills on a real directory, between threads and between processes; events instead of sleeps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, List, Optional
+
+import pytest
+
+from cache import (
+    HOLD_BACK,
+    Cache,
+    Digest,
+    Fill,
+    FillFailed,
+    FillReader,
+    FillState,
+    Follow,
+    Hit,
+    Key,
+    Lead,
+    Metadata,
+    Unstorable,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+NAME = "https/some.thing/pool/x.deb"
+KEY = Key(NAME)
+META = Metadata("https://some.thing/pool/x.deb", (("ETag", '"1"'),), 1000.0)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "files", patience=20)
+
+
+def view(data: bytes) -> memoryview:
+    return memoryview(data)
+
+
+def lead(cache: Cache, key: Key = KEY) -> Fill:
+    claim = cache.claim(key)
+    assert isinstance(claim, Lead)
+    return claim.fill
+
+
+def follow(cache: Cache, key: Key = KEY) -> FillReader:
+    claim = cache.claim(key)
+    assert isinstance(claim, Follow)
+    return claim.reader
+
+
+def hit_body(cache: Cache, key: Key = KEY) -> bytes:
+    claim = cache.claim(key)
+    assert isinstance(claim, Hit), claim
+    try:
+        return read_all(claim.entry)
+    finally:
+        claim.entry.close()
+
+
+def read_all(source: Any, size: int = 100_000) -> bytes:
+    buffer = memoryview(bytearray(size))
+    out = b""
+    while True:
+        count = source.read_at(buffer, len(out))
+        if not count:
+            return out
+        out += bytes(buffer[:count])
+
+
+def publish(cache: Cache, body: bytes, key: Key = KEY, metadata: Metadata = META, length: Optional[int] = -1) -> None:
+    fill = lead(cache, key)
+    fill.begin(metadata, len(body) if length == -1 else length)
+    fill.write(view(body))
+    fill.publish()
+    fill.settle()
+    fill.close()
+
+
+def digest_of(body: bytes, algorithm: str = "sha256") -> Digest:
+    return Digest(algorithm, hashlib.new(algorithm, body).hexdigest())
+
+
+def parts(cache: Cache) -> List[Path]:
+    return list(cache.store.root.rglob("*.dduct"))
+
+
+# --- one process --------------------------------------------------------------------------------
+
+
+def test_the_first_claim_leads_and_the_next_one_follows(cache: Cache) -> None:
+    fill = lead(cache)
+    reader = follow(cache)
+    assert reader.fill is fill
+    reader.close()
+    fill.close()
+
+
+def test_a_published_object_is_a_hit_with_its_metadata(cache: Cache) -> None:
+    publish(cache, b"body")
+    claim = cache.claim(KEY)
+    assert isinstance(claim, Hit)
+    assert claim.metadata == META
+    assert claim.entry.length == 4
+    assert claim.entry.record.sha256 == hashlib.sha256(b"body").hexdigest()
+    claim.entry.close()
+    assert (cache.store.root / NAME).read_bytes() == b"body"
+    assert parts(cache) == []
+
+
+def test_an_empty_object_is_an_object(cache: Cache) -> None:
+    fill = lead(cache)
+    fill.begin(META, 0)
+    fill.publish()
+    fill.close()
+    assert hit_body(cache) == b""
+
+
+def test_a_follower_reads_while_the_file_grows(cache: Cache) -> None:
+    fill = lead(cache)
+    reader = follow(cache)
+    fill.begin(META, 6)
+    buffer = view(bytearray(10))
+    fill.write(view(b"abc"))
+    assert reader.read_at(buffer, 0) == 3 and bytes(buffer[:3]) == b"abc"
+    assert reader.length == 6
+    fill.write(view(b"def"))
+    assert reader.read_at(buffer, 3) == 3 and bytes(buffer[:3]) == b"def"
+    fill.publish()
+    assert reader.read_at(buffer, 6) == 0
+    reader.close()
+    fill.close()
+
+
+def test_a_waiting_reader_is_woken_by_octets(cache: Cache) -> None:
+    fill = lead(cache)
+    reader = follow(cache)
+    fill.begin(META, None)
+    with ThreadPoolExecutor(1) as pool:
+        waiting: Future[int] = pool.submit(reader.read_at, view(bytearray(10)), 0)
+        fill.write(view(b"abc"))
+        assert waiting.result(20) == 3
+    reader.close()
+    fill.close()
+
+
+@pytest.mark.parametrize("end", ["fail", "decline", "close"])
+def test_every_way_out_of_a_fill_releases_those_who_wait_for_the_head(cache: Cache, end: str) -> None:
+    fill = lead(cache)
+    readers = [follow(cache) for _ in range(5)]
+    with ThreadPoolExecutor(5) as pool:
+        waiting = [pool.submit(reader.fill.wait_head, 20) for reader in readers]
+        ways: dict[str, Callable[[], None]] = {
+            "fail": lambda: fill.fail("no luck"),
+            "decline": fill.decline,
+            "close": fill.close,
+        }
+        ways[end]()
+        states = {future.result(20) for future in waiting}
+    assert states == {FillState.DECLINED if end == "decline" else FillState.FAILED}
+    for reader in readers:
+        reader.close()
+    fill.close()
+    assert parts(cache) == []
+
+
+def test_a_failed_fill_gives_its_readers_what_arrived_and_then_the_cause(cache: Cache) -> None:
+    fill = lead(cache)
+    reader = follow(cache)
+    fill.begin(META, 10)
+    fill.write(view(b"abc"))
+    cause = RuntimeError("origin is gone")
+    fill.fail(cause)
+    assert reader.read_at(view(bytearray(10)), 0) == 3
+    with pytest.raises(FillFailed) as caught:
+        reader.read_at(view(bytearray(10)), 3)
+    assert caught.value.cause is cause
+    reader.close()
+    fill.close()
+    assert isinstance(cache.claim(KEY), Lead)
+
+
+@pytest.mark.parametrize("sent", [b"abc", b"abcdefg"], ids=["short", "long"])
+def test_a_body_of_another_length_than_announced_is_not_published(cache: Cache, sent: bytes) -> None:
+    fill = lead(cache)
+    fill.begin(META, 5)
+    fill.write(view(sent))
+    with pytest.raises(FillFailed, match=f"{len(sent)} octets instead of 5"):
+        fill.publish()
+    fill.close()
+    assert not (cache.store.root / NAME).exists()
+    assert parts(cache) == []
+
+
+def test_a_reader_gives_up_when_nothing_arrives(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, patience=0.01)
+    fill = lead(cache)
+    fill.begin(META, 10)
+    reader = cache.reader(fill)
+    with pytest.raises(FillFailed, match=r"nothing arrived for 0\.01 s"):
+        reader.read_at(view(bytearray(1)), 0)
+    reader.close()
+    fill.close()
+
+
+def test_a_reader_outlives_the_leader_and_the_object_s_replacement(cache: Cache) -> None:
+    fill = lead(cache)
+    reader = follow(cache)
+    fill.begin(META, 3)
+    fill.write(view(b"old"))
+    fill.publish()
+    fill.close()
+    (cache.store.root / NAME).unlink()
+    publish(cache, b"newer")
+    assert read_all(reader) == b"old"
+    reader.close()
+
+
+def test_an_entry_outlives_its_eviction(cache: Cache) -> None:
+    publish(cache, b"body")
+    claim = cache.claim(KEY)
+    assert isinstance(claim, Hit)
+    (cache.store.root / NAME).unlink()
+    assert read_all(claim.entry) == b"body"
+    claim.entry.close()
+
+
+def test_the_descriptor_of_a_fill_is_closed_by_its_last_user(cache: Cache) -> None:
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors()
+    fill = lead(cache)
+    readers = [follow(cache) for _ in range(3)]
+    fill.begin(META, 0)
+    fill.publish()
+    fill.close()
+    readers[0].close()
+    readers[0].close()
+    readers[1].close()
+    assert descriptors() == before + 1
+    readers[2].close()
+    assert descriptors() == before
+
+
+def test_two_names_never_mix(cache: Cache) -> None:
+    other = Key("https/other.thing/pool/x.deb")
+    publish(cache, b"one")
+    publish(cache, b"two", other)
+    assert hit_body(cache) == b"one"
+    assert hit_body(cache, other) == b"two"
+
+
+def test_directories_made_for_nothing_are_removed_again(cache: Cache) -> None:
+    fill = lead(cache, Key("https/h/a/b/c/x.deb"))
+    fill.decline()
+    fill.close()
+    assert list(cache.store.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["https/h/../x", "https//x", "https/h/x.dduct", "https/h/" + "x" * 250, "https/h/."])
+def test_a_name_that_no_file_can_have_is_unstorable_and_leaves_nothing(cache: Cache, name: str) -> None:
+    with pytest.raises(Unstorable):
+        cache.claim(Key(name))
+    assert list(cache.store.root.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_a_directory_and_the_reverse_are_unstorable(cache: Cache) -> None:
+    publish(cache, b"body")
+    with pytest.raises(Unstorable):
+        cache.claim(Key(NAME + "/below.deb"))
+    with pytest.raises(Unstorable):
+        cache.claim(Key("https/some.thing/pool"))
+    assert hit_body(cache) == b"body"
+
+
+def test_a_claim_that_cannot_open_its_file_releases_those_who_came_after(cache: Cache) -> None:
+    (cache.store.root / "https").write_text("a file where a directory belongs")
+    with ThreadPoolExecutor(8) as pool:
+        claims = [pool.submit(cache.claim, KEY) for _ in range(8)]
+        for claim in claims:
+            with pytest.raises(Unstorable):
+                claim.result(20)
+
+
+def test_a_disk_that_breaks_at_publication_fails_the_fill_and_nothing_is_published(cache: Cache) -> None:
+    fill = lead(cache)
+    reader = follow(cache)
+    fill.begin(META, 3)
+    fill.write(view(b"abc"))
+    (cache.store.root / NAME).mkdir()  # os.replace will refuse
+    with pytest.raises(OSError, match="directory"):
+        fill.publish()
+    with pytest.raises(FillFailed):
+        reader.read_at(view(bytearray(1)), 3)
+    reader.close()
+    fill.close()
+
+
+def test_sixteen_threads_claim_at_once_and_one_of_them_leads(cache: Cache) -> None:
+    start = threading.Barrier(16)
+    body = os.urandom(5000)
+    leaders = []
+
+    def client(key: Key) -> bytes:
+        start.wait(20)
+        claim = cache.claim(key)
+        if isinstance(claim, Hit):
+            try:
+                return read_all(claim.entry)
+            finally:
+                claim.entry.close()
+        if isinstance(claim, Follow):
+            try:
+                assert claim.reader.fill.wait_head(20) in (FillState.FILLING, FillState.PUBLISHED)
+                return read_all(claim.reader)
+            finally:
+                claim.reader.close()
+        leaders.append(key)
+        claim.fill.begin(META, len(body))
+        for at in range(0, len(body), 1000):
+            claim.fill.write(view(body[at : at + 1000]))
+        claim.fill.publish()
+        claim.fill.close()
+        return body
+
+    with ThreadPoolExecutor(16) as pool:
+        for turn in range(100):
+            key = Key(f"https/h/{turn}.deb")
+            assert set(pool.map(client, [key] * 16)) == {body}
+    assert len(leaders) == 100
+
+
+# --- digests ------------------------------------------------------------------------------------
+
+BLOB = os.urandom(HOLD_BACK + 1000)
+
+
+def blob_key(host: str, body: bytes = BLOB, algorithm: str = "sha256") -> Key:
+    digest = digest_of(body, algorithm)
+    return Key(f"https/{host}/v2/a/blobs/{digest}", digest)
+
+
+def blob_meta(host: str) -> Metadata:
+    return Metadata(f"https://{host}/v2/a/blobs/x", (("X-From", host),), 1000.0)
+
+
+def test_a_digest_named_object_lies_under_its_digest_and_its_url_is_an_alias(cache: Cache) -> None:
+    key = blob_key("one")
+    publish(cache, BLOB, key, blob_meta("one"))
+    digest = hashlib.sha256(BLOB).hexdigest()
+    assert (cache.store.root / "sha256" / digest[:2] / digest).read_bytes() == BLOB
+    assert (cache.store.root / key.name).stat().st_size == 0
+    claim = cache.claim(key)
+    assert isinstance(claim, Hit) and claim.metadata == blob_meta("one")
+    claim.entry.close()
+
+
+def test_another_url_with_the_same_digest_has_to_be_introduced_first(cache: Cache) -> None:
+    publish(cache, BLOB, blob_key("one"), blob_meta("one"))
+    other = blob_key("two")
+    claim = cache.claim(other)
+    assert isinstance(claim, Hit) and claim.metadata is None
+    claim.entry.close()
+    cache.introduce(other, blob_meta("two"))
+    claim = cache.claim(other)
+    assert isinstance(claim, Hit) and claim.metadata == blob_meta("two")
+    assert read_all(claim.entry) == BLOB
+    claim.entry.close()
+
+
+def test_simultaneous_claims_of_one_digest_by_two_urls_share_one_fill(cache: Cache) -> None:
+    fill = lead(cache, blob_key("one"))
+    reader = follow(cache, blob_key("two"))
+    assert reader.fill is fill
+    reader.close()
+    fill.close()
+
+
+def test_the_last_octets_wait_for_the_digest(cache: Cache) -> None:
+    fill = lead(cache, blob_key("one"))
+    reader = cache.reader(fill)
+    fill.begin(blob_meta("one"), len(BLOB))
+    fill.write(view(BLOB))
+    buffer = view(bytearray(2 * HOLD_BACK))
+    assert reader.read_at(buffer, 0) == len(BLOB) - HOLD_BACK
+    fill.publish()
+    assert reader.read_at(buffer, 1000) == HOLD_BACK
+    reader.close()
+    fill.close()
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512", "sha1", "md5", "blake2b"])
+def test_octets_of_another_digest_are_never_published(cache: Cache, algorithm: str) -> None:
+    key = blob_key("one", b"what was promised", algorithm)
+    fill = lead(cache, key)
+    reader = cache.reader(fill)
+    fill.begin(blob_meta("one"), None)
+    fill.write(view(b"what came"))
+    with pytest.raises(FillFailed, match=f"have not the digest {algorithm}"):
+        fill.publish()
+    with pytest.raises(FillFailed):
+        reader.read_at(view(bytearray(100)), 0)
+    reader.close()
+    fill.close()
+    assert [path for path in cache.store.root.rglob("*") if path.is_file()] == []
+
+
+def test_blake2b_is_as_long_as_the_digest_in_the_name(cache: Cache) -> None:
+    digest = Digest("blake2b", hashlib.blake2b(b"wheel", digest_size=32).hexdigest())
+    key = Key("https/h/wheel.whl", digest)
+    publish(cache, b"wheel", key)
+    assert hit_body(cache, key) == b"wheel"
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "md5"])
+def test_weak_digests_are_checked_but_never_shared(cache: Cache, algorithm: str) -> None:
+    key = blob_key("one", b"weak", algorithm)
+    publish(cache, b"weak", key, blob_meta("one"))
+    assert (cache.store.root / key.name).read_bytes() == b"weak"
+    other = cache.claim(blob_key("two", b"weak", algorithm))
+    assert isinstance(other, Lead)
+    other.fill.close()
+
+
+def test_an_evicted_object_makes_its_aliases_worthless(cache: Cache) -> None:
+    key = blob_key("one")
+    publish(cache, BLOB, key, blob_meta("one"))
+    digest = hashlib.sha256(BLOB).hexdigest()
+    (cache.store.root / "sha256" / digest[:2] / digest).unlink()
+    publish(cache, BLOB, key, blob_meta("one"))
+    assert hit_body(cache, key) == BLOB
+
+
+def test_an_alias_that_cannot_be_written_costs_nothing_but_memory(cache: Cache) -> None:
+    (cache.store.root / "https").write_text("in the way")
+    key = Key("https/one/blob", digest_of(BLOB))
+    with pytest.raises(Unstorable):
+        cache.claim(key)
+    cache.introduce(key, META)
+
+
+# --- damage and crashes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", [b"", b"sho", b"too long"], ids=["empty", "short", "long"])
+def test_an_object_of_the_wrong_length_is_a_miss_and_is_replaced(cache: Cache, damage: bytes) -> None:
+    publish(cache, b"body")
+    (cache.store.root / NAME).write_bytes(damage)
+    publish(cache, b"body")
+    assert hit_body(cache) == b"body"
+
+
+def test_a_leftover_of_a_crash_is_not_seen_by_anybody(cache: Cache) -> None:
+    part = cache.store.root / (NAME + ".dduct")
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"leftover of another size altogether")
+    publish(cache, b"body")
+    assert hit_body(cache) == b"body"
+    assert parts(cache) == []
+
+
+def test_a_leftover_is_never_truncated_under_a_leader_of_another_process(tmp_path: Path) -> None:
+    one, two = Cache(tmp_path), Cache(tmp_path)
+    fill = lead(one)
+    fill.begin(META, 6)
+    fill.write(view(b"abc"))
+    reader = follow(two)
+    fill.write(view(b"def"))
+    fill.publish()
+    assert read_all(reader) == b"abcdef"
+    reader.close()
+    fill.close()
+
+
+# --- two processes (two caches on one directory: flock does not know the difference) --------------
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> List[Cache]:
+    return [Cache(tmp_path / "files", patience=20) for _ in range(2)]
+
+
+def test_a_foreign_fill_is_followed_from_head_to_end(pair: List[Cache]) -> None:
+    fill = lead(pair[0])
+    reader = follow(pair[1])
+    with ThreadPoolExecutor(1) as pool:
+        head = pool.submit(reader.fill.wait_head, 20)
+        fill.begin(META, 6)
+        assert head.result(20) is FillState.FILLING
+        assert reader.fill.metadata == META and reader.length == 6
+        body = pool.submit(read_all, reader)
+        fill.write(view(b"abc"))
+        fill.write(view(b"def"))
+        fill.publish()
+        fill.close()
+        assert body.result(20) == b"abcdef"
+    reader.close()
+
+
+def test_a_foreign_fill_of_unknown_length_has_one_when_it_is_over(pair: List[Cache]) -> None:
+    fill = lead(pair[0])
+    reader = follow(pair[1])
+    fill.begin(META, None)
+    fill.write(view(b"abc"))
+    assert reader.fill.wait_head(20) is FillState.FILLING
+    assert reader.length is None
+    fill.publish()
+    fill.close()
+    assert read_all(reader) == b"abc"
+    assert reader.length == 3
+    reader.close()
+
+
+def test_a_foreign_digest_named_fill_holds_its_last_octets_back(pair: List[Cache]) -> None:
+    fill = lead(pair[0], blob_key("one"))
+    reader = follow(pair[1], blob_key("one"))
+    fill.begin(blob_meta("one"), len(BLOB))
+    fill.write(view(BLOB))
+    buffer = view(bytearray(2 * HOLD_BACK))
+    assert reader.read_at(buffer, 0) == len(BLOB) - HOLD_BACK
+    fill.publish()
+    fill.close()
+    assert reader.read_at(buffer, 1000) == HOLD_BACK
+    reader.close()
+
+
+@pytest.mark.parametrize("end", ["fail", "decline"])
+def test_a_foreign_fill_that_ends_before_its_head_sends_followers_back(pair: List[Cache], end: str) -> None:
+    fill = lead(pair[0])
+    reader = follow(pair[1])
+    fill.fail("x") if end == "fail" else fill.decline()
+    assert reader.fill.wait_head(20) is FillState.GONE
+    reader.close()
+    fill.close()
+    publish(pair[1], b"body")
+
+
+def test_a_foreign_fill_that_fails_ends_its_followers_short(pair: List[Cache]) -> None:
+    fill = lead(pair[0])
+    reader = follow(pair[1])
+    fill.begin(META, 6)
+    fill.write(view(b"abc"))
+    fill.fail("x")
+    fill.close()
+    with pytest.raises(FillFailed, match="gave it up"):
+        read_all(reader)
+    reader.close()
+
+
+def test_many_followers_of_a_foreign_fill_in_one_process_all_follow_it(pair: List[Cache]) -> None:
+    fill = lead(pair[0])
+    start, attached = threading.Barrier(16), threading.Barrier(17)
+
+    def client(_: int) -> bytes:
+        start.wait(20)
+        reader = follow(pair[1])
+        attached.wait(20)
+        try:
+            return read_all(reader)
+        finally:
+            reader.close()
+
+    with ThreadPoolExecutor(16) as pool:
+        bodies = [pool.submit(client, n) for n in range(16)]
+        attached.wait(20)
+        fill.begin(META, 4)
+        fill.write(view(b"body"))
+        fill.publish()
+        fill.close()
+        assert {body.result(20) for body in bodies} == {b"body"}
+
+
+_CHILD = """
+    import sys, time
+    from pathlib import Path
+    from cache import *
+    cache = Cache(Path(sys.argv[1]))
+    claim = cache.claim(Key(sys.argv[2]))
+    claim.fill.begin(Metadata("https://some.thing/pool/x.deb", (), 1.0), 6)
+    claim.fill.write(memoryview(b"abc"))
+    print("filling", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_leader_leaves_nothing_that_is_taken_for_an_object(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, patience=20)
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_CHILD), str(tmp_path), NAME],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        assert child.stdout is not None and child.stdout.readline() == b"filling\n"
+        reader = follow(cache)
+        assert reader.read_at(view(bytearray(10)), 0) == 3
+        child.send_signal(signal.SIGKILL)
+        child.wait(20)
+        with pytest.raises(FillFailed, match="leader is gone"):
+            reader.read_at(view(bytearray(10)), 3)
+        reader.close()
+        assert not (tmp_path / NAME).exists()
+        publish(cache, b"abcdef")
+        assert hit_body(cache) == b"abcdef"
+        assert parts(cache) == []
+    finally:
+        child.kill()
+        child.communicate(timeout=20)
+
+
+def test_caches_racing_on_one_directory_publish_each_object_once(pair: List[Cache]) -> None:
+    start = threading.Barrier(8)
+    body = os.urandom(3000)
+    leaders: List[Key] = []
+
+    def client(cache: Cache, key: Key) -> bytes:
+        start.wait(20)
+        while True:
+            claim = cache.claim(key)
+            if isinstance(claim, Lead):
+                leaders.append(key)
+                claim.fill.begin(META, len(body))
+                claim.fill.write(view(body))
+                claim.fill.publish()
+                claim.fill.close()
+                return body
+            source = claim.entry if isinstance(claim, Hit) else claim.reader
+            try:
+                if isinstance(claim, Follow) and claim.reader.fill.wait_head(20) is FillState.GONE:
+                    continue
+                return read_all(source)
+            finally:
+                source.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(100):
+            key = Key(f"https/h/{turn}.deb")
+            assert set(pool.map(client, pair * 4, [key] * 8)) == {body}
+    assert len(leaders) == 100

@@ -1,0 +1,811 @@
+"""Streams on real sockets: plain, under TLS, under TLS in TLS. `far` is always the end that the test plays."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from typing import Callable, Iterator, List, Tuple
+
+import pytest
+from http1 import HEAD_LIMIT, ProtocolError
+from pairs import HOST, PATIENCE, SOON, Pairs, client_context, in_thread, read_all, reset, server_context
+from stream import ConnectionLost, NamedSocket, Stream
+
+HEAD = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"
+MEGABYTES = bytes(range(256)) * (4 * 1024 * 16)  # 16 MiB
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    with Pairs() as pairs:
+        yield pairs
+
+
+LAYERS = ["plain", "tls server", "tls client", "nested server", "nested client"]
+
+
+@pytest.fixture(params=LAYERS)
+def layer(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def connect(pairs: Pairs, layer: str, timeout: float = PATIENCE) -> Tuple[Stream, Stream]:
+    """Two streams, whose TLS handshakes are done and whose session tickets have been read."""
+    kind, _, role = layer.partition(" ")
+    if kind == "nested":
+        near, far = pairs.nested(timeout, server=role == "server")
+    else:
+        near, far = pairs.streams(timeout)
+        if kind == "tls":
+            server, client = (near, far) if role == "server" else (far, near)
+            started = in_thread(server.start_tls, server_context())
+            client.start_tls(client_context(), HOST)
+            started.result(PATIENCE)
+    for one, other in ((near, far), (far, near)):
+        one.send(b"!")
+        assert read(other, 1) == b"!"
+    return near, far
+
+
+def read(stream: Stream, count: int) -> bytes:
+    """Exactly `count` octets, or fewer at the end of the stream."""
+    taken = b""
+    while len(taken) < count:
+        view = memoryview(bytearray(count - len(taken)))
+        octets = stream.readinto(view)
+        if not octets:
+            break
+        taken += view[:octets]
+    return taken
+
+
+def read_to_end(stream: Stream) -> bytes:
+    pieces = []
+    view = memoryview(bytearray(1 << 18))
+    while True:
+        count = stream.readinto(view)
+        if not count:
+            return b"".join(pieces)
+        pieces.append(bytes(view[:count]))
+
+
+# --- heads and lines ------------------------------------------------------------------------------
+
+
+def test_a_head_is_read_and_what_follows_is_kept(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.send(HEAD + b"body")
+    assert stream.read_head(PATIENCE) == HEAD
+    assert stream.buffered == 4
+    assert stream.holds_octets()
+    assert read(stream, 4) == b"body"
+    assert stream.buffered == 0
+    assert not stream.holds_octets()
+
+
+def test_pipelined_heads_come_one_by_one(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.send(HEAD * 3)
+    assert [stream.read_head(PATIENCE) for _ in range(3)] == [HEAD] * 3
+
+
+@pytest.mark.parametrize("cut", range(1, len(HEAD)))
+def test_a_head_may_come_in_two_pieces(pairs: Pairs, cut: int) -> None:
+    stream, far = pairs.plain()
+    far.sendall(HEAD[:cut])
+    head = in_thread(stream.read_head, PATIENCE)
+    far.sendall(HEAD[cut:] + b"x")
+    assert head.result(PATIENCE) == HEAD
+
+
+def test_a_head_may_come_octet_by_octet(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    head = in_thread(stream.read_head, PATIENCE)
+    for octet in HEAD:
+        far.sendall(bytes([octet]))
+    assert head.result(PATIENCE) == HEAD
+
+
+def test_empty_lines_before_a_head_are_skipped(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.send(b"\r\n\r\n\r\n" + HEAD)
+    assert stream.read_head(PATIENCE) == HEAD
+
+
+def test_an_empty_line_before_a_head_is_skipped_when_it_is_torn(pairs: Pairs) -> None:
+    """The verdict on a message must not depend on how it was cut into packets (RFC 9112 §2.2)."""
+    stream, far = pairs.plain()
+    far.sendall(b"\r")
+    view = memoryview(bytearray(1))
+    while stream.readinto_nowait(view) is None:  # until the CR, and nothing else, is here
+        pass
+    stream._buffer += view
+    far.sendall(b"\n" + HEAD)
+    assert stream.read_head(PATIENCE) == HEAD
+
+
+def test_a_peer_that_leaves_after_empty_lines_sent_no_head(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    far.sendall(b"\r\n\r\n")
+    far.close()
+    assert stream.read_head(PATIENCE) == b""
+
+
+def test_a_peer_that_leaves_between_heads_is_no_error(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.close()
+    assert stream.read_head(PATIENCE) == b""
+
+
+@pytest.mark.parametrize("sent", [b"G", HEAD[:-1], HEAD[:-2], b"\r\nG"])
+def test_a_torn_head_is_an_error(pairs: Pairs, sent: bytes) -> None:
+    stream, far = pairs.plain()
+    far.sendall(sent)
+    far.close()
+    with pytest.raises(ConnectionLost):
+        stream.read_head(PATIENCE)
+
+
+def test_a_reset_between_heads_is_an_error(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    reset(far)
+    with pytest.raises(ConnectionResetError):
+        stream.read_head(PATIENCE)
+
+
+@pytest.mark.parametrize("size", [HEAD_LIMIT - 1, HEAD_LIMIT])
+def test_a_head_up_to_the_limit_is_read(pairs: Pairs, size: int) -> None:
+    stream, far = pairs.plain()
+    head = b"x" * (size - 4) + b"\r\n\r\n"
+    sent = in_thread(far.sendall, head + b"rest")
+    assert stream.read_head(PATIENCE) == head
+    assert read(stream, 4) == b"rest"
+    sent.result(PATIENCE)
+
+
+@pytest.mark.parametrize("size", [HEAD_LIMIT + 1, HEAD_LIMIT * 2])
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b""])
+def test_a_head_beyond_the_limit_is_refused(pairs: Pairs, size: int, end: bytes) -> None:
+    stream, far = pairs.plain()
+    sent = in_thread(far.sendall, b"x" * (size - len(end)) + end)
+    with pytest.raises(ProtocolError) as caught:
+        stream.read_head(PATIENCE)
+    assert caught.value.status == 431
+    sent.result(PATIENCE)
+
+
+def test_a_smaller_limit_can_be_asked_for(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    far.sendall(HEAD)
+    with pytest.raises(ProtocolError):
+        stream.read_head(PATIENCE, limit=len(HEAD) - 1)
+
+
+def test_a_head_is_not_waited_for_longer_than_the_idle_time(pairs: Pairs, layer: str) -> None:
+    stream, _ = connect(pairs, layer)
+    with pytest.raises(socket.timeout):
+        stream.read_head(SOON)
+
+
+def drip(far: Stream, data: bytes, stop: threading.Event) -> None:
+    """Octet by octet, as long as nobody has had enough."""
+    try:
+        for octet in data:
+            far.send(bytes([octet]))
+            if stop.wait(SOON / 4):
+                return
+    except OSError:
+        pass
+
+
+@pytest.mark.parametrize("layer", ["plain", "tls server"])
+def test_a_dripping_head_has_one_deadline(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    stream.timeout = 4 * SOON
+    stop = threading.Event()
+    dripping = in_thread(drip, far, b"x" * 2000, stop)
+    with pytest.raises(socket.timeout):
+        stream.read_head(PATIENCE)
+    stop.set()
+    dripping.result(PATIENCE)
+
+
+def dripping_record(pairs: Pairs, layers: int) -> Tuple[Stream, Stream, bytes]:
+    """A stream under `layers` of TLS made of buffered octets, the plain one under its peer, and one record for it."""
+    outgoing, incoming = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context().wrap_bio(incoming, outgoing, server_hostname=HOST)
+    stream, far = pairs.streams()
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    far.send(b"CONNECT\r\n\r\n" + outgoing.read())
+    stream.read_head(PATIENCE)
+    assert stream.buffered
+    started = in_thread(stream.start_tls, server_context())
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            far.send(outgoing.read() or b"")
+            view = memoryview(bytearray(1 << 16))
+            incoming.write(view[: far.readinto(view)])
+    far.send(outgoing.read())
+    started.result(PATIENCE)
+    tls.write(b"x" * 2000)
+    return stream, far, outgoing.read()
+
+
+def test_a_head_in_a_dripping_record_has_one_deadline_under_nested_tls(pairs: Pairs) -> None:
+    """Each octet of a TLS record must not start the time-out anew, or one record keeps a thread for days."""
+    stream, far, record = dripping_record(pairs, 1)
+    stream.timeout = 4 * SOON
+    stop = threading.Event()
+    dripping = in_thread(drip, far, record, stop)
+    started = time.monotonic()
+    with pytest.raises(socket.timeout):
+        stream.read_head(4 * SOON)
+    assert time.monotonic() - started < 40 * SOON
+    stop.set()
+    dripping.result(PATIENCE)
+
+
+def test_part_of_a_record_is_not_something_to_read(pairs: Pairs) -> None:
+    """Else whoever polls spins until the rest is there."""
+    stream, far, record = dripping_record(pairs, 1)
+    view = memoryview(bytearray(10))
+    far.send(record[: len(record) // 2])
+    polled = select_readable(stream)
+    assert polled
+    assert stream.readinto_nowait(view) is None
+    assert not stream.holds_octets()
+    far.send(record[len(record) // 2 :])
+    assert read(stream, 10) == b"x" * 10
+    assert stream.holds_octets()
+
+
+def select_readable(stream: Stream) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(stream.fileno(), select.POLLIN)
+    return bool(poll.poll(PATIENCE * 1000))
+
+
+def test_a_line_is_read_and_what_follows_is_kept(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.send(b"5;x\r\n\nrest")
+    assert stream.read_line(100) == b"5;x\r\n"
+    assert stream.read_line(100) == b"\n"
+    assert read(stream, 4) == b"rest"
+
+
+@pytest.mark.parametrize("line, limit", [(b"\n", 1), (b"\r\n", 2), (b"x" * 98 + b"\r\n", 100)])
+def test_a_line_may_be_as_long_as_the_limit(pairs: Pairs, line: bytes, limit: int) -> None:
+    stream, far = pairs.plain()
+    far.sendall(line + b"x")
+    assert stream.read_line(limit) == line
+
+
+@pytest.mark.parametrize("line", [b"xx", b"x\r\n", b"xxx\r\n"])
+def test_a_line_beyond_the_limit_is_refused(pairs: Pairs, line: bytes) -> None:
+    stream, far = pairs.plain()
+    far.sendall(line)
+    with pytest.raises(ProtocolError):
+        stream.read_line(2)
+
+
+@pytest.mark.parametrize("sent", [b"", b"5", b"5\r"])
+def test_a_torn_line_is_an_error(pairs: Pairs, sent: bytes) -> None:
+    stream, far = pairs.plain()
+    far.sendall(sent)
+    far.close()
+    with pytest.raises(ConnectionLost):
+        stream.read_line(100)
+
+
+def test_a_line_is_not_waited_for_longer_than_the_timeout(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    stream.timeout = SOON
+    far.send(b"5\r")
+    with pytest.raises(socket.timeout):
+        stream.read_line(100)
+
+
+# --- octets ---------------------------------------------------------------------------------------
+
+
+def test_megabytes_go_both_ways_at_once(pairs: Pairs, layer: str) -> None:
+    near, far = connect(pairs, layer)
+
+    def send_all(stream: Stream) -> None:
+        stream.send(MEGABYTES[:4_000_000])
+        stream.shutdown_write()
+
+    # One thread per stream: the far end first takes everything, then gives.
+    taken = in_thread(lambda: (read(far, 4_000_000), send_all(far))[0])
+    near.send(MEGABYTES[:4_000_000])
+    assert taken.result(PATIENCE) == MEGABYTES[:4_000_000]
+    assert read_to_end(near) == MEGABYTES[:4_000_000]
+
+
+@pytest.mark.parametrize("data", [b"", b"x", bytearray(b"xyz"), memoryview(b"xyz")[1:]])
+def test_every_kind_of_buffer_can_be_sent(pairs: Pairs, layer: str, data: bytes) -> None:
+    stream, far = connect(pairs, layer)
+    stream.send(data)
+    stream.sendall(data)
+    stream.shutdown_write()
+    assert read_to_end(far) == bytes(data) * 2
+
+
+def test_a_slow_reader_is_not_given_up(pairs: Pairs, layer: str) -> None:
+    """It takes far longer than the time-out in all, and never so long for a piece."""
+    stream, far = connect(pairs, layer)
+    stream.timeout = 0.5
+    count = 4_000_000
+    sending = in_thread(stream.send, MEGABYTES[:count])
+    got = 0
+    pace = threading.Event()
+    view = memoryview(bytearray(200_000))
+    while got < count:
+        got += far.readinto(view)
+        if not sending.done():
+            pace.wait(0.002)  # slow
+    sending.result(PATIENCE)
+
+
+def test_a_reader_that_takes_nothing_is_given_up(pairs: Pairs, layer: str) -> None:
+    stream, _ = connect(pairs, layer)
+    stream.timeout = SOON
+    with pytest.raises(socket.timeout):
+        stream.send(MEGABYTES)
+
+
+def test_a_sender_that_stalls_is_given_up(pairs: Pairs, layer: str) -> None:
+    stream, _ = connect(pairs, layer)
+    stream.timeout = SOON
+    with pytest.raises(socket.timeout):
+        read(stream, 1)
+
+
+def test_nothing_is_waited_for_without_waiting(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    view = memoryview(bytearray(10))
+    assert stream.readinto_nowait(view) is None
+    far.send(b"abc")
+    assert select_readable(stream)
+    assert eventually(lambda: stream.readinto_nowait(view)) == 3
+    assert bytes(view[:3]) == b"abc"
+    assert stream.readinto_nowait(view) is None
+    far.shutdown_write()
+    assert eventually(lambda: stream.readinto_nowait(view)) == 0
+
+
+def eventually(poll: Callable[[], object]) -> object:
+    """The first answer that is not None. For what is on its way already."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        answer = poll()
+        if answer is not None:
+            return answer
+    raise AssertionError("nothing came")
+
+
+def test_buffered_octets_are_read_without_waiting(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.send(HEAD + b"abc")
+    stream.read_head(PATIENCE)
+    view = memoryview(bytearray(2))
+    assert stream.readinto_nowait(view) == 2
+    assert stream.readinto_nowait(view) == 1
+    assert stream.readinto_nowait(view) is None
+
+
+def test_a_wait_after_one_that_did_not_wait_waits_again(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    assert stream.readinto_nowait(memoryview(bytearray(1))) is None
+    got = in_thread(read, stream, 1)
+    far.send(b"x")
+    assert got.result(PATIENCE) == b"x"
+
+
+def test_a_full_peer_takes_nothing_more_and_loses_nothing(pairs: Pairs, layer: str) -> None:
+    """What `send_nowait` says it took arrives, in order, once the peer reads; nothing else has to be sent for that."""
+    stream, far = connect(pairs, layer)
+    piece = memoryview(MEGABYTES)[: 1 << 16]
+    accepted = 0
+    while True:
+        sent = stream.send_nowait(piece[accepted % len(piece) :])
+        if not sent:
+            break
+        accepted += sent
+    assert accepted > len(piece)
+    taken = read(far, accepted) if "nested" not in layer else take_until_dry(far, accepted)
+    assert len(taken) == accepted
+    assert taken == (bytes(piece) * (accepted // len(piece) + 1))[:accepted]
+
+
+def take_until_dry(far: Stream, count: int) -> bytes:
+    far.timeout = 10 * SOON  # so that a loss shows as one
+    taken = b""
+    try:
+        while len(taken) < count:
+            taken += read(far, min(1 << 14, count - len(taken)))
+    except socket.timeout:
+        pass
+    return taken
+
+
+def test_a_view_of_pending_octets_keeps_its_rest(pairs: Pairs, layer: str) -> None:
+    """A record that was read in part is no secret to whoever polls."""
+    stream, far = connect(pairs, layer)
+    far.send(b"0123456789")
+    assert read(stream, 4) == b"0123"
+    if layer != "plain":
+        assert stream.holds_octets()
+    assert read(stream, 6) == b"456789"
+    assert not stream.holds_octets()
+
+
+# --- dead or alive --------------------------------------------------------------------------------
+
+
+def test_an_idle_connection_is_alive(pairs: Pairs, layer: str) -> None:
+    stream, _ = connect(pairs, layer)
+    assert not stream.dead()
+
+
+def test_a_closed_connection_is_dead(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.close()
+    assert select_readable(stream)
+    assert stream.dead()
+
+
+def test_a_reset_connection_is_dead(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.abort()
+    assert select_readable(stream)
+    assert stream.dead()
+
+
+def test_a_connection_that_speaks_out_of_turn_is_dead(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.send(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert select_readable(stream)
+    assert stream.dead()
+
+
+def test_octets_after_the_head_make_a_connection_dead(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.send(HEAD + b"HTTP/1.1 200 OK\r\n\r\n")
+    stream.read_head(PATIENCE)
+    assert stream.dead()
+
+
+def test_octets_after_the_body_make_a_connection_dead(pairs: Pairs, layer: str) -> None:
+    """An origin that sends a second response behind the body, in the same record, must not answer the next request."""
+    stream, far = connect(pairs, layer)
+    far.send(HEAD)
+    stream.read_head(PATIENCE)
+    far.send(b"body" + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+    assert read(stream, 4) == b"body"
+    assert stream.dead()
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+def test_tls_starts_on_a_plain_stream(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    assert not stream.encrypted
+    secured = pairs.keep(pairs.secure(stream, far, server=True))
+    assert stream.encrypted
+    secured.sendall(HEAD)
+    assert stream.read_head(PATIENCE) == HEAD
+
+
+def test_tls_starts_with_octets_that_came_too_early(pairs: Pairs) -> None:
+    """A client need not wait for the 200 to its CONNECT before its TLS begins (nor do all)."""
+    stream, far, record = dripping_record(pairs, 1)
+    assert stream.encrypted
+    assert stream.buffered == 0
+    far.send(record)
+    assert read(stream, 2000) == b"x" * 2000
+
+
+def test_the_name_in_the_handshake_is_known(pairs: Pairs) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslsocket_class = NamedSocket
+    server = server_context()
+
+    def choose(sock: NamedSocket, name: str, _: ssl.SSLContext) -> None:
+        sock.server_name = name
+        sock.context = server
+
+    context.sni_callback = choose  # type: ignore[assignment]
+    near, far = pairs.streams()
+    assert near.server_name is None
+    started = in_thread(near.start_tls, context)
+    far.start_tls(client_context(), HOST)
+    started.result(PATIENCE)
+    assert near.server_name == HOST
+    assert far.server_name is None
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_server_that_is_another_is_refused(pairs: Pairs, layers: int) -> None:
+    near, far = pairs.streams()
+    for _ in range(layers):
+        started = in_thread(far.start_tls, server_context())
+        near.start_tls(client_context(), HOST)
+        started.result(PATIENCE)
+    refused = in_thread(far.start_tls, server_context())
+    with pytest.raises(ssl.SSLCertVerificationError):
+        near.start_tls(client_context(), "b.example")
+    near.cut()
+    with pytest.raises(OSError):
+        far.timeout = SOON
+        refused.result(PATIENCE)
+        read(far, 1)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_refused_server_learns_why(pairs: Pairs, layers: int) -> None:
+    """The alert leaves before the connection does; without it every misconfigured client is a riddle."""
+    near, far = pairs.streams()
+    for _ in range(layers):
+        started = in_thread(far.start_tls, server_context())
+        near.start_tls(client_context(), HOST)
+        started.result(PATIENCE)
+
+    def serve() -> None:
+        far.start_tls(server_context())
+        read(far, 1)
+
+    serving = in_thread(serve)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        near.start_tls(client_context(), "b.example")
+    near.cut()
+    with pytest.raises(ssl.SSLError, match="(?i)alert"):
+        serving.result(PATIENCE)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("said", [b"", b"\x16\x03", b"GET / HTTP/1.1\r\n\r\n" * 5])
+def test_a_peer_that_leaves_in_the_handshake_is_an_error(pairs: Pairs, layers: int, said: bytes) -> None:
+    near, far = pairs.streams()
+    if layers:
+        started = in_thread(near.start_tls, server_context())
+        far.start_tls(client_context(), HOST)
+        started.result(PATIENCE)
+    far.send(said)
+    far.close()
+    with pytest.raises(OSError):
+        near.start_tls(server_context())
+    near.close()
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_peer_that_stalls_in_the_handshake_is_given_up(pairs: Pairs, layers: int) -> None:
+    near, far = pairs.streams()
+    if layers:
+        started = in_thread(near.start_tls, server_context())
+        far.start_tls(client_context(), HOST)
+        started.result(PATIENCE)
+    near.timeout = SOON
+    with pytest.raises(socket.timeout):
+        near.start_tls(server_context())
+    near.close()
+
+
+def test_tls_runs_in_tls_in_tls(pairs: Pairs) -> None:
+    near, far = pairs.nested()
+    started = in_thread(near.start_tls, server_context())
+    far.start_tls(client_context(), HOST)
+    started.result(PATIENCE)
+    sent = in_thread(far.send, MEGABYTES[:1_000_000])
+    assert read(near, 1_000_000) == MEGABYTES[:1_000_000]
+    sent.result(PATIENCE)
+
+
+# --- ends -----------------------------------------------------------------------------------------
+
+
+def test_half_close_by_the_far_end_leaves_the_way_back_open(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.send(b"question")
+    far.shutdown_write()
+    assert read_to_end(stream) == b"question"
+    stream.send(b"answer")
+    stream.close()
+    assert read_to_end(far) == b"answer"
+
+
+def test_half_close_by_our_end_leaves_the_way_back_open(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    stream.send(b"question")
+    stream.shutdown_write()
+    assert read_to_end(far) == b"question"
+    far.send(b"answer")
+    far.close()
+    assert read_to_end(stream) == b"answer"
+
+
+def test_what_is_under_way_survives_a_half_close(pairs: Pairs, layer: str) -> None:
+    """The far end is in the middle of sending when it is told that we are done."""
+    stream, far = connect(pairs, layer)
+    far.send(b"first")
+    assert select_readable(stream)
+    stream.shutdown_write()
+    far.send(b"second")
+    far.close()
+    assert read_to_end(stream) == b"firstsecond"
+
+
+def raw_end(layer: str, pairs: Pairs) -> Tuple[Stream, ssl.SSLSocket]:
+    return pairs.tls(server=layer == "server")
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_close_says_goodbye(pairs: Pairs, role: str) -> None:
+    stream, far = raw_end(role, pairs)
+    stream.send(b"all of it")
+    stream.close()
+    assert read_all(far) == b"all of it"  # a missing close_notify would raise
+    stream.close()
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_cut_does_not_say_goodbye(pairs: Pairs, role: str) -> None:
+    stream, far = raw_end(role, pairs)
+    stream.send(b"part of it")
+    stream.cut()
+    assert far.recv(100) == b"part of it"
+    with pytest.raises(ssl.SSLEOFError):
+        far.recv(100)
+    stream.close()
+
+
+def test_close_after_cut_says_nothing(pairs: Pairs) -> None:
+    stream, far = pairs.tls()
+    stream.cut()
+    stream.close()
+    stream.linger(PATIENCE)
+    stream.abort()
+    with pytest.raises(ssl.SSLEOFError):
+        far.recv(100)
+
+
+def test_cut_is_an_end_for_a_plain_peer(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    stream.send(b"part of it")
+    stream.cut()
+    assert read_all(far) == b"part of it"
+
+
+def test_abort_resets(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    stream.abort()
+    with pytest.raises(ConnectionResetError):
+        read(far, 1)
+
+
+def test_every_close_is_harmless_twice(pairs: Pairs, layer: str) -> None:
+    for first in (Stream.close, Stream.cut, Stream.abort, lambda stream: stream.linger(SOON)):
+        stream, _ = connect(pairs, layer)
+        first(stream)
+        for again in (Stream.close, Stream.cut, Stream.abort, Stream.cancel, lambda stream: stream.linger(SOON)):
+            again(stream)
+
+
+@pytest.mark.parametrize("leave", [Stream.close, Stream.cut, Stream.abort])
+def test_close_is_harmless_when_the_peer_is_gone(pairs: Pairs, layer: str, leave: Callable[[Stream], None]) -> None:
+    stream, far = connect(pairs, layer)
+    leave(far)
+    assert select_readable(stream)
+    stream.close()
+
+
+def test_close_does_not_wait_for_a_peer_that_does_not_read(pairs: Pairs, layer: str) -> None:
+    stream, _ = connect(pairs, layer)
+    piece = memoryview(MEGABYTES)[: 1 << 16]
+    while stream.send_nowait(piece):
+        pass
+    stream.timeout = SOON
+    started = time.monotonic()
+    stream.close()
+    assert time.monotonic() - started < PATIENCE / 2
+
+
+@pytest.mark.parametrize("layer", ["tls client", "nested client"])
+def test_an_origin_that_leaves_without_goodbye_is_an_error(pairs: Pairs, layer: str) -> None:
+    """Else whoever can cut a connection can shorten a body that ends with it, and nobody notices."""
+    stream, far = connect(pairs, layer)
+    far.send(b"half of it")
+    far.cut()
+    assert read(stream, 10) == b"half of it"
+    with pytest.raises(OSError):
+        read(stream, 1)
+
+
+@pytest.mark.parametrize("layer", ["tls client", "nested client"])
+def test_an_origin_that_says_goodbye_has_ended(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.send(b"all of it")
+    far.close()
+    assert read_to_end(stream) == b"all of it"
+    assert read_to_end(stream) == b""
+
+
+@pytest.mark.parametrize("layer", ["plain", "tls server", "nested server"])
+def test_a_client_may_leave_without_goodbye(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.cut()
+    assert stream.read_head(PATIENCE) == b""
+
+
+def test_linger_lets_the_last_answer_be_read(pairs: Pairs, layer: str) -> None:
+    """RFC 9112 §9.6: unread octets of a request would turn the close into a reset, which destroys the answer."""
+    stream, far = connect(pairs, layer)
+    far.send(MEGABYTES[:100_000])
+    stream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    lingering = in_thread(stream.linger, PATIENCE)
+    far.send(MEGABYTES[:100_000])
+    assert read_to_end(far) == b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    far.close()
+    lingering.result(PATIENCE)
+
+
+def test_linger_ends_by_itself(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    stream.linger(SOON)
+    assert stream.fileno() == -1
+    assert read_to_end(far) == b""
+
+
+def test_linger_survives_a_reset(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    far.abort()
+    assert select_readable(stream)
+    stream.linger(PATIENCE)
+    assert stream.fileno() == -1
+
+
+def test_cancel_wakes_a_reader(pairs: Pairs, layer: str) -> None:
+    stream, far = connect(pairs, layer)
+    reading: List[object] = []
+    started = threading.Event()
+
+    def read_until_woken() -> None:
+        started.set()
+        try:
+            reading.append(read(stream, 1))
+        except OSError as error:
+            reading.append(error)
+
+    waiting = in_thread(read_until_woken)
+    assert started.wait(PATIENCE)
+    stream.cancel()
+    waiting.result(PATIENCE)
+    assert reading[0] == b"" or not isinstance(reading[0], socket.timeout)
+
+
+def test_cancel_wakes_a_writer(pairs: Pairs, layer: str) -> None:
+    stream, _ = connect(pairs, layer)
+    while stream.send_nowait(memoryview(MEGABYTES)[: 1 << 16]):
+        pass
+    writing = in_thread(stream.send, memoryview(MEGABYTES)[: 1 << 16])
+    stream.cancel()
+    with pytest.raises(OSError) as caught:
+        writing.result(PATIENCE)
+    assert not isinstance(caught.value, socket.timeout)
+
+
+def test_http_client_gets_a_file_that_does_not_close_the_stream(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    stream.makefile("rb").close()
+    far.sendall(b"x")
+    assert read(stream, 1) == b"x"

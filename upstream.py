@@ -1,0 +1,406 @@
+"""Origins: dialled, verified, asked, kept alive. http.client does the asking; what it gets wrong is closed here.
+
+Rules of this room:
+
+* Every origin's certificate is verified, save those of hosts that the configuration names.
+* An address is judged when it is dialled: a name that resolves to dduct's own listener leads nowhere.
+* http.client sends requests and keeps count of a connection's state. Response heads and bodies are read by this
+  project's own strict parser, for http.client's lenient one ends short bodies silently, splits heads at bare CRs,
+  ends them at lines without a colon, accepts two Content-Lengths and `0x_3` as a chunk size.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Callable, Container, Dict, List, Optional, Set, Tuple
+from urllib.parse import urljoin
+
+import http1
+from body import BodyReader, BodyWriter
+from http1 import Authority, BodyFraming, Headers, ResponseHead, Target
+from stream import ConnectionLost, Stream
+
+REDIRECT_LIMIT = 10
+_REDIRECTS = (301, 302, 303, 307, 308)
+_REPLAYABLE = (b"GET", b"HEAD", b"OPTIONS")
+_DRAINED_AT_MOST = 64 * 1024  # octets worth reading to keep a connection
+_IDLE_AT_MOST = 30.0  # seconds; most servers hang up later than that
+_IDLE_PER_ORIGIN = 32
+
+
+class UpstreamError(Exception):
+    """The origin could not be asked, or did not answer properly; `status` is what the client is told."""
+
+    def __init__(self, reason: str, status: int = 502) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class _Stale(Exception):
+    """A kept-alive connection ended before it brought any answer; the request may be sent on another one."""
+
+
+class OriginResponse(http.client.HTTPResponse):
+    """http.client's response with this project's parser in it: `head` and `body` replace its own attributes."""
+
+    head: ResponseHead
+    body: BodyReader
+
+    def __init__(
+        self, sock: Stream, debuglevel: int = 0, method: Optional[str] = None, url: Optional[str] = None
+    ) -> None:
+        super().__init__(sock, debuglevel, method, url)  # type: ignore[arg-type]
+        self._stream = sock
+        self._asked = (method or "GET").encode("ascii")
+
+    def begin(self, **_: object) -> None:
+        """Read the final head. Raises ProtocolError(502), ConnectionLost, or another OSError."""
+        while True:
+            block = self._stream.read_head(self._stream.timeout)
+            if not block:
+                raise ConnectionLost("connection closed without an answer")
+            self.head = http1.parse_response(block)
+            if not self.head.interim:
+                break
+        if self.head.status == 101:
+            raise http1.ProtocolError("origin switched protocols without being asked to", 502)
+        self.body = BodyReader(self._stream, http1.response_framing(self._asked, self.head))
+        self.code = self.status = self.head.status
+        self.reason = self.head.reason.decode("latin-1")
+        self.version = 10 + self.head.version
+        # http.client closes its socket under a response that says `close`; ours is closed by whoever read the body.
+        self.will_close = False
+
+
+class _Connection(http.client.HTTPConnection):
+    """An established connection, told to http.client."""
+
+    response_class = OriginResponse
+
+    def __init__(self, origin: _Origin, stream: Stream) -> None:
+        super().__init__(origin.authority.host, origin.authority.port)
+        self.sock = stream
+        self.auto_open = 0  # a request on a closed connection is an error, not a new connection
+        self.origin = origin
+        self.stream = stream
+        self.idle_since = 0.0
+
+
+@dataclass(frozen=True)
+class _Origin:
+    scheme: str
+    authority: Authority
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask of an origin: `headers` are end-to-end fields without Host and framing."""
+
+    method: bytes
+    target: Target
+    headers: Headers
+    framing: BodyFraming = http1.NO_BODY
+    body: Optional[BodyReader] = None
+
+    def redirected(self, target: Target) -> Request:
+        """The same at another URL. Credentials stay behind when host, port or scheme change: S3 answers 400 to them."""
+        moved = (target.scheme, target.authority) != (self.target.scheme, self.target.authority)
+        headers = self.headers.without(http1.CREDENTIALS) if moved else self.headers
+        return replace(self, target=target, headers=headers)
+
+
+class Exchange:
+    """A request that was sent and the answer that came: read `body`, then `close()`, on every path."""
+
+    def __init__(self, origins: Origins, connection: _Connection, response: OriginResponse, target: Target) -> None:
+        self._origins = origins
+        self._connection = connection
+        self._response = response
+        self._closed = False
+        self.target = target
+        self.head = response.head
+        self.body = response.body
+
+    def redirect(self) -> Optional[Target]:
+        """Where the answer sends us, or None where it does not, or to nowhere that http1 understands."""
+        location = self.head.headers.get(b"location")
+        if self.head.status not in _REDIRECTS or location is None:
+            return None
+        try:
+            url = urljoin(str(self.target), location.decode("latin-1")).partition("#")[0]
+            return http1.parse_absolute(url.encode("latin-1"))
+        except (ValueError, http1.ProtocolError):
+            return None
+
+    def close(self) -> None:
+        """Keep the connection for another request if its body was read to the end, or nearly; else hang up."""
+        if self._closed:
+            return
+        self._closed = True
+        self._response.close()
+        reusable = self.head.persistent and self.body.delimited and self.body.drain(_DRAINED_AT_MOST)
+        self._origins.give_back(self._connection, reusable)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`timeout` is in seconds: for connecting, for the handshake, and for each wait for the next octets.
+
+    `ca` is a PEM file trusted beside the system's; `client_certificate` is (certificate, key), offered where asked for.
+    """
+
+    timeout: float
+    ca: Optional[Path] = None
+    insecure: Container[str] = ()
+    client_certificate: Optional[Tuple[Path, Path]] = None
+    own_addresses: Tuple[Tuple[str, int], ...] = ()
+
+
+class Origins:
+    """All connections to origins. Raises OSError (ssl.SSLError too) where its certificate files are unusable."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._verifying = _client_context(settings, verify=True)
+        self._trusting = _client_context(settings, verify=False)
+        self._lock = threading.Lock()  # guards the three below
+        self._idle: Dict[_Origin, List[_Connection]] = {}
+        self._active: Set[Stream] = set()
+        self._closed = False
+
+    def dial(self, authority: Authority) -> Stream:
+        """A plain connection, for a tunnel; `hang_up()` ends it. Raises UpstreamError (502, 504, 508)."""
+        try:
+            addresses = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise UpstreamError(f"cannot resolve {authority.host}: {_say(error)}") from error
+        failure: OSError = ConnectionLost("it has no address")
+        for family, kind, protocol, _, address in addresses:
+            if any(_same_listener(str(address[0]), int(address[1]), own) for own in self._settings.own_addresses):
+                raise UpstreamError(f"{authority} is dduct itself", 508)
+            try:
+                return self._track(Stream(self._connect(family, kind, protocol, address), self._settings.timeout))
+            except OSError as error:
+                failure = error
+        raise _translated(failure, f"cannot connect to {authority}")
+
+    def exchange(self, request: Request) -> Exchange:
+        """Send one request and read the head of its answer. Raises UpstreamError (502, 504, 508)."""
+        origin = _Origin(request.target.scheme, request.target.authority)
+        # What cannot be sent twice is not risked on a connection that may be dying (RFC 9110 §9.2.2).
+        if request.method in _REPLAYABLE and request.body is None:
+            kept = self._take(origin)
+            while kept is not None:
+                try:
+                    return self._ask(kept, request, reused=True)
+                except _Stale:
+                    kept = self._take(origin)
+        return self._ask(self._open(origin), request, reused=False)
+
+    def follow(self, request: Request) -> Exchange:
+        """The same, following redirects. One from https to http, or to nowhere, is handed out as it is."""
+        for _ in range(REDIRECT_LIMIT + 1):
+            exchange = self.exchange(request)
+            target = exchange.redirect()
+            if target is None or (request.target.scheme, target.scheme) == ("https", "http"):
+                return exchange
+            exchange.close()
+            request = request.redirected(target)
+        raise UpstreamError(f"more than {REDIRECT_LIMIT} redirects, the last to {request.target.host_field}")
+
+    def hang_up(self, stream: Stream, broken: bool = False) -> None:
+        """End a connection that `dial` made."""
+        with self._lock:
+            self._active.discard(stream)
+        if broken:
+            stream.abort()
+        else:
+            stream.close()
+
+    def give_back(self, connection: _Connection, reusable: bool) -> None:
+        """An exchange is over: keep its connection for the next one, or hang up."""
+        now = self._clock()
+        surplus = []
+        with self._lock:
+            self._active.discard(connection.stream)
+            kept = self._idle.setdefault(connection.origin, [])
+            if reusable and not self._closed and len(kept) < _IDLE_PER_ORIGIN:
+                connection.idle_since = now
+                kept.append(connection)
+            else:
+                surplus.append(connection)
+            for origin in list(self._idle):
+                surplus += [old for old in self._idle[origin] if now - old.idle_since > _IDLE_AT_MOST]
+                self._idle[origin] = [c for c in self._idle[origin] if now - c.idle_since <= _IDLE_AT_MOST]
+                if not self._idle[origin]:
+                    del self._idle[origin]
+        for connection in surplus:
+            connection.close()
+
+    def close(self) -> None:
+        """Hang up on everybody; whoever waits for an origin gets an error."""
+        with self._lock:
+            self._closed = True
+            idle = [connection for kept in self._idle.values() for connection in kept]
+            self._idle.clear()
+            active = list(self._active)
+        for connection in idle:
+            connection.close()
+        for stream in active:
+            stream.cancel()
+
+    # Innards
+
+    def _connect(self, family: int, kind: int, protocol: int, address: object) -> socket.socket:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(self._settings.timeout)
+            sock.connect(address)  # type: ignore[arg-type]
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _open(self, origin: _Origin) -> _Connection:
+        stream = self.dial(origin.authority)
+        if origin.scheme == "https":
+            host = origin.authority.host
+            try:
+                stream.start_tls(self._trusting if host in self._settings.insecure else self._verifying, host)
+            except (OSError, ValueError) as error:
+                self.hang_up(stream, broken=True)
+                raise _translated(error, f"no trusted TLS connection to {origin.authority}") from error
+        return _Connection(origin, stream)
+
+    def _ask(self, connection: _Connection, request: Request, reused: bool) -> Exchange:
+        try:
+            response = _send(connection, request)
+            return Exchange(self, connection, response, request.target)
+        except (OSError, http1.ProtocolError, http.client.HTTPException, UnicodeError) as error:
+            self.give_back(connection, reusable=False)
+            if reused and isinstance(error, (ConnectionError, ConnectionLost, ssl.SSLError)):
+                raise _Stale from error
+            raise _translated(error, f"no answer from {request.target.authority}") from error
+        except BaseException:
+            self.give_back(connection, reusable=False)
+            raise
+
+    def _take(self, origin: _Origin) -> Optional[_Connection]:
+        while True:
+            with self._lock:
+                kept = self._idle.get(origin)
+                connection = kept.pop() if kept else None
+                if connection is not None:
+                    self._active.add(connection.stream)
+            if connection is None:
+                return None
+            if self._clock() - connection.idle_since <= _IDLE_AT_MOST and not connection.stream.dead():
+                return connection
+            self.give_back(connection, reusable=False)
+
+    def _track(self, stream: Stream) -> Stream:
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._active.add(stream)
+        if closed:
+            stream.abort()
+            raise UpstreamError("dduct is shutting down", 503)
+        return stream
+
+
+def _send(connection: _Connection, request: Request) -> OriginResponse:
+    connection.putrequest(
+        request.method.decode("ascii"), request.target.path_query, skip_host=True, skip_accept_encoding=True
+    )
+    connection.putheader("Host", request.target.host_field)
+    for name, value in request.headers:
+        connection.putheader(http1.canonical(name), value)
+    if request.framing.kind is http1.Framing.CHUNKED:
+        connection.putheader("Transfer-Encoding", "chunked")
+    elif request.framing.kind is http1.Framing.LENGTH:
+        connection.putheader("Content-Length", str(request.framing.length))
+    connection.endheaders()
+    if request.body is not None:
+        _send_body(connection.stream, request)
+    response = connection.getresponse()
+    assert isinstance(response, OriginResponse)
+    return response
+
+
+def _send_body(stream: Stream, request: Request) -> None:
+    assert request.body is not None
+    writer = BodyWriter(stream, request.framing)
+    buffer = memoryview(bytearray(64 * 1024))
+    for piece in request.body.chunks(buffer):
+        try:
+            writer.write(piece)
+        except ConnectionError:
+            return  # it may have answered before it had heard all; the answer, if any, says more than this error
+    writer.finish()
+
+
+def _client_context(settings: Settings, verify: bool) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    # Python 3.13 turned this on; laboratories' own authorities often lack an extension it asks for.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if settings.ca is not None:
+        context.load_verify_locations(settings.ca)
+    if settings.client_certificate is not None:
+        context.load_cert_chain(*settings.client_certificate)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _translated(error: BaseException, what: str) -> UpstreamError:
+    """An error of the network or of the origin as one line for a client, with the remedy where there is one."""
+    if isinstance(error, UpstreamError):
+        return error
+    if isinstance(error, http1.ProtocolError):
+        return UpstreamError(str(error), error.status)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        remedy = "name its authority in proxy.upstream_ca, or the host in proxy.upstream_insecure"
+        return UpstreamError(f"{what}: {error.verify_message.rstrip('.')}; {remedy}")
+    if isinstance(error, socket.timeout):
+        return UpstreamError(f"{what}: nothing for too long (proxy.upstream_timeout)", 504)
+    return UpstreamError(f"{what}: {_say(error)}")
+
+
+def _say(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _same_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
+    """Whether a connection to (host, port) would arrive at the listener `own`."""
+    if port != own[1]:
+        return False
+    host, own_host = _plain(host), _plain(own[0])
+    if own_host not in ("0.0.0.0", "::"):
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) == own_host
+    return _is_local(host)
+
+
+def _plain(host: str) -> str:
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
+def _is_local(host: str) -> bool:
+    """Whether an address is this machine's: the kernel then takes that very address as the source."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))
+        except OSError:
+            return False
+        return host in ("0.0.0.0", "::") or probe.getsockname()[0] == host.partition("%")[0]
