@@ -10,7 +10,7 @@ from typing import Callable, Iterator, Union
 
 import http1
 from http1 import BodyFraming, Framing
-from stream import Stream
+from stream import ConnectionLost, Stream
 
 BUFFER_SIZE = 256 * 1024
 
@@ -34,6 +34,7 @@ class BodyReader:
         self.length = framing.length
         self.complete = framing.kind is Framing.NONE or framing.length == 0
         self.started = False  # somebody has asked for octets
+        self._broken = ""  # why there will be no more of them
 
     @property
     def delimited(self) -> bool:
@@ -44,16 +45,17 @@ class BodyReader:
         """Some octets of the body; 0 once it is complete. Raises IncompleteBody."""
         if self.complete:
             return 0
+        if self._broken:
+            raise IncompleteBody(self._broken)
         try:
             if not self.started:
                 self.started = True
                 self._before()
-            count = self._read(view)
-        except http1.ProtocolError as error:
-            raise IncompleteBody(str(error)) from error
-        except OSError as error:
-            raise IncompleteBody(str(error) or type(error).__name__) from error
-        return count
+            return self._read(view)
+        except (http1.ProtocolError, OSError) as error:
+            # What follows on the stream is anybody's guess: the first error is the last word on this body.
+            self._broken = str(error) or type(error).__name__
+            raise IncompleteBody(self._broken) from error
 
     def chunks(self, buffer: memoryview) -> Iterator[memoryview]:
         """The body piece by piece, every piece a view of `buffer`. Raises IncompleteBody."""
@@ -65,12 +67,12 @@ class BodyReader:
 
     def drain(self, limit: int) -> bool:
         """Read and forget what is left, if that takes no more than `limit` octets; whether it is complete now."""
-        buffer = memoryview(bytearray(min(limit, BUFFER_SIZE)))
+        if not self.complete and self._remaining > limit:
+            return False
+        buffer = memoryview(bytearray(min(limit + 1, BUFFER_SIZE)))
         left = limit
-        if self.length is not None and self.length > limit:
-            return self.complete
         try:
-            while left > 0 and not self.complete:
+            while left >= 0 and not self.complete:
                 left -= self.readinto(buffer)
         except IncompleteBody:
             return False
@@ -87,7 +89,7 @@ class BodyReader:
                 return 0
         count = self._stream.readinto(view[: self._remaining])
         if not count:
-            raise IncompleteBody("connection closed inside the body")
+            raise ConnectionLost("connection closed inside the body")
         self._remaining -= count
         self.complete = self._kind is Framing.LENGTH and not self._remaining
         return count

@@ -16,11 +16,13 @@ from typing import Callable, List, Optional, Protocol
 
 import policy
 from body import BUFFER_SIZE, IncompleteBody
-from cache import Cache, Digest, Fill, FillFailed, FillState, Follow, Hit, Key, Lead, Metadata, Unstorable
+from cache import Cache, Follow, Hit, Lead
+from fill import Fill, FillFailed, FillState
 from http1 import Field, Headers, RequestHead, Target
 from policy import Name
 from relay import forward, outgoing
 from reply import Reply
+from store import Digest, Key, Metadata, Unstorable
 from upstream import Exchange, Origins, Request, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")

@@ -193,7 +193,7 @@ def head_end(buffer: bytearray, start: int = 0) -> int:
     waiting for a CRLF that never comes.
     """
     at = buffer.find(b"\n\r\n", max(0, start - 2))
-    bare = buffer.find(b"\n\n", max(0, start - 1), at if at >= 0 else len(buffer))
+    bare = buffer.find(b"\n\n", max(0, start - 1), at + 1 if at >= 0 else len(buffer))
     if bare >= 0:
         return bare + 2
     return at + 3 if at >= 0 else -1
@@ -367,7 +367,7 @@ def parse_chunk_line(line: bytes) -> int:
 
 def check_trailer_line(line: bytes) -> None:
     """Raise ProtocolError unless `line`, its CRLF included, is one well-formed field line."""
-    if not line.endswith(b"\r\n") or _FORBIDDEN.search(line):
+    if not line.endswith(b"\r\n") or _FORBIDDEN.search(line) or b"\n" in line[:-2]:
         raise ProtocolError("malformed trailer field")
     _parse_fields([line[:-2]])
 
@@ -418,9 +418,9 @@ class Target:
 
 
 _HOST_NAME = re.compile(rb"[0-9A-Za-z_](?:[0-9A-Za-z_.-]{0,252}[0-9A-Za-z_])?\.?")
-_AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@/]+))(?::([0-9]{1,5}))?")
-_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^?#]*)(?:\?([^#]*))?")
-_ORIGIN = re.compile(rb"(/[^?#]*)(?:\?([^#]*))?")
+_AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@/]+))(?::([0-9]{0,5}))?")
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^?#\x00-\x20\x7f]*)(?:\?([^#\x00-\x20\x7f]*))?")
+_ORIGIN = re.compile(rb"(/[^?#\x00-\x20\x7f]*)(?:\?([^#\x00-\x20\x7f]*))?")
 _RAW_OCTET = re.compile(rb"[\x80-\xff]")
 
 
@@ -433,7 +433,7 @@ def parse_authority(text: bytes, default_port: Optional[int]) -> Authority:
     if match is None:
         raise ProtocolError("malformed host or port")
     literal, name, digits = match.groups()
-    port = int(digits) if digits is not None else default_port
+    port = int(digits) if digits else default_port  # an empty port is the default one (RFC 9110 §4.2.3)
     if port is None or not 0 < port < 65536:
         raise ProtocolError("missing or impossible port")
     if literal is not None:

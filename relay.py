@@ -89,9 +89,7 @@ def tunnel(client: Stream, origin: Stream, idle: float) -> None:
         now = time.monotonic()
         if any(moved):
             deadline = now + idle
-        elif now >= deadline:
-            return
-        elif not _wait(ways, deadline - now):
+        elif now >= deadline or not _wait(ways, deadline - now):
             return
 
 

@@ -10,7 +10,9 @@ Rules of this room:
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import logging
 import mimetypes
 import os
 import stat
@@ -18,7 +20,7 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from email.utils import formatdate
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 ATTRIBUTE = "user.dduct"
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
@@ -29,9 +31,41 @@ _MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making 
 
 FieldText = Tuple[str, str]
 
+_log = logging.getLogger("dduct.store")
+
 
 class Unstorable(Exception):
     """This object cannot be kept under this name, or not now; the transfer itself is none the worse for it."""
+
+
+class Digest(NamedTuple):
+    """A hash by which an object is known wherever it comes from."""
+
+    algorithm: str
+    hex: str
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is strong enough to let one URL's octets stand for another's."""
+        return self.algorithm not in ("md5", "sha1")
+
+
+class Key(NamedTuple):
+    """The name of an object below the cache's root, and the digest that its URL promises, if any."""
+
+    name: str
+    digest: Optional[Digest] = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a key's object lies, and where the alias of its URL does, if the object is stored by its digest."""
+
+    object: str
+    alias: Optional[str]
 
 
 @dataclass(frozen=True)
@@ -133,6 +167,16 @@ class Store:
                 raise Unstorable(f"its path ends a segment in {PART_SUFFIX}")
         return f"{self.root}/{name}"
 
+    def places(self, key: Key) -> Places:
+        """Where a key's files are; raises Unstorable on names that a file cannot have.
+
+        Without attributes there are no aliases, and so nothing is stored by its digest.
+        """
+        named = self.place(key.name)
+        if key.digest is None or not key.digest.shared or not self.keeps_metadata:
+            return Places(named, None)
+        return Places(self.place(f"{key.digest.algorithm}/{key.digest.hex[:2]}/{key.digest.hex}"), named)
+
     def open_entry(self, place: str) -> Optional[Entry]:
         """The published object at `place`; None where there is none, or only a damaged one.
 
@@ -186,6 +230,27 @@ class Store:
             os.setxattr(fd, ATTRIBUTE, data)
         except OSError as error:
             raise Unstorable(error.strerror or str(error)) from error
+
+    def write_alias(self, place: str, digest: Digest, metadata: Metadata) -> None:
+        """Note at a URL's place that it serves the object of a digest; losing that memory costs one question.
+
+        Does nothing where another process is at it, or where the place cannot be a file.
+        """
+        part = place + PART_SUFFIX
+        try:
+            fd = self.open_part(place)
+        except Unstorable:
+            return
+        try:
+            if try_lock(fd) and is_file(part, fd):
+                os.ftruncate(fd, 0)
+                self.write_record(fd, Record(metadata, 0, alias=str(digest), boot=self.boot))
+                os.replace(part, place)
+        except (OSError, Unstorable) as error:
+            _log.warning("Cannot note that %s has %s: %s", metadata.url, digest, error)
+            remove_part(part, fd)
+        finally:
+            os.close(fd)
 
     def settle(self, place: str) -> None:
         """Bring a published file to the disk, then say so in its record. Raises OSError, Unstorable."""
@@ -257,6 +322,40 @@ def read_record(fd: int) -> Optional[Record]:
             return None
         raise ValueError(f"unreadable metadata: {error}") from error
     return Record.decode(data)
+
+
+def try_lock(fd: int) -> bool:
+    """Take the exclusive lock of an open file, without waiting; whether it is ours."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_file(path: str, fd: int) -> bool:
+    """Whether `path` names the very file that is open as `fd`."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except OSError:
+        return False
+
+
+def is_blank(fd: int) -> bool:
+    """Whether an open file is new: neither octets nor a record in it."""
+    try:
+        return not os.fstat(fd).st_size and read_record(fd) is None
+    except ValueError:
+        return False
+
+
+def remove_part(part: str, fd: int) -> None:
+    """Remove a growing file that this process owns, and no other that has taken its name."""
+    try:
+        if is_file(part, fd):
+            os.unlink(part)
+    except OSError as error:
+        _log.warning("Cannot remove %s: %s", part, error)
 
 
 def _boot_id() -> str:

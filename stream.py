@@ -9,18 +9,22 @@ Rules of this room:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import select
 import socket
 import ssl
 import struct
 import time
-from typing import Optional, Union
+from typing import Callable, Optional, TypeVar, Union
 
 import http1
 
 READ_SIZE = 64 * 1024
+_RECORD_HEAD = 5  # octets: type, version, and the length of what follows in the last two
+_READ_AHEAD_AT_MOST = 64  # reads of READ_SIZE
 Buffer = Union[bytes, bytearray, memoryview]
+_Result = TypeVar("_Result")
 
 
 class ConnectionLost(OSError):
@@ -36,61 +40,69 @@ class NamedSocket(ssl.SSLSocket):
 class _NestedTls:
     """TLS over another transport, for which the ssl module has no socket: TLS in TLS, or octets read ahead.
 
-    Looks like the few socket methods that `Stream` uses.
+    Looks like the few socket methods that `Stream` uses. As with OpenSSL itself, a `send` that could not be finished
+    is repeated with the same octets.
     """
 
     def __init__(self, inner: _Transport, context: ssl.SSLContext, early: bytes, server_name: Optional[str]) -> None:
         self._inner = inner
+        self._timeout: Optional[float] = inner.gettimeout()
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._unsent = b""
+        self._accepted = 0  # octets of the caller's that are encrypted in _unsent
+        self._ragged_end_is_error = server_name is not None
         self._incoming.write(early)
         self._tls = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
         )
 
     def do_handshake(self) -> None:
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._flush()
-                self._fetch()
-                continue
-            self._flush()
-            return
+        try:
+            self._run(self._tls.do_handshake)
+        except ssl.SSLError:
+            with contextlib.suppress(OSError):
+                self._flush()  # the alert that tells the peer why
+            raise
+        self._flush()
 
     def recv_into(self, buffer: Buffer) -> int:
-        while True:
-            try:
-                # Given a buffer, SSLObject.read() fills it and returns the count.
-                return int(self._tls.read(len(buffer), buffer))
-            except ssl.SSLWantReadError:
-                self._flush()
-                self._fetch()
-            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                return 0
+        try:
+            # Given a buffer, SSLObject.read() fills it and returns the count.
+            return int(self._run(lambda: self._tls.read(len(buffer), buffer)))
+        except ssl.SSLEOFError:
+            if self._ragged_end_is_error:
+                raise
+            return 0
 
     def send(self, data: Buffer) -> int:
-        self._flush()
-        count = self._tls.write(data)
-        try:
+        if not self._accepted:
             self._flush()
-        except (BlockingIOError, ssl.SSLWantWriteError):
-            pass  # accepted all the same: the rest leaves before the next octet does
-        return count
+            with memoryview(data) as view:
+                self._accepted = self._tls.write(view[:READ_SIZE])
+        self._flush()
+        accepted, self._accepted = self._accepted, 0
+        return accepted
 
     def unwrap(self) -> None:
+        # OpenSSL would also look for the peer's close_notify, and choke on data that comes before it.
+        aside = self._incoming.read()
         try:
             self._tls.unwrap()
         except ssl.SSLError:
             pass  # the peer's own close_notify is not waited for
+        if aside:
+            self._incoming.write(aside)
         self._flush()
 
     def pending(self) -> int:
-        return self._tls.pending() or self._incoming.pending
+        return self._tls.pending() or self._holds_record()
+
+    def gettimeout(self) -> Optional[float]:
+        return self._timeout
 
     def settimeout(self, seconds: Optional[float]) -> None:
+        self._timeout = seconds
         self._inner.settimeout(seconds)
 
     def fileno(self) -> int:
@@ -98,6 +110,31 @@ class _NestedTls:
 
     def close(self) -> None:
         self._inner.close()
+
+    def _run(self, operation: Callable[[], _Result]) -> _Result:
+        """Do something that may need octets of the peer; they have one time-out for all of them together."""
+        deadline = time.monotonic() + (self._timeout or 0)
+        curtailed = False
+        try:
+            while True:
+                try:
+                    return operation()
+                except ssl.SSLWantReadError:
+                    self._flush()
+                    self._fetch()
+                if self._timeout:
+                    curtailed = True
+                    self._inner.settimeout(max(0.001, deadline - time.monotonic()))
+        finally:
+            if curtailed:
+                self._inner.settimeout(self._timeout)
+
+    def _holds_record(self) -> bool:
+        """Whether a whole record waits in the BIO; OpenSSL leaves octets there only from the start of one on."""
+        data = self._incoming.read()
+        if data:
+            self._incoming.write(data)
+        return len(data) >= _RECORD_HEAD and len(data) >= _RECORD_HEAD + int.from_bytes(data[3:_RECORD_HEAD], "big")
 
     def _fetch(self) -> None:
         data = bytearray(READ_SIZE)
@@ -158,13 +195,12 @@ class Stream:
         """
         if not self._buffer and not self._fill(idle):
             return b""
-        while self._buffer.startswith(b"\r\n"):  # RFC 9112 §2.2: empty lines before a message are skipped
-            del self._buffer[:2]
-            if not self._buffer and not self._fill(idle):
-                return b""
         deadline = time.monotonic() + self.timeout
         searched = 0
         while True:
+            while self._buffer.startswith(b"\r\n"):  # RFC 9112 §2.2: empty lines before a message are skipped
+                del self._buffer[:2]
+                searched = 0
             end = http1.head_end(self._buffer, searched)
             if 0 <= end <= limit:
                 return self._take(end)
@@ -175,6 +211,8 @@ class Stream:
             if remaining <= 0:
                 raise socket.timeout("head took too long")
             if not self._fill(remaining):
+                if not self._buffer:
+                    return b""
                 raise ConnectionLost("connection closed inside a head")
 
     def read_line(self, limit: int) -> bytes:
@@ -196,7 +234,7 @@ class Stream:
             del self._buffer[:count]
             return count
         self._wait(self.timeout)
-        return self._transport.recv_into(view)
+        return self._receive(view)
 
     def readinto_nowait(self, view: memoryview) -> Optional[int]:
         """Like `readinto`, but None where it would have to wait."""
@@ -204,7 +242,7 @@ class Stream:
             return self.readinto(view)
         self._wait(0)
         try:
-            return self._transport.recv_into(view)
+            return self._receive(view)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
 
@@ -217,7 +255,7 @@ class Stream:
 
     def dead(self) -> bool:
         """Whether an idle connection has been closed, or speaks out of turn; either way it is of no more use."""
-        if self._buffer:
+        if self.holds_octets():
             return True
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
@@ -234,7 +272,7 @@ class Stream:
                 sent += self._transport.send(view[sent:])
 
     def send_nowait(self, view: memoryview) -> int:
-        """As much as the peer takes at once, perhaps nothing."""
+        """As much as the peer takes at once, perhaps nothing; what it did not take has to be sent next."""
         self._wait(0)
         try:
             return self._transport.send(view)
@@ -261,6 +299,7 @@ class Stream:
     def shutdown_write(self) -> None:
         """Say that nothing more is coming, and go on reading: close_notify under TLS, FIN otherwise."""
         if self.encrypted:
+            self._read_ahead()
             self._close_notify()
         else:
             self._socket.shutdown(socket.SHUT_WR)
@@ -292,10 +331,13 @@ class Stream:
         deadline = time.monotonic() + seconds
         scrap = memoryview(bytearray(READ_SIZE))
         try:
-            self.shutdown_write()
+            if self.encrypted:
+                self._close_notify()
+            # Under TLS too: what is read here is only thrown away, and SSLSocket has no half-close.
+            socket.socket.shutdown(self._socket, socket.SHUT_WR)
             while time.monotonic() < deadline:
-                self._wait(max(0.001, deadline - time.monotonic()))
-                if not self._transport.recv_into(scrap):
+                self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+                if not socket.socket.recv_into(self._socket, scrap):
                     break
         except (OSError, ValueError):
             pass  # gone, or nothing more in time
@@ -328,9 +370,28 @@ class Stream:
     def _fill(self, seconds: float) -> bool:
         self._wait(seconds)
         chunk = bytearray(READ_SIZE)
-        count = self._transport.recv_into(chunk)
+        count = self._receive(chunk)
         self._buffer += memoryview(chunk)[:count]
         return count > 0
+
+    def _receive(self, view: Buffer) -> int:
+        try:
+            return self._transport.recv_into(view)
+        except ssl.SSLZeroReturnError:
+            return 0  # the peer's close_notify; Python raises it where ours has left already
+
+    def _read_ahead(self) -> None:
+        """Take in what has arrived: OpenSSL, which looks for a close_notify when it sends one, loses all else."""
+        self._wait(0)
+        chunk = bytearray(READ_SIZE)
+        for _ in range(_READ_AHEAD_AT_MOST):
+            try:
+                count = self._receive(chunk)
+            except OSError:
+                return  # nothing more for now, or nothing any more: the next read will say
+            if not count:
+                return
+            self._buffer += memoryview(chunk)[:count]
 
     def _take(self, end: int) -> bytes:
         taken = bytes(self._buffer[:end])

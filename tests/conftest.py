@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
+from support.household import House, make_config
+from support.leaks import Watch
 
 from certs import CertificateAuthority, prepare
 from server import identity
-from support.household import House, make_config
-from support.leaks import Watch
 
 
 @pytest.fixture(autouse=True)

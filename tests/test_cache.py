@@ -11,25 +11,13 @@ import textwrap
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Union
 
 import pytest
 
-from cache import (
-    HOLD_BACK,
-    Cache,
-    Digest,
-    Fill,
-    FillFailed,
-    FillReader,
-    FillState,
-    Follow,
-    Hit,
-    Key,
-    Lead,
-    Metadata,
-    Unstorable,
-)
+from cache import Cache, Follow, Hit, Lead
+from fill import HOLD_BACK, Fill, FillFailed, FillReader, FillState
+from store import Digest, Key, Metadata, Unstorable
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "https/some.thing/pool/x.deb"
@@ -42,7 +30,7 @@ def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "files", patience=20)
 
 
-def view(data: bytes) -> memoryview:
+def view(data: Union[bytes, bytearray]) -> memoryview:
     return memoryview(data)
 
 
@@ -186,7 +174,7 @@ def test_a_failed_fill_gives_its_readers_what_arrived_and_then_the_cause(cache: 
     assert caught.value.cause is cause
     reader.close()
     fill.close()
-    assert isinstance(cache.claim(KEY), Lead)
+    lead(cache).close()
 
 
 @pytest.mark.parametrize("sent", [b"abc", b"abcdefg"], ids=["short", "long"])
@@ -441,12 +429,14 @@ def test_an_evicted_object_makes_its_aliases_worthless(cache: Cache) -> None:
     assert hit_body(cache, key) == BLOB
 
 
-def test_an_alias_that_cannot_be_written_costs_nothing_but_memory(cache: Cache) -> None:
+def test_a_url_that_cannot_be_remembered_still_shares_the_object(cache: Cache) -> None:
     (cache.store.root / "https").write_text("in the way")
     key = Key("https/one/blob", digest_of(BLOB))
-    with pytest.raises(Unstorable):
-        cache.claim(key)
-    cache.introduce(key, META)
+    publish(cache, BLOB, key)
+    claim = cache.claim(key)
+    assert isinstance(claim, Hit) and claim.metadata is None
+    assert read_all(claim.entry) == BLOB
+    claim.entry.close()
 
 
 # --- damage and crashes -------------------------------------------------------------------------
@@ -583,7 +573,8 @@ def test_many_followers_of_a_foreign_fill_in_one_process_all_follow_it(pair: Lis
 _CHILD = """
     import sys, time
     from pathlib import Path
-    from cache import *
+    from cache import Cache
+    from store import Key, Metadata
     cache = Cache(Path(sys.argv[1]))
     claim = cache.claim(Key(sys.argv[2]))
     claim.fill.begin(Metadata("https://some.thing/pool/x.deb", (), 1.0), 6)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Callable, Dict, List, Tuple
 
 import pytest
-
-from certs import CertificateAuthority
-from stream import Stream
 from support.client import Answer, Client
 from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin
+
+from certs import CertificateAuthority
+from config import Address
+from stream import Stream
 
 BODY = os.urandom(300_000)
 Build = Callable[..., House]
@@ -128,7 +129,9 @@ def test_pipelined_requests_are_answered_in_order(house: House) -> None:
     origin = house.origin(Files({f"/{n}.deb": b"%d" % n for n in range(10)}), tls=False)
     authority = f"{HOST}:{origin.port}"
     client = house.client()
-    client.send(b"".join(b"GET http://%s/%d.deb HTTP/1.1\r\nHost: x\r\n\r\n" % (authority.encode(), n) for n in range(10)))
+    client.send(
+        b"".join(b"GET http://%s/%d.deb HTTP/1.1\r\nHost: x\r\n\r\n" % (authority.encode(), n) for n in range(10))
+    )
     assert [client.read().body for n in range(10)] == [b"%d" % n for n in range(10)]
 
 
@@ -153,7 +156,7 @@ def test_tls_inside_tls(house: House) -> None:
 
 
 def test_ipv6_all_the_way(build_house: Build) -> None:
-    house = build_house(tcp_bind=type(build_house().config.proxy.tcp_bind)("::1", 0))
+    house = build_house(tcp_bind=Address("::1", 0))
     origin = house.origin(Files({"/x.deb": BODY}), host="::1")
     client = Client(house.tcp_port, "::1")
     with client:
@@ -411,7 +414,7 @@ def test_redirects_are_followed_inside_and_kept_by_the_first_url(house: House, f
         "relative": lambda n: f"{n}.deb",
         "scheme-relative": lambda n: f"//{HOST}:{origin.port}/hop/{n}.deb",
     }
-    origin = house.origin(Hops(lambda n: forms[form](n)))
+    origin = house.origin(Hops(forms[form]))
     answer = house.fetch(origin, "/hop/10.deb")
     assert (answer.status, answer.body) == (200, BODY)
     assert house.stored() == [stored_name(origin, "/hop/10.deb")]
@@ -874,7 +877,10 @@ def test_the_same_path_on_two_hosts_never_mixes(house: House) -> None:
 BAD = {
     "no host": (b"GET /healthz HTTP/1.1\r\n\r\n", 400),
     "bare LF": (b"GET /healthz HTTP/1.1\nHost: x\n\n", 400),
-    "two framings": (b"POST http://x/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    "two framings": (
+        b"POST http://x/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        400,
+    ),
     "obs-fold": (b"GET /healthz HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),

@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
-import http1
 import pytest
-from http1 import Authority, BodyFraming, ByteRange, Framing, Headers, ProtocolError, RequestHead, ResponseHead
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import http1
+from http1 import Authority, BodyFraming, ByteRange, Framing, Headers, ProtocolError, RequestHead, ResponseHead
 
 DATA = Path(__file__).parent / "data"
 MACROS = {
@@ -40,7 +41,7 @@ def expand(match: re.Match[str]) -> str:
 
 
 def load(name: str) -> List[object]:
-    cases = []
+    cases: List[object] = []
     for line in (DATA / name).read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):
             continue
@@ -173,7 +174,7 @@ def test_a_request_is_taken_apart_without_loss() -> None:
 
 
 def test_a_response_is_taken_apart_without_loss() -> None:
-    head = http1.parse_response(b"HTTP/1.0 404 Not \xffFound\r\netag: \"x\"\r\n\r\n")
+    head = http1.parse_response(b'HTTP/1.0 404 Not \xffFound\r\netag: "x"\r\n\r\n')
     assert (head.status, head.reason, head.version) == (404, b"Not \xffFound", 0)
     assert list(head.headers) == [(b"etag", b'"x"')]
 
@@ -210,7 +211,9 @@ def test_a_connection_persists_as_its_head_says(first: bytes, line: bytes, expec
     assert head.persistent is expected
 
 
-@pytest.mark.parametrize("status, interim", [(100, True), (101, False), (102, True), (103, True), (199, True), (200, False)])
+@pytest.mark.parametrize(
+    "status, interim", [(100, True), (101, False), (102, True), (103, True), (199, True), (200, False)]
+)
 def test_every_1xx_but_101_is_interim(status: int, interim: bool) -> None:
     assert response(first=b"HTTP/1.1 %d x" % status).interim is interim
 
@@ -901,7 +904,25 @@ def heads(table: List[object]) -> List[bytes]:
     return [head for head in octets if len(head) < 1000]
 
 
-PIECES = [b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"\n\n", b" ", b"\t", b":", b",", b";", b'"', b"\x00", b"\x0b", b"\xff", b"[", b"@", b"%"]
+PIECES = [
+    b"\r",
+    b"\n",
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\n\n",
+    b" ",
+    b"\t",
+    b":",
+    b",",
+    b";",
+    b'"',
+    b"\x00",
+    b"\x0b",
+    b"\xff",
+    b"[",
+    b"@",
+    b"%",
+]
 pieces = st.sampled_from(PIECES) | st.binary(max_size=3)
 
 
@@ -999,7 +1020,18 @@ def test_a_nasty_head_takes_no_longer_than_a_long_one(lines: bytes) -> None:
     assert time.perf_counter() - started < 1.0  # measured: 0.03 s
 
 
-@pytest.mark.parametrize("nasty", [b";a" * 2000, b" " * 4000, b";" * 4000, b";a=" + b'"' * 4000, b";a" + b" " * 4000, b";a=b " * 800, b";" + b"a" * 4000 + b"\x00"])
+@pytest.mark.parametrize(
+    "nasty",
+    [
+        b";a" * 2000,
+        b" " * 4000,
+        b";" * 4000,
+        b";a=" + b'"' * 4000,
+        b";a" + b" " * 4000,
+        b";a=b " * 800,
+        b";" + b"a" * 4000 + b"\x00",
+    ],
+)
 def test_a_nasty_chunk_line_takes_no_time(nasty: bytes) -> None:
     started = time.perf_counter()
     try:
@@ -1009,7 +1041,16 @@ def test_a_nasty_chunk_line_takes_no_time(nasty: bytes) -> None:
     assert time.perf_counter() - started < 0.5  # measured: under a millisecond
 
 
-@pytest.mark.parametrize("url", [b"http://" + b"a." * 16000, b"http://" + b"a" * 30000, b"http://a.example/" + b"?" * 30000, b"http://[" + b":" * 30000 + b"]/", b"h" * 30000])
+@pytest.mark.parametrize(
+    "url",
+    [
+        b"http://" + b"a." * 16000,
+        b"http://" + b"a" * 30000,
+        b"http://a.example/" + b"?" * 30000,
+        b"http://[" + b":" * 30000 + b"]/",
+        b"h" * 30000,
+    ],
+)
 def test_a_nasty_target_takes_no_time(url: bytes) -> None:
     started = time.perf_counter()
     try:

@@ -11,14 +11,15 @@ import tempfile
 import threading
 from concurrent.futures import Future
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Callable, Optional, Tuple, TypeVar
+from typing import Callable, List, Optional, Tuple, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from stream import Stream
 
 HOST = "a.example"
@@ -35,7 +36,7 @@ def in_thread(function: Callable[..., T], *arguments: object) -> Future[T]:
     def run() -> None:
         try:
             future.set_result(function(*arguments))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is handed on
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -69,7 +70,7 @@ def reset(sock: socket.socket) -> None:
 
 def read_all(sock: socket.socket) -> bytes:
     """Everything until the end of the stream."""
-    pieces = []
+    pieces: List[bytes] = []
     while True:
         piece = sock.recv(1 << 16)
         if not piece:
@@ -86,7 +87,7 @@ def client_context() -> ssl.SSLContext:
     return _contexts()[1]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _contexts() -> Tuple[ssl.SSLContext, ssl.SSLContext]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
@@ -111,6 +112,7 @@ class Pairs:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        _contexts()  # here, for the two ends may ask for it in two threads at once
 
     def __enter__(self) -> Pairs:
         return self

@@ -1,0 +1,51 @@
+# dduct. `make help` says what there is.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all test-clients check format pyz clean
+
+help: ## say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+run: ## start dduct with dduct.toml
+	@if $(PYTHON) packaging/ready.py; then exec $(PYTHON) dduct.py --cfg dduct.toml; fi; \
+	$(MAKE) --no-print-directory .venv-run/.stamp && exec .venv-run/bin/python dduct.py --cfg dduct.toml
+
+.venv-run/.stamp: requirements.txt
+	$(PYTHON) -m venv .venv-run
+	.venv-run/bin/pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.stamp: requirements.txt tests/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
+	@touch $@
+
+test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
+	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients $(PYTEST_ARGS)
+
+test-clients: $(VENV)/.stamp ## run real clients against real servers (skopeo, apt, curl, docker-registry, nginx)
+	$(BIN)/python -m pytest -q -rs tests/clients $(PYTEST_ARGS)
+
+test-all: ## run the tests with every Python found
+	@sh packaging/test-all.sh $(PYTHONS)
+
+check: $(VENV)/.stamp ## ruff, mypy --strict, the layout of the rooms
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layout.py
+
+format: $(VENV)/.stamp ## let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pyz: ## build dist/dduct.pyz, one file that runs where python3 and cryptography are
+	$(PYTHON) packaging/pyz.py dist/dduct.pyz
+
+clean: ## remove what make has made
+	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,424 @@
+"""A fill: one transfer into one growing file, and those who read along.
+
+Between processes the protocol is the growing file alone: `flock` says who leads, its size how far, its inode how it
+ended. Within a process a condition on the `Fill` says the same sooner. Every way out of a fill wakes all its readers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from typing import Any, Callable, Iterator, Optional, Union
+
+from store import (
+    PART_SUFFIX,
+    Digest,
+    Key,
+    Metadata,
+    Places,
+    Record,
+    Store,
+    Unstorable,
+    is_blank,
+    is_file,
+    read_record,
+    remove_part,
+    try_lock,
+)
+
+# The last octets of a digest-named object stay here until the digest agrees, so that nobody holds a whole wrong one.
+HOLD_BACK = 64 * 1024
+
+_POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two looks at another process's fill
+_OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, then the claim begins anew
+
+
+class FillState(enum.Enum):
+    """How far a fill is. The last four are final."""
+
+    ASKING = "the leader waits for the origin's answer"
+    FILLING = "the head is known, octets are arriving"
+    PUBLISHED = "complete and in its place"
+    FAILED = "broken off"
+    DECLINED = "the origin's answer is not to be kept; everybody asks for himself"
+    GONE = "over before it began; claim again"
+
+
+_FINAL = frozenset([FillState.PUBLISHED, FillState.FAILED, FillState.DECLINED, FillState.GONE])
+
+
+class Ownership(enum.Enum):
+    """What became of the attempt to lead."""
+
+    MINE = "this process writes the file"
+    FOREIGN = "another process does"
+    PUBLISHED = "nobody needs to: the object is here"
+
+
+class FillFailed(Exception):
+    """The fill broke off before the wanted octets arrived; `cause` is what its leader gave as the reason."""
+
+    def __init__(self, cause: object) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Fill:
+    """One transfer into one growing file: written by its leader, read by any number of threads meanwhile.
+
+    Only the leader calls `own`, `begin`, `write`, `publish`, `settle`, `fail`, `decline` and `close`; `over` is told
+    when the fill has reached its end, just before its readers are.
+    """
+
+    def __init__(self, store: Store, key: Key, places: Places, over: Callable[[Fill], None]) -> None:
+        self._store = store
+        self._digest = key.digest
+        self._place, self._alias = places.object, places.alias
+        self._over = over
+        self._fd = -1
+        self._sha256 = hashlib.sha256()
+        self._check = (
+            self._sha256 if self._digest is None or self._digest.algorithm == "sha256" else _hasher(self._digest)
+        )
+        self._size = 0
+        # Guards all below, and is notified on every change of them.
+        self._changed = threading.Condition()
+        self._users = 1  # descriptors' users: the leader, and every attached reader
+        self._released = 0  # octets that readers may have
+        self._owned = False  # `own` is through, and this is what it found out:
+        self._ownership: Optional[Ownership] = None
+        self._cause: object = None
+        self.state = FillState.ASKING
+        self.metadata: Optional[Metadata] = None
+        self.length: Optional[int] = None
+
+    # The leader's side
+
+    def own(self) -> Ownership:
+        """Become the one that writes the growing file, or find out who is; tell those who wait for that.
+
+        Unless this process writes it, the fill is over with this. Raises Unstorable.
+        """
+        ownership = None
+        try:
+            while ownership is None:
+                ownership = self._try_own()
+        finally:
+            if ownership is not Ownership.MINE:
+                self._finish(FillState.GONE)
+            with self._changed:
+                self._ownership = ownership
+                self._owned = True
+                self._changed.notify_all()
+        return ownership
+
+    def begin(self, metadata: Metadata, length: Optional[int]) -> None:
+        """The origin's answer is to be kept: `length` octets are coming, or an unknown number.
+
+        Raises Unstorable; the fill can then still be declined.
+        """
+        self._store.write_record(self._fd, Record(metadata, length or 0))
+        with self._changed:
+            self.metadata, self.length = metadata, length
+            self.state = FillState.FILLING
+            self._changed.notify_all()
+
+    def write(self, data: memoryview) -> None:
+        """Append octets and show them to the readers. Raises OSError."""
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], self._size + done)
+        self._sha256.update(data)
+        if self._check is not self._sha256:
+            self._check.update(data)
+        self._size += len(data)
+        released = self._size if self._digest is None else self._size - HOLD_BACK
+        with self._changed:
+            if released > self._released:
+                self._released = released
+                self._changed.notify_all()
+
+    def publish(self) -> None:
+        """The body is complete: verify it, put it in its place, let everybody have the rest.
+
+        Raises FillFailed where length or digest disagree, OSError or Unstorable where the disk does; nothing is
+        published then, and the fill has failed.
+        """
+        assert self.metadata is not None
+        try:
+            self._verify()
+            sha256, boot = self._sha256.hexdigest(), self._store.boot
+            self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot))
+            os.replace(self._place + PART_SUFFIX, self._place)
+            if self._alias is not None and self._digest is not None:
+                self._store.write_alias(self._alias, self._digest, self.metadata)
+        except BaseException as error:
+            self._finish(FillState.FAILED, error.cause if isinstance(error, FillFailed) else error)
+            raise
+        with self._changed:
+            self._released = self.length = self._size
+        self._finish(FillState.PUBLISHED)
+
+    def settle(self) -> None:
+        """After `publish`, when nobody waits any more: make the object survive a loss of power. Raises OSError."""
+        if self.state is FillState.PUBLISHED:
+            self._store.settle(self._place)
+            if self._alias is not None:
+                with contextlib.suppress(Unstorable):  # then there is no alias either; see write_alias
+                    self._store.settle(self._alias)
+
+    def fail(self, cause: object) -> None:
+        """Break off: nothing is published, and readers past the octets they have get `cause`."""
+        self._finish(FillState.FAILED, cause)
+
+    def decline(self) -> None:
+        """The origin's answer is not to be kept."""
+        self._finish(FillState.DECLINED)
+
+    def close(self) -> None:
+        """The leader's last word, on every path; a fill that is not over by then has failed."""
+        self._finish(FillState.FAILED, "abandoned by its leader")
+        self.detach()
+
+    # The readers' side
+
+    def attach(self) -> None:
+        """Count a reader in, so that the file stays open for it; `detach` ends that."""
+        with self._changed:
+            self._users += 1
+
+    def detach(self) -> None:
+        """Count a user out; the last one closes the file."""
+        with self._changed:
+            self._users -= 1
+            last = not self._users
+        if last and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def wait_owned(self) -> Optional[Ownership]:
+        """What `own` found out, None where it raised; it does file operations only, so this is soon."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._owned, _OWNING_AT_MOST)
+            return self._ownership
+
+    def wait_head(self, patience: float) -> FillState:
+        """The state once it is no longer ASKING, or ASKING after `patience` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.state is not FillState.ASKING, patience)
+            return self.state
+
+    def read_at(self, view: memoryview, offset: int, patience: float) -> int:
+        """Octets from `offset` on as soon as there are any; 0 at the end of a published object.
+
+        Raises FillFailed where they will not come, or did not for `patience` seconds.
+        """
+        with self._changed:
+            arrived = self._changed.wait_for(lambda: self._released > offset or self.state in _FINAL, patience)
+            available = self._released - offset
+            if available <= 0:
+                if self.state is FillState.PUBLISHED:
+                    return 0
+                raise FillFailed(self._cause if arrived else f"nothing arrived for {patience:g} s")
+        return os.preadv(self._fd, [view[:available]], offset)
+
+    @property
+    def cause(self) -> object:
+        """Why it failed."""
+        return self._cause
+
+    # Innards
+
+    def _try_own(self) -> Optional[Ownership]:
+        """One attempt at `own`; None where the file was not the one to own, and another attempt is due."""
+        part = self._place + PART_SUFFIX
+        fd = self._store.open_part(self._place)
+        ownership = None
+        try:
+            if not try_lock(fd):
+                ownership = Ownership.FOREIGN
+            elif not is_file(part, fd):
+                pass  # its last owner has just renamed or removed it
+            elif self._published_meanwhile():
+                os.unlink(part)
+                ownership = Ownership.PUBLISHED
+            elif not is_blank(fd):
+                os.unlink(part)  # left by a crash; a fresh inode carries nothing of it over
+            else:
+                ownership = Ownership.MINE
+        except OSError as error:
+            raise Unstorable(error.strerror or str(error)) from error
+        finally:
+            if ownership is Ownership.MINE:
+                self._fd = fd
+            else:
+                os.close(fd)
+        return ownership
+
+    def _published_meanwhile(self) -> bool:
+        entry = self._store.open_entry(self._place)
+        if entry is None:
+            return False
+        entry.close()
+        return True
+
+    def _verify(self) -> None:
+        if self.length is not None and self._size != self.length:
+            raise FillFailed(f"{self._size} octets instead of {self.length}")
+        if self._digest is not None and self._check.hexdigest() != self._digest.hex:
+            raise FillFailed(f"its octets have not the digest {self._digest}")
+
+    def _finish(self, state: FillState, cause: object = None) -> None:
+        with self._changed:
+            if self.state in _FINAL:
+                return
+        if state is not FillState.PUBLISHED and self._fd >= 0:
+            remove_part(self._place + PART_SUFFIX, self._fd)
+            self._store.prune(self._place)
+        self._over(self)
+        if self._fd >= 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        with self._changed:
+            self.state, self._cause = state, cause
+            self._changed.notify_all()
+
+
+class ForeignFill:
+    """A fill that another process leads, watched through its file; the readers' side of `Fill`."""
+
+    def __init__(self, place: str, fd: int, held_back: bool) -> None:
+        self._place = place
+        self._fd = fd
+        self._held_back = held_back
+        self.state = FillState.ASKING
+        self.metadata: Optional[Metadata] = None
+        self.length: Optional[int] = None
+        self.cause: object = None
+
+    def attach(self) -> None:
+        """Each follower has a descriptor of its own: nothing to count."""
+
+    def detach(self) -> None:
+        """Give the descriptor back; harmless twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def wait_head(self, patience: float) -> FillState:
+        """See Fill.wait_head; a leader that gave up or died before the head leaves GONE."""
+        for _ in _looks(patience):
+            self._look()
+            if self.state is not FillState.ASKING:
+                break
+        return self.state
+
+    def read_at(self, view: memoryview, offset: int, patience: float) -> int:
+        """See Fill.read_at."""
+        for _ in _looks(patience):
+            self._look()
+            available = self._available() - offset
+            if available > 0:
+                return os.preadv(self._fd, [view[:available]], offset)
+            if self.state is FillState.PUBLISHED:
+                return 0
+            if self.state in _FINAL:
+                raise FillFailed(self.cause)
+        raise FillFailed(f"nothing arrived for {patience:g} s")
+
+    def _look(self) -> None:
+        if self.state in _FINAL:
+            return
+        ended = self._ending()
+        record = self._record()
+        if record is not None:
+            self.metadata = record.metadata
+            self.length = record.length or None
+            if self.state is FillState.ASKING:
+                self.state = FillState.FILLING
+        if ended is None:
+            return
+        if ended is FillState.FAILED and self.metadata is None:
+            ended = FillState.GONE
+        if ended is FillState.PUBLISHED:
+            self.length = os.fstat(self._fd).st_size
+        self.state = ended
+
+    def _ending(self) -> Optional[FillState]:
+        """PUBLISHED, FAILED, or None while its leader is at it."""
+        if is_file(self._place, self._fd):
+            return FillState.PUBLISHED
+        if not is_file(self._place + PART_SUFFIX, self._fd):
+            # Between the two looks it may have moved from one name to the other.
+            if is_file(self._place, self._fd):
+                return FillState.PUBLISHED
+            self.cause = "its leader gave it up"
+            return FillState.FAILED
+        if not try_lock(self._fd):
+            return None
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        if is_file(self._place, self._fd):
+            return FillState.PUBLISHED
+        self.cause = "its leader is gone"
+        return FillState.FAILED
+
+    def _record(self) -> Optional[Record]:
+        try:
+            return read_record(self._fd)
+        except ValueError:
+            return None
+
+    def _available(self) -> int:
+        size = os.fstat(self._fd).st_size
+        if self.state is FillState.PUBLISHED or not self._held_back:
+            return size
+        return size - HOLD_BACK
+
+
+AnyFill = Union[Fill, ForeignFill]
+
+
+class FillReader:
+    """A reader on a fill, attached until it is closed. `patience` is in seconds."""
+
+    def __init__(self, fill: AnyFill, patience: float) -> None:
+        self.fill = fill
+        self._patience = patience
+        self._open = True
+
+    @property
+    def length(self) -> Optional[int]:
+        """Octets of the whole object, where known already."""
+        return self.fill.length
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        """Octets from `offset` on as they come; 0 at the end. Raises FillFailed."""
+        return self.fill.read_at(view, offset, self._patience)
+
+    def close(self) -> None:
+        """Detach; harmless twice."""
+        if self._open:
+            self._open = False
+            self.fill.detach()
+
+
+def _hasher(digest: Digest) -> Any:
+    if digest.algorithm == "blake2b":
+        return hashlib.blake2b(digest_size=len(digest.hex) // 2)
+    return hashlib.new(digest.algorithm)
+
+
+def _looks(patience: float) -> Iterator[None]:
+    """Yield at growing intervals until `patience` seconds have passed."""
+    deadline = time.monotonic() + patience
+    pause = _POLL_SHORTEST
+    while True:
+        yield
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL_LONGEST)

@@ -1,0 +1,128 @@
+"""The house keeps its shape: imports go down the table, rooms stay small, nothing hides errors."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+from typing import Dict, Iterator, List, Set
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Who may import whom; ARCHITECTURE.md says the same in words.
+ROOMS: Dict[str, Set[str]] = {
+    "config": set(),
+    "http1": set(),
+    "certs": set(),
+    "store": set(),
+    "fill": {"store"},
+    "cache": {"store", "fill"},
+    "stream": {"http1"},
+    "body": {"http1", "stream"},
+    "policy": {"config", "http1"},
+    "upstream": {"http1", "stream", "body"},
+    "reply": {"http1", "stream", "body"},
+    "pages": {"http1", "policy"},
+    "relay": {"http1", "stream", "body", "upstream", "reply"},
+    "fetch": {"http1", "store", "fill", "cache", "body", "policy", "upstream", "reply", "relay"},
+    "session": {"http1", "certs", "stream", "body", "policy", "upstream", "reply", "pages", "relay", "fetch"},
+    "server": {"config", "http1", "certs", "cache", "stream", "policy", "upstream", "fetch", "session"},
+    "dduct": {"config", "certs", "server"},
+}
+THIRD_PARTY = {"cryptography", "tomli"}
+BROAD_EXCEPTS = {"server": 1}  # the edge of every thread
+LONGEST_ROOM, LONGEST_FUNCTION = 600, 60
+
+# The standard library's names are known to Python itself from 3.10 on; the check need not run on 3.9.
+STANDARD = getattr(sys, "stdlib_module_names", None)
+
+
+def imported(tree: ast.AST) -> Set[str]:
+    """Top-level names of the modules that a tree imports."""
+    names: Set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or ".").partition(".")[0])
+    return names
+
+
+def problems(name: str, source: str) -> Iterator[str]:
+    """What is wrong with a room, one line each."""
+    tree = ast.parse(source)
+    names = imported(tree)
+    for other in sorted(names & set(ROOMS)):
+        if other not in ROOMS[name]:
+            yield f"{name} imports {other}, which is not below it"
+    if STANDARD is not None:
+        for other in sorted(names - set(ROOMS) - THIRD_PARTY - set(STANDARD)):
+            yield f"{name} imports {other}, which is not there at run time"
+    if not ast.get_docstring(tree):
+        yield f"{name} does not say what it is"
+    if source.count("\n") > LONGEST_ROOM:
+        yield f"{name} has {source.count(chr(10))} lines: it is two rooms"
+    broad = 0
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            if length > LONGEST_FUNCTION:
+                yield f"{name}.{node.name} has {length} lines"
+        elif isinstance(node, ast.ExceptHandler) and _swallows(node):
+            broad += 1
+    if broad > BROAD_EXCEPTS.get(name, 0):
+        yield f"{name} has {broad} except clauses that swallow everything"
+    yield from _mutable_globals(name, tree)
+
+
+def _swallows(node: ast.ExceptHandler) -> bool:
+    broad = node.type is None or (isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException"))
+    return broad and not any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+
+
+def _mutable_globals(name: str, tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        targets: List[ast.expr] = node.targets if isinstance(node, ast.Assign) else []
+        for target in targets:
+            variable = target.id if isinstance(target, ast.Name) else ""
+            mutable = isinstance(node, ast.Assign) and isinstance(node.value, (ast.List, ast.Dict, ast.Set))
+            if mutable and variable != variable.upper():
+                yield f"{name}.{variable} is mutable state of a module"
+
+
+@pytest.mark.parametrize("name", list(ROOMS))
+def test_a_room_keeps_to_the_rules(name: str) -> None:
+    assert list(problems(name, (ROOT / f"{name}.py").read_text("utf-8"))) == []
+
+
+def test_the_table_is_complete() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == set(ROOMS)
+
+
+def test_architecture_names_every_room() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    assert [name for name in ROOMS if f"| `{name}.py` |" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ('"""x"""\nimport session\n', "http1 imports session"),
+        ('"""x"""\nfrom cache import Cache\n', "http1 imports cache"),
+        ("import re\n", "does not say"),
+        ('"""x"""\n' + "\n" * 601, "two rooms"),
+        ('"""x"""\ndef f():\n' + "    pass\n" * 61, "http1.f has 62 lines"),
+        ('"""x"""\ntry:\n    pass\nexcept Exception:\n    pass\n', "swallow"),
+        ('"""x"""\ntry:\n    pass\nexcept:\n    pass\n', "swallow"),
+        ('"""x"""\nseen = []\n', "http1.seen is mutable"),
+    ],
+)
+def test_the_rules_can_be_broken(source: str, complaint: str) -> None:
+    assert any(complaint in problem for problem in problems("http1", source))
+
+
+@pytest.mark.skipif(STANDARD is None, reason="Python 3.9 does not know the names of its own modules")
+def test_a_package_that_is_not_there_at_run_time_is_noticed() -> None:
+    assert any("requests" in problem for problem in problems("http1", '"""x"""\nimport requests\n'))
