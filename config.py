@@ -254,6 +254,7 @@ _SCHEMA = (
         [
             r"^/v2/.*/blobs/sha256:(?P<sha256>[0-9a-f]{64})$",
             r"/by-hash/SHA256/(?P<sha256>[0-9a-f]{64})$",
+            r"/by-hash/SHA512/(?P<sha512>[0-9a-f]{128})$",
             r"^/.*\.(?:apk|deb|rpm)$",
             r"^/.*\.(?:whl|crate)$",
             r"^/.*\.(?:tar|tbz|tgz|txz)$",

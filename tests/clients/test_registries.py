@@ -1,0 +1,103 @@
+"""skopeo and docker-registry: images pulled and pushed through dduct."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, List, Union
+
+from clients.workshop import Dduct, Registry, Workshop, require, run
+
+LAYERS = 5
+
+
+def write_image(directory: Path, layers: int = LAYERS, size: int = 400_000) -> List[str]:
+    """An image in the OCI layout at `directory`; the digests of its blobs as a client fetches them."""
+    blobs = directory / "blobs/sha256"
+    blobs.mkdir(parents=True)
+
+    def add(data: bytes, kind: str) -> Dict[str, Union[str, int]]:
+        digest = hashlib.sha256(data).hexdigest()
+        (blobs / digest).write_bytes(data)
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": f"sha256:{digest}", "size": len(data)}
+
+    diffs, descriptors = [], []
+    for number in range(layers):
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as tar:
+            entry = tarfile.TarInfo(f"layer-{number}")
+            entry.size = size
+            tar.addfile(entry, io.BytesIO(os.urandom(size)))
+        diffs.append(f"sha256:{hashlib.sha256(content.getvalue()).hexdigest()}")
+        descriptors.append(add(gzip.compress(content.getvalue(), 1), "layer.v1.tar+gzip"))
+    platform = {"architecture": "amd64", "os": "linux"}
+    config = add(
+        json.dumps({**platform, "config": {}, "rootfs": {"type": "layers", "diff_ids": diffs}}).encode(),
+        "config.v1+json",
+    )
+    manifest = {"schemaVersion": 2, "config": config, "layers": descriptors}
+    manifest["mediaType"] = "application/vnd.oci.image.manifest.v1+json"
+    index = add(json.dumps(manifest).encode(), "manifest.v1+json")
+    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [index]}))
+    return sorted(str(one["digest"]) for one in [config, *descriptors])
+
+
+def copy(dduct: Dduct, source: str, target: str) -> None:
+    run("skopeo", "--insecure-policy", "copy", "-q", source, target, env=dduct.environment)
+
+
+def pushed(workshop: Workshop, dduct: Dduct, registry: Registry) -> List[str]:
+    """Push an image through dduct; its blobs."""
+    image = workshop.directory / "image"
+    digests = write_image(image)
+    copy(dduct, f"oci:{image}", f"docker://{registry.host}/team/app:1")
+    return digests
+
+
+def content(directory: Path) -> Dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_an_image_is_pushed_through_dduct_and_pulled_twice(workshop: Workshop, tmp_path: Path) -> None:
+    require("skopeo", "docker-registry")
+    registry, dduct = workshop.registry(), workshop.dduct()
+    digests = pushed(workshop, dduct, registry)
+    assert registry.blobs_sent() == []
+    source = f"docker://{registry.host}/team/app:1"
+    copy(dduct, source, f"dir:{tmp_path}/first")
+    assert sorted(registry.blobs_sent(len(digests))) == digests
+    copy(dduct, source, f"dir:{tmp_path}/second")
+    assert sorted(registry.blobs_sent()) == digests
+    assert content(tmp_path / "first") == content(tmp_path / "second")
+    assert {f"sha256:{name}" for name in content(tmp_path / "first")} >= set(digests)
+
+
+def test_six_pulls_at_once_transfer_each_blob_once(workshop: Workshop, tmp_path: Path) -> None:
+    require("skopeo", "docker-registry")
+    registry, dduct = workshop.registry(), workshop.dduct()
+    digests = pushed(workshop, dduct, registry)
+    source = f"docker://{registry.host}/team/app:1"
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda number: copy(dduct, source, f"dir:{tmp_path}/{number}"), range(6)))
+    assert sorted(registry.blobs_sent(len(digests))) == digests
+    copies = [content(tmp_path / str(number)) for number in range(6)]
+    assert all(one == copies[0] for one in copies)
+
+
+def test_a_blob_is_shared_between_repositories(workshop: Workshop, tmp_path: Path) -> None:
+    require("skopeo", "docker-registry")
+    registry, dduct = workshop.registry(), workshop.dduct()
+    digests = pushed(workshop, dduct, registry)
+    copy(dduct, f"oci:{workshop.directory}/image", f"docker://{registry.host}/other/app:1")
+    copy(dduct, f"docker://{registry.host}/team/app:1", f"dir:{tmp_path}/first")
+    copy(dduct, f"docker://{registry.host}/other/app:1", f"dir:{tmp_path}/second")
+    assert content(tmp_path / "first") == content(tmp_path / "second")
+    stored = {path.name for path in (dduct.files / "sha256").rglob("*") if path.is_file()}
+    assert {f"sha256:{name}" for name in stored} == set(digests)
