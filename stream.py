@@ -22,6 +22,7 @@ import http1
 
 READ_SIZE = 64 * 1024
 _RECORD_HEAD = 5  # octets: type, version, and the length of what follows in the last two
+_OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # ssl has a name for it from 3.10 on
 _READ_AHEAD_AT_MOST = 64  # reads of READ_SIZE
 Buffer = Union[bytes, bytearray, memoryview]
 _Result = TypeVar("_Result")
@@ -35,6 +36,16 @@ class NamedSocket(ssl.SSLSocket):
     """A TLS socket that remembers for which name its client asked; set by the context's sni_callback."""
 
     server_name: Optional[str] = None
+
+
+def tell_cut_from_end(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Make a context report a connection that ends without close_notify, and return it.
+
+    Python 3.9 has OpenSSL 3 take that for an end in good order (SSL_OP_IGNORE_UNEXPECTED_EOF, bpo-43794), and with it
+    a body that is cut off for a complete one. OpenSSL 1.1 knows no such option, and reports it always.
+    """
+    context.options &= ~_OP_IGNORE_UNEXPECTED_EOF
+    return context
 
 
 class _NestedTls:

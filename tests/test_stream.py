@@ -721,7 +721,7 @@ def test_cut_does_not_say_goodbye(pairs: Pairs, role: str) -> None:
     stream.send(b"part of it")
     stream.cut()
     assert far.recv(100) == b"part of it"
-    with pytest.raises(ssl.SSLEOFError):
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
         far.recv(100)
     stream.close()
 
@@ -732,7 +732,7 @@ def test_close_after_cut_says_nothing(pairs: Pairs) -> None:
     stream.close()
     stream.linger(PATIENCE)
     stream.abort()
-    with pytest.raises(ssl.SSLEOFError):
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
         far.recv(100)
 
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from stream import Stream
+from stream import Stream, tell_cut_from_end
 
 HOST = "a.example"
 PATIENCE = 10.0  # seconds; a wait that reaches it has failed
@@ -88,7 +88,7 @@ def client_context() -> ssl.SSLContext:
 
 
 @cache
-def _contexts() -> Tuple[ssl.SSLContext, ssl.SSLContext]:
+def _contexts() -> Tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLContext]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
     names = x509.SubjectAlternativeName([x509.DNSName(HOST), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
@@ -97,14 +97,15 @@ def _contexts() -> Tuple[ssl.SSLContext, ssl.SSLContext]:
     certificate = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
     pem = certificate.public_bytes(serialization.Encoding.PEM)
     encoding = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server, strict_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "both.pem")
         path.write_bytes(key.private_bytes(*encoding) + pem)
         server.load_cert_chain(path)
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        strict_server.load_cert_chain(path)
+    client = tell_cut_from_end(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     client.load_verify_locations(cadata=pem.decode())
-    return server, client
+    return server, client, tell_cut_from_end(strict_server)
 
 
 class Pairs:
@@ -161,7 +162,7 @@ class Pairs:
 
 
 def _wrap(sock: socket.socket, client: bool) -> ssl.SSLSocket:
-    context = client_context() if client else server_context()
+    context = client_context() if client else _contexts()[2]
     wrapped = context.wrap_socket(
         sock,
         server_side=not client,
