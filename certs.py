@@ -9,6 +9,7 @@ Rules of this room:
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import ipaddress
 import logging
@@ -41,12 +42,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _log = logging.getLogger("dduct.certs")
 
+Life = Tuple[datetime, datetime]
 PrivateKey = Union[rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey]
 
 _CLOCK_SKEW = timedelta(days=2)  # a client whose clock is late must not find a new certificate too young
 _EXPIRY_WARNING = timedelta(days=30)
 _MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
 _COMMON_NAME_LIMIT = 64  # RFC 5280, ub-common-name
+_PSS_ONLY = bytes.fromhex("06092a864886f70d01010a")  # the OID 1.2.840.113549.1.1.10 in DER
 _PEM_END = b"-----END CERTIFICATE-----"
 
 
@@ -102,7 +105,7 @@ class CertificateAuthority:
         subject = _name(common_name)
         # RFC 5280 §4.2.1.9 and §4.2.1.3: both critical, and nothing but signing.
         builder = (
-            _builder(subject, subject, key, days)
+            _builder(subject, subject, key, _from_now(days))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         )
@@ -124,13 +127,17 @@ class CertificateAuthority:
         return self._pair.key_pem
 
     def issue_server(self, key: PrivateKey, common_name: str, hosts: Sequence[str], days: int) -> KeyPair:
-        """A server's certificate for host names, `*.` names and IP addresses."""
+        """A server's certificate for host names, `*.` names and IP addresses, valid for `days` from now."""
         names = [_general_name(host) for host in hosts]
-        return self._issue(key, common_name, names, ExtendedKeyUsageOID.SERVER_AUTH, days)
+        return self._issue(key, common_name, names, ExtendedKeyUsageOID.SERVER_AUTH, _from_now(days))
+
+    def issue_leaf(self, key: PrivateKey, host: str, days: int) -> KeyPair:
+        """A host's certificate with a life of `days` in all, which is what clients count."""
+        return self._issue(key, host, [_general_name(host)], ExtendedKeyUsageOID.SERVER_AUTH, _in_all(days))
 
     def issue_client(self, key: PrivateKey, common_name: str, days: int) -> KeyPair:
         """A client's certificate."""
-        return self._issue(key, common_name, [], ExtendedKeyUsageOID.CLIENT_AUTH, days)
+        return self._issue(key, common_name, [], ExtendedKeyUsageOID.CLIENT_AUTH, _from_now(days))
 
     def issued(self, certificate: x509.Certificate) -> bool:
         """Whether this authority's key signed `certificate`."""
@@ -156,11 +163,11 @@ class CertificateAuthority:
         common_name: str,
         names: Sequence[x509.GeneralName],
         usage: x509.ObjectIdentifier,
-        days: int,
+        life: Life,
     ) -> KeyPair:
         subject = _name(common_name) if len(common_name) <= _COMMON_NAME_LIMIT else x509.Name([])
         builder = (
-            _builder(subject, self.certificate.subject, key, days, not_after=_not_after(self.certificate))
+            _builder(subject, self.certificate.subject, key, life, not_after=_not_after(self.certificate))
             .add_extension(self._authority_key_identifier(), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
@@ -184,18 +191,28 @@ class CertificateAuthority:
         return x509.AuthorityKeyIdentifier(own.value.digest, None, None)
 
 
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: PrivateKey, days: int, not_after: Optional[datetime] = None
-) -> x509.CertificateBuilder:
+def _from_now(days: int) -> Life:
     now = datetime.now(timezone.utc).replace(microsecond=0)
-    end = now + timedelta(days=days)
+    return now - _CLOCK_SKEW, now + timedelta(days=days)
+
+
+def _in_all(days: int) -> Life:
+    life = timedelta(days=days)
+    begin = datetime.now(timezone.utc).replace(microsecond=0) - min(_CLOCK_SKEW, life / 4)
+    return begin, begin + life
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: PrivateKey, life: Life, not_after: Optional[datetime] = None
+) -> x509.CertificateBuilder:
+    begin, end = life
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_before(begin)
         .not_valid_after(end if not_after is None else min(end, not_after))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
@@ -291,8 +308,7 @@ def _authority(files: CertificateFiles, identity: Identity) -> CertificateAuthor
     pair = _read_pair(files, "ca", remedy)
     if pair is None:
         authority = CertificateAuthority.generate(identity.ca_cn, identity.rsa_key_bits, identity.days_from_now)
-        _write(files.path("ca.key"), authority.key_pem, 0o600)
-        _write(files.path("ca.crt"), authority.pem, 0o644)
+        _write_pair(files, "ca", authority.key_pem, authority.pem)
         return authority
     try:
         constraints = pair.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
@@ -330,8 +346,7 @@ def _issued(
     bundle = files.path(f"{name}.p12")
     if pair is None:
         pair = issue()
-        _write(files.path(f"{name}.key"), pair.key_pem, 0o600)
-        _write(files.path(f"{name}.crt"), pair.certificate_pem, 0o644)
+        _write_pair(files, name, pair.key_pem, pair.certificate_pem)
         bundle.unlink() if bundle.exists() else None
     elif not authority.issued(pair.certificate):
         raise CertificateError(f'"{files.path(name + ".crt")}" was not issued by "{files.path("ca.crt")}"; {remedy}')
@@ -346,6 +361,12 @@ def _issued(
 def _read_pair(files: CertificateFiles, name: str, remedy: str) -> Optional[KeyPair]:
     """NAME.key and NAME.crt, checked; None where there is neither. Raises CertificateError, OSError."""
     key_path, certificate_path = files.path(f"{name}.key"), files.path(f"{name}.crt")
+    pending = _pending(certificate_path)
+    if pending.exists():  # a start broke off between the two
+        if key_path.exists() and not certificate_path.exists():
+            os.replace(pending, certificate_path)
+        else:
+            pending.unlink()
     present = [path for path in (key_path, certificate_path) if path.exists()]
     if not present:
         return None
@@ -367,8 +388,9 @@ def _read_pair(files: CertificateFiles, name: str, remedy: str) -> Optional[KeyP
 
 
 def _read_key(path: Path, remedy: str) -> PrivateKey:
+    data = path.read_bytes()
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
+        key = load_pem_private_key(data, password=None)
     except TypeError:
         raise CertificateError(
             f'"{path}" is encrypted; decrypt it with: openssl pkey -in {path.name} -out plain.key'
@@ -377,6 +399,9 @@ def _read_key(path: Path, remedy: str) -> PrivateKey:
         raise CertificateError(f'"{path}" holds no whole PEM private key; {remedy}') from None
     if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
         raise CertificateError(f'"{path}" is neither an RSA nor an EC key; {remedy}')
+    # cryptography takes one for a plain RSA key, and what that signs with it nobody verifies.
+    if _PSS_ONLY in base64.b64decode(b"".join(data.partition(b"-----\n")[2].partition(b"-----")[0].split())):
+        raise CertificateError(f'"{path}" is an RSA key for PSS alone; use a plain RSA or an EC key, or {remedy}')
     return key
 
 
@@ -385,9 +410,16 @@ def _read_certificate(path: Path, remedy: str) -> x509.Certificate:
     end = data.find(_PEM_END)
     try:
         # Of a chain the first certificate counts.
-        return x509.load_pem_x509_certificate(data if end < 0 else data[: end + len(_PEM_END)] + b"\n")
-    except ValueError:
+        certificate = x509.load_pem_x509_certificate(data if end < 0 else data[: end + len(_PEM_END)] + b"\n")
+        # Most of it is decoded when it is looked at, and damage inside shows no sooner.
+        certificate.public_key()
+        for _ in (certificate.extensions, certificate.subject, certificate.issuer, _not_before(certificate)):
+            pass
+        _not_after(certificate)
+        certificate.signature_hash_algorithm  # noqa: B018
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension):
         raise CertificateError(f'"{path}" holds no whole PEM certificate; {remedy}') from None
+    return certificate
 
 
 def _public_der(key: object) -> bytes:
@@ -395,7 +427,31 @@ def _public_der(key: object) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]
 
 
+def _pending(path: Path) -> Path:
+    return path.with_name(f".{path.name}.pending")
+
+
+def _write_pair(files: CertificateFiles, name: str, key_pem: bytes, certificate_pem: bytes) -> None:
+    """Write NAME.key and NAME.crt so that a start which breaks off in between is made good by the next."""
+    key, certificate = files.path(f"{name}.key"), files.path(f"{name}.crt")
+    pending = _pending(certificate)
+    try:
+        _store(pending, certificate_pem, 0o644)
+        _write(key, key_pem, 0o600)
+        os.replace(pending, certificate)
+    except BaseException:
+        for path in (key, pending):
+            path.unlink(missing_ok=True)
+        raise
+    _log.info('Write "%s"', certificate)
+
+
 def _write(path: Path, data: bytes, mode: int) -> None:
+    _store(path, data, mode)
+    _log.info('Write "%s"', path)
+
+
+def _store(path: Path, data: bytes, mode: int) -> None:
     """Write a file whole: under another name first, brought to the disk, then renamed."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 from the start
     try:
@@ -408,7 +464,6 @@ def _write(path: Path, data: bytes, mode: int) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    _log.info('Write "%s"', path)
 
 
 @contextmanager
@@ -502,7 +557,7 @@ class LeafStore:
         return leaf
 
     def _mint(self, host: str) -> _Leaf:
-        pair = self._authority.issue_server(self._key, host, [host], self._days)
+        pair = self._authority.issue_leaf(self._key, host, self._days)
         now = self._clock()
         left = _not_after(pair.certificate).timestamp() - now
         context = server_context(pair.certificate_pem + self._authority.pem + pair.key_pem)
