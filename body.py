@@ -6,10 +6,10 @@ end. Nobody downstream has to compare lengths again.
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, Union
+from typing import Callable, Iterable, Iterator, List, Tuple, Union
 
 import http1
-from http1 import BodyFraming, Framing
+from http1 import BodyFraming, Field, Framing
 from stream import ConnectionLost, Stream
 
 BUFFER_SIZE = 256 * 1024
@@ -32,6 +32,7 @@ class BodyReader:
         self._remaining = framing.length or 0  # of the body, or of the current chunk
         self._first_chunk = True
         self.length = framing.length
+        self.trailers: Tuple[Field, ...] = ()  # once it is complete
         self.complete = framing.kind is Framing.NONE or framing.length == 0
         self.started = False  # somebody has asked for octets
         self._broken = ""  # why there will be no more of them
@@ -100,20 +101,20 @@ class BodyReader:
         self._first_chunk = False
         self._remaining = http1.parse_chunk_line(self._stream.read_line(http1.CHUNK_LINE_LIMIT))
         if not self._remaining:
-            self._skip_trailers()
+            self.trailers = tuple(self._read_trailers())
             self.complete = True
 
-    def _skip_trailers(self) -> None:
-        # RFC 9110 §6.5.1: a recipient may discard trailer fields; what they must not do is break the framing.
+    def _read_trailers(self) -> List[Field]:
+        trailers: List[Field] = []
         room = http1.HEAD_LIMIT
         while True:
             line = self._stream.read_line(http1.HEAD_LIMIT)
             if line == b"\r\n":
-                return
-            http1.check_trailer_line(line)
+                return trailers
+            trailers.append(http1.parse_trailer_line(line))
             room -= len(line)
-            if room < 0:
-                raise http1.ProtocolError("trailer section is longer than 64 KiB")
+            if room < 0 or len(trailers) > http1.FIELD_LIMIT:
+                raise http1.ProtocolError("trailer section is longer than 64 KiB or 200 fields")
 
 
 class BodyWriter:
@@ -129,7 +130,7 @@ class BodyWriter:
             data = b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
         self._stream.send(data)
 
-    def finish(self) -> None:
-        """Say that the body is complete."""
+    def finish(self, trailers: Iterable[Field] = ()) -> None:
+        """Say that the body is complete; `trailers` are lost where the framing has no place for them."""
         if self._chunked:
-            self._stream.send(b"0\r\n\r\n")
+            self._stream.send(b"0\r\n" + http1.serialise_trailers(trailers) + b"\r\n")

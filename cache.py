@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Dict, Optional, Union
 
 from fill import Fill, FillReader, ForeignFill, Ownership
-from store import Entry, Key, Metadata, Places, Store, Unstorable
+from store import Entry, Key, Metadata, Places, Store, Unstorable, Version
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,21 @@ class Cache:
         """The object, if it is here; never waits. Raises Unstorable."""
         return self._lookup(key, self.store.places(key))
 
-    def claim(self, key: Key) -> Union[Hit, Follow, Lead]:
-        """Find out what to do about an object. Raises Unstorable where it can only be relayed."""
+    def claim(self, key: Key, beyond: Optional[Version] = None) -> Union[Hit, Follow, Lead]:
+        """Find out what to do about an object. Raises Unstorable where it can only be relayed.
+
+        A published object of the version `beyond` is no hit: whoever leads then is to validate or to replace it.
+        """
         places = self.store.places(key)
         while True:
-            hit = self._lookup(key, places)
+            hit = self._lookup(key, places, beyond)
             if hit is not None:
                 return hit
             with self._lock:
                 fill = self._fills.get(places.object)
                 if fill is None:
                     over = partial(self._forget, places.object)
-                    mine = self._fills[places.object] = Fill(self.store, key, places, over)
+                    mine = self._fills[places.object] = Fill(self.store, key, places, over, beyond)
                 else:
                     fill.attach()
             ownership = mine.own() if fill is None else fill.wait_owned()
@@ -93,9 +96,21 @@ class Cache:
         if places.alias is not None and key.digest is not None:
             self.store.write_alias(places.alias, key.digest, metadata)
 
-    def _lookup(self, key: Key, places: Places) -> Optional[Hit]:
+    def refresh(self, entry: Entry, metadata: Metadata) -> None:
+        """Its origin has said that an object is still good; and `metadata` what is known of it. Raises Unstorable."""
+        self.store.refresh(entry, metadata)
+
+    def remove(self, key: Key) -> None:
+        """Its origin has said that this URL's object is no longer what it was. Raises Unstorable."""
+        places = self.store.places(key)
+        self.store.remove(places.alias or places.object)
+
+    def _lookup(self, key: Key, places: Places, beyond: Optional[Version] = None) -> Optional[Hit]:
         entry = self.store.open_entry(places.object)
         if entry is None:
+            return None
+        if beyond is not None and entry.version == beyond:
+            entry.close()
             return None
         if places.alias is None:
             return Hit(entry, entry.record.metadata)

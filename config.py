@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from urllib.parse import unquote
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,6 +42,18 @@ class Address:
 
 
 @dataclass(frozen=True)
+class ParentProxy:
+    """Another proxy to go through: over TLS or not, and `user:password` where it asks for that."""
+
+    tls: bool
+    address: Address
+    credentials: Optional[str] = None
+
+    def __str__(self) -> str:
+        return f"http{'s' if self.tls else ''}://{'********@' if self.credentials else ''}{self.address}"
+
+
+@dataclass(frozen=True)
 class Misc:
     """Section [misc]."""
 
@@ -60,6 +73,19 @@ class Proxy:
     upstream_timeout: float
     upstream_ca: Optional[Path]
     upstream_insecure: Tuple[str, ...]
+    upstream_proxy: Optional[ParentProxy]
+    no_upstream_proxy: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Section [cache]; times in seconds."""
+
+    fresh_for: float
+    stale_if_error: bool
+    obey_no_store: bool
+    auth_grace: float
+    ignore_query: Tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -83,6 +109,7 @@ class Config:
 
     misc: Misc
     proxy: Proxy
+    cache: CacheSettings
     certs: Certs
     source: Optional[Path]
 
@@ -157,6 +184,8 @@ def _address(value: Any, base: Path) -> Optional[Address]:
     return Address(name, int(port))
 
 
+_PROXY_URL = re.compile(r"(https?)://(?:([^@/\s]*:[^@/\s]*)@)?([^@/\s]+)/?")
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)")
 
@@ -169,6 +198,12 @@ def _seconds(value: Any, _: Path) -> float:
     if not 0 < seconds <= 30 * 86400:
         raise _Expected("a time above zero and up to 30 days")
     return seconds
+
+
+def _seconds_or_none(value: Any, base: Path) -> float:
+    if isinstance(value, (str, int)) and not isinstance(value, bool) and re.fullmatch("0[smhd]?", str(value)):
+        return 0.0
+    return _seconds(value, base)
 
 
 def _whole(lowest: int, highest: int) -> Callable[[Any, Path], int]:
@@ -226,10 +261,41 @@ def _filter(value: Any, base: Path) -> re.Pattern[str]:
         pattern = re.compile(text)
     except re.error as error:
         raise _Expected(f"a regular expression ({error})") from None
-    groups = list(pattern.groupindex)
-    if len(groups) > 1 or any(group not in HASHES for group in groups):
-        raise _Expected(f"at most one named group, called by its hash ({', '.join(HASHES)})")
+    hashes = {group.partition("_")[0] for group in pattern.groupindex}
+    if len(hashes) > 1 or not hashes.issubset(HASHES):
+        raise _Expected(
+            f"no named groups but those of one hash ({', '.join(HASHES)}; further parts of it: sha256_2, …)"
+        )
     return pattern
+
+
+def _boolean(value: Any, _: Path) -> bool:
+    if not isinstance(value, bool):
+        raise _Expected("true or false")
+    return value
+
+
+def _parameter(value: Any, base: Path) -> str:
+    name = _text(value, base)
+    if not name or set(name) & set("=&?#/") or "*" in name[:-1]:
+        raise _Expected("the name of a query parameter, or its beginning and a '*'")
+    return name
+
+
+def _proxy_url(value: Any, base: Path) -> Optional[ParentProxy]:
+    text = _text(value, base)
+    if not text:
+        return None
+    match = _PROXY_URL.fullmatch(text)
+    expected = _Expected("'http://host:port' or 'https://host:port', perhaps with user:password@ before the host")
+    if match is None:
+        raise expected
+    scheme, credentials, place = match.groups()
+    address = _address(place, base)
+    if address is None or not address.port:
+        raise expected
+    user = None if credentials is None else unquote(credentials)
+    return ParentProxy(scheme == "https", address, user)
 
 
 # --- the keys -----------------------------------------------------------------------------------
@@ -255,6 +321,8 @@ _SCHEMA = (
             r"^/v2/.*/blobs/sha256:(?P<sha256>[0-9a-f]{64})$",
             r"/by-hash/SHA256/(?P<sha256>[0-9a-f]{64})$",
             r"/by-hash/SHA512/(?P<sha512>[0-9a-f]{128})$",
+            r"^/packages/(?P<blake2b>[0-9a-f]{2})/(?P<blake2b_2>[0-9a-f]{2})/(?P<blake2b_3>[0-9a-f]{60})"
+            r"/[^/]+\.(?:whl|tar\.gz|zip|tar\.bz2|egg)$",
             r"^/.*\.(?:apk|deb|rpm)$",
             r"^/.*\.(?:whl|crate)$",
             r"^/.*\.(?:tar|tbz|tgz|txz)$",
@@ -266,6 +334,44 @@ _SCHEMA = (
     _Key("proxy", "upstream_timeout", "30s", _seconds),
     _Key("proxy", "upstream_ca", "", _pem_file),
     _Key("proxy", "upstream_insecure", [], _list_of(_host_or_ip)),
+    _Key("proxy", "upstream_proxy", "", _proxy_url),
+    _Key("proxy", "no_upstream_proxy", [], _list_of(_host_or_ip)),
+    _Key("cache", "fresh_for", "1d", _seconds),
+    _Key("cache", "stale_if_error", True, _boolean),
+    _Key("cache", "obey_no_store", True, _boolean),
+    _Key("cache", "auth_grace", "60s", _seconds_or_none),
+    _Key(
+        "cache",
+        "ignore_query",
+        [
+            "X-Amz-*",
+            "X-Goog-*",
+            "AWSAccessKeyId",
+            "GoogleAccessId",
+            "Signature",
+            "Expires",
+            "Policy",
+            "Key-Pair-Id",
+            "se",
+            "sp",
+            "spr",
+            "sv",
+            "sr",
+            "sig",
+            "st",
+            "sks",
+            "skoid",
+            "sktid",
+            "ske",
+            "skt",
+            "skv",
+            "hmac",
+            "verify",
+            "token",
+            "jwt",
+        ],
+        _list_of(_parameter),
+    ),
     _Key("certs", "rsa_key_bits", 3072, _whole(2048, 8192)),
     _Key("certs", "days_from_now", 3072, _whole(1, 36500)),
     _Key("certs", "ca_cn", "dduct", _common_name),
@@ -291,7 +397,7 @@ _SCHEMA = (
     _Key("certs", "leaf_days", 199, _whole(1, 825)),
 )
 _SECRET = ("certs.p12_pass",)
-_SECTIONS = ("misc", "proxy", "certs")
+_SECTIONS = ("misc", "proxy", "cache", "certs")
 
 
 def defaults(home: Path) -> Config:
@@ -327,7 +433,13 @@ def _build(document: Mapping[str, Any], base: Path, home: Path, source: Optional
             values[key.section][key.name] = key.read(value, base if given else home)
         except _Expected as error:
             raise ConfigError(f"{where}{key.section}.{key.name} = {_shown(key, value)}: expected {error}") from None
-    config = Config(Misc(**values["misc"]), Proxy(**values["proxy"]), Certs(**values["certs"]), source)
+    config = Config(
+        Misc(**values["misc"]),
+        Proxy(**values["proxy"]),
+        CacheSettings(**values["cache"]),
+        Certs(**values["certs"]),
+        source,
+    )
     if config.proxy.tcp_bind is None and config.proxy.tls_bind is None:
         raise ConfigError(f"{where}proxy.tcp_bind and proxy.tls_bind are both '': expected at least one address")
     return config
@@ -354,7 +466,8 @@ def _nearest(name: str, known: List[str]) -> str:
 
 
 def _shown(key: _Key, value: Any) -> str:
-    return "…" if f"{key.section}.{key.name}" in _SECRET else repr(value)
+    # A value with an @ is a URL that may hold a password.
+    return "…" if f"{key.section}.{key.name}" in _SECRET or "@" in str(value) else repr(value)
 
 
 def describe(config: Config) -> str:
@@ -377,6 +490,8 @@ def _toml(key: _Key, value: Any) -> str:
         return f"[{items}\n]" if items else "[]"
     if isinstance(value, float):
         return f"'{value:g}s'"
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, int):
         return str(value)
     if value is None:

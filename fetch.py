@@ -2,33 +2,42 @@
 
 A leader asks the origin; if the answer is to be kept, a filler thread owns connection and file from then on, and the
 leader reads the growing file like everybody else. So no client, however slow or gone, is in the way of a fill.
+A stale object is claimed in the same way: its leader validates it, and everybody else has the outcome.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import threading
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, List, Optional, Protocol
+from typing import Callable, Iterable, List, Optional, Protocol
 
-import policy
+import freshness
+import selection
 from body import BUFFER_SIZE, IncompleteBody
 from cache import Cache, Follow, Hit, Lead
-from fill import Fill, FillFailed, FillState
+from fill import DigestMismatch, Fill, FillFailed, FillState
+from freshness import Assessment, FreshnessRules, Stored
+from grants import Grants
 from http1 import Field, Headers, RequestHead, Target
+from metrics import Counter, Counters
 from policy import Name
 from relay import forward, outgoing
 from reply import Reply
-from store import Digest, Key, Metadata, Unstorable
+from selection import Part, Selection
+from store import Digest, Entry, Key, Metadata, Unstorable
 from upstream import Exchange, Origins, Request, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
 _CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks fills faster than we can join them
 _PATIENCE = 120.0  # seconds a follower waits for the leader's answer from the origin
+_REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
+_OUTDATED = (200, 404, 410)  # answers after which what was stored is of no more use
 # What would make an origin send less, or something else, than the whole representation.
 _CONDITIONS = (
     b"range",
@@ -37,7 +46,10 @@ _CONDITIONS = (
     b"if-none-match",
     b"if-modified-since",
     b"if-unmodified-since",
-    b"accept-encoding",
+)
+# RFC 9110 §15.4.5: what of the stored fields a 304 repeats.
+_IN_NOT_MODIFIED = frozenset(
+    [b"cache-control", b"content-location", b"date", b"etag", b"expires", b"last-modified", b"vary"]
 )
 
 
@@ -56,8 +68,35 @@ class Services:
 
     cache: Cache
     origins: Origins
+    freshness: FreshnessRules
+    grants: Grants
+    counters: Counters
     via: bytes
     spawn: Callable[[str, Callable[[], None]], threading.Thread]
+
+    def forget(self, name: Name) -> None:
+        """What is stored under a name is outdated."""
+        try:
+            self.cache.remove(_key(name))
+        except Unstorable:
+            pass  # then nothing is
+
+
+class _Admission(enum.Enum):
+    """What an origin says to a client that wants what another client's credentials have brought here."""
+
+    GRANTED = "the client may have it"
+    ANSWERED = "the client has been given the origin's own answer"
+    CHANGED = "it may have it, but it is something else by now"
+
+
+@dataclass(frozen=True)
+class _Stale:
+    """A stored object that has to be validated before it may be used."""
+
+    entry: Entry
+    metadata: Metadata
+    assessment: Assessment
 
 
 class CachedFetch:
@@ -69,8 +108,14 @@ class CachedFetch:
         self._reply = reply
         self._request = request
         self._target = target
-        self._key = Key(name.path, None if name.digest is None else Digest(*name.digest))
-        self._url = str(target).partition("?")[0]
+        self._key = _key(name)
+        self._url = _bare(target)
+        self._arrived_at = time.time()
+        self._signed = bool(name.signature)
+        self._credentials = _credentials(request, name)
+        self._only_if_cached = freshness.only_if_cached(request)
+        # Neither may bring an object here, and so neither may lead those who want one.
+        self._takes_no_fill = request.method == b"HEAD" or self._only_if_cached
 
     def run(self) -> None:
         """Send the answer. Raises UpstreamError while none has begun, OSError when the client is gone."""
@@ -79,98 +124,195 @@ class CachedFetch:
                 if self._answer():
                     return
         except Unstorable as error:
+            self._services.counters.add(Counter.UNSTORABLE)
             _log.debug("Not kept: %s: %s", self._url, error)
         self._relay()
 
     def _answer(self) -> bool:
         """One attempt; False where the object has changed hands meanwhile and another attempt is due."""
-        if self._request.method == b"HEAD":
-            hit = self._cache.lookup(self._key)
-            return hit is not None and self._hit(hit)
-        claim = self._cache.claim(self._key)
-        if isinstance(claim, Hit):
-            return self._hit(claim)
-        if isinstance(claim, Follow):
-            return self._follow(claim)
-        self._lead(claim)
-        return True
-
-    # Hit, follow, lead
-
-    def _hit(self, hit: Hit) -> bool:
-        try:
-            metadata = hit.metadata or self._introduction(hit.entry)
-            if metadata is None or not self._admitted(metadata, asked=hit.metadata is None):
-                return True
-            if hit.metadata is None:
-                self._cache.introduce(self._key, metadata)
-            self._reply.note = "hit"
-            self._send(hit.entry, metadata)
-            return True
-        finally:
-            hit.entry.close()
-
-    def _follow(self, claim: Follow) -> bool:
-        fill = claim.reader.fill
-        try:
-            state = fill.wait_head(_PATIENCE)
-            if state is FillState.GONE:
-                return False
-            if state in (FillState.DECLINED, FillState.ASKING):
+        if self._takes_no_fill:
+            found = self._cache.lookup(self._key)
+            if found is None:
                 self._relay()
                 return True
-            if fill.metadata is None:
-                raise _as_upstream_error(fill.cause)
-            if state is FillState.FAILED:
-                return False  # nothing has been sent yet: a new fill may do better
-            known = fill.metadata.url == self._url
-            metadata = fill.metadata if known else self._introduction(claim.reader)
-            if metadata is None or not self._admitted(metadata, asked=not known):
-                return True
-            self._reply.note = "fwd=uri-miss; collapsed"
-            self._send(claim.reader, metadata)
-            if not known and fill.state is FillState.PUBLISHED:
-                self._cache.introduce(self._key, metadata)
-            return True
-        finally:
-            claim.reader.close()
+            with closing(found.entry):
+                return self._hit(found)
+        claim = self._cache.claim(self._key)
+        if isinstance(claim, Hit):
+            with closing(claim.entry):
+                return self._hit(claim)
+        return self._join(claim, None)
 
-    def _lead(self, claim: Lead) -> None:
+    def _join(self, claim: object, stale: Optional[_Stale]) -> bool:
+        if isinstance(claim, Follow):
+            with closing(claim.reader):
+                return self._follow(claim, stale)
+        assert isinstance(claim, Lead)
+        self._lead(claim, stale)
+        return True
+
+    # Hit
+
+    def _hit(self, hit: Hit) -> bool:
+        metadata = hit.metadata or self._introduction(hit.entry)
+        if metadata is None:
+            return True
+        if freshness.varies(self._request, metadata.vary):
+            self._relay()
+            return True
+        if hit.metadata is None:
+            self._cache.introduce(self._key, metadata)
+            self._send_hit(hit.entry, metadata, Counter.HITS, "hit")
+            return True
+        assessment = self._assess(hit.entry, metadata)
+        if not assessment.usable:
+            return self._validate(_Stale(hit.entry, metadata, assessment))
+        if metadata.restricted:
+            admission = self._admit(metadata, hit.entry.length)
+            if admission is _Admission.CHANGED:
+                return self._validate(_Stale(hit.entry, metadata, assessment))
+            if admission is _Admission.ANSWERED:
+                return True
+        self._send_hit(hit.entry, metadata, Counter.HITS, _hit_note(assessment))
+        return True
+
+    def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
+        stored = _stored(metadata)
+        if self._key.digest is not None and entry.record.sha256:
+            return Assessment(True, True, stored.age(time.time()), float("inf"))  # it can never be anything else
+        return freshness.assess(self._request, stored, self._services.freshness, time.time(), self._arrived_at)
+
+    def _validate(self, stale: _Stale) -> bool:
+        """Have the origin asked about an object, by this client or by another that is at it already."""
+        if self._takes_no_fill:
+            self._relay_or(stale)
+            return True
+        claim = self._cache.claim(self._key, beyond=stale.entry.version)
+        if isinstance(claim, Hit):
+            claim.entry.close()
+            return False
+        return self._join(claim, stale)
+
+    # Follow
+
+    def _follow(self, claim: Follow, stale: Optional[_Stale]) -> bool:
+        fill = claim.reader.fill
+        state = fill.wait_head(_PATIENCE)
+        if state is FillState.GONE:
+            return False
+        if state in (FillState.DECLINED, FillState.ASKING):
+            self._relay_or(stale)
+            return True
+        if fill.metadata is None:
+            error = _as_upstream_error(fill.cause)
+            if not self._may_use(stale):
+                raise error
+            self._send_stale(stale, error)
+            return True
+        if state is FillState.FAILED:
+            return False  # nothing has been sent yet: a new fill may do better
+        known = fill.metadata.url == self._url
+        metadata = fill.metadata if known else self._introduction(claim.reader)
+        if metadata is None:
+            return True
+        if freshness.varies(self._request, metadata.vary):
+            self._relay()
+            return True
+        if metadata.restricted and known:
+            admission = self._admit(metadata, claim.reader.length)
+            if admission is _Admission.CHANGED:
+                self._relay()
+            if admission is not _Admission.GRANTED:
+                return True
+        self._services.counters.add(Counter.COLLAPSED)
+        self._reply.note = f"fwd={'uri-miss' if stale is None else 'stale'}; collapsed"
+        self._send(claim.reader, metadata)
+        if not known and fill.state is FillState.PUBLISHED:
+            self._cache.introduce(self._key, metadata)
+        return True
+
+    # Lead
+
+    def _lead(self, claim: Lead, stale: Optional[_Stale]) -> None:
         fill = claim.fill
         with ExitStack() as owned:
             owned.callback(fill.close)
+            asked_at = time.time()
             try:
-                exchange = self._services.origins.follow(self._whole())
+                exchange = self._ask(stale)
             except UpstreamError as error:
                 fill.fail(error)
-                raise
+                if not self._may_use(stale):
+                    raise
+                self._send_stale(stale, error)
+                return
             owned.callback(exchange.close)
-            metadata = self._begin(fill, exchange)
+            status = exchange.head.status
+            if stale is not None and status == 304:
+                self._renew(fill, stale, exchange, asked_at)
+                return
+            if status >= 500 and self._may_use(stale):
+                failure = UpstreamError(f"the origin answers {status}", status)
+                fill.fail(failure)
+                self._send_stale(stale, failure)
+                return
+            metadata = self._begin(fill, exchange, asked_at)
             if metadata is None:
+                if stale is not None and status in _OUTDATED:
+                    self._cache.remove(self._key)
                 self._pass_on(exchange)
                 return
             reader = self._cache.reader(fill)
             owned.callback(reader.close)
-            self._services.spawn("fill", partial(_fill, fill, exchange, self._url))
+            self._services.spawn("fill", partial(_fill, fill, exchange, self._url, self._services.counters))
             # From here on the filler owns them, and this client is a reader like any other.
             owned.pop_all()
-        self._reply.note = "fwd=uri-miss; stored"
-        try:
+        self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
+        with closing(reader):
             self._send(reader, metadata)
-        finally:
-            reader.close()
 
-    def _begin(self, fill: Fill, exchange: Exchange) -> Optional[Metadata]:
+    def _ask(self, stale: Optional[_Stale]) -> Exchange:
+        """Ask for the whole representation, or whether it is still what is stored."""
+        if stale is None:
+            return self._follow_redirects(self._whole())
+        fields = Headers(_fields(stale.metadata))
+        exchange = self._follow_redirects(self._whole(freshness.validators(fields)))
+        if exchange.head.status != 304 or freshness.selects(exchange.head, fields):
+            return exchange
+        exchange.close()  # it speaks of something that is not here
+        return self._follow_redirects(self._whole())
+
+    def _renew(self, fill: Fill, stale: _Stale, exchange: Exchange, asked_at: float) -> None:
+        """The origin says that what is stored is still good (RFC 9111 §4.3.4)."""
+        now = time.time()
+        metadata = replace(
+            stale.metadata,
+            fields=freshness.updated_fields(Headers(_fields(stale.metadata)), exchange.head, now),
+            fetched_at=now,
+            age=freshness.initial_age(exchange.head, asked_at, now),
+        )
+        try:
+            self._cache.refresh(stale.entry, metadata)
+        except Unstorable as error:
+            _log.debug("Validated, but cannot be noted so: %s: %s", self._url, error)
+        fill.renew()
+        exchange.close()
+        self._services.grants.remember(self._credentials, self._key.name)
+        self._send_hit(stale.entry, metadata, Counter.VALIDATED, "fwd=stale; fwd-status=304")
+
+    def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Optional[Metadata]:
         """Start the fill, or decline it and return None."""
-        reason = policy.not_storable(self._request, exchange.head)
+        reason = self._not_storable(exchange)
         if reason is None and not exchange.body.delimited and self._key.digest is None:
             reason = "nothing but the end of its connection says where it ends"
-        metadata = self._describe(exchange)
+        metadata = self._describe(exchange, asked_at)
         if reason is None and metadata.restricted and not self._cache.store.keeps_metadata:
             reason = "it needs authorisation, and the file system keeps no metadata to say so"
         if reason is None:
             try:
                 fill.begin(metadata, exchange.body.length)
+                self._services.counters.add(Counter.FILLS)
+                self._services.grants.remember(self._credentials, self._key.name)
                 return metadata
             except Unstorable as error:
                 reason = str(error)
@@ -185,122 +327,186 @@ class CachedFetch:
 
         None where its answer went to the client instead.
         """
-        exchange = self._services.origins.follow(self._whole())
-        try:
+        asked_at = time.time()
+        with closing(self._follow_redirects(self._whole())) as exchange:
             same_length = None in (exchange.body.length, source.length) or exchange.body.length == source.length
-            if same_length and policy.not_storable(self._request, exchange.head) is None:
-                return self._describe(exchange)
+            if same_length and self._not_storable(exchange) is None:
+                self._services.grants.remember(self._credentials, self._key.name)
+                return self._describe(exchange, asked_at)
             self._pass_on(exchange)
             return None
-        finally:
+
+    def _admit(self, metadata: Metadata, length: Optional[int]) -> _Admission:
+        """Ask the origin, with this client's own credentials, whether it may have what is stored."""
+        if self._services.grants.holds(self._credentials, self._key.name):
+            return _Admission.GRANTED
+        fields = Headers(_fields(metadata))
+        probe = self._request_for(self._request.method, freshness.validators(fields))
+        exchange = self._exchange(probe)
+        target = exchange.redirect()
+        if target is not None and _bare(target) == metadata.redirect:
+            exchange.close()  # to where it has sent the one who brought the object
+            return self._granted()
+        if target is not None:
+            # An origin may send a stranger away to log in: what counts is what is found at the end of the way.
             exchange.close()
-
-    def _admitted(self, metadata: Metadata, asked: bool) -> bool:
-        """Whether this client may have the stored representation; if not, it has been answered otherwise.
-
-        `asked` says that the origin has answered this very client already.
-        """
-        if policy.varies(self._request, metadata.vary):
-            self._relay()
-            return False
-        if asked or not metadata.restricted:
-            return True
-        headers = [*outgoing(self._request, self._services.via).without(_CONDITIONS)]
-        headers += [(b"If-None-Match", value) for name, value in _fields(metadata) if name.lower() == b"etag"]
-        probe = Request(self._request.method, self._target, Headers(headers))
-        exchange = self._services.origins.exchange(probe)
-        try:
-            if policy.lets_in(exchange.head.status):
-                return True
+            exchange = self._follow_redirects(probe)
+        with closing(exchange):
+            head = exchange.head
+            if head.status == 304 and freshness.selects(head, fields):
+                return self._granted()
+            if head.status in (200, 206):
+                if freshness.same_representation(head, fields, length):
+                    return self._granted()
+                if self._not_storable(exchange) is None:
+                    return _Admission.CHANGED
+            self._services.grants.forget(self._credentials, self._key.name)
+            self._reply.note = "fwd=request"
             forward(self._reply, exchange)
-            return False
-        finally:
-            exchange.close()
+            return _Admission.ANSWERED
 
-    def _describe(self, exchange: Exchange) -> Metadata:
+    def _granted(self) -> _Admission:
+        self._services.grants.remember(self._credentials, self._key.name)
+        return _Admission.GRANTED
+
+    def _not_storable(self, exchange: Exchange) -> Optional[str]:
+        redirected = exchange.redirected_to is not None
+        return freshness.not_storable(self._request, exchange.head, self._services.freshness, redirected)
+
+    def _describe(self, exchange: Exchange, asked_at: float) -> Metadata:
+        now = time.time()
+        redirect = "" if exchange.redirected_to is None else _bare(exchange.redirected_to)
         return Metadata(
             url=self._url,
-            fields=policy.stored_fields(exchange.head),
-            fetched_at=time.time(),
-            restricted=policy.restricted(self._request, exchange.head),
-            vary=policy.vary_fields(self._request, exchange.head),
+            fields=freshness.stored_fields(exchange.head, now),
+            fetched_at=now,
+            restricted=self._signed or freshness.restricted(self._request, exchange.head, self._services.freshness),
+            vary=freshness.vary_fields(self._request, exchange.head),
+            age=freshness.initial_age(exchange.head, asked_at, now),
+            redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
         )
 
-    def _whole(self) -> Request:
+    # Requests
+
+    def _whole(self, conditions: Iterable[Field] = ()) -> Request:
         """The request for the whole representation, as its origin stores it (never re-encoded)."""
-        headers = outgoing(self._request, self._services.via).without(_CONDITIONS)
-        return Request(b"GET", self._target, Headers([*headers, (b"Accept-Encoding", b"identity")]))
+        return self._request_for(b"GET", [*conditions, (b"Accept-Encoding", b"identity")])
+
+    def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
+        headers = outgoing(self._request, self._services.via).without([*_CONDITIONS, b"accept-encoding"])
+        return Request(method, self._target, Headers([*headers, *fields]), on_interim=self._reply.interim)
+
+    def _exchange(self, request: Request) -> Exchange:
+        self._check_permission()
+        return self._services.origins.exchange(request)
+
+    def _follow_redirects(self, request: Request) -> Exchange:
+        self._check_permission()
+        return self._services.origins.follow(request)
+
+    def _check_permission(self) -> None:
+        if self._only_if_cached:
+            raise UpstreamError("only-if-cached, and there is no response in the cache that may be used", 504)
 
     # Answers
 
     def _relay(self) -> None:
         """Ask the origin for this client alone."""
-        self._reply.note = "fwd=bypass"
-        request = Request(self._request.method, self._target, outgoing(self._request, self._services.via))
-        exchange = self._services.origins.exchange(request)
-        try:
+        headers = outgoing(self._request, self._services.via)
+        request = Request(self._request.method, self._target, headers, on_interim=self._reply.interim)
+        with closing(self._exchange(request)) as exchange:
+            self._services.counters.add(Counter.RELAYED)
+            self._reply.note = "fwd=bypass"
             forward(self._reply, exchange)
-        finally:
-            exchange.close()
+
+    def _relay_or(self, stale: Optional[_Stale]) -> None:
+        """Relay, or use the stale object if the origin cannot be asked."""
+        try:
+            self._relay()
+        except UpstreamError as error:
+            if self._reply.started or not self._may_use(stale):
+                raise
+            self._send_stale(stale, error)
 
     def _pass_on(self, exchange: Exchange) -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
-        if any(name in self._request.headers for name in _CONDITIONS if name != b"accept-encoding"):
+        if any(name in self._request.headers for name in _CONDITIONS):
             exchange.close()
             self._relay()
         else:
+            self._services.counters.add(Counter.RELAYED)
             self._reply.note = "fwd=uri-miss"
             forward(self._reply, exchange)
 
+    def _may_use(self, stale: Optional[_Stale]) -> bool:
+        """Whether a stale object will do now that its origin cannot be asked."""
+        if stale is None or self._only_if_cached or stale.metadata.restricted:
+            return False
+        return stale.assessment.usable_on_error
+
+    def _send_stale(self, stale: Optional[_Stale], error: UpstreamError) -> None:
+        assert stale is not None
+        _log.warning("Stale, but sent: %s: %s", self._url, error)
+        self._send_hit(stale.entry, stale.metadata, Counter.STALE, _hit_note(stale.assessment))
+
+    def _send_hit(self, entry: Entry, metadata: Metadata, counter: Counter, note: str) -> None:
+        self._services.counters.add(counter)
+        self._reply.note = note
+        self._send(entry, metadata)
+
     def _send(self, source: Source, metadata: Metadata) -> None:
         fields = _fields(metadata)
-        length = source.length
-        part = policy.select(self._request, Headers(fields), length)
-        end, extra = part.end, [(b"Accept-Ranges", b"bytes")]
-        if self._reply.note == "hit":
-            extra.append((b"Age", b"%d" % max(0, time.time() - metadata.fetched_at)))
-        if part.status == 206:
-            extra.append((b"Content-Range", b"bytes %d-%d/%d" % (part.start, (end or 0) - 1, length or 0)))
-        elif part.status == 416:
-            fields, extra = [], [(b"Content-Range", b"bytes */%d" % (length or 0))]
-        size = None if end is None else end - part.start
-        self._reply.begin(part.status, [*fields, *extra], size)
+        chosen = selection.select(self._request, Headers(fields), source.length)
+        if chosen is None:
+            self._relay()  # a precondition is for the origin to judge
+            return
+        age = int(_stored(metadata).age(time.time()))
+        extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
+        if age or not self._reply.note.startswith("fwd=uri-miss"):
+            extra.append((b"Age", b"%d" % age))
+        self._reply.begin(chosen.status, [*_shown(fields, chosen), *extra], chosen.length)
         if not self._reply.has_body:
             return
         try:
-            complete = self._copy(source, part.start, end)
+            complete = all(self._send_part(source, part) for part in chosen.parts)
         except FillFailed as error:
             _log.info("Cut short: %s: %s", self._url, error)
             complete = False
-        if complete:
-            self._reply.finish()
-        else:
+        if not complete:
             self._reply.cut()
+            return
+        if chosen.closing:
+            self._reply.write(memoryview(chosen.closing))
+        self._reply.finish()
 
-    def _copy(self, source: Source, start: int, end: Optional[int]) -> bool:
-        """Send the span; whether all of it was there. Raises FillFailed, OSError."""
-        size = BUFFER_SIZE if end is None else min(BUFFER_SIZE, end - start)
+    def _send_part(self, source: Source, part: Part) -> bool:
+        """Send a span; whether all of it was there. Raises FillFailed, OSError."""
+        if part.preface:
+            self._reply.write(memoryview(part.preface))
+        size = BUFFER_SIZE if part.end is None else min(BUFFER_SIZE, part.end - part.start)
         buffer = memoryview(bytearray(size))
-        offset = start
-        while end is None or offset < end:
-            count = source.read_at(buffer if end is None else buffer[: end - offset], offset)
+        offset = part.start
+        while part.end is None or offset < part.end:
+            count = source.read_at(buffer if part.end is None else buffer[: part.end - offset], offset)
             if not count:
-                return end is None
+                return part.end is None
             self._reply.write(buffer[:count])
             offset += count
         return True
 
 
-def _fill(fill: Fill, exchange: Exchange, url: str) -> None:
+def _fill(fill: Fill, exchange: Exchange, url: str, counters: Counters) -> None:
     """Carry an origin's body into a fill, to its end; the whole work of a filler thread."""
     try:
         for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
             fill.write(piece)
         fill.publish()
     except (IncompleteBody, FillFailed, OSError, Unstorable) as error:
+        counters.add(Counter.MISMATCHED if isinstance(error, DigestMismatch) else Counter.BROKEN)
         _log.warning("Not kept: %s: %s", url, error)
         fill.fail(UpstreamError(f"the transfer broke off: {error}"))
     else:
+        counters.add(Counter.PUBLISHED)
         exchange.close()
         _settle(fill, url)
     finally:
@@ -315,8 +521,42 @@ def _settle(fill: Fill, url: str) -> None:
         _log.warning("Kept, but perhaps not past a loss of power: %s: %s", url, error)
 
 
+def _credentials(request: RequestHead, name: Name) -> bytes:
+    """All that this client has to show for itself; nothing where that is nothing."""
+    fields = (b": ".join(field) for field in request.headers.credentials())
+    return b"\n".join([*fields, name.signature.encode()]).strip(b"\n")
+
+
+def _key(name: Name) -> Key:
+    return Key(name.path, None if name.digest is None else Digest(*name.digest))
+
+
+def _bare(target: Target) -> str:
+    """A URL without its query, which may be signed."""
+    return str(target).partition("?")[0]
+
+
 def _fields(metadata: Metadata) -> List[Field]:
     return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields]
+
+
+def _stored(metadata: Metadata) -> Stored:
+    return Stored(Headers(_fields(metadata)), metadata.fetched_at, metadata.age)
+
+
+def _shown(fields: List[Field], chosen: Selection) -> List[Field]:
+    """What of the stored fields belongs into an answer."""
+    if chosen.status == 304:
+        return [field for field in fields if field[0].lower() in _IN_NOT_MODIFIED]
+    if chosen.status == 416:
+        return [field for field in fields if field[0].lower() == b"date"]
+    replaced = {name.lower() for name, _ in chosen.fields}
+    return [field for field in fields if field[0].lower() not in replaced]
+
+
+def _hit_note(assessment: Assessment) -> str:
+    """Cache-Status of a hit (RFC 9211 §2); its ttl is negative for a stale one."""
+    return "hit" if assessment.ttl == float("inf") else f"hit; ttl={int(assessment.ttl)}"
 
 
 def _as_upstream_error(cause: object) -> UpstreamError:

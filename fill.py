@@ -24,6 +24,7 @@ from store import (
     Record,
     Store,
     Unstorable,
+    Version,
     is_blank,
     is_file,
     read_record,
@@ -68,15 +69,29 @@ class FillFailed(Exception):
         self.cause = cause
 
 
+class DigestMismatch(FillFailed):
+    """The octets are not those that the object's name promises."""
+
+
 class Fill:
     """One transfer into one growing file: written by its leader, read by any number of threads meanwhile.
 
-    Only the leader calls `own`, `begin`, `write`, `publish`, `settle`, `fail`, `decline` and `close`; `over` is told
-    when the fill has reached its end, just before its readers are.
+    Only the leader calls `own`, `begin`, `write`, `publish`, `settle`, `fail`, `decline`, `renew` and
+    `close`; `over` is told
+    when the fill has reached its end, just before its readers are. A published object of the version `beyond` is to be
+    replaced, or found to be still good.
     """
 
-    def __init__(self, store: Store, key: Key, places: Places, over: Callable[[Fill], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        key: Key,
+        places: Places,
+        over: Callable[[Fill], None],
+        beyond: Optional[Version] = None,
+    ) -> None:
         self._store = store
+        self._beyond = beyond
         self._digest = key.digest
         self._place, self._alias = places.object, places.alias
         self._over = over
@@ -154,9 +169,10 @@ class Fill:
             self._verify()
             sha256, boot = self._sha256.hexdigest(), self._store.boot
             self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot))
-            os.replace(self._place + PART_SUFFIX, self._place)
+            # The alias first: whoever finds the object finds out from where, and need not ask the origin again.
             if self._alias is not None and self._digest is not None:
                 self._store.write_alias(self._alias, self._digest, self.metadata)
+            os.replace(self._place + PART_SUFFIX, self._place)
         except BaseException as error:
             self._finish(FillState.FAILED, error.cause if isinstance(error, FillFailed) else error)
             raise
@@ -179,6 +195,10 @@ class Fill:
     def decline(self) -> None:
         """The origin's answer is not to be kept."""
         self._finish(FillState.DECLINED)
+
+    def renew(self) -> None:
+        """There is nothing to fill: what is published is still good, and claims will find it so."""
+        self._finish(FillState.GONE)
 
     def close(self) -> None:
         """The leader's last word, on every path; a fill that is not over by then has failed."""
@@ -264,14 +284,16 @@ class Fill:
         entry = self._store.open_entry(self._place)
         if entry is None:
             return False
-        entry.close()
-        return True
+        try:
+            return entry.version != self._beyond
+        finally:
+            entry.close()
 
     def _verify(self) -> None:
         if self.length is not None and self._size != self.length:
             raise FillFailed(f"{self._size} octets instead of {self.length}")
         if self._digest is not None and self._check.hexdigest() != self._digest.hex:
-            raise FillFailed(f"its octets have not the digest {self._digest}")
+            raise DigestMismatch(f"its octets have not the digest {self._digest}")
 
     def _finish(self, state: FillState, cause: object = None) -> None:
         with self._changed:

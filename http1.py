@@ -1,4 +1,4 @@
-"""HTTP/1.1 messages as bytes: heads, framing, targets, ranges, dates.
+"""HTTP/1.1 messages as bytes: heads, framing, targets.
 
 Rules of this room:
 
@@ -15,10 +15,9 @@ import enum
 import ipaddress
 import re
 from dataclasses import dataclass
-from datetime import timezone
-from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from typing import Iterable, Iterator, List, Optional, Tuple
+from urllib.parse import urljoin
 
 REQUEST_LINE_LIMIT = 16 * 1024
 HEAD_LIMIT = 64 * 1024
@@ -42,6 +41,9 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Every octet RFC 9110 §5.5 forbids in a field value, and every CR or LF that is not one CRLF.
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n")
 
+# One element of a list (RFC 9110 §5.6.1); a quote that nobody closes reaches to the end.
+_ELEMENT = re.compile(rb'(?:[^,"]|"(?:[^"\\]|\\.)*(?:"|$))+', re.DOTALL)
+
 # RFC 9110 §7.6.1, and the fields that speak to the next hop alone (§11.7; Proxy-Connection: curl, old browsers).
 _HOP_BY_HOP = frozenset(
     [
@@ -52,14 +54,16 @@ _HOP_BY_HOP = frozenset(
         b"proxy-authorization",
         b"proxy-connection",
         b"te",
-        b"trailer",
         b"transfer-encoding",
         b"upgrade",
     ]
 )
 
-# Fields by which a client proves who it is to an origin; they never follow a redirect to another one.
-CREDENTIALS = (b"authorization", b"cookie")
+# Fields by which a client proves who it is to an origin: the standard ones, and what GitLab, Artifactory, AWS and
+# others have invented beside them.
+
+_CREDENTIALS = frozenset([b"authorization", b"cookie", b"x-jfrog-art-api", b"x-auth-key", b"api-key", b"apikey"])
+_CREDENTIAL_ENDINGS = (b"-token", b"-api-key", b"-apikey", b"-secret", b"-password")
 
 # Names whose usual spelling is not plain title case.
 _SPELLING = {
@@ -115,20 +119,34 @@ class Headers:
 
     def tokens(self, name: bytes) -> List[bytes]:
         """The comma-separated elements of a field, lower-case, empty ones left out (RFC 9110 §5.6.1)."""
+        return [element.lower() for element in self.elements(name)]
+
+    def elements(self, name: bytes) -> List[bytes]:
+        """The comma-separated elements of a field as they are; a comma in a quoted string separates nothing."""
         value = self._index.get(name)
         if value is None:
             return []
-        elements = (element.strip(b" \t").lower() for element in value.split(b","))
-        return [element for element in elements if element]
+        parts = _ELEMENT.findall(value) if b'"' in value else value.split(b",")
+        stripped = (part.strip(b" \t") for part in parts)
+        return [part for part in stripped if part]
 
     def without(self, names: Iterable[bytes]) -> Headers:
         """A copy that lacks the given lower-case names."""
         dropped = frozenset(names)
         return Headers(field for field in self._fields if field[0].lower() not in dropped)
 
+    def credentials(self) -> List[Field]:
+        """The fields by which a client proves who it is."""
+        return [field for field in self._fields if is_credential(field[0].lower())]
+
     def end_to_end(self) -> Headers:
         """A copy without what belongs to one connection: RFC 9110 §7.6.1, nominated fields included."""
         return self.without(_HOP_BY_HOP.union(self.tokens(b"connection")))
+
+
+def is_credential(name: bytes) -> bool:
+    """Whether a field with this lower-case name is one by which a client proves who it is."""
+    return name in _CREDENTIALS or name.endswith(_CREDENTIAL_ENDINGS)
 
 
 def canonical(name: bytes) -> bytes:
@@ -175,6 +193,10 @@ class ResponseHead:
         if b"close" in options:
             return False
         return self.version >= 1 or b"keep-alive" in options
+
+    def serialise(self, fields: Iterable[Field]) -> bytes:
+        """The same head with other fields, ready to be sent."""
+        return serialise_response(self.status, self.reason, fields)
 
     @property
     def interim(self) -> bool:
@@ -365,11 +387,24 @@ def parse_chunk_line(line: bytes) -> int:
     return int(match.group(1), 16)
 
 
-def check_trailer_line(line: bytes) -> None:
-    """Raise ProtocolError unless `line`, its CRLF included, is one well-formed field line."""
+# RFC 9110 §6.5.1: what frames, routes or authenticates a message has no meaning behind it, and is dropped there.
+_NOT_IN_TRAILERS = frozenset(
+    b"authorization cache-control content-encoding content-length content-range content-type cookie expect host "
+    b"max-forwards pragma range set-cookie trailer www-authenticate".split()
+)
+
+
+def parse_trailer_line(line: bytes) -> Field:
+    """One line of a trailer section, its CRLF included, as a field; raises ProtocolError on any other."""
     if not line.endswith(b"\r\n") or _FORBIDDEN.search(line) or b"\n" in line[:-2]:
         raise ProtocolError("malformed trailer field")
-    _parse_fields([line[:-2]])
+    return next(iter(_parse_fields([line[:-2]])))
+
+
+def serialise_trailers(fields: Iterable[Field]) -> bytes:
+    """The lines of a trailer section, without the empty one that ends it; fields that do not belong there left out."""
+    kept = Headers(fields).end_to_end().without(_NOT_IN_TRAILERS)
+    return b"".join(b"%s: %s\r\n" % (canonical(name), value) for name, value in kept)
 
 
 # --- targets ------------------------------------------------------------------------------------
@@ -414,7 +449,8 @@ class Target:
         return self.path if self.query is None else f"{self.path}?{self.query}"
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.host_field}{self.path_query}"
+        # RFC 9112 §3.2.4: what is `*` at an origin is an empty path in absolute form.
+        return f"{self.scheme}://{self.host_field}{'' if self.path == '*' else self.path_query}"
 
 
 _HOST_NAME = re.compile(rb"[0-9A-Za-z_](?:[0-9A-Za-z_.-]{0,252}[0-9A-Za-z_])?\.?")
@@ -466,59 +502,17 @@ def parse_origin_form(target: bytes, scheme: str, authority: Authority) -> Targe
     return _target(scheme, authority, match.group(1), match.group(2))
 
 
+def resolve(base: Target, reference: bytes) -> Optional[Target]:
+    """The target that a URI reference such as Location's means (RFC 3986 §5); None for what is no URL of http."""
+    try:
+        return parse_absolute(urljoin(str(base), reference.decode("latin-1")).partition("#")[0].encode("latin-1"))
+    except (ValueError, ProtocolError):
+        return None
+
+
 def _target(scheme: str, authority: Authority, path: bytes, query: Optional[bytes]) -> Target:
     def text(raw: bytes) -> str:
         # curl sends a URL's UTF-8 as it was typed; origins expect it percent-encoded (RFC 3986 §2.5).
         return _RAW_OCTET.sub(lambda match: b"%%%02X" % match.group()[0], raw).decode("ascii")
 
     return Target(scheme, authority, text(path), None if query is None else text(query))
-
-
-# --- ranges and dates ---------------------------------------------------------------------------
-
-_RANGE = re.compile(rb"bytes[ \t]*=[ \t]*([0-9]*)[ \t]*-[ \t]*([0-9]*)", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class ByteRange:
-    """One requested range: `first` None means the last `last` octets, `last` None means to the end."""
-
-    first: Optional[int]
-    last: Optional[int]
-
-    def window(self, length: int) -> Optional[Tuple[int, int]]:
-        """The half-open span of a representation of `length` octets, or None where unsatisfiable."""
-        if self.first is None:
-            count = min(self.last or 0, length)
-            return (length - count, length) if count else None
-        if self.first >= length:
-            return None
-        return self.first, length if self.last is None else min(self.last + 1, length)
-
-
-def parse_range(value: bytes) -> Optional[ByteRange]:
-    """The single range a Range field asks for; None for anything a server may ignore (RFC 9110 §14.2)."""
-    match = _RANGE.fullmatch(value.strip(b" \t"))
-    if match is None or max(map(len, match.groups())) > 18:
-        return None
-    first, last = (int(digits) if digits else None for digits in match.groups())
-    if first is None and last is None:
-        return None
-    if first is not None and last is not None and last < first:
-        return None
-    return ByteRange(first, last)
-
-
-def format_date(timestamp: float) -> bytes:
-    """An IMF-fixdate (RFC 9110 §5.6.7) of seconds since the epoch."""
-    return formatdate(timestamp, usegmt=True).encode()
-
-
-def parse_date(value: bytes) -> Optional[float]:
-    """Seconds since the epoch of any of HTTP's three date formats, or None."""
-    try:
-        parsed = parsedate_to_datetime(value.decode("ascii"))
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    # asctime names no zone, and HTTP dates are all in UTC (RFC 9110 §5.6.7).
-    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=timezone.utc)).timestamp()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from http1 import Field, RequestHead
+from metrics import Counters
 from policy import OWN_PATHS
 
 
@@ -17,7 +18,7 @@ class Page:
     body: bytes
 
 
-def page(request: RequestHead, path: str, ca_pem: bytes) -> Page:
+def page(request: RequestHead, path: str, ca_pem: bytes, counters: Counters) -> Page:
     """The page at `path`; `ca_pem` is the certificate that clients are to trust."""
     if path not in OWN_PATHS:
         return _text(404, f"dduct: no such page; there are {', '.join(sorted(OWN_PATHS))}\n")
@@ -33,7 +34,23 @@ def page(request: RequestHead, path: str, ca_pem: bytes) -> Page:
             ),
             ca_pem,
         )
+    if path == "/metrics":
+        kind = (b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")
+        return Page(200, (kind, (b"Cache-Control", b"no-store")), counters.render().encode())
     return _text(200, "ok\n", (b"Cache-Control", b"no-store"))
+
+
+# What a proxy must not echo to whoever can make a browser send TRACE (RFC 9110 §9.3.8).
+_NOT_ECHOED = (b"authorization", b"cookie", b"proxy-authorization")
+
+
+def last_stop(request: RequestHead) -> Page:
+    """The answer to a TRACE or OPTIONS that ends here (RFC 9110 §9.3.7, §9.3.8)."""
+    if request.method == b"OPTIONS":
+        return Page(200, ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE, CONNECT"),), b"")
+    line = b"%s %s HTTP/1.%d\r\n" % (request.method, request.target, request.version)
+    lines = (b"%s: %s\r\n" % field for field in request.headers.without(_NOT_ECHOED))
+    return Page(200, ((b"Content-Type", b"message/http"),), b"".join([line, *lines, b"\r\n"]))
 
 
 def _text(status: int, text: str, *fields: Field) -> Page:

@@ -1,4 +1,4 @@
-"""Decisions, and nothing but: values in, a value out. What a request is for, what may be kept, what to answer from it.
+"""What a request is for, and what its object is called: values in, a value out.
 
 Nothing here waits, logs, or touches a socket or a file; whoever calls does what the value says.
 """
@@ -6,13 +6,32 @@ Nothing here waits, logs, or touches a socket or a file; whoever calls does what
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Iterable, Mapping, Optional, Tuple, Union
+from dataclasses import dataclass, field, replace
+from typing import Container, Dict, Iterable, List, Optional, Tuple, Union
+from urllib.parse import unquote_plus
 
 import http1
-from http1 import Authority, Headers, RequestHead, ResponseHead, Target
+from http1 import Authority, RequestHead, Target
 
-FieldText = Tuple[str, str]
+
+class Parameters:
+    """A set of names of query parameters: exact ones, and `prefix*`; case does not matter."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        names = [pattern.lower() for pattern in patterns]
+        self._exact = frozenset(name for name in names if not name.endswith("*"))
+        self._prefixes = tuple(name[:-1] for name in names if name.endswith("*"))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name.lower() in self._exact or name.lower().startswith(self._prefixes))
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What is kept, by patterns that are searched in paths, and which query parameters make no difference."""
+
+    filters: Tuple[re.Pattern[str], ...]
+    ignored: Parameters
 
 
 class Hosts:
@@ -42,7 +61,7 @@ class Rules:
 
     intercept: Hosts
     own_names: Hosts
-    filters: Tuple[re.Pattern[str], ...]
+    naming: Naming
 
 
 @dataclass(frozen=True)
@@ -78,10 +97,14 @@ class Intercept:
 
 @dataclass(frozen=True)
 class Name:
-    """What an object is called in the cache: a path, and the digest that its URL promises, as (algorithm, hex)."""
+    """What an object is called in the cache: a path, and the digest that its URL promises, as (algorithm, hex).
+
+    `signature` is what of the query does not belong to the name; like a password, it says that this client may have it.
+    """
 
     path: str
     digest: Optional[Tuple[str, str]] = None
+    signature: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -100,6 +123,11 @@ class Own:
 
 
 @dataclass(frozen=True)
+class LastStop:
+    """A TRACE or OPTIONS that may go no further: dduct answers it in the origin's stead (RFC 9110 §7.6.2)."""
+
+
+@dataclass(frozen=True)
 class Refuse:
     """Answer with an error; one line that says what is wrong and what helps."""
 
@@ -107,9 +135,11 @@ class Refuse:
     reason: str
 
 
-Decision = Union[Tunnel, Intercept, Fetch, Own, Refuse]
+Decision = Union[Tunnel, Intercept, Fetch, Own, LastStop, Refuse]
 
-OWN_PATHS = frozenset(["/ca.crt", "/healthz"])
+OWN_PATHS = frozenset(["/ca.crt", "/healthz", "/metrics"])
+_SLASHES_OF_AN_AUTHORITY = 2
+_DIGITS_AT_MOST = 9
 _CACHED_METHODS = (b"GET", b"HEAD")
 
 
@@ -122,7 +152,7 @@ def decide(head: RequestHead, where: Where, rules: Rules) -> Decision:
         return Intercept(authority) if authority.host in rules.intercept else Tunnel(authority)
     if head.target.startswith(b"/") or head.target == b"*":
         return _decide_direct(head, where, rules)
-    target = http1.parse_absolute(head.target)
+    target = _absolute(head)
     if (
         target.path in OWN_PATHS
         and target.authority.port == where.local.port
@@ -139,10 +169,10 @@ def _decide_inside(head: RequestHead, authority: Authority, rules: Rules) -> Dec
     if host is not None and http1.parse_authority(host, 443) != authority:
         return Refuse(421, f"Host names another host than the CONNECT to {authority}")
     if head.target == b"*":
-        return Refuse(501, "OPTIONS * is not relayed")
+        return _fetch(head, Target("https", authority, "*"), rules)
     if head.target.startswith(b"/"):
         return _fetch(head, http1.parse_origin_form(head.target, "https", authority), rules)
-    target = http1.parse_absolute(head.target)
+    target = _absolute(head)
     if target.scheme != "https" or target.authority != authority:
         return Refuse(421, f"the target is not at the CONNECT's {authority}")
     return _fetch(head, target, rules)
@@ -153,7 +183,9 @@ def _decide_direct(head: RequestHead, where: Where, rules: Rules) -> Decision:
     scheme = "https" if where.encrypted else "http"
     host = head.headers.get(b"host")
     path = head.target.partition(b"?")[0].decode("latin-1")
-    if not host or head.target == b"*":
+    if head.target == b"*":
+        return LastStop() if head.method == b"OPTIONS" else Refuse(400, "only OPTIONS asks for *")
+    if not host:
         return Own(path)
     authority = http1.parse_authority(host, 443 if where.encrypted else 80)
     listed = authority.host in rules.intercept
@@ -175,32 +207,64 @@ def _names_us(authority: Authority, where: Where, rules: Rules) -> bool:
     return authority.host in rules.own_names or authority.host == where.local.host
 
 
-def _fetch(head: RequestHead, target: Target, rules: Rules) -> Fetch:
+def _absolute(head: RequestHead) -> Target:
+    """An absolute-form target; of OPTIONS, one without a path is about the whole server (RFC 9112 §3.2.4)."""
+    target = http1.parse_absolute(head.target)
+    if head.method == b"OPTIONS" and head.target.count(b"/") == _SLASHES_OF_AN_AUTHORITY and target.query is None:
+        return replace(target, path="*")
+    return target
+
+
+def forwards_left(head: RequestHead) -> Optional[int]:
+    """How many more proxies may pass a TRACE or OPTIONS on; None where it does not matter (RFC 9110 §7.6.2)."""
+    value = head.headers.get(b"max-forwards")
+    if value is None or head.method not in (b"TRACE", b"OPTIONS"):
+        return None
+    if not value.isdigit() or len(value) > _DIGITS_AT_MOST:
+        raise http1.ProtocolError("Max-Forwards is not a number")
+    return int(value)
+
+
+def _fetch(head: RequestHead, target: Target, rules: Rules) -> Union[Fetch, LastStop, Refuse]:
+    if forwards_left(head) == 0:
+        return LastStop()
+    if target.path == "*" and head.method != b"OPTIONS":
+        return Refuse(400, "only OPTIONS asks for *")
     if head.method not in _CACHED_METHODS:
         return Fetch(target, None)
     if target.scheme == "https" and target.authority.host not in rules.intercept:
         return Fetch(target, None)
-    return Fetch(target, storage_name(target, rules.filters))
+    return Fetch(target, storage_name(target, rules.naming))
 
 
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
 _UNRESERVED = re.compile("[A-Za-z0-9._~-]")
 
 
-def storage_name(target: Target, filters: Iterable[re.Pattern[str]]) -> Optional[Name]:
+def storage_name(target: Target, naming: Naming) -> Optional[Name]:
     """The name under which a target may be kept; None where no filter matches its path.
 
     Percent-encoded unreserved characters are the same as plain ones (RFC 3986 §6.2.2.2): apt writes `%2b` and `%7e`
     where others do not. Whether a file can have the name is for the cache to say.
     """
     path = _ESCAPE.sub(_decode_unreserved, target.path)
-    for pattern in filters:
+    for pattern in naming.filters:
         match = pattern.search(path)
         if match is not None:
-            # A slash in a query must not make a directory.
-            query = "" if target.query is None else "?" + target.query.replace("/", "%2F")
-            return Name(f"{target.scheme}/{target.host_field}{path}{query}", _digest(match))
+            query, signature = _split_query(target.query, naming.ignored)
+            return Name(f"{target.scheme}/{target.host_field}{path}{query}", _digest(match), signature)
     return None
+
+
+def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, str]:
+    """What of a query makes another object, as the end of a file name, and what only signs it."""
+    kept: List[str] = []
+    signing: List[str] = []
+    for parameter in (query or "").split("&"):
+        signs = unquote_plus(parameter.partition("=")[0]) in ignored
+        (signing if signs else kept).append(parameter)
+    # A slash in a query must not make a directory.
+    return "?" + "&".join(kept).replace("/", "%2F") if any(kept) else "", "&".join(signing)
 
 
 def _decode_unreserved(match: re.Match[str]) -> str:
@@ -208,152 +272,23 @@ def _decode_unreserved(match: re.Match[str]) -> str:
     return character if _UNRESERVED.fullmatch(character) else match.group().upper()
 
 
+_HEX_DIGITS = {"sha256": (64,), "sha512": (128,), "sha1": (40,), "md5": (32,), "blake2b": range(2, 129, 2)}
+_HEX = re.compile("[0-9a-f]+")
+
+
+def hash_of(group: str) -> str:
+    """The hash that a filter's group is about: `blake2b` and `blake2b_2` are parts of one digest."""
+    return group.partition("_")[0]
+
+
 def _digest(match: re.Match[str]) -> Optional[Tuple[str, str]]:
-    for algorithm, value in match.groupdict().items():
-        if value is not None:
-            return algorithm, value.lower()
+    """The digest in a path, put together from its parts in their order; None unless it is one."""
+    groups = sorted(match.re.groupindex.items(), key=lambda item: item[1])
+    parts: Dict[str, List[str]] = {}
+    for group, number in groups:
+        parts.setdefault(hash_of(group), []).append(match.group(number) or "")
+    for algorithm, texts in parts.items():
+        value = "".join(texts).lower()
+        if len(value) in _HEX_DIGITS[algorithm] and _HEX.fullmatch(value):
+            return algorithm, value
     return None
-
-
-# --- what may be kept ---------------------------------------------------------------------------
-
-# Fields that belong to one transfer or one hop and not to the representation.
-_NOT_STORED = frozenset(
-    [b"age", b"alt-svc", b"content-length", b"set-cookie", b"set-cookie2", b"via", b"accept-ranges"]
-)
-_FIELDS_BUDGET = 1600  # octets; the rest of the metadata has to fit beside them
-_ESSENTIAL = frozenset(
-    [
-        b"cache-control",
-        b"content-disposition",
-        b"content-encoding",
-        b"content-type",
-        b"date",
-        b"docker-content-digest",
-        b"etag",
-        b"expires",
-        b"last-modified",
-        b"vary",
-    ]
-)
-
-
-def not_storable(request: RequestHead, response: ResponseHead) -> Optional[str]:
-    """Why a response must not be kept (RFC 9111 §3); None where it may be."""
-    if response.status != 200 or b"content-range" in response.headers:
-        return f"status {response.status}"
-    if b"no-store" in _directives(request.headers):
-        return "the client said no-store"
-    if b"no-store" in _directives(response.headers):
-        return "the origin said no-store"
-    if b"*" in response.headers.tokens(b"vary"):
-        return "Vary: *"
-    return None
-
-
-def restricted(request: RequestHead, response: ResponseHead) -> bool:
-    """Whether every other client has to be let in by the origin itself."""
-    if any(name in request.headers for name in http1.CREDENTIALS):
-        return True
-    return b"private" in _directives(response.headers)
-
-
-def stored_fields(response: ResponseHead) -> Tuple[FieldText, ...]:
-    """The fields that are kept with the representation; what does not fit goes, the inessential first."""
-    kept = []
-    room = _FIELDS_BUDGET
-    fields = list(response.headers.end_to_end().without(_NOT_STORED))
-    for essential in (True, False):
-        for position, (name, value) in enumerate(fields):
-            if (name.lower() in _ESSENTIAL) is essential and len(name) + len(value) <= room:
-                room -= len(name) + len(value) + 8
-                kept.append((position, (name.decode("latin-1"), value.decode("latin-1"))))
-    return tuple(field for _, field in sorted(kept))
-
-
-def vary_fields(request: RequestHead, response: ResponseHead) -> Tuple[FieldText, ...]:
-    """The request fields that the response depended on, to be matched by later requests (RFC 9111 §4.1).
-
-    Accept-Encoding is not among them, for origins are always asked for `identity`; credentials are not, for they are
-    never written down: `restricted` covers them.
-    """
-    ignored = (b"accept-encoding", *http1.CREDENTIALS)
-    names = (name for name in response.headers.tokens(b"vary") if name not in ignored)
-    return tuple((name.decode("latin-1"), _text(request.headers.get(name))) for name in names)
-
-
-def varies(request: RequestHead, vary: Iterable[FieldText]) -> bool:
-    """Whether a stored response was chosen for another kind of request than this one."""
-    return any(_text(request.headers.get(name.encode("latin-1"))) != value for name, value in vary)
-
-
-def lets_in(status: int) -> bool:
-    """Whether an origin's answer to a client's own credentials grants that client the object."""
-    return status in (200, 206, 301, 302, 303, 304, 307, 308)
-
-
-def _directives(headers: Headers) -> Mapping[bytes, bytes]:
-    pairs = (token.partition(b"=") for token in headers.tokens(b"cache-control"))
-    return {name.strip(): value.strip(b' "') for name, _, value in pairs}
-
-
-def _text(value: Optional[bytes]) -> str:
-    return "" if value is None else value.decode("latin-1")
-
-
-# --- what to answer from it ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which part of a representation answers a request: the span [start, end), `end` None up to its unknown end."""
-
-    status: int
-    start: int = 0
-    end: Optional[int] = None
-
-
-def select(request: RequestHead, fields: Headers, length: Optional[int]) -> Selection:
-    """Apply preconditions and Range to a representation of `length` octets, or of unknown length (RFC 9110 §13, §14).
-
-    A status of 304 or 416 sends no octets.
-    """
-    if _unchanged(request, fields):
-        return Selection(304, 0, 0)
-    wanted = request.headers.get(b"range")
-    parsed = None if wanted is None or request.method != b"GET" else http1.parse_range(wanted)
-    if parsed is None or length is None or not _same_representation(request, fields):
-        return Selection(200, 0, length)
-    window = parsed.window(length)
-    if window is None:
-        return Selection(416, 0, 0)
-    return Selection(206, *window)
-
-
-def _unchanged(request: RequestHead, fields: Headers) -> bool:
-    """RFC 9110 §13.2.2 steps 3 and 4."""
-    none_match = request.headers.get(b"if-none-match")
-    if none_match is not None:
-        etag = fields.get(b"etag")
-        listed = [_opaque(tag.strip(b" \t")) for tag in none_match.split(b",")]
-        return none_match == b"*" or (etag is not None and _opaque(etag) in listed)
-    since = request.headers.get(b"if-modified-since")
-    modified = fields.get(b"last-modified")
-    if since is None or modified is None:
-        return False
-    known, changed = http1.parse_date(since), http1.parse_date(modified)
-    return known is not None and changed is not None and changed <= known
-
-
-def _same_representation(request: RequestHead, fields: Headers) -> bool:
-    """RFC 9110 §13.1.5: an If-Range must match strongly, an ETag or an exact date."""
-    condition = request.headers.get(b"if-range")
-    if condition is None:
-        return True
-    if condition.startswith(b'"'):
-        return condition == fields.get(b"etag")
-    return not condition.startswith(b"W/") and condition == fields.get(b"last-modified")
-
-
-def _opaque(etag: bytes) -> bytes:
-    return etag[2:] if etag.startswith(b"W/") else etag

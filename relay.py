@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import select
 import time
-from typing import Dict, Tuple
+from typing import Dict, List, Tuple
 
+import policy
+import values
 from body import BUFFER_SIZE, IncompleteBody
-from http1 import Headers, RequestHead
+from http1 import Field, Headers, RequestHead
 from reply import Reply
 from stream import Stream
 from upstream import Exchange
@@ -16,23 +18,48 @@ _PIPE_SIZE = 128 * 1024
 _TURNS = 16
 
 
-def outgoing(request: RequestHead, via: bytes) -> Headers:
-    """The fields of a request as they go on to its origin: end-to-end ones, and our name in Via."""
+def outgoing(request: RequestHead, via: bytes, upgrade: bool = False) -> Headers:
+    """The fields of a request as they go on to its origin: end-to-end ones, our name in Via, and what of the
+    connection's own options dduct passes on."""
     kept = request.headers.end_to_end().without([b"host", b"content-length", b"expect"])
-    return Headers([*kept, (b"Via", via)])
+    left = policy.forwards_left(request)
+    if left is not None:
+        kept = Headers([*kept.without([b"max-forwards"]), (b"Max-Forwards", b"%d" % (left - 1))])
+    options: List[Field] = []
+    if b"trailers" in request.headers.tokens(b"te"):  # RFC 9110 §10.1.4; no other coding is spoken here
+        options.append((b"TE", b"trailers"))
+    if upgrade:
+        options.append((b"Upgrade", request.headers.get(b"upgrade") or b""))
+    if options:
+        options.append((b"Connection", b", ".join(name for name, _ in options)))
+    return Headers([*kept, (b"Via", via), *options])
+
+
+def wants_upgrade(request: RequestHead) -> bool:
+    """Whether a request asks for another protocol that dduct lets through (RFC 9110 §7.8).
+
+    Not h2c: what is asked inside of that would be seen by nobody here (RFC 9113 has given it up).
+    """
+    if request.version < 1 or b"upgrade" not in request.headers.tokens(b"connection"):
+        return False
+    protocols = request.headers.tokens(b"upgrade")
+    return bool(protocols) and b"h2c" not in protocols
 
 
 def forward(reply: Reply, exchange: Exchange) -> None:
     """Pass an origin's answer on, streaming. An answer that breaks off is broken off here too."""
     head = exchange.head
-    reply.begin(head.status, head.headers.end_to_end(), exchange.body.length, head.reason)
+    fields = [*head.headers.end_to_end()]
+    if b"date" not in head.headers:
+        fields.append((b"Date", values.format_date(time.time())))  # RFC 9110 §6.6.1
+    reply.begin(head.status, fields, exchange.body.length, head.reason)
     try:
         for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
             reply.write(piece)
     except IncompleteBody:
         reply.cut()
         return
-    reply.finish()
+    reply.finish(exchange.body.trailers)
 
 
 class _Direction:

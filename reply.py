@@ -6,11 +6,13 @@ tell the response from a complete one.
 
 from __future__ import annotations
 
+import time
 from typing import Iterable, Optional, Union
 
 import http1
+import values
 from body import BodyWriter
-from http1 import BodyFraming, Field, Framing, RequestHead
+from http1 import BodyFraming, Field, Framing, RequestHead, ResponseHead
 from stream import Stream
 
 
@@ -67,11 +69,24 @@ class Reply:
         self._writer.write(piece)
         self.octets += len(piece)
 
-    def finish(self) -> None:
+    def finish(self, trailers: Iterable[Field] = ()) -> None:
         """The body is complete."""
         assert self._writer is not None
         if self.has_body:
-            self._writer.finish()
+            self._writer.finish(trailers)
+
+    def interim(self, head: ResponseHead) -> None:
+        """Pass on a 1xx response (RFC 9110 §15.2), to a client that knows of such."""
+        if not self.started and self._request is not None and self._request.version >= 1:
+            self._stream.send(head.serialise(head.headers.end_to_end()))
+
+    def switch(self, head: ResponseHead) -> None:
+        """Pass on a 101: what follows on this connection is another protocol's."""
+        self.status, self.persistent = head.status, False
+        self._writer = BodyWriter(self._stream, http1.NO_BODY)
+        protocol = head.headers.get(b"upgrade") or b""
+        options = [(b"Upgrade", protocol), (b"Connection", b"Upgrade"), (b"Via", self._via)]
+        self._stream.send(head.serialise([*head.headers.end_to_end(), *options]))
 
     def cut(self) -> None:
         """The body will not be completed: end the connection so that the client can tell."""
@@ -82,9 +97,9 @@ class Reply:
             self._stream.cut()
 
     def whole(self, status: int, fields: Iterable[Field], body: Union[bytes, str]) -> None:
-        """A complete response in one piece."""
+        """A complete response of our own in one piece."""
         data = body.encode() if isinstance(body, str) else body
-        self.begin(status, fields, len(data))
+        self.begin(status, [*fields, (b"Date", values.format_date(time.time()))], len(data))
         if self.has_body and data:
             self.write(memoryview(data))
         self.finish()

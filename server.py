@@ -16,13 +16,16 @@ from typing import Callable, Dict, List, Optional, Set, Tuple
 import certs
 from cache import Cache
 from certs import LeafStore
-from config import Address, Config
+from config import Address, Config, ParentProxy
 from fetch import Services
+from freshness import FreshnessRules
+from grants import Grants
 from http1 import Authority
-from policy import Hosts, Rules, Where
+from metrics import Counters
+from policy import Hosts, Naming, Parameters, Rules, Where
 from session import Household, Session
 from stream import NamedSocket, Stream
-from upstream import Origins, Settings
+from upstream import Origins, Parent, Settings
 
 _log = logging.getLogger("dduct")
 
@@ -138,6 +141,12 @@ def identity(config: Config) -> certs.Identity:
     )
 
 
+def _parent(proxy: Optional[ParentProxy]) -> Optional[Parent]:
+    if proxy is None:
+        return None
+    return Parent(proxy.address.host, proxy.address.port, proxy.tls, proxy.credentials)
+
+
 class Server:
     """One dduct made of a configuration. The constructor reads certificates, opens the cache and binds.
 
@@ -146,6 +155,8 @@ class Server:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._via = b"1.1 dduct-" + secrets.token_hex(4).encode()
+        self.counters = Counters()
         self._threads = Threads()
         self._draining = threading.Event()
         self._lock = threading.Lock()  # guards _sessions
@@ -156,7 +167,7 @@ class Server:
         self._rules = Rules(
             intercept=Hosts([*config.certs.server_dns_sans, *config.certs.server_ip_sans]),
             own_names=Hosts([config.certs.server_cn, "localhost"]),
-            filters=config.proxy.filters,
+            naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query)),
         )
         cache = self._open_cache()
         self._listeners: List[Listener] = []
@@ -166,9 +177,20 @@ class Server:
         except BaseException:
             self._close_listeners()
             raise
-        via = b"1.1 dduct-" + secrets.token_hex(4).encode()
         self._household = Household(
-            services=Services(cache, self._origins, via, self._threads.spawn),
+            services=Services(
+                cache=cache,
+                origins=self._origins,
+                freshness=FreshnessRules(
+                    fresh_for=config.cache.fresh_for,
+                    stale_if_error=config.cache.stale_if_error,
+                    obey_no_store=config.cache.obey_no_store,
+                ),
+                grants=Grants(config.cache.auth_grace),
+                counters=self.counters,
+                via=self._via,
+                spawn=self._threads.spawn,
+            ),
             rules=self._rules,
             leaves=self._leaves,
             ca_pem=authority.pem,
@@ -235,6 +257,9 @@ class Server:
             insecure=Hosts(proxy.upstream_insecure),
             client_certificate=(self._files.path("client.crt"), self._files.path("client.key")),
             own_addresses=tuple((address.host, address.port) for address in self.addresses),
+            parent=_parent(proxy.upstream_proxy),
+            direct=Hosts(proxy.no_upstream_proxy),
+            via=self._via,
         )
         for host in proxy.upstream_insecure:
             _log.warning("The certificate of %s is not verified (proxy.upstream_insecure)", host)

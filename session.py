@@ -13,17 +13,20 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Union
 
+import freshness
 import http1
 import pages
 import policy
 from body import BodyReader, IncompleteBody
 from certs import LeafStore
 from fetch import CachedFetch, Services
-from http1 import BodyFraming, Framing, ProtocolError, RequestHead
+from http1 import BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Target
+from metrics import Counter
 from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
-from relay import forward, outgoing, tunnel
+from relay import forward, outgoing, tunnel, wants_upgrade
 from reply import Reply
 from stream import Stream
 from upstream import Request, UpstreamError
@@ -81,6 +84,7 @@ class Session:
             head = http1.parse_request(block)
             framing = http1.request_framing(head)
         except ProtocolError as error:
+            self._house.services.counters.add(Counter.REFUSED)
             # Nothing after a message that could not be understood can be.
             _log.info("%s %s", self._client, error)
             Reply(self._stream, None, self._via).error(error.status, str(error))
@@ -91,7 +95,9 @@ class Session:
     def _answer(self, head: RequestHead, framing: BodyFraming) -> bool:
         reply = Reply(self._stream, head, self._via)
         awaited = _expects_continue(head, framing)
-        body = BodyReader(self._stream, framing, *([self._go_ahead] if awaited else []))
+        body = BodyReader(self._stream, framing, *([partial(self._go_ahead, head, reply)] if awaited else []))
+        if awaited:
+            reply.persistent = False  # until the client is told to go on, its body may come after the answer, or never
         started = time.monotonic()
         what = _one_line(head.target.partition(b"?")[0])
         decision, remark = None, ""
@@ -109,8 +115,6 @@ class Session:
             level = logging.DEBUG if isinstance(decision, Intercept) else logging.INFO
             line = f"{self._client} {_one_line(head.method)} {what} {reply.status} {reply.octets}"
             _log.log(level, "%s %.3fs %s", line, time.monotonic() - started, remark or reply.note)
-        if awaited and not body.started:
-            reply.persistent = False  # it may still come, or not: the client was never told to send it
         if body.complete or (reply.persistent and body.drain(_UNREAD_AT_MOST)):
             return reply.persistent
         self._stream.linger(_LINGER)
@@ -123,17 +127,21 @@ class Session:
         expectation = head.headers.get(b"expect")
         if expectation is not None and expectation.lower() != b"100-continue":
             raise ProtocolError("an expectation other than 100-continue", 417)
-        if head.method == b"CONNECT" and framing.kind is not Framing.NONE:
-            raise ProtocolError("CONNECT with a body")
+        if head.method in (b"CONNECT", b"TRACE") and framing.kind is not Framing.NONE:
+            raise ProtocolError(f"{head.method.decode()} with a body")  # RFC 9110 §9.3.6, §9.3.8
         return policy.decide(head, self._where, self._house.rules)
 
     def _dispatch(
         self, decision: policy.Decision, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply
     ) -> None:
         if isinstance(decision, Own):
-            page = pages.page(head, decision.path, self._house.ca_pem)
+            page = pages.page(head, decision.path, self._house.ca_pem, self._house.services.counters)
+            reply.whole(page.status, page.fields, page.body)
+        elif isinstance(decision, policy.LastStop):
+            page = pages.last_stop(head)
             reply.whole(page.status, page.fields, page.body)
         elif isinstance(decision, policy.Refuse):
+            self._house.services.counters.add(Counter.REFUSED)
             reply.error(decision.status, decision.reason)
         elif isinstance(decision, Fetch):
             if decision.name is not None and framing.kind is Framing.NONE:
@@ -142,22 +150,53 @@ class Session:
                 self._relay(decision, head, body, framing, reply)
 
     def _relay(self, decision: Fetch, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply) -> None:
-        origins = self._house.services.origins
-        sent = None if framing.kind is Framing.NONE else body
-        request = Request(head.method, decision.target, outgoing(head, self._via), framing, sent)
-        exchange = origins.exchange(request)
+        """Ask the origin for this client alone, whatever the method, the body and the protocol that follows."""
+        services = self._house.services
+        upgrade = framing.kind is Framing.NONE and wants_upgrade(head)
+        request = Request(
+            method=head.method,
+            target=decision.target,
+            headers=outgoing(head, self._via, upgrade),
+            framing=framing,
+            body=None if framing.kind is Framing.NONE else body,
+            expects=_expects_continue(head, framing),
+            upgrade=upgrade,
+            on_interim=reply.interim,
+        )
+        exchange = services.origins.exchange(request)
         try:
-            forward(reply, exchange)
+            if freshness.invalidates(head.method, exchange.head.status):
+                self._invalidate(decision.target, exchange.head)
+            services.counters.add(Counter.RELAYED)
+            if exchange.head.status == 101:
+                reply.switch(exchange.head)
+                tunnel(self._stream, exchange.stream, self._house.idle_timeout * _TUNNEL_PATIENCE)
+            else:
+                forward(reply, exchange)
         finally:
             exchange.close()
+
+    def _invalidate(self, target: Target, answer: ResponseHead) -> None:
+        """RFC 9111 §4.4: the target is not what it was, nor what the answer names of the same origin."""
+        targets = [target]
+        for field in (b"location", b"content-location"):
+            other = http1.resolve(target, answer.headers.get(field) or b"")
+            if other is not None and (other.scheme, other.authority) == (target.scheme, target.authority):
+                targets.append(other)
+        for one in targets:
+            name = policy.storage_name(one, self._house.rules.naming)
+            if name is not None:
+                self._house.services.forget(name)
 
     def _connect(self, decision: Union[Tunnel, Intercept], reply: Reply) -> bool:
         """Answer CONNECT; whether requests follow inside. Raises UpstreamError while none has been answered."""
         if isinstance(decision, Tunnel):
             reply.note = "tunnel"
+            self._house.services.counters.add(Counter.TUNNELS)
             self._tunnel(decision, reply)
             return False
         reply.note = "intercept"
+        self._house.services.counters.add(Counter.INTERCEPTED)
         authority = decision.authority
         context = self._house.leaves.context(authority.host)
         self._establish(reply)
@@ -187,7 +226,8 @@ class Session:
         fields = [(b"Via", self._via)]
         self._stream.send(http1.serialise_response(200, b"Connection established", fields))
 
-    def _go_ahead(self) -> None:
+    def _go_ahead(self, head: RequestHead, reply: Reply) -> None:
+        reply.persistent = head.persistent
         self._stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 

@@ -72,8 +72,9 @@ class Places:
 class Metadata:
     """What is known of a stored representation besides its octets; the cache keeps it and never reads it.
 
-    `url` has no query (it may be signed), `fetched_at` is in seconds since the epoch, `restricted` means that the
-    origin must let every further client in itself, and `vary` holds the request fields the response depended on.
+    `url` has no query (it may be signed), `fetched_at` is in seconds since the epoch, `age` how many seconds old it was
+    then, `restricted` means that the origin must let every further client in itself, `vary` holds the request fields
+    the response depended on, and `redirect` is the URL, also without a query, to which the origin sent for it.
     """
 
     url: str
@@ -81,6 +82,8 @@ class Metadata:
     fetched_at: float
     restricted: bool = False
     vary: Tuple[FieldText, ...] = ()
+    age: float = 0.0
+    redirect: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,10 @@ class Record:
             raise ValueError(f"unreadable metadata: {error}") from error
 
 
+# What tells a published object from the one that takes its place, or from itself after a validation.
+Version = Tuple[int, int, float]
+
+
 class Entry:
     """One published object, open for reading; whoever got it closes it. Safe against replacement and eviction."""
 
@@ -135,6 +142,12 @@ class Entry:
     def fileno(self) -> int:
         """The descriptor, its offset is never used."""
         return self._fd
+
+    @property
+    def version(self) -> Version:
+        """Equal for two entries only if nothing was published or validated between them."""
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino, self.record.metadata.fetched_at
 
     def sync(self) -> None:
         """Wait until its octets are on the disk. Raises OSError."""
@@ -252,6 +265,24 @@ class Store:
         finally:
             os.close(fd)
 
+    def refresh(self, entry: Entry, metadata: Metadata) -> None:
+        """Replace what is known of a published object. Raises Unstorable."""
+        try:
+            record = read_record(entry.fileno()) or entry.record
+        except ValueError:
+            record = entry.record
+        self.write_record(entry.fileno(), replace(record, metadata=metadata, boot=self.boot))
+
+    def remove(self, place: str) -> None:
+        """Unpublish an object, if there is one; who reads it reads on."""
+        try:
+            os.unlink(place)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                _log.warning("Cannot remove %s: %s", place, error)
+            return
+        self.prune(place)
+
     def settle(self, place: str) -> None:
         """Bring a published file to the disk, then say so in its record. Raises OSError, Unstorable."""
         entry = self.open_entry(place)
@@ -291,7 +322,7 @@ class Store:
             ("Content-Type", kind),
             ("Last-Modified", formatdate(status.st_mtime, usegmt=True)),
         )
-        return Record(Metadata(f"{scheme}://{rest}", fields, status.st_mtime), status.st_size)
+        return Record(Metadata(f"{scheme}://{rest}", fields, status.st_mtime), status.st_size, durable=True)
 
     def _make_parents(self, path: str) -> None:
         try:

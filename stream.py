@@ -264,6 +264,17 @@ class Stream:
         transport = self._transport
         return isinstance(transport, (ssl.SSLSocket, _NestedTls)) and transport.pending() > 0
 
+    def arrived(self) -> bool:
+        """Take in what the peer has sent, without waiting; whether there is anything to read now."""
+        if not self._buffer:
+            self._wait(0)
+            chunk = bytearray(READ_SIZE)
+            try:
+                self._buffer += memoryview(chunk)[: self._receive(chunk)]
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return False
+        return bool(self._buffer)
+
     def dead(self) -> bool:
         """Whether an idle connection has been closed, or speaks out of turn; either way it is of no more use."""
         if self.holds_octets():

@@ -11,19 +11,20 @@ Rules of this room:
 
 from __future__ import annotations
 
+import base64
 import http.client
 import socket
 import ssl
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Callable, Container, Dict, List, Optional, Set, Tuple
-from urllib.parse import urljoin
 
 import http1
 from body import BodyReader, BodyWriter
-from http1 import Authority, BodyFraming, Headers, ResponseHead, Target
+from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
 from stream import ConnectionLost, Stream, tell_cut_from_end
 
 REDIRECT_LIMIT = 10
@@ -32,6 +33,7 @@ _REPLAYABLE = (b"GET", b"HEAD", b"OPTIONS")
 _DRAINED_AT_MOST = 64 * 1024  # octets worth reading to keep a connection
 _IDLE_AT_MOST = 30.0  # seconds; most servers hang up later than that
 _IDLE_PER_ORIGIN = 32
+_CONTINUE_PATIENCE = 1.0  # seconds; curl waits as long
 
 
 class UpstreamError(Exception):
@@ -52,25 +54,23 @@ class OriginResponse(http.client.HTTPResponse):
     head: ResponseHead
     body: BodyReader
 
-    def __init__(
-        self, sock: Stream, debuglevel: int = 0, method: Optional[str] = None, url: Optional[str] = None
-    ) -> None:
-        super().__init__(sock, debuglevel, method, url)  # type: ignore[arg-type]
+    def __init__(self, sock: Stream, request: Request, early: Optional[ResponseHead], **_: object) -> None:
+        super().__init__(sock, method=request.method.decode("ascii"))  # type: ignore[arg-type]
         self._stream = sock
-        self._asked = (method or "GET").encode("ascii")
+        self._request = request
+        self._early = early
 
     def begin(self, **_: object) -> None:
-        """Read the final head. Raises ProtocolError(502), ConnectionLost, or another OSError."""
-        while True:
-            block = self._stream.read_head(self._stream.timeout)
-            if not block:
-                raise ConnectionLost("connection closed without an answer")
-            self.head = http1.parse_response(block)
-            if not self.head.interim:
-                break
-        if self.head.status == 101:
+        """Read the final head, unless it came early. Raises ProtocolError(502), ConnectionLost, or another OSError."""
+        head = self._early or _next_head(self._stream, self._stream.timeout)
+        while head.interim:
+            if head.status != 100:  # that one, our sending of the body has asked for
+                self._request.on_interim(head)
+            head = _next_head(self._stream, self._stream.timeout)
+        if head.status == 101 and not self._request.upgrade:
             raise http1.ProtocolError("origin switched protocols without being asked to", 502)
-        self.body = BodyReader(self._stream, http1.response_framing(self._asked, self.head))
+        self.head = head
+        self.body = BodyReader(self._stream, http1.response_framing(self._request.method, head))
         self.code = self.status = self.head.status
         self.reason = self.head.reason.decode("latin-1")
         self.version = 10 + self.head.version
@@ -83,13 +83,15 @@ class _Connection(http.client.HTTPConnection):
 
     response_class = OriginResponse
 
-    def __init__(self, origin: _Origin, stream: Stream) -> None:
+    def __init__(self, origin: _Origin, stream: Stream, to_parent: Optional[Tuple[Field, ...]] = None) -> None:
         super().__init__(origin.authority.host, origin.authority.port)
         self.sock = stream
         self.auto_open = 0  # a request on a closed connection is an error, not a new connection
         self.origin = origin
         self.stream = stream
+        self.to_parent = to_parent  # what a parent proxy, which wants absolute targets, is told; None without one
         self.idle_since = 0.0
+        self.spoiled = False  # the end of the request was never sent
 
 
 @dataclass(frozen=True)
@@ -100,18 +102,28 @@ class _Origin:
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask of an origin: `headers` are end-to-end fields without Host and framing."""
+    """What to ask of an origin: `headers` are end-to-end fields without Host and framing.
+
+    `expects`: the origin is to say whether it wants the body; `upgrade`: it may answer 101 and switch protocols;
+    `on_interim` is told every interim response (RFC 9110 §15.2) but 100.
+    """
 
     method: bytes
     target: Target
     headers: Headers
     framing: BodyFraming = http1.NO_BODY
     body: Optional[BodyReader] = None
+    expects: bool = False
+    upgrade: bool = False
+    on_interim: Callable[[ResponseHead], None] = lambda _: None
 
     def redirected(self, target: Target) -> Request:
         """The same at another URL. Credentials stay behind when host, port or scheme change: S3 answers 400 to them."""
         moved = (target.scheme, target.authority) != (self.target.scheme, self.target.authority)
-        headers = self.headers.without(http1.CREDENTIALS) if moved else self.headers
+        if moved:
+            headers = Headers(field for field in self.headers if not http1.is_credential(field[0].lower()))
+        else:
+            headers = self.headers
         return replace(self, target=target, headers=headers)
 
 
@@ -124,19 +136,21 @@ class Exchange:
         self._response = response
         self._closed = False
         self.target = target
+        self.redirected_to: Optional[Target] = None  # where the first URL sent `follow`, if anywhere
         self.head = response.head
         self.body = response.body
+
+    @property
+    def stream(self) -> Stream:
+        """The connection itself, for what follows a 101."""
+        return self._connection.stream
 
     def redirect(self) -> Optional[Target]:
         """Where the answer sends us, or None where it does not, or to nowhere that http1 understands."""
         location = self.head.headers.get(b"location")
         if self.head.status not in _REDIRECTS or location is None:
             return None
-        try:
-            url = urljoin(str(self.target), location.decode("latin-1")).partition("#")[0]
-            return http1.parse_absolute(url.encode("latin-1"))
-        except (ValueError, http1.ProtocolError):
-            return None
+        return http1.resolve(self.target, location)
 
     def close(self) -> None:
         """Keep the connection for another request if its body was read to the end, or nearly; else hang up."""
@@ -144,8 +158,26 @@ class Exchange:
             return
         self._closed = True
         self._response.close()
-        reusable = self.head.persistent and self.body.delimited and self.body.drain(_DRAINED_AT_MOST)
+        reusable = self.head.persistent and self.body.delimited and not self._connection.spoiled
+        reusable = reusable and self.head.status != 101 and self.body.drain(_DRAINED_AT_MOST)
         self._origins.give_back(self._connection, reusable)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Another proxy, over TLS or not; `credentials` are its Basic `user:password`."""
+
+    host: str
+    port: int
+    tls: bool = False
+    credentials: Optional[str] = None
+
+    @property
+    def fields(self) -> Tuple[Field, ...]:
+        """What it has to be told with every request."""
+        if self.credentials is None:
+            return ()
+        return ((b"Proxy-Authorization", b"Basic " + base64.b64encode(self.credentials.encode())),)
 
 
 @dataclass(frozen=True)
@@ -153,6 +185,7 @@ class Settings:
     """`timeout` is in seconds: for connecting, for the handshake, and for each wait for the next octets.
 
     `ca` is a PEM file trusted beside the system's; `client_certificate` is (certificate, key), offered where asked for.
+    All hosts but those in `direct` are reached through `parent`, where there is one; `via` is dduct's name there.
     """
 
     timeout: float
@@ -160,6 +193,9 @@ class Settings:
     insecure: Container[str] = ()
     client_certificate: Optional[Tuple[Path, Path]] = None
     own_addresses: Tuple[Tuple[str, int], ...] = ()
+    parent: Optional[Parent] = None
+    direct: Container[str] = ()
+    via: bytes = b""
 
 
 class Origins:
@@ -176,20 +212,20 @@ class Origins:
         self._closed = False
 
     def dial(self, authority: Authority) -> Stream:
-        """A plain connection, for a tunnel; `hang_up()` ends it. Raises UpstreamError (502, 504, 508)."""
+        """A connection for a tunnel; `hang_up()` ends it. Raises UpstreamError (502, 504, 508)."""
+        parent = self._parent_for(authority.host)
+        if parent is None:
+            return self._dial(authority)
+        stream = self._dial_parent(parent)
         try:
-            addresses = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            raise UpstreamError(f"cannot resolve {authority.host}: {_say(error)}") from error
-        failure: OSError = ConnectionLost("it has no address")
-        for family, kind, protocol, _, address in addresses:
-            if any(_same_listener(str(address[0]), int(address[1]), own) for own in self._settings.own_addresses):
-                raise UpstreamError(f"{authority} is dduct itself", 508)
-            try:
-                return self._track(Stream(self._connect(family, kind, protocol, address), self._settings.timeout))
-            except OSError as error:
-                failure = error
-        raise _translated(failure, f"cannot connect to {authority}")
+            self._connect_through(stream, parent, authority)
+        except (OSError, http1.ProtocolError) as error:
+            self.hang_up(stream, broken=True)
+            raise _translated(error, "no answer from the parent proxy (proxy.upstream_proxy)") from error
+        except BaseException:
+            self.hang_up(stream, broken=True)
+            raise
+        return stream
 
     def exchange(self, request: Request) -> Exchange:
         """Send one request and read the head of its answer. Raises UpstreamError (502, 504, 508)."""
@@ -206,12 +242,15 @@ class Origins:
 
     def follow(self, request: Request) -> Exchange:
         """The same, following redirects. One from https to http, or to nowhere, is handed out as it is."""
+        first = None
         for _ in range(REDIRECT_LIMIT + 1):
             exchange = self.exchange(request)
+            exchange.redirected_to = first
             target = exchange.redirect()
             if target is None or (request.target.scheme, target.scheme) == ("https", "http"):
                 return exchange
             exchange.close()
+            first = first or target
             request = request.redirected(target)
         raise UpstreamError(f"more than {REDIRECT_LIMIT} redirects, the last to {request.target.host_field}")
 
@@ -258,6 +297,51 @@ class Origins:
 
     # Innards
 
+    def _parent_for(self, host: str) -> Optional[Parent]:
+        return None if host in self._settings.direct else self._settings.parent
+
+    def _dial(self, authority: Authority) -> Stream:
+        try:
+            addresses = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise UpstreamError(f"cannot resolve {authority.host}: {_say(error)}") from error
+        failure: OSError = ConnectionLost("it has no address")
+        for family, kind, protocol, _, address in addresses:
+            if any(_same_listener(str(address[0]), int(address[1]), own) for own in self._settings.own_addresses):
+                raise UpstreamError(f"{authority} is dduct itself", 508)
+            try:
+                return self._track(Stream(self._connect(family, kind, protocol, address), self._settings.timeout))
+            except OSError as error:
+                failure = error
+        raise _translated(failure, f"cannot connect to {authority}")
+
+    def _dial_parent(self, parent: Parent) -> Stream:
+        stream = self._dial(Authority(parent.host, parent.port))
+        if parent.tls:
+            self._start_tls(stream, Authority(parent.host, parent.port))
+        return stream
+
+    def _connect_through(self, stream: Stream, parent: Parent, authority: Authority) -> None:
+        """RFC 9110 §9.3.6, from a client's side. Raises UpstreamError, ProtocolError, OSError."""
+        fields = [(b"Host", str(authority).encode()), (b"Via", self._settings.via), *parent.fields]
+        lines = [b"CONNECT %s HTTP/1.1" % str(authority).encode(), *(b"%s: %s" % field for field in fields)]
+        stream.send(b"\r\n".join([*lines, b"", b""]))
+        head = _next_head(stream, stream.timeout)
+        while head.interim:
+            head = _next_head(stream, stream.timeout)
+        if not 200 <= head.status < 300:
+            reason = head.reason.decode("latin-1")
+            remedy = "; proxy.upstream_proxy wants user:password" if head.status == 407 else ""
+            raise UpstreamError(f"the parent proxy refuses {authority}: {head.status} {reason}{remedy}")
+
+    def _start_tls(self, stream: Stream, authority: Authority) -> None:
+        context = self._trusting if authority.host in self._settings.insecure else self._verifying
+        try:
+            stream.start_tls(context, authority.host)
+        except (OSError, ValueError) as error:
+            self.hang_up(stream, broken=True)
+            raise _translated(error, f"no trusted TLS connection to {authority}") from error
+
     def _connect(self, family: int, kind: int, protocol: int, address: object) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
@@ -269,14 +353,12 @@ class Origins:
         return sock
 
     def _open(self, origin: _Origin) -> _Connection:
+        parent = self._parent_for(origin.authority.host)
+        if origin.scheme == "http" and parent is not None:
+            return _Connection(origin, self._dial_parent(parent), parent.fields)
         stream = self.dial(origin.authority)
         if origin.scheme == "https":
-            host = origin.authority.host
-            try:
-                stream.start_tls(self._trusting if host in self._settings.insecure else self._verifying, host)
-            except (OSError, ValueError) as error:
-                self.hang_up(stream, broken=True)
-                raise _translated(error, f"no trusted TLS connection to {origin.authority}") from error
+            self._start_tls(stream, origin.authority)
         return _Connection(origin, stream)
 
     def _ask(self, connection: _Connection, request: Request, reused: bool) -> Exchange:
@@ -317,34 +399,81 @@ class Origins:
 
 
 def _send(connection: _Connection, request: Request) -> OriginResponse:
-    connection.putrequest(
-        request.method.decode("ascii"), request.target.path_query, skip_host=True, skip_accept_encoding=True
-    )
+    target = str(request.target) if connection.to_parent is not None else request.target.path_query
+    connection.putrequest(request.method.decode("ascii"), target, skip_host=True, skip_accept_encoding=True)
     connection.putheader("Host", request.target.host_field)
-    for name, value in request.headers:
+    for name, value in (*request.headers, *(connection.to_parent or ())):
         connection.putheader(http1.canonical(name), value)
     if request.framing.kind is http1.Framing.CHUNKED:
         connection.putheader("Transfer-Encoding", "chunked")
     elif request.framing.kind is http1.Framing.LENGTH:
         connection.putheader("Content-Length", str(request.framing.length))
+    if request.expects:
+        connection.putheader("Expect", "100-continue")
     connection.endheaders()
-    if request.body is not None:
-        _send_body(connection.stream, request)
+    early = _send_body(connection, request)
+    connection.response_class = partial(OriginResponse, request=request, early=early)  # type: ignore[assignment]
     response = connection.getresponse()
     assert isinstance(response, OriginResponse)
     return response
 
 
-def _send_body(stream: Stream, request: Request) -> None:
-    assert request.body is not None
+def _send_body(connection: _Connection, request: Request) -> Optional[ResponseHead]:
+    """Send what the origin wants of the body; its final head, if that came before the end of it."""
+    if request.body is None:
+        return None
+    stream = connection.stream
+    head = _await_go_ahead(stream, request) if request.expects else None
+    if head is not None:
+        connection.spoiled = True
+        return head
     writer = BodyWriter(stream, request.framing)
-    buffer = memoryview(bytearray(64 * 1024))
-    for piece in request.body.chunks(buffer):
+    for piece in request.body.chunks(memoryview(bytearray(64 * 1024))):
+        if stream.arrived():
+            head = _hear(stream, request)
+            if head is not None:
+                connection.spoiled = True
+                return head
         try:
             writer.write(piece)
         except ConnectionError:
-            return  # it may have answered before it had heard all; the answer, if any, says more than this error
-    writer.finish()
+            connection.spoiled = True
+            return None  # it may have answered before it had heard all; the answer, if any, says more than this error
+    writer.finish(request.body.trailers)
+    return None
+
+
+def _await_go_ahead(stream: Stream, request: Request) -> Optional[ResponseHead]:
+    """Wait a little for 100 Continue (RFC 9110 §10.1.1); the final head, if that is the answer."""
+    deadline = time.monotonic() + _CONTINUE_PATIENCE
+    while True:
+        try:
+            head = _next_head(stream, max(0.001, deadline - time.monotonic()))
+        except socket.timeout:
+            return None  # an origin that has never heard of Expect: it waits for the body
+        if head.status == 100:
+            return None
+        if not head.interim:
+            return head
+        request.on_interim(head)
+
+
+def _hear(stream: Stream, request: Request) -> Optional[ResponseHead]:
+    """The head that is arriving while the body leaves, if it is final."""
+    head = _next_head(stream, stream.timeout)
+    if not head.interim:
+        return head
+    if head.status != 100:
+        request.on_interim(head)
+    return None
+
+
+def _next_head(stream: Stream, patience: float) -> ResponseHead:
+    """Raises ProtocolError(502), ConnectionLost, socket.timeout, or another OSError."""
+    block = stream.read_head(patience)
+    if not block:
+        raise ConnectionLost("connection closed without an answer")
+    return http1.parse_response(block)
 
 
 def _client_context(settings: Settings, verify: bool) -> ssl.SSLContext:

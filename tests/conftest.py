@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, List
 
 import pytest
 from support.household import House, make_config
@@ -40,11 +40,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build_house(
     tmp_path: Path, origin_authority: CertificateAuthority, certificates: Path
 ) -> Iterator[Callable[..., House]]:
-    """Start a dduct whose [proxy] keys are as given."""
+    """Start a dduct whose [proxy] and [cache] keys are as given."""
+    built: List[House] = []
     with ExitStack() as stack:
 
-        def build(**proxy: Any) -> House:
-            return stack.enter_context(House(tmp_path, origin_authority, certificates, **proxy))
+        def build(**keys: Any) -> House:
+            directory = tmp_path / f"house-{len(built)}"
+            directory.mkdir()
+            built.append(stack.enter_context(House(directory, origin_authority, certificates, **keys)))
+            return built[-1]
 
         yield build
 

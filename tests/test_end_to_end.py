@@ -41,6 +41,11 @@ def test_sequence_of_a_test_that_leaks_is_noticed() -> None:
 # --- dduct's own pages --------------------------------------------------------------------------
 
 
+def is_hit(answer: Answer) -> bool:
+    """Whether it came from the cache without a word to its origin."""
+    return (answer.get("cache-status") or "").split(";")[:2] == ["dduct", " hit"]
+
+
 def over_tls(house: House, name: str = HOST) -> Client:
     client = house.client(house.tls_port)
     client.start_tls(house.trust, name)
@@ -82,7 +87,7 @@ def test_a_matching_object_is_fetched_once_and_lies_under_its_url(house: House) 
     assert "stored" in (first.get("cache-status") or "")
     second = house.fetch(origin, "/pool/x.deb")
     assert (second.status, second.body) == (200, BODY)
-    assert second.get("cache-status") == "dduct; hit"
+    assert is_hit(second)
     assert second.get("etag") == first.get("etag") == f'"{len(BODY)}"'
     assert second.get("age") is not None
     assert origin.count("/pool/x.deb") == 1 and origin.body_sent == len(BODY)
@@ -293,7 +298,7 @@ def test_clients_that_leave_do_not_stop_the_fill(house: House) -> None:
     follower.read_until(b"\r\n\r\n")
     gate.open()
     assert follower._exactly(len(BODY)) == BODY
-    assert house.fetch(origin, "/x.deb").get("cache-status") == "dduct; hit"
+    assert is_hit(house.fetch(origin, "/x.deb"))
     assert origin.count("/x.deb") == 1
 
 
@@ -303,7 +308,7 @@ def test_a_client_that_reads_nothing_holds_up_neither_fill_nor_others(house: Hou
     lazy = house.inside(origin)
     lazy.send(f"GET /big.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
     assert house.fetch(origin, "/big.deb").body == body
-    assert house.fetch(origin, "/big.deb").get("cache-status") == "dduct; hit"
+    assert is_hit(house.fetch(origin, "/big.deb"))
     assert origin.count("/big.deb") == 1
     assert lazy.read().body == body
 
@@ -418,7 +423,7 @@ def test_redirects_are_followed_inside_and_kept_by_the_first_url(house: House, f
     answer = house.fetch(origin, "/hop/10.deb")
     assert (answer.status, answer.body) == (200, BODY)
     assert house.stored() == [stored_name(origin, "/hop/10.deb")]
-    assert house.fetch(origin, "/hop/10.deb").get("cache-status") == "dduct; hit"
+    assert is_hit(house.fetch(origin, "/hop/10.deb"))
     assert len(origin.requests) == 11
 
 
@@ -492,7 +497,7 @@ def test_head_is_relayed_with_its_length_and_answered_from_a_stored_get(house: H
     assert client.get("/x.deb", host, method="HEAD").get("content-length") == str(len(BODY))
     assert client.get("/x.deb", host).body == BODY
     answer = client.get("/x.deb", host, method="HEAD")
-    assert (answer.get("content-length"), answer.get("cache-status")) == (str(len(BODY)), "dduct; hit")
+    assert answer.get("content-length") == str(len(BODY)) and is_hit(answer)
     assert [asked.method for asked in origin.requests] == ["HEAD", "GET"]
 
 
@@ -510,7 +515,8 @@ def test_end_to_end_fields_pass_and_hop_by_hop_ones_do_not(house: House) -> None
     assert answer.get("x-kept") == "1" and answer.get("x-named") is None and answer.get("keep-alive") is None
     asked = origin.requests[0]
     assert asked.get("x-mine") == "1"
-    assert [asked.get(name) for name in ("x-hop", "connection", "proxy-authorization", "te")] == [None] * 4
+    assert [asked.get(name) for name in ("x-hop", "proxy-authorization")] == [None] * 2
+    assert [asked.get(name) for name in ("te", "connection")] == ["trailers", "TE"]
     assert (asked.get("via") or "").startswith("1.1 dduct-")
 
 
@@ -734,7 +740,8 @@ class Guarded:
         connection.send_body(BODY[100:])
 
 
-def test_what_needed_credentials_needs_them_again_on_every_hit(house: House) -> None:
+def test_what_needed_credentials_needs_them_again_on_every_hit(build_house: Build) -> None:
+    house = build_house(auth_grace=0.0)
     gate = Gate()
     gate.open()
     guard = Guarded(gate)
@@ -745,7 +752,7 @@ def test_what_needed_credentials_needs_them_again_on_every_hit(house: House) -> 
         refused = house.fetch(origin, "/x.deb", *fields)
         assert (refused.status, refused.body, refused.get("www-authenticate")) == (401, b"who are you?", "Bearer")
     let_in = house.fetch(origin, "/x.deb", good)
-    assert (let_in.body, let_in.get("cache-status")) == (BODY, "dduct; hit")
+    assert let_in.body == BODY and is_hit(let_in)
     assert origin.body_sent == len(BODY) + 2 * len(b"who are you?")
     guard.word = "revoked"
     assert house.fetch(origin, "/x.deb", good).status == 401
@@ -782,7 +789,7 @@ def test_a_layer_is_kept_by_its_digest_and_shared_between_repositories(house: Ho
     origin = house.origin(Files({blob_path("one"): BODY, blob_path("two"): BODY}))
     assert house.fetch(origin, blob_path("one")).body == BODY
     assert house.fetch(origin, blob_path("two")).body == BODY
-    assert house.fetch(origin, blob_path("two")).get("cache-status") == "dduct; hit"
+    assert is_hit(house.fetch(origin, blob_path("two")))
     digest = hashlib.sha256(BODY).hexdigest()
     assert (house.files / "sha256" / digest[:2] / digest).read_bytes() == BODY
     assert [asked.target for asked in origin.requests] == [blob_path("one"), blob_path("two")]

@@ -15,20 +15,28 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS: Dict[str, Set[str]] = {
     "config": set(),
     "http1": set(),
+    "values": set(),
     "certs": set(),
     "store": set(),
     "fill": {"store"},
     "cache": {"store", "fill"},
     "stream": {"http1"},
     "body": {"http1", "stream"},
-    "policy": {"config", "http1"},
+    "policy": {"http1"},
+    "freshness": {"http1", "values"},
+    "selection": {"http1", "values", "freshness"},
+    "grants": set(),
+    "metrics": set(),
     "upstream": {"http1", "stream", "body"},
-    "reply": {"http1", "stream", "body"},
-    "pages": {"http1", "policy"},
-    "relay": {"http1", "stream", "body", "upstream", "reply"},
-    "fetch": {"http1", "store", "fill", "cache", "body", "policy", "upstream", "reply", "relay"},
-    "session": {"http1", "certs", "stream", "body", "policy", "upstream", "reply", "pages", "relay", "fetch"},
-    "server": {"config", "http1", "certs", "cache", "stream", "policy", "upstream", "fetch", "session"},
+    "reply": {"http1", "values", "stream", "body"},
+    "pages": {"http1", "policy", "metrics"},
+    "relay": {"http1", "values", "stream", "body", "policy", "upstream", "reply"},
+    "fetch": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "selection", "grants", "metrics"}
+    | {"upstream", "reply", "relay"},
+    "session": {"http1", "certs", "stream", "body", "policy", "freshness", "metrics", "upstream", "reply", "pages"}
+    | {"relay", "fetch"},
+    "server": {"config", "http1", "certs", "cache", "stream", "policy", "freshness", "grants", "metrics", "upstream"}
+    | {"fetch", "session"},
     "dduct": {"config", "certs", "server"},
 }
 THIRD_PARTY = {"cryptography", "tomli"}

@@ -1,13 +1,24 @@
-"""apt with an https repository, through Acquire::https::Proxy."""
+"""Package managers: apt, dnf, pip, npm and cargo, each cold and warm."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
+import json
 import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import List
 
-from clients.workshop import Dduct, Nginx, Workshop, require, run
+import pytest
+
+from clients.workshop import ORIGIN, Dduct, Nginx, Workshop, require, run
 
 PROGRAMS = ("apt-get", "apt-ftparchive", "dpkg-deb", "nginx")
 
@@ -41,12 +52,13 @@ def write_repository(nginx: Nginx, scratch: Path) -> None:
     (release / "Release").write_text(run("apt-ftparchive", *settings, "release", release))
 
 
-def download(directory: Path, dduct: Dduct, nginx: Nginx) -> Path:
+def apt(directory: Path, dduct: Dduct, nginx: Nginx, scheme: str = "https") -> Path:
     """apt-get update and download in a system of its own; the package."""
     for name in ("state/lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d", "out"):
         (directory / name).mkdir(parents=True)
     (directory / "state/status").touch()
-    (directory / "etc/sources.list").write_text(f"deb [trusted=yes arch=amd64] {nginx.url} stable main\n")
+    source = nginx.url if scheme == "https" else f"http://{ORIGIN}:{nginx.port}"
+    (directory / "etc/sources.list").write_text(f"deb [trusted=yes arch=amd64] {source} stable main\n")
     settings = {
         "Dir::Etc": directory / "etc",
         "Dir::State": directory / "state",
@@ -55,6 +67,7 @@ def download(directory: Path, dduct: Dduct, nginx: Nginx) -> Path:
         "APT::Architecture": "amd64",
         "APT::Sandbox::User": "root",
         "Acquire::https::Proxy": dduct.tcp,
+        "Acquire::http::Proxy": dduct.tcp,
         "Acquire::https::CaInfo": dduct.ca,
         "Acquire::Languages": "none",
     }
@@ -66,17 +79,224 @@ def download(directory: Path, dduct: Dduct, nginx: Nginx) -> Path:
     return package
 
 
-def test_apt_updates_and_downloads_twice_and_the_package_crosses_once(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_apt_updates_and_downloads_twice_and_the_package_crosses_once(
+    workshop: Workshop, tmp_path: Path, scheme: str
+) -> None:
     require(*PROGRAMS)
     nginx, dduct = workshop.nginx(), workshop.dduct()
     write_repository(nginx, tmp_path)
-    first = download(tmp_path / "first", dduct, nginx)
+    first = apt(tmp_path / "first", dduct, nginx, scheme)
     sent = nginx.sent()
     package = next(path for path in sent if path.endswith(".deb"))
     assert sent[package] == first.stat().st_size
-    second = download(tmp_path / "second", dduct, nginx)
+    second = apt(tmp_path / "second", dduct, nginx, scheme)
     assert second.read_bytes() == first.read_bytes()
     again = nginx.sent()
     changed = {path for path in again if again[path] != sent.get(path)}
     # Only what carries no digest in its path and no filter matches is transferred again.
     assert changed <= {"/dists/stable/Release", "/dists/stable/InRelease", "/dists/stable/Release.gpg"}
+
+
+def ask_method(request: str) -> str:
+    """What apt's https method says to one request; it ends with its standard input."""
+    command = ["/usr/lib/apt/methods/https"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={"PATH": "/usr/bin"}) as method:
+        assert method.stdin is not None and method.stdout is not None
+        method.stdin.write(request.encode())
+        method.stdin.flush()
+        said = ""
+        for line in method.stdout:
+            said += line.decode()
+            if said.endswith("\n\n") and re.search("^(201|400) ", said, re.MULTILINE):
+                break
+        method.stdin.close()
+    return said
+
+
+def test_apt_resumes_a_partial_download(workshop: Workshop, tmp_path: Path) -> None:
+    require(*PROGRAMS)
+    nginx, dduct = workshop.nginx(), workshop.dduct()
+    write_repository(nginx, tmp_path)
+    whole = apt(tmp_path / "first", dduct, nginx)
+    body = whole.read_bytes()
+    partial = whole.parent / "partial"
+    # apt-get download resumes what lies under the package's own name with the repository's date.
+    whole.unlink()
+    partial.write_bytes(body[:400_000])
+    source = next((nginx.files / "pool").glob("*.deb"))
+    os.utime(partial, ns=(source.stat().st_mtime_ns, int(source.stat().st_mtime) * 10**9))
+    request = (
+        "601 Configuration\n"
+        f"Config-Item: Acquire::https::Proxy={dduct.tcp}\n"
+        f"Config-Item: Acquire::https::CaInfo={dduct.ca}\n"
+        "Config-Item: APT::Sandbox::User=root\n"
+        "\n"
+        f"600 URI Acquire\nURI: {nginx.url}/pool/{source.name}\nFilename: {partial}\n\n"
+    )
+    answer = ask_method(request)
+    assert "201 URI Done" in answer, answer
+    assert "Resume-Point: 400000" in answer, answer
+    assert partial.read_bytes() == body
+    assert nginx.sent()[f"/pool/{source.name}"] == len(body)
+
+
+def write_rpm(nginx: Nginx, scratch: Path) -> None:
+    """A repository for dnf with one package."""
+    (scratch / "SPECS").mkdir()
+    payload = scratch / "payload"
+    payload.write_bytes(os.urandom(500_000))
+    (scratch / "SPECS/sample.spec").write_text(
+        "Name: dduct-sample\nVersion: 1\nRelease: 1\nSummary: sample\nLicense: none\nBuildArch: noarch\n"
+        "AutoReqProv: no\n"
+        "%define _binary_payload w0.gzdio\n%description\nsample\n"
+        f"%install\ninstall -D {payload} %{{buildroot}}/opt/sample\n%files\n/opt/sample\n"
+    )
+    run("rpmbuild", "-bb", "--define", f"_topdir {scratch}", scratch / "SPECS/sample.spec")
+    (nginx.files / "rpms").mkdir()
+    (package,) = (scratch / "RPMS/noarch").glob("*.rpm")
+    package.rename(nginx.files / "rpms" / package.name)
+    run("createrepo_c", nginx.files / "rpms")
+
+
+def test_dnf_downloads_twice_and_the_package_crosses_once(workshop: Workshop, tmp_path: Path) -> None:
+    require("dnf", "createrepo_c", "rpmbuild", "nginx")
+    nginx, dduct = workshop.nginx(), workshop.dduct()
+    write_rpm(nginx, tmp_path)
+    packages, sent = [], []
+    for attempt in ("cold", "warm"):
+        root = tmp_path / attempt
+        root.mkdir()
+        (root / "dnf.conf").write_text(
+            "[main]\nreposdir=/nonexistent\nplugins=0\ngpgcheck=0\nzchunk=1\n"
+            f"proxy={dduct.tcp}\nsslcacert={dduct.ca}\ncachedir={root}/cache\nlogdir={root}/log\n"
+            f"[sample]\nname=sample\nbaseurl={nginx.url}/rpms\n"
+        )
+        run(
+            "dnf", "-y", "-c", root / "dnf.conf", f"--installroot={root}/root", "--releasever=1", "--downloadonly",
+            f"--downloaddir={root}/out", "--forcearch=x86_64", "install", "dduct-sample",
+        )  # fmt: skip
+        (package,) = (root / "out").glob("*.rpm")
+        packages.append(package.read_bytes())
+        sent.append(nginx.sent())
+    assert packages[0] == packages[1] == next((nginx.files / "rpms").glob("*.rpm")).read_bytes()
+    changed = {path for path in sent[1] if sent[1][path] != sent[0].get(path)}
+    assert changed <= {"/rpms/repodata/repomd.xml"}
+
+
+def write_index(nginx: Nginx, scratch: Path) -> str:
+    """A package index with one wheel where PyPI would have it; the requirement with its hash."""
+    wheel = scratch / "dduct_sample-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("dduct_sample/data", os.urandom(300_000))
+        archive.writestr(
+            "dduct_sample-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: dduct-sample\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            "dduct_sample-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("dduct_sample-1.0.dist-info/RECORD", "")
+    body = wheel.read_bytes()
+    blake = hashlib.blake2b(body, digest_size=32).hexdigest()
+    place = f"packages/{blake[:2]}/{blake[2:4]}/{blake[4:]}/{wheel.name}"
+    (nginx.files / place).parent.mkdir(parents=True)
+    wheel.rename(nginx.files / place)
+    simple = nginx.files / "simple/dduct-sample"
+    simple.mkdir(parents=True)
+    sha256 = hashlib.sha256(body).hexdigest()
+    (simple / "index.html").write_text(f'<!DOCTYPE html><a href="/{place}#sha256={sha256}">{wheel.name}</a>')
+    return f"dduct-sample==1.0 --hash=sha256:{sha256}"
+
+
+def test_pip_downloads_twice_in_hash_checking_mode_and_the_wheel_crosses_once(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    require("nginx")
+    nginx, dduct = workshop.nginx(), workshop.dduct()
+    (tmp_path / "requirements.txt").write_text(write_index(nginx, tmp_path))
+    for attempt in ("cold", "warm"):
+        run(
+            sys.executable, "-m", "pip", "--isolated", "--disable-pip-version-check", "download", "--no-cache-dir",
+            "--require-hashes", "-r", tmp_path / "requirements.txt", "-d", tmp_path / attempt,
+            "--index-url", f"{nginx.url}/simple", "--proxy", dduct.tcp, "--cert", dduct.ca,
+        )  # fmt: skip
+        assert len(list((tmp_path / attempt).glob("*.whl"))) == 1
+    (path,) = (path for path in nginx.sent() if path.endswith(".whl"))
+    assert nginx.sent()[path] == (nginx.files / path[1:]).stat().st_size
+    assert any((dduct.files / "blake2b").rglob("*"))
+
+
+def test_npm_installs_twice_and_the_tarball_crosses_once(workshop: Workshop, tmp_path: Path) -> None:
+    require("npm", "nginx")
+    nginx, dduct = workshop.nginx(), workshop.dduct()
+    tarball = tmp_path / "sample.tgz"
+    manifest = {"name": "dduct-sample", "version": "1.0.0"}
+    with tarfile.open(tarball, "w:gz") as archive:
+        for name, data in (("package.json", json.dumps(manifest).encode()), ("data", os.urandom(300_000))):
+            entry = tarfile.TarInfo(f"package/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    integrity = base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode()
+    where = nginx.files / "dduct-sample/-"
+    where.mkdir(parents=True)
+    tarball.rename(where / "dduct-sample-1.0.0.tgz")
+    dist = {"tarball": f"{nginx.url}/dduct-sample/-/dduct-sample-1.0.0.tgz", "integrity": f"sha512-{integrity}"}
+    document = {
+        "name": "dduct-sample",
+        "dist-tags": {"latest": "1.0.0"},
+        "versions": {"1.0.0": {**manifest, "dist": dist}},
+    }
+    (nginx.files / "dduct-sample/index.json").write_text(json.dumps(document))
+    for attempt in ("cold", "warm"):
+        home = tmp_path / attempt
+        home.mkdir()
+        (home / "package.json").write_text(json.dumps({"name": "x", "version": "1.0.0", "private": True}))
+        (home / "npmrc").write_text(
+            f"registry={nginx.url}/\nhttps-proxy={dduct.tcp}\nproxy={dduct.tcp}\ncafile={dduct.ca}\nnoproxy=\n"
+            f"cache={home}/cache\naudit=false\nfund=false\nupdate-notifier=false\n"
+        )
+        environment = {"HOME": str(home), "npm_config_userconfig": str(home / "npmrc"), **dduct.environment}
+        run("npm", "install", "dduct-sample", cwd=home, env=environment)
+        assert (home / "node_modules/dduct-sample/data").stat().st_size == 300_000
+    assert nginx.sent()["/dduct-sample/-/dduct-sample-1.0.0.tgz"] == (where / "dduct-sample-1.0.0.tgz").stat().st_size
+
+
+def test_cargo_fetches_twice_and_the_crate_crosses_once(workshop: Workshop, tmp_path: Path) -> None:
+    require("nginx")
+    version = shutil.which("cargo") and run("cargo", "--version").split()[1]
+    if not version or tuple(map(int, version.split(".")[:2])) < (1, 68):
+        pytest.skip("needs cargo 1.68, which has sparse registries; test_recorded.py has what it sends")
+    nginx, dduct = workshop.nginx(), workshop.dduct()
+    crate = tmp_path / "dduct-sample-1.0.0.crate"
+    with tarfile.open(crate, "w:gz") as archive:
+        manifest = b'[package]\nname = "dduct-sample"\nversion = "1.0.0"\nedition = "2018"\n'
+        for name, data in (("Cargo.toml", manifest), ("src/lib.rs", b""), ("data", os.urandom(300_000))):
+            entry = tarfile.TarInfo(f"dduct-sample-1.0.0/{name}")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    cksum = hashlib.sha256(crate.read_bytes()).hexdigest()
+    (nginx.files / "crates").mkdir()
+    size = crate.stat().st_size
+    crate.rename(nginx.files / "crates" / crate.name)
+    index = nginx.files / "index"
+    (index / "dd/uc").mkdir(parents=True)
+    (index / "config.json").write_text(json.dumps({"dl": nginx.url + "/crates/{crate}-{version}.crate"}))
+    entry_line = {"name": "dduct-sample", "vers": "1.0.0", "deps": [], "cksum": cksum, "features": {}, "yanked": False}
+    (index / "dd/uc/dduct-sample").write_text(json.dumps(entry_line) + "\n")
+    for attempt in ("cold", "warm"):
+        project = tmp_path / attempt
+        (project / "src").mkdir(parents=True)
+        (project / "src/lib.rs").touch()
+        (project / "Cargo.toml").write_text(
+            '[package]\nname = "x"\nversion = "1.0.0"\nedition = "2018"\n'
+            '[dependencies]\ndduct-sample = { version = "1", registry = "sample" }\n'
+        )
+        home = project / "home"
+        home.mkdir()
+        (home / "config.toml").write_text(
+            f'[registries.sample]\nindex = "sparse+{nginx.url}/index/"\n'
+            f'[http]\nproxy = "{dduct.tcp}"\ncainfo = "{dduct.ca}"\n'
+        )
+        run("cargo", "fetch", cwd=project, env={"CARGO_HOME": str(home), **dduct.environment})
+        assert list(home.rglob("dduct-sample-1.0.0.crate"))
+    assert nginx.sent()[f"/crates/{crate.name}"] == size

@@ -7,10 +7,15 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Dict, List, Union
+
+import pytest
 
 from clients.workshop import Dduct, Registry, Workshop, require, run
 
@@ -101,3 +106,18 @@ def test_a_blob_is_shared_between_repositories(workshop: Workshop, tmp_path: Pat
     assert content(tmp_path / "first") == content(tmp_path / "second")
     stored = {path.name for path in (dduct.files / "sha256").rglob("*") if path.is_file()}
     assert {f"sha256:{name}" for name in stored} == set(digests)
+
+
+def test_podman_pulls_cold_and_warm(workshop: Workshop, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    require("skopeo", "docker-registry", "podman")
+    registry, dduct = workshop.registry(), workshop.dduct()
+    digests = pushed(workshop, dduct, registry)
+    short = tempfile.mkdtemp(prefix="pod")  # podman takes no path of more than 50 characters
+    request.addfinalizer(partial(shutil.rmtree, short))
+    for attempt in ("cold", "warm"):
+        store = tmp_path / attempt
+        engine = ["podman", "--root", store, "--runroot", f"{short}/run-{attempt}", "--storage-driver", "vfs"]
+        engine += ["--tmpdir", f"{short}/tmp-{attempt}", "--events-backend", "file", "--cgroup-manager", "cgroupfs"]
+        run(*engine, "pull", "-q", f"docker://{registry.host}/team/app:1", env=dduct.environment)
+        assert "team/app" in run(*engine, "images")
+        assert sorted(registry.blobs_sent(len(digests))) == digests

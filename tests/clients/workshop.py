@@ -40,11 +40,24 @@ def require(*programs: str) -> None:
     pytest.skip(reason)
 
 
+# What a machine may have set for its own proxy and its own authority; no test is to depend on it.
+_OWN_WAYS = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir", "curl_ca_bundle")
+_OWN_TOOLS = ("requests_ca_bundle", "node_extra_ca_certs", "pip_", "npm_config_", "cargo_", "uv_")
+
+
+def clean_environment() -> Dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.lower() not in _OWN_WAYS and not name.lower().startswith(_OWN_TOOLS)
+    }
+
+
 def run(*command: object, env: Optional[Mapping[str, str]] = None, cwd: Optional[Path] = None) -> str:
     """The output of a command that has to succeed."""
     done = subprocess.run(
         [str(word) for word in command],
-        env={**os.environ, **(env or {})},
+        env={**clean_environment(), **(env or {})},
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -128,6 +141,7 @@ class Nginx:
                 access_log {self._log} counted;
                 default_type application/octet-stream;
                 root {self.files};
+                index index.html index.json;
                 server {{
                     listen 127.0.0.1:{self.port};
                     listen [::1]:{self.port};

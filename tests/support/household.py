@@ -13,6 +13,7 @@ from typing import Any, Optional, Sequence
 import config as configuration
 from certs import CertificateAuthority, LeafStore
 from config import Address, Config
+from metrics import Counters
 from server import Server
 from support.client import Answer, Client
 from support.origin import Handler, Origin
@@ -20,8 +21,8 @@ from support.origin import Handler, Origin
 HOST = "127.0.0.1"
 
 
-def make_config(directory: Path, origin_ca: Optional[Path], **proxy: Any) -> Config:
-    """Defaults on free ports below `directory`; keyword arguments replace keys of [proxy]."""
+def make_config(directory: Path, origin_ca: Optional[Path], **keys: Any) -> Config:
+    """Defaults on free ports below `directory`; keyword arguments replace keys of [proxy] and [cache]."""
     base = configuration.defaults(directory)
     anywhere = Address(HOST, 0)
     settings = {
@@ -30,11 +31,12 @@ def make_config(directory: Path, origin_ca: Optional[Path], **proxy: Any) -> Con
         "upstream_ca": origin_ca,
         "idle_timeout": 20.0,
         "upstream_timeout": 10.0,
-        **proxy,
+        **{key: value for key, value in keys.items() if hasattr(base.proxy, key)},
     }
     return replace(
         base,
         proxy=replace(base.proxy, **settings),
+        cache=replace(base.cache, **{key: value for key, value in keys.items() if not hasattr(base.proxy, key)}),
         certs=replace(
             base.certs,
             rsa_key_bits=2048,
@@ -47,13 +49,13 @@ def make_config(directory: Path, origin_ca: Optional[Path], **proxy: Any) -> Con
 class House:
     """A running dduct, its origins and its clients; everything ends with it."""
 
-    def __init__(self, directory: Path, authority: CertificateAuthority, certificates: Path, **proxy: Any) -> None:
+    def __init__(self, directory: Path, authority: CertificateAuthority, certificates: Path, **keys: Any) -> None:
         self.directory = directory
         self._leaves = LeafStore(authority, 30)
         self._stack = ExitStack()
         ca = directory / "origin-ca.pem"
         ca.write_bytes(authority.pem)
-        self.config = make_config(directory, ca, **proxy)
+        self.config = make_config(directory, ca, **keys)
         shutil.copytree(certificates, self.config.misc.cert_dir, dirs_exist_ok=True)
         self.server = Server(self.config)
         self.server.start()
@@ -67,6 +69,11 @@ class House:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
         self.server.stop(grace=10)
+
+    @property
+    def counters(self) -> Counters:
+        """What it has counted."""
+        return self.server.counters
 
     @property
     def files(self) -> Path:

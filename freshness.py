@@ -1,0 +1,347 @@
+"""RFC 9111 as decisions: what may be kept, how long it is fresh, what a validation means. Values in, a value out.
+
+Nothing here waits, logs, or touches a socket, a file or a clock; times are given, in seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Dict, Iterable, List, Optional, Tuple
+
+import http1
+import values
+from http1 import Field, Headers, RequestHead, ResponseHead
+
+FieldText = Tuple[str, str]
+
+_DELTA_LIMIT = 2**31  # RFC 9111 §1.2.2
+_IMMUTABLE = 365 * 86400.0  # RFC 8246 names no time; this one stands for ever
+_HEURISTIC_SHARE = 0.1
+_HEURISTIC_AT_MOST = 7 * 86400.0  # beyond that a guess costs more than a conditional request
+
+
+@dataclass(frozen=True)
+class FreshnessRules:
+    """The configured part: `fresh_for` in seconds, where the origin says nothing."""
+
+    fresh_for: float = 86400.0
+    stale_if_error: bool = True
+    obey_no_store: bool = True
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored response: its `fields`, when it came or was validated last, and how old it was then, in seconds."""
+
+    fields: Headers
+    fetched_at: float
+    initial_age: float = 0.0
+
+    def age(self, now: float) -> float:
+        """RFC 9111 §4.2.3, the current age."""
+        return self.initial_age + max(0.0, now - self.fetched_at)
+
+
+# --- Cache-Control ------------------------------------------------------------------------------
+
+_DIRECTIVE = re.compile(rb'([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)(?:[ \t]*=[ \t]*(?:"([^"]*)"|([^\s"]*)))?', re.DOTALL)
+_SECONDS = re.compile(rb"[0-9]+")
+
+
+class Directives:
+    """The directives of Cache-Control fields (RFC 9111 §5.2); what is malformed is as if it were not there."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._arguments: Dict[bytes, List[Optional[bytes]]] = {}
+        for element in headers.elements(b"cache-control"):
+            match = _DIRECTIVE.fullmatch(element)
+            if match is not None:
+                name, quoted, plain = match.groups()
+                self._arguments.setdefault(name.lower(), []).append(plain if quoted is None else quoted)
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self._arguments
+
+    def __bool__(self) -> bool:
+        return bool(self._arguments)
+
+    def seconds(self, name: bytes) -> Optional[int]:
+        """The smallest of a directive's arguments; 0 for one that is no number, None where it is absent.
+
+        RFC 9111 §4.2.1: what is in conflict or invalid counts as stale.
+        """
+        if name not in self._arguments:
+            return None
+        return min(_delta(argument) for argument in self._arguments[name])
+
+    def bare(self, name: bytes) -> bool:
+        """Whether it stands there without an argument."""
+        return None in self._arguments.get(name, [])
+
+
+def _delta(argument: Optional[bytes]) -> int:
+    if argument is None or _SECONDS.fullmatch(argument) is None:
+        return 0
+    return min(int(argument[:12]), _DELTA_LIMIT)
+
+
+def wants_no_cache(headers: Headers) -> bool:
+    """Whether a request insists on validation (RFC 9111 §5.2.1.4; §5.4: Pragma only without Cache-Control)."""
+    directives = Directives(headers)
+    if b"cache-control" in headers:
+        return b"no-cache" in directives
+    return b"no-cache" in headers.tokens(b"pragma")
+
+
+def only_if_cached(request: RequestHead) -> bool:
+    """RFC 9111 §5.2.1.7: the client wants a stored response or a 504."""
+    return b"only-if-cached" in Directives(request.headers)
+
+
+# --- what may be kept ---------------------------------------------------------------------------
+
+# Fields that belong to one transfer, one hop or one client and not to the representation.
+_NOT_STORED = frozenset(
+    [
+        b"accept-ranges",
+        b"age",
+        b"alt-svc",
+        b"cache-status",
+        b"content-length",
+        b"set-cookie",
+        b"set-cookie2",
+        b"via",
+        b"warning",
+    ]
+)
+_FIELDS_BUDGET = 1600  # octets; the rest of the metadata has to fit beside them
+_ESSENTIAL = frozenset(
+    [
+        b"cache-control",
+        b"content-disposition",
+        b"content-encoding",
+        b"content-type",
+        b"date",
+        b"docker-content-digest",
+        b"etag",
+        b"expires",
+        b"last-modified",
+        b"vary",
+    ]
+)
+
+
+def not_storable(
+    request: RequestHead, response: ResponseHead, rules: FreshnessRules, redirected: bool = False
+) -> Optional[str]:
+    """Why a response must not be kept (RFC 9111 §3); None where it may be.
+
+    `redirected`: it was found at another URL than the one that was asked for.
+    """
+    said = Directives(response.headers)
+    if response.status != 200 or b"content-range" in response.headers:
+        return f"status {response.status}"
+    if b"no-store" in Directives(request.headers):
+        return "the client said no-store"
+    # RFC 9111 §5.2.2.3: whoever understands the status, as we do 200, may disregard a no-store beside it.
+    if b"no-store" in said and b"must-understand" not in said and rules.obey_no_store:
+        return "the origin said no-store"
+    if b"*" in response.headers.tokens(b"vary"):
+        return "Vary: *"
+    # No origin sends an archive as HTML; one that sends clients away to log in ends up there.
+    if redirected and (response.headers.get(b"content-type") or b"").lower().startswith(b"text/html"):
+        return "a redirect to a page of HTML"
+    return None
+
+
+def restricted(request: RequestHead, response: ResponseHead, rules: FreshnessRules) -> bool:
+    """Whether every other client has to be let in by the origin itself (RFC 9111 §3.5, and stricter)."""
+    if request.headers.credentials():
+        return True
+    return b"private" in Directives(response.headers) and rules.obey_no_store
+
+
+def stored_fields(response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
+    """The fields that are kept with the representation; what does not fit goes, the inessential first."""
+    fields = list(response.headers.end_to_end().without(_NOT_STORED))
+    if b"date" not in response.headers:
+        fields.append((b"Date", values.format_date(now)))  # RFC 9110 §6.6.1
+    return _within_budget(fields)
+
+
+def initial_age(response: ResponseHead, asked_at: float, now: float) -> float:
+    """How old a response is when it arrives, at `now`, after a request at `asked_at` (RFC 9111 §4.2.3)."""
+    date = values.parse_date(response.headers.get(b"date") or b"")
+    apparent = 0.0 if date is None else max(0.0, now - date)
+    ages = response.headers.elements(b"age")
+    # §5.1: a list is taken by its first member, and what is no number is ignored.
+    said = _delta(ages[0]) if ages and _SECONDS.fullmatch(ages[0]) else None
+    # A Date has whole seconds: one that seems to be of the second before is of now.
+    apparent = apparent if apparent >= 1 else 0.0
+    return apparent if said is None else max(apparent, said + max(0.0, now - asked_at))
+
+
+def vary_fields(request: RequestHead, response: ResponseHead) -> Tuple[FieldText, ...]:
+    """The request fields that the response depended on, to be matched by later requests (RFC 9111 §4.1).
+
+    Accept-Encoding is not among them, for origins are always asked for `identity`; credentials are not, for they are
+    never written down: `restricted` covers them.
+    """
+    names = response.headers.tokens(b"vary")
+    return tuple(
+        (name.decode("latin-1"), _normal(request.headers.get(name)))
+        for name in names
+        if name != b"accept-encoding" and not http1.is_credential(name)
+    )
+
+
+def varies(request: RequestHead, vary: Iterable[FieldText]) -> bool:
+    """Whether a stored response was chosen for another kind of request than this one."""
+    return any(_normal(request.headers.get(name.encode("latin-1"))) != value for name, value in vary)
+
+
+def _within_budget(fields: List[Field]) -> Tuple[FieldText, ...]:
+    kept = []
+    room = _FIELDS_BUDGET
+    for essential in (True, False):
+        for position, (name, value) in enumerate(fields):
+            if (name.lower() in _ESSENTIAL) is essential and len(name) + len(value) <= room:
+                room -= len(name) + len(value) + 8
+                kept.append((position, (name.decode("latin-1"), value.decode("latin-1"))))
+    return tuple(field for _, field in sorted(kept))
+
+
+_LIST_COMMA = re.compile(r"[ \t]*,[ \t]*")
+
+
+def _normal(value: Optional[bytes]) -> str:
+    """A field's value where white space around commas makes no difference; absent and empty are the same."""
+    return "" if value is None else _LIST_COMMA.sub(", ", value.decode("latin-1"))
+
+
+# --- how long it is fresh -----------------------------------------------------------------------
+
+
+def lifetime(stored: Stored, rules: FreshnessRules) -> float:
+    """The freshness lifetime in seconds (RFC 9111 §4.2.1 and §4.2.2), for a shared cache."""
+    said = Directives(stored.fields)
+    for name in (b"s-maxage", b"max-age"):
+        seconds = said.seconds(name)
+        if seconds is not None:
+            return float(seconds)
+    date = values.parse_date(stored.fields.get(b"date") or b"")
+    date = stored.fetched_at if date is None else date
+    expires = stored.fields.get(b"expires")
+    if expires is not None:
+        when = values.parse_date(expires)
+        return 0.0 if when is None else max(0.0, when - date)  # §5.3: an invalid date is one in the past
+    if b"immutable" in said:
+        return _IMMUTABLE
+    modified = values.parse_date(stored.fields.get(b"last-modified") or b"")
+    if modified is None:
+        return rules.fresh_for
+    return min(max(0.0, date - modified) * _HEURISTIC_SHARE, _HEURISTIC_AT_MOST)
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Whether a stored response may be used: as it is, or at least where its origin cannot be asked.
+
+    `ttl` is in seconds and negative for a stale one.
+    """
+
+    usable: bool
+    usable_on_error: bool
+    age: float
+    ttl: float
+
+
+def assess(request: RequestHead, stored: Stored, rules: FreshnessRules, now: float, asked_at: float) -> Assessment:
+    """RFC 9111 §4, §4.2.4, §5.2.1: may a response be used for a request that arrived at `asked_at`?
+
+    One that came or was validated since then may be, whatever else is said.
+    """
+    said, wanted = Directives(stored.fields), Directives(request.headers)
+    age = stored.age(now)
+    ttl = lifetime(stored, rules) - age
+    no_cache = wants_no_cache(request.headers)
+    binding = any(name in said for name in (b"must-revalidate", b"proxy-revalidate", b"s-maxage", b"no-cache"))
+    usable = stored.fetched_at >= asked_at or (
+        not no_cache and b"no-cache" not in said and _within(wanted, age, ttl, binding)
+    )
+    grace = said.seconds(b"stale-if-error")  # RFC 5861 §4
+    on_error = ttl > 0 or (not binding and (grace is None or -ttl <= grace))
+    on_error = on_error and rules.stale_if_error and not no_cache and b"no-cache" not in said
+    return Assessment(usable, on_error, age, ttl)
+
+
+def _within(wanted: Directives, age: float, ttl: float, binding: bool) -> bool:
+    """Whether age and remaining lifetime are what a request's directives allow (RFC 9111 §5.2.1)."""
+    max_age = wanted.seconds(b"max-age")
+    if max_age is not None and (age > max_age or max_age == 0):
+        return False
+    if ttl > 0:
+        return ttl >= (wanted.seconds(b"min-fresh") or 0)
+    if binding or b"max-stale" not in wanted or b"min-fresh" in wanted:
+        return False
+    return wanted.bare(b"max-stale") or -ttl <= (wanted.seconds(b"max-stale") or 0)
+
+
+# --- validation ---------------------------------------------------------------------------------
+
+
+def validators(fields: Headers) -> List[Field]:
+    """The conditions of a request that validates a stored response (RFC 9111 §4.3.1)."""
+    conditions = []
+    etag, modified = fields.get(b"etag"), fields.get(b"last-modified")
+    if etag is not None:
+        conditions.append((b"If-None-Match", etag))
+    if modified is not None:
+        conditions.append((b"If-Modified-Since", modified))
+    return conditions
+
+
+def selects(response: ResponseHead, fields: Headers) -> bool:
+    """Whether a 304 is about the response that is stored with `fields` (RFC 9111 §4.3.4)."""
+    sent, stored = response.headers.get(b"etag"), fields.get(b"etag")
+    if sent is None or stored is None:
+        return True
+    return weak(sent) == weak(stored)
+
+
+def same_representation(response: ResponseHead, fields: Headers, length: Optional[int]) -> bool:
+    """Whether a 200 or 206 to a later request shows that its origin still has what is stored, `length` octets."""
+    for name in (b"etag", b"last-modified"):
+        sent, stored = response.headers.get(name), fields.get(name)
+        if sent is not None and stored is not None:
+            return weak(sent) == weak(stored)
+    sent = response.headers.get(b"content-length")
+    return response.status != 200 or None in (sent, length) or sent == b"%d" % (length or 0)
+
+
+# RFC 9111 §3.2: a 304 must not change what the stored octets depend on.
+_NOT_UPDATED = frozenset([b"content-encoding", b"content-range", b"content-type", *_NOT_STORED])
+
+
+def updated_fields(fields: Headers, response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
+    """The stored fields after a 304: its own replace those of the same name (RFC 9111 §3.2)."""
+    fresh = response.headers.end_to_end().without(_NOT_UPDATED)
+    kept = fields.without([*(name.lower() for name, _ in fresh), b"date"])
+    date = [] if b"date" in fresh else [(b"Date", values.format_date(now))]
+    return _within_budget([*kept, *fresh, *date])
+
+
+def weak(etag: bytes) -> bytes:
+    """An entity tag for weak comparison (RFC 9110 §8.8.3.2)."""
+    return etag[2:] if etag.startswith(b"W/") else etag
+
+
+# --- invalidation -------------------------------------------------------------------------------
+
+_SAFE = frozenset([b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH"])
+
+
+def invalidates(method: bytes, status: int) -> bool:
+    """Whether an answer to a method means that what is stored of its target is outdated (RFC 9111 §4.4)."""
+    return method not in _SAFE and 200 <= status < 400

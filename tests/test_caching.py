@@ -1,0 +1,808 @@
+"""What clients get from the cache, end to end: freshness, validation, authorisation, ranges, digests, queries."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Callable, Dict, List, Optional, Tuple
+
+import pytest
+from support.client import Answer, Client
+from support.household import HOST, House
+from support.origin import Asked, Connection, Gate, Origin
+
+from metrics import Counter
+
+Build = Callable[..., House]
+BODY = os.urandom(200_000)
+OTHER = os.urandom(150_000)
+Field = Tuple[str, str]
+STALE: Tuple[Field, ...] = (("Cache-Control", "max-age=60"), ("Age", "100"))
+FRESH: Tuple[Field, ...] = (("Cache-Control", "max-age=1000"),)
+
+
+class Shelf:
+    """An origin with one changing object at every path: validators, conditions, and whatever befalls it."""
+
+    def __init__(self, *fields: Field, body: bytes = BODY, etag: Optional[str] = '"1"') -> None:
+        self.fields = list(fields)
+        self.body = body
+        self.etag = etag
+        self.modified: Optional[str] = None
+        self.status: Optional[int] = None  # instead of everything else
+        self.word: Optional[str] = None  # an Authorization that is asked for
+        self.renewed: Optional[List[Field]] = None  # the fields of a 304, if they differ
+        self.dead = False
+        self.gate: Optional[Gate] = None  # in the middle of the body
+        self.before: Optional[Gate] = None  # before the head
+        self.answers: List[int] = []
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        if self.before is not None:
+            self.before.wait()
+        if self.dead:
+            connection.reset()
+            return
+        if self.word is not None and asked.get("authorization") != self.word:
+            self._respond(connection, asked, 401, [("WWW-Authenticate", "Bearer")], b"who are you?")
+        elif self.status is not None:
+            self._respond(connection, asked, self.status, [], b"not today")
+        elif self._unchanged(asked):
+            self.answers.append(304)
+            connection.head(304, self.fields if self.renewed is None else self.renewed)
+        else:
+            self._whole(asked, connection)
+
+    def _unchanged(self, asked: Asked) -> bool:
+        if asked.get("if-none-match") is not None:
+            return asked.get("if-none-match") == self.etag
+        return asked.get("if-modified-since") is not None and asked.get("if-modified-since") == self.modified
+
+    def _whole(self, asked: Asked, connection: Connection) -> None:
+        self.answers.append(200)
+        fields = [*self.fields, ("Content-Length", str(len(self.body)))]
+        fields += [("ETag", self.etag)] if self.etag else []
+        fields += [("Last-Modified", self.modified)] if self.modified else []
+        connection.head(200, fields)
+        if asked.method == "HEAD":
+            return
+        if self.gate is not None:
+            connection.send_body(self.body[:1000])
+            self.gate.wait()
+            connection.send_body(self.body[1000:])
+        else:
+            connection.send_body(self.body)
+
+    def _respond(self, connection: Connection, asked: Asked, status: int, fields: List[Field], body: bytes) -> None:
+        self.answers.append(status)
+        connection.respond(status, fields, body, head_only=asked.method == "HEAD")
+
+
+def status_of(answer: Answer) -> str:
+    return (answer.get("cache-status") or "").partition("; ")[2]
+
+
+def ask(client: Client, origin: Origin, target: str, *fields: str, method: str = "GET") -> Answer:
+    return client.get(target, f"{HOST}:{origin.port}", *fields, method=method)
+
+
+# --- what a hit looks like --------------------------------------------------------------------------
+
+
+def test_a_hit_and_a_miss_look_the_same(house: House) -> None:
+    described = [
+        ("Content-Type", "application/x-thing"),
+        ("Docker-Content-Digest", "sha256:0"),
+        ("Content-Disposition", "attachment"),
+        ("Link", "<a>; rel=next"),
+        ("Date", "Mon, 23 Nov 2026 08:00:00 GMT"),
+        ("Cache-Control", "max-age=9999999"),
+        ("Expires", "Mon, 23 Nov 2099 08:00:00 GMT"),
+    ]
+    hop_by_hop = [("Connection", "X-Own"), ("X-Own", "1"), ("Keep-Alive", "9"), ("Set-Cookie", "a=1"), ("Age", "5")]
+    origin = house.origin(Shelf(*described, *hop_by_hop))
+    miss, hit = house.fetch(origin, "/x.deb"), house.fetch(origin, "/x.deb")
+    for answer in (miss, hit):
+        assert answer.body == BODY and answer.complete
+        kept = [(name, value) for name, value in answer.headers if (name, value) in described]
+        assert kept == described
+        assert answer.get("etag") == '"1"' and answer.get("accept-ranges") == "bytes"
+        assert [answer.get(name) for name in ("x-own", "keep-alive", "set-cookie")] == [None] * 3
+        assert (answer.get("via") or "").startswith("1.1 dduct-")
+        assert int(answer.get("age") or -1) >= 5
+    assert status_of(miss) == "fwd=uri-miss; stored"
+    assert re.fullmatch(r"hit; ttl=[0-9]+", status_of(hit))
+
+
+def test_an_answer_without_date_gets_one(house: House) -> None:
+    """RFC 9110 §6.6.1, kept or relayed."""
+    origin = house.origin(Shelf())
+    assert all(house.fetch(origin, path).get("date") for path in ("/x.deb", "/x.deb", "/page"))
+
+
+def test_head_is_answered_from_the_cache(house: House) -> None:
+    origin = house.origin(Shelf(*FRESH))
+    with house.inside(origin) as client:
+        ask(client, origin, "/x.deb")
+        head = ask(client, origin, "/x.deb", method="HEAD")
+        assert (head.status, head.get("content-length")) == (200, str(len(BODY)))
+        assert ask(client, origin, "/x.deb", 'If-None-Match: "1"', method="HEAD").status == 304
+    assert len(origin.requests) == 1
+
+
+def test_a_head_of_what_is_not_here_is_asked_once(house: House) -> None:
+    origin = house.origin(Shelf())
+    with house.inside(origin) as client:
+        assert ask(client, origin, "/x.deb", method="HEAD").get("content-length") == str(len(BODY))
+    assert len(origin.requests) == 1 and house.stored() == []
+
+
+# --- freshness and validation -----------------------------------------------------------------------
+
+
+def test_a_fresh_object_makes_no_contact(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    for _ in range(3):
+        assert house.fetch(origin, "/x.deb").body == BODY
+    assert shelf.answers == [200]
+
+
+def test_a_stale_object_is_validated_and_fresh_again(house: House) -> None:
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    shelf.renewed = [("Cache-Control", "max-age=500"), ("X-New", "yes"), ("ETag", '"1"')]
+    validated = house.fetch(origin, "/x.deb")
+    assert validated.body == BODY and status_of(validated) == "fwd=stale; fwd-status=304"
+    assert validated.get("x-new") == "yes" and validated.get("cache-control") == "max-age=500"
+    again = house.fetch(origin, "/x.deb")
+    assert again.get("x-new") == "yes" and status_of(again).startswith("hit; ttl=")
+    assert shelf.answers == [200, 304]
+    assert origin.requests[1].get("if-none-match") == '"1"'
+
+
+def test_a_stale_object_without_a_tag_is_validated_by_its_date(house: House) -> None:
+    shelf = Shelf(*STALE, etag=None)
+    shelf.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert shelf.answers == [200, 304]
+
+
+def test_a_stale_object_without_validators_is_fetched_anew(house: House) -> None:
+    shelf = Shelf(*STALE, etag=None)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    shelf.body = OTHER
+    assert house.fetch(origin, "/x.deb").body == OTHER
+    assert shelf.answers == [200, 200]
+
+
+def test_a_changed_object_replaces_the_stale_one(house: House) -> None:
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    shelf.body, shelf.etag, shelf.fields = OTHER, '"2"', list(FRESH)
+    changed = house.fetch(origin, "/x.deb")
+    assert changed.body == OTHER and status_of(changed) == "fwd=stale; fwd-status=200; stored"
+    assert house.fetch(origin, "/x.deb").body == OTHER
+    assert shelf.answers == [200, 200]
+
+
+def test_a_reader_of_the_old_object_reads_it_to_its_end(house: House) -> None:
+    shelf = Shelf(*STALE, body=os.urandom(30_000_000))
+    old = shelf.body
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    slow = house.inside(origin)
+    slow.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+    origin.wait_for_requests(2)
+    slow.read_until(b"\r\n\r\n")
+    shelf.body, shelf.etag, shelf.fields = OTHER, '"2"', list(STALE)
+    assert house.fetch(origin, "/x.deb").body == OTHER
+    received = slow._exactly(len(old))
+    assert received == old
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_many_clients_cause_one_validation(house: House, changed: bool) -> None:
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    if changed:
+        shelf.body, shelf.etag = OTHER, '"2"'
+    shelf.fields = list(FRESH)
+    shelf.before = Gate()
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(8)]
+        shelf.before.reached()
+        shelf.before.open()
+        bodies = [answer.result(20).body for answer in answers]
+    assert bodies == [OTHER if changed else BODY] * 8
+    assert shelf.answers == [200, 200 if changed else 304]
+
+
+def test_a_304_about_something_else_is_not_believed(house: House) -> None:
+    """RFC 9111 §4.3.4: then the whole is asked for, without conditions."""
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    shelf.renewed = [("ETag", '"other"')]
+    shelf.fields = list(FRESH)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert shelf.answers == [200, 304, 200]
+
+
+@pytest.mark.parametrize(
+    ("field", "answers"),
+    [
+        ("Cache-Control: no-cache", [200, 304]),
+        ("Cache-Control: max-age=0", [200, 304]),
+        ("Pragma: no-cache", [200, 304]),
+        ("Cache-Control: min-fresh=5000", [200, 304]),
+        ("Cache-Control: max-age=500", [200]),
+        ("Cache-Control: only-if-cached", [200]),
+        ("X: y", [200]),
+    ],
+)
+def test_a_request_may_ask_for_validation(house: House, field: str, answers: List[int]) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    assert house.fetch(origin, "/x.deb", field).body == BODY
+    assert shelf.answers == answers
+
+
+def test_max_stale_takes_what_is_there(house: House) -> None:
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    assert house.fetch(origin, "/x.deb", "Cache-Control: max-stale=100").body == BODY
+    assert shelf.answers == [200]
+
+
+def test_only_if_cached_never_leaves_the_house(house: House) -> None:
+    """RFC 9111 §5.2.1.7: cold, stale, and what is not kept at all."""
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    only = "Cache-Control: only-if-cached"
+    assert house.fetch(origin, "/x.deb", only).status == 504
+    house.fetch(origin, "/x.deb")
+    assert house.fetch(origin, "/x.deb", only).status == 504
+    assert shelf.answers == [200]
+
+
+def test_no_store_of_a_request_keeps_nothing(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb", "Cache-Control: no-store").body == BODY
+    assert house.stored() == []
+
+
+def test_what_may_no_longer_be_kept_goes(house: House) -> None:
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    shelf.body, shelf.etag, shelf.fields = OTHER, '"2"', [("Cache-Control", "no-store")]
+    assert house.fetch(origin, "/x.deb").body == OTHER
+    assert house.stored() == []
+
+
+@pytest.mark.parametrize("status", [404, 410])
+def test_what_is_gone_at_the_origin_is_gone_here(house: House, status: int) -> None:
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    shelf.status = status
+    assert house.fetch(origin, "/x.deb").status == status
+    assert house.stored() == []
+
+
+# --- when the origin cannot be asked ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", ["dead", 500, 503])
+def test_a_stale_object_is_better_than_none(house: House, failure: object) -> None:
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    shelf.dead = failure == "dead"
+    shelf.status = failure if isinstance(failure, int) else None
+    answer = house.fetch(origin, "/x.deb")
+    assert (answer.status, answer.body) == (200, BODY)
+    assert re.fullmatch(r"hit; ttl=-[0-9]+", status_of(answer))
+    with house.inside(origin) as client:
+        assert ask(client, origin, "/x.deb", method="HEAD").status in (200, failure)
+    assert house.counters.value(Counter.STALE) >= 1
+
+
+def test_many_clients_share_a_failed_validation(house: House) -> None:
+    shelf = Shelf(*STALE)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    shelf.dead, shelf.before = True, Gate()
+    with ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(6)]
+        shelf.before.reached()
+        shelf.before.open()
+        assert [answer.result(20).body for answer in answers] == [BODY] * 6
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked", "keys"),
+    [
+        ([("Cache-Control", "max-age=60, must-revalidate"), ("Age", "100")], [], {}),
+        ([("Cache-Control", "max-age=60, proxy-revalidate"), ("Age", "100")], [], {}),
+        ([("Cache-Control", "s-maxage=60"), ("Age", "100")], [], {}),
+        ([("Cache-Control", "no-cache")], [], {}),
+        (list(STALE), ["Cache-Control: no-cache"], {}),
+        (list(STALE), ["Authorization: x"], {}),
+        (list(STALE), [], {"stale_if_error": False}),
+        ([("Cache-Control", "max-age=60, stale-if-error=10"), ("Age", "100")], [], {}),
+    ],
+)
+def test_and_sometimes_it_is_not(
+    build_house: Build, fields: List[Field], asked: List[str], keys: Dict[str, bool]
+) -> None:
+    house = build_house(**keys)
+    shelf = Shelf(*fields)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb", *asked)
+    shelf.dead = True
+    assert house.fetch(origin, "/x.deb", *asked).status == 502
+    shelf.dead, shelf.status = False, 503
+    assert house.fetch(origin, "/x.deb", *asked).status == 503
+
+
+# --- Vary, invalidation, no_store -------------------------------------------------------------------
+
+
+def test_vary_is_matched(house: House) -> None:
+    shelf = Shelf(*FRESH, ("Vary", "Accept, Accept-Encoding"))
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb", "Accept: a", "Accept-Encoding: gzip")
+    assert house.fetch(origin, "/x.deb", "Accept: a").body == BODY
+    assert shelf.answers == [200]
+    assert house.fetch(origin, "/x.deb", "Accept: b").body == BODY
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert shelf.answers == [200, 200, 200]
+    assert (
+        house.fetch(origin, "/x.deb", "Accept: a").get(
+            "cache-status",
+        )
+        is not None
+    )
+    assert shelf.answers == [200, 200, 200]
+    assert origin.requests[0].get("accept-encoding") == "identity"
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH", "FROB"])
+def test_an_unsafe_method_invalidates(house: House, method: str) -> None:
+    """RFC 9111 §4.4."""
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    with house.inside(origin) as client:
+        ask(client, origin, "/x.deb", "Content-Length: 0", method=method)
+    assert house.stored() == []
+    assert house.fetch(origin, "/x.deb").body == BODY
+
+
+def test_an_unsafe_method_invalidates_what_its_answer_names(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    other = house.origin(Shelf(*FRESH))
+    for path in ("/a.deb", "/b.deb", "/c.deb"):
+        house.fetch(origin, path)
+    house.fetch(other, "/d.deb")
+    shelf.fields += [("Location", "b.deb"), ("Content-Location", f"https://{HOST}:{other.port}/d.deb")]
+    with house.inside(origin) as client:
+        ask(client, origin, "/form", "Content-Length: 0", method="POST")
+    assert house.stored() == sorted(
+        [f"https/{HOST}:{origin.port}/{name}" for name in ("a.deb", "c.deb")] + [f"https/{HOST}:{other.port}/d.deb"]
+    )
+
+
+def test_a_failed_unsafe_method_and_a_safe_one_invalidate_nothing(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    with house.inside(origin) as client:
+        ask(client, origin, "/x.deb", method="OPTIONS")
+        shelf.status = 403
+        ask(client, origin, "/x.deb", "Content-Length: 0", method="DELETE")
+    assert len(house.stored()) == 1
+
+
+def test_no_store_can_be_overridden(build_house: Build) -> None:
+    house = build_house(obey_no_store=False)
+    shelf = Shelf(("Cache-Control", "private, no-store, max-age=100"))
+    origin = house.origin(shelf)
+    assert [house.fetch(origin, "/x.deb").body for _ in range(2)] == [BODY] * 2
+    assert shelf.answers == [200]
+
+
+# --- authorisation ----------------------------------------------------------------------------------
+
+GOOD = "Authorization: Bearer good"
+
+
+def guarded(*fields: Field) -> Shelf:
+    shelf = Shelf(*fields)
+    shelf.word = "Bearer good"
+    return shelf
+
+
+@pytest.mark.parametrize("fields", [FRESH, STALE], ids=["fresh", "stale"])
+@pytest.mark.parametrize("credentials", [[], ["Authorization: Bearer bad"], ["Cookie: good"]], ids=["no", "bad", "odd"])
+def test_nobody_is_let_in_through_the_cache(house: House, fields: Tuple[Field, ...], credentials: List[str]) -> None:
+    shelf = guarded(*fields)
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+    refused = house.fetch(origin, "/x.deb", *credentials)
+    assert (refused.status, refused.body, refused.get("www-authenticate")) == (401, b"who are you?", "Bearer")
+    with house.inside(origin) as client:
+        assert ask(client, origin, "/x.deb", *credentials, method="HEAD").status == 401
+        assert ask(client, origin, "/x.deb", *credentials, "Range: bytes=0-9").status == 401
+        assert ask(client, origin, "/x.deb", *credentials, 'If-None-Match: "1"').status == 401
+
+
+def test_nobody_is_let_into_a_fill(house: House) -> None:
+    shelf = guarded(*FRESH)
+    shelf.gate = Gate()
+    origin = house.origin(shelf)
+    leader = house.inside(origin)
+    leader.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n{GOOD}\r\n\r\n".encode())
+    shelf.gate.reached()
+    assert house.fetch(origin, "/x.deb").status == 401
+    assert house.fetch(origin, "/x.deb", "Authorization: x").status == 401
+    shelf.gate.open()
+    assert leader.read().body == BODY
+
+
+def test_nobody_is_let_in_offline(house: House) -> None:
+    shelf = guarded(*FRESH)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb", GOOD)
+    shelf.dead = True
+    assert house.fetch(origin, "/x.deb").status == 502
+    assert house.fetch(origin, "/x.deb", "Authorization: Bearer bad").status == 502
+
+
+def test_leave_is_remembered_for_a_while_and_revoked_after_it(build_house: Build) -> None:
+    for grace, answers in ((60.0, [200]), (0.0, [200, 304])):
+        house = build_house(auth_grace=grace)
+        shelf = guarded(*FRESH)
+        origin = house.origin(shelf)
+        assert [house.fetch(origin, "/x.deb", GOOD).body for _ in range(2)] == [BODY] * 2
+        assert shelf.answers == answers
+        shelf.word = "Bearer better"
+        revoked = house.fetch(origin, "/x.deb", GOOD)
+        assert revoked.status == (200 if grace else 401)
+        assert house.fetch(origin, "/x.deb", "Authorization: Bearer better").body == BODY
+
+
+def test_what_is_private_is_asked_about_every_time(house: House) -> None:
+    shelf = Shelf(("Cache-Control", "private, max-age=1000"))
+    origin = house.origin(shelf)
+    assert [house.fetch(origin, "/x.deb").body for _ in range(3)] == [BODY] * 3
+    assert shelf.answers == [200, 304, 304]
+
+
+def test_a_guarded_object_that_has_changed_is_fetched_anew(build_house: Build) -> None:
+    house = build_house(auth_grace=0.0)
+    shelf = guarded(*FRESH)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb", GOOD)
+    shelf.body, shelf.etag = OTHER, '"2"'
+    assert house.fetch(origin, "/x.deb", GOOD).body == OTHER
+    assert house.fetch(origin, "/x.deb", GOOD).body == OTHER
+    assert shelf.answers[0] == 200 and shelf.answers[-1] == 304
+
+
+def login(asked: Asked, connection: Connection) -> None:
+    """An origin that sends strangers away to log in, and everybody else to a store."""
+    if asked.target.startswith("/login"):
+        connection.respond(200, [("Content-Type", "text/html")], b"<form>")
+    elif asked.target.startswith("/store/"):
+        if asked.get("if-none-match") == '"1"':
+            connection.head(304, [("ETag", '"1"')])
+        else:
+            connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+    elif asked.get("authorization") == "Bearer good":
+        connection.respond(307, [("Location", "/store/object?signature=1")])
+    else:
+        connection.respond(302, [("Location", "/login?next=x")])
+
+
+def test_a_redirect_to_log_in_is_no_leave(build_house: Build) -> None:
+    house = build_house(auth_grace=0.0)
+    origin = house.origin(login)
+    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+    for fields in ([], ["Authorization: Bearer bad"]):
+        answer = house.fetch(origin, "/x.deb", *fields)
+        assert BODY not in answer.body and answer.body == b"<form>"
+    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+    assert origin.count("/store/object?signature=1") == 1  # where it sends to says enough
+
+
+def test_a_page_to_log_in_is_not_kept_as_the_object(house: House) -> None:
+    origin = house.origin(login)
+    assert house.fetch(origin, "/x.deb").body == b"<form>"
+    assert house.stored() == []
+    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+
+
+class TokenServer:
+    """A private registry: a challenge, a token server, redirects to a store, and tokens that can be revoked."""
+
+    def __init__(self, blob: bytes) -> None:
+        self.blob = blob
+        self.digest = hashlib.sha256(blob).hexdigest()
+        self.tokens = {"t-alice"}
+        self.port = 0
+        self.blobs_sent = 0
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        path = asked.target.partition("?")[0]
+        if path == "/token":
+            known = asked.get("authorization") == "Basic YWxpY2U6cHc="
+            connection.respond(200 if known else 401, [], b'{"token": "t-alice"}' if known else b"{}")
+        elif path.startswith("/store/"):
+            self.blobs_sent += 1
+            connection.respond(200, [("Content-Type", "application/octet-stream")], self.blob)
+        elif (asked.get("authorization") or "").partition(" ")[2] not in self.tokens:
+            challenge = f'Bearer realm="https://{HOST}:{self.port}/token",service="registry"'
+            connection.respond(401, [("WWW-Authenticate", challenge)], b'{"errors":[{"code":"UNAUTHORIZED"}]}')
+        elif "/blobs/" in path:
+            connection.respond(307, [("Location", f"/store/{self.digest}?X-Amz-Signature=secret")])
+        else:
+            connection.respond(200, [], b"{}")
+
+
+def test_a_private_registry_stays_private(build_house: Build) -> None:
+    house = build_house(auth_grace=0.0)
+    registry = TokenServer(BODY)
+    origin = house.origin(registry)
+    registry.port = origin.port
+    blob = f"/v2/team/app/blobs/sha256:{registry.digest}"
+    challenge = house.fetch(origin, "/v2/")
+    assert challenge.status == 401 and f"{HOST}:{origin.port}/token" in (challenge.get("www-authenticate") or "")
+    assert b"t-alice" in house.fetch(origin, "/token", "Authorization: Basic YWxpY2U6cHc=").body
+    alice = "Authorization: Bearer t-alice"
+    for _ in range(3):
+        assert house.fetch(origin, blob, alice).body == BODY
+    assert registry.blobs_sent == 1
+    for fields in ([], ["Authorization: Bearer t-mallory"]):
+        refused = house.fetch(origin, blob, *fields)
+        assert (refused.status, b"UNAUTHORIZED" in refused.body) == (401, True)
+        assert refused.get("www-authenticate") == challenge.get("www-authenticate")
+    registry.tokens = {"t-bob"}
+    assert house.fetch(origin, blob, alice).status == 401
+    assert house.fetch(origin, blob, "Authorization: Bearer t-bob").body == BODY
+    other = f"/v2/other/app/blobs/sha256:{registry.digest}"
+    assert house.fetch(origin, other).status == 401
+    assert house.fetch(origin, other, "Authorization: Bearer t-bob").body == BODY
+    assert registry.blobs_sent <= 2  # the second repository's own answer is asked for, and its body left alone
+    for file in house.files.rglob("*"):
+        if file.is_file():
+            record = os.getxattr(file, "user.dduct")
+            assert not any(secret in record for secret in (b"t-alice", b"t-bob", b"secret"))
+
+
+# --- ranges -----------------------------------------------------------------------------------------
+
+RANGES = [
+    ("bytes=10-19", 206, BODY[10:20], f"bytes 10-19/{len(BODY)}"),
+    ("bytes=199990-", 206, BODY[199990:], f"bytes 199990-199999/{len(BODY)}"),
+    ("bytes=-5", 206, BODY[-5:], f"bytes 199995-199999/{len(BODY)}"),
+    ("bytes=200000-", 416, b"", f"bytes */{len(BODY)}"),
+    ("bytes=5-4", 200, BODY, None),
+    ("lines=1-2", 200, BODY, None),
+]
+
+
+@pytest.mark.parametrize("state", ["cold", "warm"])
+@pytest.mark.parametrize(("wanted", "status", "body", "said"), RANGES, ids=[row[0] for row in RANGES])
+def test_a_range_is_cut_from_the_whole(
+    house: House, state: str, wanted: str, status: int, body: bytes, said: Optional[str]
+) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    if state == "warm":
+        house.fetch(origin, "/x.deb")
+    answer = house.fetch(origin, "/x.deb", f"Range: {wanted}")
+    assert (answer.status, answer.body, answer.get("content-range")) == (status, body, said)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert shelf.answers == [200]
+    assert origin.requests[0].get("range") is None
+
+
+def test_a_range_of_a_growing_object_waits_for_its_own_octets_alone(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    shelf.gate = Gate()
+    origin = house.origin(shelf)
+    with house.inside(origin) as early, house.inside(origin) as late:
+        answer = ask(early, origin, "/x.deb", "Range: bytes=100-299")
+        assert (answer.status, answer.body) == (206, BODY[100:300])
+        late.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\nRange: bytes=-10\r\n\r\n".encode())
+        shelf.gate.reached()
+        shelf.gate.open()
+        assert late.read().body == BODY[-10:]
+    assert shelf.answers == [200]
+
+
+def test_several_ranges_are_parts_of_one_answer(house: House) -> None:
+    origin = house.origin(Shelf(*FRESH, ("Content-Type", "x/y")))
+    for _ in ("cold", "warm"):
+        answer = house.fetch(origin, "/x.deb", "Range: bytes=0-3,100-103,-4")
+        kind = answer.get("content-type") or ""
+        assert answer.status == 206 and kind.startswith("multipart/byteranges; boundary=")
+        assert answer.get("content-range") is None
+        parts = answer.body.split(b"--" + kind.partition("=")[2].encode())
+        assert parts[0] == b"" and parts[-1] == b"--\r\n"
+        octets = [part.partition(b"\r\n\r\n")[2][:-2] for part in parts[1:-1]]
+        assert octets == [BODY[:4], BODY[100:104], BODY[-4:]]
+        assert all(b"Content-Type: x/y\r\n" in part for part in parts[1:-1])
+        assert f"bytes 100-103/{len(BODY)}".encode() in parts[2]
+
+
+def test_absurd_ranges_get_no_more_than_the_whole(house: House) -> None:
+    origin = house.origin(Shelf(*FRESH))
+    answer = house.fetch(origin, "/x.deb", "Range: bytes=" + ",".join(["0-"] * 100))
+    assert (answer.status, answer.body) == (200, BODY)
+
+
+@pytest.mark.parametrize(
+    ("condition", "status"), [('"1"', 206), ('"2"', 200), ('W/"1"', 200), ("Mon, 01 Jan 2024 00:00:00 GMT", 206)]
+)
+def test_if_range_guards_a_resumed_download(house: House, condition: str, status: int) -> None:
+    shelf = Shelf(*FRESH)
+    shelf.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    answer = house.fetch(origin, "/x.deb", "Range: bytes=1000-", f"If-Range: {condition}")
+    assert (answer.status, answer.body) == (status, BODY[1000:] if status == 206 else BODY)
+
+
+def test_a_precondition_that_fails_here_is_judged_by_the_origin(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/x.deb")
+    assert house.fetch(origin, "/x.deb", 'If-Match: "1"').status == 200
+    assert shelf.answers == [200]
+    shelf.status = 412
+    assert house.fetch(origin, "/x.deb", 'If-Match: "2"').status == 412
+
+
+def test_a_304_of_ours_says_what_it_should_and_no_more(house: House) -> None:
+    origin = house.origin(Shelf(*FRESH, ("Content-Type", "x/y"), ("Vary", "Accept")))
+    house.fetch(origin, "/x.deb")
+    answer = house.fetch(origin, "/x.deb", 'If-None-Match: "1"')
+    assert answer.status == 304
+    assert [answer.get(name) for name in ("etag", "vary", "cache-control")] == ['"1"', "Accept", "max-age=1000"]
+    assert [answer.get(name) for name in ("content-type", "content-length")] == [None, None]
+
+
+# --- digests and queries ----------------------------------------------------------------------------
+
+
+def test_a_package_index_shares_by_blake2b(house: House) -> None:
+    digest = hashlib.blake2b(BODY, digest_size=32).hexdigest()
+    path = f"/packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/thing-1.0.whl"
+    first, second = house.origin(Shelf(*STALE)), house.origin(Shelf(*STALE))
+    for origin in (first, first, second):
+        assert house.fetch(origin, path).body == BODY
+    assert first.body_sent == len(BODY) and len(first.requests) == 1
+    assert f"blake2b/{digest[:2]}/{digest}" in house.stored()
+
+
+def test_a_sibling_of_a_package_is_not_taken_for_it(house: House) -> None:
+    digest = hashlib.blake2b(BODY, digest_size=32).hexdigest()
+    origin = house.origin(Shelf(*FRESH, body=b"Name: thing"))
+    path = f"/packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/thing-1.0.whl.metadata"
+    assert house.fetch(origin, path).body == b"Name: thing"
+
+
+@pytest.mark.parametrize(("directory", "algorithm"), [("SHA256", "sha256"), ("SHA512", "sha512")])
+def test_an_apt_index_is_shared_by_its_hash(house: House, directory: str, algorithm: str) -> None:
+    digest = hashlib.new(algorithm, BODY).hexdigest()
+    path = f"/debian/dists/stable/main/binary-amd64/by-hash/{directory}/{digest}"
+    origin = house.origin(Shelf(("Cache-Control", "max-age=0")))
+    for _ in range(3):
+        assert house.fetch(origin, path, "Cache-Control: max-age=0").body == BODY
+    assert len(origin.requests) == 1
+
+
+@pytest.mark.parametrize("size", [10, 65_536, 65_537, 500_000])
+def test_a_wrong_object_is_cut_short_logged_and_counted(
+    house: House, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    origin = house.origin(Shelf(body=os.urandom(size)))
+    path = f"/v2/a/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    answer = house.fetch(origin, path)
+    assert not answer.complete and len(answer.body) <= max(0, size - 65_536)
+    assert house.counters.value(Counter.MISMATCHED) == 1
+    assert not any(name.startswith("sha256/") for name in house.stored())
+
+
+SIGNATURES = ["X-Amz-Signature=1&X-Amz-Date=2", "x-amz-signature=3", "sig=1&se=2&sp=r", "Expires=1&Signature=2", ""]
+
+
+def test_signatures_do_not_make_another_object(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    for query in SIGNATURES:
+        assert house.fetch(origin, f"/x.deb?{query}").body == BODY
+    assert origin.body_sent == len(BODY)
+    assert [asked.target for asked in origin.requests] == [f"/x.deb?{query}" for query in SIGNATURES]
+
+
+def test_a_signature_opens_the_object_to_its_bearer_alone(house: House) -> None:
+    """It is as good as a password: what was fetched with one is asked for with everybody's own."""
+
+    def store(asked: Asked, connection: Connection) -> None:
+        if asked.target != "/x.deb?token=good":
+            connection.respond(403, [], b"no signature")
+        elif asked.get("if-none-match") == '"1"':
+            connection.head(304, [("ETag", '"1"')])
+        else:
+            connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+
+    origin = house.origin(store)
+    assert house.fetch(origin, "/x.deb?token=good").body == BODY
+    for target in ("/x.deb", "/x.deb?token=bad", "/x.deb?Signature=good"):
+        assert house.fetch(origin, target).status == 403
+    assert house.fetch(origin, "/x.deb?token=good").body == BODY
+    assert origin.body_sent == len(BODY) + 3 * len(b"no signature")
+
+
+def test_what_needs_no_signature_is_anybodys(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    for query in ("", "?sig=1", ""):
+        assert house.fetch(origin, f"/x.deb{query}").body == BODY
+    assert shelf.answers == [200]
+
+
+def test_the_rest_of_a_query_does(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    for query in ("v=1", "v=2", "v=1&token=x", "w=a/../../b"):
+        assert house.fetch(origin, f"/x.deb?{query}").body == BODY
+    assert shelf.answers == [200, 200, 200]
+    stored = {name.rpartition("/")[2] for name in house.stored()}
+    assert stored == {"x.deb?v=1", "x.deb?v=2", "x.deb?w=a%2F..%2F..%2Fb"}
+
+
+# --- counters ---------------------------------------------------------------------------------------
+
+
+def test_what_happens_is_counted(house: House) -> None:
+    origin = house.origin(Shelf(*FRESH))
+    house.fetch(origin, "/x.deb")
+    house.fetch(origin, "/x.deb")
+    house.fetch(origin, "/page")
+    with house.client() as client:
+        page = client.get("/metrics", f"localhost:{house.tcp_port}").body.decode()
+    for name, value in {"hits": 1, "fills": 1, "published": 1, "relayed": 1, "intercepted": 3}.items():
+        assert f"\ndduct_{name}_total {value}\n" in page
+    assert "# TYPE dduct_hits_total counter" in page
+
+
+def test_threads_do_not_lose_counts(house: House) -> None:
+    def count() -> None:
+        for _ in range(1000):
+            house.counters.add(Counter.HITS)
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert house.counters.value(Counter.HITS) == 4000
