@@ -27,7 +27,7 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
 	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients $(PYTEST_ARGS)
 
-test-clients: $(VENV)/.stamp ## run real clients against real servers (skopeo, apt, curl, docker-registry, nginx)
+test-clients: $(VENV)/.stamp ## run real clients (skopeo, podman, apt, dnf, pip, npm, …) against real servers
 	$(BIN)/python -m pytest -q -rs tests/clients $(PYTEST_ARGS)
 
 test-all: ## run the tests with every Python found

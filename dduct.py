@@ -7,7 +7,6 @@ import argparse
 import logging
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import List, Optional
@@ -19,6 +18,7 @@ from server import Server, StartError
 
 VERSION = "0.1.0"
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 _LEVELS = {
     "off": logging.CRITICAL + 1,
     "error": logging.ERROR,
@@ -93,16 +93,16 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(configuration.describe(config))
         return 0
     _start_log(config.misc.log_level)
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    # Blocked in all threads and waited for in this one: a handler would run only once this thread does, and some
+    # kernels (gVisor) give the signal to another.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         server = Server(config)
     except (CertificateError, StartError) as error:
         print(f"dduct: {error}", file=sys.stderr)
         return 1
     server.start()
-    stopping.wait()
+    signal.sigwait(_STOPPING)
     server.stop()
     return 0
 

@@ -61,7 +61,6 @@ _HOP_BY_HOP = frozenset(
 
 # Fields by which a client proves who it is to an origin: the standard ones, and what GitLab, Artifactory, AWS and
 # others have invented beside them.
-
 _CREDENTIALS = frozenset([b"authorization", b"cookie", b"x-jfrog-art-api", b"x-auth-key", b"api-key", b"apikey"])
 _CREDENTIAL_ENDINGS = (b"-token", b"-api-key", b"-apikey", b"-secret", b"-password")
 

@@ -1,0 +1,229 @@
+"""The configuration: the seed's file, the defaults, and one line for everything that is wrong."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import pytest
+
+import config
+from config import Address, ConfigError, ParentProxy
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED = r"""
+[misc]
+log_level = 'info'
+cert_dir  = '/var/tmp/dduct/certs/'
+file_dir  = '/var/tmp/dduct/files/'
+
+[proxy]
+tcp_bind = '127.0.0.1:8000'
+tls_bind = '0.0.0.0:4430'
+filters  = [
+  '^/v2/.*/blobs/sha256:\w+$',
+  '^/.*\.(?:apk|deb|rpm)$',
+  '^/.*\.(?:tar|tbz|tgz|txz)$',
+  '^/.*\.(?:7z|bz2|gz|xz|zip|zst)$',
+]
+
+[certs]
+rsa_key_bits    = 3072
+days_from_now   = 3072
+ca_cn           = 'dduct'
+server_cn       = '*.dduct.rs'
+server_dns_sans = ['*.dduct.rs', '*.docker.io', '*.gcr.io', '*.githubusercontent.com', '*.k8s.io', '*.quay.io', 'ghcr.io', 'quay.io']
+server_ip_sans  = ['127.0.0.1']
+client_cn       = 'client.dduct.rs'
+p12_pass        = 'dduct'
+"""  # noqa: E501
+KEYS = [f"{key.section}.{key.name}" for key in config._SCHEMA]
+
+
+def load(tmp_path: Path, text: str) -> config.Config:
+    path = tmp_path / "some.toml"
+    path.write_text(text, encoding="utf-8")
+    return config.load(path, tmp_path / "home")
+
+
+def complaint(tmp_path: Path, text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    line = str(caught.value)
+    assert "\n" not in line and str(tmp_path / "some.toml") in line
+    return line.partition("some.toml: ")[2]
+
+
+# --- what is right ----------------------------------------------------------------------------------
+
+
+def test_the_seeds_configuration_works_unchanged(tmp_path: Path) -> None:
+    loaded, defaults = load(tmp_path, SEED), config.defaults(tmp_path)
+    assert loaded.misc.cert_dir == Path("/var/tmp/dduct/certs")
+    assert loaded.misc.file_dir == Path("/var/tmp/dduct/files")
+    assert loaded.proxy.filters[0].pattern == r"^/v2/.*/blobs/sha256:\w+$"
+    assert len(loaded.proxy.filters) == 4
+    assert loaded.certs == defaults.certs
+    assert replace(loaded.proxy, filters=()) == replace(defaults.proxy, filters=())
+    assert loaded.cache == defaults.cache
+
+
+def test_the_file_in_the_repository_says_the_defaults() -> None:
+    loaded, defaults = config.load(ROOT / "dduct.toml", ROOT), config.defaults(ROOT)
+    assert loaded == replace(defaults, source=loaded.source)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_file_in_the_repository_explains_every_key(key: str) -> None:
+    section, name = key.split(".")
+    text = (ROOT / "dduct.toml").read_text(encoding="utf-8")
+    block = text.partition(f"[{section}]\n")[2].partition("\n[")[0]
+    match = re.search(rf"^(?:# )?{name} = ", block, re.MULTILINE)
+    assert match is not None
+    before = block[: match.start()].rstrip("\n").rpartition("\n")[2]
+    assert before.startswith("# ")
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_the_readme_has_every_key(key: str) -> None:
+    assert f"| `{key}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_defaults_lie_beside_the_program(tmp_path: Path) -> None:
+    defaults = config.defaults(tmp_path)
+    assert (defaults.misc.cert_dir, defaults.misc.file_dir) == (tmp_path / "certs", tmp_path / "files")
+    assert load(tmp_path, "").misc.cert_dir == tmp_path / "home/certs"
+
+
+def test_relative_paths_are_relative_to_their_file(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    loaded = load(tmp_path, "[misc]\ncert_dir = 'mine'\n[proxy]\nupstream_ca = 'ca.pem'\n")
+    assert loaded.misc.cert_dir == tmp_path / "mine"
+    assert loaded.proxy.upstream_ca == tmp_path / "ca.pem"
+
+
+def test_what_is_printed_can_be_loaded_again(tmp_path: Path) -> None:
+    text = "[proxy]\ntcp_bind = '[::1]:80'\ntls_bind = ''\nidle_timeout = '5m'\n[cache]\nauth_grace = 0\n"
+    first = load(tmp_path, text + "[certs]\np12_pass = '********'\nca_cn = \"it's\"\n")
+    again = load(tmp_path, config.describe(first))
+    assert again == first
+
+
+def test_secrets_are_not_printed(tmp_path: Path) -> None:
+    text = "[proxy]\nupstream_proxy = 'http://me:hush@proxy:3128'\n[certs]\np12_pass = 'hush'\n"
+    assert "hush" not in config.describe(load(tmp_path, text))
+
+
+GOOD: List[Tuple[str, str, Any]] = [
+    ("proxy.tcp_bind", "'[::1]:8000'", Address("::1", 8000)),
+    ("proxy.tcp_bind", "'[::]:0'", Address("::", 0)),
+    ("proxy.tcp_bind", "'localhost:80'", Address("localhost", 80)),
+    ("proxy.tls_bind", "''", None),
+    ("proxy.idle_timeout", "'90s'", 90.0),
+    ("proxy.idle_timeout", "90", 90.0),
+    ("proxy.idle_timeout", "1.5", 1.5),
+    ("proxy.idle_timeout", "'2m'", 120.0),
+    ("proxy.idle_timeout", "'1.5 h'", 5400.0),
+    ("cache.fresh_for", "'7d'", 7 * 86400.0),
+    ("cache.auth_grace", "'0'", 0.0),
+    ("cache.auth_grace", "0", 0.0),
+    ("cache.stale_if_error", "false", False),
+    ("cache.ignore_query", "[]", ()),
+    ("proxy.upstream_proxy", "''", None),
+    ("proxy.upstream_proxy", "'http://proxy:3128'", ParentProxy(False, Address("proxy", 3128))),
+    ("proxy.upstream_proxy", "'https://[::1]:443/'", ParentProxy(True, Address("::1", 443))),
+    ("proxy.upstream_proxy", "'http://a:b%40c@p:1'", ParentProxy(False, Address("p", 1), "a:b@c")),
+    ("proxy.no_upstream_proxy", "['*.Lab', '::1', '10.0.0.1']", ("*.lab", "::1", "10.0.0.1")),
+    ("certs.server_dns_sans", "['*.A.example.', 'b']", ("*.a.example", "b")),
+    ("certs.server_ip_sans", "['0:0::1']", ("::1",)),
+    ("certs.p12_pass", "''", ""),
+    ("misc.log_level", "'WARN'", "warn"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "meaning"), GOOD)
+def test_a_value_means_what_it_says(tmp_path: Path, key: str, value: str, meaning: object) -> None:
+    section, name = key.split(".")
+    assert getattr(getattr(load(tmp_path, f"[{section}]\n{name} = {value}\n"), section), name) == meaning
+
+
+# --- what is wrong ----------------------------------------------------------------------------------
+
+BAD: Dict[str, List[str]] = {
+    "misc.log_level": ["'loud'", "1", "[]"],
+    "misc.cert_dir": ["''", "5", '"a\\u0000b"', "'~nobody-at-all/x'"],
+    "misc.file_dir": ["''", "[]"],
+    "proxy.tcp_bind": ["'8000'", "8000", "'a:b'", "'127.0.0.1'", "'::1:8000'", "'[x]:1'", "'a:65536'", "'a b:1'"],
+    "proxy.tls_bind": ["'127.0.0.1:'", "true"],
+    "proxy.filters": ["'a'", "['(']", "[5]", "['(?P<sha255>a)']", "['(?P<sha256>a)(?P<md5>b)']"],
+    "proxy.idle_timeout": ["'soon'", "0", "-1", "true", "'5 weeks'", "'1e9'", "[]", "'31d'"],
+    "proxy.upstream_timeout": ["''", "'0s'"],
+    "proxy.upstream_ca": ["'nowhere.pem'", "5", "'.'"],
+    "proxy.upstream_insecure": ["'a'", "['https://a']", "['a/b']", "[5]", "['']"],
+    "proxy.upstream_proxy": ["'proxy:3128'", "'ftp://a:1'", "'http://a'", "'http://a:b@'", "'http://u@a:1'", "5"],
+    "proxy.no_upstream_proxy": ["['*']", "'a'"],
+    "cache.fresh_for": ["0", "'x'"],
+    "cache.stale_if_error": ["'yes'", "1"],
+    "cache.obey_no_store": ["0"],
+    "cache.auth_grace": ["-1", "false", "'x'"],
+    "cache.ignore_query": ["'a'", "['']", "['a=b']", "['*a']", "[1]"],
+    "certs.rsa_key_bits": ["1024", "9000", "'3072'", "3072.0", "true"],
+    "certs.days_from_now": ["0", "100000", "'1d'"],
+    "certs.ca_cn": ["''", f"'{'x' * 65}'", "5"],
+    "certs.server_cn": ["''"],
+    "certs.server_dns_sans": ["['a.*.b']", "['*']", "['a..b']", "'a'", "['a:443']", "['-a']", "['a', 5]"],
+    "certs.server_ip_sans": ["['a']", "['10.0.0.0/8']", "['1.2.3']"],
+    "certs.client_cn": ["''", "[]"],
+    "certs.p12_pass": ["5"],
+    "certs.leaf_days": ["0", "826", "1.5"],
+}
+
+
+def test_every_key_has_its_bad_values() -> None:
+    assert sorted(BAD) == sorted(KEYS)
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in BAD.items() for value in values])
+def test_a_bad_value_is_named_with_what_is_expected(tmp_path: Path, key: str, value: str) -> None:
+    section, name = key.split(".")
+    line = complaint(tmp_path, f"[{section}]\n{name} = {value}\n")
+    assert line.startswith(f"{key} = ") and ": expected " in line
+
+
+def test_a_secret_is_not_shown_even_where_it_is_wrong(tmp_path: Path) -> None:
+    assert "hush" not in complaint(tmp_path, "[proxy]\nupstream_proxy = 'gopher://me:hush@proxy:70'\n")
+
+
+def test_a_list_says_which_item_is_wrong(tmp_path: Path) -> None:
+    line = complaint(tmp_path, "[certs]\nserver_dns_sans = ['a', 'https://b']\n")
+    assert "item 2" in line and "https://b" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[proxy]\ntcp_bid = ''\n", "unknown key proxy.tcp_bid; did you mean proxy.tcp_bind?"),
+        ("[certs]\nserver_dns_san = []\n", "did you mean certs.server_dns_sans?"),
+        ("[proxi]\n", "did you mean proxy?"),
+        ("tcp_bind = ''\n", "unknown section or key 'tcp_bind'; did you mean tcp_bind?"),
+        ("[zzz]\n", "unknown section or key 'zzz'"),
+        ("misc = 5\n", "misc = 5: expected a section"),
+        ("[proxy]\ntcp_bind = ''\ntls_bind = ''\n", "expected at least one address"),
+        ("[misc\n", "not TOML"),
+        ("[misc]\nlog_level = 'info'\nlog_level = 'info'\n", "not TOML"),
+    ],
+)
+def test_what_nobody_knows_is_named(tmp_path: Path, text: str, said: str) -> None:
+    assert said in complaint(tmp_path, text)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for path, said in ((tmp_path / "none.toml", "No such file"), (tmp_path, "directory")):
+        with pytest.raises(ConfigError, match=said):
+            config.load(path, tmp_path)
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        config.load(binary, tmp_path)
