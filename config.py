@@ -210,7 +210,7 @@ def _whole(lowest: int, highest: int) -> Callable[[Any, Path], int]:
     def read(value: Any, _: Path) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
             raise _Expected(f"a whole number from {lowest} to {highest}")
-        return value
+        return int(value)
 
     return read
 
