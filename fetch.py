@@ -500,13 +500,13 @@ def _fill(fill: Fill, exchange: Exchange, url: str, counters: Counters) -> None:
     try:
         for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
             fill.write(piece)
-        fill.publish()
-    except (IncompleteBody, FillFailed, OSError, Unstorable) as error:
+        kept = fill.publish()
+    except (IncompleteBody, FillFailed) as error:
         counters.add(Counter.MISMATCHED if isinstance(error, DigestMismatch) else Counter.BROKEN)
         _log.warning("Not kept: %s: %s", url, error)
         fill.fail(UpstreamError(f"the transfer broke off: {error}"))
     else:
-        counters.add(Counter.PUBLISHED)
+        counters.add(Counter.PUBLISHED if kept else Counter.UNKEPT)
         exchange.close()
         _settle(fill, url)
     finally:

@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 import time
-from typing import Any, Callable, Iterator, Optional, Union
+from typing import Any, Callable, Dict, Iterator, Optional, Union
 
 from store import (
     PART_SUFFIX,
@@ -36,21 +36,25 @@ from store import (
 HOLD_BACK = 64 * 1024
 
 _POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two looks at another process's fill
+_WINDOW = 4 * 1024 * 1024  # octets of a fill without a disk; that much a reader may lag behind
+_LAGGARD_PATIENCE = 30.0  # seconds for the slowest reader of a fill without a disk
 _OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, then the claim begins anew
 
 
 class FillState(enum.Enum):
-    """How far a fill is. The last four are final."""
+    """How far a fill is. The last five are final."""
 
     ASKING = "the leader waits for the origin's answer"
     FILLING = "the head is known, octets are arriving"
     PUBLISHED = "complete and in its place"
+    UNKEPT = "complete and read to its end, but the disk would not have it"
     FAILED = "broken off"
     DECLINED = "the origin's answer is not to be kept; everybody asks for himself"
     GONE = "over before it began; claim again"
 
 
-_FINAL = frozenset([FillState.PUBLISHED, FillState.FAILED, FillState.DECLINED, FillState.GONE])
+_COMPLETE = frozenset([FillState.PUBLISHED, FillState.UNKEPT])
+_FINAL = _COMPLETE.union([FillState.FAILED, FillState.DECLINED, FillState.GONE])
 
 
 class Ownership(enum.Enum):
@@ -71,6 +75,36 @@ class FillFailed(Exception):
 
 class DigestMismatch(FillFailed):
     """The octets are not those that the object's name promises."""
+
+
+class _Window:
+    """The latest octets of a fill that the disk no longer takes: those from `first` up to `end`."""
+
+    def __init__(self, first: int) -> None:
+        self.beginning = first  # what lies before is on the disk
+        self.first = first
+        self._octets = bytearray()
+
+    @property
+    def size(self) -> int:
+        return len(self._octets)
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self._octets)
+
+    def append(self, data: memoryview) -> None:
+        self._octets += data
+
+    def drop_before(self, offset: int) -> None:
+        surplus = min(max(0, offset - self.first), len(self._octets))
+        del self._octets[:surplus]
+        self.first += surplus
+
+    def read(self, view: memoryview, offset: int) -> int:
+        octets = memoryview(self._octets)[offset - self.first :][: len(view)]
+        view[: len(octets)] = octets
+        return len(octets)
 
 
 class Fill:
@@ -103,6 +137,8 @@ class Fill:
         self._size = 0
         # Guards all below, and is notified on every change of them.
         self._changed = threading.Condition()
+        self._window: Optional[_Window] = None  # what the disk would not take
+        self._positions: Dict[object, int] = {}  # of the readers: what lies before is of no more use to them
         self._users = 1  # descriptors' users: the leader, and every attached reader
         self._released = 0  # octets that readers may have
         self._owned = False  # `own` is through, and this is what it found out:
@@ -144,41 +180,38 @@ class Fill:
             self._changed.notify_all()
 
     def write(self, data: memoryview) -> None:
-        """Append octets and show them to the readers. Raises OSError."""
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._fd, data[done:], self._size + done)
+        """Append octets and show them to the readers. Raises FillFailed where there is neither disk nor reader left.
+
+        Where the disk takes no more, they pass through memory, and the fill is as slow as its slowest reader.
+        """
+        done = self._write_to_disk(data) if self._window is None else 0
         self._sha256.update(data)
         if self._check is not self._sha256:
             self._check.update(data)
         self._size += len(data)
+        if done < len(data):
+            self._write_to_memory(data[done:])
         released = self._size if self._digest is None else self._size - HOLD_BACK
         with self._changed:
             if released > self._released:
                 self._released = released
                 self._changed.notify_all()
 
-    def publish(self) -> None:
-        """The body is complete: verify it, put it in its place, let everybody have the rest.
+    def publish(self) -> bool:
+        """The body is complete: verify it, put it in its place, let everybody have the rest; whether it was kept.
 
-        Raises FillFailed where length or digest disagree, OSError or Unstorable where the disk does; nothing is
-        published then, and the fill has failed.
+        Raises FillFailed where length or digest disagree; nothing is published then, and the fill has failed.
         """
-        assert self.metadata is not None
         try:
             self._verify()
-            sha256, boot = self._sha256.hexdigest(), self._store.boot
-            self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot))
-            # The alias first: whoever finds the object finds out from where, and need not ask the origin again.
-            if self._alias is not None and self._digest is not None:
-                self._store.write_alias(self._alias, self._digest, self.metadata)
-            os.replace(self._place + PART_SUFFIX, self._place)
-        except BaseException as error:
-            self._finish(FillState.FAILED, error.cause if isinstance(error, FillFailed) else error)
+        except FillFailed as error:
+            self._finish(FillState.FAILED, error.cause)
             raise
+        kept = self._window is None and self._put_in_place()
         with self._changed:
             self._released = self.length = self._size
-        self._finish(FillState.PUBLISHED)
+        self._finish(FillState.PUBLISHED if kept else FillState.UNKEPT)
+        return kept
 
     def settle(self) -> None:
         """After `publish`, when nobody waits any more: make the object survive a loss of power. Raises OSError."""
@@ -212,11 +245,18 @@ class Fill:
         with self._changed:
             self._users += 1
 
-    def detach(self) -> None:
+    def enter(self, reader: object) -> None:
+        """An attached reader is going to want everything from the first octet on, as far as anybody knows."""
+        with self._changed:
+            self._positions.setdefault(reader, 0)
+
+    def detach(self, reader: object = None) -> None:
         """Count a user out; the last one closes the file."""
         with self._changed:
             self._users -= 1
             last = not self._users
+            if self._positions.pop(reader, None) is not None:
+                self._changed.notify_all()
         if last and self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -233,18 +273,28 @@ class Fill:
             self._changed.wait_for(lambda: self.state is not FillState.ASKING, patience)
             return self.state
 
-    def read_at(self, view: memoryview, offset: int, patience: float) -> int:
-        """Octets from `offset` on as soon as there are any; 0 at the end of a published object.
+    def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:
+        """Octets from `offset` on as soon as there are any; 0 at the end of a complete object.
 
-        Raises FillFailed where they will not come, or did not for `patience` seconds.
+        Raises FillFailed where they will not come, or did not for `patience` seconds. A `reader` has no more use for
+        what lies before its offset.
         """
         with self._changed:
+            self._positions[reader] = offset
+            if self._window is not None:
+                self._changed.notify_all()
             arrived = self._changed.wait_for(lambda: self._released > offset or self.state in _FINAL, patience)
             available = self._released - offset
             if available <= 0:
-                if self.state is FillState.PUBLISHED:
+                if self.state in _COMPLETE:
                     return 0
                 raise FillFailed(self._cause if arrived else f"nothing arrived for {patience:g} s")
+            if self._window is not None:
+                if offset >= self._window.first:
+                    return self._window.read(view[:available], offset)
+                available = min(available, self._window.beginning - offset)
+                if available <= 0:
+                    raise FillFailed("the disk takes no more, and this reader is too slow to do without")
         return os.preadv(self._fd, [view[:available]], offset)
 
     @property
@@ -253,6 +303,54 @@ class Fill:
         return self._cause
 
     # Innards
+
+    def _write_to_disk(self, data: memoryview) -> int:
+        """How many octets of `data` the disk has taken; what it has not is for the window, from now on."""
+        done = 0
+        try:
+            while done < len(data):
+                done += os.pwrite(self._fd, data[done:], self._size + done)
+        except OSError as error:
+            self._store.trouble.warning("Goes on without the disk: %s: %s", self._place, error.strerror or error)
+            # Nobody may join who needs the beginning, and the room is of more use to others.
+            remove_part(self._place + PART_SUFFIX, self._fd)
+            self._over(self)
+            with self._changed:
+                self._window = _Window(self._size + done)
+        return done
+
+    def _write_to_memory(self, data: memoryview) -> None:
+        """Append to the window as soon as its readers have made room, or have been too slow for that."""
+        with self._changed:
+            window = self._window
+            assert window is not None
+
+            def has_room() -> bool:
+                assert window is not None
+                window.drop_before(min(self._positions.values(), default=window.end))
+                return window.size + len(data) <= _WINDOW
+
+            if not self._changed.wait_for(has_room, _LAGGARD_PATIENCE):
+                # Whoever reads nothing for so long is given up, for the sake of those who do.
+                window.drop_before(window.end)
+            if not self._positions and self._users <= 1:
+                raise FillFailed("the disk is full, and nobody reads it")
+            window.append(data)
+
+    def _put_in_place(self) -> bool:
+        """Rename the file into its place, with its record; whether that could be done."""
+        assert self.metadata is not None
+        try:
+            sha256, boot = self._sha256.hexdigest(), self._store.boot
+            self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot))
+            # The alias first: whoever finds the object finds out from where, and need not ask the origin again.
+            if self._alias is not None and self._digest is not None:
+                self._store.write_alias(self._alias, self._digest, self.metadata)
+            os.replace(self._place + PART_SUFFIX, self._place)
+        except (OSError, Unstorable) as error:
+            self._store.trouble.warning("Cannot keep %s: %s", self._place, error)
+            return False
+        return True
 
     def _try_own(self) -> Optional[Ownership]:
         """One attempt at `own`; None where the file was not the one to own, and another attempt is due."""
@@ -325,7 +423,10 @@ class ForeignFill:
     def attach(self) -> None:
         """Each follower has a descriptor of its own: nothing to count."""
 
-    def detach(self) -> None:
+    def enter(self, reader: object) -> None:
+        """Nor is there anything to wait for."""
+
+    def detach(self, reader: object = None) -> None:
         """Give the descriptor back; harmless twice."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
@@ -339,7 +440,7 @@ class ForeignFill:
                 break
         return self.state
 
-    def read_at(self, view: memoryview, offset: int, patience: float) -> int:
+    def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:
         """See Fill.read_at."""
         for _ in _looks(patience):
             self._look()
@@ -411,6 +512,7 @@ class FillReader:
         self.fill = fill
         self._patience = patience
         self._open = True
+        fill.enter(self)
 
     @property
     def length(self) -> Optional[int]:
@@ -419,13 +521,13 @@ class FillReader:
 
     def read_at(self, view: memoryview, offset: int) -> int:
         """Octets from `offset` on as they come; 0 at the end. Raises FillFailed."""
-        return self.fill.read_at(view, offset, self._patience)
+        return self.fill.read_at(view, offset, self._patience, self)
 
     def close(self) -> None:
         """Detach; harmless twice."""
         if self._open:
             self._open = False
-            self.fill.detach()
+            self.fill.detach(self)
 
 
 def _hasher(digest: Digest) -> Any:

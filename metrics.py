@@ -16,6 +16,7 @@ class Counter(enum.Enum):
     COLLAPSED = ("collapsed", "Responses that shared another client's transfer")
     FILLS = ("fills", "Objects whose transfer into the cache was begun")
     PUBLISHED = ("published", "Objects that were put into the cache")
+    UNKEPT = ("unkept", "Objects that the disk would not have, though their clients got them")
     BROKEN = ("broken", "Transfers into the cache that broke off")
     MISMATCHED = ("digest_mismatches", "Objects that had not the digest which their URL promises, and were not kept")
     RELAYED = ("relayed", "Responses relayed without being kept")

@@ -22,6 +22,8 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import NamedTuple, Optional, Tuple
 
+from notices import Seldom
+
 ATTRIBUTE = "user.dduct"
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
 PART_SUFFIX = ".dduct"
@@ -168,6 +170,7 @@ class Store:
         root.mkdir(parents=True, exist_ok=True)
         self.keeps_metadata = self._probe_attributes()
         self.boot = _boot_id()
+        self.trouble = Seldom(_log)  # with the disk
 
     def place(self, name: str) -> str:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""
@@ -260,7 +263,7 @@ class Store:
                 self.write_record(fd, Record(metadata, 0, alias=str(digest), boot=self.boot))
                 os.replace(part, place)
         except (OSError, Unstorable) as error:
-            _log.warning("Cannot note that %s has %s: %s", metadata.url, digest, error)
+            self.trouble.warning("Cannot note that %s has %s: %s", metadata.url, digest, error)
             remove_part(part, fd)
         finally:
             os.close(fd)

@@ -46,7 +46,7 @@ def build_house(
 
         def build(**keys: Any) -> House:
             directory = tmp_path / f"house-{len(built)}"
-            directory.mkdir()
+            directory.mkdir(exist_ok=True)
             built.append(stack.enter_context(House(directory, origin_authority, certificates, **keys)))
             return built[-1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -280,16 +281,135 @@ def test_a_claim_that_cannot_open_its_file_releases_those_who_came_after(cache: 
                 claim.result(20)
 
 
-def test_a_disk_that_breaks_at_publication_fails_the_fill_and_nothing_is_published(cache: Cache) -> None:
+def test_a_disk_that_breaks_at_publication_keeps_nothing_from_the_readers(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
     fill.begin(META, 3)
     fill.write(view(b"abc"))
     (cache.store.root / NAME).mkdir()  # os.replace will refuse
-    with pytest.raises(OSError, match="directory"):
+    assert fill.publish() is False
+    assert fill.state is FillState.UNKEPT
+    assert read_all(reader) == b"abc"
+    reader.close()
+    fill.close()
+    assert parts(cache) == []
+
+
+class FullDisk:
+    """Stands in for os.pwrite: takes so many octets of a file, and then fails."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int, error: int = errno.ENOSPC) -> None:
+        self.room = room
+        real = os.pwrite
+
+        def pwrite(fd: int, data: Any, offset: int) -> int:
+            if offset >= self.room:
+                raise OSError(error, os.strerror(error))
+            return real(fd, data[: self.room - offset], offset)
+
+        monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize("room", [0, 1, 150_000, 299_999])
+def test_a_fill_goes_on_without_the_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch, room: int, error: int) -> None:
+    body = os.urandom(300_000)
+    FullDisk(monkeypatch, room, error)
+    fill = lead(cache)
+    readers = [follow(cache) for _ in range(3)]
+    fill.begin(META, len(body))
+    with ThreadPoolExecutor(3) as pool:
+        copies = [pool.submit(read_all, reader) for reader in readers]
+        for start in range(0, len(body), 50_000):
+            fill.write(view(body[start : start + 50_000]))
+        assert fill.publish() is False
+        assert [copy.result(20) for copy in copies] == [body] * 3
+    for reader in readers:
+        reader.close()
+    fill.close()
+    assert parts(cache) == [] and cache.lookup(KEY) is None
+
+
+def test_nobody_new_joins_a_fill_without_the_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = FullDisk(monkeypatch, 0)
+    fill = lead(cache)
+    reader = follow(cache)
+    fill.begin(META, 10)
+    fill.write(view(b"01234"))
+    disk.room = 100
+    publish(cache, b"another try")
+    assert hit_body(cache) == b"another try"
+    fill.write(view(b"56789"))
+    assert fill.publish() is False
+    assert read_all(reader) == b"0123456789"
+    reader.close()
+    fill.close()
+    assert hit_body(cache) == b"another try"
+
+
+def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded, and nobody loses anything who goes on reading."""
+    FullDisk(monkeypatch, 0)
+    monkeypatch.setattr("fill._WINDOW", 1000)
+    fill = lead(cache)
+    slow, fast = follow(cache), follow(cache)
+    fill.begin(META, None)
+    fill.write(view(b"a" * 1000))
+    buffer = view(bytearray(1000))
+    assert fast.read_at(buffer, 0) == 1000
+    with ThreadPoolExecutor(3) as pool:
+        writing = pool.submit(fill.write, view(b"b" * 500))
+        reading = pool.submit(fast.read_at, view(bytearray(1000)), 1000)
+        assert slow.read_at(buffer, 0) == 1000
+        assert not reading.done()
+        ahead = pool.submit(slow.read_at, view(bytearray(1000)), 1000)
+        writing.result(20)
+        assert reading.result(20) == ahead.result(20) == 500
+    assert fill.publish() is False
+    slow.close()
+    fast.close()
+    fill.close()
+
+
+def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    FullDisk(monkeypatch, 0)
+    monkeypatch.setattr("fill._WINDOW", 1000)
+    monkeypatch.setattr("fill._LAGGARD_PATIENCE", 0.05)
+    fill = lead(cache)
+    still = follow(cache)
+    fill.begin(META, None)
+    fill.write(view(b"a" * 1000))
+    fill.write(view(b"b" * 1000))
+    assert fill.publish() is False
+    with pytest.raises(FillFailed, match="too slow"):
+        still.read_at(view(bytearray(10)), 0)
+    still.close()
+    fill.close()
+
+
+def test_a_fill_that_has_neither_disk_nor_readers_ends(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    FullDisk(monkeypatch, 0)
+    fill = lead(cache)
+    fill.begin(META, None)
+    with pytest.raises(FillFailed, match="nobody reads it"):
+        fill.write(view(b"a"))
+    fill.close()
+
+
+def test_a_wrong_object_is_wrong_without_the_disk_too(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    FullDisk(monkeypatch, 100)
+    key = Key("https/h/blob", digest_of(b"right"))
+    fill = lead(cache, key)
+    reader = follow(cache, key)
+    fill.begin(META, 100_000)
+    fill.write(view(bytes(100_000)))
+    with pytest.raises(FillFailed, match="digest"):
         fill.publish()
+    received = 0
     with pytest.raises(FillFailed):
-        reader.read_at(view(bytearray(1)), 3)
+        while True:
+            received += reader.read_at(view(bytearray(65_536)), received)
+    assert received == 100_000 - HOLD_BACK
     reader.close()
     fill.close()
 
