@@ -16,11 +16,12 @@ import logging
 import mimetypes
 import os
 import stat
+import threading
 import uuid
 from dataclasses import asdict, dataclass, replace
 from email.utils import formatdate
 from pathlib import Path
-from typing import NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple, Optional, Tuple
 
 from notices import Seldom
 
@@ -171,6 +172,8 @@ class Store:
         self.keeps_metadata = self._probe_attributes()
         self.boot = _boot_id()
         self.trouble = Seldom(_log)  # with the disk
+        # Guards the step from a record to the next one; between processes a lost step only costs a validation.
+        self._updating = threading.Lock()
 
     def place(self, name: str) -> str:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""
@@ -270,11 +273,7 @@ class Store:
 
     def refresh(self, entry: Entry, metadata: Metadata) -> None:
         """Replace what is known of a published object. Raises Unstorable."""
-        try:
-            record = read_record(entry.fileno()) or entry.record
-        except ValueError:
-            record = entry.record
-        self.write_record(entry.fileno(), replace(record, metadata=metadata, boot=self.boot))
+        self._update(entry, lambda record: replace(record, metadata=metadata, boot=self.boot))
 
     def remove(self, place: str) -> None:
         """Unpublish an object, if there is one; who reads it reads on."""
@@ -293,9 +292,18 @@ class Store:
             return  # evicted or replaced since
         try:
             entry.sync()
-            self.write_record(entry.fileno(), replace(entry.record, durable=True))
+            self._update(entry, lambda record: replace(record, durable=True))
         finally:
             entry.close()
+
+    def _update(self, entry: Entry, change: Callable[[Record], Record]) -> None:
+        """Change the record of a published object. Of two that do so at once neither undoes the other's change."""
+        with self._updating:
+            try:
+                record = read_record(entry.fileno()) or entry.record
+            except ValueError:
+                record = entry.record
+            self.write_record(entry.fileno(), change(record))
 
     def _read_trusted(self, fd: int, place: str) -> Optional[Record]:
         status = os.fstat(fd)

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Union
 
@@ -293,6 +294,29 @@ def test_a_disk_that_breaks_at_publication_keeps_nothing_from_the_readers(cache:
     reader.close()
     fill.close()
     assert parts(cache) == []
+
+
+def test_a_refresh_is_not_undone_by_what_settles_later(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sync of a publication takes its time, and an object may be validated meanwhile."""
+    fill = lead(cache)
+    fill.begin(META, 1)
+    fill.write(view(b"x"))
+    fill.publish()
+    renewed = replace(META, fetched_at=2000.0)
+
+    def fsync(_: int) -> None:
+        claim = cache.lookup(KEY)
+        assert claim is not None
+        cache.refresh(claim.entry, renewed)
+        claim.entry.close()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    fill.settle()
+    fill.close()
+    claim = cache.lookup(KEY)
+    assert claim is not None
+    assert claim.metadata == renewed and claim.entry.record.durable
+    claim.entry.close()
 
 
 class FullDisk:

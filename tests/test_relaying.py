@@ -129,11 +129,13 @@ def test_a_client_of_old_gets_no_interim_response(house: House) -> None:
 def test_the_origin_decides_whether_a_body_is_wanted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 9110 §10.1.1: a push that is refused is refused before gigabytes have crossed the uplink."""
     seen: List[bytes] = []
+    over = threading.Event()
 
     def play(connection: Connection, head: bytes) -> None:
         seen.append(head)
         connection.send(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer\r\nContent-Length: 2\r\n\r\nno")
         seen.append(connection._exactly(1))
+        over.set()
 
     origin = scripted(house, play, monkeypatch)
     with house.inside(origin) as client:
@@ -141,6 +143,7 @@ def test_the_origin_decides_whether_a_body_is_wanted(house: House, monkeypatch: 
         refused = client.read()
         assert (refused.status, refused.body, refused.get("connection")) == (401, b"no", "close")
         assert client.at_end()
+    assert over.wait(20)
     assert field(seen[0], "expect") == "100-continue" and seen[1:] == [b""]
 
 
