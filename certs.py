@@ -561,4 +561,6 @@ class LeafStore:
         now = self._clock()
         left = _not_after(pair.certificate).timestamp() - now
         context = server_context(pair.certificate_pem + self._authority.pem + pair.key_pem)
+        # Where certificates are asked of clients, it is the context chosen by SNI that verifies them.
+        context.load_verify_locations(cadata=self._authority.pem.decode())
         return _Leaf(pair.certificate, context, now + left * 3 / 4)

@@ -75,6 +75,10 @@ class Proxy:
     upstream_insecure: Tuple[str, ...]
     upstream_proxy: Optional[ParentProxy]
     no_upstream_proxy: Tuple[str, ...]
+    allow_clients: Tuple[str, ...]
+    auth_file: Optional[Path]
+    require_client_cert: bool
+    max_connections: int
 
 
 @dataclass(frozen=True)
@@ -248,6 +252,23 @@ def _ip(value: Any, base: Path) -> str:
         raise _Expected("an IP address") from None
 
 
+def _network(value: Any, base: Path) -> str:
+    try:
+        return str(ipaddress.ip_network(_text(value, base)))
+    except ValueError as error:
+        raise _Expected(f"an address or a network such as '10.0.0.0/8' ({error})") from None
+
+
+def _file(value: Any, base: Path) -> Optional[Path]:
+    text = _text(value, base)
+    if not text:
+        return None
+    path = _path(text, base)
+    if not path.is_file():
+        raise _Expected(f"a file, and there is none at {path}")
+    return path
+
+
 def _host_or_ip(value: Any, base: Path) -> str:
     try:
         return _ip(value, base)
@@ -336,6 +357,25 @@ _SCHEMA = (
     _Key("proxy", "upstream_insecure", [], _list_of(_host_or_ip)),
     _Key("proxy", "upstream_proxy", "", _proxy_url),
     _Key("proxy", "no_upstream_proxy", [], _list_of(_host_or_ip)),
+    _Key(
+        "proxy",
+        "allow_clients",
+        [
+            "127.0.0.0/8",
+            "::1",
+            "10.0.0.0/8",
+            "172.16.0.0/12",
+            "192.168.0.0/16",
+            "169.254.0.0/16",
+            "100.64.0.0/10",
+            "fc00::/7",
+            "fe80::/10",
+        ],
+        _list_of(_network),
+    ),
+    _Key("proxy", "auth_file", "", _file),
+    _Key("proxy", "require_client_cert", False, _boolean),
+    _Key("proxy", "max_connections", 4096, _whole(1, 1_000_000)),
     _Key("cache", "fresh_for", "1d", _seconds),
     _Key("cache", "stale_if_error", True, _boolean),
     _Key("cache", "obey_no_store", True, _boolean),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import logging
 import signal
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import List, Optional
 
 import config as configuration
+from access import AccessError, hash_password
 from certs import CertificateError
 from config import Config, ConfigError
 from server import Server, StartError
@@ -60,6 +62,13 @@ def _arguments(arguments: Optional[List[str]]) -> argparse.Namespace:
         help="configuration file (without FILE: dduct.toml beside the program)",
     )
     parser.add_argument("--check", action="store_true", help="validate the configuration, print it and exit")
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=["passwd"],
+        help="passwd USER: ask for a password, print USER's line of an auth_file",
+    )
+    parser.add_argument("user", metavar="USER", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"dduct {VERSION}")
     return parser.parse_args(arguments)
 
@@ -70,6 +79,29 @@ def _load(path: Optional[str]) -> Config:
     if path is not None:
         return configuration.load(Path(path), home())
     return configuration.load(beside, home()) if beside.exists() else configuration.defaults(home())
+
+
+def _print_user(user: Optional[str]) -> int:
+    """The whole of `passwd USER`; the exit status."""
+    if user is None:
+        print("dduct: passwd: expected the name of a user", file=sys.stderr)
+        return 2
+    if sys.stdin.isatty():
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != password:
+            print("dduct: passwd: the two differ", file=sys.stderr)
+            return 2
+    else:
+        password = sys.stdin.readline().rstrip("\n")
+    if not password:
+        print("dduct: passwd: expected a password", file=sys.stderr)
+        return 2
+    try:
+        print(hash_password(user, password))
+    except AccessError as error:
+        print(f"dduct: passwd: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _start_log(level: str) -> None:
@@ -84,6 +116,8 @@ def _start_log(level: str) -> None:
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run dduct until a signal ends it; the exit status: 0 in good order, 1 cannot start, 2 bad usage."""
     options = _arguments(arguments)
+    if options.command == "passwd":
+        return _print_user(options.user)
     try:
         config = _load(options.cfg)
     except ConfigError as error:

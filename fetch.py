@@ -102,7 +102,10 @@ class _Stale:
 class CachedFetch:
     """Answers one GET or HEAD whose target has a name in the cache."""
 
-    def __init__(self, services: Services, reply: Reply, request: RequestHead, target: Target, name: Name) -> None:
+    def __init__(
+        self, services: Services, reply: Reply, request: RequestHead, target: Target, name: Name, near: bool
+    ) -> None:
+        self._near = near
         self._services = services
         self._cache = services.cache
         self._reply = reply
@@ -157,6 +160,7 @@ class CachedFetch:
         metadata = hit.metadata or self._introduction(hit.entry)
         if metadata is None:
             return True
+        self._check_whose_affair(metadata)
         if freshness.varies(self._request, metadata.vary):
             self._relay()
             return True
@@ -215,6 +219,7 @@ class CachedFetch:
         metadata = fill.metadata if known else self._introduction(claim.reader)
         if metadata is None:
             return True
+        self._check_whose_affair(metadata)
         if freshness.varies(self._request, metadata.vary):
             self._relay()
             return True
@@ -383,6 +388,7 @@ class CachedFetch:
             restricted=self._signed or freshness.restricted(self._request, exchange.head, self._services.freshness),
             vary=freshness.vary_fields(self._request, exchange.head),
             age=freshness.initial_age(exchange.head, asked_at, now),
+            near=exchange.near,
             redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
         )
 
@@ -394,7 +400,8 @@ class CachedFetch:
 
     def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
         headers = outgoing(self._request, self._services.via).without([*_CONDITIONS, b"accept-encoding"])
-        return Request(method, self._target, Headers([*headers, *fields]), on_interim=self._reply.interim)
+        headers = Headers([*headers, *fields])
+        return Request(method, self._target, headers, self._near, on_interim=self._reply.interim)
 
     def _exchange(self, request: Request) -> Exchange:
         self._check_permission()
@@ -403,6 +410,11 @@ class CachedFetch:
     def _follow_redirects(self, request: Request) -> Exchange:
         self._check_permission()
         return self._services.origins.follow(request)
+
+    def _check_whose_affair(self, metadata: Metadata) -> None:
+        """What a client on this machine has brought from its own services is not for others."""
+        if metadata.near and not self._near:
+            raise UpstreamError("its origin is for clients on dduct's own machine alone", 403)
 
     def _check_permission(self) -> None:
         if self._only_if_cached:
@@ -413,7 +425,7 @@ class CachedFetch:
     def _relay(self) -> None:
         """Ask the origin for this client alone."""
         headers = outgoing(self._request, self._services.via)
-        request = Request(self._request.method, self._target, headers, on_interim=self._reply.interim)
+        request = Request(self._request.method, self._target, headers, self._near, on_interim=self._reply.interim)
         with closing(self._exchange(request)) as exchange:
             self._services.counters.add(Counter.RELAYED)
             self._reply.note = "fwd=bypass"

@@ -191,6 +191,8 @@ class Fill:
         self._size += len(data)
         if done < len(data):
             self._write_to_memory(data[done:])
+        if self._digest is None and self._size == self.length:
+            return  # the last piece is for `publish`: who has the whole object finds it in its place
         released = self._size if self._digest is None else self._size - HOLD_BACK
         with self._changed:
             if released > self._released:

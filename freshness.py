@@ -17,6 +17,7 @@ FieldText = Tuple[str, str]
 
 _DELTA_LIMIT = 2**31  # RFC 9111 §1.2.2
 _IMMUTABLE = 365 * 86400.0  # RFC 8246 names no time; this one stands for ever
+_CLOCK_SLACK = 1.0  # seconds
 _HEURISTIC_SHARE = 0.1
 _HEURISTIC_AT_MOST = 7 * 86400.0  # beyond that a guess costs more than a conditional request
 
@@ -267,8 +268,12 @@ def assess(request: RequestHead, stored: Stored, rules: FreshnessRules, now: flo
     ttl = lifetime(stored, rules) - age
     no_cache = wants_no_cache(request.headers)
     binding = any(name in said for name in (b"must-revalidate", b"proxy-revalidate", b"s-maxage", b"no-cache"))
-    usable = stored.fetched_at >= asked_at or (
-        not no_cache and b"no-cache" not in said and _within(wanted, age, ttl, binding)
+    # A time in the future is one of a clock that was wrong, and says nothing.
+    usable = now + _CLOCK_SLACK >= stored.fetched_at >= asked_at or (
+        not no_cache
+        and b"no-cache" not in said
+        and stored.fetched_at <= now + _CLOCK_SLACK
+        and _within(wanted, age, ttl, binding)
     )
     grace = said.seconds(b"stale-if-error")  # RFC 5861 §4
     on_error = ttl > 0 or (not binding and (grace is None or -ttl <= grace))

@@ -68,11 +68,12 @@ class Rules:
 class Where:
     """Where a request arrived: the address it was sent to, and what its connection has fixed already.
 
-    `inside` is the authority of the CONNECT that is being intercepted; `server_name` is the SNI of a direct TLS
-    connection, where the client sent one.
+    `near` says that the client is on this machine; `inside` is the authority of the CONNECT that is being intercepted;
+    `server_name` is the SNI of a direct TLS connection, where the client sent one.
     """
 
     local: Authority
+    near: bool
     encrypted: bool = False
     inside: Optional[Authority] = None
     server_name: Optional[str] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import secrets
 import socket
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Callable, Dict, List, Optional, Set, Tuple
 
 import certs
+from access import Access, AccessError, Networks, Users, is_loopback
 from cache import Cache
 from certs import LeafStore
 from config import Address, Config, ParentProxy
@@ -22,6 +24,7 @@ from freshness import FreshnessRules
 from grants import Grants
 from http1 import Authority
 from metrics import Counters
+from notices import Seldom
 from policy import Hosts, Naming, Parameters, Rules, Where
 from session import Household, Session
 from stream import NamedSocket, Stream
@@ -31,6 +34,9 @@ _log = logging.getLogger("dduct")
 
 _FORCED_END = 3.0  # seconds for threads to notice that their sockets are gone
 _BACKLOG = 1024
+_SLOT_PATIENCE = 1.0  # seconds for another connection to end
+_SCARCITY_PAUSE = 0.1  # seconds
+_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class StartError(Exception):
@@ -90,9 +96,17 @@ class Listener(socketserver.ThreadingTCPServer):
     block_on_close = False
     request_queue_size = _BACKLOG
 
-    def __init__(self, address: Address, threads: Threads, serve: Callable[[socket.socket, str], None]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        threads: Threads,
+        slots: threading.Semaphore,
+        serve: Callable[[socket.socket, str], None],
+    ) -> None:
         self._spawn = threads.spawn
+        self._slots = slots
         self._serve = serve
+        self._trouble = Seldom(_log)
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family = found[0][0]
         super().__init__(found[0][4][:2], socketserver.BaseRequestHandler)  # type: ignore[arg-type]
@@ -119,12 +133,41 @@ class Listener(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def process_request(self, request: socket.socket, client_address: Tuple[str, int]) -> None:  # type: ignore[override]
-        """Hand an accepted connection to a thread."""
+        """Hand an accepted connection to a thread, when there is a place for it."""
+        if not self._slots.acquire(timeout=_SLOT_PATIENCE):
+            self._turn_away(request)
+            return
         try:
-            self._spawn("session", partial(self._serve, request, client_address[0]))
+            self._spawn("session", partial(self._occupy, request, client_address[0]))
         except RuntimeError as error:
-            _log.error("Refused %s: %s", client_address[0], error)
-            request.close()
+            self._slots.release()
+            self._trouble.warning("No thread for a connection: %s", error)
+            self._turn_away(request)
+
+    def get_request(self) -> Tuple[socket.socket, Tuple[str, int]]:
+        """Accept a connection. One that cannot be had for want of descriptors waits a little, and is not spun for."""
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._trouble.warning("No room for a connection: %s", error.strerror)
+                time.sleep(_SCARCITY_PAUSE)
+            raise
+
+    def _occupy(self, request: socket.socket, client: str) -> None:
+        try:
+            self._serve(request, client)
+        finally:
+            self._slots.release()
+
+    def _turn_away(self, request: socket.socket) -> None:
+        """Say that there are too many, to a client that can be told without waiting for it."""
+        request.setblocking(False)
+        try:
+            request.send(_TOO_MANY)
+        except OSError:
+            pass  # it may as well find out by itself
+        request.close()
 
 
 def identity(config: Config) -> certs.Identity:
@@ -169,6 +212,7 @@ class Server:
             own_names=Hosts([config.certs.server_cn, "localhost"]),
             naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query)),
         )
+        access = self._make_access()
         cache = self._open_cache()
         self._listeners: List[Listener] = []
         try:
@@ -193,6 +237,7 @@ class Server:
             ),
             rules=self._rules,
             leaves=self._leaves,
+            access=access,
             ca_pem=authority.pem,
             idle_timeout=config.proxy.idle_timeout,
             draining=self._draining,
@@ -238,14 +283,23 @@ class Server:
             )
         return cache
 
+    def _make_access(self) -> Access:
+        proxy = self._config.proxy
+        try:
+            users = None if proxy.auth_file is None else Users(proxy.auth_file)
+        except AccessError as error:
+            raise StartError(str(error)) from error
+        return Access(Networks(proxy.allow_clients), users)
+
     def _bind(self) -> None:
         proxy = self._config.proxy
+        slots = threading.Semaphore(proxy.max_connections)
         contexts = ((proxy.tcp_bind, "tcp_bind", None), (proxy.tls_bind, "tls_bind", self._tls_context()))
         for address, key, context in contexts:
             if address is None:
                 continue
             try:
-                self._listeners.append(Listener(address, self._threads, partial(self._serve, context)))
+                self._listeners.append(Listener(address, self._threads, slots, partial(self._serve, context)))
             except OSError as error:
                 raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}") from error
 
@@ -271,6 +325,10 @@ class Server:
     def _tls_context(self) -> ssl.SSLContext:
         """dduct's own certificate, or a minted one where the client asks for a host that is to be intercepted."""
         context = self._files.server_context()
+        if self._config.proxy.require_client_cert:
+            # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(self._files.path("ca.crt"))
         context.sslsocket_class = NamedSocket
         context.sni_callback = self._choose_leaf  # type: ignore[assignment]
         return context
@@ -292,7 +350,7 @@ class Server:
         """A connection's thread, from accept to close."""
         host, port = sock.getsockname()[:2]
         stream = Stream(sock, self._config.proxy.idle_timeout)
-        where = Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port))
+        where = Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), is_loopback(client))
         with self._lock:
             self._sessions[stream] = None
         try:

@@ -20,6 +20,7 @@ import freshness
 import http1
 import pages
 import policy
+from access import Access
 from body import BodyReader, IncompleteBody
 from certs import LeafStore
 from fetch import CachedFetch, Services
@@ -45,6 +46,7 @@ class Household:
     services: Services
     rules: Rules
     leaves: LeafStore
+    access: Access
     ca_pem: bytes
     idle_timeout: float
     draining: threading.Event
@@ -129,7 +131,21 @@ class Session:
             raise ProtocolError("an expectation other than 100-continue", 417)
         if head.method in (b"CONNECT", b"TRACE") and framing.kind is not Framing.NONE:
             raise ProtocolError(f"{head.method.decode()} with a body")  # RFC 9110 §9.3.6, §9.3.8
-        return policy.decide(head, self._where, self._house.rules)
+        if self._client not in self._house.access.clients:
+            return policy.Refuse(403, f"{self._client} is not in proxy.allow_clients")
+        decision = policy.decide(head, self._where, self._house.rules)
+        return self._authenticated(head, decision)
+
+    def _authenticated(self, head: RequestHead, decision: policy.Decision) -> policy.Decision:
+        """The decision, unless it takes a password that is not there. Inside CONNECT, that one was for all."""
+        users = self._house.access.users
+        if users is None or self._where.inside is not None or not isinstance(decision, (Tunnel, Intercept, Fetch)):
+            return decision
+        if head.method != b"CONNECT" and head.target.startswith(b"/"):
+            return policy.Refuse(403, "proxy.auth_file asks for a password, which only a proxy's client can send")
+        if users.check(head.headers.get(b"proxy-authorization")) is None:
+            return policy.Refuse(407, "user and password, please (proxy.auth_file)")
+        return decision
 
     def _dispatch(
         self, decision: policy.Decision, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply
@@ -142,10 +158,12 @@ class Session:
             reply.whole(page.status, page.fields, page.body)
         elif isinstance(decision, policy.Refuse):
             self._house.services.counters.add(Counter.REFUSED)
-            reply.error(decision.status, decision.reason)
+            challenge = [(b"Proxy-Authenticate", b'Basic realm="dduct", charset="UTF-8"')]
+            reply.error(decision.status, decision.reason, challenge if decision.status == 407 else [])
         elif isinstance(decision, Fetch):
             if decision.name is not None and framing.kind is Framing.NONE:
-                CachedFetch(self._house.services, reply, head, decision.target, decision.name).run()
+                services, near = self._house.services, self._where.near
+                CachedFetch(services, reply, head, decision.target, decision.name, near).run()
             else:
                 self._relay(decision, head, body, framing, reply)
 
@@ -157,6 +175,7 @@ class Session:
             method=head.method,
             target=decision.target,
             headers=outgoing(head, self._via, upgrade),
+            near=self._where.near,
             framing=framing,
             body=None if framing.kind is Framing.NONE else body,
             expects=_expects_continue(head, framing),
@@ -211,7 +230,7 @@ class Session:
 
     def _tunnel(self, decision: Tunnel, reply: Reply) -> None:
         origins = self._house.services.origins
-        origin = origins.dial(decision.authority)
+        origin = origins.dial(decision.authority, self._where.near)
         broken = True
         try:
             self._establish(reply)

@@ -77,7 +77,8 @@ class Metadata:
 
     `url` has no query (it may be signed), `fetched_at` is in seconds since the epoch, `age` how many seconds old it was
     then, `restricted` means that the origin must let every further client in itself, `vary` holds the request fields
-    the response depended on, and `redirect` is the URL, also without a query, to which the origin sent for it.
+    the response depended on, `redirect` is the URL, also without a query, to which the origin sent for it, and `near`
+    means that its origin is an affair of this machine alone.
     """
 
     url: str
@@ -87,6 +88,7 @@ class Metadata:
     vary: Tuple[FieldText, ...] = ()
     age: float = 0.0
     redirect: str = ""
+    near: bool = False
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,14 @@ class Stream:
         return getattr(self._socket, "server_name", None)
 
     @property
+    def peer(self) -> str:
+        """The address at the other end; empty once that is gone."""
+        try:
+            return str(self._socket.getpeername()[0])
+        except (OSError, IndexError):
+            return ""
+
+    @property
     def buffered(self) -> int:
         """Octets that were received and not read yet."""
         return len(self._buffer)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Callable, Container, Dict, List, Optional, Set, Tuple
 
 import http1
+from access import is_private_affair
 from body import BodyReader, BodyWriter
 from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
 from stream import ConnectionLost, Stream, tell_cut_from_end
@@ -83,7 +84,9 @@ class _Connection(http.client.HTTPConnection):
 
     response_class = OriginResponse
 
-    def __init__(self, origin: _Origin, stream: Stream, to_parent: Optional[Tuple[Field, ...]] = None) -> None:
+    def __init__(
+        self, origin: _Origin, stream: Stream, direct: bool, to_parent: Optional[Tuple[Field, ...]] = None
+    ) -> None:
         super().__init__(origin.authority.host, origin.authority.port)
         self.sock = stream
         self.auto_open = 0  # a request on a closed connection is an error, not a new connection
@@ -91,6 +94,8 @@ class _Connection(http.client.HTTPConnection):
         self.stream = stream
         self.to_parent = to_parent  # what a parent proxy, which wants absolute targets, is told; None without one
         self.idle_since = 0.0
+        # Whether it leads to what is this machine's own affair; behind a parent, only a name can say so.
+        self.private = is_private_affair(origin.authority.host) or (direct and is_private_affair(stream.peer))
         self.spoiled = False  # the end of the request was never sent
 
 
@@ -98,6 +103,7 @@ class _Connection(http.client.HTTPConnection):
 class _Origin:
     scheme: str
     authority: Authority
+    near: bool  # or a connection that one client may have would be another's, too
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,14 @@ class Request:
     """What to ask of an origin: `headers` are end-to-end fields without Host and framing.
 
     `expects`: the origin is to say whether it wants the body; `upgrade`: it may answer 101 and switch protocols;
-    `on_interim` is told every interim response (RFC 9110 §15.2) but 100.
+    `on_interim` is told every interim response (RFC 9110 §15.2) but 100. `near`: it comes from this very machine, and
+    may go to what is its own affair.
     """
 
     method: bytes
     target: Target
     headers: Headers
+    near: bool
     framing: BodyFraming = http1.NO_BODY
     body: Optional[BodyReader] = None
     expects: bool = False
@@ -139,6 +147,11 @@ class Exchange:
         self.redirected_to: Optional[Target] = None  # where the first URL sent `follow`, if anywhere
         self.head = response.head
         self.body = response.body
+
+    @property
+    def near(self) -> bool:
+        """Whether the answer is for clients on this machine alone."""
+        return self._connection.private
 
     @property
     def stream(self) -> Stream:
@@ -211,11 +224,12 @@ class Origins:
         self._active: Set[Stream] = set()
         self._closed = False
 
-    def dial(self, authority: Authority) -> Stream:
-        """A connection for a tunnel; `hang_up()` ends it. Raises UpstreamError (502, 504, 508)."""
+    def dial(self, authority: Authority, near: bool) -> Stream:
+        """A connection for a tunnel; `hang_up()` ends it. Raises UpstreamError (403, 502, 504, 508)."""
         parent = self._parent_for(authority.host)
         if parent is None:
-            return self._dial(authority)
+            return self._dial(authority, near)
+        _check_whose_affair(authority.host, authority, near)
         stream = self._dial_parent(parent)
         try:
             self._connect_through(stream, parent, authority)
@@ -229,7 +243,7 @@ class Origins:
 
     def exchange(self, request: Request) -> Exchange:
         """Send one request and read the head of its answer. Raises UpstreamError (502, 504, 508)."""
-        origin = _Origin(request.target.scheme, request.target.authority)
+        origin = _Origin(request.target.scheme, request.target.authority, request.near)
         # What cannot be sent twice is not risked on a connection that may be dying (RFC 9110 §9.2.2).
         if request.method in _REPLAYABLE and request.body is None:
             kept = self._take(origin)
@@ -300,7 +314,8 @@ class Origins:
     def _parent_for(self, host: str) -> Optional[Parent]:
         return None if host in self._settings.direct else self._settings.parent
 
-    def _dial(self, authority: Authority) -> Stream:
+    def _dial(self, authority: Authority, near: bool) -> Stream:
+        _check_whose_affair(authority.host, authority, near)
         try:
             addresses = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
@@ -309,6 +324,8 @@ class Origins:
         for family, kind, protocol, _, address in addresses:
             if any(_same_listener(str(address[0]), int(address[1]), own) for own in self._settings.own_addresses):
                 raise UpstreamError(f"{authority} is dduct itself", 508)
+            # Judged by the address that is dialled: a name may mean another one at every look.
+            _check_whose_affair(str(address[0]), authority, near)
             try:
                 return self._track(Stream(self._connect(family, kind, protocol, address), self._settings.timeout))
             except OSError as error:
@@ -316,7 +333,7 @@ class Origins:
         raise _translated(failure, f"cannot connect to {authority}")
 
     def _dial_parent(self, parent: Parent) -> Stream:
-        stream = self._dial(Authority(parent.host, parent.port))
+        stream = self._dial(Authority(parent.host, parent.port), near=True)
         if parent.tls:
             self._start_tls(stream, Authority(parent.host, parent.port))
         return stream
@@ -355,11 +372,12 @@ class Origins:
     def _open(self, origin: _Origin) -> _Connection:
         parent = self._parent_for(origin.authority.host)
         if origin.scheme == "http" and parent is not None:
-            return _Connection(origin, self._dial_parent(parent), parent.fields)
-        stream = self.dial(origin.authority)
+            _check_whose_affair(origin.authority.host, origin.authority, origin.near)
+            return _Connection(origin, self._dial_parent(parent), False, parent.fields)
+        stream = self.dial(origin.authority, origin.near)
         if origin.scheme == "https":
             self._start_tls(stream, origin.authority)
-        return _Connection(origin, stream)
+        return _Connection(origin, stream, parent is None)
 
     def _ask(self, connection: _Connection, request: Request, reused: bool) -> Exchange:
         try:
@@ -396,6 +414,11 @@ class Origins:
             stream.abort()
             raise UpstreamError("dduct is shutting down", 503)
         return stream
+
+
+def _check_whose_affair(address: str, authority: Authority, near: bool) -> None:
+    if not near and is_private_affair(address):
+        raise UpstreamError(f"{authority} is for clients on dduct's own machine alone", 403)
 
 
 def _send(connection: _Connection, request: Request) -> OriginResponse:

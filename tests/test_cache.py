@@ -118,15 +118,17 @@ def test_an_empty_object_is_an_object(cache: Cache) -> None:
 def test_a_follower_reads_while_the_file_grows(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, 6)
+    fill.begin(META, 9)
     buffer = view(bytearray(10))
     fill.write(view(b"abc"))
     assert reader.read_at(buffer, 0) == 3 and bytes(buffer[:3]) == b"abc"
-    assert reader.length == 6
+    assert reader.length == 9
     fill.write(view(b"def"))
     assert reader.read_at(buffer, 3) == 3 and bytes(buffer[:3]) == b"def"
+    fill.write(view(b"ghi"))
     fill.publish()
-    assert reader.read_at(buffer, 6) == 0
+    assert reader.read_at(buffer, 6) == 3
+    assert reader.read_at(buffer, 9) == 0
     reader.close()
     fill.close()
 
@@ -317,6 +319,23 @@ def test_a_refresh_is_not_undone_by_what_settles_later(cache: Cache, monkeypatch
     assert claim is not None
     assert claim.metadata == renewed and claim.entry.record.durable
     claim.entry.close()
+
+
+def test_whoever_has_the_whole_object_finds_it_in_its_place(cache: Cache) -> None:
+    fill = lead(cache)
+    reader = follow(cache)
+    fill.begin(META, 6)
+    fill.write(view(b"abc"))
+    assert reader.read_at(view(bytearray(10)), 0) == 3
+    fill.write(view(b"def"))
+    with ThreadPoolExecutor(1) as pool:
+        rest = pool.submit(reader.read_at, view(bytearray(10)), 3)
+        assert not rest.done()
+        fill.publish()
+        assert rest.result(20) == 3
+    assert hit_body(cache) == b"abcdef"
+    reader.close()
+    fill.close()
 
 
 class FullDisk:

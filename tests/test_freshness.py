@@ -297,6 +297,11 @@ def test_the_initial_age_counts() -> None:
     assert [freshness.assess(request(), stored, RULES, NOW + age, NOW + 99).usable for age in ages] == [True, False]
 
 
+def test_what_comes_from_the_future_is_validated() -> None:
+    """The clock was wrong when it was fetched, or is now."""
+    assert not freshness.assess(request(), Stored(fields(MINUTE), NOW + 60), RULES, NOW, NOW - 1).usable
+
+
 def test_stale_if_error_can_be_switched_off() -> None:
     rules = FreshnessRules(stale_if_error=False)
     assert not freshness.assess(request(), Stored(fields(MINUTE), NOW), rules, NOW + 61, NOW + 61).usable_on_error

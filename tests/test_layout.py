@@ -17,6 +17,7 @@ ROOMS: Dict[str, Set[str]] = {
     "http1": set(),
     "values": set(),
     "certs": set(),
+    "access": set(),
     "notices": set(),
     "store": {"notices"},
     "fill": {"store"},
@@ -28,17 +29,42 @@ ROOMS: Dict[str, Set[str]] = {
     "selection": {"http1", "values", "freshness"},
     "grants": set(),
     "metrics": set(),
-    "upstream": {"http1", "stream", "body"},
+    "upstream": {"http1", "access", "stream", "body"},
     "reply": {"http1", "values", "stream", "body"},
     "pages": {"http1", "policy", "metrics"},
     "relay": {"http1", "values", "stream", "body", "policy", "upstream", "reply"},
     "fetch": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "selection", "grants", "metrics"}
     | {"upstream", "reply", "relay"},
-    "session": {"http1", "certs", "stream", "body", "policy", "freshness", "metrics", "upstream", "reply", "pages"}
+    "session": {
+        "access",
+        "http1",
+        "certs",
+        "stream",
+        "body",
+        "policy",
+        "freshness",
+        "metrics",
+        "upstream",
+        "reply",
+        "pages",
+    }
     | {"relay", "fetch"},
-    "server": {"config", "http1", "certs", "cache", "stream", "policy", "freshness", "grants", "metrics", "upstream"}
+    "server": {
+        "access",
+        "notices",
+        "config",
+        "http1",
+        "certs",
+        "cache",
+        "stream",
+        "policy",
+        "freshness",
+        "grants",
+        "metrics",
+        "upstream",
+    }
     | {"fetch", "session"},
-    "dduct": {"config", "certs", "server"},
+    "dduct": {"access", "config", "certs", "server"},
 }
 THIRD_PARTY = {"cryptography", "tomli"}
 BROAD_EXCEPTS = {"server": 1}  # the edge of every thread

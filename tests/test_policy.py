@@ -17,9 +17,9 @@ DEFAULTS = config.defaults(Path("/nowhere"))
 NAMING = Naming(DEFAULTS.proxy.filters, Parameters(DEFAULTS.cache.ignore_query))
 RULES = Rules(Hosts(["listed.test", "*.below.test", "192.0.2.1", "::1"]), Hosts(["*.dduct.rs", "localhost"]), NAMING)
 LOCAL = Authority("192.0.2.9", 8000)
-PLAIN = Where(LOCAL)
-TLS = Where(Authority("192.0.2.9", 4430), encrypted=True)
-INSIDE = Where(LOCAL, inside=Authority("listed.test", 443))
+PLAIN = Where(LOCAL, near=True)
+TLS = Where(Authority("192.0.2.9", 4430), near=True, encrypted=True)
+INSIDE = Where(LOCAL, near=True, inside=Authority("listed.test", 443))
 SHA256, SHA512 = "0123456789abcdef" * 4, "0123456789abcdef" * 8
 
 
@@ -112,7 +112,7 @@ DECISIONS: List[Tuple[str, RequestHead, Where, object]] = [
     (
         "another than the handshake's",
         head("GET", "/a", to("listed.test")),
-        Where(TLS.local, True, None, "x.below.test"),
+        Where(TLS.local, True, True, None, "x.below.test"),
         Refuse,
     ),
     ("intercepted", head("GET", "/a.deb", to("listed.test")), INSIDE, fetch("https://listed.test/a.deb", True)),

@@ -1,0 +1,171 @@
+"""Who may come in: networks, and users with passwords. Where they may go: what is this machine's own affair."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import os
+import re
+import secrets
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterable, NamedTuple, Optional, Set, Union
+
+IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
+
+_COST = 14  # scrypt's N is 2 to this: about 50 ms and 16 MiB
+_BLOCK, _PARALLEL, _SALT = 8, 1, 16
+_HASHING_AT_ONCE = 2  # who guesses passwords has no more of the machine than that
+_REMEMBERED_AT_MOST = 4096
+
+# Cloud metadata services outside the link-local networks (AWS over IPv6, Alibaba).
+_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200")))
+
+
+class AccessError(Exception):
+    """The file of users cannot be used; one line that says where and why."""
+
+
+# --- addresses ----------------------------------------------------------------------------------
+
+
+def parse_address(text: str) -> Optional[IPAddress]:
+    """An address as sockets write it, without its zone, IPv4 out of IPv6; None for a name."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return address if mapped is None else mapped
+
+
+def is_loopback(text: str) -> bool:
+    """Whether a peer is on this machine."""
+    address = parse_address(text)
+    return address is not None and address.is_loopback
+
+
+def is_private_affair(host: str) -> bool:
+    """Whether an address, or a name that always means one, is for clients on this machine alone: loopback,
+    link-local (cloud metadata), and "this host"."""
+    address = parse_address(host)
+    if address is None:
+        return host == "localhost" or host.endswith(".localhost")  # RFC 6761 §6.3
+    return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA
+
+
+class Networks:
+    """A set of addresses, given as networks such as `10.0.0.0/8` and `::1`."""
+
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = [ipaddress.ip_network(network) for network in networks]
+
+    def __contains__(self, text: object) -> bool:
+        address = parse_address(text) if isinstance(text, str) else None
+        return address is not None and any(address in network for network in self._networks)
+
+
+# --- users --------------------------------------------------------------------------------------
+
+
+class _Hash(NamedTuple):
+    cost: int
+    salt: bytes
+    digest: bytes
+
+    def matches(self, password: bytes) -> bool:
+        return hmac.compare_digest(_scrypt(password, self.cost, self.salt), self.digest)
+
+
+_LINE = re.compile(r"([^:\s#]+):\$scrypt\$ln=([0-9]{1,2})\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
+_BASIC = re.compile(rb"basic +([A-Za-z0-9+/]+=*)", re.IGNORECASE)
+
+
+def hash_password(user: str, password: str) -> str:
+    """The line of an auth_file that lets `user` in with `password`. Raises AccessError on names that it cannot have."""
+    salt = os.urandom(_SALT)
+    digest = _scrypt(password.encode(), _COST, salt)
+    line = f"{user}:$scrypt$ln={_COST}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
+    if _LINE.fullmatch(line) is None:
+        raise AccessError(f"{user!r} is no name for a user: no colon, no blank, no #")
+    return line
+
+
+class Users:
+    """The users of an auth_file. Raises AccessError."""
+
+    def __init__(self, path: Path) -> None:
+        self._hashes: Dict[str, _Hash] = {}
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise AccessError(f'proxy.auth_file "{path}" cannot be read: {error}') from error
+        for number, line in enumerate(lines, 1):
+            if line.strip() and not line.startswith("#"):
+                self._add(line.strip(), f'proxy.auth_file "{path}", line {number}')
+        # Whoever is nobody takes as long as somebody.
+        self._nobody = _Hash(_COST, bytes(_SALT), bytes(32))
+        self._secret = secrets.token_bytes(32)
+        self._hashing = threading.Semaphore(_HASHING_AT_ONCE)
+        self._lock = threading.Lock()  # guards _known
+        self._known: Set[bytes] = set()  # credentials that were right, as keyed hashes
+
+    def check(self, field: Optional[bytes]) -> Optional[str]:
+        """The user whom a Proxy-Authorization field (RFC 7617) proves, or None."""
+        match = None if field is None else _BASIC.fullmatch(field)
+        if match is None:
+            return None
+        try:
+            user, colon, password = base64.b64decode(match.group(1)).partition(b":")
+            name = user.decode()
+        except ValueError:
+            return None
+        if not colon:
+            return None
+        proof = hmac.new(self._secret, match.group(1), hashlib.sha256).digest()
+        with self._lock:
+            known = proof in self._known
+        if known:
+            return name
+        with self._hashing:
+            right = self._hashes.get(name, self._nobody).matches(password) and name in self._hashes
+        if not right:
+            return None
+        with self._lock:
+            if len(self._known) >= _REMEMBERED_AT_MOST:
+                self._known.clear()
+            self._known.add(proof)
+        return name
+
+    def _add(self, line: str, where: str) -> None:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise AccessError(f"{where}: expected user:hash, as `dduct.py passwd USER` prints it")
+        user, cost, salt, digest = match.groups()
+        if user in self._hashes:
+            raise AccessError(f"{where}: {user} is there twice")
+        try:
+            self._hashes[user] = _Hash(int(cost), base64.b64decode(salt), base64.b64decode(digest))
+        except ValueError:
+            raise AccessError(f"{where}: expected base64 after the $") from None
+        if not 10 <= int(cost) <= _COST + 6:
+            raise AccessError(f"{where}: expected a cost (ln) from 10 to {_COST + 6}")
+
+
+def _scrypt(password: bytes, cost: int, salt: bytes) -> bytes:
+    memory = 256 * _BLOCK * 2**cost
+    return hashlib.scrypt(password, salt=salt, n=2**cost, r=_BLOCK, p=_PARALLEL, maxmem=memory, dklen=32)
+
+
+# --- both ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may come in; without `users` a password is not asked for."""
+
+    clients: Networks
+    users: Optional[Users] = None
