@@ -49,8 +49,8 @@ class Cache:
     Raises OSError where the directory cannot be made or written.
     """
 
-    def __init__(self, root: Path, patience: float = 60.0) -> None:
-        self.store = Store(root)
+    def __init__(self, root: Path, patience: float = 60.0, min_free: int = 0) -> None:
+        self.store = Store(root, min_free)
         self._patience = patience
         self._lock = threading.Lock()  # guards _fills
         self._fills: Dict[str, Fill] = {}  # by place, those that are not over

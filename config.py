@@ -83,8 +83,10 @@ class Proxy:
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Section [cache]; times in seconds."""
+    """Section [cache]; times in seconds, sizes in octets."""
 
+    max_size: Optional[int]
+    min_free: Optional[int]
     fresh_for: float
     stale_if_error: bool
     obey_no_store: bool
@@ -202,6 +204,19 @@ def _seconds(value: Any, _: Path) -> float:
     if not 0 < seconds <= 30 * 86400:
         raise _Expected("a time above zero and up to 30 days")
     return seconds
+
+
+_SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def _size(value: Any, _: Path) -> Optional[int]:
+    if value == "":
+        return None
+    match = _SIZE.fullmatch(str(value)) if isinstance(value, (str, int)) else None
+    if isinstance(value, bool) or match is None:
+        raise _Expected("a size such as '500M', '20G' or '1T', or '' for none")
+    return int(float(match.group(1)) * _SIZES[match.group(2).upper()])
 
 
 def _seconds_or_none(value: Any, base: Path) -> float:
@@ -376,6 +391,8 @@ _SCHEMA = (
     _Key("proxy", "auth_file", "", _file),
     _Key("proxy", "require_client_cert", False, _boolean),
     _Key("proxy", "max_connections", 4096, _whole(1, 1_000_000)),
+    _Key("cache", "max_size", "", _size),
+    _Key("cache", "min_free", "1G", _size),
     _Key("cache", "fresh_for", "1d", _seconds),
     _Key("cache", "stale_if_error", True, _boolean),
     _Key("cache", "obey_no_store", True, _boolean),

@@ -73,6 +73,7 @@ class Services:
     counters: Counters
     via: bytes
     spawn: Callable[[str, Callable[[], None]], threading.Thread]
+    grown: Callable[[int], None]  # is told of the octets that the cache has gained
 
     def forget(self, name: Name) -> None:
         """What is stored under a name is outdated."""
@@ -269,7 +270,7 @@ class CachedFetch:
                 return
             reader = self._cache.reader(fill)
             owned.callback(reader.close)
-            self._services.spawn("fill", partial(_fill, fill, exchange, self._url, self._services.counters))
+            self._services.spawn("fill", partial(_fill, fill, exchange, self._url, self._services))
             # From here on the filler owns them, and this client is a reader like any other.
             owned.pop_all()
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
@@ -507,8 +508,9 @@ class CachedFetch:
         return True
 
 
-def _fill(fill: Fill, exchange: Exchange, url: str, counters: Counters) -> None:
+def _fill(fill: Fill, exchange: Exchange, url: str, services: Services) -> None:
     """Carry an origin's body into a fill, to its end; the whole work of a filler thread."""
+    counters = services.counters
     try:
         for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
             fill.write(piece)
@@ -519,6 +521,8 @@ def _fill(fill: Fill, exchange: Exchange, url: str, counters: Counters) -> None:
         fill.fail(UpstreamError(f"the transfer broke off: {error}"))
     else:
         counters.add(Counter.PUBLISHED if kept else Counter.UNKEPT)
+        if kept:
+            services.grown(fill.length or 0)
         exchange.close()
         _settle(fill, url)
     finally:

@@ -19,6 +19,7 @@ class Counter(enum.Enum):
     UNKEPT = ("unkept", "Objects that the disk would not have, though their clients got them")
     BROKEN = ("broken", "Transfers into the cache that broke off")
     MISMATCHED = ("digest_mismatches", "Objects that had not the digest which their URL promises, and were not kept")
+    EVICTED = ("evicted", "Objects that were removed to make room")
     RELAYED = ("relayed", "Responses relayed without being kept")
     UNSTORABLE = ("unstorable", "Requests relayed because their object cannot have a name in the cache")
     TUNNELS = ("tunnels", "Connections carried blind")

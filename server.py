@@ -19,11 +19,12 @@ from access import Access, AccessError, Networks, Users, is_loopback
 from cache import Cache
 from certs import LeafStore
 from config import Address, Config, ParentProxy
+from evict import Evictor, Limits
 from fetch import Services
 from freshness import FreshnessRules
 from grants import Grants
 from http1 import Authority
-from metrics import Counters
+from metrics import Counter, Counters
 from notices import Seldom
 from policy import Hosts, Naming, Parameters, Rules, Where
 from session import Household, Session
@@ -214,6 +215,11 @@ class Server:
         )
         access = self._make_access()
         cache = self._open_cache()
+        self._evictor = Evictor(
+            config.misc.file_dir,
+            Limits(config.cache.max_size, config.cache.min_free or 0),
+            partial(self.counters.add, Counter.EVICTED),
+        )
         self._listeners: List[Listener] = []
         try:
             self._bind()
@@ -234,6 +240,7 @@ class Server:
                 counters=self.counters,
                 via=self._via,
                 spawn=self._threads.spawn,
+                grown=self._evictor.note,
             ),
             rules=self._rules,
             leaves=self._leaves,
@@ -250,6 +257,7 @@ class Server:
 
     def start(self) -> None:
         """Begin to accept."""
+        self._threads.spawn("evictor", self._evictor.run)
         for listener in self._listeners:
             listener.start()
             _log.info("Listening on %s", listener.address)
@@ -257,6 +265,7 @@ class Server:
     def stop(self, grace: float = 10.0) -> None:
         """Accept no more, let running transfers finish for `grace` seconds, then end what is left."""
         self._draining.set()
+        self._evictor.stop()
         self._close_listeners()
         self._cancel_sessions(idle_only=True)
         if not self._threads.join(grace):
@@ -271,7 +280,8 @@ class Server:
     def _open_cache(self) -> Cache:
         root = self._config.misc.file_dir
         try:
-            cache = Cache(root, patience=2 * self._config.proxy.upstream_timeout)
+            patience = 2 * self._config.proxy.upstream_timeout
+            cache = Cache(root, patience, self._config.cache.min_free or 0)
         except OSError as error:
             raise StartError(f'misc.file_dir "{root}" cannot be used: {error.strerror or error}') from error
         _log.info('Files "%s"', root)

@@ -9,6 +9,7 @@ Rules of this room:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -17,6 +18,7 @@ import mimetypes
 import os
 import stat
 import threading
+import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from email.utils import formatdate
@@ -30,6 +32,7 @@ ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a f
 PART_SUFFIX = ".dduct"
 _NAME_LIMIT = 255 - len(PART_SUFFIX)
 _FORMAT = 1
+_ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
 _MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making and our using it
 
 FieldText = Tuple[str, str]
@@ -166,10 +169,14 @@ class Entry:
 
 
 class Store:
-    """The directory below which everything lies. Raises OSError where it cannot be made or written."""
+    """The directory below which everything lies; nothing new is begun where fewer than `min_free` octets are free.
 
-    def __init__(self, root: Path) -> None:
+    Raises OSError where the directory cannot be made or written.
+    """
+
+    def __init__(self, root: Path, min_free: int = 0) -> None:
         self.root = root
+        self._min_free = min_free
         root.mkdir(parents=True, exist_ok=True)
         self.keeps_metadata = self._probe_attributes()
         self.boot = _boot_id()
@@ -220,7 +227,8 @@ class Store:
         return Entry(fd, record)
 
     def open_part(self, place: str) -> int:
-        """Open the file that grows beside `place`, made with its directories, never truncated."""
+        """Open the file that grows beside `place`, made with its directories, never truncated. Raises Unstorable."""
+        self._check_room()
         part = place + PART_SUFFIX
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         for _ in range(_MKDIR_ATTEMPTS):
@@ -298,6 +306,17 @@ class Store:
         finally:
             entry.close()
 
+    def _check_room(self) -> None:
+        if not self._min_free:
+            return
+        try:
+            status = os.statvfs(self.root)
+        except OSError:
+            return  # the directory is gone, and will be made again
+        if status.f_bavail * status.f_frsize < self._min_free:
+            self.trouble.warning('Less than cache.min_free is free in "%s": nothing new is kept', self.root)
+            raise Unstorable("less than cache.min_free is free")
+
     def _update(self, entry: Entry, change: Callable[[Record], Record]) -> None:
         """Change the record of a published object. Of two that do so at once neither undoes the other's change."""
         with self._updating:
@@ -319,6 +338,9 @@ class Store:
             return self._foreign(status, place)
         if record.length != status.st_size:
             return None
+        if time.time() - status.st_atime > _ATIME_GRAIN:
+            with contextlib.suppress(OSError):  # for the sake of eviction only
+                os.utime(fd, ns=(time.time_ns(), status.st_mtime_ns))
         # Published in an earlier boot and perhaps never written out: the name may have outlived the octets.
         if not record.durable and record.boot != self.boot:
             return None

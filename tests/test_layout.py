@@ -22,6 +22,7 @@ ROOMS: Dict[str, Set[str]] = {
     "store": {"notices"},
     "fill": {"store"},
     "cache": {"store", "fill"},
+    "evict": {"store"},
     "stream": {"http1"},
     "body": {"http1", "stream"},
     "policy": {"http1"},
@@ -63,7 +64,7 @@ ROOMS: Dict[str, Set[str]] = {
         "metrics",
         "upstream",
     }
-    | {"fetch", "session"},
+    | {"evict", "fetch", "session"},
     "dduct": {"access", "config", "certs", "server"},
 }
 THIRD_PARTY = {"cryptography", "tomli"}

@@ -33,10 +33,11 @@ def make_config(directory: Path, origin_ca: Optional[Path], **keys: Any) -> Conf
         "upstream_timeout": 10.0,
         **{key: value for key, value in keys.items() if hasattr(base.proxy, key)},
     }
+    caching = {"min_free": None, **{key: value for key, value in keys.items() if not hasattr(base.proxy, key)}}
     return replace(
         base,
         proxy=replace(base.proxy, **settings),
-        cache=replace(base.cache, **{key: value for key, value in keys.items() if not hasattr(base.proxy, key)}),
+        cache=replace(base.cache, **caching),
         certs=replace(
             base.certs,
             rsa_key_bits=2048,
@@ -103,8 +104,9 @@ class House:
             return client.get(target, f"{HOST}:{origin.port}", *fields)
 
     def stored(self) -> Sequence[str]:
-        """Every file in the cache, by its path below the root."""
-        return sorted(str(path.relative_to(self.files)) for path in self.files.rglob("*") if path.is_file())
+        """Every file in the cache, by its path below the root; dduct's own lock file is none."""
+        files = (path for path in self.files.rglob("*") if path.is_file() and path.name != ".evictor")
+        return sorted(str(path.relative_to(self.files)) for path in files)
 
 
 def filters(*patterns: str) -> Any:

@@ -1,0 +1,207 @@
+"""Making room: the least recently used objects go when there are too many, and what a crash has left goes at once.
+
+All of it happens in one background thread of one process for each cache directory; nobody waits for it. Who reads an
+object that goes, reads it to its end, for the inode lives on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import heapq
+import logging
+import os
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Iterator, List, Optional, Tuple
+
+from store import PART_SUFFIX, is_file, try_lock
+
+_log = logging.getLogger("dduct.evict")
+
+_PERIOD = 60.0  # seconds between two looks at the free space
+_CANDIDATES = 10_000  # objects that one sweep may find to be the oldest; memory is bounded by it
+_SLACK = 0.05  # of a limit, by which it is undercut, so that the next object does not exceed it again
+_BLOCK = 512  # octets; the unit of st_blocks
+
+_Candidate = Tuple[float, str, int]  # time of the last use, path, octets on the disk
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Octets: as many as objects may take up (None: any number), and as many as are to stay free."""
+
+    max_size: Optional[int] = None
+    min_free: int = 0
+
+
+class Evictor:
+    """Keeps the directory `root` within its limits. `evicted` is told of every object that goes."""
+
+    def __init__(self, root: Path, limits: Limits, evicted: Callable[[], None] = lambda: None) -> None:
+        self._root = str(root)
+        self._limits = limits
+        self._evicted = evicted
+        self._changed = threading.Condition()  # guards the three below
+        self._stopping = False
+        self._poked = True  # the first look is due at once: something may have been left by a crash
+        self._used = 0  # octets, as far as is known
+
+    def run(self) -> None:
+        """Watch until `stop`; the whole work of a thread."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._poked, _PERIOD)
+                if self._stopping:
+                    return
+                due, self._poked = self._poked, False
+            if due or self._excess(self._used) > 0:
+                self.sweep()
+
+    def stop(self) -> None:
+        """End `run` soon."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def note(self, octets: int) -> None:
+        """So many octets have been added."""
+        with self._changed:
+            self._used += octets
+            if self._limits.max_size is not None and self._used > self._limits.max_size:
+                self._poked = True
+                self._changed.notify_all()
+
+    def sweep(self) -> None:
+        """Look at everything once, remove what a crash has left, and what is too much. Returns at once where another
+        process is at it."""
+        with self._alone() as alone:
+            while alone:
+                used, candidates = self._survey()
+                excess = self._excess(used)
+                freed = self._remove(candidates, excess)
+                with self._changed:
+                    self._used = used - freed
+                    stopping = self._stopping
+                if freed >= excess or not freed or stopping:
+                    return
+
+    # Innards
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether no other process sweeps this directory."""
+        try:
+            fd = os.open(f"{self._root}/.evictor", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError:
+            yield False  # no directory, nothing to sweep
+            return
+        try:
+            yield try_lock(fd)
+        finally:
+            os.close(fd)
+
+    def _excess(self, used: int) -> int:
+        """Octets that have to go; not above 0 where all is well."""
+        excess = 0
+        limit = self._limits.max_size
+        if limit is not None and used > limit:
+            excess = used - int(limit * (1 - _SLACK))
+        try:
+            status = os.statvfs(self._root)
+        except OSError:
+            return excess
+        free = status.f_bavail * status.f_frsize
+        if free < self._limits.min_free:
+            excess = max(excess, int(self._limits.min_free * (1 + _SLACK)) - free)
+        return excess
+
+    def _survey(self) -> Tuple[int, List[_Candidate]]:
+        """Octets in use, and the objects that were used least recently, the oldest first."""
+        used = 0
+        heap: List[Tuple[float, str, int]] = []  # the youngest of the candidates on top: times are negated
+        for entry in _files(self._root):
+            if self._stopping:
+                break
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue  # gone meanwhile
+            if entry.name.endswith(PART_SUFFIX):
+                _remove_leftover(entry.path)
+                continue
+            octets = status.st_blocks * _BLOCK
+            used += octets
+            candidate = (-max(status.st_atime, status.st_mtime), entry.path, octets)
+            if len(heap) < _CANDIDATES:
+                heapq.heappush(heap, candidate)
+            else:
+                heapq.heappushpop(heap, candidate)
+        oldest_first = sorted(heap, reverse=True)
+        return used, [(-negated, path, octets) for negated, path, octets in oldest_first]
+
+    def _remove(self, candidates: List[_Candidate], excess: int) -> int:
+        """Remove candidates in their order until so many octets are gone; how many are."""
+        freed = 0
+        for last_used, path, octets in candidates:
+            if freed >= excess:
+                break
+            try:
+                if max(os.stat(path).st_atime, last_used) > last_used:
+                    continue  # used since
+                os.unlink(path)
+            except OSError:
+                continue
+            freed += octets
+            self._evicted()
+            _prune(os.path.dirname(path), self._root)
+        if freed:
+            _log.info("Removed %d MB of the least recently used objects", freed // 1_000_000)
+        return freed
+
+
+def _files(directory: str) -> Iterator[os.DirEntry[str]]:
+    """All files below a directory but those of dduct's own at the top, whose names begin with a dot."""
+    pending = [directory]
+    while pending:
+        place = pending.pop()
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False) and not (
+                        place == directory and entry.name.startswith(".")
+                    ):
+                        yield entry
+        except OSError:
+            continue  # gone meanwhile, or not ours to read
+
+
+def _remove_leftover(path: str) -> None:
+    """Remove a growing file that nobody is growing."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        if try_lock(fd):
+            # Whoever opened it meanwhile finds out, once he has the lock, that it has lost its name.
+            if is_file(path, fd):
+                os.unlink(path)
+                _log.info("Removed what a crash has left: %s", path)
+            fcntl.flock(fd, fcntl.LOCK_UN)
+    except OSError as error:
+        _log.warning("Cannot remove %s: %s", path, error)
+    finally:
+        os.close(fd)
+
+
+def _prune(directory: str, root: str) -> None:
+    while len(directory) > len(root):
+        try:
+            os.rmdir(directory)
+        except OSError:
+            return  # in use
+        directory = os.path.dirname(directory)
