@@ -146,6 +146,9 @@ _CACHED_METHODS = (b"GET", b"HEAD")
 
 def decide(head: RequestHead, where: Where, rules: Rules) -> Decision:
     """What to do about a request. Raises ProtocolError on a target or Host that cannot be understood."""
+    host = head.headers.get(b"host")
+    if host:
+        http1.parse_authority(host, 80)  # RFC 9112 §3.2: an invalid Host is refused even where it does not count
     if where.inside is not None:
         return _decide_inside(head, where.inside, rules)
     if head.method == b"CONNECT":

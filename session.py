@@ -112,6 +112,9 @@ class Session:
             self._dispatch(decision, head, body, framing, reply)
         except (ProtocolError, UpstreamError) as error:
             remark = str(error)
+            if isinstance(error, ProtocolError):
+                self._house.services.counters.add(Counter.REFUSED)
+                reply.persistent = False  # who knows what else this client means in another way
             reply.error(error.status, remark)
         finally:
             level = logging.DEBUG if isinstance(decision, Intercept) else logging.INFO

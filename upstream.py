@@ -493,7 +493,10 @@ def _hear(stream: Stream, request: Request) -> Optional[ResponseHead]:
 
 def _next_head(stream: Stream, patience: float) -> ResponseHead:
     """Raises ProtocolError(502), ConnectionLost, socket.timeout, or another OSError."""
-    block = stream.read_head(patience)
+    try:
+        block = stream.read_head(patience)
+    except http1.ProtocolError as error:
+        raise http1.ProtocolError(f"origin sent a bad response head: {error}", 502) from None
     if not block:
         raise ConnectionLost("connection closed without an answer")
     return http1.parse_response(block)

@@ -2,53 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
-from pathlib import Path
-from typing import Callable, List, NamedTuple, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.corpus import Case, load
 
 import http1
 from http1 import Authority, BodyFraming, Framing, Headers, ProtocolError, RequestHead, ResponseHead
 
-DATA = Path(__file__).parent / "data"
-MACROS = {
-    "get": b"GET / HTTP/1.1\r\nHost: a.example\r\n",
-    "post": b"POST / HTTP/1.1\r\nHost: a.example\r\n",
-    "ok": b"HTTP/1.1 200 OK\r\n",
-    "end": b"\r\n",
-}
 TRAILING = [b"x", b"\n", b"\r\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\nHost: b.example\r\n\r\n", b"\x00\xff"]
-
-
-class Case(NamedTuple):
-    verdict: str
-    rule: str
-    octets: bytes
-
-
-def literal(text: str) -> bytes:
-    return text.encode("latin-1").decode("unicode_escape").encode("latin-1")
-
-
-def expand(match: re.Match[str]) -> str:
-    name, piece, count = match.groups()
-    octets = MACROS[name] if name else literal(piece) * int(count)
-    return octets.decode("latin-1").encode("unicode_escape").decode("ascii")
-
-
-def load(name: str) -> List[object]:
-    cases: List[object] = []
-    for line in (DATA / name).read_text(encoding="utf-8").splitlines():
-        if not line or line.startswith("#"):
-            continue
-        verdict, rule, what, text = (column.strip(" ") for column in line.split("|", 3))
-        octets = literal(re.sub(r"\{(?:(get|post|ok|end)|([^{}]+)\*(\d+))\}", expand, text))
-        cases.append(pytest.param(Case(verdict, rule, octets), id=f"{verdict} {what} ({rule})"))
-    return cases
 
 
 def understand_request(block: bytes) -> object:

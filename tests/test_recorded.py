@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Callable
 
 import pytest
@@ -124,3 +125,40 @@ def test_containerd_pulls_in_parallel_ranges(house: House, layer: Callable[[byte
 @pytest.fixture
 def layer() -> Callable[[bytes], str]:
     return lambda body: f"/v2/library/app/blobs/sha256:{hashlib.sha256(body).hexdigest()}"
+
+
+def test_eight_parallel_ranges_of_a_large_cold_layer_cause_one_transfer(house: House) -> None:
+    """Half a gigabyte, asked for from eight offsets at once; each reader takes its eighth and closes early."""
+    block = os.urandom(1_000_000)
+    size = 500 * len(block)
+    digest = hashlib.sha256()
+    for _ in range(500):
+        digest.update(block)
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        connection.head(200, [("Content-Length", str(size)), ("ETag", '"1"')])
+        for _ in range(500):
+            connection.send_body(block)
+
+    origin = house.origin(handler)
+    path = f"/v2/library/app/blobs/sha256:{digest.hexdigest()}"
+
+    def read(number: int) -> bool:
+        start = number * size // 8
+        with connect(house, origin, APK_CONNECT) as client:
+            request = CONTAINERD.format(path, "application/octet-stream", f"Range: bytes={start}-\r\n")
+            client.send(request.replace("HOST", f"{HOST}:{origin.port}").encode())
+            head = client.read_until(b"\r\n\r\n")
+            right = f"bytes {start}-{size - 1}/{size}".encode() in head
+            offset, left = start, size // 8
+            data, client._buffer = client._buffer, b""
+            while left and right:
+                data = (data or client.sock.recv(1 << 20))[:left]
+                place = offset % len(block)
+                right = data == (block + block + block)[place : place + len(data)] and bool(data)
+                offset, left, data = offset + len(data), left - len(data), b""
+            return right
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(8)))
+    assert origin.count(path) == 1

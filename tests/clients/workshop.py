@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0
 ORIGIN = "origin.test"
 REGISTRY = "registry.test"
+TOKENS = "tokens.test"
 
 
 def require(*programs: str) -> None:
@@ -181,7 +182,7 @@ class Nginx:
 class Registry:
     """docker-registry over TLS with an empty store."""
 
-    def __init__(self, workshop: Workshop) -> None:
+    def __init__(self, workshop: Workshop, authentication: str = "") -> None:
         directory = workshop.directory / "registry"
         directory.mkdir()
         self.port = free_port()
@@ -194,9 +195,10 @@ storage: {{filesystem: {{rootdirectory: {directory}/store}}, delete: {{enabled: 
 http:
   addr: 127.0.0.1:{self.port}
   tls: {{certificate: {certificate}, key: {key}}}
+{authentication}
 """)
-        self._program = workshop.start("docker-registry", ["docker-registry", "serve", configuration])
-        self._program.wait_for_port(self.port)
+        self.program = workshop.start("docker-registry", ["docker-registry", "serve", configuration])
+        self.program.wait_for_port(self.port)
 
     @property
     def host(self) -> str:
@@ -206,7 +208,7 @@ http:
         """The digests of the blobs that were asked for with GET, once `at_least` so many are in the log."""
         deadline = time.monotonic() + PATIENCE
         while True:
-            lines = self._program.log.read_text().splitlines()
+            lines = self.program.log.read_text().splitlines()
             gets = [line for line in lines if '"GET /v2/' in line and "/blobs/sha256:" in line]
             if len(gets) >= at_least or time.monotonic() > deadline:
                 return [line.split("/blobs/")[1].split()[0] for line in gets]
@@ -239,7 +241,7 @@ class Dduct:
         """)
         # The names of the origins are known to dduct alone: clients behind a proxy do not resolve them.
         hosts = workshop.directory / "hosts"
-        hosts.write_text(f"127.0.0.1 localhost {ORIGIN} {REGISTRY}\n::1 localhost\n")
+        hosts.write_text(f"127.0.0.1 localhost {ORIGIN} {REGISTRY} {TOKENS}\n::1 localhost\n")
         script = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
         command = ["unshare", "-m", "sh", "-c", script, "sh", hosts]
         command += [sys.executable, ROOT / "dduct.py", "--cfg", configuration]
@@ -310,8 +312,8 @@ class Workshop:
     def nginx(self) -> Nginx:
         return Nginx(self)
 
-    def registry(self) -> Registry:
-        return Registry(self)
+    def registry(self, authentication: str = "") -> Registry:
+        return Registry(self, authentication)
 
     def dduct(self, extra: str = "") -> Dduct:
         return Dduct(self, self._certificates, extra)

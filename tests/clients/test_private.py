@@ -1,0 +1,181 @@
+"""A private registry behind a token server: nobody gets in through the cache."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import secrets
+import ssl
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.x509 import load_pem_x509_certificate
+
+from clients.test_registries import content, write_image
+from clients.workshop import REGISTRY, TOKENS, Dduct, Registry, Workshop, clean_environment, require, run
+
+
+def encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+class TokenServer:
+    """Issues the tokens of the distribution specification, as JWTs, to those who know a password."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.users = {"alice": "wonder"}
+        self.issued: List[str] = []
+        certificate, key = workshop.certificate(TOKENS)
+        self.certificate = certificate
+        loaded = serialization.load_pem_private_key(key.read_bytes(), None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        self._key = loaded
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = outer.answer(self.path, self.headers.get("Authorization") or "")
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self._thread.start()
+
+    def answer(self, path: str, authorization: str) -> tuple[int, bytes]:
+        user, _, password = base64.b64decode(authorization.partition(" ")[2]).decode().partition(":")
+        if self.users.get(user) != password:
+            return 401, b'{"errors": [{"code": "UNAUTHORIZED"}]}'
+        query = parse_qs(urlsplit(path).query)
+        access = []
+        for scope in query.get("scope", []):
+            kind, name, actions = scope.rsplit(":", 2) if scope.count(":") > 1 else (scope, "", "")
+            access.append({"type": kind.partition(":")[0], "name": name or kind, "actions": actions.split(",")})
+        token = self.token(user, query.get("service", [""])[0], access)
+        self.issued.append(token)
+        return 200, json.dumps({"token": token, "expires_in": 300}).encode()
+
+    def token(self, user: str, service: str, access: List[Dict[str, Any]]) -> str:
+        chain = load_pem_x509_certificate(self.certificate.read_bytes()).public_bytes(serialization.Encoding.DER)
+        header = {"typ": "JWT", "alg": "ES256", "x5c": [base64.b64encode(chain).decode()]}
+        now = int(time.time())
+        claims: Dict[str, Any] = {
+            "iss": "tokens",
+            "sub": user,
+            "aud": service,
+            "access": access,
+            "jti": secrets.token_hex(8),
+        }
+        claims.update({"iat": now, "nbf": now - 10, "exp": now + 300})
+        signed = f"{encode(json.dumps(header).encode())}.{encode(json.dumps(claims).encode())}"
+        r, s = decode_dss_signature(self._key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
+        return f"{signed}.{encode(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def tokens(workshop: Workshop) -> Iterator[TokenServer]:
+    server = TokenServer(workshop)
+    yield server
+    server.close()
+
+
+def fetch(dduct: Dduct, url: str, *options: str) -> tuple[int, bytes]:
+    """Status and body of a curl through dduct."""
+    command = ["curl", "-s", "-x", dduct.tcp, "--cacert", str(dduct.ca), "-w", "%{http_code}", *options, url]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, env=clean_environment())
+    return int(done.stdout[-3:]), done.stdout[:-3]
+
+
+def test_a_private_registry_stays_private(workshop: Workshop, tokens: TokenServer, tmp_path: Path) -> None:
+    require("skopeo", "docker-registry", "curl")
+    realm = f"https://{TOKENS}:{tokens.port}/token"
+    service = f"realm: '{realm}', service: registry, issuer: tokens, rootcertbundle: {tokens.certificate}"
+    authentication = f"auth: {{token: {{{service}}}}}"
+    registry = workshop.registry(authentication)
+    dduct = workshop.dduct("upstream_insecure = []\n[cache]\nauth_grace = 0")
+    # The token server is not listed, and shows its own certificate.
+    both = tmp_path / "both.pem"
+    both.write_bytes(dduct.ca.read_bytes() + workshop.ca.read_bytes())
+    environment = {**dduct.environment, "SSL_CERT_FILE": str(both)}
+    digests = write_image(workshop.directory / "image")
+    image = f"docker://{registry.host}/team/app:1"
+    skopeo = ["skopeo", "--insecure-policy", "copy", "-q"]
+    run(*skopeo, "--dest-creds", "alice:wonder", f"oci:{workshop.directory}/image", image, env=environment)
+
+    def pull(name: str, *options: str) -> str:
+        return run(*skopeo, *options, image, f"dir:{tmp_path}/{name}", env=environment)
+
+    pull("cold", "--src-creds", "alice:wonder")
+    bodies = blobs_of(registry)
+    pull("warm", "--src-creds", "alice:wonder")
+    assert content(tmp_path / "cold") == content(tmp_path / "warm")
+    assert blobs_of(registry) == bodies == sum(size for _, size in sizes(workshop, digests))
+    for options in ([], ["--src-creds", "alice:wrong"], ["--src-creds", "mallory:wonder"]):
+        with pytest.raises(AssertionError, match=r"(?i)unauthorized|authentication required"):
+            pull("refused", *options)
+    check_by_hand(registry, dduct, tokens, digests[0])
+    tokens.users.clear()
+    with pytest.raises(AssertionError, match=r"(?i)unauthorized"):
+        pull("revoked", "--src-creds", "alice:wonder")
+    registry.program.stop()
+    url = f"https://{registry.host}/v2/team/app/blobs/{digests[0]}"
+    token = tokens.token("alice", "registry", [{"type": "repository", "name": "team/app", "actions": ["pull"]}])
+    for options in ([], ["-H", f"Authorization: Bearer {token}"]):
+        status, body = fetch(dduct, url, *options)
+        assert status == 502 and body.startswith(b"dduct: ")
+
+
+def check_by_hand(registry: Registry, dduct: Dduct, tokens: TokenServer, digest: str) -> None:
+    """What the registry says to a token, dduct says; here on a hit."""
+    url = f"https://{registry.host}/v2/team/app/blobs/{digest}"
+    good = tokens.token("alice", "registry", [{"type": "repository", "name": "team/app", "actions": ["pull"]}])
+    elsewhere = tokens.token("alice", "registry", [{"type": "repository", "name": "other/app", "actions": ["pull"]}])
+    assert fetch(dduct, url, "-H", f"Authorization: Bearer {good}")[0] == 200
+    for options in ([], ["-H", "Authorization: Bearer x"], ["-H", f"Authorization: Bearer {elsewhere}"]):
+        status, body = fetch(dduct, url, *options)
+        direct = subprocess.run(
+            ["curl", "-sk", "--noproxy", "*", "--resolve", f"{REGISTRY}:{registry.port}:127.0.0.1", *options, url],
+            capture_output=True,
+            timeout=60,
+            check=True,
+            env=clean_environment(),
+        ).stdout
+        assert status == 401 and b"UNAUTHORIZED" in body
+        assert json.loads(body)["errors"][0]["code"] == json.loads(direct)["errors"][0]["code"]
+
+
+def sizes(workshop: Workshop, digests: List[str]) -> list[tuple[str, int]]:
+    blobs = workshop.directory / "image/blobs/sha256"
+    return [(digest, (blobs / digest.partition(":")[2]).stat().st_size) for digest in digests]
+
+
+def blobs_of(registry: Registry) -> int:
+    """Octets of blobs that the registry has sent, by its own log."""
+    total = 0
+    for line in registry.program.log.read_text().splitlines():
+        if '"GET /v2/' in line and "/blobs/sha256:" in line and '" 200 ' in line:
+            total += int(line.split('" 200 ')[1].split()[0])
+    return total
