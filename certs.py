@@ -15,6 +15,7 @@ import ipaddress
 import logging
 import os
 import ssl
+import stat
 import tempfile
 import threading
 import time
@@ -289,6 +290,10 @@ def prepare(directory: Path, identity: Identity) -> CertificateAuthority:
     files = CertificateFiles(directory)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_mode & stat.S_IWOTH:
+            raise CertificateError(
+                f'misc.cert_dir "{directory}" is writable by everybody; chmod 700 it, and see who was'
+            )
         with _locked(directory):
             authority = _authority(files, identity)
             _server(files, identity, authority)

@@ -6,8 +6,10 @@ from __future__ import annotations
 import argparse
 import getpass
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import List, Optional
@@ -16,6 +18,7 @@ import config as configuration
 from access import AccessError, hash_password
 from certs import CertificateError
 from config import Config, ConfigError
+from notify import Manager
 from server import Server, StartError
 
 VERSION = "0.1.0"
@@ -135,10 +138,20 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except (CertificateError, StartError) as error:
         print(f"dduct: {error}", file=sys.stderr)
         return 1
+    manager = Manager()
     server.start()
+    manager.ready()
     signal.sigwait(_STOPPING)
+    threading.Thread(target=_end_at_once, name="second signal", daemon=True).start()
+    manager.stopping()
     server.stop()
     return 0
+
+
+def _end_at_once() -> None:
+    """A second signal means it: running transfers are broken off."""
+    signal.sigwait(_STOPPING)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -970,3 +970,13 @@ def test_an_authority_whose_key_is_for_pss_only_works_or_is_refused(tmp_path: Pa
         assert openssl(*command).returncode == 0
     with pytest.raises(CertificateError, match=r"ca\.key"):
         prepare(tmp_path, IDENTITY)
+
+
+def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
+    """Whoever can put a ca.key there speaks for every host."""
+    place = tmp_path / "certs"
+    place.mkdir()
+    place.chmod(0o777)
+    with pytest.raises(CertificateError, match="chmod 700"):
+        prepare(place, IDENTITY)
+    assert list(place.iterdir()) == []

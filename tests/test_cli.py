@@ -258,6 +258,28 @@ def test_a_running_transfer_is_finished_before_the_end(configuration: Path, star
     assert list((configuration.parent / "files").rglob("x.deb"))
 
 
+def test_a_second_signal_ends_it_at_once(configuration: Path, start: Callable[[Path], Process]) -> None:
+    gate = Gate()
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        gate.wait()
+
+    process = start(configuration)
+    tcp, _ = process.ports()
+    with Origin(handler) as origin, Client(tcp) as client:
+        client.send(f"GET http://127.0.0.1:{origin.port}/page HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        gate.reached()
+        process.signal(signal.SIGTERM)
+        while True:  # until it has heard that
+            try:
+                socket.create_connection(("127.0.0.1", tcp), PATIENCE).close()
+            except OSError:
+                break
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 1
+        gate.open()
+
+
 def test_what_clients_send_cannot_forge_a_log_line(configuration: Path, start: Callable[[Path], Process]) -> None:
     process = start(configuration)
     tcp, _ = process.ports()

@@ -126,7 +126,7 @@ def test_a_really_full_file_system(small_disk: Path, build_house: Callable[..., 
         for _ in range(2):
             answers = {path: pool.submit(house.fetch, origin, path) for path in objects}
             assert all(answers[path].result(20).body == body for path, body in objects.items())
-    assert 1 <= len(house.stored()) <= 2
+    assert len(house.stored()) <= 2  # six that share the room may all be too large for it
     for path in small_disk.rglob("*.deb"):
         path.unlink()
     assert house.fetch(origin, "/5.deb").body == objects["/5.deb"]
