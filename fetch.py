@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Iterable, List, Optional, Protocol
+from typing import Callable, Iterable, Iterator, List, Optional, Protocol
 
 import freshness
 import selection
@@ -34,6 +34,7 @@ from upstream import Exchange, Origins, Request, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
+_PAUSES = (0.05, 0.25, 1.0, 2.0, 4.0)  # seconds before each attempt to resume a transfer that broke off
 _CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks fills faster than we can join them
 _PATIENCE = 120.0  # seconds a follower waits for the leader's answer from the origin
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
@@ -270,7 +271,7 @@ class CachedFetch:
                 return
             reader = self._cache.reader(fill)
             owned.callback(reader.close)
-            self._services.spawn("fill", partial(_fill, fill, exchange, self._url, self._services))
+            self._services.spawn("fill", partial(_fill, fill, exchange, self._whole(), self._url, self._services))
             # From here on the filler owns them, and this client is a reader like any other.
             owned.pop_all()
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
@@ -508,14 +509,25 @@ class CachedFetch:
         return True
 
 
-def _fill(fill: Fill, exchange: Exchange, url: str, services: Services) -> None:
-    """Carry an origin's body into a fill, to its end; the whole work of a filler thread."""
+def _fill(fill: Fill, exchange: Exchange, request: Request, url: str, services: Services) -> None:
+    """Carry an origin's body into a fill, to its end; the whole work of a filler thread.
+
+    Where the origin breaks off it is asked for the rest, a few times, and nobody who reads along notices.
+    """
     counters = services.counters
+    pauses = iter(_PAUSES)
     try:
-        for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
-            fill.write(piece)
+        while True:
+            try:
+                for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
+                    fill.write(piece)
+                break
+            except IncompleteBody as error:
+                _log.info("Broken off after %d octets: %s: %s", fill.size, url, error)
+                exchange.close()
+                exchange = _resume(fill, exchange, request, services, pauses)
         kept = fill.publish()
-    except (IncompleteBody, FillFailed) as error:
+    except (IncompleteBody, FillFailed, UpstreamError) as error:
         counters.add(Counter.MISMATCHED if isinstance(error, DigestMismatch) else Counter.BROKEN)
         _log.warning("Not kept: %s: %s", url, error)
         fill.fail(UpstreamError(f"the transfer broke off: {error}"))
@@ -528,6 +540,34 @@ def _fill(fill: Fill, exchange: Exchange, url: str, services: Services) -> None:
     finally:
         exchange.close()
         fill.close()
+
+
+def _resume(fill: Fill, broken: Exchange, request: Request, services: Services, pauses: Iterator[float]) -> Exchange:
+    """An exchange whose body begins where the fill ends. Raises UpstreamError where there is none to be had.
+
+    Only a strong validator shows that the rest belongs to the same representation (RFC 9110 §14.2, §13.1.5).
+    """
+    etag = broken.head.headers.get(b"etag")
+    if etag is None or not etag.startswith(b'"') or not fill.length or not fill.size:
+        raise UpstreamError("the origin broke off, and nothing says that the rest would be of the same object")
+    conditions = [(b"Range", b"bytes=%d-" % fill.size), (b"If-Range", etag)]
+    rest = replace(request, headers=Headers([*request.headers, *conditions]), on_interim=lambda _: None)
+    expected = b"bytes %d-%d/%d" % (fill.size, fill.length - 1, fill.length)
+    for pause in pauses:
+        time.sleep(pause)
+        try:
+            exchange = services.origins.follow(rest)
+        except UpstreamError as error:
+            _log.info("Cannot be resumed yet: %s", error)
+            continue
+        head = exchange.head
+        if head.status == 206 and head.headers.get(b"content-range") == expected and head.headers.get(b"etag") == etag:
+            services.counters.add(Counter.RESUMED)
+            return exchange
+        exchange.close()
+        if head.status < 500:
+            raise UpstreamError(f"the origin broke off, and answers {head.status} when asked for the rest")
+    raise UpstreamError("the origin broke off, again and again")
 
 
 def _settle(fill: Fill, url: str) -> None:

@@ -304,6 +304,11 @@ class Fill:
         """Why it failed."""
         return self._cause
 
+    @property
+    def size(self) -> int:
+        """Octets written so far; for the leader alone."""
+        return self._size
+
     # Innards
 
     def _write_to_disk(self, data: memoryview) -> int:

@@ -17,6 +17,7 @@ class Counter(enum.Enum):
     FILLS = ("fills", "Objects whose transfer into the cache was begun")
     PUBLISHED = ("published", "Objects that were put into the cache")
     UNKEPT = ("unkept", "Objects that the disk would not have, though their clients got them")
+    RESUMED = ("resumed", "Transfers into the cache that broke off and were taken up again")
     BROKEN = ("broken", "Transfers into the cache that broke off")
     MISMATCHED = ("digest_mismatches", "Objects that had not the digest which their URL promises, and were not kept")
     EVICTED = ("evicted", "Objects that were removed to make room")

@@ -9,11 +9,11 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 from support.household import House
-from support.origin import Asked, Connection, Files
+from support.origin import Asked, Connection, Files, Gate
 
 from metrics import Counter
 
@@ -153,3 +153,78 @@ def test_a_download_that_outgrows_the_disk_is_streamed_all_the_same(house: House
         patch.setattr(os, "pwrite", pwrite)
         answer = house.fetch(origin, "/x.deb")
     assert answer.complete and len(answer.body) == 60_000_000
+
+
+class Breaking:
+    """An origin that breaks off at each of the given offsets, once, and knows ranges."""
+
+    def __init__(self, *cuts: int, etag: str = '"1"') -> None:
+        self.cuts = list(cuts)
+        self.etag = etag
+        self.end: Callable[[Connection], None] = Connection.fin
+        self.ranges: List[str] = []
+        self.sent = 0
+        self.gate: Optional[Gate] = None
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        wanted = asked.get("range")
+        start = 0
+        fields = [("ETag", self.etag)]
+        if wanted is not None and asked.get("if-range") == self.etag:
+            self.ranges.append(wanted)
+            start = int(wanted[len("bytes=") : -1])
+            fields.append(("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"))
+        connection.head(206 if start else 200, [*fields, ("Content-Length", str(len(BODY) - start))])
+        end = self.cuts.pop(0) if self.cuts else len(BODY)
+        self.sent += end - start
+        connection.send_body(BODY[start:end])
+        if end < len(BODY):
+            if self.gate is not None:
+                self.gate.wait()
+            self.end(connection)
+
+
+@pytest.mark.parametrize("end", [Connection.fin, Connection.close_notify, Connection.reset])
+def test_a_transfer_that_breaks_off_is_resumed_and_nobody_notices(
+    house: House, end: Callable[[Connection], None]
+) -> None:
+    breaking = Breaking(500_000, 1_000_000, 1_500_000)
+    breaking.end = end
+    origin = house.origin(breaking)
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(3)]
+        assert all(answer.result(20).body == BODY for answer in answers)
+    assert house.counters.value(Counter.RESUMED) == len(breaking.ranges) == 3
+    assert len(house.stored()) == 1
+    if end is not Connection.reset:  # which destroys what is under way
+        assert breaking.sent == len(BODY)
+
+
+@pytest.mark.parametrize("etag", ['W/"1"', ""])
+def test_without_a_strong_validator_nothing_is_patched_together(house: House, etag: str) -> None:
+    origin = house.origin(Breaking(500_000, etag=etag))
+    answer = house.fetch(origin, "/x.deb")
+    assert not answer.complete and house.stored() == []
+    assert house.fetch(origin, "/x.deb").body == BODY
+
+
+def test_an_object_that_has_changed_is_not_patched_together(house: House) -> None:
+    breaking = Breaking(500_000)
+    breaking.gate = Gate()
+    origin = house.origin(breaking)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(house.fetch, origin, "/x.deb")
+        breaking.gate.reached()
+        breaking.etag = '"2"'
+        breaking.gate.open()
+        assert not answer.result(20).complete
+    assert house.stored() == []
+    assert house.fetch(origin, "/x.deb").body == BODY
+
+
+def test_an_origin_that_breaks_off_for_ever_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fetch._PAUSES", (0.0, 0.0, 0.0))
+    breaking = Breaking(*range(100_000, 1_900_000, 100_000))
+    origin = house.origin(breaking)
+    assert not house.fetch(origin, "/x.deb").complete
+    assert len(breaking.ranges) == 3 and house.stored() == []
