@@ -43,10 +43,11 @@ class Evictor:
         self._root = str(root)
         self._limits = limits
         self._evicted = evicted
-        self._changed = threading.Condition()  # guards the three below
+        self._changed = threading.Condition()  # guards the four below
         self._stopping = False
         self._poked = True  # the first look is due at once: something may have been left by a crash
         self._used = 0  # octets, as far as is known
+        self._noted = 0  # octets that were added during a sweep, which may have seen them or not
 
     def run(self) -> None:
         """Watch until `stop`; the whole work of a thread."""
@@ -68,26 +69,33 @@ class Evictor:
     def note(self, octets: int) -> None:
         """So many octets have been added."""
         with self._changed:
-            self._used += octets
-            if self._limits.max_size is not None and self._used > self._limits.max_size:
-                self._poked = True
-                self._changed.notify_all()
+            self._noted += octets
+            self._use(self._used + octets)
 
     def sweep(self) -> None:
         """Look at everything once, remove what a crash has left, and what is too much. Returns at once where another
         process is at it."""
         with self._alone() as alone:
             while alone:
+                with self._changed:
+                    self._noted = 0
                 used, candidates = self._survey()
                 excess = self._excess(used)
                 freed = self._remove(candidates, excess)
                 with self._changed:
-                    self._used = used - freed
+                    self._use(used - freed + self._noted)
                     stopping = self._stopping
                 if freed >= excess or not freed or stopping:
                     return
 
     # Innards
+
+    def _use(self, octets: int) -> None:
+        """So many are in use; to be called with the lock. Another sweep is due only if there is something new to see."""
+        self._used = octets
+        if self._noted and self._limits.max_size is not None and octets > self._limits.max_size:
+            self._poked = True
+            self._changed.notify_all()
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:

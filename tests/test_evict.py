@@ -105,6 +105,27 @@ def test_a_directory_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
     Evictor(tmp_path / "none", Limits(max_size=0, min_free=1)).sweep()
 
 
+def test_what_is_added_during_a_sweep_is_not_forgotten(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    evictor = Evictor(tmp_path, Limits(max_size=25 * KILO), lambda: evictor.note(7 * KILO))
+    evictor.sweep()
+    assert evictor._used >= 20 * KILO + 21 * KILO
+    assert evictor._poked
+
+
+def test_what_cannot_be_removed_is_not_tried_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, 3)
+
+    def refuse(_: str) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    evictor = Evictor(tmp_path, Limits(max_size=0))
+    evictor._poked = False
+    evictor.sweep()
+    assert not evictor._poked
+
+
 def test_it_works_in_the_background_and_ends(tmp_path: Path) -> None:
     paths = fill(tmp_path, 5)
     gone = threading.Semaphore(0)
