@@ -91,7 +91,7 @@ class Evictor:
     # Innards
 
     def _use(self, octets: int) -> None:
-        """So many are in use; to be called with the lock. Another sweep is due only if there is something new to see."""
+        """So many are in use; to be called with the lock. Another sweep is due only if there is something new."""
         self._used = octets
         if self._noted and self._limits.max_size is not None and octets > self._limits.max_size:
             self._poked = True
