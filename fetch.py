@@ -9,32 +9,30 @@ from __future__ import annotations
 
 import enum
 import logging
-import threading
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Iterable, Iterator, List, Optional, Protocol
+from typing import Iterable, List, Optional, Protocol
 
 import freshness
 import selection
-from body import BUFFER_SIZE, IncompleteBody
-from cache import Cache, Follow, Hit, Lead
-from fill import DigestMismatch, Fill, FillFailed, FillState
-from freshness import Assessment, FreshnessRules, Stored
-from grants import Grants
+from body import BUFFER_SIZE
+from cache import Follow, Hit, Lead
+from fill import Fill, FillFailed, FillState
+from filler import Services, carry, key_of
+from freshness import Assessment, Stored
 from http1 import Field, Headers, RequestHead, Target
-from metrics import Counter, Counters
+from metrics import Counter
 from policy import Name
 from relay import forward, outgoing
 from reply import Reply
 from selection import Part, Selection
-from store import Digest, Entry, Key, Metadata, Unstorable
-from upstream import Exchange, Origins, Request, UpstreamError
+from store import Entry, Metadata, Unstorable
+from upstream import Exchange, Request, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
-_PAUSES = (0.05, 0.25, 1.0, 2.0, 4.0)  # seconds before each attempt to resume a transfer that broke off
 _CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks fills faster than we can join them
 _PATIENCE = 120.0  # seconds a follower waits for the leader's answer from the origin
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
@@ -61,27 +59,6 @@ class Source(Protocol):
     def length(self) -> Optional[int]: ...
 
     def read_at(self, view: memoryview, offset: int) -> int: ...
-
-
-@dataclass(frozen=True)
-class Services:
-    """What fetching needs of the rest of the house. `spawn` starts a thread that shutdown will wait for."""
-
-    cache: Cache
-    origins: Origins
-    freshness: FreshnessRules
-    grants: Grants
-    counters: Counters
-    via: bytes
-    spawn: Callable[[str, Callable[[], None]], threading.Thread]
-    grown: Callable[[int], None]  # is told of the octets that the cache has gained
-
-    def forget(self, name: Name) -> None:
-        """What is stored under a name is outdated."""
-        try:
-            self.cache.remove(_key(name))
-        except Unstorable:
-            pass  # then nothing is
 
 
 class _Admission(enum.Enum):
@@ -113,7 +90,7 @@ class CachedFetch:
         self._reply = reply
         self._request = request
         self._target = target
-        self._key = _key(name)
+        self._key = key_of(name)
         self._url = _bare(target)
         self._arrived_at = time.time()
         self._signed = bool(name.signature)
@@ -271,7 +248,7 @@ class CachedFetch:
                 return
             reader = self._cache.reader(fill)
             owned.callback(reader.close)
-            self._services.spawn("fill", partial(_fill, fill, exchange, self._whole(), self._url, self._services))
+            self._services.spawn("fill", partial(carry, fill, exchange, self._whole(), self._url, self._services))
             # From here on the filler owns them, and this client is a reader like any other.
             owned.pop_all()
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
@@ -509,82 +486,10 @@ class CachedFetch:
         return True
 
 
-def _fill(fill: Fill, exchange: Exchange, request: Request, url: str, services: Services) -> None:
-    """Carry an origin's body into a fill, to its end; the whole work of a filler thread.
-
-    Where the origin breaks off it is asked for the rest, a few times, and nobody who reads along notices.
-    """
-    counters = services.counters
-    pauses = iter(_PAUSES)
-    try:
-        while True:
-            try:
-                for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
-                    fill.write(piece)
-                break
-            except IncompleteBody as error:
-                _log.info("Broken off after %d octets: %s: %s", fill.size, url, error)
-                exchange.close()
-                exchange = _resume(fill, exchange, request, services, pauses)
-        kept = fill.publish()
-    except (IncompleteBody, FillFailed, UpstreamError) as error:
-        counters.add(Counter.MISMATCHED if isinstance(error, DigestMismatch) else Counter.BROKEN)
-        _log.warning("Not kept: %s: %s", url, error)
-        fill.fail(UpstreamError(f"the transfer broke off: {error}"))
-    else:
-        counters.add(Counter.PUBLISHED if kept else Counter.UNKEPT)
-        if kept:
-            services.grown(fill.length or 0)
-        exchange.close()
-        _settle(fill, url)
-    finally:
-        exchange.close()
-        fill.close()
-
-
-def _resume(fill: Fill, broken: Exchange, request: Request, services: Services, pauses: Iterator[float]) -> Exchange:
-    """An exchange whose body begins where the fill ends. Raises UpstreamError where there is none to be had.
-
-    Only a strong validator shows that the rest belongs to the same representation (RFC 9110 §14.2, §13.1.5).
-    """
-    etag = broken.head.headers.get(b"etag")
-    if etag is None or not etag.startswith(b'"') or not fill.length or not fill.size:
-        raise UpstreamError("the origin broke off, and nothing says that the rest would be of the same object")
-    conditions = [(b"Range", b"bytes=%d-" % fill.size), (b"If-Range", etag)]
-    rest = replace(request, headers=Headers([*request.headers, *conditions]), on_interim=lambda _: None)
-    expected = b"bytes %d-%d/%d" % (fill.size, fill.length - 1, fill.length)
-    for pause in pauses:
-        time.sleep(pause)
-        try:
-            exchange = services.origins.follow(rest)
-        except UpstreamError as error:
-            _log.info("Cannot be resumed yet: %s", error)
-            continue
-        head = exchange.head
-        if head.status == 206 and head.headers.get(b"content-range") == expected and head.headers.get(b"etag") == etag:
-            services.counters.add(Counter.RESUMED)
-            return exchange
-        exchange.close()
-        if head.status < 500:
-            raise UpstreamError(f"the origin broke off, and answers {head.status} when asked for the rest")
-    raise UpstreamError("the origin broke off, again and again")
-
-
-def _settle(fill: Fill, url: str) -> None:
-    try:
-        fill.settle()
-    except (OSError, Unstorable) as error:
-        _log.warning("Kept, but perhaps not past a loss of power: %s: %s", url, error)
-
-
 def _credentials(request: RequestHead, name: Name) -> bytes:
     """All that this client has to show for itself; nothing where that is nothing."""
     fields = (b": ".join(field) for field in request.headers.credentials())
     return b"\n".join([*fields, name.signature.encode()]).strip(b"\n")
-
-
-def _key(name: Name) -> Key:
-    return Key(name.path, None if name.digest is None else Digest(*name.digest))
 
 
 def _bare(target: Target) -> str:

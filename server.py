@@ -20,7 +20,7 @@ from cache import Cache
 from certs import LeafStore
 from config import Address, Config, ParentProxy
 from evict import Evictor, Limits
-from fetch import Services
+from filler import Services
 from freshness import FreshnessRules
 from grants import Grants
 from http1 import Authority

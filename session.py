@@ -23,7 +23,8 @@ import policy
 from access import Access
 from body import BodyReader, IncompleteBody
 from certs import LeafStore
-from fetch import CachedFetch, Services
+from fetch import CachedFetch
+from filler import Services
 from http1 import BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Target
 from metrics import Counter
 from policy import Fetch, Intercept, Own, Rules, Tunnel, Where

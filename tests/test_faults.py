@@ -223,7 +223,7 @@ def test_an_object_that_has_changed_is_not_patched_together(house: House) -> Non
 
 
 def test_an_origin_that_breaks_off_for_ever_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fetch._PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("filler._PAUSES", (0.0, 0.0, 0.0))
     breaking = Breaking(*range(100_000, 1_900_000, 100_000))
     origin = house.origin(breaking)
     assert not house.fetch(origin, "/x.deb").complete

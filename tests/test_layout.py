@@ -34,7 +34,20 @@ ROOMS: Dict[str, Set[str]] = {
     "reply": {"http1", "values", "stream", "body"},
     "pages": {"http1", "policy", "metrics"},
     "relay": {"http1", "values", "stream", "body", "policy", "upstream", "reply"},
-    "fetch": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "selection", "grants", "metrics"}
+    "filler": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "grants", "metrics", "upstream"},
+    "fetch": {
+        "filler",
+        "http1",
+        "store",
+        "fill",
+        "cache",
+        "body",
+        "policy",
+        "freshness",
+        "selection",
+        "grants",
+        "metrics",
+    }
     | {"upstream", "reply", "relay"},
     "session": {
         "access",
@@ -49,7 +62,7 @@ ROOMS: Dict[str, Set[str]] = {
         "reply",
         "pages",
     }
-    | {"relay", "fetch"},
+    | {"relay", "filler", "fetch"},
     "server": {
         "access",
         "notices",
@@ -64,7 +77,7 @@ ROOMS: Dict[str, Set[str]] = {
         "metrics",
         "upstream",
     }
-    | {"evict", "fetch", "session"},
+    | {"evict", "filler", "session"},
     "notify": set(),
     "dduct": {"access", "config", "certs", "notify", "server"},
 }
