@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, Optional, Union
 
-from fill import Fill, FillReader, ForeignFill, Ownership
+from fill import Fill, Ownership
+from follow import FillReader, ForeignFill
 from store import Entry, Key, Metadata, Places, Store, Unstorable, Version
 
 

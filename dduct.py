@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import List, Optional
 
 import config as configuration
+import verify
 from access import AccessError, hash_password
 from certs import CertificateError
 from config import Config, ConfigError
@@ -64,12 +65,14 @@ def _arguments(arguments: Optional[List[str]]) -> argparse.Namespace:
         const=str(home() / "dduct.toml"),
         help="configuration file (without FILE: dduct.toml beside the program)",
     )
+    parser.add_argument("--fix", action="store_true", help="with verify: remove what is damaged")
     parser.add_argument("--check", action="store_true", help="validate the configuration, print it and exit")
     parser.add_argument(
         "command",
         nargs="?",
-        choices=["passwd"],
-        help="passwd USER: ask for a password, print USER's line of an auth_file",
+        choices=["passwd", "verify"],
+        help="passwd USER: ask for a password, print USER's line of an auth_file; "
+        "verify: compare every stored object with its hash (with --fix: and remove the damaged ones)",
     )
     parser.add_argument("user", metavar="USER", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"dduct {VERSION}")
@@ -107,6 +110,49 @@ def _print_user(user: Optional[str]) -> int:
     return 0
 
 
+def _verify(root: Path, fix: bool) -> int:
+    """The whole of `verify`; the exit status: 1 where something is damaged and still there."""
+    if not root.is_dir():
+        print(f'dduct: verify: there is no cache in "{root}"', file=sys.stderr)
+        return 2
+    bar = _Bar(verify.total(root))
+    findings = verify.verify(root, fix, bar.show, bar.tell)
+    bar.clear()
+    line = f"{findings.right} right, {findings.damaged} damaged ({findings.removed} removed)"
+    print(f"{line}, {findings.foreign} without metadata; {findings.octets / 1e6:.1f} MB")
+    return 0 if findings.damaged == findings.removed else 1
+
+
+class _Bar:
+    """How far `verify` is: on a terminal that somebody looks at, and there alone."""
+
+    def __init__(self, total: int) -> None:
+        self._total = max(1, total)
+        self._shown_at = 0.0
+        self._visible = sys.stderr.isatty()
+
+    def show(self, findings: verify.Findings) -> None:
+        """Draw it anew, at most ten times a second."""
+        now = time.monotonic()
+        if not self._visible or now - self._shown_at < 0.1:
+            return
+        self._shown_at = now
+        share = min(1.0, findings.octets / self._total)
+        bar = "#" * round(40 * share)
+        done, total = findings.octets / 1e6, self._total / 1e6
+        print(f"\r[{bar:<40}] {share:4.0%}  {done:.0f} of {total:.0f} MB", end="", file=sys.stderr, flush=True)
+
+    def tell(self, line: str) -> None:
+        """Print a line of what has been found."""
+        self.clear()
+        print(line, flush=True)
+
+    def clear(self) -> None:
+        """Make room for a line."""
+        if self._visible:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def _start_log(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
@@ -126,6 +172,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except ConfigError as error:
         print(f"dduct: {error}", file=sys.stderr)
         return 2
+    if options.command == "verify":
+        return _verify(config.misc.file_dir, options.fix)
     if options.check:
         print(configuration.describe(config))
         return 0

@@ -6,17 +6,17 @@ object that goes, reads it to its end, for the inode lives on.
 
 from __future__ import annotations
 
-import fcntl
 import heapq
 import logging
 import os
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
 
-from store import PART_SUFFIX, is_file, try_lock
+from store import PART_SUFFIX, boot_id, files_below, is_file, leftover_record, try_lock
 
 _log = logging.getLogger("dduct.evict")
 
@@ -24,6 +24,7 @@ _PERIOD = 60.0  # seconds between two looks at the free space
 _CANDIDATES = 10_000  # objects that one sweep may find to be the oldest; memory is bounded by it
 _SLACK = 0.05  # of a limit, by which it is undercut, so that the next object does not exceed it again
 _BLOCK = 512  # octets; the unit of st_blocks
+_LEFT_AT_MOST = 86400.0  # seconds that half an object is kept for somebody who wants the rest
 
 _Candidate = Tuple[float, str, int]  # time of the last use, path, octets on the disk
 
@@ -43,6 +44,7 @@ class Evictor:
         self._root = str(root)
         self._limits = limits
         self._evicted = evicted
+        self._boot = boot_id()
         self._changed = threading.Condition()  # guards the four below
         self._stopping = False
         self._poked = True  # the first look is due at once: something may have been left by a crash
@@ -128,16 +130,16 @@ class Evictor:
     def _survey(self) -> Tuple[int, List[_Candidate]]:
         """Octets in use, and the objects that were used least recently, the oldest first."""
         used = 0
+        oldest = time.time() - _LEFT_AT_MOST
         heap: List[Tuple[float, str, int]] = []  # the youngest of the candidates on top: times are negated
-        for entry in _files(self._root):
+        for entry in files_below(self._root):
             if self._stopping:
                 break
             try:
                 status = entry.stat(follow_symlinks=False)
             except OSError:
                 continue  # gone meanwhile
-            if entry.name.endswith(PART_SUFFIX):
-                _remove_leftover(entry.path)
+            if entry.name.endswith(PART_SUFFIX) and _remove_leftover(entry.path, self._boot, oldest):
                 continue
             octets = status.st_blocks * _BLOCK
             used += octets
@@ -158,7 +160,10 @@ class Evictor:
             try:
                 if max(os.stat(path).st_atime, last_used) > last_used:
                     continue  # used since
-                os.unlink(path)
+                if not path.endswith(PART_SUFFIX):
+                    os.unlink(path)
+                elif not _remove_leftover(path, self._boot, float("inf")):
+                    continue  # it is growing
             except OSError:
                 continue
             freed += octets
@@ -169,41 +174,27 @@ class Evictor:
         return freed
 
 
-def _files(directory: str) -> Iterator[os.DirEntry[str]]:
-    """All files below a directory but those of dduct's own at the top, whose names begin with a dot."""
-    pending = [directory]
-    while pending:
-        place = pending.pop()
-        try:
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                    elif entry.is_file(follow_symlinks=False) and not (
-                        place == directory and entry.name.startswith(".")
-                    ):
-                        yield entry
-        except OSError:
-            continue  # gone meanwhile, or not ours to read
-
-
-def _remove_leftover(path: str) -> None:
-    """Remove a growing file that nobody is growing."""
+def _remove_leftover(path: str, boot: str, oldest: float) -> bool:
+    """Remove a growing file that nobody is growing, unless one may yet go on with it; whether it is gone."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return
+        return False
     try:
-        if try_lock(fd):
-            # Whoever opened it meanwhile finds out, once he has the lock, that it has lost its name.
-            if is_file(path, fd):
-                os.unlink(path)
-                _log.info("Removed what a crash has left: %s", path)
-            fcntl.flock(fd, fcntl.LOCK_UN)
+        if not try_lock(fd):
+            return False
+        if leftover_record(fd, boot) is not None and os.fstat(fd).st_mtime > oldest:
+            return False
+        # Whoever opened it meanwhile finds out, once he has the lock, that it has lost its name.
+        if is_file(path, fd):
+            os.unlink(path)
+            _log.info("Removed what a crash has left: %s", path)
+        return True
     except OSError as error:
         _log.warning("Cannot remove %s: %s", path, error)
+        return False
     finally:
-        os.close(fd)
+        os.close(fd)  # and with it the lock
 
 
 def _prune(directory: str, root: str) -> None:

@@ -13,52 +13,34 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Iterable, List, Optional, Protocol
+from typing import Optional, Tuple
 
 import freshness
 import selection
-from body import BUFFER_SIZE
+from body import IncompleteBody
 from cache import Follow, Hit, Lead
+from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
 from filler import Services, carry, key_of
+from follow import FillReader
 from freshness import Assessment, Stored
-from http1 import Field, Headers, RequestHead, Target
+from http1 import RequestHead, Target
+from inquiry import CONDITIONS, Inquiry, stored_fields
 from metrics import Counter
 from policy import Name
-from relay import forward, outgoing
+from relay import forward
 from reply import Reply
-from selection import Part, Selection
-from store import Entry, Metadata, Unstorable
-from upstream import Exchange, Request, UpstreamError
+from selection import Selection
+from store import Entry, Lost, Metadata, Unstorable
+from upstream import Exchange, UpstreamError
+from verify import Recheck
 
 _log = logging.getLogger("dduct.fetch")
 
 _CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks fills faster than we can join them
+_SETBACKS_AT_MOST = 2  # then the client is told
 _PATIENCE = 120.0  # seconds a follower waits for the leader's answer from the origin
-_REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
 _OUTDATED = (200, 404, 410)  # answers after which what was stored is of no more use
-# What would make an origin send less, or something else, than the whole representation.
-_CONDITIONS = (
-    b"range",
-    b"if-range",
-    b"if-match",
-    b"if-none-match",
-    b"if-modified-since",
-    b"if-unmodified-since",
-)
-# RFC 9110 §15.4.5: what of the stored fields a 304 repeats.
-_IN_NOT_MODIFIED = frozenset(
-    [b"cache-control", b"content-location", b"date", b"etag", b"expires", b"last-modified", b"vary"]
-)
-
-
-class Source(Protocol):
-    """Octets by offset: an entry, or a reader on a fill."""
-
-    @property
-    def length(self) -> Optional[int]: ...
-
-    def read_at(self, view: memoryview, offset: int) -> int: ...
 
 
 class _Admission(enum.Enum):
@@ -89,15 +71,14 @@ class CachedFetch:
         self._cache = services.cache
         self._reply = reply
         self._request = request
-        self._target = target
         self._key = key_of(name)
-        self._url = _bare(target)
+        self._inquiry = Inquiry(services, request, target, near, bool(name.signature), reply.interim)
+        self._url = self._inquiry.url
         self._arrived_at = time.time()
-        self._signed = bool(name.signature)
         self._credentials = _credentials(request, name)
-        self._only_if_cached = freshness.only_if_cached(request)
+        self._setbacks = 0  # fills that failed before this client had anything of them
         # Neither may bring an object here, and so neither may lead those who want one.
-        self._takes_no_fill = request.method == b"HEAD" or self._only_if_cached
+        self._takes_no_fill = request.method == b"HEAD" or self._inquiry.only_if_cached
 
     def run(self) -> None:
         """Send the answer. Raises UpstreamError while none has begun, OSError when the client is gone."""
@@ -130,8 +111,7 @@ class CachedFetch:
             with closing(claim.reader):
                 return self._follow(claim, stale)
         assert isinstance(claim, Lead)
-        self._lead(claim, stale)
-        return True
+        return self._lead(claim, stale)
 
     # Hit
 
@@ -145,8 +125,7 @@ class CachedFetch:
             return True
         if hit.metadata is None:
             self._cache.introduce(self._key, metadata)
-            self._send_hit(hit.entry, metadata, Counter.HITS, "hit")
-            return True
+            return self._send_hit(hit.entry, metadata, Counter.HITS, "hit")
         assessment = self._assess(hit.entry, metadata)
         if not assessment.usable:
             return self._validate(_Stale(hit.entry, metadata, assessment))
@@ -156,8 +135,7 @@ class CachedFetch:
                 return self._validate(_Stale(hit.entry, metadata, assessment))
             if admission is _Admission.ANSWERED:
                 return True
-        self._send_hit(hit.entry, metadata, Counter.HITS, _hit_note(assessment))
-        return True
+        return self._send_hit(hit.entry, metadata, Counter.HITS, _hit_note(assessment))
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
         stored = _stored(metadata)
@@ -168,8 +146,7 @@ class CachedFetch:
     def _validate(self, stale: _Stale) -> bool:
         """Have the origin asked about an object, by this client or by another that is at it already."""
         if self._takes_no_fill:
-            self._relay_or(stale)
-            return True
+            return self._relay_or(stale)
         claim = self._cache.claim(self._key, beyond=stale.entry.version)
         if isinstance(claim, Hit):
             claim.entry.close()
@@ -184,16 +161,12 @@ class CachedFetch:
         if state is FillState.GONE:
             return False
         if state in (FillState.DECLINED, FillState.ASKING):
-            self._relay_or(stale)
-            return True
+            return self._relay_or(stale)
         if fill.metadata is None:
             error = _as_upstream_error(fill.cause)
             if not self._may_use(stale):
                 raise error
-            self._send_stale(stale, error)
-            return True
-        if state is FillState.FAILED:
-            return False  # nothing has been sent yet: a new fill may do better
+            return self._send_stale(stale, error)
         known = fill.metadata.url == self._url
         metadata = fill.metadata if known else self._introduction(claim.reader)
         if metadata is None:
@@ -210,68 +183,55 @@ class CachedFetch:
                 return True
         self._services.counters.add(Counter.COLLAPSED)
         self._reply.note = f"fwd={'uri-miss' if stale is None else 'stale'}; collapsed"
-        self._send(claim.reader, metadata)
+        sent = self._send(claim.reader, metadata)
         if not known and fill.state is FillState.PUBLISHED:
             self._cache.introduce(self._key, metadata)
-        return True
+        return sent
 
     # Lead
 
-    def _lead(self, claim: Lead, stale: Optional[_Stale]) -> None:
+    def _lead(self, claim: Lead, stale: Optional[_Stale]) -> bool:
         fill = claim.fill
         with ExitStack() as owned:
             owned.callback(fill.close)
             asked_at = time.time()
             try:
-                exchange = self._ask(stale)
+                inquiry = self._inquiry
+                exchange = (
+                    inquiry.whole_or_rest(fill.leftover)
+                    if stale is None
+                    else inquiry.whether_still_good(stale.metadata)
+                )
             except UpstreamError as error:
                 fill.fail(error)
                 if not self._may_use(stale):
                     raise
-                self._send_stale(stale, error)
-                return
+                return self._send_stale(stale, error)
             owned.callback(exchange.close)
             status = exchange.head.status
             if stale is not None and status == 304:
-                self._renew(fill, stale, exchange, asked_at)
-                return
+                return self._renew(fill, stale, exchange, asked_at)
             if status >= 500 and self._may_use(stale):
                 failure = UpstreamError(f"the origin answers {status}", status)
                 fill.fail(failure)
-                self._send_stale(stale, failure)
-                return
-            metadata = self._begin(fill, exchange, asked_at)
-            if metadata is None:
+                return self._send_stale(stale, failure)
+            started = self._start(fill, exchange, asked_at, owned)
+            if started is None:
                 if stale is not None and status in _OUTDATED:
                     self._cache.remove(self._key)
                 self._pass_on(exchange)
-                return
-            reader = self._cache.reader(fill)
-            owned.callback(reader.close)
-            self._services.spawn("fill", partial(carry, fill, exchange, self._whole(), self._url, self._services))
-            # From here on the filler owns them, and this client is a reader like any other.
-            owned.pop_all()
+                return True
+        reader, metadata = started
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
         with closing(reader):
-            self._send(reader, metadata)
+            return self._send(reader, metadata)
 
-    def _ask(self, stale: Optional[_Stale]) -> Exchange:
-        """Ask for the whole representation, or whether it is still what is stored."""
-        if stale is None:
-            return self._follow_redirects(self._whole())
-        fields = Headers(_fields(stale.metadata))
-        exchange = self._follow_redirects(self._whole(freshness.validators(fields)))
-        if exchange.head.status != 304 or freshness.selects(exchange.head, fields):
-            return exchange
-        exchange.close()  # it speaks of something that is not here
-        return self._follow_redirects(self._whole())
-
-    def _renew(self, fill: Fill, stale: _Stale, exchange: Exchange, asked_at: float) -> None:
+    def _renew(self, fill: Fill, stale: _Stale, exchange: Exchange, asked_at: float) -> bool:
         """The origin says that what is stored is still good (RFC 9111 §4.3.4)."""
         now = time.time()
         metadata = replace(
             stale.metadata,
-            fields=freshness.updated_fields(Headers(_fields(stale.metadata)), exchange.head, now),
+            fields=freshness.updated_fields(stored_fields(stale.metadata), exchange.head, now),
             fetched_at=now,
             age=freshness.initial_age(exchange.head, asked_at, now),
         )
@@ -282,19 +242,40 @@ class CachedFetch:
         fill.renew()
         exchange.close()
         self._services.grants.remember(self._credentials, self._key.name)
-        self._send_hit(stale.entry, metadata, Counter.VALIDATED, "fwd=stale; fwd-status=304")
+        return self._send_hit(stale.entry, metadata, Counter.VALIDATED, "fwd=stale; fwd-status=304")
+
+    def _start(
+        self, fill: Fill, exchange: Exchange, asked_at: float, owned: ExitStack
+    ) -> Optional[Tuple[FillReader, Metadata]]:
+        """Give fill and exchange, until now `owned`, to a filler, and get a reader like any other; or decline."""
+        metadata = self._begin(fill, exchange, asked_at)
+        if metadata is None:
+            return None
+        reader = self._cache.reader(fill)
+        owned.callback(reader.close)
+        self._services.spawn(
+            "fill", partial(carry, fill, exchange, self._inquiry.whole_request(), self._url, self._services)
+        )
+        owned.pop_all()
+        return reader, metadata
 
     def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Optional[Metadata]:
         """Start the fill, or decline it and return None."""
-        reason = self._not_storable(exchange)
-        if reason is None and not exchange.body.delimited and self._key.digest is None:
-            reason = "nothing but the end of its connection says where it ends"
-        metadata = self._describe(exchange, asked_at)
+        metadata = self._inquiry.describe(exchange, asked_at)
+        if exchange.head.status == 206 and fill.leftover is not None:
+            reason = None
+            metadata = replace(
+                fill.leftover.metadata, restricted=fill.leftover.metadata.restricted or metadata.restricted
+            )
+        else:
+            reason = self._inquiry.not_storable(exchange)
+            if reason is None and not exchange.body.delimited and self._key.digest is None:
+                reason = "nothing but the end of its connection says where it ends"
         if reason is None and metadata.restricted and not self._cache.store.keeps_metadata:
             reason = "it needs authorisation, and the file system keeps no metadata to say so"
         if reason is None:
             try:
-                fill.begin(metadata, exchange.body.length)
+                self._begin_or_resume(fill, exchange, metadata)
                 self._services.counters.add(Counter.FILLS)
                 self._services.grants.remember(self._credentials, self._key.name)
                 return metadata
@@ -304,6 +285,60 @@ class CachedFetch:
         fill.decline()
         return None
 
+    def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata) -> None:
+        if exchange.head.status == 206:
+            fill.resume(metadata)
+            self._services.counters.add(Counter.RESUMED)
+        else:
+            resumable = freshness.strong_etag(exchange.head.headers) is not None
+            fill.begin(metadata, exchange.body.length, resumable)
+
+    # Lost
+
+    def _elsewhere(self, sent: Metadata, length: Optional[int], owned: ExitStack, offset: int) -> Source:
+        """Another way to the octets from `offset` on of a representation that is being sent. Raises FillFailed.
+
+        The leader may have died, or the disk: the object may be here by now, or be fetched again.
+        """
+        etag = freshness.strong_etag(stored_fields(sent))
+        if etag is None or length is None:
+            raise FillFailed("there is no way to tell whether the rest is of the same object")
+        try:
+            found = self._claimed_again(owned)
+            if found is None:
+                source: Source = owned.enter_context(closing(_Rest(self._inquiry.rest(etag, offset, length), length)))
+                return source
+        except UpstreamError as error:
+            raise FillFailed(error) from error
+        source, metadata = found
+        if freshness.strong_etag(stored_fields(metadata)) != etag or source.length != length:
+            raise FillFailed("it is another object by now")
+        return source
+
+    def _claimed_again(self, owned: ExitStack) -> Optional[Tuple[Source, Metadata]]:
+        """The object from the cache, if it can be had there. Raises UpstreamError."""
+        try:
+            claim = self._cache.claim(self._key)
+        except Unstorable:
+            return None
+        if isinstance(claim, Hit):
+            owned.callback(claim.entry.close)
+            return (_checked(claim.entry), claim.metadata) if claim.metadata is not None else None
+        if isinstance(claim, Follow):
+            owned.callback(claim.reader.close)
+            claim.reader.fill.wait_head(_PATIENCE)
+            metadata = claim.reader.fill.metadata
+            return None if metadata is None else (claim.reader, metadata)
+        with ExitStack() as leading:
+            leading.callback(claim.fill.close)
+            asked_at = time.time()
+            exchange = self._inquiry.whole_or_rest(claim.fill.leftover)
+            leading.callback(exchange.close)
+            started = self._start(claim.fill, exchange, asked_at, leading)
+        if started is not None:
+            owned.callback(started[0].close)
+        return started
+
     # What the origin says
 
     def _introduction(self, source: Source) -> Optional[Metadata]:
@@ -312,11 +347,11 @@ class CachedFetch:
         None where its answer went to the client instead.
         """
         asked_at = time.time()
-        with closing(self._follow_redirects(self._whole())) as exchange:
+        with closing(self._inquiry.whole()) as exchange:
             same_length = None in (exchange.body.length, source.length) or exchange.body.length == source.length
-            if same_length and self._not_storable(exchange) is None:
+            if same_length and self._inquiry.not_storable(exchange) is None:
                 self._services.grants.remember(self._credentials, self._key.name)
-                return self._describe(exchange, asked_at)
+                return self._inquiry.describe(exchange, asked_at)
             self._pass_on(exchange)
             return None
 
@@ -324,17 +359,10 @@ class CachedFetch:
         """Ask the origin, with this client's own credentials, whether it may have what is stored."""
         if self._services.grants.holds(self._credentials, self._key.name):
             return _Admission.GRANTED
-        fields = Headers(_fields(metadata))
-        probe = self._request_for(self._request.method, freshness.validators(fields))
-        exchange = self._exchange(probe)
-        target = exchange.redirect()
-        if target is not None and _bare(target) == metadata.redirect:
-            exchange.close()  # to where it has sent the one who brought the object
+        exchange = self._inquiry.leave(metadata)
+        if exchange is None:
             return self._granted()
-        if target is not None:
-            # An origin may send a stranger away to log in: what counts is what is found at the end of the way.
-            exchange.close()
-            exchange = self._follow_redirects(probe)
+        fields = stored_fields(metadata)
         with closing(exchange):
             head = exchange.head
             if head.status == 304 and freshness.selects(head, fields):
@@ -342,7 +370,7 @@ class CachedFetch:
             if head.status in (200, 206):
                 if freshness.same_representation(head, fields, length):
                     return self._granted()
-                if self._not_storable(exchange) is None:
+                if self._inquiry.not_storable(exchange) is None:
                     return _Admission.CHANGED
             self._services.grants.forget(self._credentials, self._key.name)
             self._reply.note = "fwd=request"
@@ -353,75 +381,33 @@ class CachedFetch:
         self._services.grants.remember(self._credentials, self._key.name)
         return _Admission.GRANTED
 
-    def _not_storable(self, exchange: Exchange) -> Optional[str]:
-        redirected = exchange.redirected_to is not None
-        return freshness.not_storable(self._request, exchange.head, self._services.freshness, redirected)
-
-    def _describe(self, exchange: Exchange, asked_at: float) -> Metadata:
-        now = time.time()
-        redirect = "" if exchange.redirected_to is None else _bare(exchange.redirected_to)
-        return Metadata(
-            url=self._url,
-            fields=freshness.stored_fields(exchange.head, now),
-            fetched_at=now,
-            restricted=self._signed or freshness.restricted(self._request, exchange.head, self._services.freshness),
-            vary=freshness.vary_fields(self._request, exchange.head),
-            age=freshness.initial_age(exchange.head, asked_at, now),
-            near=exchange.near,
-            redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
-        )
-
-    # Requests
-
-    def _whole(self, conditions: Iterable[Field] = ()) -> Request:
-        """The request for the whole representation, as its origin stores it (never re-encoded)."""
-        return self._request_for(b"GET", [*conditions, (b"Accept-Encoding", b"identity")])
-
-    def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
-        headers = outgoing(self._request, self._services.via).without([*_CONDITIONS, b"accept-encoding"])
-        headers = Headers([*headers, *fields])
-        return Request(method, self._target, headers, self._near, on_interim=self._reply.interim)
-
-    def _exchange(self, request: Request) -> Exchange:
-        self._check_permission()
-        return self._services.origins.exchange(request)
-
-    def _follow_redirects(self, request: Request) -> Exchange:
-        self._check_permission()
-        return self._services.origins.follow(request)
-
     def _check_whose_affair(self, metadata: Metadata) -> None:
         """What a client on this machine has brought from its own services is not for others."""
         if metadata.near and not self._near:
             raise UpstreamError("its origin is for clients on dduct's own machine alone", 403)
 
-    def _check_permission(self) -> None:
-        if self._only_if_cached:
-            raise UpstreamError("only-if-cached, and there is no response in the cache that may be used", 504)
-
     # Answers
 
     def _relay(self) -> None:
         """Ask the origin for this client alone."""
-        headers = outgoing(self._request, self._services.via)
-        request = Request(self._request.method, self._target, headers, self._near, on_interim=self._reply.interim)
-        with closing(self._exchange(request)) as exchange:
+        with closing(self._inquiry.as_it_is()) as exchange:
             self._services.counters.add(Counter.RELAYED)
             self._reply.note = "fwd=bypass"
             forward(self._reply, exchange)
 
-    def _relay_or(self, stale: Optional[_Stale]) -> None:
+    def _relay_or(self, stale: Optional[_Stale]) -> bool:
         """Relay, or use the stale object if the origin cannot be asked."""
         try:
             self._relay()
         except UpstreamError as error:
             if self._reply.started or not self._may_use(stale):
                 raise
-            self._send_stale(stale, error)
+            return self._send_stale(stale, error)
+        return True
 
     def _pass_on(self, exchange: Exchange) -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
-        if any(name in self._request.headers for name in _CONDITIONS):
+        if any(name in self._request.headers for name in CONDITIONS):
             exchange.close()
             self._relay()
         else:
@@ -431,59 +417,87 @@ class CachedFetch:
 
     def _may_use(self, stale: Optional[_Stale]) -> bool:
         """Whether a stale object will do now that its origin cannot be asked."""
-        if stale is None or self._only_if_cached or stale.metadata.restricted:
+        if stale is None or self._inquiry.only_if_cached or stale.metadata.restricted:
             return False
         return stale.assessment.usable_on_error
 
-    def _send_stale(self, stale: Optional[_Stale], error: UpstreamError) -> None:
+    def _send_stale(self, stale: Optional[_Stale], error: UpstreamError) -> bool:
         assert stale is not None
         _log.warning("Stale, but sent: %s: %s", self._url, error)
-        self._send_hit(stale.entry, stale.metadata, Counter.STALE, _hit_note(stale.assessment))
+        return self._send_hit(stale.entry, stale.metadata, Counter.STALE, _hit_note(stale.assessment))
 
-    def _send_hit(self, entry: Entry, metadata: Metadata, counter: Counter, note: str) -> None:
-        self._services.counters.add(counter)
+    def _send_hit(self, entry: Entry, metadata: Metadata, counter: Counter, note: str) -> bool:
         self._reply.note = note
-        self._send(entry, metadata)
+        if not self._send(_checked(entry), metadata):
+            self._services.counters.add(Counter.DAMAGED)
+            return False
+        self._services.counters.add(counter)
+        return True
 
-    def _send(self, source: Source, metadata: Metadata) -> None:
-        fields = _fields(metadata)
-        chosen = selection.select(self._request, Headers(fields), source.length)
+    def _send(self, source: Source, metadata: Metadata) -> bool:
+        """Send it; False where it turns out, before anything is sent, that it is not to be had from there."""
+        fields = stored_fields(metadata)
+        length = source.length
+        chosen = selection.select(self._request, fields, length)
         if chosen is None:
             self._relay()  # a precondition is for the origin to judge
-            return
+            return True
+        if chosen.parts and self._request.method != b"HEAD" and not self._is_ready(source, chosen):
+            return False
         age = int(_stored(metadata).age(time.time()))
         extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
         if age or not self._reply.note.startswith("fwd=uri-miss"):
             extra.append((b"Age", b"%d" % age))
-        self._reply.begin(chosen.status, [*_shown(fields, chosen), *extra], chosen.length)
+        self._reply.begin(chosen.status, [*shown(fields, chosen), *extra], chosen.length)
         if not self._reply.has_body:
-            return
-        try:
-            complete = all(self._send_part(source, part) for part in chosen.parts)
-        except FillFailed as error:
-            _log.info("Cut short: %s: %s", self._url, error)
-            complete = False
-        if not complete:
-            self._reply.cut()
-            return
-        if chosen.closing:
-            self._reply.write(memoryview(chosen.closing))
-        self._reply.finish()
-
-    def _send_part(self, source: Source, part: Part) -> bool:
-        """Send a span; whether all of it was there. Raises FillFailed, OSError."""
-        if part.preface:
-            self._reply.write(memoryview(part.preface))
-        size = BUFFER_SIZE if part.end is None else min(BUFFER_SIZE, part.end - part.start)
-        buffer = memoryview(bytearray(size))
-        offset = part.start
-        while part.end is None or offset < part.end:
-            count = source.read_at(buffer if part.end is None else buffer[: part.end - offset], offset)
-            if not count:
-                return part.end is None
-            self._reply.write(buffer[:count])
-            offset += count
+            return True
+        with ExitStack() as owned:
+            supply = Supply(source, partial(self._elsewhere, metadata, length, owned))
+            try:
+                deliver(self._reply, supply, chosen)
+            except FillFailed as error:
+                _log.info("Cut short: %s: %s", self._url, error)
         return True
+
+    def _is_ready(self, source: Source, chosen: Selection) -> bool:
+        """Whether octets are to be had from there. Raises UpstreamError where none are, again and again."""
+        try:
+            source.ready(chosen.parts[0].start, chosen.status == 200)
+            return True
+        except Lost as error:
+            _log.info("To be had again: %s: %s", self._url, error)
+        except FillFailed as error:
+            self._setbacks += 1
+            if self._setbacks >= _SETBACKS_AT_MOST:
+                raise _as_upstream_error(error.cause) from error
+        return False
+
+
+class _Rest:
+    """What an origin sends of an object from some offset on, as a source."""
+
+    def __init__(self, exchange: Exchange, length: int) -> None:
+        self._exchange = exchange
+        self.length: Optional[int] = length
+
+    def ready(self, offset: int, whole: bool) -> None:
+        """It is on its way."""
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        """The next octets; they are asked for in their order. Raises FillFailed."""
+        try:
+            return self._exchange.body.readinto(view)
+        except IncompleteBody as error:
+            raise FillFailed(error) from error
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._exchange.close()
+
+
+def _checked(entry: Entry) -> Source:
+    """An entry as a source that gives out nothing wrong."""
+    return entry if entry.trusted else Recheck(entry)
 
 
 def _credentials(request: RequestHead, name: Name) -> bytes:
@@ -492,27 +506,8 @@ def _credentials(request: RequestHead, name: Name) -> bytes:
     return b"\n".join([*fields, name.signature.encode()]).strip(b"\n")
 
 
-def _bare(target: Target) -> str:
-    """A URL without its query, which may be signed."""
-    return str(target).partition("?")[0]
-
-
-def _fields(metadata: Metadata) -> List[Field]:
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields]
-
-
 def _stored(metadata: Metadata) -> Stored:
-    return Stored(Headers(_fields(metadata)), metadata.fetched_at, metadata.age)
-
-
-def _shown(fields: List[Field], chosen: Selection) -> List[Field]:
-    """What of the stored fields belongs into an answer."""
-    if chosen.status == 304:
-        return [field for field in fields if field[0].lower() in _IN_NOT_MODIFIED]
-    if chosen.status == 416:
-        return [field for field in fields if field[0].lower() == b"date"]
-    replaced = {name.lower() for name, _ in chosen.fields}
-    return [field for field in fields if field[0].lower() not in replaced]
+    return Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
 
 
 def _hit_note(assessment: Assessment) -> str:

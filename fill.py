@@ -1,7 +1,7 @@
 """A fill: one transfer into one growing file, and those who read along.
 
-Between processes the protocol is the growing file alone: `flock` says who leads, its size how far, its inode how it
-ended. Within a process a condition on the `Fill` says the same sooner. Every way out of a fill wakes all its readers.
+Within a process a condition on the `Fill` says what happens; for others the growing file does (see `follow`). Every way
+out of a fill wakes all its readers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import fcntl
 import hashlib
 import os
 import threading
-import time
-from typing import Any, Callable, Dict, Iterator, Optional, Union
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Optional
 
 from store import (
     PART_SUFFIX,
     Digest,
     Key,
+    Lost,
     Metadata,
     Places,
     Record,
@@ -27,7 +28,9 @@ from store import (
     Version,
     is_blank,
     is_file,
-    read_record,
+    is_of_interest,
+    leftover_record,
+    read_octets,
     remove_part,
     try_lock,
 )
@@ -35,7 +38,7 @@ from store import (
 # The last octets of a digest-named object stay here until the digest agrees, so that nobody holds a whole wrong one.
 HOLD_BACK = 64 * 1024
 
-_POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two looks at another process's fill
+_REHASHED_AT_ONCE = 1024 * 1024  # octets
 _WINDOW = 4 * 1024 * 1024  # octets of a fill without a disk; that much a reader may lag behind
 _LAGGARD_PATIENCE = 30.0  # seconds for the slowest reader of a fill without a disk
 _OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, then the claim begins anew
@@ -50,7 +53,12 @@ class FillState(enum.Enum):
     UNKEPT = "complete and read to its end, but the disk would not have it"
     FAILED = "broken off"
     DECLINED = "the origin's answer is not to be kept; everybody asks for himself"
-    GONE = "over before it began; claim again"
+    GONE = "over before it began, or given up in good order; claim again"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self in _FINAL
 
 
 _COMPLETE = frozenset([FillState.PUBLISHED, FillState.UNKEPT])
@@ -63,6 +71,15 @@ class Ownership(enum.Enum):
     MINE = "this process writes the file"
     FOREIGN = "another process does"
     PUBLISHED = "nobody needs to: the object is here"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a leader that is gone has left of an object: the first `size` of its `length` octets."""
+
+    metadata: Metadata
+    length: int
+    size: int
 
 
 class FillFailed(Exception):
@@ -110,9 +127,8 @@ class _Window:
 class Fill:
     """One transfer into one growing file: written by its leader, read by any number of threads meanwhile.
 
-    Only the leader calls `own`, `begin`, `write`, `publish`, `settle`, `fail`, `decline`, `renew` and
-    `close`; `over` is told
-    when the fill has reached its end, just before its readers are. A published object of the version `beyond` is to be
+    Readers call `attach`, `detach`, `wait_head`, `ready` and `read_at`; all else is the leader's. `over` is told when
+    the fill has reached its end, just before its readers are. A published object of the version `beyond` is to be
     replaced, or found to be still good.
     """
 
@@ -147,6 +163,7 @@ class Fill:
         self.state = FillState.ASKING
         self.metadata: Optional[Metadata] = None
         self.length: Optional[int] = None
+        self.leftover: Optional[Leftover] = None  # to be gone on with by `resume`; `begin` begins anew
 
     # The leader's side
 
@@ -168,16 +185,42 @@ class Fill:
                 self._changed.notify_all()
         return ownership
 
-    def begin(self, metadata: Metadata, length: Optional[int]) -> None:
+    def begin(self, metadata: Metadata, length: Optional[int], resumable: bool = False) -> None:
         """The origin's answer is to be kept: `length` octets are coming, or an unknown number.
 
-        Raises Unstorable; the fill can then still be declined.
+        `resumable`: whoever finds what a crash leaves of it can have the rest. Raises Unstorable; the fill can then
+        still be declined.
         """
-        self._store.write_record(self._fd, Record(metadata, length or 0))
+        if self.leftover is not None:
+            self._start_over()
+        boot = self._store.boot if resumable and length else ""
+        self._store.write_record(self._fd, Record(metadata, length or 0, boot=boot))
         with self._changed:
             self.metadata, self.length = metadata, length
             self.state = FillState.FILLING
             self._changed.notify_all()
+
+    def resume(self, metadata: Metadata) -> None:
+        """The origin sends the rest of what was left over; readers have at once what is there. Raises Unstorable."""
+        left = self.leftover
+        assert left is not None
+        self._store.write_record(self._fd, Record(metadata, left.length, boot=self._store.boot))
+        with self._changed:
+            self.metadata, self.length, self._size = metadata, left.length, left.size
+            self._released = max(0, left.size - (HOLD_BACK if self._digest is not None else 0))
+            self.state = FillState.FILLING
+            self._changed.notify_all()
+
+    def catch_up(self) -> None:
+        """Hash what was there before; a no-op on a new fill. Raises FillFailed, Lost where the disk has lost it."""
+        view = memoryview(bytearray(min(self._size, _REHASHED_AT_ONCE)))
+        offset = 0
+        while offset < self._size:
+            count = read_octets(self._fd, view[: self._size - offset], offset)
+            if not count:
+                raise FillFailed("what was there of it has been cut off")
+            self._hash(view[:count])
+            offset += count
 
     def write(self, data: memoryview) -> None:
         """Append octets and show them to the readers. Raises FillFailed where there is neither disk nor reader left.
@@ -185,9 +228,7 @@ class Fill:
         Where the disk takes no more, they pass through memory, and the fill is as slow as its slowest reader.
         """
         done = self._write_to_disk(data) if self._window is None else 0
-        self._sha256.update(data)
-        if self._check is not self._sha256:
-            self._check.update(data)
+        self._hash(data)
         self._size += len(data)
         if done < len(data):
             self._write_to_memory(data[done:])
@@ -202,13 +243,9 @@ class Fill:
     def publish(self) -> bool:
         """The body is complete: verify it, put it in its place, let everybody have the rest; whether it was kept.
 
-        Raises FillFailed where length or digest disagree; nothing is published then, and the fill has failed.
+        Raises FillFailed where length or digest disagree; nothing is published then, and the fill is to be failed.
         """
-        try:
-            self._verify()
-        except FillFailed as error:
-            self._finish(FillState.FAILED, error.cause)
-            raise
+        self._verify()
         kept = self._window is None and self._put_in_place()
         with self._changed:
             self._released = self.length = self._size
@@ -234,6 +271,26 @@ class Fill:
     def renew(self) -> None:
         """There is nothing to fill: what is published is still good, and claims will find it so."""
         self._finish(FillState.GONE)
+
+    @property
+    def unread(self) -> bool:
+        """Whether nobody in this process reads along."""
+        return self._users <= 1
+
+    def abandon(self) -> bool:
+        """Stop here, for whoever wants it next to go on from; False where somebody, here or elsewhere, reads along."""
+        if is_of_interest(self._fd):
+            return False
+        with self._changed:
+            if self._users > 1 or self._window is not None or self.state.final:
+                return False
+            self.state = FillState.GONE  # who attaches from now on finds that out, and claims again
+        if leftover_record(self._fd, self._store.boot) is None:
+            remove_part(self._place + PART_SUFFIX, self._fd)
+            self._store.prune(self._place)
+        self._over(self)
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return True
 
     def close(self) -> None:
         """The leader's last word, on every path; a fill that is not over by then has failed."""
@@ -275,29 +332,40 @@ class Fill:
             self._changed.wait_for(lambda: self.state is not FillState.ASKING, patience)
             return self.state
 
+    def ready(self, offset: int, patience: float) -> None:
+        """Wait until the octets at `offset` are there, or for `patience` seconds.
+
+        Raises FillFailed, Lost where they never will be.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._released > offset or self.state.final, patience)
+            if self._released > offset or not self.state.final or self.state in _COMPLETE:
+                return
+            raise self._ending()
+
     def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:
         """Octets from `offset` on as soon as there are any; 0 at the end of a complete object.
 
-        Raises FillFailed where they will not come, or did not for `patience` seconds. A `reader` has no more use for
-        what lies before its offset.
+        Raises FillFailed where they will not come, or did not for `patience` seconds, and Lost where this reader has no
+        way to them. A `reader` has no more use for what lies before its offset.
         """
         with self._changed:
             self._positions[reader] = offset
             if self._window is not None:
                 self._changed.notify_all()
-            arrived = self._changed.wait_for(lambda: self._released > offset or self.state in _FINAL, patience)
+            arrived = self._changed.wait_for(lambda: self._released > offset or self.state.final, patience)
             available = self._released - offset
             if available <= 0:
                 if self.state in _COMPLETE:
                     return 0
-                raise FillFailed(self._cause if arrived else f"nothing arrived for {patience:g} s")
+                raise self._ending() if arrived else FillFailed(f"nothing arrived for {patience:g} s")
             if self._window is not None:
                 if offset >= self._window.first:
                     return self._window.read(view[:available], offset)
                 available = min(available, self._window.beginning - offset)
                 if available <= 0:
-                    raise FillFailed("the disk takes no more, and this reader is too slow to do without")
-        return os.preadv(self._fd, [view[:available]], offset)
+                    raise Lost("the disk takes no more, and this reader is too slow to do without")
+        return read_octets(self._fd, view[:available], offset)
 
     @property
     def cause(self) -> object:
@@ -310,6 +378,30 @@ class Fill:
         return self._size
 
     # Innards
+
+    def _ending(self) -> Exception:
+        """Why there will be no more octets."""
+        return Lost("it was given up") if self.state is FillState.GONE else FillFailed(self._cause)
+
+    def _hash(self, data: memoryview) -> None:
+        self._sha256.update(data)
+        if self._check is not self._sha256:
+            self._check.update(data)
+
+    def _start_over(self) -> None:
+        """A fresh inode takes the name of what was left over. Raises Unstorable.
+
+        Followers elsewhere who have read some of that see that it is gone, and are not given octets of something else.
+        """
+        fd, path = self._store.open_fresh(self._place)
+        try:
+            os.replace(path, self._place + PART_SUFFIX)
+        except OSError as error:
+            remove_part(path, fd)
+            os.close(fd)
+            raise Unstorable(error.strerror or str(error)) from error
+        os.close(self._fd)
+        self._fd, self.leftover = fd, None
 
     def _write_to_disk(self, data: memoryview) -> int:
         """How many octets of `data` the disk has taken; what it has not is for the window, from now on."""
@@ -372,10 +464,14 @@ class Fill:
             elif self._published_meanwhile():
                 os.unlink(part)
                 ownership = Ownership.PUBLISHED
-            elif not is_blank(fd):
-                os.unlink(part)  # left by a crash; a fresh inode carries nothing of it over
-            else:
+            elif is_blank(fd):
                 ownership = Ownership.MINE
+            else:
+                self.leftover = self._what_is_left(fd)
+                if self.leftover is None:
+                    os.unlink(part)  # a fresh inode carries nothing of it over
+                else:
+                    ownership = Ownership.MINE
         except OSError as error:
             raise Unstorable(error.strerror or str(error)) from error
         finally:
@@ -384,6 +480,13 @@ class Fill:
             else:
                 os.close(fd)
         return ownership
+
+    def _what_is_left(self, fd: int) -> Optional[Leftover]:
+        record = leftover_record(fd, self._store.boot)
+        if record is None:
+            return None
+        # All of it may be there: then the last octet is asked for, to find out whether the object is still the same.
+        return Leftover(record.metadata, record.length, min(os.fstat(fd).st_size, record.length - 1))
 
     def _published_meanwhile(self) -> bool:
         entry = self._store.open_entry(self._place)
@@ -402,7 +505,7 @@ class Fill:
 
     def _finish(self, state: FillState, cause: object = None) -> None:
         with self._changed:
-            if self.state in _FINAL:
+            if self.state.final:
                 return
         if state is not FillState.PUBLISHED and self._fd >= 0:
             remove_part(self._place + PART_SUFFIX, self._fd)
@@ -415,141 +518,7 @@ class Fill:
             self._changed.notify_all()
 
 
-class ForeignFill:
-    """A fill that another process leads, watched through its file; the readers' side of `Fill`."""
-
-    def __init__(self, place: str, fd: int, held_back: bool) -> None:
-        self._place = place
-        self._fd = fd
-        self._held_back = held_back
-        self.state = FillState.ASKING
-        self.metadata: Optional[Metadata] = None
-        self.length: Optional[int] = None
-        self.cause: object = None
-
-    def attach(self) -> None:
-        """Each follower has a descriptor of its own: nothing to count."""
-
-    def enter(self, reader: object) -> None:
-        """Nor is there anything to wait for."""
-
-    def detach(self, reader: object = None) -> None:
-        """Give the descriptor back; harmless twice."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def wait_head(self, patience: float) -> FillState:
-        """See Fill.wait_head; a leader that gave up or died before the head leaves GONE."""
-        for _ in _looks(patience):
-            self._look()
-            if self.state is not FillState.ASKING:
-                break
-        return self.state
-
-    def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:
-        """See Fill.read_at."""
-        for _ in _looks(patience):
-            self._look()
-            available = self._available() - offset
-            if available > 0:
-                return os.preadv(self._fd, [view[:available]], offset)
-            if self.state is FillState.PUBLISHED:
-                return 0
-            if self.state in _FINAL:
-                raise FillFailed(self.cause)
-        raise FillFailed(f"nothing arrived for {patience:g} s")
-
-    def _look(self) -> None:
-        if self.state in _FINAL:
-            return
-        ended = self._ending()
-        record = self._record()
-        if record is not None:
-            self.metadata = record.metadata
-            self.length = record.length or None
-            if self.state is FillState.ASKING:
-                self.state = FillState.FILLING
-        if ended is None:
-            return
-        if ended is FillState.FAILED and self.metadata is None:
-            ended = FillState.GONE
-        if ended is FillState.PUBLISHED:
-            self.length = os.fstat(self._fd).st_size
-        self.state = ended
-
-    def _ending(self) -> Optional[FillState]:
-        """PUBLISHED, FAILED, or None while its leader is at it."""
-        if is_file(self._place, self._fd):
-            return FillState.PUBLISHED
-        if not is_file(self._place + PART_SUFFIX, self._fd):
-            # Between the two looks it may have moved from one name to the other.
-            if is_file(self._place, self._fd):
-                return FillState.PUBLISHED
-            self.cause = "its leader gave it up"
-            return FillState.FAILED
-        if not try_lock(self._fd):
-            return None
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-        if is_file(self._place, self._fd):
-            return FillState.PUBLISHED
-        self.cause = "its leader is gone"
-        return FillState.FAILED
-
-    def _record(self) -> Optional[Record]:
-        try:
-            return read_record(self._fd)
-        except ValueError:
-            return None
-
-    def _available(self) -> int:
-        size = os.fstat(self._fd).st_size
-        if self.state is FillState.PUBLISHED or not self._held_back:
-            return size
-        return size - HOLD_BACK
-
-
-AnyFill = Union[Fill, ForeignFill]
-
-
-class FillReader:
-    """A reader on a fill, attached until it is closed. `patience` is in seconds."""
-
-    def __init__(self, fill: AnyFill, patience: float) -> None:
-        self.fill = fill
-        self._patience = patience
-        self._open = True
-        fill.enter(self)
-
-    @property
-    def length(self) -> Optional[int]:
-        """Octets of the whole object, where known already."""
-        return self.fill.length
-
-    def read_at(self, view: memoryview, offset: int) -> int:
-        """Octets from `offset` on as they come; 0 at the end. Raises FillFailed."""
-        return self.fill.read_at(view, offset, self._patience, self)
-
-    def close(self) -> None:
-        """Detach; harmless twice."""
-        if self._open:
-            self._open = False
-            self.fill.detach(self)
-
-
 def _hasher(digest: Digest) -> Any:
     if digest.algorithm == "blake2b":
         return hashlib.blake2b(digest_size=len(digest.hex) // 2)
     return hashlib.new(digest.algorithm)
-
-
-def _looks(patience: float) -> Iterator[None]:
-    """Yield at growing intervals until `patience` seconds have passed."""
-    deadline = time.monotonic() + patience
-    pause = _POLL_SHORTEST
-    while True:
-        yield
-        if time.monotonic() >= deadline:
-            return
-        time.sleep(pause)
-        pause = min(2 * pause, _POLL_LONGEST)

@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import Callable, Iterator
+from typing import Callable
 
+import freshness
 from body import BUFFER_SIZE, IncompleteBody
 from cache import Cache
 from fill import DigestMismatch, Fill, FillFailed
@@ -16,11 +17,12 @@ from grants import Grants
 from http1 import Headers
 from metrics import Counter, Counters
 from policy import Name
-from store import Digest, Key, Unstorable
+from store import Digest, Key, Lost, Unstorable
 from upstream import Exchange, Origins, Request, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
+_WORTH_WAITING = 60.0  # seconds that a transfer may take yet although nobody wants it
 _PAUSES = (0.05, 0.25, 1.0, 2.0, 4.0)  # seconds before each attempt to resume a transfer that broke off
 
 
@@ -50,67 +52,111 @@ def carry(fill: Fill, exchange: Exchange, request: Request, url: str, services: 
 
     Where the origin breaks off it is asked for the rest, a few times, and nobody who reads along notices.
     """
-    counters = services.counters
-    pauses = iter(_PAUSES)
-    try:
+    _Filler(fill, exchange, request, url, services).run()
+
+
+class _Unwanted(Exception):
+    """Nobody reads along, and there is much to come yet."""
+
+
+class _Filler:
+    """One transfer."""
+
+    def __init__(self, fill: Fill, exchange: Exchange, request: Request, url: str, services: Services) -> None:
+        self._fill = fill
+        self._exchange = exchange
+        self._request = request
+        self._url = url
+        self._services = services
+        self._pauses = iter(_PAUSES)
+        self._began_at = time.monotonic()
+        self._began_with = fill.size
+
+    def run(self) -> None:
+        """See `carry`."""
+        fill, counters = self._fill, self._services.counters
+        try:
+            fill.catch_up()
+            self._fetch()
+            kept = fill.publish()
+        except _Unwanted:
+            counters.add(Counter.DROPPED)
+            _log.info("Given up, for nobody wants it: %s: after %d octets", self._url, fill.size)
+        except (IncompleteBody, FillFailed, Lost, UpstreamError) as error:
+            counters.add(Counter.MISMATCHED if isinstance(error, DigestMismatch) else Counter.BROKEN)
+            _log.warning("Not kept: %s: %s", self._url, error)
+            fill.fail(UpstreamError(f"the transfer broke off: {error}"))
+        else:
+            counters.add(Counter.PUBLISHED if kept else Counter.UNKEPT)
+            if kept:
+                self._services.grown(fill.length or 0)
+            self._exchange.close()
+            self._settle()
+        finally:
+            self._exchange.close()
+            fill.close()
+
+    def _fetch(self) -> None:
+        """All octets that are missing. Raises FillFailed, UpstreamError, _Unwanted."""
+        buffer = memoryview(bytearray(BUFFER_SIZE))
         while True:
             try:
-                for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
-                    fill.write(piece)
-                break
+                for piece in self._exchange.body.chunks(buffer):
+                    self._fill.write(piece)
+                    if self._fill.unread:
+                        self._consider()
+                return
             except IncompleteBody as error:
-                _log.info("Broken off after %d octets: %s: %s", fill.size, url, error)
-                exchange.close()
-                exchange = _resume(fill, exchange, request, services, pauses)
-        kept = fill.publish()
-    except (IncompleteBody, FillFailed, UpstreamError) as error:
-        counters.add(Counter.MISMATCHED if isinstance(error, DigestMismatch) else Counter.BROKEN)
-        _log.warning("Not kept: %s: %s", url, error)
-        fill.fail(UpstreamError(f"the transfer broke off: {error}"))
-    else:
-        counters.add(Counter.PUBLISHED if kept else Counter.UNKEPT)
-        if kept:
-            services.grown(fill.length or 0)
-        exchange.close()
-        _settle(fill, url)
-    finally:
-        exchange.close()
-        fill.close()
+                _log.info("Broken off after %d octets: %s: %s", self._fill.size, self._url, error)
+                self._exchange.close()
+                self._exchange = self._resumed()
 
+    def _consider(self) -> None:
+        """Whether to go on although nobody reads along. Raises _Unwanted."""
+        fill, elapsed = self._fill, time.monotonic() - self._began_at
+        if fill.length is None:
+            going_on = elapsed < _WORTH_WAITING
+        else:
+            fetched, missing = fill.size - self._began_with, fill.length - fill.size
+            going_on = missing <= fill.size or missing * elapsed <= fetched * _WORTH_WAITING
+        if not going_on and fill.abandon():
+            raise _Unwanted
 
-def _resume(fill: Fill, broken: Exchange, request: Request, services: Services, pauses: Iterator[float]) -> Exchange:
-    """An exchange whose body begins where the fill ends. Raises UpstreamError where there is none to be had.
+    def _resumed(self) -> Exchange:
+        """An exchange whose body begins where the fill ends. Raises UpstreamError where there is none to be had.
 
-    Only a strong validator shows that the rest belongs to the same representation (RFC 9110 §14.2, §13.1.5).
-    """
-    etag = broken.head.headers.get(b"etag")
-    if etag is None or not etag.startswith(b'"') or not fill.length or not fill.size:
-        raise UpstreamError("the origin broke off, and nothing says that the rest would be of the same object")
-    conditions = [(b"Range", b"bytes=%d-" % fill.size), (b"If-Range", etag)]
-    rest = replace(request, headers=Headers([*request.headers, *conditions]), on_interim=lambda _: None)
-    expected = b"bytes %d-%d/%d" % (fill.size, fill.length - 1, fill.length)
-    for pause in pauses:
-        time.sleep(pause)
+        Only a strong validator shows that the rest belongs to the same representation (RFC 9110 §14.2, §13.1.5).
+        """
+        fill, services = self._fill, self._services
+        etag = freshness.strong_etag(self._exchange.head.headers)
+        if etag is None or not fill.length or not fill.size:
+            raise UpstreamError("the origin broke off, and nothing says that the rest would be of the same object")
+        conditions = freshness.rest_conditions(etag, fill.size)
+        headers = Headers([*self._request.headers.without([b"range", b"if-range"]), *conditions])
+        rest = replace(self._request, headers=headers, on_interim=lambda _: None)
+        for pause in self._pauses:
+            time.sleep(pause)
+            if fill.unread:
+                self._consider()
+            try:
+                exchange = services.origins.follow(rest)
+            except UpstreamError as error:
+                _log.info("Cannot be resumed yet: %s", error)
+                continue
+            if freshness.is_rest(exchange.head, etag, fill.size, fill.length):
+                services.counters.add(Counter.RESUMED)
+                return exchange
+            exchange.close()
+            if exchange.head.status < 500:
+                status = exchange.head.status
+                raise UpstreamError(f"the origin broke off, and answers {status} when asked for the rest")
+        raise UpstreamError("the origin broke off, again and again")
+
+    def _settle(self) -> None:
         try:
-            exchange = services.origins.follow(rest)
-        except UpstreamError as error:
-            _log.info("Cannot be resumed yet: %s", error)
-            continue
-        head = exchange.head
-        if head.status == 206 and head.headers.get(b"content-range") == expected and head.headers.get(b"etag") == etag:
-            services.counters.add(Counter.RESUMED)
-            return exchange
-        exchange.close()
-        if head.status < 500:
-            raise UpstreamError(f"the origin broke off, and answers {head.status} when asked for the rest")
-    raise UpstreamError("the origin broke off, again and again")
-
-
-def _settle(fill: Fill, url: str) -> None:
-    try:
-        fill.settle()
-    except (OSError, Unstorable) as error:
-        _log.warning("Kept, but perhaps not past a loss of power: %s: %s", url, error)
+            self._fill.settle()
+        except (OSError, Unstorable) as error:
+            _log.warning("Kept, but perhaps not past a loss of power: %s: %s", self._url, error)
 
 
 def key_of(name: Name) -> Key:

@@ -326,6 +326,24 @@ def same_representation(response: ResponseHead, fields: Headers, length: Optiona
 
 
 # RFC 9111 §3.2: a 304 must not change what the stored octets depend on.
+def strong_etag(fields: Headers) -> Optional[bytes]:
+    """What shows, and nothing else does, that two parts are of one representation (RFC 9110 §13.1.5, §14.2)."""
+    etag = fields.get(b"etag")
+    return etag if etag is not None and etag.startswith(b'"') else None
+
+
+def rest_conditions(etag: bytes, offset: int) -> List[Field]:
+    """The fields that ask for the octets from `offset` on, if the representation is still the one with `etag`."""
+    return [(b"Range", b"bytes=%d-" % offset), (b"If-Range", etag)]
+
+
+def is_rest(response: ResponseHead, etag: bytes, offset: int, length: int) -> bool:
+    """Whether an answer is exactly what `rest_conditions` have asked for, of `length` octets in all."""
+    if response.status != 206 or response.headers.get(b"etag") != etag:
+        return False
+    return response.headers.get(b"content-range") == b"bytes %d-%d/%d" % (offset, length - 1, length)
+
+
 _NOT_UPDATED = frozenset([b"content-encoding", b"content-range", b"content-type", *_NOT_STORED])
 
 

@@ -214,7 +214,7 @@ class Server:
             naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query)),
         )
         access = self._make_access()
-        cache = self._open_cache()
+        self.cache = self._open_cache()
         self._evictor = Evictor(
             config.misc.file_dir,
             Limits(config.cache.max_size, config.cache.min_free or 0),
@@ -229,7 +229,7 @@ class Server:
             raise
         self._household = Household(
             services=Services(
-                cache=cache,
+                cache=self.cache,
                 origins=self._origins,
                 freshness=FreshnessRules(
                     fresh_for=config.cache.fresh_for,

@@ -17,13 +17,14 @@ import logging
 import mimetypes
 import os
 import stat
+import struct
 import threading
 import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from email.utils import formatdate
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
 from notices import Seldom
 
@@ -34,6 +35,7 @@ _NAME_LIMIT = 255 - len(PART_SUFFIX)
 _FORMAT = 1
 _ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
 _MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making and our using it
+_READ_ATTEMPTS = 3
 
 FieldText = Tuple[str, str]
 
@@ -42,6 +44,10 @@ _log = logging.getLogger("dduct.store")
 
 class Unstorable(Exception):
     """This object cannot be kept under this name, or not now; the transfer itself is none the worse for it."""
+
+
+class Lost(Exception):
+    """These octets cannot be had from here any more, though perhaps in another way: claim again."""
 
 
 class Digest(NamedTuple):
@@ -99,7 +105,8 @@ class Record:
     """The content of the attribute: `metadata`, and what makes the octets trustworthy.
 
     `alias` names the digest whose object holds the octets (`sha256:<hex>`); the file itself is then empty. `boot` is
-    the boot in which it was published and `durable` whether it has reached the disk since.
+    the boot in which it was written and `durable` whether it has reached the disk since. A growing file has a boot
+    only if what a crash leaves of it can be gone on with.
     """
 
     metadata: Metadata
@@ -136,16 +143,29 @@ Version = Tuple[int, int, float]
 
 
 class Entry:
-    """One published object, open for reading; whoever got it closes it. Safe against replacement and eviction."""
+    """One published object, open for reading; whoever got it closes it. Safe against replacement and eviction.
 
-    def __init__(self, fd: int, record: Record) -> None:
+    Unless it is `trusted`, its octets are to be compared with its hash before anybody has all of them.
+    """
+
+    def __init__(self, store: Store, place: str, fd: int, record: Record, trusted: bool) -> None:
+        self._store = store
+        self._place = place
         self._fd = fd
         self.record = record
+        self.trusted = trusted
         self.length: Optional[int] = record.length
 
+    def ready(self, offset: int, whole: bool) -> None:
+        """Nothing here has to be waited for."""
+
     def read_at(self, view: memoryview, offset: int) -> int:
-        """Octets from `offset` on; 0 at the end."""
-        return os.preadv(self._fd, [view], offset)
+        """Octets from `offset` on; 0 at the end. Raises Lost, and is unpublished, where the disk does not give them."""
+        try:
+            return read_octets(self._fd, view, offset)
+        except Lost:
+            self.discard()
+            raise
 
     def fileno(self) -> int:
         """The descriptor, its offset is never used."""
@@ -157,9 +177,15 @@ class Entry:
         status = os.fstat(self._fd)
         return status.st_dev, status.st_ino, self.record.metadata.fetched_at
 
-    def sync(self) -> None:
-        """Wait until its octets are on the disk. Raises OSError."""
+    def discard(self) -> None:
+        """Unpublish it, if it is still the one that is published."""
+        if is_file(self._place, self._fd):
+            self._store.remove(self._place)
+
+    def vouch(self) -> None:
+        """Its octets are right: bring them to the disk, and say so in its record. Raises OSError, Unstorable."""
         os.fsync(self._fd)
+        self._store.note_durable(self)
 
     def close(self) -> None:
         """Give the descriptor back; harmless twice."""
@@ -179,7 +205,7 @@ class Store:
         self._min_free = min_free
         root.mkdir(parents=True, exist_ok=True)
         self.keeps_metadata = self._probe_attributes()
-        self.boot = _boot_id()
+        self.boot = boot_id()
         self.trouble = Seldom(_log)  # with the disk
         # Guards the step from a record to the next one; between processes a lost step only costs a validation.
         self._updating = threading.Lock()
@@ -217,14 +243,19 @@ class Store:
         except OSError as error:
             raise Unstorable(error.strerror or str(error)) from error
         try:
-            record = self._read_trusted(fd, place)
+            record = self._read_record(fd, place)
         except BaseException:
             os.close(fd)
             raise
         if record is None:
             os.close(fd)
             return None
-        return Entry(fd, record)
+        # Published in an earlier boot and perhaps never written out: the name may have outlived the octets.
+        trusted = record.durable or record.boot == self.boot or bool(record.alias)
+        if not trusted and not record.sha256:
+            os.close(fd)
+            return None
+        return Entry(self, place, fd, record, trusted)
 
     def open_part(self, place: str) -> int:
         """Open the file that grows beside `place`, made with its directories, never truncated. Raises Unstorable."""
@@ -239,6 +270,16 @@ class Store:
             except OSError as error:
                 raise Unstorable(error.strerror or str(error)) from error
         raise Unstorable("its directory vanishes again and again")
+
+    def open_fresh(self, place: str) -> Tuple[int, str]:
+        """A locked file beside `place` under a name of its own, to be renamed by the caller. Raises Unstorable."""
+        path = f"{os.path.dirname(place)}/.{uuid.uuid4().hex}{PART_SUFFIX}"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise Unstorable(error.strerror or str(error)) from error
+        try_lock(fd)
+        return fd, path
 
     def prune(self, place: str) -> None:
         """Remove the directories above `place` that hold nothing: those made for an object that was not kept."""
@@ -301,10 +342,13 @@ class Store:
         if entry is None:
             return  # evicted or replaced since
         try:
-            entry.sync()
-            self._update(entry, lambda record: replace(record, durable=True))
+            entry.vouch()
         finally:
             entry.close()
+
+    def note_durable(self, entry: Entry) -> None:
+        """An object has reached the disk. Raises Unstorable."""
+        self._update(entry, lambda record: replace(record, durable=True))
 
     def _check_room(self) -> None:
         if not self._min_free:
@@ -326,7 +370,7 @@ class Store:
                 record = entry.record
             self.write_record(entry.fileno(), change(record))
 
-    def _read_trusted(self, fd: int, place: str) -> Optional[Record]:
+    def _read_record(self, fd: int, place: str) -> Optional[Record]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise Unstorable("its name belongs to a directory")
@@ -341,9 +385,6 @@ class Store:
         if time.time() - status.st_atime > _ATIME_GRAIN:
             with contextlib.suppress(OSError):  # for the sake of eviction only
                 os.utime(fd, ns=(time.time_ns(), status.st_mtime_ns))
-        # Published in an earlier boot and perhaps never written out: the name may have outlived the octets.
-        if not record.durable and record.boot != self.boot:
-            return None
         return record
 
     def _foreign(self, status: os.stat_result, place: str) -> Optional[Record]:
@@ -379,6 +420,24 @@ class Store:
         return True
 
 
+def files_below(directory: str) -> Iterator[os.DirEntry[str]]:
+    """All files below a directory but those of dduct's own at the top, whose names begin with a dot."""
+    pending = [directory]
+    while pending:
+        place = pending.pop()
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False) and not (
+                        place == directory and entry.name.startswith(".")
+                    ):
+                        yield entry
+        except OSError:
+            continue  # gone meanwhile, or not ours to read
+
+
 def read_record(fd: int) -> Optional[Record]:
     """The record of an open file; None where it has none. Raises ValueError where it is damaged."""
     try:
@@ -407,12 +466,54 @@ def is_file(path: str, fd: int) -> bool:
         return False
 
 
+def read_octets(fd: int, view: memoryview, offset: int) -> int:
+    """What there is of an open file from `offset` on. Raises Lost where the disk does not give it, again and again."""
+    reason: object = None
+    for _ in range(_READ_ATTEMPTS):
+        try:
+            return os.preadv(fd, [view], offset)
+        except OSError as error:
+            reason = error.strerror or error
+    raise Lost(f"the disk does not give it: {reason}")
+
+
 def is_blank(fd: int) -> bool:
     """Whether an open file is new: neither octets nor a record in it."""
     try:
         return not os.fstat(fd).st_size and read_record(fd) is None
     except ValueError:
         return False
+
+
+def leftover_record(fd: int, boot: str) -> Optional[Record]:
+    """The record of a growing file whose leader is gone, if it was begun in this boot, and one can go on with it."""
+    try:
+        record = read_record(fd)
+    except ValueError:
+        return None
+    if record is None or record.boot != boot or not 0 < os.fstat(fd).st_size <= record.length:
+        return None
+    return record if record.length > 1 else None
+
+
+def show_interest(fd: int) -> None:
+    """Let the leader of a growing file, in whatever process, know that somebody reads it, until `fd` is closed."""
+    with contextlib.suppress(OSError):  # where there are no such locks, leaders take it for granted
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK))
+
+
+def is_of_interest(fd: int) -> bool:
+    """Whether a process has shown interest in a growing file, or cannot do so."""
+    try:
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+    except OSError:
+        return True
+    return bool(struct.unpack_from("h", found)[0] != fcntl.F_UNLCK)
+
+
+def _flock(kind: int) -> bytes:
+    """A struct flock (fcntl(2)) for the first octet of a file."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0)
 
 
 def remove_part(part: str, fd: int) -> None:
@@ -424,7 +525,8 @@ def remove_part(part: str, fd: int) -> None:
         _log.warning("Cannot remove %s: %s", part, error)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """What tells this run of the machine from every other."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -18,8 +18,9 @@ from typing import Any, Callable, List, Optional, Union
 import pytest
 
 from cache import Cache, Follow, Hit, Lead
-from fill import HOLD_BACK, Fill, FillFailed, FillReader, FillState
-from store import Digest, Key, Metadata, Unstorable
+from fill import HOLD_BACK, Fill, FillFailed, FillState, Leftover
+from follow import FillReader, ForeignFill
+from store import Digest, Key, Lost, Metadata, Unstorable
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "https/some.thing/pool/x.deb"
@@ -424,7 +425,7 @@ def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatc
     fill.write(view(b"a" * 1000))
     fill.write(view(b"b" * 1000))
     assert fill.publish() is False
-    with pytest.raises(FillFailed, match="too slow"):
+    with pytest.raises(Lost, match="too slow"):
         still.read_at(view(bytearray(10)), 0)
     still.close()
     fill.close()
@@ -446,8 +447,9 @@ def test_a_wrong_object_is_wrong_without_the_disk_too(cache: Cache, monkeypatch:
     reader = follow(cache, key)
     fill.begin(META, 100_000)
     fill.write(view(bytes(100_000)))
-    with pytest.raises(FillFailed, match="digest"):
+    with pytest.raises(FillFailed, match="digest") as caught:
         fill.publish()
+    fill.fail(caught.value)
     received = 0
     with pytest.raises(FillFailed):
         while True:
@@ -557,8 +559,9 @@ def test_octets_of_another_digest_are_never_published(cache: Cache, algorithm: s
     reader = cache.reader(fill)
     fill.begin(blob_meta("one"), None)
     fill.write(view(b"what came"))
-    with pytest.raises(FillFailed, match=f"have not the digest {algorithm}"):
+    with pytest.raises(FillFailed, match=f"have not the digest {algorithm}") as caught:
         fill.publish()
+    fill.fail(caught.value)
     with pytest.raises(FillFailed):
         reader.read_at(view(bytearray(100)), 0)
     reader.close()
@@ -635,6 +638,162 @@ def test_a_leftover_is_never_truncated_under_a_leader_of_another_process(tmp_pat
     fill.close()
 
 
+# --- what a leader that is gone has left -----------------------------------------------------------
+
+
+def leave(cache: Cache, octets: bytes, length: int = 6, resumable: bool = True, key: Key = KEY) -> None:
+    """A leader dies after so many octets."""
+    fill = lead(cache, key)
+    fill.begin(META, length, resumable)
+    fill.write(view(octets))
+    os.close(fill._fd)
+
+
+def test_a_leftover_is_gone_on_with(pair: List[Cache]) -> None:
+    leave(pair[0], b"abc")
+    fill = lead(pair[1])
+    assert fill.leftover == Leftover(META, 6, 3)
+    reader = pair[1].reader(fill)
+    fill.resume(META)
+    assert reader.read_at(view(bytearray(10)), 0) == 3
+    fill.catch_up()
+    fill.write(view(b"def"))
+    fill.publish()
+    fill.settle()
+    fill.close()
+    assert read_all(reader) == b"abcdef"
+    reader.close()
+    assert hit_body(pair[0]) == b"abcdef"
+    entry = pair[0].store.open_entry(str(pair[0].store.root / NAME))
+    assert entry is not None and entry.record.sha256 == digest_of(b"abcdef").hex
+    entry.close()
+
+
+def test_a_complete_leftover_is_not_taken_for_an_object(pair: List[Cache]) -> None:
+    leave(pair[0], b"abcdef")
+    fill = lead(pair[1])
+    assert fill.leftover == Leftover(
+        META, 6, 5
+    )  # the last octet is asked for, and with it whether it is still the same
+    fill.resume(META)
+    fill.catch_up()
+    fill.write(view(b"f"))
+    fill.publish()
+    fill.close()
+    assert hit_body(pair[0]) == b"abcdef"
+
+
+def test_a_digest_named_leftover_is_verified_from_its_first_octet(pair: List[Cache], tmp_path: Path) -> None:
+    key = Key("https/one/x", digest_of(b"abcdef"))
+    for one, octets, right in ((pair[0], b"abX", False), (Cache(tmp_path / "files"), b"abc", True)):
+        leave(one, octets, key=key)
+        fill = lead(pair[1], key)
+        fill.resume(META)
+        fill.catch_up()
+        fill.write(view(b"def"))
+        if right:
+            assert fill.publish()
+        else:
+            with pytest.raises(FillFailed, match="digest"):
+                fill.publish()
+        fill.close()
+
+
+def test_a_leftover_of_another_object_makes_way_and_its_followers_do_not_mix_them(pair: List[Cache]) -> None:
+    leave(pair[0], b"abc")
+    foreign = ForeignFill(
+        str(pair[0].store.root / NAME), pair[0].store.open_part(str(pair[0].store.root / NAME)), held_back=False
+    )
+    old = FillReader(foreign, 20)
+    assert foreign.wait_head(1) is FillState.GONE or old.read_at(view(bytearray(3)), 0) == 3
+    fill = lead(pair[1])
+    fill.begin(META, 9)
+    fill.write(view(b"ABCDEFGHI"))
+    assert fill.leftover is None
+    with pytest.raises(Lost):
+        old.read_at(view(bytearray(10)), 3)
+    old.close()
+    fill.publish()
+    fill.close()
+    assert hit_body(pair[0]) == b"ABCDEFGHI" and parts(pair[0]) == []
+
+
+@pytest.mark.parametrize("what", ["not resumable", "other boot", "too long"])
+def test_what_cannot_be_gone_on_with_goes(pair: List[Cache], what: str) -> None:
+    if what == "other boot":
+        pair[0].store.boot = "another"
+    leave(pair[0], b"abc", 6 if what != "too long" else 2, what != "not resumable")
+    fill = lead(pair[1])
+    assert fill.leftover is None
+    fill.close()
+    assert parts(pair[0]) == []
+
+
+def test_a_fill_that_nobody_reads_can_be_given_up_and_gone_on_with(pair: List[Cache]) -> None:
+    fill = lead(pair[0])
+    fill.begin(META, 6, resumable=True)
+    fill.write(view(b"abc"))
+    reader = follow(pair[0])
+    assert not fill.unread and not fill.abandon()
+    reader.close()
+    elsewhere = follow(pair[1])
+    assert fill.unread and not fill.abandon()
+    elsewhere.close()
+    assert fill.abandon()
+    fill.close()
+    again = lead(pair[0])
+    assert again.leftover == Leftover(META, 6, 3)
+    again.close()
+    assert parts(pair[0]) == []
+
+
+def test_what_is_given_up_for_good_is_removed(cache: Cache) -> None:
+    fill = lead(cache)
+    fill.begin(META, 6)
+    fill.write(view(b"abc"))
+    assert fill.abandon()
+    fill.close()
+    assert parts(cache) == []
+
+
+def test_who_joins_a_fill_just_as_it_is_given_up_claims_again(cache: Cache) -> None:
+    fill = lead(cache)
+    fill.begin(META, 6, resumable=True)
+    late = FillReader(fill, 1)
+    assert fill.abandon()
+    assert fill.wait_head(1) is FillState.GONE
+    with pytest.raises(Lost):
+        late.ready(0, True)
+    with pytest.raises(Lost):
+        late.read_at(view(bytearray(1)), 0)
+    fill.close()
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_disk_that_does_not_give_back_is_asked_again_and_then_given_up(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    publish(cache, b"body")
+    real, left = os.preadv, [failures]
+
+    def preadv(fd: int, views: Any, offset: int) -> int:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "worn out")
+        return real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    hit = cache.lookup(KEY)
+    assert hit is not None
+    if failures == 3:
+        with pytest.raises(Lost, match="worn out"):
+            hit.entry.read_at(view(bytearray(9)), 0)
+        assert cache.lookup(KEY) is None  # so that it is fetched again
+    else:
+        assert hit.entry.read_at(view(bytearray(9)), 0) == 4
+    hit.entry.close()
+
+
 # --- two processes (two caches on one directory: flock does not know the difference) --------------
 
 
@@ -698,14 +857,14 @@ def test_a_foreign_fill_that_ends_before_its_head_sends_followers_back(pair: Lis
     publish(pair[1], b"body")
 
 
-def test_a_foreign_fill_that_fails_ends_its_followers_short(pair: List[Cache]) -> None:
+def test_a_foreign_fill_that_fails_sends_its_followers_elsewhere(pair: List[Cache]) -> None:
     fill = lead(pair[0])
     reader = follow(pair[1])
     fill.begin(META, 6)
     fill.write(view(b"abc"))
     fill.fail("x")
     fill.close()
-    with pytest.raises(FillFailed, match="gave it up"):
+    with pytest.raises(Lost, match="gave it up"):
         read_all(reader)
     reader.close()
 
@@ -761,7 +920,7 @@ def test_a_killed_leader_leaves_nothing_that_is_taken_for_an_object(tmp_path: Pa
         assert reader.read_at(view(bytearray(10)), 0) == 3
         child.send_signal(signal.SIGKILL)
         child.wait(20)
-        with pytest.raises(FillFailed, match="leader is gone"):
+        with pytest.raises(Lost, match="leader is gone"):
             reader.read_at(view(bytearray(10)), 3)
         reader.close()
         assert not (tmp_path / NAME).exists()

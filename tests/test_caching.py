@@ -726,8 +726,11 @@ def test_a_wrong_object_is_cut_short_logged_and_counted(
     origin = house.origin(Shelf(body=os.urandom(size)))
     path = f"/v2/a/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     answer = house.fetch(origin, path)
-    assert not answer.complete and len(answer.body) <= max(0, size - 65_536)
-    assert house.counters.value(Counter.MISMATCHED) == 1
+    if size <= 65_536:  # nothing has been sent: after another attempt the client is told
+        assert answer.status == 502 and b"digest" in answer.body
+    else:
+        assert not answer.complete and len(answer.body) <= size - 65_536
+    assert house.counters.value(Counter.MISMATCHED) == (2 if size <= 65_536 else 1)
     assert any("have not the digest sha256:" in record.getMessage() for record in caplog.records)
     assert not any(name.startswith("sha256/") for name in house.stored())
 

@@ -7,15 +7,20 @@ import os
 import random
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
-from support.household import House
-from support.origin import Asked, Connection, Files, Gate
+from support.client import wait_until
+from support.household import HOST, House
+from support.origin import Asked, Connection, Files, Gate, Origin
 
+from cache import Cache, Lead
 from metrics import Counter
+from store import Key, Metadata, Record
 
 BODY = os.urandom(2_000_000)
 
@@ -37,7 +42,7 @@ def test_a_disk_that_fills_up_costs_no_client_anything(
         answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(4)]
         assert [answer.result(20).body for answer in answers] == [BODY] * 4
         assert house.stored() == []
-        assert house.counters.value(Counter.UNKEPT) >= 1
+        assert house.counted(Counter.UNKEPT) >= 1
     assert house.fetch(origin, "/x.deb").body == BODY
     assert len(house.stored()) == 1
 
@@ -99,7 +104,7 @@ def test_a_fifth_of_all_disk_operations_may_fail(house: House, monkeypatch: pyte
         return fail
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(6) as pool:
-        for name in ("pwrite", "setxattr", "getxattr", "fsync"):
+        for name in ("pwrite", "preadv", "setxattr", "getxattr", "fsync", "replace"):
             patch.setattr(os, name, failing(name))
         for _ in range(3):
             answers = {path: pool.submit(house.fetch, origin, path) for path in bodies}
@@ -194,7 +199,7 @@ def test_a_transfer_that_breaks_off_is_resumed_and_nobody_notices(
     with ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(3)]
         assert all(answer.result(20).body == BODY for answer in answers)
-    assert house.counters.value(Counter.RESUMED) == len(breaking.ranges) == 3
+    assert house.counted(Counter.RESUMED, 3) == len(breaking.ranges) == 3
     assert len(house.stored()) == 1
     if end is not Connection.reset:  # which destroys what is under way
         assert breaking.sent == len(BODY)
@@ -228,3 +233,236 @@ def test_an_origin_that_breaks_off_for_ever_is_given_up(house: House, monkeypatc
     origin = house.origin(breaking)
     assert not house.fetch(origin, "/x.deb").complete
     assert len(breaking.ranges) == 3 and house.stored() == []
+
+
+# --- leaders that die, fills that nobody wants, objects that are damaged ------------------------------
+
+
+def name_of(origin: Origin, path: str = "/x.deb") -> str:
+    return f"https/{HOST}:{origin.port}{path}"
+
+
+class DeadLeader:
+    """Another process that fetches an object, until it dies."""
+
+    def __init__(self, house: House, origin: Origin, size: int, etag: str = '"1"') -> None:
+        claim = Cache(house.files).claim(Key(name_of(origin)))
+        assert isinstance(claim, Lead)
+        self._fill = claim.fill
+        fields = (("ETag", etag), ("Content-Type", "text/leader"))
+        metadata = Metadata(f"https://{HOST}:{origin.port}/x.deb", fields, time.time())
+        self._fill.begin(metadata, len(BODY), resumable=True)
+        self._fill.write(memoryview(BODY)[:size])
+
+    def die(self) -> None:
+        """Its lock and its memory go with it, its file stays."""
+        os.close(self._fill._fd)
+
+
+def test_a_leftover_is_gone_on_with_from_where_it_ends(house: House) -> None:
+    breaking = Breaking()
+    origin = house.origin(breaking)
+    DeadLeader(house, origin, 1_500_000).die()
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert breaking.ranges == ["bytes=1500000-"] and breaking.sent == 500_000
+    assert house.counted(Counter.PUBLISHED) == 1
+    answer = house.fetch(origin, "/x.deb")
+    assert answer.body == BODY and answer.get("content-type") == "text/leader"
+    assert len(origin.requests) == 1
+
+
+def test_a_leftover_of_an_object_that_has_changed_makes_way(house: House) -> None:
+    breaking = Breaking(etag='"2"')
+    origin = house.origin(breaking)
+    DeadLeader(house, origin, 1_500_000).die()
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert breaking.ranges == [] and breaking.sent == len(BODY)
+    assert house.fetch(origin, "/x.deb").get("etag") == '"2"'
+    assert len(house.stored()) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1_000_000])
+def test_followers_of_a_leader_that_dies_take_over_and_their_clients_notice_nothing(house: House, size: int) -> None:
+    breaking = Breaking()
+    origin = house.origin(breaking)
+    leader = DeadLeader(house, origin, size)
+    with ThreadPoolExecutor(4) as pool:
+        with house.inside(origin) as client:
+            client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+            if size:
+                head = client.read_until(b"\r\n\r\n")
+                assert b"text/leader" in head
+            answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(3)]
+            leader.die()
+            if size:
+                assert client._exactly(len(BODY)) == BODY
+            else:
+                assert client.read().body == BODY
+        assert all(answer.result(20).body == BODY for answer in answers)
+    assert breaking.sent == len(BODY) - size and len(house.stored()) == 1
+
+
+def test_nobody_is_given_two_objects_in_one(house: House) -> None:
+    """The leader dies, the object has changed since: who has had octets of the one gets none of the other."""
+    breaking = Breaking(etag='"2"')
+    origin = house.origin(breaking)
+    leader = DeadLeader(house, origin, 1_000_000)
+    with house.inside(origin) as client:
+        client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+        client.read_until(b"\r\n\r\n")
+        leader.die()
+        assert client._exactly(len(BODY)) == BODY[:1_000_000]
+    answer = house.fetch(origin, "/x.deb")
+    assert answer.body == BODY and answer.get("etag") == '"2"'
+
+
+def test_who_has_had_nothing_begins_anew_when_the_object_changes(house: House) -> None:
+    """A reader of the end of an object that changes while it is fetched gets the end of the new one."""
+    breaking = Breaking(500_000)
+    breaking.gate = Gate()
+    origin = house.origin(breaking)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(house.fetch, origin, "/x.deb")
+        breaking.gate.reached()
+        last = pool.submit(house.fetch, origin, "/x.deb", "Range: bytes=1900000-")
+        wait_until(lambda: any(len(fill._positions) == 2 for fill in house.fills()))
+        breaking.etag = '"2"'
+        breaking.gate.open()
+        assert not first.result(20).complete
+        answer = last.result(20)
+        assert (answer.status, answer.body, answer.get("etag")) == (206, BODY[1_900_000:], '"2"')
+
+
+def test_a_fill_that_nobody_wants_any_more_is_dropped_and_gone_on_with_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("filler._WORTH_WAITING", -1.0)
+    breaking = Breaking()
+    part = 600_000
+
+    def slow(asked: Asked, connection: Connection) -> None:
+        if asked.get("range") is not None:
+            breaking(asked, connection)
+            return
+        connection.head(200, [("ETag", '"1"'), ("Content-Length", str(len(BODY)))])
+        connection.send_body(BODY[:part])
+        with pytest.raises(OSError):
+            for start in range(part, 900_000, 1000):  # until it is hung up on
+                connection.send_body(BODY[start : start + 1000])
+                time.sleep(0.01)
+
+    origin = house.origin(slow)
+    with house.inside(origin) as client:
+        client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+        client.read_until(b"\r\n\r\n")
+        assert client._exactly(part) == BODY[:part]
+    assert house.counted(Counter.DROPPED) == 1
+    assert house.stored() == [name_of(origin) + ".dduct"]
+    assert house.fetch(origin, "/x.deb").body == BODY
+    (wanted,) = breaking.ranges
+    assert part <= int(wanted[len("bytes=") : -1]) < 900_000
+    assert house.counted(Counter.PUBLISHED) == 1 and house.stored() == [name_of(origin)]
+
+
+def test_a_fill_past_its_half_is_finished_for_those_who_come_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("filler._WORTH_WAITING", -1.0)
+    breaking = Breaking(1_100_000)
+    breaking.gate = Gate()
+    origin = house.origin(breaking)
+    with house.inside(origin) as client:
+        client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+        client.read_until(b"\r\n\r\n")
+        client._exactly(1_000_000)
+        breaking.gate.reached()
+    wait_until(lambda: any(fill.unread for fill in house.fills()))
+    breaking.gate.open()
+    assert house.counted(Counter.PUBLISHED) == 1
+    assert house.fetch(origin, "/x.deb").body == BODY and len(origin.requests) == 2
+
+
+def after_a_power_cut(house: House, change: Callable[[bytearray], None]) -> str:
+    """Make the one stored object one that an earlier boot has published, and perhaps not brought to the disk."""
+    (name,) = house.stored()
+    path = house.files / name
+    body = bytearray(path.read_bytes())
+    change(body)
+    path.write_bytes(bytes(body))
+    record = Record.decode(os.getxattr(path, "user.dduct"))
+    os.setxattr(path, "user.dduct", replace(record, boot="earlier", durable=False).encode())
+    return name
+
+
+def garbage(body: bytearray) -> None:
+    body[1_000_000:1_004_096] = os.urandom(4096)
+
+
+def zeroes(body: bytearray) -> None:
+    body[-4096:] = bytes(4096)
+
+
+def truncation(body: bytearray) -> None:
+    del body[1_500_000:]
+
+
+DAMAGES = [garbage, zeroes, truncation]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_a_power_cut_has_damaged_is_never_complete_and_fetched_again(
+    house: House, damage: Callable[[bytearray], None]
+) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}))
+    house.fetch(origin, "/x.deb")
+    house.counted(Counter.PUBLISHED)
+    wait_until(lambda: b'"durable":true' in os.getxattr(house.files / name_of(origin), "user.dduct"))
+    after_a_power_cut(house, damage)
+    answer = house.fetch(origin, "/x.deb")
+    if answer.complete:  # what was found wrong in time
+        assert answer.body == BODY
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert origin.count("/x.deb") == 2
+
+
+@pytest.mark.parametrize("wanted", ["bytes=0-9", "bytes=5-9", "bytes=1999990-", "bytes=0-1,1000000-1000009"])
+def test_a_range_of_a_damaged_object_is_the_right_one(house: House, wanted: str) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}))
+    house.fetch(origin, "/x.deb")
+    right = house.fetch(origin, "/x.deb", f"Range: {wanted}")
+    wait_until(lambda: b'"durable":true' in os.getxattr(house.files / name_of(origin), "user.dduct"))
+    after_a_power_cut(house, garbage)
+    answer = house.fetch(origin, "/x.deb", f"Range: {wanted}")
+    boundary, other = (one.body.partition(b"\r\n")[0] for one in (right, answer))
+    assert answer.status == 206 and answer.body.replace(other, boundary) == right.body
+    assert origin.count("/x.deb") == 2
+
+
+def test_what_a_power_cut_has_not_damaged_is_used(house: House) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}))
+    house.fetch(origin, "/x.deb")
+    wait_until(lambda: b'"durable":true' in os.getxattr(house.files / name_of(origin), "user.dduct"))
+    name = after_a_power_cut(house, lambda _: None)
+    for _ in range(2):
+        assert house.fetch(origin, "/x.deb").body == BODY
+    assert len(origin.requests) == 1
+    assert Record.decode(os.getxattr(house.files / name, "user.dduct")).durable
+
+
+def test_a_disk_that_cannot_read_an_object_costs_no_client_anything(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}))
+    house.fetch(origin, "/x.deb")
+    real = os.preadv
+    bad = os.stat(house.files / name_of(origin)).st_ino
+
+    def preadv(fd: int, views: Any, offset: int) -> int:
+        if os.fstat(fd).st_ino == bad and offset + len(views[0]) > 1_200_000:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert house.fetch(origin, "/x.deb", "Range: bytes=1900000-").body == BODY[1_900_000:]
+    assert origin.count("/x.deb") == 2

@@ -21,7 +21,9 @@ ROOMS: Dict[str, Set[str]] = {
     "notices": set(),
     "store": {"notices"},
     "fill": {"store"},
-    "cache": {"store", "fill"},
+    "follow": {"store", "fill"},
+    "cache": {"store", "fill", "follow"},
+    "verify": {"store", "fill"},
     "evict": {"store"},
     "stream": {"http1"},
     "body": {"http1", "stream"},
@@ -35,8 +37,14 @@ ROOMS: Dict[str, Set[str]] = {
     "pages": {"http1", "policy", "metrics"},
     "relay": {"http1", "values", "stream", "body", "policy", "upstream", "reply"},
     "filler": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "grants", "metrics", "upstream"},
+    "deliver": {"store", "fill", "body", "selection", "reply", "http1"},
+    "inquiry": {"http1", "store", "fill", "freshness", "filler", "relay", "upstream"},
     "fetch": {
         "filler",
+        "inquiry",
+        "follow",
+        "deliver",
+        "verify",
         "http1",
         "store",
         "fill",
@@ -79,7 +87,7 @@ ROOMS: Dict[str, Set[str]] = {
     }
     | {"evict", "filler", "session"},
     "notify": set(),
-    "dduct": {"access", "config", "certs", "notify", "server"},
+    "dduct": {"access", "config", "certs", "notify", "server", "verify"},
 }
 THIRD_PARTY = {"cryptography", "tomli"}
 BROAD_EXCEPTS = {"server": 1}  # the edge of every thread

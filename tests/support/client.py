@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import Callable, List, Optional, Tuple
 
 TIMEOUT = 20.0
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Until something holds that no event tells of."""
+    deadline = time.monotonic() + TIMEOUT
+    while not holds():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.002)
 
 
 @dataclass(frozen=True)

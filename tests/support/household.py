@@ -8,14 +8,15 @@ import ssl
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import config as configuration
 from certs import CertificateAuthority, LeafStore
 from config import Address, Config
-from metrics import Counters
+from fill import Fill
+from metrics import Counter, Counters
 from server import Server
-from support.client import Answer, Client
+from support.client import Answer, Client, wait_until
 from support.origin import Handler, Origin
 
 HOST = "127.0.0.1"
@@ -76,6 +77,11 @@ class House:
         """What it has counted."""
         return self.server.counters
 
+    def counted(self, counter: Counter, at_least: int = 1) -> int:
+        """What has been counted, once that is so much: fillers count when their readers have had everything."""
+        wait_until(lambda: self.counters.value(counter) >= at_least)
+        return self.counters.value(counter)
+
     @property
     def files(self) -> Path:
         """The cache's root."""
@@ -102,6 +108,10 @@ class House:
         """One GET through an intercepted connection of its own."""
         with self.inside(origin) as client:
             return client.get(target, f"{HOST}:{origin.port}", *fields)
+
+    def fills(self) -> List[Fill]:
+        """Those that are not over."""
+        return list(self.server.cache._fills.values())
 
     def stored(self) -> Sequence[str]:
         """Every file in the cache, by its path below the root; dduct's own lock file is none."""

@@ -1,0 +1,93 @@
+"""Sending octets that are here, or are coming: the one send loop for hits, leaders and followers, whole or in parts."""
+
+from __future__ import annotations
+
+from typing import Callable, Iterable, List, Optional, Protocol
+
+from body import BUFFER_SIZE
+from fill import FillFailed
+from http1 import Field
+from reply import Reply
+from selection import Part, Selection
+from store import Lost
+
+_LOST_AT_MOST = 4  # times that one answer may lose its source
+# RFC 9110 §15.4.5: what of the stored fields a 304 repeats.
+_IN_NOT_MODIFIED = frozenset(
+    [b"cache-control", b"content-location", b"date", b"etag", b"expires", b"last-modified", b"vary"]
+)
+
+
+class Source(Protocol):
+    """Octets by offset: an entry, or a reader on a fill. `ready` comes first: with what offset, and for the whole?"""
+
+    @property
+    def length(self) -> Optional[int]: ...
+
+    def ready(self, offset: int, whole: bool) -> None: ...
+
+    def read_at(self, view: memoryview, offset: int) -> int: ...
+
+
+class Supply:
+    """A source, and another one where that is lost: `elsewhere(offset)` finds it, or raises FillFailed."""
+
+    def __init__(self, source: Source, elsewhere: Callable[[int], Source]) -> None:
+        self._source = source
+        self._elsewhere = elsewhere
+        self._lost = 0
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        """Octets from `offset` on; 0 at the end. Raises FillFailed."""
+        while True:
+            try:
+                return self._source.read_at(view, offset)
+            except Lost as error:
+                self._lost += 1
+                if self._lost > _LOST_AT_MOST:
+                    raise FillFailed(error) from error
+                self._source = self._elsewhere(offset)
+
+
+def deliver(reply: Reply, supply: Supply, chosen: Selection) -> None:
+    """Send the body whose head has left; where not all of it is to be had, the client can tell.
+
+    Raises FillFailed after having cut it, OSError where the client is gone.
+    """
+    try:
+        complete = all(_send_part(reply, supply, part) for part in chosen.parts)
+    except FillFailed:
+        reply.cut()
+        raise
+    if not complete:
+        reply.cut()
+        return
+    if chosen.closing:
+        reply.write(memoryview(chosen.closing))
+    reply.finish()
+
+
+def shown(fields: Iterable[Field], chosen: Selection) -> List[Field]:
+    """What of the stored fields belongs into an answer."""
+    if chosen.status == 304:
+        return [field for field in fields if field[0].lower() in _IN_NOT_MODIFIED]
+    if chosen.status == 416:
+        return [field for field in fields if field[0].lower() == b"date"]
+    replaced = {name.lower() for name, _ in chosen.fields}
+    return [field for field in fields if field[0].lower() not in replaced]
+
+
+def _send_part(reply: Reply, supply: Supply, part: Part) -> bool:
+    """Send a span; whether all of it was there."""
+    if part.preface:
+        reply.write(memoryview(part.preface))
+    size = BUFFER_SIZE if part.end is None else min(BUFFER_SIZE, part.end - part.start)
+    buffer = memoryview(bytearray(size))
+    offset = part.start
+    while part.end is None or offset < part.end:
+        count = supply.read_at(buffer if part.end is None else buffer[: part.end - offset], offset)
+        if not count:
+            return part.end is None
+        reply.write(buffer[:count])
+        offset += count
+    return True

@@ -1,0 +1,166 @@
+"""Reading along: a reader on a fill, and how a fill looks that another process leads.
+
+Between processes the growing file is the whole protocol: who holds its lock leads, its size says how far, and its inode
+how it ended.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from typing import Iterator, Optional, Union
+
+from fill import HOLD_BACK, Fill, FillState
+from store import PART_SUFFIX, Lost, Metadata, Record, is_file, read_octets, read_record, show_interest, try_lock
+
+_POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two looks at another process's fill
+_FIRST_OCTETS = 5.0  # seconds; some clients give up where no head comes for 30, so it must not wait for ever
+
+
+class ForeignFill:
+    """A fill that another process leads, watched through its file; the readers' side of `Fill`."""
+
+    def __init__(self, place: str, fd: int, held_back: bool) -> None:
+        self._place = place
+        self._fd = fd
+        show_interest(fd)
+        self._held_back = held_back
+        self.state = FillState.ASKING
+        self.metadata: Optional[Metadata] = None
+        self.length: Optional[int] = None
+        self.cause: object = None
+
+    def attach(self) -> None:
+        """Each follower has a descriptor of its own: nothing to count."""
+
+    def enter(self, reader: object) -> None:
+        """Nor is there anything to wait for."""
+
+    def detach(self, reader: object = None) -> None:
+        """Give the descriptor back; harmless twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def wait_head(self, patience: float) -> FillState:
+        """See Fill.wait_head; a leader that gave up or died before the head leaves GONE."""
+        for _ in _looks(patience):
+            self._look()
+            if self.state is not FillState.ASKING:
+                break
+        return self.state
+
+    def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:
+        """See Fill.read_at."""
+        for _ in _looks(patience):
+            self._look()
+            available = self._available() - offset
+            if available > 0:
+                return read_octets(self._fd, view[:available], offset)
+            if self.state is FillState.PUBLISHED:
+                return 0
+            if self.state.final:
+                raise Lost(self.cause)
+        raise Lost(f"nothing arrived for {patience:g} s")
+
+    def ready(self, offset: int, patience: float) -> None:
+        """See Fill.ready."""
+        for _ in _looks(patience):
+            self._look()
+            if self._available() > offset or self.state is FillState.PUBLISHED:
+                return
+            if self.state.final:
+                raise Lost(self.cause)
+
+    def _look(self) -> None:
+        if self.state.final:
+            return
+        ended = self._ending()
+        record = self._record()
+        if record is not None:
+            self.metadata = record.metadata
+            self.length = record.length or None
+            if self.state is FillState.ASKING:
+                self.state = FillState.FILLING
+        if ended is None:
+            return
+        if ended is FillState.FAILED and self.metadata is None:
+            ended = FillState.GONE
+        if ended is FillState.PUBLISHED:
+            self.length = os.fstat(self._fd).st_size
+        self.state = ended
+
+    def _ending(self) -> Optional[FillState]:
+        """PUBLISHED, FAILED, or None while its leader is at it."""
+        if is_file(self._place, self._fd):
+            return FillState.PUBLISHED
+        if not is_file(self._place + PART_SUFFIX, self._fd):
+            # Between the two looks it may have moved from one name to the other.
+            if is_file(self._place, self._fd):
+                return FillState.PUBLISHED
+            self.cause = "its leader gave it up"
+            return FillState.FAILED
+        if not try_lock(self._fd):
+            return None
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        if is_file(self._place, self._fd):
+            return FillState.PUBLISHED
+        self.cause = "its leader is gone"
+        return FillState.FAILED
+
+    def _record(self) -> Optional[Record]:
+        try:
+            return read_record(self._fd)
+        except ValueError:
+            return None
+
+    def _available(self) -> int:
+        size = os.fstat(self._fd).st_size
+        if self.state is FillState.PUBLISHED or not self._held_back:
+            return size
+        return size - HOLD_BACK
+
+
+AnyFill = Union[Fill, ForeignFill]
+
+
+class FillReader:
+    """A reader on a fill, attached until it is closed. `patience` is in seconds."""
+
+    def __init__(self, fill: AnyFill, patience: float) -> None:
+        self.fill = fill
+        self._patience = patience
+        self._open = True
+        fill.enter(self)
+
+    @property
+    def length(self) -> Optional[int]:
+        """Octets of the whole object, where known already."""
+        return self.fill.length
+
+    def ready(self, offset: int, whole: bool) -> None:
+        """Wait a little for the octets at `offset`. Raises FillFailed, Lost where it is clear that they never come."""
+        self.fill.ready(offset, min(self._patience, _FIRST_OCTETS))
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        """Octets from `offset` on as they come; 0 at the end. Raises FillFailed, Lost."""
+        return self.fill.read_at(view, offset, self._patience, self)
+
+    def close(self) -> None:
+        """Detach; harmless twice."""
+        if self._open:
+            self._open = False
+            self.fill.detach(self)
+
+
+def _looks(patience: float) -> Iterator[None]:
+    """Yield at growing intervals until `patience` seconds have passed."""
+    deadline = time.monotonic() + patience
+    pause = _POLL_SHORTEST
+    while True:
+        yield
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL_LONGEST)

@@ -1,0 +1,166 @@
+"""What a request asks of its origin on the cache's behalf, and what the answer says of the object."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, Iterable, Optional
+
+import freshness
+from fill import Leftover
+from filler import Services
+from http1 import Field, Headers, RequestHead, ResponseHead, Target
+from relay import outgoing
+from store import Metadata
+from upstream import Exchange, Request, UpstreamError
+
+_REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
+# What would make an origin send less, or something else, than the whole representation.
+CONDITIONS = (
+    b"range",
+    b"if-range",
+    b"if-match",
+    b"if-none-match",
+    b"if-modified-since",
+    b"if-unmodified-since",
+)
+
+
+class Inquiry:
+    """The questions of one request. Each raises UpstreamError: also where the client wants none to be asked.
+
+    `signed`: what the target's query signs is as good as a password. `near`: the client is on this machine.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        request: RequestHead,
+        target: Target,
+        near: bool,
+        signed: bool,
+        on_interim: Callable[[ResponseHead], None],
+    ) -> None:
+        self._services = services
+        self._request = request
+        self._target = target
+        self._near = near
+        self._signed = signed
+        self._on_interim = on_interim
+        self.only_if_cached = freshness.only_if_cached(request)
+        self.url = bare(target)
+
+    # Questions
+
+    def as_it_is(self) -> Exchange:
+        """What the client itself has asked."""
+        self._check_permission()
+        headers = outgoing(self._request, self._services.via)
+        return self._services.origins.exchange(self._made_of(self._request.method, headers))
+
+    def whole_request(self, conditions: Iterable[Field] = ()) -> Request:
+        """The request for the whole representation, as its origin stores it (never re-encoded)."""
+        return self._request_for(b"GET", [*conditions, (b"Accept-Encoding", b"identity")])
+
+    def whole(self, conditions: Iterable[Field] = ()) -> Exchange:
+        """Ask for the whole representation, through redirects."""
+        self._check_permission()
+        return self._services.origins.follow(self.whole_request(conditions))
+
+    def whether_still_good(self, metadata: Metadata) -> Exchange:
+        """Ask for the whole, unless it is what is stored: a 304 says so."""
+        fields = stored_fields(metadata)
+        exchange = self.whole(freshness.validators(fields))
+        if exchange.head.status != 304 or freshness.selects(exchange.head, fields):
+            return exchange
+        exchange.close()  # it speaks of something that is not here
+        return self.whole()
+
+    def whole_or_rest(self, leftover: Optional[Leftover]) -> Exchange:
+        """Ask for the whole, or for what a leftover lacks of it: a 206 is exactly that."""
+        etag = self._validator(leftover)
+        if etag is None or leftover is None:
+            return self.whole()
+        exchange = self.whole(freshness.rest_conditions(etag, leftover.size))
+        is_rest = freshness.is_rest(exchange.head, etag, leftover.size, leftover.length)
+        if is_rest or exchange.head.status not in (206, 416):
+            return exchange
+        exchange.close()  # it sends a part, and not the one that is wanted
+        return self.whole()
+
+    def rest(self, etag: bytes, offset: int, length: int) -> Exchange:
+        """Ask for the octets from `offset` on, of the representation with this strong validator and length."""
+        exchange = self.whole(freshness.rest_conditions(etag, offset))
+        if freshness.is_rest(exchange.head, etag, offset, length):
+            return exchange
+        exchange.close()
+        raise UpstreamError("the origin does not send the rest")
+
+    def leave(self, metadata: Metadata) -> Optional[Exchange]:
+        """Ask whether this client may have what is stored, with its own method: CDNs refuse HEAD.
+
+        None where it is sent to where the one was who brought the object, which is leave.
+        """
+        self._check_permission()
+        probe = self._request_for(self._request.method, freshness.validators(stored_fields(metadata)))
+        exchange = self._services.origins.exchange(probe)
+        target = exchange.redirect()
+        if target is None:
+            return exchange
+        exchange.close()
+        if bare(target) == metadata.redirect:
+            return None
+        # An origin may send a stranger away to log in: what counts is what is found at the end of the way.
+        return self._services.origins.follow(probe)
+
+    # Answers
+
+    def not_storable(self, exchange: Exchange) -> Optional[str]:
+        """Why an answer may not be kept; None where it may."""
+        redirected = exchange.redirected_to is not None
+        return freshness.not_storable(self._request, exchange.head, self._services.freshness, redirected)
+
+    def describe(self, exchange: Exchange, asked_at: float) -> Metadata:
+        """What is to be kept of an answer's head."""
+        now = time.time()
+        redirect = "" if exchange.redirected_to is None else bare(exchange.redirected_to)
+        return Metadata(
+            url=self.url,
+            fields=freshness.stored_fields(exchange.head, now),
+            fetched_at=now,
+            restricted=self._signed or freshness.restricted(self._request, exchange.head, self._services.freshness),
+            vary=freshness.vary_fields(self._request, exchange.head),
+            age=freshness.initial_age(exchange.head, asked_at, now),
+            near=exchange.near,
+            redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
+        )
+
+    # Innards
+
+    def _validator(self, leftover: Optional[Leftover]) -> Optional[bytes]:
+        """With which the rest of a leftover may be asked for, if this request is one for it."""
+        if leftover is None or leftover.metadata.url != self.url:
+            return None
+        if freshness.varies(self._request, leftover.metadata.vary):
+            return None
+        return freshness.strong_etag(stored_fields(leftover.metadata))
+
+    def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
+        headers = outgoing(self._request, self._services.via).without([*CONDITIONS, b"accept-encoding"])
+        return self._made_of(method, Headers([*headers, *fields]))
+
+    def _made_of(self, method: bytes, headers: Headers) -> Request:
+        return Request(method, self._target, headers, self._near, on_interim=self._on_interim)
+
+    def _check_permission(self) -> None:
+        if self.only_if_cached:
+            raise UpstreamError("only-if-cached, and there is no response in the cache that may be used", 504)
+
+
+def stored_fields(metadata: Metadata) -> Headers:
+    """The stored fields, as fields."""
+    return Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields)
+
+
+def bare(target: Target) -> str:
+    """A URL without its query, which may be signed."""
+    return str(target).partition("?")[0]
