@@ -79,6 +79,7 @@ class Proxy:
     auth_file: Optional[Path]
     require_client_cert: bool
     max_connections: int
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -391,6 +392,7 @@ _SCHEMA = (
     _Key("proxy", "auth_file", "", _file),
     _Key("proxy", "require_client_cert", False, _boolean),
     _Key("proxy", "max_connections", 4096, _whole(1, 1_000_000)),
+    _Key("proxy", "workers", 0, _whole(0, 64)),
     _Key("cache", "max_size", "", _size),
     _Key("cache", "min_free", "1G", _size),
     _Key("cache", "fresh_for", "1d", _seconds),

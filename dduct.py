@@ -20,11 +20,13 @@ from access import AccessError, hash_password
 from certs import CertificateError
 from config import Config, ConfigError
 from notify import Manager
-from server import Server, StartError
+from server import Server, StartError, worker_count
+from workers import SIGNALS, STOP, Workers, follow_parent, wait_for_signal
 
 VERSION = "0.1.0"
 
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_log = logging.getLogger("dduct")
+
 _LEVELS = {
     "off": logging.CRITICAL + 1,
     "error": logging.ERROR,
@@ -178,28 +180,85 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(configuration.describe(config))
         return 0
     _start_log(config.misc.log_level)
-    # Blocked in all threads and waited for in this one: a handler would run only once this thread does, and some
-    # kernels (gVisor) give the signal to another.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         server = Server(config)
     except (CertificateError, StartError) as error:
         print(f"dduct: {error}", file=sys.stderr)
         return 1
-    manager = Manager()
-    server.start()
-    manager.ready()
-    signal.sigwait(_STOPPING)
-    threading.Thread(target=_end_at_once, name="second signal", daemon=True).start()
-    manager.stopping()
-    server.stop()
-    return 0
+    for address in server.addresses:
+        _log.info("Listening on %s", address)
+    return _Program(server, options.cfg, Manager()).run(worker_count(config))
 
 
-def _end_at_once() -> None:
-    """A second signal means it: running transfers are broken off."""
-    signal.sigwait(_STOPPING)
-    os._exit(1)
+class _Program:
+    """A server and its signals, in this process or in several."""
+
+    def __init__(self, server: Server, path: Optional[str], manager: Manager) -> None:
+        self._server = server
+        self._path = path
+        self._manager = manager
+        self._is_one_of_several = False
+
+    def run(self, count: int) -> int:
+        """Until a signal ends it; the exit status."""
+        if count > 1:
+            self._manager.ready()
+            manager = self._manager
+            return Workers(count, self._work, self._reload, self._close, manager.alive, manager.interval).run()
+        self._server.start()
+        self._manager.ready()
+        self._manager.watch()
+        self._serve()
+        return 0
+
+    def _work(self, number: int, lifeline: int) -> int:
+        """The whole life of one process of several."""
+        follow_parent(lifeline)
+        self._is_one_of_several = True
+        self._manager = Manager({})  # the parent is the one who speaks
+        self._server.start(number)
+        self._serve()
+        return 0
+
+    def _serve(self) -> None:
+        while not self._is_end(number := wait_for_signal()):
+            if number == signal.SIGHUP:
+                self._reload()
+        threading.Thread(target=self._end_at_once, name="second signal", daemon=True).start()
+        self._manager.stopping()
+        self._server.stop()
+
+    def _reload(self) -> bool:
+        """Take the configuration as it is now; whether it could be used."""
+        self._manager.reloading()
+        try:
+            config = _load(self._path)
+            self._server.reload(config, announce=not self._is_one_of_several)
+        except (ConfigError, StartError, CertificateError) as error:
+            _log.error("Not reloaded, and everything stays as it was: %s", error)
+            return False
+        finally:
+            self._manager.ready()
+        logging.getLogger("dduct").setLevel(_LEVELS[config.misc.log_level])
+        if not self._is_one_of_several:
+            _log.info("Reloaded the configuration")
+        return True
+
+    def _close(self) -> None:
+        self._manager.stopping()
+        self._server.close()
+
+    def _is_end(self, number: Optional[int]) -> bool:
+        if self._is_one_of_several:
+            return number == signal.SIGTERM  # a terminal sends SIGINT to all, and the parent passes it on as this
+        return number in STOP
+
+    def _end_at_once(self) -> None:
+        """A second signal means it: running transfers are broken off."""
+        while not self._is_end(wait_for_signal()):
+            pass
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from store import PART_SUFFIX, boot_id, files_below, is_file, leftover_record, t
 
 _log = logging.getLogger("dduct.evict")
 
-_PERIOD = 60.0  # seconds between two looks at the free space
+_LOOK = 2.0  # seconds between two looks at what other processes have added, and at the free space
+_PERIOD = 60.0  # seconds between two sweeps that nothing was added between
 _CANDIDATES = 10_000  # objects that one sweep may find to be the oldest; memory is bounded by it
 _SLACK = 0.05  # of a limit, by which it is undercut, so that the next object does not exceed it again
 _BLOCK = 512  # octets; the unit of st_blocks
@@ -38,29 +39,34 @@ class Limits:
 
 
 class Evictor:
-    """Keeps the directory `root` within its limits. `evicted` is told of every object that goes."""
+    """Keeps the directory `root` within its limits.
 
-    def __init__(self, root: Path, limits: Limits, evicted: Callable[[], None] = lambda: None) -> None:
+    `grown` says how many octets have ever been added, by all processes; `evicted` is told of every object that goes.
+    """
+
+    def __init__(
+        self, root: Path, limits: Limits, grown: Callable[[], int], evicted: Callable[[], None] = lambda: None
+    ) -> None:
         self._root = str(root)
-        self._limits = limits
+        self.limits = limits
+        self._grown = grown
         self._evicted = evicted
         self._boot = boot_id()
-        self._changed = threading.Condition()  # guards the four below
+        self._used = 0  # octets, when the last sweep was through
+        self._grown_before = 0  # what `grown` said when it began: what was added meanwhile it may have seen or not
+        self._changed = threading.Condition()  # guards the two below
         self._stopping = False
-        self._poked = True  # the first look is due at once: something may have been left by a crash
-        self._used = 0  # octets, as far as is known
-        self._noted = 0  # octets that were added during a sweep, which may have seen them or not
+        self._poked = False
 
     def run(self) -> None:
         """Watch until `stop`; the whole work of a thread."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._poked, _PERIOD)
-                if self._stopping:
-                    return
-                due, self._poked = self._poked, False
-            if due or self._excess(self._used) > 0:
+        self.sweep()  # something may have been left by a crash
+        swept_at = time.monotonic()
+        while not self._wait():
+            due = self._grown() > self._grown_before or time.monotonic() > swept_at + _PERIOD
+            if due and self._excess(self.used) > 0:
                 self.sweep()
+                swept_at = time.monotonic()
 
     def stop(self) -> None:
         """End `run` soon."""
@@ -68,36 +74,38 @@ class Evictor:
             self._stopping = True
             self._changed.notify_all()
 
-    def note(self, octets: int) -> None:
-        """So many octets have been added."""
+    def look(self) -> None:
+        """Something has been added."""
         with self._changed:
-            self._noted += octets
-            self._use(self._used + octets)
+            self._poked = True
+            self._changed.notify_all()
+
+    @property
+    def used(self) -> int:
+        """Octets in use, as far as is known, and rather too many."""
+        return self._used + self._grown() - self._grown_before
 
     def sweep(self) -> None:
         """Look at everything once, remove what a crash has left, and what is too much. Returns at once where another
         process is at it."""
         with self._alone() as alone:
             while alone:
-                with self._changed:
-                    self._noted = 0
+                grown_before = self._grown()
                 used, candidates = self._survey()
                 excess = self._excess(used)
                 freed = self._remove(candidates, excess)
-                with self._changed:
-                    self._use(used - freed + self._noted)
-                    stopping = self._stopping
-                if freed >= excess or not freed or stopping:
+                self._used, self._grown_before = used - freed, grown_before
+                if freed >= excess or not freed or self._stopping:
                     return
 
     # Innards
 
-    def _use(self, octets: int) -> None:
-        """So many are in use; to be called with the lock. Another sweep is due only if there is something new."""
-        self._used = octets
-        if self._noted and self._limits.max_size is not None and octets > self._limits.max_size:
-            self._poked = True
-            self._changed.notify_all()
+    def _wait(self) -> bool:
+        """Until something was added here, or perhaps elsewhere; whether it is time to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._poked, _LOOK)
+            self._poked = False
+            return self._stopping
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -115,7 +123,7 @@ class Evictor:
     def _excess(self, used: int) -> int:
         """Octets that have to go; not above 0 where all is well."""
         excess = 0
-        limit = self._limits.max_size
+        limit = self.limits.max_size
         if limit is not None and used > limit:
             excess = used - int(limit * (1 - _SLACK))
         try:
@@ -123,8 +131,8 @@ class Evictor:
         except OSError:
             return excess
         free = status.f_bavail * status.f_frsize
-        if free < self._limits.min_free:
-            excess = max(excess, int(self._limits.min_free * (1 + _SLACK)) - free)
+        if free < self.limits.min_free:
+            excess = max(excess, int(self.limits.min_free * (1 + _SLACK)) - free)
         return excess
 
     def _survey(self) -> Tuple[int, List[_Candidate]]:

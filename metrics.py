@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
+import mmap
 import threading
-from typing import Dict
 
 
 class Counter(enum.Enum):
@@ -22,6 +22,7 @@ class Counter(enum.Enum):
     BROKEN = ("broken", "Transfers into the cache that broke off")
     MISMATCHED = ("digest_mismatches", "Objects that had not the digest which their URL promises, and were not kept")
     DAMAGED = ("damaged", "Stored objects that the disk did not give back as they were, and that were fetched anew")
+    STORED_OCTETS = ("stored_bytes", "Octets that were put into the cache")
     EVICTED = ("evicted", "Objects that were removed to make room")
     RELAYED = ("relayed", "Responses relayed without being kept")
     UNSTORABLE = ("unstorable", "Requests relayed because their object cannot have a name in the cache")
@@ -31,29 +32,37 @@ class Counter(enum.Enum):
 
 
 class Counters:
-    """One number for each Counter."""
+    """One number for each Counter, in memory that forked processes share: each writes its own row, all read all."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _values
-        self._values: Dict[Counter, int] = dict.fromkeys(Counter, 0)
+    def __init__(self, rows: int = 1) -> None:
+        self._rows = rows
+        self._values = memoryview(mmap.mmap(-1, rows * len(_PLACES) * _NUMBER)).cast("Q")
+        self._row = 0
+        self._lock = threading.Lock()  # guards this process's row of _values
 
-    def add(self, counter: Counter) -> None:
-        """Count one more."""
+    def use(self, row: int) -> None:
+        """Count in this row from now on."""
+        self._row = row * len(_PLACES)
+
+    def add(self, counter: Counter, amount: int = 1) -> None:
+        """Count so many more."""
+        place = self._row + _PLACES[counter]
         with self._lock:
-            self._values[counter] += 1
+            self._values[place] += amount
 
     def value(self, counter: Counter) -> int:
-        """How many so far."""
-        with self._lock:
-            return self._values[counter]
+        """How many so far, in all processes."""
+        return sum(self._values[row * len(_PLACES) + _PLACES[counter]] for row in range(self._rows))
 
     def render(self) -> str:
         """All of them in Prometheus' text format."""
-        with self._lock:
-            values = dict(self._values)
         lines = []
-        for counter, value in values.items():
+        for counter in Counter:
             name, meaning = counter.value
             lines += [f"# HELP dduct_{name}_total {meaning}.", f"# TYPE dduct_{name}_total counter"]
-            lines.append(f"dduct_{name}_total {value}")
+            lines.append(f"dduct_{name}_total {self.value(counter)}")
         return "\n".join(lines) + "\n"
+
+
+_PLACES = {counter: place for place, counter in enumerate(Counter)}
+_NUMBER = 8  # octets of a number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from typing import Mapping, Optional
 
 
@@ -20,10 +21,26 @@ class Manager:
             self._interval = int(watchdog) / 1_000_000 / 2  # sd_watchdog_enabled(3): half of it is safe
         self._thread: Optional[threading.Thread] = None
 
+    @property
+    def interval(self) -> Optional[float]:
+        """Seconds between two signs of life that it wants; None where it wants none."""
+        return self._interval if self._address else None
+
     def ready(self) -> None:
-        """dduct accepts connections."""
+        """dduct accepts connections, or has reloaded its configuration."""
         self._tell("READY=1")
-        if self._interval and self._address:
+
+    def reloading(self) -> None:
+        """dduct is about to reload its configuration; `ready` follows."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def alive(self) -> None:
+        """A sign of life."""
+        self._tell("WATCHDOG=1")
+
+    def watch(self) -> None:
+        """Send signs of life from a thread of its own."""
+        if self.interval is not None:
             self._thread = threading.Thread(target=self._live, name="watchdog", daemon=True)
             self._thread.start()
 
@@ -36,7 +53,7 @@ class Manager:
 
     def _live(self) -> None:
         while not self._stopped.wait(self._interval):
-            self._tell("WATCHDOG=1")
+            self.alive()
 
     def _tell(self, state: str) -> None:
         if not self._address:

@@ -1,18 +1,17 @@
-"""Listeners, threads and their end: a `Server` is one dduct, from bound sockets to the last closed connection."""
+"""A `Server` is one dduct, from bound sockets to the last closed connection: what a configuration makes of it all."""
 
 from __future__ import annotations
 
-import errno
 import logging
+import os
 import secrets
 import socket
-import socketserver
 import ssl
 import threading
-import time
+import weakref
 from dataclasses import replace
 from functools import partial
-from typing import Callable, Dict, List, Optional, Set, Tuple
+from typing import Dict, List, Optional
 
 import certs
 from access import Access, AccessError, Networks, Users, is_loopback
@@ -24,8 +23,8 @@ from filler import Services
 from freshness import FreshnessRules
 from grants import Grants
 from http1 import Authority
+from listener import Listener, Threads, bind
 from metrics import Counter, Counters
-from notices import Seldom
 from policy import Hosts, Naming, Parameters, Rules, Where
 from session import Household, Session
 from stream import NamedSocket, Stream
@@ -34,141 +33,16 @@ from upstream import Origins, Parent, Settings
 _log = logging.getLogger("dduct")
 
 _FORCED_END = 3.0  # seconds for threads to notice that their sockets are gone
-_BACKLOG = 1024
-_SLOT_PATIENCE = 1.0  # seconds for another connection to end
-_SCARCITY_PAUSE = 0.1  # seconds
-_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_WORKERS_AT_MOST = 8  # unless the configuration says more
 
 
 class StartError(Exception):
     """dduct cannot start; one line that names the key and the remedy."""
 
 
-class Threads:
-    """Threads that are waited for at the end."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _alive
-        self._alive: Set[threading.Thread] = set()
-
-    def spawn(self, name: str, work: Callable[[], None]) -> threading.Thread:
-        """Run `work` in a thread of its own. Raises RuntimeError where the system has no room for one."""
-        thread = threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
-        with self._lock:
-            self._alive.add(thread)
-        try:
-            thread.start()
-        except RuntimeError:
-            self._forget(thread)
-            raise
-        return thread
-
-    def join(self, seconds: float) -> bool:
-        """Wait for all of them, and for those that they start; whether they ended in time."""
-        deadline = time.monotonic() + seconds
-        while True:
-            with self._lock:
-                thread = next(iter(self._alive), None)
-            if thread is None:
-                return True
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                return False
-            self._forget(thread)
-
-    def _run(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Exception:  # noqa: BLE001 - the one boundary: a bug is logged and ends its thread alone
-            _log.exception("A bug in dduct ended the thread %s", threading.current_thread().name)
-        finally:
-            self._forget(threading.current_thread())
-
-    def _forget(self, thread: threading.Thread) -> None:
-        with self._lock:
-            self._alive.discard(thread)
-
-
-class Listener(socketserver.ThreadingTCPServer):
-    """One bound address; every connection goes to `serve` in a thread of its own."""
-
-    allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = _BACKLOG
-
-    def __init__(
-        self,
-        address: Address,
-        threads: Threads,
-        slots: threading.Semaphore,
-        serve: Callable[[socket.socket, str], None],
-    ) -> None:
-        self._spawn = threads.spawn
-        self._slots = slots
-        self._serve = serve
-        self._trouble = Seldom(_log)
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        self.address_family = found[0][0]
-        super().__init__(found[0][4][:2], socketserver.BaseRequestHandler)  # type: ignore[arg-type]
-        self.thread: Optional[threading.Thread] = None
-
-    @property
-    def address(self) -> Address:
-        """Where it really listens: port 0 has become a real one."""
-        host, port = self.socket.getsockname()[:2]
-        return Address(host, port)
-
-    def start(self) -> None:
-        """Begin to accept."""
-        self.thread = self._spawn(f"listener {self.address}", self.serve_forever)
-
-    def stop(self) -> None:
-        """Accept no more. Waits until the accepting thread is out of its loop."""
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)  # close() alone would not wake it
-        except OSError:
-            pass  # not connected, says BSD; Linux wakes the thread
-        if self.thread is not None:
-            self.shutdown()
-        self.server_close()
-
-    def process_request(self, request: socket.socket, client_address: Tuple[str, int]) -> None:  # type: ignore[override]
-        """Hand an accepted connection to a thread, when there is a place for it."""
-        if not self._slots.acquire(timeout=_SLOT_PATIENCE):
-            self._turn_away(request)
-            return
-        try:
-            self._spawn("session", partial(self._occupy, request, client_address[0]))
-        except RuntimeError as error:
-            self._slots.release()
-            self._trouble.warning("No thread for a connection: %s", error)
-            self._turn_away(request)
-
-    def get_request(self) -> Tuple[socket.socket, Tuple[str, int]]:
-        """Accept a connection. One that cannot be had for want of descriptors waits a little, and is not spun for."""
-        try:
-            return super().get_request()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._trouble.warning("No room for a connection: %s", error.strerror)
-                time.sleep(_SCARCITY_PAUSE)
-            raise
-
-    def _occupy(self, request: socket.socket, client: str) -> None:
-        try:
-            self._serve(request, client)
-        finally:
-            self._slots.release()
-
-    def _turn_away(self, request: socket.socket) -> None:
-        """Say that there are too many, to a client that can be told without waiting for it."""
-        request.setblocking(False)
-        try:
-            request.send(_TOO_MANY)
-        except OSError:
-            pass  # it may as well find out by itself
-        request.close()
+def worker_count(config: Config) -> int:
+    """How many processes are to share the listeners."""
+    return config.proxy.workers or min(len(os.sched_getaffinity(0)), _WORKERS_AT_MOST)
 
 
 def identity(config: Config) -> certs.Identity:
@@ -194,43 +68,99 @@ def _parent(proxy: Optional[ParentProxy]) -> Optional[Parent]:
 class Server:
     """One dduct made of a configuration. The constructor reads certificates, opens the cache and binds.
 
-    Raises certs.CertificateError and StartError.
+    What it makes may be shared by processes that are forked before `start`: number 0 of them sweeps the cache. Raises
+    certs.CertificateError and StartError.
     """
 
     def __init__(self, config: Config) -> None:
         self._config = config
         self._via = b"1.1 dduct-" + secrets.token_hex(4).encode()
-        self.counters = Counters()
+        self.counters = Counters(rows=worker_count(config))
         self._threads = Threads()
         self._draining = threading.Event()
         self._lock = threading.Lock()  # guards _sessions
         self._sessions: Dict[Stream, Optional[Session]] = {}  # None while its handshake lasts
-        authority = certs.prepare(config.misc.cert_dir, identity(config))
+        self._authority = certs.prepare(config.misc.cert_dir, identity(config))
         self._files = certs.CertificateFiles(config.misc.cert_dir)
-        self._leaves = LeafStore(authority, config.certs.leaf_days)
-        self._rules = Rules(
-            intercept=Hosts([*config.certs.server_dns_sans, *config.certs.server_ip_sans]),
-            own_names=Hosts([config.certs.server_cn, "localhost"]),
-            naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query)),
-        )
-        access = self._make_access()
+        self._leaves = LeafStore(self._authority, config.certs.leaf_days)
         self.cache = self._open_cache()
         self._evictor = Evictor(
             config.misc.file_dir,
-            Limits(config.cache.max_size, config.cache.min_free or 0),
+            _limits(config),
+            partial(self.counters.value, Counter.STORED_OCTETS),
             partial(self.counters.add, Counter.EVICTED),
         )
+        self._outdated: weakref.WeakSet[Origins] = weakref.WeakSet()  # from before a reload, as long as they are in use
         self._listeners: List[Listener] = []
         try:
             self._bind()
-            self._origins = self._make_origins()
+            self._household = self._furnish(config)
+            _announce(config)
         except BaseException:
-            self._close_listeners()
+            self.close()
             raise
-        self._household = Household(
+
+    @property
+    def addresses(self) -> List[Address]:
+        """Where it listens: tcp_bind, then tls_bind, without one that is switched off."""
+        return [Address(*listener.address) for listener in self._listeners]
+
+    def start(self, number: int = 0) -> None:
+        """Begin to accept, as the process with this number."""
+        self.counters.use(number)
+        if number == 0:
+            self._threads.spawn("evictor", self._evictor.run)
+        for listener in self._listeners:
+            listener.start()
+
+    def reload(self, wanted: Config, announce: bool = True) -> None:
+        """Go on with another configuration: every request from now on is judged by it, running ones are not touched.
+
+        Raises StartError, certs.CertificateError; nothing has changed then.
+        """
+        config = self._with_what_cannot_change(wanted)
+        if config.certs.leaf_days != self._config.certs.leaf_days:
+            self._leaves = LeafStore(self._authority, config.certs.leaf_days)
+        household = self._furnish(config)
+        before, self._household, self._config = self._household, household, config
+        before.services.origins.retire()
+        self._outdated.add(before.services.origins)
+        self._evictor.limits = _limits(config)
+        self.cache.store.min_free = config.cache.min_free or 0
+        slots = threading.Semaphore(config.proxy.max_connections)
+        for listener in self._listeners:
+            listener.slots = slots
+        if announce:
+            _announce_differences(wanted, config)
+            _announce(config)
+
+    def stop(self, grace: float = 10.0) -> None:
+        """Accept no more, let running transfers finish for `grace` seconds, then end what is left."""
+        self._draining.set()
+        self._evictor.stop()
+        self.close()
+        self._cancel_sessions(idle_only=True)
+        if not self._threads.join(grace):
+            _log.warning("Ending transfers that are not through after %g s", grace)
+        for origins in [*self._outdated, self._household.services.origins]:
+            origins.close()
+        self._cancel_sessions(idle_only=False)
+        if not self._threads.join(_FORCED_END):
+            _log.warning("Some connections would not end")
+
+    def close(self) -> None:
+        """Listen no more."""
+        for listener in self._listeners:
+            listener.stop()
+
+    # Setting up
+
+    def _furnish(self, config: Config) -> Household:
+        """All that a configuration decides. Raises StartError."""
+        return Household(
             services=Services(
                 cache=self.cache,
-                origins=self._origins,
+                origins=self._make_origins(config),
                 freshness=FreshnessRules(
                     fresh_for=config.cache.fresh_for,
                     stale_if_error=config.cache.stale_if_error,
@@ -240,42 +170,34 @@ class Server:
                 counters=self.counters,
                 via=self._via,
                 spawn=self._threads.spawn,
-                grown=self._evictor.note,
+                grown=self._note_growth,
             ),
-            rules=self._rules,
+            rules=Rules(
+                intercept=Hosts([*config.certs.server_dns_sans, *config.certs.server_ip_sans]),
+                own_names=Hosts([config.certs.server_cn, "localhost"]),
+                naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query)),
+            ),
             leaves=self._leaves,
-            access=access,
-            ca_pem=authority.pem,
+            access=_access(config),
+            ca_pem=self._authority.pem,
+            tls=self._tls_context(config),
             idle_timeout=config.proxy.idle_timeout,
             draining=self._draining,
         )
 
-    @property
-    def addresses(self) -> List[Address]:
-        """Where it listens: tcp_bind, then tls_bind, without one that is switched off."""
-        return [listener.address for listener in self._listeners]
-
-    def start(self) -> None:
-        """Begin to accept."""
-        self._threads.spawn("evictor", self._evictor.run)
-        for listener in self._listeners:
-            listener.start()
-            _log.info("Listening on %s", listener.address)
-
-    def stop(self, grace: float = 10.0) -> None:
-        """Accept no more, let running transfers finish for `grace` seconds, then end what is left."""
-        self._draining.set()
-        self._evictor.stop()
-        self._close_listeners()
-        self._cancel_sessions(idle_only=True)
-        if not self._threads.join(grace):
-            _log.warning("Ending transfers that are not through after %g s", grace)
-        self._origins.close()
-        self._cancel_sessions(idle_only=False)
-        if not self._threads.join(_FORCED_END):
-            _log.warning("Some connections would not end")
-
-    # Setting up
+    def _with_what_cannot_change(self, config: Config) -> Config:
+        """A new configuration, but for what takes a new start."""
+        now = self._config
+        return replace(
+            config,
+            misc=replace(config.misc, cert_dir=now.misc.cert_dir, file_dir=now.misc.file_dir),
+            proxy=replace(
+                config.proxy,
+                tcp_bind=now.proxy.tcp_bind,
+                tls_bind=now.proxy.tls_bind,
+                workers=now.proxy.workers,
+            ),
+        )
 
     def _open_cache(self) -> Cache:
         root = self._config.misc.file_dir
@@ -293,28 +215,20 @@ class Server:
             )
         return cache
 
-    def _make_access(self) -> Access:
-        proxy = self._config.proxy
-        try:
-            users = None if proxy.auth_file is None else Users(proxy.auth_file)
-        except AccessError as error:
-            raise StartError(str(error)) from error
-        return Access(Networks(proxy.allow_clients), users)
-
     def _bind(self) -> None:
         proxy = self._config.proxy
         slots = threading.Semaphore(proxy.max_connections)
-        contexts = ((proxy.tcp_bind, "tcp_bind", None), (proxy.tls_bind, "tls_bind", self._tls_context()))
-        for address, key, context in contexts:
+        for address, key, encrypted in ((proxy.tcp_bind, "tcp_bind", False), (proxy.tls_bind, "tls_bind", True)):
             if address is None:
                 continue
             try:
-                self._listeners.append(Listener(address, self._threads, slots, partial(self._serve, context)))
+                sock = bind(address.host, address.port)
             except OSError as error:
                 raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}") from error
+            self._listeners.append(Listener(sock, self._threads, slots, partial(self._serve, encrypted)))
 
-    def _make_origins(self) -> Origins:
-        proxy = self._config.proxy
+    def _make_origins(self, config: Config) -> Origins:
+        proxy = config.proxy
         settings = Settings(
             timeout=proxy.upstream_timeout,
             ca=proxy.upstream_ca,
@@ -325,17 +239,15 @@ class Server:
             direct=Hosts(proxy.no_upstream_proxy),
             via=self._via,
         )
-        for host in proxy.upstream_insecure:
-            _log.warning("The certificate of %s is not verified (proxy.upstream_insecure)", host)
         try:
             return Origins(settings)
         except OSError as error:
             raise StartError(f'proxy.upstream_ca "{proxy.upstream_ca}" cannot be used: {error}') from error
 
-    def _tls_context(self) -> ssl.SSLContext:
+    def _tls_context(self, config: Config) -> ssl.SSLContext:
         """dduct's own certificate, or a minted one where the client asks for a host that is to be intercepted."""
         context = self._files.server_context()
-        if self._config.proxy.require_client_cert:
+        if config.proxy.require_client_cert:
             # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(self._files.path("ca.crt"))
@@ -346,17 +258,18 @@ class Server:
     def _choose_leaf(self, sock: NamedSocket, name: Optional[str], _: ssl.SSLContext) -> None:
         if name is None:
             return
+        rules = self._household.rules
         sock.server_name = name.lower()
-        if sock.server_name in self._rules.intercept and sock.server_name not in self._rules.own_names:
+        if sock.server_name in rules.intercept and sock.server_name not in rules.own_names:
             sock.context = self._leaves.context(sock.server_name)
 
-    def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            listener.stop()
+    def _note_growth(self, octets: int) -> None:
+        self.counters.add(Counter.STORED_OCTETS, octets)
+        self._evictor.look()
 
     # Connections
 
-    def _serve(self, context: Optional[ssl.SSLContext], sock: socket.socket, client: str) -> None:
+    def _serve(self, encrypted: bool, sock: socket.socket, client: str) -> None:
         """A connection's thread, from accept to close."""
         host, port = sock.getsockname()[:2]
         stream = Stream(sock, self._config.proxy.idle_timeout)
@@ -364,10 +277,10 @@ class Server:
         with self._lock:
             self._sessions[stream] = None
         try:
-            if context is not None:
-                stream.start_tls(context)
+            if encrypted:
+                stream.start_tls(self._household.tls)
                 where = replace(where, encrypted=True, server_name=stream.server_name)
-            session = Session(stream, client, where, self._household)
+            session = Session(stream, client, where, lambda: self._household)
             with self._lock:
                 self._sessions[stream] = session
             session.run()
@@ -384,3 +297,29 @@ class Server:
         for stream, session in sessions:
             if not (idle_only and session is not None and session.busy):
                 stream.cancel()
+
+
+def _access(config: Config) -> Access:
+    try:
+        users = None if config.proxy.auth_file is None else Users(config.proxy.auth_file)
+    except AccessError as error:
+        raise StartError(str(error)) from error
+    return Access(Networks(config.proxy.allow_clients), users)
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(config.cache.max_size, config.cache.min_free or 0)
+
+
+def _announce(config: Config) -> None:
+    """Say what should not be forgotten."""
+    for host in config.proxy.upstream_insecure:
+        _log.warning("The certificate of %s is not verified (proxy.upstream_insecure)", host)
+
+
+def _announce_differences(wanted: Config, used: Config) -> None:
+    for section in ("misc", "proxy"):
+        before, after = getattr(used, section), getattr(wanted, section)
+        for name in vars(before):
+            if getattr(before, name) != getattr(after, name):
+                _log.warning("%s.%s takes effect when dduct is started again", section, name)

@@ -14,7 +14,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Union
+from typing import Callable, Union
 
 import freshness
 import http1
@@ -42,26 +42,29 @@ _UNREAD_AT_MOST = 64 * 1024  # octets of an unwanted request body worth reading 
 
 @dataclass(frozen=True)
 class Household:
-    """What all sessions share. `idle_timeout` is in seconds; `draining` is set once dduct is about to stop."""
+    """What a configuration decides for all sessions. `tls` is for those of tls_bind, `idle_timeout` in seconds;
+    `draining` is set once dduct is about to stop."""
 
     services: Services
     rules: Rules
     leaves: LeafStore
     access: Access
     ca_pem: bytes
+    tls: ssl.SSLContext
     idle_timeout: float
     draining: threading.Event
 
 
 class Session:
-    """Serves one connection."""
+    """Serves one connection. Each request is judged by what `household` is when it arrives."""
 
-    def __init__(self, stream: Stream, client: str, where: Where, household: Household) -> None:
+    def __init__(self, stream: Stream, client: str, where: Where, household: Callable[[], Household]) -> None:
         self._stream = stream
         self._client = client
         self._where = where
-        self._house = household
-        self._via = household.services.via
+        self._current = household
+        self._house = household()
+        self._via = self._house.services.via
         self.busy = False  # between the first octet of a request and the last of its response
 
     def run(self) -> None:
@@ -84,6 +87,7 @@ class Session:
             if not block:
                 return False
             self.busy = True
+            self._house = self._current()
             head = http1.parse_request(block)
             framing = http1.request_framing(head)
         except ProtocolError as error:

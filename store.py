@@ -202,7 +202,7 @@ class Store:
 
     def __init__(self, root: Path, min_free: int = 0) -> None:
         self.root = root
-        self._min_free = min_free
+        self.min_free = min_free
         root.mkdir(parents=True, exist_ok=True)
         self.keeps_metadata = self._probe_attributes()
         self.boot = boot_id()
@@ -351,13 +351,13 @@ class Store:
         self._update(entry, lambda record: replace(record, durable=True))
 
     def _check_room(self) -> None:
-        if not self._min_free:
+        if not self.min_free:
             return
         try:
             status = os.statvfs(self.root)
         except OSError:
             return  # the directory is gone, and will be made again
-        if status.f_bavail * status.f_frsize < self._min_free:
+        if status.f_bavail * status.f_frsize < self.min_free:
             self.trouble.warning('Less than cache.min_free is free in "%s": nothing new is kept', self.root)
             raise Unstorable("less than cache.min_free is free")
 

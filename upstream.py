@@ -219,9 +219,10 @@ class Origins:
         self._clock = clock
         self._verifying = _client_context(settings, verify=True)
         self._trusting = _client_context(settings, verify=False)
-        self._lock = threading.Lock()  # guards the three below
+        self._lock = threading.Lock()  # guards the four below
         self._idle: Dict[_Origin, List[_Connection]] = {}
         self._active: Set[Stream] = set()
+        self._keeps = True  # connections for later
         self._closed = False
 
     def dial(self, authority: Authority, near: bool) -> Stream:
@@ -284,7 +285,7 @@ class Origins:
         with self._lock:
             self._active.discard(connection.stream)
             kept = self._idle.setdefault(connection.origin, [])
-            if reusable and not self._closed and len(kept) < _IDLE_PER_ORIGIN:
+            if reusable and self._keeps and len(kept) < _IDLE_PER_ORIGIN:
                 connection.idle_since = now
                 kept.append(connection)
             else:
@@ -297,15 +298,22 @@ class Origins:
         for connection in surplus:
             connection.close()
 
+    def retire(self) -> None:
+        """Keep no connection for later; those in use are not touched."""
+        with self._lock:
+            self._keeps = False
+            idle = [connection for kept in self._idle.values() for connection in kept]
+            self._idle.clear()
+        for connection in idle:
+            connection.close()
+
     def close(self) -> None:
         """Hang up on everybody; whoever waits for an origin gets an error."""
         with self._lock:
             self._closed = True
-            idle = [connection for kept in self._idle.values() for connection in kept]
-            self._idle.clear()
+        self.retire()
+        with self._lock:
             active = list(self._active)
-        for connection in idle:
-            connection.close()
         for stream in active:
             stream.cancel()
 

@@ -210,7 +210,7 @@ def test_the_tls_port_may_ask_for_a_certificate(build_house: Build) -> None:
 
 
 def test_too_many_connections_are_told_so(build_house: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_SLOT_PATIENCE", 0.05)
+    monkeypatch.setattr("listener._SLOT_PATIENCE", 0.05)
     house = build_house(max_connections=2)
     held = [house.client() for _ in range(2)]
     for client in held:

@@ -11,11 +11,12 @@ import ssl
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Callable, Iterator, List, Optional
+from typing import IO, Any, Callable, Iterator, List, Optional, Set
 
 import pytest
-from support.client import Client
+from support.client import Client, wait_until
 from support.origin import Asked, Connection, Gate, Origin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +65,10 @@ class Process:
     def ports(self) -> List[int]:
         return [int(line.rpartition(":")[2]) for line in self.wait_for("Listening on", 2)]
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -84,10 +89,10 @@ def configuration(tmp_path: Path, certificates: Path) -> Path:
     return write(tmp_path)
 
 
-def write(directory: Path, **keys: str) -> Path:
-    """A configuration below `directory` with free ports; `tcp_bind="…"` replaces."""
-    binds = {"tcp_bind": "127.0.0.1:0", "tls_bind": "127.0.0.1:0", **keys}
-    lines = [f"{key} = '{value}'" for key, value in binds.items()]
+def write(directory: Path, **keys: Any) -> Path:
+    """A configuration below `directory` with free ports; keyword arguments replace keys of [proxy]."""
+    values = {"tcp_bind": "127.0.0.1:0", "tls_bind": "127.0.0.1:0", **keys}
+    lines = [f"{key} = {value!r}" for key, value in values.items()]
     path = directory / "some.toml"
     path.write_text("[misc]\ncert_dir = 'certs'\nfile_dir = 'files'\n[proxy]\n" + "\n".join(lines) + "\n")
     with path.open("a") as file:
@@ -218,10 +223,16 @@ def test_a_spoiled_certificate_is_one_line_and_status_1(tmp_path: Path, configur
 # --- end --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[1, 2], ids=["alone", "two workers"])
+def configuration_with_workers(configuration: Path, request: pytest.FixtureRequest) -> Path:
+    return write(configuration.parent, workers=request.param)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_good_order(
-    configuration: Path, start: Callable[[Path], Process], number: signal.Signals
+    configuration_with_workers: Path, start: Callable[[Path], Process], number: signal.Signals
 ) -> None:
+    configuration = configuration_with_workers
     process = start(configuration)
     tcp, _ = process.ports()
     with Client(tcp) as idle:
@@ -231,7 +242,10 @@ def test_a_signal_ends_it_in_good_order(
         assert idle.at_end()
 
 
-def test_a_running_transfer_is_finished_before_the_end(configuration: Path, start: Callable[[Path], Process]) -> None:
+def test_a_running_transfer_is_finished_before_the_end(
+    configuration_with_workers: Path, start: Callable[[Path], Process]
+) -> None:
+    configuration = configuration_with_workers
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -258,7 +272,8 @@ def test_a_running_transfer_is_finished_before_the_end(configuration: Path, star
     assert list((configuration.parent / "files").rglob("x.deb"))
 
 
-def test_a_second_signal_ends_it_at_once(configuration: Path, start: Callable[[Path], Process]) -> None:
+def test_a_second_signal_ends_it_at_once(configuration_with_workers: Path, start: Callable[[Path], Process]) -> None:
+    configuration = configuration_with_workers
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -278,6 +293,169 @@ def test_a_second_signal_ends_it_at_once(configuration: Path, start: Callable[[P
         process.signal(signal.SIGTERM)
         assert process.wait() == 1
         gate.open()
+
+
+# --- workers ----------------------------------------------------------------------------------------
+
+
+def children(process: Process) -> Set[int]:
+    listing = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return {int(child) for child in listing.split()}
+
+
+def test_several_workers_share_the_work_the_cache_and_the_counters(
+    configuration: Path, start: Callable[[Path], Process]
+) -> None:
+    gates = {f"/{number}": Gate() for number in range(6)}
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.target in gates:
+            gates[asked.target].wait()
+        connection.respond(200, [("ETag", '"1"'), ("Cache-Control", "max-age=99")], BODY)
+
+    process = start(write(configuration.parent, workers=3))
+    tcp, _ = process.ports()
+    wait_until(lambda: len(children(process)) == 3)
+    with Origin(handler) as origin:
+        host = f"127.0.0.1:{origin.port}"
+        with ThreadPoolExecutor(12) as pool:
+
+            def fetch(number: int) -> bytes:
+                with Client(tcp) as client:
+                    return client.get(f"http://{host}/{number % 2}.deb", host).body
+
+            assert set(pool.map(fetch, range(40))) == {BODY}
+        assert origin.count("/0.deb") == origin.count("/1.deb") == 1
+    with Client(tcp) as client:
+        page = client.get("/metrics", "localhost").body.decode()
+    numbers = dict(re.findall(r"^dduct_(\w+)_total (\d+)$", page, re.MULTILINE))
+    assert numbers["fills"] == "2" and int(numbers["hits"]) + int(numbers["collapsed"]) == 38
+    assert numbers["stored_bytes"] == str(2 * len(BODY))
+
+
+def test_a_worker_that_dies_is_started_again(configuration: Path, start: Callable[[Path], Process]) -> None:
+    process = start(write(configuration.parent, workers=2))
+    tcp, _ = process.ports()
+    wait_until(lambda: len(children(process)) == 2)
+    before = children(process)
+    os.kill(min(before), signal.SIGKILL)
+    process.wait_for("ended with -9, and is started again")
+    wait_until(lambda: len(children(process)) == 2 and children(process) != before)
+    with Client(tcp) as client:
+        assert client.get("/healthz", "localhost").status == 200
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def test_workers_die_with_their_parent(configuration: Path, start: Callable[[Path], Process]) -> None:
+    process = start(write(configuration.parent, workers=2))
+    process.ports()
+    wait_until(lambda: len(children(process)) == 2)
+    left = children(process)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in left))
+
+
+# --- reload -----------------------------------------------------------------------------------------
+
+
+def test_a_reload_changes_what_later_requests_get_and_no_transfer(
+    configuration_with_workers: Path, start: Callable[[Path], Process]
+) -> None:
+    directory = configuration_with_workers.parent
+    text = configuration_with_workers.read_text()
+    gate = Gate()
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        connection.head(200, [("Content-Length", str(len(BODY)))])
+        connection.send_body(BODY[:1000])
+        if asked.target == "/x.deb":
+            gate.wait()
+        connection.send_body(BODY[1000:])
+
+    process = start(configuration_with_workers)
+    tcp, _ = process.ports()
+    with Origin(handler) as origin, Client(tcp) as client, Client(tcp) as kept:
+        host = f"127.0.0.1:{origin.port}"
+        client.send(f"GET http://{host}/x.deb HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        gate.reached()
+        assert kept.get(f"http://{host}/page", host).body == BODY
+        (directory / "some.toml").write_text(text.replace("[proxy]", "[proxy]\nallow_clients = ['10.0.0.0/8']"))
+        process.signal(signal.SIGHUP)
+        process.wait_for("Reloaded the configuration")
+        wait_until(lambda: refused(tcp))
+        wait_until(lambda: kept.get(f"http://{host}/page", host).status == 403)
+        gate.open()
+        answer = client.read()
+        assert answer.complete and answer.body == BODY
+        (directory / "some.toml").write_text(text)
+        process.signal(signal.SIGHUP)
+        process.wait_for("Reloaded the configuration", 2)
+        wait_until(lambda: not refused(tcp))
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
+def refused(port: int) -> bool:
+    """Whether all workers turn clients away; several attempts meet them all."""
+    answers = []
+    for _ in range(6):
+        with Client(port) as client:
+            answers.append(client.get("http://127.0.0.1:1/", "127.0.0.1:1").status)
+    return answers == [403] * 6
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda text: text + "frobnicate = 1\n", "unknown key certs.frobnicate"),
+        (lambda text: text.replace("[proxy]", "[proxy]\nupstream_ca = 'none.pem'"), "proxy.upstream_ca"),
+        (lambda text: text.replace("[proxy]", "[proxy]\nauth_file = 'users'"), "users"),
+    ],
+)
+def test_a_bad_configuration_is_not_reloaded(
+    configuration_with_workers: Path, start: Callable[[Path], Process], change: Callable[[str], str], complaint: str
+) -> None:
+    path = configuration_with_workers
+    (path.parent / "users").write_text("no hash\n")
+    process = start(path)
+    tcp, _ = process.ports()
+    path.write_text(change(path.read_text()))
+    process.signal(signal.SIGHUP)
+    (line,) = process.wait_for("Not reloaded, and everything stays as it was: ")
+    assert complaint in line
+    with Client(tcp) as client:
+        assert client.get("/healthz", "localhost").status == 200
+
+
+def test_what_takes_a_new_start_is_said(configuration_with_workers: Path, start: Callable[[Path], Process]) -> None:
+    path = configuration_with_workers
+    process = start(path)
+    process.ports()
+    path.write_text(path.read_text().replace("'files'", "'other'").replace("workers =", "workers = 4  #"))
+    process.signal(signal.SIGHUP)
+    process.wait_for("Reloaded the configuration")
+    assert len(process.wait_for("misc.file_dir takes effect when dduct is started again")) == 1
+    assert len(process.wait_for("proxy.workers takes effect when dduct is started again")) == 1
+
+
+def test_a_log_level_is_reloaded(configuration_with_workers: Path, start: Callable[[Path], Process]) -> None:
+    path = configuration_with_workers
+    process = start(path)
+    tcp, _ = process.ports()
+    path.write_text(path.read_text().replace("[misc]", "[misc]\nlog_level = 'error'"))
+    process.signal(signal.SIGHUP)
+    process.wait_for("Listening")
+
+    def silent() -> bool:
+        before = len(process.lines)
+        for _ in range(4):
+            with Client(tcp) as client:
+                client.get("/healthz", "localhost")
+        return len(process.lines) == before
+
+    wait_until(silent)
 
 
 def test_what_clients_send_cannot_forge_a_log_line(configuration: Path, start: Callable[[Path], Process]) -> None:

@@ -71,9 +71,10 @@ ROOMS: Dict[str, Set[str]] = {
         "pages",
     }
     | {"relay", "filler", "fetch"},
+    "listener": {"notices"},
     "server": {
         "access",
-        "notices",
+        "listener",
         "config",
         "http1",
         "certs",
@@ -87,10 +88,11 @@ ROOMS: Dict[str, Set[str]] = {
     }
     | {"evict", "filler", "session"},
     "notify": set(),
-    "dduct": {"access", "config", "certs", "notify", "server", "verify"},
+    "workers": set(),
+    "dduct": {"access", "config", "certs", "notify", "server", "verify", "workers"},
 }
 THIRD_PARTY = {"cryptography", "tomli"}
-BROAD_EXCEPTS = {"server": 1}  # the edge of every thread
+BROAD_EXCEPTS = {"listener": 1, "workers": 1}  # the edge of every thread, and of every process
 LONGEST_ROOM, LONGEST_FUNCTION = 600, 60
 
 # The standard library's names are known to Python itself from 3.10 on; the check need not run on 3.9.

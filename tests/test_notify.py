@@ -14,11 +14,23 @@ def test_a_manager_hears_of_start_life_and_end(tmp_path: Path) -> None:
         listening.settimeout(20)
         manager = Manager({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000"})
         manager.ready()
+        manager.watch()
         assert [listening.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
         manager.stopping()
         heard = b""
         while heard != b"STOPPING=1":
             heard = listening.recv(100)
+
+
+def test_a_manager_hears_of_a_reload(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.settimeout(20)
+        manager = Manager({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        assert manager.interval is None
+        manager.reloading()
+        manager.ready()
+        assert listening.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=") and listening.recv(100) == b"READY=1"
 
 
 def test_an_abstract_socket_will_do() -> None:
