@@ -1,8 +1,8 @@
-"""Certificates: dduct's own authority, the files in cert_dir, and a leaf for every host that is intercepted.
+"""Certificates: dduct's own authority, what it issues, and the files in cert_dir.
 
 Rules of this room:
 
-* A private key is written with mode 0600 and whole, or not at all; a leaf's key never touches the disk.
+* A private key is written with mode 0600 and whole, or not at all.
 * What lies in cert_dir is checked before it is used; what is wrong with it is one line that names file and remedy.
 * Everything issued here verifies under VERIFY_X509_STRICT, and one code path serves cryptography 3.4.8 to the newest.
 """
@@ -17,14 +17,11 @@ import os
 import ssl
 import stat
 import tempfile
-import threading
-import time
-from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Callable, Iterator, Optional, Sequence, Set, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -48,7 +45,6 @@ PrivateKey = Union[rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey]
 
 _CLOCK_SKEW = timedelta(days=2)  # a client whose clock is late must not find a new certificate too young
 _EXPIRY_WARNING = timedelta(days=30)
-_MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
 _COMMON_NAME_LIMIT = 64  # RFC 5280, ub-common-name
 _PSS_ONLY = bytes.fromhex("06092a864886f70d01010a")  # the OID 1.2.840.113549.1.1.10 in DER
 _PEM_END = b"-----END CERTIFICATE-----"
@@ -70,6 +66,12 @@ class Identity:
     server_ip_sans: Tuple[str, ...]
     client_cn: str
     p12_pass: str
+    name_constraints: bool = False
+
+    @property
+    def hosts(self) -> Tuple[str, ...]:
+        """All that the authority of the first start is to vouch for, if `name_constraints`."""
+        return (*self.server_dns_sans, *self.server_ip_sans, self.server_cn, self.client_cn)
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ class CertificateAuthority:
         self._pair = pair
 
     @staticmethod
-    def generate(common_name: str, key_bits: int, days: int) -> CertificateAuthority:
-        """A new RSA authority, valid for `days`."""
+    def generate(
+        common_name: str, key_bits: int, days: int, only_for: Optional[Sequence[str]] = None
+    ) -> CertificateAuthority:
+        """A new RSA authority, valid for `days`, and believed for no other hosts than `only_for` (None: for all)."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=key_bits)
         subject = _name(common_name)
         # RFC 5280 §4.2.1.9 and §4.2.1.3: both critical, and nothing but signing.
@@ -110,6 +114,8 @@ class CertificateAuthority:
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         )
+        if only_for is not None:
+            builder = builder.add_extension(_name_constraints(only_for), critical=True)  # RFC 5280 §4.2.1.10
         return CertificateAuthority(KeyPair(key, builder.sign(key, hashes.SHA256())))
 
     @property
@@ -127,6 +133,24 @@ class CertificateAuthority:
         """Its private key."""
         return self._pair.key_pem
 
+    @property
+    def chain_pem(self) -> bytes:
+        """What a server has to send beside its own certificate: clients have a root already."""
+        return b"" if self.certificate.issuer == self.certificate.subject else self.pem
+
+    def may_vouch_for(self, host: str) -> bool:
+        """Whether clients believe it in that: its own name constraints may say no (RFC 5280 §4.2.1.10)."""
+        constraints = self._constraints
+        if constraints is None:
+            return True
+        name = _general_name(host.replace("*.", "", 1))
+        kind = type(name)
+        permitted = [other for other in constraints.permitted_subtrees or [] if isinstance(other, kind)]
+        excluded = [other for other in constraints.excluded_subtrees or [] if isinstance(other, kind)]
+        if any(_is_within(name, subtree) for subtree in excluded):
+            return False
+        return not permitted or any(_is_within(name, subtree) for subtree in permitted)
+
     def issue_server(self, key: PrivateKey, common_name: str, hosts: Sequence[str], days: int) -> KeyPair:
         """A server's certificate for host names, `*.` names and IP addresses, valid for `days` from now."""
         names = [_general_name(host) for host in hosts]
@@ -134,7 +158,10 @@ class CertificateAuthority:
 
     def issue_leaf(self, key: PrivateKey, host: str, days: int) -> KeyPair:
         """A host's certificate with a life of `days` in all, which is what clients count."""
-        return self._issue(key, host, [_general_name(host)], ExtendedKeyUsageOID.SERVER_AUTH, _in_all(days))
+        name = _general_name(host)
+        # OpenSSL takes an IPv4 address in a subject for a DNS name, which name constraints do not permit.
+        subject = "" if isinstance(name, x509.IPAddress) and self._constraints is not None else host
+        return self._issue(key, subject, [name], ExtendedKeyUsageOID.SERVER_AUTH, _in_all(days))
 
     def issue_client(self, key: PrivateKey, common_name: str, days: int) -> KeyPair:
         """A client's certificate."""
@@ -158,6 +185,13 @@ class CertificateAuthority:
             return False
         return True
 
+    @property
+    def _constraints(self) -> Optional[x509.NameConstraints]:
+        try:
+            return self.certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+        except x509.ExtensionNotFound:
+            return None
+
     def _issue(
         self,
         key: PrivateKey,
@@ -166,9 +200,9 @@ class CertificateAuthority:
         usage: x509.ObjectIdentifier,
         life: Life,
     ) -> KeyPair:
-        subject = _name(common_name) if len(common_name) <= _COMMON_NAME_LIMIT else x509.Name([])
+        subject = _name(common_name) if 0 < len(common_name) <= _COMMON_NAME_LIMIT else x509.Name([])
         builder = (
-            _builder(subject, self.certificate.subject, key, life, not_after=_not_after(self.certificate))
+            _builder(subject, self.certificate.subject, key, life, at_most=not_after(self.certificate))
             .add_extension(self._authority_key_identifier(), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
@@ -204,7 +238,7 @@ def _in_all(days: int) -> Life:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: PrivateKey, life: Life, not_after: Optional[datetime] = None
+    subject: x509.Name, issuer: x509.Name, key: PrivateKey, life: Life, at_most: Optional[datetime] = None
 ) -> x509.CertificateBuilder:
     begin, end = life
     return (
@@ -214,7 +248,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
-        .not_valid_after(end if not_after is None else min(end, not_after))
+        .not_valid_after(end if at_most is None else min(end, at_most))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
 
@@ -249,7 +283,29 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _not_after(certificate: x509.Certificate) -> datetime:
+def _name_constraints(hosts: Sequence[str]) -> x509.NameConstraints:
+    """Nothing but these hosts and what is below them; a DNS name cannot be permitted without that."""
+    permitted: List[x509.GeneralName] = []
+    for host in dict.fromkeys(host.replace("*.", "", 1) for host in hosts):
+        try:
+            permitted.append(x509.IPAddress(ipaddress.ip_network(host)))
+        except ValueError:
+            permitted.append(x509.DNSName(host))
+    # What is not named at all is not constrained: addresses would be free where none is listed.
+    everywhere = [x509.IPAddress(ipaddress.ip_network(network)) for network in ("0.0.0.0/0", "::/0")]
+    has_address = any(isinstance(name, x509.IPAddress) for name in permitted)
+    return x509.NameConstraints(permitted, None if has_address else everywhere)
+
+
+def _is_within(name: x509.GeneralName, subtree: x509.GeneralName) -> bool:
+    if isinstance(name, x509.DNSName) and isinstance(subtree, x509.DNSName):
+        return f".{name.value}".endswith(f".{subtree.value}")
+    network = subtree.value
+    return isinstance(network, (ipaddress.IPv4Network, ipaddress.IPv6Network)) and name.value in network
+
+
+def not_after(certificate: x509.Certificate) -> datetime:
+    """When it ends."""
     return _aware(certificate, "not_valid_after")
 
 
@@ -312,7 +368,10 @@ def _authority(files: CertificateFiles, identity: Identity) -> CertificateAuthor
     )
     pair = _read_pair(files, "ca", remedy)
     if pair is None:
-        authority = CertificateAuthority.generate(identity.ca_cn, identity.rsa_key_bits, identity.days_from_now)
+        only_for = identity.hosts if identity.name_constraints else None
+        authority = CertificateAuthority.generate(
+            identity.ca_cn, identity.rsa_key_bits, identity.days_from_now, only_for
+        )
         _write_pair(files, "ca", authority.key_pem, authority.pem)
         return authority
     try:
@@ -382,13 +441,13 @@ def _read_pair(files: CertificateFiles, name: str, remedy: str) -> Optional[KeyP
     if _public_der(pair.key.public_key()) != _public_der(pair.certificate.public_key()):
         raise CertificateError(f'"{key_path}" is not the key of "{certificate_path}"; {remedy}')
     now = datetime.now(timezone.utc)
-    if now > _not_after(pair.certificate):
-        raise CertificateError(f'"{certificate_path}" expired on {_not_after(pair.certificate):%Y-%m-%d}; {remedy}')
+    if now > not_after(pair.certificate):
+        raise CertificateError(f'"{certificate_path}" expired on {not_after(pair.certificate):%Y-%m-%d}; {remedy}')
     if now < _not_before(pair.certificate):
         start = _not_before(pair.certificate)
         raise CertificateError(f'"{certificate_path}" is not valid before {start:%Y-%m-%d}; is the clock right?')
-    if now > _not_after(pair.certificate) - _EXPIRY_WARNING:
-        _log.warning('"%s" expires on %s', certificate_path, f"{_not_after(pair.certificate):%Y-%m-%d}")
+    if now > not_after(pair.certificate) - _EXPIRY_WARNING:
+        _log.warning('"%s" expires on %s', certificate_path, f"{not_after(pair.certificate):%Y-%m-%d}")
     return pair
 
 
@@ -420,7 +479,7 @@ def _read_certificate(path: Path, remedy: str) -> x509.Certificate:
         certificate.public_key()
         for _ in (certificate.extensions, certificate.subject, certificate.issuer, _not_before(certificate)):
             pass
-        _not_after(certificate)
+        not_after(certificate)
         certificate.signature_hash_algorithm  # noqa: B018
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension):
         raise CertificateError(f'"{path}" holds no whole PEM certificate; {remedy}') from None
@@ -501,71 +560,3 @@ def server_context(pem: bytes) -> ssl.SSLContext:
     finally:
         os.close(descriptor)
     return context
-
-
-@dataclass(frozen=True)
-class _Leaf:
-    certificate: x509.Certificate
-    context: ssl.SSLContext
-    renew_at: float
-
-
-class LeafStore:
-    """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end.
-
-    `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first.
-    """
-
-    def __init__(
-        self, authority: CertificateAuthority, days: int, capacity: int = 1024, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._authority = authority
-        self._days = days
-        self._capacity = capacity
-        self._clock = clock
-        self._key = ec.generate_private_key(ec.SECP256R1())  # RSA-3072 would cost 90 times as much per handshake
-        self._lock = threading.Condition()  # guards the two below; minting happens outside
-        self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
-        self._minting: Set[str] = set()
-
-    def context(self, host: str) -> ssl.SSLContext:
-        """The TLS server context for a lower-case host name or an IP address without brackets."""
-        return self._leaf(host).context
-
-    def certificate(self, host: str) -> x509.Certificate:
-        """The certificate in it."""
-        return self._leaf(host).certificate
-
-    def _leaf(self, host: str) -> _Leaf:
-        with self._lock:
-            while True:
-                leaf = self._leaves.get(host)
-                if leaf is not None and self._clock() < leaf.renew_at:
-                    self._leaves.move_to_end(host)
-                    return leaf
-                if host not in self._minting:
-                    self._minting.add(host)
-                    break
-                self._lock.wait(_MINTING_AT_MOST)
-        leaf = None
-        try:
-            leaf = self._mint(host)
-        finally:
-            with self._lock:
-                self._minting.discard(host)
-                if leaf is not None:
-                    self._leaves[host] = leaf
-                    self._leaves.move_to_end(host)
-                    while len(self._leaves) > self._capacity:
-                        self._leaves.popitem(last=False)
-                self._lock.notify_all()
-        return leaf
-
-    def _mint(self, host: str) -> _Leaf:
-        pair = self._authority.issue_leaf(self._key, host, self._days)
-        now = self._clock()
-        left = _not_after(pair.certificate).timestamp() - now
-        context = server_context(pair.certificate_pem + self._authority.pem + pair.key_pem)
-        # Where certificates are asked of clients, it is the context chosen by SNI that verifies them.
-        context.load_verify_locations(cadata=self._authority.pem.decode())
-        return _Leaf(pair.certificate, context, now + left * 3 / 4)

@@ -108,6 +108,7 @@ class Certs:
     client_cn: str
     p12_pass: str
     leaf_days: int
+    name_constraints: bool
 
 
 @dataclass(frozen=True)
@@ -454,6 +455,7 @@ _SCHEMA = (
     _Key("certs", "client_cn", "client.dduct.rs", _common_name),
     _Key("certs", "p12_pass", "dduct", _text),
     _Key("certs", "leaf_days", 199, _whole(1, 825)),
+    _Key("certs", "name_constraints", False, _boolean),
 )
 _SECRET = ("certs.p12_pass",)
 _SECTIONS = ("misc", "proxy", "cache", "certs")

@@ -16,13 +16,13 @@ from typing import Dict, List, Optional
 import certs
 from access import Access, AccessError, Networks, Users, is_loopback
 from cache import Cache
-from certs import LeafStore
 from config import Address, Config, ParentProxy
 from evict import Evictor, Limits
 from filler import Services
 from freshness import FreshnessRules
 from grants import Grants
 from http1 import Authority
+from leaves import LeafStore
 from listener import Listener, Threads, bind
 from metrics import Counter, Counters
 from policy import Hosts, Naming, Parameters, Rules, Where
@@ -56,6 +56,7 @@ def identity(config: Config) -> certs.Identity:
         server_ip_sans=config.certs.server_ip_sans,
         client_cn=config.certs.client_cn,
         p12_pass=config.certs.p12_pass,
+        name_constraints=config.certs.name_constraints,
     )
 
 
@@ -95,7 +96,7 @@ class Server:
         try:
             self._bind()
             self._household = self._furnish(config)
-            _announce(config)
+            self._announce(config)
         except BaseException:
             self.close()
             raise
@@ -132,7 +133,7 @@ class Server:
             listener.slots = slots
         if announce:
             _announce_differences(wanted, config)
-            _announce(config)
+            self._announce(config)
 
     def stop(self, grace: float = 10.0) -> None:
         """Accept no more, let running transfers finish for `grace` seconds, then end what is left."""
@@ -154,6 +155,14 @@ class Server:
             listener.stop()
 
     # Setting up
+
+    def _announce(self, config: Config) -> None:
+        """Say what should not be forgotten."""
+        for host in config.proxy.upstream_insecure:
+            _log.warning("The certificate of %s is not verified (proxy.upstream_insecure)", host)
+        for host in (*config.certs.server_dns_sans, *config.certs.server_ip_sans):
+            if not self._authority.may_vouch_for(host):
+                _log.warning("Clients will not believe us as %s: ca.crt has name constraints without it", host)
 
     def _furnish(self, config: Config) -> Household:
         """All that a configuration decides. Raises StartError."""
@@ -309,12 +318,6 @@ def _access(config: Config) -> Access:
 
 def _limits(config: Config) -> Limits:
     return Limits(config.cache.max_size, config.cache.min_free or 0)
-
-
-def _announce(config: Config) -> None:
-    """Say what should not be forgotten."""
-    for host in config.proxy.upstream_insecure:
-        _log.warning("The certificate of %s is not verified (proxy.upstream_insecure)", host)
 
 
 def _announce_differences(wanted: Config, used: Config) -> None:

@@ -22,10 +22,10 @@ import pages
 import policy
 from access import Access
 from body import BodyReader, IncompleteBody
-from certs import LeafStore
 from fetch import CachedFetch
 from filler import Services
 from http1 import BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Target
+from leaves import LeafStore
 from metrics import Counter
 from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
 from relay import forward, outgoing, tunnel, wants_upgrade

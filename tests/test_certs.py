@@ -38,7 +38,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from support.household import make_config
 from support.pairs import PATIENCE, SOON, in_thread
 
-from certs import CertificateAuthority, CertificateError, CertificateFiles, Identity, KeyPair, LeafStore, prepare
+from certs import CertificateAuthority, CertificateError, CertificateFiles, Identity, KeyPair, prepare
+from leaves import LeafStore
 from server import identity
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -980,3 +981,62 @@ def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> N
     with pytest.raises(CertificateError, match="chmod 700"):
         prepare(place, IDENTITY)
     assert list(place.iterdir()) == []
+
+
+# --- an authority that is believed for little -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def constrained(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, CertificateAuthority]:
+    directory = tmp_path_factory.mktemp("constrained") / "certs"
+    identity = replace(IDENTITY, name_constraints=True, server_ip_sans=("192.0.2.1", "2001:db8::1"))
+    return directory, prepare(directory, identity)
+
+
+@pytest.mark.parametrize("host", ["origin.test", "below.origin.test", "a.b.listed.test", "192.0.2.1", "2001:db8::1"])
+def test_a_constrained_authority_is_believed_for_what_is_listed(
+    constrained: Tuple[Path, CertificateAuthority], host: str
+) -> None:
+    directory, authority = constrained
+    assert authority.may_vouch_for(host)
+    context = LeafStore(authority, LEAF_DAYS).context(host)
+    assert shake_hands(context, trusting(directory / "ca.crt"), host)[0] == "TLSv1.3"
+
+
+@pytest.mark.parametrize("host", ["other.test", "notorigin.test", "test", "192.0.2.2", "2001:db8::2"])
+def test_a_constrained_authority_is_believed_for_nothing_else(
+    constrained: Tuple[Path, CertificateAuthority], host: str
+) -> None:
+    directory, authority = constrained
+    assert not authority.may_vouch_for(host)
+    context = LeafStore(authority, LEAF_DAYS).context(host)
+    with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
+        shake_hands(context, trusting(directory / "ca.crt"), host)
+
+
+def test_a_constrained_authority_vouches_for_dduct_and_its_clients(
+    constrained: Tuple[Path, CertificateAuthority],
+) -> None:
+    directory, authority = constrained
+    extension = authority.certificate.extensions.get_extension_for_class(x509.NameConstraints)
+    assert extension.critical
+    assert_verifies(directory / "ca.crt", directory / "server.crt", "-purpose", "sslserver")
+    assert_verifies(directory / "ca.crt", directory / "client.crt", "-purpose", "sslclient")
+
+
+def test_without_a_listed_address_no_address_is_believed(tmp_path: Path) -> None:
+    identity = replace(IDENTITY, name_constraints=True, server_ip_sans=())
+    authority = prepare(tmp_path / "certs", identity)
+    for host in ("127.0.0.1", "::1"):
+        assert not authority.may_vouch_for(host)
+        context = LeafStore(authority, LEAF_DAYS).context(host)
+        with pytest.raises(ssl.SSLCertVerificationError, match="excluded subtree violation"):
+            shake_hands(context, trusting(tmp_path / "certs/ca.crt"), host)
+
+
+def test_an_authority_without_constraints_vouches_for_everybody(authority: CertificateAuthority) -> None:
+    assert authority.may_vouch_for("anything.at.all") and authority.may_vouch_for("203.0.113.1")
+
+
+def test_a_root_is_not_sent_to_clients_that_have_it(authority: CertificateAuthority) -> None:
+    assert authority.chain_pem == b""

@@ -220,6 +220,23 @@ def test_a_spoiled_certificate_is_one_line_and_status_1(tmp_path: Path, configur
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "ca.key" in done.stderr
 
 
+def test_a_host_that_the_authority_cannot_vouch_for_is_said(
+    configuration: Path, start: Callable[[Path], Process]
+) -> None:
+    shutil.rmtree(configuration.parent / "certs")
+    with configuration.open("a") as file:
+        file.write("name_constraints = true\nserver_dns_sans = ['one.test']\n")
+    first = start(configuration)
+    first.ports()
+    assert not any("believe" in line for line in first.lines)
+    first.close()
+    configuration.write_text(configuration.read_text().replace("'one.test'", "'one.test', 'two.test'"))
+    second = start(configuration)
+    second.ports()
+    (line,) = second.wait_for("Clients will not believe us as ")
+    assert "two.test" in line
+
+
 # --- end --------------------------------------------------------------------------------------------
 
 

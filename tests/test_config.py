@@ -190,6 +190,7 @@ BAD: Dict[str, List[str]] = {
     "certs.server_ip_sans": ["['a']", "['10.0.0.0/8']", "['1.2.3']"],
     "certs.client_cn": ["''", "[]"],
     "certs.p12_pass": ["5"],
+    "certs.name_constraints": ["1", "'yes'"],
     "certs.leaf_days": ["0", "826", "1.5"],
 }
 

@@ -198,7 +198,7 @@ def test_an_unlisted_host_on_the_tls_port_is_misdirected(house: House) -> None:
 
 
 def test_an_unlisted_host_is_tunnelled_blind(house: House, origin_authority: CertificateAuthority) -> None:
-    from certs import LeafStore
+    from leaves import LeafStore
 
     origin = Origin(Files({"/x.deb": BODY}), LeafStore(origin_authority, 9).context("localhost"))
     with origin:
@@ -587,7 +587,7 @@ def test_a_host_that_is_named_insecure_is_not_verified(build_house: Build) -> No
 def test_an_origin_that_shows_another_hosts_certificate_is_502(
     house: House, origin_authority: CertificateAuthority
 ) -> None:
-    from certs import LeafStore
+    from leaves import LeafStore
 
     with Origin(Files({"/x.deb": BODY}), LeafStore(origin_authority, 9).context("other.test")) as origin:
         answer = house.fetch(origin, "/x.deb")
@@ -597,7 +597,7 @@ def test_an_origin_that_shows_another_hosts_certificate_is_502(
 def test_the_client_certificate_is_offered_where_it_is_asked_for(
     house: House, origin_authority: CertificateAuthority
 ) -> None:
-    from certs import LeafStore
+    from leaves import LeafStore
 
     context = LeafStore(origin_authority, 9).context(HOST)
     context.load_verify_locations(house.config.misc.cert_dir / "ca.crt")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, List, Optional, Sequence
 
 import config as configuration
-from certs import CertificateAuthority, LeafStore
+from certs import CertificateAuthority
 from config import Address, Config
 from fill import Fill
+from leaves import LeafStore
 from metrics import Counter, Counters
 from server import Server
 from support.client import Answer, Client, wait_until

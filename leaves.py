@@ -1,0 +1,85 @@
+"""A certificate for every host that is intercepted, minted when first asked for; its key never touches the disk."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Callable, Set
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from certs import CertificateAuthority, not_after, server_context
+
+_MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    certificate: x509.Certificate
+    context: ssl.SSLContext
+    renew_at: float
+
+
+class LeafStore:
+    """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end.
+
+    `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first.
+    """
+
+    def __init__(
+        self, authority: CertificateAuthority, days: int, capacity: int = 1024, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._authority = authority
+        self._days = days
+        self._capacity = capacity
+        self._clock = clock
+        self._key = ec.generate_private_key(ec.SECP256R1())  # RSA-3072 would cost 90 times as much per handshake
+        self._lock = threading.Condition()  # guards the two below; minting happens outside
+        self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
+        self._minting: Set[str] = set()
+
+    def context(self, host: str) -> ssl.SSLContext:
+        """The TLS server context for a lower-case host name or an IP address without brackets."""
+        return self._leaf(host).context
+
+    def certificate(self, host: str) -> x509.Certificate:
+        """The certificate in it."""
+        return self._leaf(host).certificate
+
+    def _leaf(self, host: str) -> _Leaf:
+        with self._lock:
+            while True:
+                leaf = self._leaves.get(host)
+                if leaf is not None and self._clock() < leaf.renew_at:
+                    self._leaves.move_to_end(host)
+                    return leaf
+                if host not in self._minting:
+                    self._minting.add(host)
+                    break
+                self._lock.wait(_MINTING_AT_MOST)
+        leaf = None
+        try:
+            leaf = self._mint(host)
+        finally:
+            with self._lock:
+                self._minting.discard(host)
+                if leaf is not None:
+                    self._leaves[host] = leaf
+                    self._leaves.move_to_end(host)
+                    while len(self._leaves) > self._capacity:
+                        self._leaves.popitem(last=False)
+                self._lock.notify_all()
+        return leaf
+
+    def _mint(self, host: str) -> _Leaf:
+        pair = self._authority.issue_leaf(self._key, host, self._days)
+        now = self._clock()
+        left = not_after(pair.certificate).timestamp() - now
+        context = server_context(pair.certificate_pem + self._authority.chain_pem + pair.key_pem)
+        # Where certificates are asked of clients, it is the context chosen by SNI that verifies them.
+        context.load_verify_locations(cadata=self._authority.pem.decode())
+        return _Leaf(pair.certificate, context, now + left * 3 / 4)
