@@ -11,6 +11,9 @@ from reply import Reply
 from selection import Part, Selection
 from store import Lost
 
+# A thousand slow readers have as many buffers: a large one is for those who have taken more than sockets hold.
+_MODEST_BUFFER = 64 * 1024
+_PROVEN = 8 * 1024 * 1024
 _LOST_AT_MOST = 4  # times that one answer may lose its source
 # RFC 9110 §15.4.5: what of the stored fields a 304 repeats.
 _IN_NOT_MODIFIED = frozenset(
@@ -81,10 +84,12 @@ def _send_part(reply: Reply, supply: Supply, part: Part) -> bool:
     """Send a span; whether all of it was there."""
     if part.preface:
         reply.write(memoryview(part.preface))
-    size = BUFFER_SIZE if part.end is None else min(BUFFER_SIZE, part.end - part.start)
+    size = _MODEST_BUFFER if part.end is None else min(_MODEST_BUFFER, part.end - part.start)
     buffer = memoryview(bytearray(size))
     offset = part.start
     while part.end is None or offset < part.end:
+        if len(buffer) < BUFFER_SIZE and offset - part.start >= _PROVEN:
+            buffer = memoryview(bytearray(BUFFER_SIZE))
         count = supply.read_at(buffer if part.end is None else buffer[: part.end - offset], offset)
         if not count:
             return part.end is None

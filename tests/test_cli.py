@@ -10,17 +10,15 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Callable, Iterator, List, Optional, Set
+from typing import Callable, Iterator, List
 
 import pytest
 from support.client import Client, wait_until
 from support.origin import Asked, Connection, Gate, Origin
+from support.process import PATIENCE, ROOT, Process, write
 
-ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 30.0
 BODY = os.urandom(500_000)
 LINE = re.compile(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?:ERROR|WARN |INFO |DEBUG|TRACE) dduct[.a-z0-9]*\] .+")
 
@@ -30,74 +28,10 @@ def run(*arguments: object, program: Path = ROOT / "dduct.py") -> subprocess.Com
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd="/")
 
 
-class Process:
-    """A running dduct and its log."""
-
-    def __init__(self, configuration: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "dduct.py"), "--cfg", str(configuration)],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        self.lines: List[str] = []
-        self._changed = threading.Condition()  # guards lines
-        self._reading = threading.Thread(target=self._read)
-        self._reading.start()
-
-    def _read(self) -> None:
-        stream: Optional[IO[str]] = self._process.stderr
-        assert stream is not None
-        for line in stream:
-            with self._changed:
-                self.lines.append(line.rstrip("\n"))
-                self._changed.notify_all()
-        with self._changed:
-            self._changed.notify_all()
-
-    def wait_for(self, text: str, count: int = 1) -> List[str]:
-        """The log lines with `text` in them, once there are so many."""
-        with self._changed:
-            found = self._changed.wait_for(lambda: sum(text in line for line in self.lines) >= count, PATIENCE)
-            assert found, "\n".join(self.lines)
-            return [line for line in self.lines if text in line]
-
-    def ports(self) -> List[int]:
-        return [int(line.rpartition(":")[2]) for line in self.wait_for("Listening on", 2)]
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def wait(self) -> int:
-        return self._process.wait(PATIENCE)
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._reading.join(PATIENCE)
-        assert self._process.stderr is not None
-        self._process.stderr.close()
-
-
 @pytest.fixture
 def configuration(tmp_path: Path, certificates: Path) -> Path:
     shutil.copytree(certificates, tmp_path / "certs")
     return write(tmp_path)
-
-
-def write(directory: Path, **keys: Any) -> Path:
-    """A configuration below `directory` with free ports; keyword arguments replace keys of [proxy]."""
-    values = {"tcp_bind": "127.0.0.1:0", "tls_bind": "127.0.0.1:0", **keys}
-    lines = [f"{key} = {value!r}" for key, value in values.items()]
-    path = directory / "some.toml"
-    path.write_text("[misc]\ncert_dir = 'certs'\nfile_dir = 'files'\n[proxy]\n" + "\n".join(lines) + "\n")
-    with path.open("a") as file:
-        file.write("[certs]\nrsa_key_bits = 2048\n")
-    return path
 
 
 @pytest.fixture
@@ -315,11 +249,6 @@ def test_a_second_signal_ends_it_at_once(configuration_with_workers: Path, start
 # --- workers ----------------------------------------------------------------------------------------
 
 
-def children(process: Process) -> Set[int]:
-    listing = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return {int(child) for child in listing.split()}
-
-
 def test_several_workers_share_the_work_the_cache_and_the_counters(
     configuration: Path, start: Callable[[Path], Process]
 ) -> None:
@@ -332,7 +261,7 @@ def test_several_workers_share_the_work_the_cache_and_the_counters(
 
     process = start(write(configuration.parent, workers=3))
     tcp, _ = process.ports()
-    wait_until(lambda: len(children(process)) == 3)
+    wait_until(lambda: len(process.children()) == 3)
     with Origin(handler) as origin:
         host = f"127.0.0.1:{origin.port}"
         with ThreadPoolExecutor(12) as pool:
@@ -353,11 +282,11 @@ def test_several_workers_share_the_work_the_cache_and_the_counters(
 def test_a_worker_that_dies_is_started_again(configuration: Path, start: Callable[[Path], Process]) -> None:
     process = start(write(configuration.parent, workers=2))
     tcp, _ = process.ports()
-    wait_until(lambda: len(children(process)) == 2)
-    before = children(process)
+    wait_until(lambda: len(process.children()) == 2)
+    before = process.children()
     os.kill(min(before), signal.SIGKILL)
     process.wait_for("ended with -9, and is started again")
-    wait_until(lambda: len(children(process)) == 2 and children(process) != before)
+    wait_until(lambda: len(process.children()) == 2 and process.children() != before)
     with Client(tcp) as client:
         assert client.get("/healthz", "localhost").status == 200
     process.signal(signal.SIGTERM)
@@ -367,8 +296,8 @@ def test_a_worker_that_dies_is_started_again(configuration: Path, start: Callabl
 def test_workers_die_with_their_parent(configuration: Path, start: Callable[[Path], Process]) -> None:
     process = start(write(configuration.parent, workers=2))
     process.ports()
-    wait_until(lambda: len(children(process)) == 2)
-    left = children(process)
+    wait_until(lambda: len(process.children()) == 2)
+    left = process.children()
     process.signal(signal.SIGKILL)
     process.wait()
     wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in left))
