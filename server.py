@@ -33,6 +33,7 @@ from upstream import Origins, Parent, Settings
 _log = logging.getLogger("dduct")
 
 _FORCED_END = 3.0  # seconds for threads to notice that their sockets are gone
+_PATIENCE = 10  # times the upstream_timeout
 _WORKERS_AT_MOST = 8  # unless the configuration says more
 
 
@@ -211,7 +212,8 @@ class Server:
     def _open_cache(self) -> Cache:
         root = self._config.misc.file_dir
         try:
-            patience = 2 * self._config.proxy.upstream_timeout
+            # Leaders give up by themselves, after several attempts; this is for one that is stuck.
+            patience = _PATIENCE * self._config.proxy.upstream_timeout
             cache = Cache(root, patience, self._config.cache.min_free or 0)
         except OSError as error:
             raise StartError(f'misc.file_dir "{root}" cannot be used: {error.strerror or error}') from error
