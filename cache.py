@@ -83,8 +83,10 @@ class Cache:
             if fill is not None:
                 fill.detach()
             if ownership is Ownership.FOREIGN:
-                foreign = ForeignFill(places.object, self.store.open_part(places.object), key.digest is not None)
-                return Follow(FillReader(foreign, self._patience))
+                growing = self.store.open_growing(places.object)
+                if growing is not None:
+                    foreign = ForeignFill(places.object, growing, key.digest is not None)
+                    return Follow(FillReader(foreign, self._patience))
 
     def reader(self, fill: Fill) -> FillReader:
         """A reader on a fill that the caller leads: the leader reads like everybody else."""

@@ -7,6 +7,7 @@ import argparse
 import getpass
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ VERSION = "0.1.0"
 
 _log = logging.getLogger("dduct")
 
+_STACK = 1024 * 1024  # octets of a thread's stack; nothing here recurses deeply
 _LEVELS = {
     "off": logging.CRITICAL + 1,
     "error": logging.ERROR,
@@ -155,6 +157,13 @@ class _Bar:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
+def _prepare_for_crowds() -> None:
+    """Room for some thousand connections: a descriptor or two and a thread for each."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    threading.stack_size(_STACK)
+
+
 def _start_log(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
@@ -180,6 +189,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(configuration.describe(config))
         return 0
     _start_log(config.misc.log_level)
+    _prepare_for_crowds()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         server = Server(config)

@@ -14,7 +14,8 @@ from reply import Reply
 from stream import Stream
 from upstream import Exchange
 
-_PIPE_SIZE = 128 * 1024
+_MODEST, _PIPE_SIZE = 16 * 1024, 128 * 1024
+_QUIET = 1.0  # seconds
 _TURNS = 16
 
 
@@ -62,14 +63,39 @@ def forward(reply: Reply, exchange: Exchange) -> None:
     reply.finish(exchange.body.trailers)
 
 
+class _Buffer:
+    """Room for octets on their way, for both directions of a tunnel: modest, large while much is moving, none in quiet.
+
+    Thousands of tunnels are idle most of the time.
+    """
+
+    def __init__(self) -> None:
+        self._view = memoryview(b"")
+
+    def get(self) -> memoryview:
+        """Some room; what was in it before is of no use."""
+        if not self._view:
+            self._view = memoryview(bytearray(_MODEST))
+        return self._view
+
+    def note(self, count: int) -> None:
+        """So much of it was filled at once."""
+        if count == len(self._view) == _MODEST:
+            self._view = memoryview(bytearray(_PIPE_SIZE))
+
+    def drop(self) -> None:
+        """Nothing is moving."""
+        self._view = memoryview(b"")
+
+
 class _Direction:
     """One way through a tunnel: what was read from `source` and not written to `sink` yet, and how it ends."""
 
-    def __init__(self, source: Stream, sink: Stream) -> None:
+    def __init__(self, source: Stream, sink: Stream, buffer: _Buffer) -> None:
         self.source = source
         self.sink = sink
-        self._buffer = memoryview(bytearray(_PIPE_SIZE))
-        self._pending = self._buffer[:0]
+        self._buffer = buffer
+        self._pending = memoryview(b"")
         self.ended = False  # the source has nothing more
         self.done = False  # and the sink knows
 
@@ -85,11 +111,14 @@ class _Direction:
         for _ in range(_TURNS):  # and then the other way has its chance
             if self.done:
                 break
-            if not self._pending and not self.ended:
-                count = self.source.readinto_nowait(self._buffer)
+            fresh = not self._pending and not self.ended
+            if fresh:
+                view = self._buffer.get()
+                count = self.source.readinto_nowait(view)
                 if count is None:
                     break
-                self._pending = self._buffer[:count]
+                self._pending = view[:count]
+                self._buffer.note(count)
                 self.ended = count == 0
                 moved = True
             if self._pending:
@@ -97,6 +126,8 @@ class _Direction:
                 self._pending = self._pending[sent:]
                 moved = moved or sent > 0
                 if self._pending:
+                    if fresh:  # the other way needs the buffer
+                        self._pending = memoryview(bytes(self._pending))
                     break
             elif self.ended:
                 self.sink.shutdown_write()
@@ -109,14 +140,21 @@ def tunnel(client: Stream, origin: Stream, idle: float) -> None:
 
     Ends too when nothing moves for `idle` seconds. Raises OSError when an end breaks.
     """
-    ways = (_Direction(client, origin), _Direction(origin, client))
+    buffer = _Buffer()
+    ways = (_Direction(client, origin, buffer), _Direction(origin, client, buffer))
     deadline = time.monotonic() + idle
     while not all(way.done for way in ways):
         moved = [way.move() for way in ways]
         now = time.monotonic()
         if any(moved):
             deadline = now + idle
-        elif now >= deadline or not _wait(ways, deadline - now):
+            continue
+        if now >= deadline:
+            return
+        if _wait(ways, min(_QUIET, deadline - now)):
+            continue
+        buffer.drop()
+        if not _wait(ways, max(0.0, deadline - time.monotonic())):
             return
 
 

@@ -271,6 +271,15 @@ class Store:
                 raise Unstorable(error.strerror or str(error)) from error
         raise Unstorable("its directory vanishes again and again")
 
+    def open_growing(self, place: str) -> Optional[int]:
+        """Open the file that grows beside `place`; None where there is none any more. Raises Unstorable."""
+        try:
+            return os.open(place + PART_SUFFIX, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Unstorable(error.strerror or str(error)) from error
+
     def open_fresh(self, place: str) -> Tuple[int, str]:
         """A locked file beside `place` under a name of its own, to be renamed by the caller. Raises Unstorable."""
         path = f"{os.path.dirname(place)}/.{uuid.uuid4().hex}{PART_SUFFIX}"

@@ -846,6 +846,25 @@ def test_a_foreign_digest_named_fill_holds_its_last_octets_back(pair: List[Cache
     reader.close()
 
 
+def test_a_fill_that_ends_before_it_can_be_followed_leaves_nothing(
+    pair: List[Cache], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is gone between our seeing that another process has it and our opening it."""
+    fill = lead(pair[0])
+    fill.begin(META, 4)
+    fill.write(view(b"body"))
+    real = pair[1].store.open_growing
+
+    def open_growing(place: str) -> Optional[int]:
+        fill.publish()
+        return real(place)
+
+    monkeypatch.setattr(pair[1].store, "open_growing", open_growing)
+    assert hit_body(pair[1]) == b"body"
+    assert parts(pair[1]) == []
+    fill.close()
+
+
 @pytest.mark.parametrize("end", ["fail", "decline"])
 def test_a_foreign_fill_that_ends_before_its_head_sends_followers_back(pair: List[Cache], end: str) -> None:
     fill = lead(pair[0])

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 
 import pytest
 from support.client import Client, wait_until
@@ -131,7 +131,8 @@ def test_both_ports_answer(configuration: Path, start: Callable[[Path], Process]
 def test_a_port_in_use_is_one_line_and_status_1(tmp_path: Path, configuration: Path, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("--cfg", write(tmp_path, **{key: f"127.0.0.1:{port}"}))
+        keys: Dict[str, Any] = {key: f"127.0.0.1:{port}"}
+        done = run("--cfg", write(tmp_path, **keys))
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last == f"dduct: proxy.{key} 127.0.0.1:{port} cannot be bound: Address already in use"

@@ -7,29 +7,41 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any, List, Optional, Set
+from typing import IO, Any, Dict, List, Optional, Set
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 30.0
 
 
-def write(directory: Path, **keys: Any) -> Path:
-    """A configuration below `directory` with free ports; keyword arguments replace keys of [proxy]."""
-    values = {"tcp_bind": "127.0.0.1:0", "tls_bind": "127.0.0.1:0", **keys}
-    lines = [f"{key} = {value!r}" for key, value in values.items()]
+def write(
+    directory: Path, cache: Optional[Dict[str, Any]] = None, certs: Optional[Dict[str, Any]] = None, **proxy: Any
+) -> Path:
+    """A configuration below `directory` with free ports; keyword arguments are keys of [proxy]."""
+    sections: Dict[str, Dict[str, Any]] = {
+        "misc": {"cert_dir": "certs", "file_dir": "files"},
+        "proxy": {"tcp_bind": "127.0.0.1:0", "tls_bind": "127.0.0.1:0", **proxy},
+        "cache": cache or {},
+        "certs": {"rsa_key_bits": 2048, **(certs or {})},
+    }
     path = directory / "some.toml"
-    path.write_text("[misc]\ncert_dir = 'certs'\nfile_dir = 'files'\n[proxy]\n" + "\n".join(lines) + "\n")
-    with path.open("a") as file:
-        file.write("[certs]\nrsa_key_bits = 2048\n")
+    with path.open("w") as file:
+        for section, keys in sections.items():
+            file.write(f"[{section}]\n")
+            file.writelines(f"{key} = {_toml(value)}\n" for key, value in keys.items())
     return path
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 class Process:
     """A running dduct and its log."""
 
     def __init__(self, configuration: Path) -> None:
+        self.command = [sys.executable, str(ROOT / "dduct.py")]
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "dduct.py"), "--cfg", str(configuration)],
+            [*self.command, "--cfg", str(configuration)],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
