@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-clients check format pyz clean
+.PHONY: help run test test-all test-clients test-hard check format pyz clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,10 +25,19 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 	@touch $@
 
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
-	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients --ignore=tests/hardship $(PYTEST_ARGS)
 
 test-clients: $(VENV)/.stamp ## run real clients (skopeo, podman, apt, dnf, pip, npm, …) against real servers
 	$(BIN)/python -m pytest -q -rs tests/clients $(PYTEST_ARGS)
+
+test-hard: $(VENV)/.stamp .venv-tools/.stamp ## kills, full disks, bad networks, crowds, a soak, TLS scanners (DDUCT_LONG=1: longer)
+	$(BIN)/python -m pytest -q -rs -n 2 tests/hardship/test_scans.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -rs -rP --ignore=tests/hardship/test_scans.py tests/hardship $(PYTEST_ARGS)
+
+.venv-tools/.stamp: tests/hardship/requirements.txt
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/pip install -q --disable-pip-version-check -r tests/hardship/requirements.txt
+	@touch $@
 
 test-all: ## run the tests with every Python found
 	@sh packaging/test-all.sh $(PYTHONS)

@@ -235,8 +235,9 @@ def parse_request(block: bytes) -> RequestHead:
     if major != b"1":
         raise ProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
     headers = _parse_fields(fields)
-    if minor != b"0" and b"host" not in headers:
-        raise ProtocolError("HTTP/1.1 request without Host")  # RFC 9112 §3.2
+    # RFC 9112 §3.2. A CONNECT without one is sent by many a simple client (sslyze among them), and leaves no doubt.
+    if minor != b"0" and b"host" not in headers and method != b"CONNECT":
+        raise ProtocolError("HTTP/1.1 request without Host")
     if len(headers.get_all(b"host")) > 1:
         raise ProtocolError("more than one Host field")
     return RequestHead(method, target, int(minor), headers)

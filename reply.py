@@ -15,6 +15,13 @@ from body import BodyWriter
 from http1 import BodyFraming, Field, Framing, RequestHead, ResponseHead
 from stream import Stream
 
+# What we say is not to be taken for anything else by whoever makes a browser ask for it.
+_FOR_BROWSERS = (
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Content-Security-Policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+    (b"Referrer-Policy", b"no-referrer"),
+)
+
 
 class Reply:
     """The answer to `request`; `via` is how dduct signs messages (RFC 9110 §7.6.3)."""
@@ -99,7 +106,7 @@ class Reply:
     def whole(self, status: int, fields: Iterable[Field], body: Union[bytes, str]) -> None:
         """A complete response of our own in one piece."""
         data = body.encode() if isinstance(body, str) else body
-        self.begin(status, [*fields, (b"Date", values.format_date(time.time()))], len(data))
+        self.begin(status, [*fields, *_FOR_BROWSERS, (b"Date", values.format_date(time.time()))], len(data))
         if self.has_body and data:
             self.write(memoryview(data))
         self.finish()

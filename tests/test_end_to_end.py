@@ -160,6 +160,15 @@ def test_tls_inside_tls(house: House) -> None:
     stream.close()
 
 
+def test_a_connect_without_host_leaves_no_doubt(house: House) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}))
+    with house.client() as client:
+        client.send(f"CONNECT {HOST}:{origin.port} HTTP/1.1\r\n\r\n".encode())
+        assert client.read("CONNECT").status == 200
+        client.start_tls(house.trust, HOST)
+        assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
+
+
 def test_ipv6_all_the_way(build_house: Build) -> None:
     house = build_house(tcp_bind=Address("::1", 0))
     origin = house.origin(Files({"/x.deb": BODY}), host="::1")
