@@ -189,6 +189,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(configuration.describe(config))
         return 0
     _start_log(config.misc.log_level)
+    os.umask(0o077)  # what needs authorisation is not for other users of this machine
     _prepare_for_crowds()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:

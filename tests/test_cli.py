@@ -127,6 +127,18 @@ def test_both_ports_answer(configuration: Path, start: Callable[[Path], Process]
         assert encrypted.get("/healthz", "localhost").body == b"ok\n"
 
 
+def test_the_cache_is_for_no_other_user(configuration: Path, start: Callable[[Path], Process]) -> None:
+    tcp, _ = start(configuration).ports()
+    with (
+        Origin(lambda _, connection: connection.respond(200, [("ETag", '"1"')], BODY)) as origin,
+        Client(tcp) as client,
+    ):
+        assert client.get(f"http://127.0.0.1:{origin.port}/x.deb", f"127.0.0.1:{origin.port}").body == BODY
+    files = configuration.parent / "files"
+    (stored,) = files.rglob("x.deb")
+    assert [path.stat().st_mode & 0o077 for path in (files, stored.parent, stored)] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("key", ["tcp_bind", "tls_bind"])
 def test_a_port_in_use_is_one_line_and_status_1(tmp_path: Path, configuration: Path, key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, Set
@@ -188,3 +189,15 @@ def test_the_rules_can_be_broken(source: str, complaint: str) -> None:
 @pytest.mark.skipif(STANDARD is None, reason="Python 3.9 does not know the names of its own modules")
 def test_a_package_that_is_not_there_at_run_time_is_noticed() -> None:
     assert any("requests" in problem for problem in problems("http1", '"""x"""\nimport requests\n'))
+
+
+def test_security_names_tests_that_exist() -> None:
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    sources = {
+        str(path.relative_to(ROOT / "tests")): path.read_text("utf-8") for path in (ROOT / "tests").rglob("*.py")
+    }
+    defined = set(re.findall(r"def (test_\w+)", "".join(sources.values())))
+    named = set(re.findall(r"(?:`|::)(test_\w+)`", text))
+    files = set(re.findall(r"`((?:\w+/)?test_\w+\.py)", text))
+    assert len(named) > 40 and named <= defined
+    assert files <= set(sources)

@@ -1,0 +1,84 @@
+"""What must not be written down is not: not in the log, not on the disk, not in an answer."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Callable, Iterator, List
+
+import pytest
+from support.household import HOST, House
+from support.origin import Asked, Connection
+
+BODY = os.urandom(100_000)
+SECRETS = (
+    "hunter2-bearer",
+    "hunter2-cookie",
+    "hunter2-token",
+    "hunter2-query",
+    "hunter2-signature",
+    "hunter2-location",
+)
+CREDENTIALS = (
+    "Authorization: Bearer hunter2-bearer",
+    "Cookie: session=hunter2-cookie",
+    "PRIVATE-TOKEN: hunter2-token",
+)
+
+
+@pytest.fixture
+def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.NOTSET + 1, logger="dduct"):
+        yield caplog
+
+
+def written(directory: Path) -> Iterator[bytes]:
+    """All that lies below a directory: names, octets and attributes."""
+    for path in directory.rglob("*"):
+        yield str(path).encode()
+        if path.is_file():
+            yield path.read_bytes()
+        for attribute in os.listxattr(path):
+            yield os.getxattr(path, attribute)
+
+
+def handler(asked: Asked, connection: Connection) -> None:
+    path = asked.target.partition("?")[0]
+    if path == "/redirected.deb":
+        connection.head(307, [("Location", "/there.deb?X-Amz-Signature=hunter2-location"), ("Content-Length", "0")])
+    elif path == "/broken.deb":
+        connection.send(b"HTTP/1.1 200 OK\r\nbroken\r\n\r\n")
+        connection.fin()
+    elif path == "/short.deb":
+        connection.head(200, [("Content-Length", str(len(BODY)))])
+        connection.send_body(BODY[:10])
+        connection.fin()
+    else:
+        connection.respond(200, [("ETag", '"1"'), ("Set-Cookie", "session=hunter2-cookie")], BODY)
+
+
+def test_nothing_secret_is_written_down(
+    build_house: Callable[..., House], everything_logged: pytest.LogCaptureFixture
+) -> None:
+    house = build_house(stale_if_error=True)
+    origin = house.origin(handler)
+    said: List[bytes] = []
+    for path in ("/x.deb", "/redirected.deb", "/broken.deb", "/short.deb", "/page"):
+        for query in ("", "?X-Amz-Signature=hunter2-signature", "?password=hunter2-query"):
+            for credentials in ((), CREDENTIALS):
+                if query == "?password=hunter2-query" and path.endswith(".deb"):
+                    continue  # part of the object's name: nothing says that it is a secret
+                answer = house.fetch(origin, path + query, *credentials)
+                if answer.status != 200:
+                    said.append(repr(answer).encode())
+    with house.client() as client:
+        said.append(repr(client.get(f"http://{HOST}:1/x.deb?sig=hunter2-query", HOST, *CREDENTIALS)).encode())
+    with house.client() as client:
+        client.send(b"GET http://\x00hunter2-query HTTP/1.1\r\nAuthorization: hunter2-bearer\r\n\r\n")
+        said.append(repr(client.read()).encode())
+    with house.client() as client:
+        said.append(client.get("/metrics", "localhost").body)
+    assert len(said) > 5 and len(everything_logged.records) > 20
+    seen = [*written(house.files), *said, *(record.getMessage().encode() for record in everything_logged.records)]
+    assert [secret for secret in SECRETS if any(secret.encode() in octets for octets in seen)] == []
