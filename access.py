@@ -11,6 +11,7 @@ import re
 import secrets
 import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterable, NamedTuple, Optional, Set, Union
 
@@ -62,9 +63,13 @@ class Networks:
 
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = [ipaddress.ip_network(network) for network in networks]
+        self._holds = lru_cache(maxsize=4096)(self._look_up)
 
     def __contains__(self, text: object) -> bool:
-        address = parse_address(text) if isinstance(text, str) else None
+        return isinstance(text, str) and self._holds(text)
+
+    def _look_up(self, text: str) -> bool:
+        address = parse_address(text)
         return address is not None and any(address in network for network in self._networks)
 
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import List, Optional
 
@@ -40,13 +41,20 @@ _LEVELS = {
 _LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 
 
+@lru_cache(maxsize=2)
+def _moment(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
+
+
 class _Formatter(logging.Formatter):
     """`[2026-01-01T12:34:56Z INFO  dduct.certs] Write "/…/ca.key"`, one line whatever the message holds."""
 
     def format(self, record: logging.LogRecord) -> str:
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        when = _moment(int(record.created))
         level = _LEVEL_NAMES.get(record.levelno, record.levelname)
-        message = "".join(c if c.isprintable() else "?" for c in record.getMessage())
+        message = record.getMessage()
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else "?" for c in message)
         line = f"[{when} {level:<5} {record.name}] {message}"
         return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
 
@@ -165,6 +173,9 @@ def _prepare_for_crowds() -> None:
 
 
 def _start_log(level: str) -> None:
+    # Nothing of what these look up is in our lines (logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     log = logging.getLogger("dduct")

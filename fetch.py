@@ -25,7 +25,7 @@ from filler import Services, carry, key_of
 from follow import FillReader
 from freshness import Assessment, Stored
 from http1 import RequestHead, Target
-from inquiry import CONDITIONS, Inquiry, stored_fields
+from inquiry import Inquiry, stored_fields
 from metrics import Counter
 from policy import Name
 from relay import forward
@@ -407,7 +407,7 @@ class CachedFetch:
 
     def _pass_on(self, exchange: Exchange) -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
-        if any(name in self._request.headers for name in CONDITIONS):
+        if any(name in self._request.headers for name in selection.CONDITIONS):
             exchange.close()
             self._relay()
         else:
@@ -448,7 +448,7 @@ class CachedFetch:
         extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
         if age or not self._reply.note.startswith("fwd=uri-miss"):
             extra.append((b"Age", b"%d" % age))
-        self._reply.begin(chosen.status, [*shown(fields, chosen), *extra], chosen.length)
+        self._reply.begin(chosen.status, [*shown(fields, chosen), *extra], chosen.length, hold=True)
         if not self._reply.has_body:
             return True
         with ExitStack() as owned:

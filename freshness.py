@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Dict, Iterable, List, Optional, Tuple
 
 import http1
@@ -50,12 +51,22 @@ _DIRECTIVE = re.compile(rb'([!#$%&\'*+\-.^_`|~0-9A-Za-z]+)(?:[ \t]*=[ \t]*(?:"([
 _SECONDS = re.compile(rb"[0-9]+")
 
 
+def directives_of(headers: Headers) -> Directives:
+    """What Cache-Control says in a message."""
+    return _directives(headers.get(b"cache-control"))
+
+
+@lru_cache(maxsize=1024)
+def _directives(value: Optional[bytes]) -> Directives:
+    return Directives(() if value is None else Headers([(b"cache-control", value)]).elements(b"cache-control"))
+
+
 class Directives:
     """The directives of Cache-Control fields (RFC 9111 §5.2); what is malformed is as if it were not there."""
 
-    def __init__(self, headers: Headers) -> None:
+    def __init__(self, elements: Iterable[bytes]) -> None:
         self._arguments: Dict[bytes, List[Optional[bytes]]] = {}
-        for element in headers.elements(b"cache-control"):
+        for element in elements:
             match = _DIRECTIVE.fullmatch(element)
             if match is not None:
                 name, quoted, plain = match.groups()
@@ -89,7 +100,7 @@ def _delta(argument: Optional[bytes]) -> int:
 
 def wants_no_cache(headers: Headers) -> bool:
     """Whether a request insists on validation (RFC 9111 §5.2.1.4; §5.4: Pragma only without Cache-Control)."""
-    directives = Directives(headers)
+    directives = directives_of(headers)
     if b"cache-control" in headers:
         return b"no-cache" in directives
     return b"no-cache" in headers.tokens(b"pragma")
@@ -97,7 +108,7 @@ def wants_no_cache(headers: Headers) -> bool:
 
 def only_if_cached(request: RequestHead) -> bool:
     """RFC 9111 §5.2.1.7: the client wants a stored response or a 504."""
-    return b"only-if-cached" in Directives(request.headers)
+    return b"only-if-cached" in directives_of(request.headers)
 
 
 # --- what may be kept ---------------------------------------------------------------------------
@@ -140,10 +151,10 @@ def not_storable(
 
     `redirected`: it was found at another URL than the one that was asked for.
     """
-    said = Directives(response.headers)
+    said = directives_of(response.headers)
     if response.status != 200 or b"content-range" in response.headers:
         return f"status {response.status}"
-    if b"no-store" in Directives(request.headers):
+    if b"no-store" in directives_of(request.headers):
         return "the client said no-store"
     # RFC 9111 §5.2.2.3: whoever understands the status, as we do 200, may disregard a no-store beside it.
     if b"no-store" in said and b"must-understand" not in said and rules.obey_no_store:
@@ -160,7 +171,7 @@ def restricted(request: RequestHead, response: ResponseHead, rules: FreshnessRul
     """Whether every other client has to be let in by the origin itself (RFC 9111 §3.5, and stricter)."""
     if request.headers.credentials():
         return True
-    return b"private" in Directives(response.headers) and rules.obey_no_store
+    return b"private" in directives_of(response.headers) and rules.obey_no_store
 
 
 def stored_fields(response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
@@ -226,7 +237,7 @@ def _normal(value: Optional[bytes]) -> str:
 
 def lifetime(stored: Stored, rules: FreshnessRules) -> float:
     """The freshness lifetime in seconds (RFC 9111 §4.2.1 and §4.2.2), for a shared cache."""
-    said = Directives(stored.fields)
+    said = directives_of(stored.fields)
     for name in (b"s-maxage", b"max-age"):
         seconds = said.seconds(name)
         if seconds is not None:
@@ -263,7 +274,7 @@ def assess(request: RequestHead, stored: Stored, rules: FreshnessRules, now: flo
 
     One that came or was validated since then may be, whatever else is said.
     """
-    said, wanted = Directives(stored.fields), Directives(request.headers)
+    said, wanted = directives_of(stored.fields), directives_of(request.headers)
     age = stored.age(now)
     ttl = lifetime(stored, rules) - age
     no_cache = wants_no_cache(request.headers)

@@ -15,6 +15,7 @@ import enum
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Iterable, Iterator, List, Optional, Tuple
 from urllib.parse import urljoin
@@ -148,6 +149,7 @@ def is_credential(name: bytes) -> bool:
     return name in _CREDENTIALS or name.endswith(_CREDENTIAL_ENDINGS)
 
 
+@lru_cache(maxsize=1024)
 def canonical(name: bytes) -> bytes:
     """`content-length` → `Content-Length`; a name with capitals stays as its sender wrote it.
 
@@ -288,6 +290,7 @@ def serialise_response(status: int, reason: bytes, fields: Iterable[Field]) -> b
     return b"".join(parts)
 
 
+@lru_cache(maxsize=1024)
 def reason_phrase(status: int) -> bytes:
     """The registered phrase of a status code, or nothing for an unregistered one."""
     try:

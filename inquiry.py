@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Callable, Iterable, Optional
 
 import freshness
@@ -10,19 +11,11 @@ from fill import Leftover
 from filler import Services
 from http1 import Field, Headers, RequestHead, ResponseHead, Target
 from relay import outgoing
+from selection import CONDITIONS
 from store import Metadata
 from upstream import Exchange, Request, UpstreamError
 
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
-# What would make an origin send less, or something else, than the whole representation.
-CONDITIONS = (
-    b"range",
-    b"if-range",
-    b"if-match",
-    b"if-none-match",
-    b"if-modified-since",
-    b"if-unmodified-since",
-)
 
 
 class Inquiry:
@@ -156,6 +149,7 @@ class Inquiry:
             raise UpstreamError("only-if-cached, and there is no response in the cache that may be used", 504)
 
 
+@lru_cache(maxsize=1024)
 def stored_fields(metadata: Metadata) -> Headers:
     """The stored fields, as fields."""
     return Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Container, Dict, Iterable, List, Optional, Tuple, Union
 from urllib.parse import unquote_plus
 
 import http1
-from http1 import Authority, RequestHead, Target
+from http1 import Authority, Headers, RequestHead, Target
 
 
 class Parameters:
@@ -55,7 +56,7 @@ class Hosts:
         return False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # there is one at a time, and it is looked up by identity
 class Rules:
     """The configured part of every decision. `own_names` are dduct's own, whatever port they are asked on."""
 
@@ -142,10 +143,25 @@ OWN_PATHS = frozenset(["/ca.crt", "/healthz", "/metrics"])
 _SLASHES_OF_AN_AUTHORITY = 2
 _DIGITS_AT_MOST = 9
 _CACHED_METHODS = (b"GET", b"HEAD")
+_REMEMBERED_AT_MOST = 512  # octets of a target; what has a query may be signed, and is not kept for longer than needed
 
 
 def decide(head: RequestHead, where: Where, rules: Rules) -> Decision:
     """What to do about a request. Raises ProtocolError on a target or Host that cannot be understood."""
+    host = head.headers.get(b"host")
+    if head.method in _CACHED_METHODS and len(head.target) <= _REMEMBERED_AT_MOST and b"?" not in head.target:
+        return _decide_get(head.method, head.target, host, where, rules)
+    return _decide(head, where, rules)
+
+
+@lru_cache(maxsize=4096)
+def _decide_get(method: bytes, target: bytes, host: Optional[bytes], where: Where, rules: Rules) -> Decision:
+    """Of a GET or HEAD nothing else counts, and the same ones come again and again."""
+    headers = Headers([] if host is None else [(b"Host", host)])
+    return _decide(RequestHead(method, target, 1, headers), where, rules)
+
+
+def _decide(head: RequestHead, where: Where, rules: Rules) -> Decision:
     host = head.headers.get(b"host")
     if host:
         http1.parse_authority(host, 80)  # RFC 9112 §3.2: an invalid Host is refused even where it does not count

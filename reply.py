@@ -33,6 +33,7 @@ class Reply:
         self._answers_head = request is not None and request.method == b"HEAD"
         self._writer: Optional[BodyWriter] = None
         self._framing = http1.NO_BODY
+        self._held = b""  # a head that waits for the first octets of its body
         self.persistent = request is not None and request.persistent
         self.status = 0
         self.octets = 0  # of body sent so far
@@ -43,10 +44,18 @@ class Reply:
         """Whether the head has left."""
         return self._writer is not None
 
-    def begin(self, status: int, fields: Iterable[Field], length: Optional[int], reason: bytes = b"") -> None:
+    def begin(
+        self,
+        status: int,
+        fields: Iterable[Field],
+        length: Optional[int],
+        reason: bytes = b"",
+        hold: bool = False,
+    ) -> None:
         """Send the head. `length` is that of the body that follows or, after HEAD, would; None where nobody knows.
 
-        `fields` are end-to-end fields; Content-Length among them counts only where no body follows.
+        `fields` are end-to-end fields; Content-Length among them counts only where no body follows. `hold`: octets of
+        the body follow at once, and the head may wait for them.
         """
         self.status = status
         self._framing = self._choose_framing(status, length)
@@ -63,7 +72,11 @@ class Reply:
         if not self.persistent:
             head.append((b"Connection", b"close"))
         self._writer = BodyWriter(self._stream, self._framing)
-        self._stream.send(http1.serialise_response(status, reason, head))
+        data = http1.serialise_response(status, reason, head)
+        if hold and self._framing.kind is Framing.LENGTH and length:
+            self._held = data
+        else:
+            self._stream.send(data)
 
     @property
     def has_body(self) -> bool:
@@ -73,7 +86,12 @@ class Reply:
     def write(self, piece: memoryview) -> None:
         """Send a piece of the body."""
         assert self._writer is not None
-        self._writer.write(piece)
+        if self._held:
+            # One packet, and one TLS record, are better than two.
+            self._stream.send(b"".join((self._held, piece)))
+            self._held = b""
+        else:
+            self._writer.write(piece)
         self.octets += len(piece)
 
     def finish(self, trailers: Iterable[Field] = ()) -> None:
@@ -106,7 +124,8 @@ class Reply:
     def whole(self, status: int, fields: Iterable[Field], body: Union[bytes, str]) -> None:
         """A complete response of our own in one piece."""
         data = body.encode() if isinstance(body, str) else body
-        self.begin(status, [*fields, *_FOR_BROWSERS, (b"Date", values.format_date(time.time()))], len(data))
+        fields = [*fields, *_FOR_BROWSERS, (b"Date", values.format_date(time.time()))]
+        self.begin(status, fields, len(data), hold=True)
         if self.has_body and data:
             self.write(memoryview(data))
         self.finish()

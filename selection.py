@@ -11,6 +11,15 @@ import values
 from freshness import weak
 from http1 import Field, Headers, RequestHead
 
+# What makes a request one for less, or for something else, than the whole representation.
+CONDITIONS = (
+    b"range",
+    b"if-range",
+    b"if-match",
+    b"if-none-match",
+    b"if-modified-since",
+    b"if-unmodified-since",
+)
 _ETAG = re.compile(rb'(?:W/)?"[^"]*"')
 
 
@@ -49,11 +58,13 @@ def select(request: RequestHead, fields: Headers, length: Optional[int]) -> Opti
     None where a precondition asks for another representation than the stored one: that is for the origin to answer
     (RFC 9110 §13.1.1 and §13.1.4).
     """
+    whole = Selection(200, (), (Part(0, length),))
+    if not any(name in request.headers for name in CONDITIONS):
+        return whole
     if _wants_another(request, fields):
         return None
     if _unchanged(request, fields):
         return Selection(304)
-    whole = Selection(200, (), (Part(0, length),))
     wanted = request.headers.get(b"range")
     if wanted is None or length is None or request.method != b"GET" or not _same_representation(request, fields):
         return whole

@@ -23,6 +23,7 @@ import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from email.utils import formatdate
+from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
@@ -124,6 +125,7 @@ class Record:
         return data
 
     @staticmethod
+    @lru_cache(maxsize=1024)
     def decode(data: bytes) -> Record:
         """The reverse; raises ValueError on anything that `encode` did not write."""
         try:
@@ -209,6 +211,7 @@ class Store:
         self.trouble = Seldom(_log)  # with the disk
         # Guards the step from a record to the next one; between processes a lost step only costs a validation.
         self._updating = threading.Lock()
+        self._known_places = lru_cache(maxsize=4096)(self._places)
 
     def place(self, name: str) -> str:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""
@@ -226,6 +229,9 @@ class Store:
 
         Without attributes there are no aliases, and so nothing is stored by its digest.
         """
+        return self._known_places(key)
+
+    def _places(self, key: Key) -> Places:
         named = self.place(key.name)
         if key.digest is None or not key.digest.shared or not self.keeps_metadata:
             return Places(named, None)

@@ -21,6 +21,7 @@ from typing import Callable, Optional, TypeVar, Union
 import http1
 
 READ_SIZE = 64 * 1024
+_HEAD_SIZE = 16 * 1024  # octets that are read at once where a line or a head is wanted
 _RECORD_HEAD = 5  # octets: type, version, and the length of what follows in the last two
 _OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # ssl has a name for it from 3.10 on
 _READ_AHEAD_AT_MOST = 64  # reads of READ_SIZE
@@ -399,7 +400,7 @@ class Stream:
 
     def _fill(self, seconds: float) -> bool:
         self._wait(seconds)
-        chunk = bytearray(READ_SIZE)
+        chunk = bytearray(_HEAD_SIZE)
         count = self._receive(chunk)
         self._buffer += memoryview(chunk)[:count]
         return count > 0

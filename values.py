@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import formatdate
+from functools import lru_cache
 from typing import List, Optional, Tuple
 
 RANGES_LIMIT = 256  # dnf asks for so many pieces of a zchunk file at once
@@ -79,6 +80,7 @@ def format_date(timestamp: float) -> bytes:
     return formatdate(timestamp, usegmt=True).encode()
 
 
+@lru_cache(maxsize=1024)
 def parse_date(value: bytes) -> Optional[float]:
     """Seconds since the epoch of any of HTTP's three date formats (RFC 9110 §5.6.7), or None.
 

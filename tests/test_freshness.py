@@ -8,7 +8,7 @@ import pytest
 
 import freshness
 import values
-from freshness import Directives, FreshnessRules, Stored
+from freshness import FreshnessRules, Stored, directives_of
 from http1 import Headers, RequestHead, ResponseHead
 
 NOW = 1_800_000_000.0
@@ -579,7 +579,7 @@ def test_only_if_cached_is_noticed(lines: str, expected: bool) -> None:
 
 @pytest.mark.parametrize("lines", ["=", ",", "a b", 'x="', "max-age = 60 x", '"max-age=5"'])
 def test_a_malformed_directive_is_as_if_it_were_not_there(lines: str) -> None:
-    directives = Directives(fields("Cache-Control: " + lines))
+    directives = directives_of(fields("Cache-Control: " + lines))
     assert not directives or b"x" in directives
 
 

@@ -40,7 +40,7 @@ ROOMS: Dict[str, Set[str]] = {
     "relay": {"http1", "values", "stream", "body", "policy", "upstream", "reply"},
     "filler": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "grants", "metrics", "upstream"},
     "deliver": {"store", "fill", "body", "selection", "reply", "http1"},
-    "inquiry": {"http1", "store", "fill", "freshness", "filler", "relay", "upstream"},
+    "inquiry": {"http1", "store", "fill", "freshness", "selection", "filler", "relay", "upstream"},
     "fetch": {
         "filler",
         "inquiry",
