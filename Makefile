@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-clients test-hard check format pyz clean
+.PHONY: help run test test-all test-clients test-hard bench check format pyz clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ test-hard: $(VENV)/.stamp .venv-tools/.stamp ## kills, full disks, bad networks,
 	$(PYTHON) -m venv .venv-tools
 	.venv-tools/bin/pip install -q --disable-pip-version-check -r tests/hardship/requirements.txt
 	@touch $@
+
+bench: $(VENV)/.stamp ## dduct, Squid and nginx side by side (as root; needs nginx, squid-openssl, cc, libssl-dev)
+	$(BIN)/python bench/bench.py $(BENCH_ARGS)
 
 test-all: ## run the tests with every Python found
 	@sh packaging/test-all.sh $(PYTHONS)

@@ -15,19 +15,23 @@ import threading
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Dict, Optional, Union
+from typing import Dict, Optional, Tuple, Union
 
 from fill import Fill, Ownership
 from follow import FillReader, ForeignFill
-from store import Entry, Key, Metadata, Places, Store, Unstorable, Version
+from store import Entry, Identity, Key, Metadata, Places, Store, Unstorable, Version
 
 
 @dataclass(frozen=True)
 class Hit:
-    """The object is here. `metadata` is None where the octets are known by their digest but not from this URL."""
+    """The object is here. `metadata` is None where the octets are known by their digest but not from this URL.
+
+    `identities` are those of its file and, if it is stored by its digest, of its URL's alias.
+    """
 
     entry: Entry
     metadata: Optional[Metadata]
+    identities: Tuple[Tuple[str, Identity], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class Cache:
             entry.close()
             return None
         if places.alias is None:
-            return Hit(entry, entry.record.metadata)
+            return Hit(entry, entry.record.metadata, ((entry.place, entry.identity),))
         try:
             alias = self.store.open_entry(places.alias)
         except Unstorable:
@@ -127,7 +131,10 @@ class Cache:
         if alias is None:
             return Hit(entry, None)
         alias.close()
-        return Hit(entry, alias.record.metadata if alias.record.alias == str(key.digest) else None)
+        if alias.record.alias != str(key.digest):
+            return Hit(entry, None)
+        identities = ((entry.place, entry.identity), (alias.place, alias.identity))
+        return Hit(entry, alias.record.metadata, identities)
 
     def _forget(self, place: str, fill: Fill) -> None:
         """A fill is over: the next claim begins anew."""

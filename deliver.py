@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Callable, Iterable, List, Optional, Protocol
 
-from body import BUFFER_SIZE
+from body import BUFFER_SIZE, new_buffer
 from fill import FillFailed
 from http1 import Field
 from reply import Reply
@@ -85,11 +85,11 @@ def _send_part(reply: Reply, supply: Supply, part: Part) -> bool:
     if part.preface:
         reply.write(memoryview(part.preface))
     size = _MODEST_BUFFER if part.end is None else min(_MODEST_BUFFER, part.end - part.start)
-    buffer = memoryview(bytearray(size))
+    buffer = memoryview(bytearray(size)) if size < _MODEST_BUFFER else new_buffer(size)
     offset = part.start
     while part.end is None or offset < part.end:
         if len(buffer) < BUFFER_SIZE and offset - part.start >= _PROVEN:
-            buffer = memoryview(bytearray(BUFFER_SIZE))
+            buffer = new_buffer()
         count = supply.read_at(buffer if part.end is None else buffer[: part.end - offset], offset)
         if not count:
             return part.end is None

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Optional, Tuple
 
 import freshness
+import hot
 import selection
 from body import IncompleteBody
 from cache import Follow, Hit, Lead
@@ -24,6 +25,7 @@ from fill import Fill, FillFailed, FillState
 from filler import Services, carry, key_of
 from follow import FillReader
 from freshness import Assessment, Stored
+from hot import PlainHit
 from http1 import RequestHead, Target
 from inquiry import Inquiry, stored_fields
 from metrics import Counter
@@ -40,6 +42,8 @@ _log = logging.getLogger("dduct.fetch")
 _CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks fills faster than we can join them
 _SETBACKS_AT_MOST = 2  # then the client is told
 _PATIENCE = 120.0  # seconds a follower waits for the leader's answer from the origin
+# What makes the answer to a request another one than to the next.
+_OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
 _OUTDATED = (200, 404, 410)  # answers after which what was stored is of no more use
 
 
@@ -76,12 +80,16 @@ class CachedFetch:
         self._url = self._inquiry.url
         self._arrived_at = time.time()
         self._credentials = _credentials(request, name)
+        self.plain_hit: Optional[PlainHit] = None
         self._setbacks = 0  # fills that failed before this client had anything of them
         # Neither may bring an object here, and so neither may lead those who want one.
         self._takes_no_fill = request.method == b"HEAD" or self._inquiry.only_if_cached
 
     def run(self) -> None:
-        """Send the answer. Raises UpstreamError while none has begun, OSError when the client is gone."""
+        """Send the answer. Raises UpstreamError while none has begun, OSError when the client is gone.
+
+        `plain_hit` then says whether the same request may be answered in the same way again.
+        """
         try:
             for _ in range(_CLAIMS_AT_MOST):
                 if self._answer():
@@ -135,7 +143,19 @@ class CachedFetch:
                 return self._validate(_Stale(hit.entry, metadata, assessment))
             if admission is _Admission.ANSWERED:
                 return True
-        return self._send_hit(hit.entry, metadata, Counter.HITS, _hit_note(assessment))
+        sent = self._send_hit(hit.entry, metadata, Counter.HITS, _hit_note(assessment))
+        if sent and self._is_plain(hit.entry, metadata, assessment):
+            born_at = metadata.fetched_at - metadata.age
+            until = assessment.ttl + assessment.age + born_at
+            self.plain_hit = PlainHit(hit.identities, self._url, born_at, metadata.fetched_at, until)
+        return sent
+
+    def _is_plain(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> bool:
+        """Whether nothing of this request or of this moment made a difference to the answer, which is anybody's."""
+        headers = self._request.headers
+        asks_for_more = self._credentials or any(name in headers for name in _OF_ITS_OWN)
+        plain = entry.trusted and entry.record.length <= hot.SMALL and self._request.method == b"GET"
+        return plain and assessment.ttl > 0 and not (asks_for_more or metadata.restricted)
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
         stored = _stored(metadata)

@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import enum
 import fcntl
-import hashlib
 import os
 import threading
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Optional
+from typing import Callable, Dict, Optional
 
+from hashing import Hashes
 from store import (
     PART_SUFFIX,
-    Digest,
     Key,
     Lost,
     Metadata,
@@ -146,10 +145,7 @@ class Fill:
         self._place, self._alias = places.object, places.alias
         self._over = over
         self._fd = -1
-        self._sha256 = hashlib.sha256()
-        self._check = (
-            self._sha256 if self._digest is None or self._digest.algorithm == "sha256" else _hasher(self._digest)
-        )
+        self._hashes = Hashes(key.digest)
         self._size = 0
         # Guards all below, and is notified on every change of them.
         self._changed = threading.Condition()
@@ -219,16 +215,18 @@ class Fill:
             count = read_octets(self._fd, view[: self._size - offset], offset)
             if not count:
                 raise FillFailed("what was there of it has been cut off")
-            self._hash(view[:count])
+            self._hashes.update(view[:count])
+            self._hashes.settle()
             offset += count
 
     def write(self, data: memoryview) -> None:
         """Append octets and show them to the readers. Raises FillFailed where there is neither disk nor reader left.
 
+        They must stay as they are until the next but one call: they may still be hashed.
         Where the disk takes no more, they pass through memory, and the fill is as slow as its slowest reader.
         """
         done = self._write_to_disk(data) if self._window is None else 0
-        self._hash(data)
+        self._hashes.update(data)
         self._size += len(data)
         if done < len(data):
             self._write_to_memory(data[done:])
@@ -294,6 +292,7 @@ class Fill:
 
     def close(self) -> None:
         """The leader's last word, on every path; a fill that is not over by then has failed."""
+        self._hashes.close()
         self._finish(FillState.FAILED, "abandoned by its leader")
         self.detach()
 
@@ -383,11 +382,6 @@ class Fill:
         """Why there will be no more octets."""
         return Lost("it was given up") if self.state is FillState.GONE else FillFailed(self._cause)
 
-    def _hash(self, data: memoryview) -> None:
-        self._sha256.update(data)
-        if self._check is not self._sha256:
-            self._check.update(data)
-
     def _start_over(self) -> None:
         """A fresh inode takes the name of what was left over. Raises Unstorable.
 
@@ -440,7 +434,7 @@ class Fill:
         """Rename the file into its place, with its record; whether that could be done."""
         assert self.metadata is not None
         try:
-            sha256, boot = self._sha256.hexdigest(), self._store.boot
+            sha256, boot = self._hashes.sha256, self._store.boot
             self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot))
             # The alias first: whoever finds the object finds out from where, and need not ask the origin again.
             if self._alias is not None and self._digest is not None:
@@ -500,7 +494,7 @@ class Fill:
     def _verify(self) -> None:
         if self.length is not None and self._size != self.length:
             raise FillFailed(f"{self._size} octets instead of {self.length}")
-        if self._digest is not None and self._check.hexdigest() != self._digest.hex:
+        if self._digest is not None and self._hashes.check != self._digest.hex:
             raise DigestMismatch(f"its octets have not the digest {self._digest}")
 
     def _finish(self, state: FillState, cause: object = None) -> None:
@@ -516,9 +510,3 @@ class Fill:
         with self._changed:
             self.state, self._cause = state, cause
             self._changed.notify_all()
-
-
-def _hasher(digest: Digest) -> Any:
-    if digest.algorithm == "blake2b":
-        return hashlib.blake2b(digest_size=len(digest.hex) // 2)
-    return hashlib.new(digest.algorithm)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Callable
 
 import freshness
-from body import BUFFER_SIZE, IncompleteBody
+from body import BUFFER_SIZE, IncompleteBody, new_buffer
 from cache import Cache
 from fill import DigestMismatch, Fill, FillFailed
 from freshness import FreshnessRules
@@ -22,6 +22,8 @@ from upstream import Exchange, Origins, Request, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
+_PROVEN = 8 * 1024 * 1024  # octets, after which an object is large enough for
+_LARGE_BUFFER = 1024 * 1024  # octets at once
 _WORTH_WAITING = 60.0  # seconds that a transfer may take yet although nobody wants it
 _PAUSES = (0.05, 0.25, 1.0, 2.0, 4.0)  # seconds before each attempt to resume a transfer that broke off
 
@@ -98,14 +100,19 @@ class _Filler:
 
     def _fetch(self) -> None:
         """All octets that are missing. Raises FillFailed, UpstreamError, _Unwanted."""
-        buffer = memoryview(bytearray(BUFFER_SIZE))
+        size = BUFFER_SIZE
         while True:
+            buffers = (new_buffer(size), new_buffer(size))  # one is filled while the other is hashed
             try:
-                for piece in self._exchange.body.chunks(buffer):
+                for piece in self._exchange.body.chunks(*buffers, much=True):
                     self._fill.write(piece)
                     if self._fill.unread:
                         self._consider()
-                return
+                    if size < _LARGE_BUFFER and self._fill.size >= _PROVEN:
+                        size = _LARGE_BUFFER
+                        break
+                else:
+                    return
             except IncompleteBody as error:
                 _log.info("Broken off after %d octets: %s: %s", self._fill.size, self._url, error)
                 self._exchange.close()

@@ -33,6 +33,7 @@ class Reply:
         self._answers_head = request is not None and request.method == b"HEAD"
         self._writer: Optional[BodyWriter] = None
         self._framing = http1.NO_BODY
+        self.head = b""  # as it was sent
         self._held = b""  # a head that waits for the first octets of its body
         self.persistent = request is not None and request.persistent
         self.status = 0
@@ -72,7 +73,7 @@ class Reply:
         if not self.persistent:
             head.append((b"Connection", b"close"))
         self._writer = BodyWriter(self._stream, self._framing)
-        data = http1.serialise_response(status, reason, head)
+        self.head = data = http1.serialise_response(status, reason, head)
         if hold and self._framing.kind is Framing.LENGTH and length:
             self._held = data
         else:

@@ -21,6 +21,7 @@ from evict import Evictor, Limits
 from filler import Services
 from freshness import FreshnessRules
 from grants import Grants
+from hot import Hot
 from http1 import Authority
 from leaves import LeafStore
 from listener import Listener, Threads, bind
@@ -187,6 +188,7 @@ class Server:
                 own_names=Hosts([config.certs.server_cn, "localhost"]),
                 naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query)),
             ),
+            hot=Hot(),
             leaves=self._leaves,
             access=_access(config),
             ca_pem=self._authority.pem,

@@ -14,7 +14,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Union
+from typing import Callable, Optional, Union
 
 import freshness
 import http1
@@ -24,6 +24,7 @@ from access import Access
 from body import BodyReader, IncompleteBody
 from fetch import CachedFetch
 from filler import Services
+from hot import Hot, PlainHit
 from http1 import BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Target
 from leaves import LeafStore
 from metrics import Counter
@@ -49,6 +50,7 @@ class Household:
     rules: Rules
     leaves: LeafStore
     access: Access
+    hot: Hot
     ca_pem: bytes
     tls: ssl.SSLContext
     idle_timeout: float
@@ -62,6 +64,7 @@ class Session:
         self._stream = stream
         self._client = client
         self._where = where
+        self._kind = repr(where)
         self._current = household
         self._house = household()
         self._via = self._house.services.via
@@ -88,6 +91,8 @@ class Session:
                 return False
             self.busy = True
             self._house = self._current()
+            if self._answer_again(block):
+                return True
             head = http1.parse_request(block)
             framing = http1.request_framing(head)
         except ProtocolError as error:
@@ -97,9 +102,26 @@ class Session:
             Reply(self._stream, None, self._via).error(error.status, str(error))
             self._stream.linger(_LINGER)
             return False
-        return self._answer(head, framing)
+        return self._answer(block, head, framing)
 
-    def _answer(self, head: RequestHead, framing: BodyFraming) -> bool:
+    def _answer_again(self, block: bytes) -> bool:
+        """Answer a request as it was answered before, if that may be done without looking at it; whether it was."""
+        access = self._house.access
+        if self._client not in access.clients or (access.users is not None and self._where.inside is None):
+            return False
+        answer = self._house.hot.answer(self._kind, block)
+        if answer is None:
+            return False
+        started = time.monotonic()
+        self._house.services.counters.add(Counter.HITS)
+        try:
+            self._stream.send(answer.octets)
+        finally:
+            seconds = time.monotonic() - started
+            _log.info("%s GET %s 200 %d %.3fs %s", self._client, answer.url, answer.length, seconds, answer.note)
+        return True
+
+    def _answer(self, block: bytes, head: RequestHead, framing: BodyFraming) -> bool:
         reply = Reply(self._stream, head, self._via)
         awaited = _expects_continue(head, framing)
         body = BodyReader(self._stream, framing, *([partial(self._go_ahead, head, reply)] if awaited else []))
@@ -114,7 +136,9 @@ class Session:
                 what = str(decision.target).partition("?")[0]
             if isinstance(decision, (Tunnel, Intercept)):
                 return self._connect(decision, reply)
-            self._dispatch(decision, head, body, framing, reply)
+            plain_hit = self._dispatch(decision, head, body, framing, reply)
+            if plain_hit is not None and reply.persistent and not awaited:
+                self._house.hot.remember(self._kind, block, reply.head, plain_hit)
         except (ProtocolError, UpstreamError) as error:
             remark = str(error)
             if isinstance(error, ProtocolError):
@@ -157,7 +181,8 @@ class Session:
 
     def _dispatch(
         self, decision: policy.Decision, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply
-    ) -> None:
+    ) -> Optional[PlainHit]:
+        """Do what was decided; what may be done again without deciding, if anything."""
         if isinstance(decision, Own):
             page = pages.page(head, decision.path, self._house.ca_pem, self._house.services.counters)
             reply.whole(page.status, page.fields, page.body)
@@ -171,9 +196,11 @@ class Session:
         elif isinstance(decision, Fetch):
             if decision.name is not None and framing.kind is Framing.NONE:
                 services, near = self._house.services, self._where.near
-                CachedFetch(services, reply, head, decision.target, decision.name, near).run()
-            else:
-                self._relay(decision, head, body, framing, reply)
+                fetch = CachedFetch(services, reply, head, decision.target, decision.name, near)
+                fetch.run()
+                return fetch.plain_hit
+            self._relay(decision, head, body, framing, reply)
+        return None
 
     def _relay(self, decision: Fetch, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply) -> None:
         """Ask the origin for this client alone, whatever the method, the body and the protocol that follows."""
@@ -234,6 +261,7 @@ class Session:
             self._stream.cut()
             return False
         self._where = replace(self._where, inside=authority)
+        self._kind = repr(self._where)
         return True
 
     def _tunnel(self, decision: Tunnel, reply: Reply) -> None:

@@ -34,7 +34,7 @@ ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a f
 PART_SUFFIX = ".dduct"
 _NAME_LIMIT = 255 - len(PART_SUFFIX)
 _FORMAT = 1
-_ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
+ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
 _MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making and our using it
 _READ_ATTEMPTS = 3
 
@@ -142,6 +142,8 @@ class Record:
 
 # What tells a published object from the one that takes its place, or from itself after a validation.
 Version = Tuple[int, int, float]
+# What the kernel changes whenever a file or its attribute becomes another one.
+Identity = Tuple[int, int, int, int]
 
 
 class Entry:
@@ -150,9 +152,12 @@ class Entry:
     Unless it is `trusted`, its octets are to be compared with its hash before anybody has all of them.
     """
 
-    def __init__(self, store: Store, place: str, fd: int, record: Record, trusted: bool) -> None:
+    def __init__(
+        self, store: Store, place: str, fd: int, record: Record, trusted: bool, identity: Identity = (0, 0, 0, 0)
+    ) -> None:
         self._store = store
-        self._place = place
+        self.place = place
+        self.identity = identity  # from before its record was read
         self._fd = fd
         self.record = record
         self.trusted = trusted
@@ -181,8 +186,8 @@ class Entry:
 
     def discard(self) -> None:
         """Unpublish it, if it is still the one that is published."""
-        if is_file(self._place, self._fd):
-            self._store.remove(self._place)
+        if is_file(self.place, self._fd):
+            self._store.remove(self.place)
 
     def vouch(self) -> None:
         """Its octets are right: bring them to the disk, and say so in its record. Raises OSError, Unstorable."""
@@ -249,7 +254,8 @@ class Store:
         except OSError as error:
             raise Unstorable(error.strerror or str(error)) from error
         try:
-            record = self._read_record(fd, place)
+            status = os.fstat(fd)
+            record = self._read_record(fd, status, place)
         except BaseException:
             os.close(fd)
             raise
@@ -261,7 +267,7 @@ class Store:
         if not trusted and not record.sha256:
             os.close(fd)
             return None
-        return Entry(self, place, fd, record, trusted)
+        return Entry(self, place, fd, record, trusted, identity_of(status))
 
     def open_part(self, place: str) -> int:
         """Open the file that grows beside `place`, made with its directories, never truncated. Raises Unstorable."""
@@ -385,8 +391,7 @@ class Store:
                 record = entry.record
             self.write_record(entry.fileno(), change(record))
 
-    def _read_record(self, fd: int, place: str) -> Optional[Record]:
-        status = os.fstat(fd)
+    def _read_record(self, fd: int, status: os.stat_result, place: str) -> Optional[Record]:
         if not stat.S_ISREG(status.st_mode):
             raise Unstorable("its name belongs to a directory")
         try:
@@ -397,7 +402,7 @@ class Store:
             return self._foreign(status, place)
         if record.length != status.st_size:
             return None
-        if time.time() - status.st_atime > _ATIME_GRAIN:
+        if time.time() - status.st_atime > ATIME_GRAIN:
             with contextlib.suppress(OSError):  # for the sake of eviction only
                 os.utime(fd, ns=(time.time_ns(), status.st_mtime_ns))
         return record
@@ -462,6 +467,11 @@ def read_record(fd: int) -> Optional[Record]:
             return None
         raise ValueError(f"unreadable metadata: {error}") from error
     return Record.decode(data)
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """Equal for two looks at a file only if neither its octets nor its attribute were changed between them."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
 def try_lock(fd: int) -> bool:

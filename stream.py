@@ -25,6 +25,7 @@ _HEAD_SIZE = 16 * 1024  # octets that are read at once where a line or a head is
 _RECORD_HEAD = 5  # octets: type, version, and the length of what follows in the last two
 _OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # ssl has a name for it from 3.10 on
 _READ_AHEAD_AT_MOST = 64  # reads of READ_SIZE
+_MOMENT = 1  # milliseconds
 Buffer = Union[bytes, bytearray, memoryview]
 _Result = TypeVar("_Result")
 
@@ -174,6 +175,7 @@ class Stream:
         self._buffer = bytearray()
         self._timeout: Optional[float] = None
         self._closed = False
+        self._postponed: Optional[OSError] = None  # an error that came behind octets which were still good
         self.timeout = timeout
         self._wait(timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -255,6 +257,23 @@ class Stream:
             return count
         self._wait(self.timeout)
         return self._receive(view)
+
+    def read_much(self, view: memoryview) -> int:
+        """Like `readinto`, but all that comes within a moment: TLS gives no more than a record of 16 KiB at a time."""
+        count = self.readinto(view)
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        # Mostly something has arrived already, and OpenSSL need not be asked.
+        while 0 < count < len(view) and (poll.poll(0) or self.holds_octets() or poll.poll(_MOMENT)):
+            try:
+                more = self._receive(view[count:])
+            except OSError as error:
+                self._postponed = error  # what came before it counts
+                break
+            if not more:
+                break  # the end, which the next read finds again
+            count += more
+        return count
 
     def readinto_nowait(self, view: memoryview) -> Optional[int]:
         """Like `readinto`, but None where it would have to wait."""
@@ -406,6 +425,8 @@ class Stream:
         return count > 0
 
     def _receive(self, view: Buffer) -> int:
+        if self._postponed is not None:
+            raise self._postponed
         try:
             return self._transport.recv_into(view)
         except ssl.SSLZeroReturnError:

@@ -22,10 +22,12 @@ ROOMS: Dict[str, Set[str]] = {
     "access": set(),
     "notices": set(),
     "store": {"notices"},
-    "fill": {"store"},
+    "hashing": {"store"},
+    "fill": {"store", "hashing"},
     "follow": {"store", "fill"},
     "cache": {"store", "fill", "follow"},
     "verify": {"store", "fill"},
+    "hot": {"store"},
     "evict": {"store"},
     "stream": {"http1"},
     "body": {"http1", "stream"},
@@ -43,6 +45,7 @@ ROOMS: Dict[str, Set[str]] = {
     "inquiry": {"http1", "store", "fill", "freshness", "selection", "filler", "relay", "upstream"},
     "fetch": {
         "filler",
+        "hot",
         "inquiry",
         "follow",
         "deliver",
@@ -72,7 +75,7 @@ ROOMS: Dict[str, Set[str]] = {
         "reply",
         "pages",
     }
-    | {"relay", "filler", "fetch"},
+    | {"relay", "filler", "fetch", "hot"},
     "listener": {"notices"},
     "server": {
         "access",
@@ -89,7 +92,7 @@ ROOMS: Dict[str, Set[str]] = {
         "metrics",
         "upstream",
     }
-    | {"evict", "filler", "session"},
+    | {"evict", "filler", "session", "hot"},
     "notify": set(),
     "workers": set(),
     "dduct": {"access", "config", "certs", "notify", "server", "verify", "workers"},

@@ -884,3 +884,38 @@ def test_http_client_gets_a_file_that_does_not_close_the_stream(pairs: Pairs) ->
     stream.makefile("rb").close()
     far.sendall(b"x")
     assert read(stream, 1) == b"x"
+
+
+def test_much_is_read_at_once(pairs: Pairs, layer: str) -> None:
+    """All records that have arrived, where `readinto` gives one."""
+    near, far = connect(pairs, layer)
+    octets = os.urandom(100_000)
+    sending = in_thread(far.send, octets)
+    view = memoryview(bytearray(200_000))
+    count = 0
+    while count < len(octets):
+        count += near.read_much(view[count:])
+    sending.result(PATIENCE)
+    assert bytes(view[:count]) == octets
+
+
+def test_an_error_behind_octets_comes_after_them(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    near, far = connect(pairs, "plain")
+    far.send(b"x")  # so that something is there to be read
+    counts = iter([3, 2])
+
+    class Transport:
+        def recv_into(self, _: object) -> int:
+            for count in counts:
+                return count
+            raise ConnectionResetError("gone")
+
+        def settimeout(self, _: object) -> None:
+            pass
+
+    with monkeypatch.context() as patch:
+        patch.setattr(near, "_transport", Transport())
+        assert near.read_much(memoryview(bytearray(100))) == 5
+        for _ in range(2):
+            with pytest.raises(ConnectionResetError):
+                near.readinto(memoryview(bytearray(100)))

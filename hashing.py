@@ -1,0 +1,89 @@
+"""The hashes of an object that grows."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from typing import Any, Optional
+
+from store import Digest
+
+_ALONE = 4 * 1024 * 1024  # octets that are hashed before a thread for it is worth while
+
+
+class Hashes:
+    """SHA-256 and, where the object is named by another one, that.
+
+    A large object is hashed by a thread of its own, so that the one who brings the octets can bring the next meanwhile.
+    """
+
+    def __init__(self, digest: Optional[Digest]) -> None:
+        self._sha256 = hashlib.sha256()
+        self._check = self._sha256 if digest is None or digest.algorithm == "sha256" else _hasher(digest)
+        self._hashed = 0
+        self._thread: Optional[threading.Thread] = None
+        self._changed = threading.Condition()  # guards the two below
+        self._waiting: Optional[memoryview] = None  # handed over, and not hashed yet
+        self._closed = False
+
+    def update(self, data: memoryview) -> None:
+        """The next octets. They must stay as they are until the next but one call of anything here returns."""
+        if self._thread is None and self._hashed < _ALONE:
+            self._hash(data)
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
+            self._thread.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is None)
+            self._waiting = data
+            self._changed.notify_all()
+
+    def settle(self) -> None:
+        """Wait until all is hashed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting is None)
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal."""
+        self.settle()
+        return str(self._sha256.hexdigest())
+
+    @property
+    def check(self) -> str:
+        """The hash that the object's name promises, or SHA-256."""
+        self.settle()
+        return str(self._check.hexdigest())
+
+    def close(self) -> None:
+        """End the thread, if there is one; harmless twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._waiting is not None)
+                data = self._waiting
+            if data is None:
+                return
+            self._hash(data)
+            with self._changed:
+                self._waiting = None
+                self._changed.notify_all()
+
+    def _hash(self, data: memoryview) -> None:
+        self._sha256.update(data)
+        if self._check is not self._sha256:
+            self._check.update(data)
+        self._hashed += len(data)
+
+
+def _hasher(digest: Digest) -> Any:
+    if digest.algorithm == "blake2b":
+        return hashlib.blake2b(digest_size=len(digest.hex) // 2)
+    return hashlib.new(digest.algorithm)

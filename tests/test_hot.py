@@ -1,0 +1,173 @@
+"""The same request again: the same answer, unless anything has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import replace
+from typing import Callable, List, Tuple
+
+import pytest
+from support.client import Answer, wait_until
+from support.household import HOST, House
+from support.origin import Asked, Connection, Files, Origin
+
+from metrics import Counter
+
+BODY = os.urandom(5000)
+FRESH = [("Cache-Control", "max-age=600")]
+
+
+class Spy:
+    """Counts the answers that were given again."""
+
+    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answered = 0
+        hot = house.server._household.hot
+        real = hot.answer
+
+        def answer(kind: str, request: bytes) -> object:
+            found = real(kind, request)
+            self.answered += found is not None
+            return found
+
+        monkeypatch.setattr(hot, "answer", answer)
+
+
+@pytest.fixture
+def spy(house: House, monkeypatch: pytest.MonkeyPatch) -> Spy:
+    return Spy(house, monkeypatch)
+
+
+def settled(house: House, origin: Origin, path: str = "/x.deb") -> None:
+    """The object is here, and everything is written that is written after its publication."""
+    assert house.fetch(origin, path).status == 200
+    wait_until(
+        lambda: all(b'"durable":true' in os.getxattr(house.files / name, "user.dduct") for name in house.stored())
+    )
+
+
+def without_age(answer: Answer) -> List[Tuple[str, str]]:
+    return [field for field in answer.headers if field[0] not in ("Age", "Cache-Status")]
+
+
+def test_the_same_request_gets_the_same_answer(house: House, spy: Spy) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(house, origin)
+    with house.inside(origin) as client:
+        answers = [client.get("/x.deb", f"{HOST}:{origin.port}") for _ in range(5)]
+    assert spy.answered == 4
+    assert {answer.body for answer in answers} == {BODY}
+    assert all(without_age(answer) == without_age(answers[0]) for answer in answers)
+    assert all((answer.get("cache-status") or "").startswith("dduct; hit; ttl=5") for answer in answers)
+    assert house.counted(Counter.HITS) == 5 and len(origin.requests) == 1
+
+
+def test_age_and_ttl_go_on(house: House, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(house, origin)
+    house.fetch(origin, "/x.deb")
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 100)
+    answer = house.fetch(origin, "/x.deb")
+    assert spy.answered == 1
+    assert answer.get("age") in ("100", "101", "102") and (answer.get("cache-status") or "").startswith(
+        "dduct; hit; ttl=49"
+    )
+    monkeypatch.setattr(time, "time", lambda: now() + 601)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert spy.answered == 1 and len(origin.requests) == 2  # stale: it is validated
+
+
+def test_an_object_that_never_changes_has_no_ttl(house: House, spy: Spy) -> None:
+    path = f"/v2/a/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    origin = house.origin(Files({path: BODY}))
+    settled(house, origin, path)
+    answers = [house.fetch(origin, path) for _ in range(3)]
+    assert [answer.get("cache-status") for answer in answers] == ["dduct; hit"] * 3 and spy.answered == 2
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced", "truncated", "touched", "alias removed"])
+def test_what_has_changed_is_looked_at_again(house: House, spy: Spy, change: str) -> None:
+    digest = hashlib.sha256(BODY).hexdigest()
+    path = f"/v2/a/blobs/sha256:{digest}" if change == "alias removed" else "/x.deb"
+    origin = house.origin(Files({path: BODY}, FRESH))
+    settled(house, origin, path)
+    house.fetch(origin, path)
+    house.fetch(origin, path)
+    assert spy.answered == 1
+    names = [name for name in house.stored() if name.startswith("https/")]
+    place = house.files / names[0]
+    if change in ("removed", "alias removed"):
+        place.unlink()
+    elif change == "truncated":
+        os.truncate(place, 10)
+    elif change == "touched":
+        os.utime(place)
+    else:
+        place.write_bytes(BODY[::-1])  # with the record of the other: as foreign hands may do
+    answer = house.fetch(origin, path)
+    assert spy.answered == 1 and answer.status == 200
+    if change != "replaced":
+        assert answer.body == BODY
+    assert len(origin.requests) == {"touched": 1, "replaced": 1}.get(change, 2)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["Range: bytes=0-9", 'If-None-Match: "5000"', "Cache-Control: no-cache", "Pragma: no-cache", "Authorization: x"],
+)
+def test_what_asks_for_more_is_looked_at_every_time(house: House, spy: Spy, field: str) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(house, origin)
+    for _ in range(3):
+        assert house.fetch(origin, "/x.deb", field).status in (200, 206, 304)
+    assert spy.answered == 0
+
+
+def test_what_needs_authorisation_is_asked_about_every_time(house: House, spy: Spy) -> None:
+    def private(asked: Asked, connection: Connection) -> None:
+        if asked.get("authorization") != "good":
+            connection.respond(401, [], b"who are you?")
+        else:
+            connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+
+    origin = house.origin(private)
+    assert house.fetch(origin, "/x.deb", "Authorization: good").body == BODY
+    for _ in range(3):
+        assert house.fetch(origin, "/x.deb").status == 401
+        assert house.fetch(origin, "/x.deb", "Authorization: good").body == BODY
+    assert spy.answered == 0
+
+
+def test_a_variant_is_for_those_who_want_it(house: House, spy: Spy) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}, [*FRESH, ("Vary", "X-Kind")]))
+    assert house.fetch(origin, "/x.deb", "X-Kind: a").body == BODY
+    for _ in range(2):
+        house.fetch(origin, "/x.deb", "X-Kind: a")
+        house.fetch(origin, "/x.deb", "X-Kind: b")
+    assert len(origin.requests) == 3  # b is relayed
+
+
+def test_a_reload_forgets(house: House, spy: Spy) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(house, origin)
+    for _ in range(3):
+        house.fetch(origin, "/x.deb")
+    before = spy.answered
+    house.server.reload(house.config)
+    house.fetch(origin, "/x.deb")
+    assert spy.answered == before > 0
+
+
+def test_strangers_are_turned_away_all_the_same(build_house: Callable[..., House]) -> None:
+    house = build_house()
+    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(house, origin)
+    with house.inside(origin) as client:
+        for _ in range(3):
+            assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
+        proxy = replace(house.config.proxy, allow_clients=("10.0.0.0/8",))
+        house.server.reload(replace(house.config, proxy=proxy))
+        assert client.get("/x.deb", f"{HOST}:{origin.port}").status == 403
