@@ -44,6 +44,7 @@ _SETBACKS_AT_MOST = 2  # then the client is told
 _PATIENCE = 120.0  # seconds a follower waits for the leader's answer from the origin
 # What makes the answer to a request another one than to the next.
 _OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
+_OF_OUR_ASKING = (206, 304, 416)  # answers to what dduct has asked, and perhaps not this client
 _OUTDATED = (200, 404, 410)  # answers after which what was stored is of no more use
 
 
@@ -282,7 +283,7 @@ class CachedFetch:
     def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Optional[Metadata]:
         """Start the fill, or decline it and return None."""
         metadata = self._inquiry.describe(exchange, asked_at)
-        if exchange.head.status == 206 and fill.leftover is not None:
+        if self._inquiry.is_rest(exchange, fill.leftover) and fill.leftover is not None:
             reason = None
             metadata = replace(
                 fill.leftover.metadata, restricted=fill.leftover.metadata.restricted or metadata.restricted
@@ -306,7 +307,7 @@ class CachedFetch:
         return None
 
     def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata) -> None:
-        if exchange.head.status == 206:
+        if self._inquiry.is_rest(exchange, fill.leftover):
             fill.resume(metadata)
             self._services.counters.add(Counter.RESUMED)
         else:
@@ -427,7 +428,9 @@ class CachedFetch:
 
     def _pass_on(self, exchange: Exchange) -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
-        if any(name in self._request.headers for name in selection.CONDITIONS):
+        if exchange.head.status in _OF_OUR_ASKING or any(
+            name in self._request.headers for name in selection.CONDITIONS
+        ):
             exchange.close()
             self._relay()
         else:

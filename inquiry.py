@@ -74,8 +74,7 @@ class Inquiry:
         if etag is None or leftover is None:
             return self.whole()
         exchange = self.whole(freshness.rest_conditions(etag, leftover.size))
-        is_rest = freshness.is_rest(exchange.head, etag, leftover.size, leftover.length)
-        if is_rest or exchange.head.status not in (206, 416):
+        if self.is_rest(exchange, leftover) or exchange.head.status not in (206, 416):
             return exchange
         exchange.close()  # it sends a part, and not the one that is wanted
         return self.whole()
@@ -106,6 +105,13 @@ class Inquiry:
         return self._services.origins.follow(probe)
 
     # Answers
+
+    def is_rest(self, exchange: Exchange, leftover: Optional[Leftover]) -> bool:
+        """Whether an answer is exactly what a leftover lacks, of the same representation."""
+        etag = self._validator(leftover)
+        if etag is None or leftover is None:
+            return False
+        return freshness.is_rest(exchange.head, etag, leftover.size, leftover.length)
 
     def not_storable(self, exchange: Exchange) -> Optional[str]:
         """Why an answer may not be kept; None where it may."""

@@ -259,11 +259,14 @@ class Server:
 
     def _tls_context(self, config: Config) -> ssl.SSLContext:
         """dduct's own certificate, or a minted one where the client asks for a host that is to be intercepted."""
-        context = self._files.server_context()
-        if config.proxy.require_client_cert:
-            # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(self._files.path("ca.crt"))
+        try:
+            context = self._files.server_context()
+            if config.proxy.require_client_cert:
+                # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(self._files.path("ca.crt"))
+        except OSError as error:
+            raise StartError(f'misc.cert_dir "{self._files.directory}" has no usable server.crt: {error}') from error
         context.sslsocket_class = NamedSocket
         context.sni_callback = self._choose_leaf  # type: ignore[assignment]
         return context

@@ -113,7 +113,12 @@ class Workers:
     def _start(self, number: int, kept_open: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        process = os.fork()
+        try:
+            process = os.fork()
+        except OSError as error:
+            _log.error("Cannot start worker %d yet: %s", number, error.strerror)
+            self._due[number] = time.monotonic() + _PAUSE
+            return
         if process:
             self._numbers[process] = number
             self._born[number] = time.monotonic()

@@ -371,6 +371,7 @@ def refused(port: int) -> bool:
         (lambda text: text + "frobnicate = 1\n", "unknown key certs.frobnicate"),
         (lambda text: text.replace("[proxy]", "[proxy]\nupstream_ca = 'none.pem'"), "proxy.upstream_ca"),
         (lambda text: text.replace("[proxy]", "[proxy]\nauth_file = 'users'"), "users"),
+        (lambda text: text, "server.crt"),
     ],
 )
 def test_a_bad_configuration_is_not_reloaded(
@@ -381,6 +382,8 @@ def test_a_bad_configuration_is_not_reloaded(
     process = start(path)
     tcp, _ = process.ports()
     path.write_text(change(path.read_text()))
+    if complaint == "server.crt":
+        (path.parent / "certs/server.crt").unlink()
     process.signal(signal.SIGHUP)
     (line,) = process.wait_for("Not reloaded, and everything stays as it was: ")
     assert complaint in line

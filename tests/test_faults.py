@@ -281,6 +281,44 @@ def test_a_leftover_of_an_object_that_has_changed_makes_way(house: House) -> Non
     assert len(house.stored()) == 1
 
 
+@pytest.mark.parametrize(
+    "content_range", ["bytes 1500000-1999999/2000000", "bytes 0-9/2000000", "bytes 5-1999999/2000000"]
+)
+@pytest.mark.parametrize("etag", ['"1"', '"2"'])
+def test_a_part_that_nobody_asked_for_is_not_patched_in(house: House, content_range: str, etag: str) -> None:
+    """An origin answers every request with the same part; the leftover is of another URL's object."""
+    part = os.urandom(500_000)
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        connection.respond(206, [("ETag", etag), ("Content-Range", content_range)], part)
+
+    origin = house.origin(handler)
+    claim = Cache(house.files).claim(Key(name_of(origin)))
+    assert isinstance(claim, Lead)
+    metadata = Metadata("https://elsewhere.test/x.deb", (("ETag", '"1"'),), time.time())
+    claim.fill.begin(metadata, len(BODY), resumable=True)
+    claim.fill.write(memoryview(BODY)[:1_500_000])
+    os.close(claim.fill._fd)
+    answer = house.fetch(origin, "/x.deb")
+    assert (answer.status, answer.body) == (206, part)  # it is this client's to make sense of
+    assert house.stored() == []
+
+
+def test_who_wants_the_whole_is_not_given_the_rest(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a leftover comes, and cannot be kept after all."""
+    breaking = Breaking()
+    origin = house.origin(breaking)
+    DeadLeader(house, origin, 1_500_000).die()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "setxattr", fail)
+    answer = house.fetch(origin, "/x.deb")
+    assert (answer.status, answer.body) == (200, BODY)
+    assert breaking.ranges == ["bytes=1500000-"] and len(origin.requests) == 2
+
+
 @pytest.mark.parametrize("size", [0, 1_000_000])
 def test_followers_of_a_leader_that_dies_take_over_and_their_clients_notice_nothing(house: House, size: int) -> None:
     breaking = Breaking()
