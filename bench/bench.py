@@ -17,6 +17,7 @@ import platform
 import shutil
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -59,10 +60,9 @@ CASES = (
     Case("1 MiB hits, 8 connections", "/middle.deb", 1_500, 8, "MB/s"),
     Case("256 MiB hits, 4 connections", "/large.deb", 8, 4, "MB/s"),
     Case("256 MiB miss, one client", "/miss/{round}/large.deb", 1, 1, "MB/s", miss=True),
-    Case("256 MiB miss, 200 clients", "/crowd/{round}/large.deb", 200, 200, "s", miss=True),
-    Case("256 MiB hit, 200 clients", "/large.deb", 200, 200, "s"),
-    Case("first octet of a slow miss", "/slow/{round}-%d/middle.deb", 10, 1, "ms", objects=10, miss=True),
-    Case("256 MiB through a tunnel", "/large.deb", 4, 1, "MB/s tunnel"),
+    Case("32 MiB miss, 200 clients", "/crowd/{round}/crowd.deb", 200, 200, "s", miss=True),
+    Case("32 MiB hit, 200 clients", "/crowd.deb", 200, 200, "s"),
+    Case("first octet of a miss", "/slow/{round}-%d/middle.deb", 10, 1, "ms", objects=10, miss=True),
 )
 
 
@@ -113,7 +113,12 @@ class Bench:
         (directory / "origin.pem").write_bytes(pair.certificate_pem + pair.key_pem)
         data = directory / "data"
         data.mkdir()
-        for name, size in (("small.deb", 4096), ("middle.deb", MEGA), ("large.deb", 256 * MEGA)):
+        for name, size in (
+            ("small.deb", 4096),
+            ("middle.deb", MEGA),
+            ("crowd.deb", 32 * MEGA),
+            ("large.deb", 256 * MEGA),
+        ):
             with (data / name).open("wb") as file:
                 for _ in range(max(1, size // MEGA)):
                     file.write(os.urandom(min(size, MEGA)))
@@ -270,14 +275,87 @@ def main() -> None:
     cases = [case for case in CASES if not options.only or any(word in case.name for word in options.only)]
     with started() as bench:
         found = measure(bench, cases, options.rounds)
-    print()
-    for case in cases:
-        medians = {who: statistics.median(values) for who, values in found[case.name].items()}
-        ratios = "  ".join(
-            f"{medians['dduct'] / medians[other]:.2f} × {other}" for other in ("straight", "Squid") if other in medians
+    report = Report(cases, found, options.rounds)
+    print("\n" + report.table())
+    if not options.only:
+        (HERE / "RESULTS.md").write_text(report.page())
+        (HERE / "results.svg").write_text(report.plot())
+
+
+class Report:
+    """Medians and their ratios, as a page and as a picture."""
+
+    def __init__(self, cases: Sequence[Case], found: Dict[str, Dict[str, List[float]]], rounds: int) -> None:
+        self._cases = cases
+        self._rounds = rounds
+        self._medians = {
+            name: {who: statistics.median(values) for who, values in by.items()} for name, by in found.items()
+        }
+
+    def ratio(self, case: Case, other: str) -> Optional[float]:
+        """How many times as fast as the other dduct is; None where that was not measured."""
+        medians = self._medians[case.name]
+        if other not in medians:
+            return None
+        ratio = medians["dduct"] / medians[other]
+        return 1 / ratio if case.unit in ("s", "ms") else ratio
+
+    def table(self) -> str:
+        """In Markdown."""
+        lines = [
+            "| case | unit | straight (nginx) | Squid | dduct | × nginx | × Squid |",
+            "|---|---|---:|---:|---:|---:|---:|",
+        ]
+        for case in self._cases:
+            medians = self._medians[case.name]
+            cells = [f"{medians[who]:,.1f}" if who in medians else "–" for who in ("straight", "Squid", "dduct")]
+            ratios = [self.ratio(case, other) for other in ("straight", "Squid")]
+            cells += ["–" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+            lines.append(f"| {case.name} | {case.unit} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def page(self) -> str:
+        """RESULTS.md."""
+        how = (
+            f"Written by `make bench`: medians of {self._rounds} interleaved rounds, all on one machine, client and\n"
+            "origin included. A ratio above 1 says that dduct is faster, whatever the unit. Compare ratios of one run,\n"
+            "and nothing else."
         )
-        print(f"{case.name:45} dduct {medians['dduct']:10.1f} {case.unit:6} {ratios}")
-    print(platform.machine())
+        return "\n\n".join(["# Results", how, _machine(), self.table(), "![ratios](results.svg)\n"])
+
+    def plot(self) -> str:
+        """Bars: how many times as fast as nginx and as Squid."""
+        rows, y = [], 30
+        for case in self._cases:
+            rows.append(f'<text x="10" y="{y + 14}">{case.name}</text>')
+            for other, colour in (("straight", "#4a78a8"), ("Squid", "#c8813a")):
+                ratio = self.ratio(case, other)
+                if ratio is not None:
+                    width = min(400.0, 80 * ratio)
+                    rows.append(f'<rect x="330" y="{y}" width="{width:.0f}" height="14" fill="{colour}"/>')
+                    rows.append(f'<text x="{336 + width:.0f}" y="{y + 12}">{ratio:.2f}</text>')
+                    y += 18
+            y += 12
+        parts = (("#4a78a8", "× nginx"), ("#c8813a", "× Squid"))
+        key = " ".join(f'<tspan fill="{colour}">{text}</tspan>' for colour, text in parts)
+        key = f'<text x="330" y="18">{key}</text>'
+        line = f'<line x1="410" y1="24" x2="410" y2="{y}" stroke="#999" stroke-dasharray="3"/>'
+        size = f'width="800" height="{y + 10}" font-family="sans-serif" font-size="12"'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
+        return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', key, line, *rows, "</svg>\n"])
+
+
+def _machine() -> str:
+    model = "unknown processor"
+    with contextlib.suppress(OSError):
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(": ")[2] if names else model
+    versions = [f"Python {platform.python_version()}", ssl.OPENSSL_VERSION, f"Linux {platform.release()}"]
+    for command in (["nginx", "-v"], ["squid", "-v"]):
+        with contextlib.suppress(OSError):
+            done = subprocess.run(command, capture_output=True, text=True)
+            versions.append((done.stdout + done.stderr).splitlines()[0])
+    return f"{os.cpu_count()} × {model}; {'; '.join(versions)}."
 
 
 if __name__ == "__main__":
