@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Callable, Iterable, List, Optional, Protocol
 
 from body import BUFFER_SIZE, new_buffer
@@ -14,6 +15,7 @@ from store import Lost
 # A thousand slow readers have as many buffers: a large one is for those who have taken more than sockets hold.
 _MODEST_BUFFER = 64 * 1024
 _PROVEN = 8 * 1024 * 1024
+_FILE_AT_ONCE = 8 * 1024 * 1024
 _LOST_AT_MOST = 4  # times that one answer may lose its source
 # RFC 9110 §15.4.5: what of the stored fields a 304 repeats.
 _IN_NOT_MODIFIED = frozenset(
@@ -33,12 +35,16 @@ class Source(Protocol):
 
 
 class Supply:
-    """A source, and another one where that is lost: `elsewhere(offset)` finds it, or raises FillFailed."""
+    """A source, and another one where that is lost: `elsewhere(offset)` finds it, or raises FillFailed.
 
-    def __init__(self, source: Source, elsewhere: Callable[[int], Source]) -> None:
+    `file` is a descriptor from which the octets may be taken as well, as long as that works.
+    """
+
+    def __init__(self, source: Source, elsewhere: Callable[[int], Source], file: Optional[int] = None) -> None:
         self._source = source
         self._elsewhere = elsewhere
         self._lost = 0
+        self.file = file
 
     def read_at(self, view: memoryview, offset: int) -> int:
         """Octets from `offset` on; 0 at the end. Raises FillFailed."""
@@ -87,6 +93,8 @@ def _send_part(reply: Reply, supply: Supply, part: Part) -> bool:
     size = _MODEST_BUFFER if part.end is None else min(_MODEST_BUFFER, part.end - part.start)
     buffer = memoryview(bytearray(size)) if size < _MODEST_BUFFER else new_buffer(size)
     offset = part.start
+    if supply.file is not None and part.end is not None and size == _MODEST_BUFFER and reply.takes_files:
+        offset += _send_file(reply, supply, offset, part.end)
     while part.end is None or offset < part.end:
         if len(buffer) < BUFFER_SIZE and offset - part.start >= _PROVEN:
             buffer = new_buffer()
@@ -96,3 +104,21 @@ def _send_part(reply: Reply, supply: Supply, part: Part) -> bool:
         reply.write(buffer[:count])
         offset += count
     return True
+
+
+def _send_file(reply: Reply, supply: Supply, start: int, end: int) -> int:
+    """Let the kernel send a span; how much of it, which is all unless the disk has not given it."""
+    assert supply.file is not None
+    offset = start
+    while offset < end:
+        try:
+            count = reply.send_file(supply.file, offset, min(_FILE_AT_ONCE, end - offset))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            supply.file = None  # reading it finds out more
+            break
+        if not count:
+            break
+        offset += count
+    return offset - start

@@ -475,7 +475,8 @@ class CachedFetch:
         if not self._reply.has_body:
             return True
         with ExitStack() as owned:
-            supply = Supply(source, partial(self._elsewhere, metadata, length, owned))
+            file = source.fileno() if isinstance(source, Entry) else None
+            supply = Supply(source, partial(self._elsewhere, metadata, length, owned), file)
             try:
                 deliver(self._reply, supply, chosen)
             except FillFailed as error:

@@ -95,6 +95,20 @@ class Reply:
             self._writer.write(piece)
         self.octets += len(piece)
 
+    @property
+    def takes_files(self) -> bool:
+        """Whether `send_file` may be used: nothing is put around the octets, and nothing encrypts them."""
+        return self._framing.kind is Framing.LENGTH and not self._stream.encrypted
+
+    def send_file(self, fd: int, offset: int, count: int) -> int:
+        """Send octets of the body straight from a file; how many it were, 0 at its end."""
+        if self._held:
+            self._stream.send(self._held)
+            self._held = b""
+        sent = self._stream.send_file(fd, offset, count)
+        self.octets += sent
+        return sent
+
     def finish(self, trailers: Iterable[Field] = ()) -> None:
         """The body is complete."""
         assert self._writer is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import select
 import socket
 import ssl
@@ -320,6 +321,21 @@ class Stream:
             sent = 0
             while sent < len(view):
                 sent += self._transport.send(view[sent:])
+
+    def send_file(self, fd: int, offset: int, count: int) -> int:
+        """Some octets of a file, at most `count`, without their passing through this process; 0 at its end.
+
+        Only where nothing encrypts. Raises OSError of either side: EIO is the file's.
+        """
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLOUT)
+        while True:
+            if not poll.poll(1000 * self.timeout):
+                raise socket.timeout("the peer takes nothing")
+            try:
+                return os.sendfile(self.fileno(), fd, offset, count)
+            except BlockingIOError:
+                continue  # less room than the kernel thought
 
     def send_nowait(self, view: memoryview) -> int:
         """As much as the peer takes at once, perhaps nothing; what it did not take has to be sent next."""

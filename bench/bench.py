@@ -318,8 +318,8 @@ class Report:
         """RESULTS.md."""
         how = (
             f"Written by `make bench`: medians of {self._rounds} interleaved rounds, all on one machine, client and\n"
-            "origin included. A ratio above 1 says that dduct is faster, whatever the unit. Compare ratios of one run,\n"
-            "and nothing else."
+            "origin included. A ratio above 1 says that dduct is faster, whatever the unit. Compare ratios of one\n"
+            "run, and nothing else."
         )
         return "\n\n".join(["# Results", how, _machine(), self.table(), "![ratios](results.svg)\n"])
 

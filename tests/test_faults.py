@@ -504,3 +504,66 @@ def test_a_disk_that_cannot_read_an_object_costs_no_client_anything(
     assert house.fetch(origin, "/x.deb").body == BODY
     assert house.fetch(origin, "/x.deb", "Range: bytes=1900000-").body == BODY[1_900_000:]
     assert origin.count("/x.deb") == 2
+
+
+@pytest.mark.parametrize("wanted", [None, "bytes=100000-1899999", "bytes=0-0", "bytes=0-99999,1000000-1999999"])
+def test_without_tls_the_kernel_sends_the_file(
+    house: House, monkeypatch: pytest.MonkeyPatch, wanted: Optional[str]
+) -> None:
+    sent: List[int] = []
+    real = os.sendfile
+
+    def sendfile(out: int, source: int, offset: int, count: int) -> int:
+        sent.append(real(out, source, offset, min(count, 300_000)))
+        return sent[-1]
+
+    monkeypatch.setattr(os, "sendfile", sendfile)
+    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    host = f"{HOST}:{origin.port}"
+    fields = [] if wanted is None else [f"Range: {wanted}"]
+    with house.client() as client:
+        assert client.get(f"http://{host}/x.deb", host).body == BODY
+        house.counted(Counter.PUBLISHED)
+        answer = client.get(f"http://{host}/x.deb", host, *fields)
+        if wanted is None:
+            assert answer.body == BODY
+        elif "," not in wanted:
+            first, last = map(int, wanted[len("bytes=") :].split("-"))
+            assert answer.body == BODY[first : last + 1]
+        else:
+            assert BODY[:100_000] in answer.body and BODY[1_000_000:] in answer.body
+        assert client.get(f"http://{host}/x.deb", host).body == BODY
+    assert sum(sent) >= len(BODY)
+
+
+def test_a_file_that_the_kernel_cannot_send_is_read_or_fetched_anew(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.sendfile
+
+    def sendfile(out: int, source: int, offset: int, count: int) -> int:
+        if offset >= 1_000_000:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(out, source, offset, min(count, 500_000))
+
+    monkeypatch.setattr(os, "sendfile", sendfile)
+    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    host = f"{HOST}:{origin.port}"
+    with house.client() as client:
+        for _ in range(3):
+            assert client.get(f"http://{host}/x.deb", host).body == BODY
+    assert len(origin.requests) == 1
+
+
+def test_a_file_for_a_client_that_takes_nothing_ends_in_time(build_house: Callable[..., House]) -> None:
+    house = build_house(idle_timeout=0.3)
+    body = bytes(30_000_000)
+    origin = house.origin(Files({"/x.deb": body}), tls=False)
+    host = f"{HOST}:{origin.port}"
+    with house.client() as client:
+        assert client.get(f"http://{host}/x.deb", host).body == body
+    with house.client() as client:
+        client.send(f"GET http://{host}/x.deb HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        client.read_until(b"\r\n\r\n")
+        time.sleep(1.0)
+        assert len(client._exactly(len(body))) < len(body)
