@@ -551,6 +551,7 @@ def server_context(pem: bytes) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
     context.set_alpn_protocols(["http/1.1"])
+    context.num_tickets = 1  # two cost a quarter of a handshake, and whoever resumes gets another
     # load_cert_chain() takes paths only; a memfd has one, and its octets never reach a disk.
     descriptor = os.memfd_create("dduct", os.MFD_CLOEXEC)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass, replace
 from typing import Callable
@@ -38,7 +37,7 @@ class Services:
     grants: Grants
     counters: Counters
     via: bytes
-    spawn: Callable[[str, Callable[[], None]], threading.Thread]
+    spawn: Callable[[str, Callable[[], None]], None]
     grown: Callable[[int], None]  # is told of the octets that the cache has gained
 
     def forget(self, name: Name) -> None:

@@ -8,13 +8,18 @@ import socket
 import socketserver
 import threading
 import time
+from collections import deque
 from functools import partial
-from typing import Callable, Optional, Set, Tuple
+from typing import Callable, Deque, Optional, Set, Tuple
 
 from notices import Seldom
 
 _log = logging.getLogger("dduct")
 
+_Job = Tuple[str, Callable[[], None]]
+
+_WAITING_AT_MOST = 64  # threads without work
+_WAITING_FOR = 5.0  # seconds
 _BACKLOG = 1024
 _SLOT_PATIENCE = 1.0  # seconds for another connection to end
 _SCARCITY_PAUSE = 0.1  # seconds
@@ -22,48 +27,73 @@ _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: 
 
 
 class Threads:
-    """Threads that are waited for at the end."""
+    """Threads that are waited for at the end, and used again: to make one costs as much as half a handshake."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _alive
-        self._alive: Set[threading.Thread] = set()
+        lock = threading.Lock()  # guards the five below
+        self._came = threading.Condition(lock)  # work, for a thread that has none
+        self._ended = threading.Condition(lock)  # some work
+        self._jobs: Deque[_Job] = deque()
+        self._threads: Set[threading.Thread] = set()
+        self._running = 0
+        self._waiting = 0  # threads without work
+        self._closing = False
 
-    def spawn(self, name: str, work: Callable[[], None]) -> threading.Thread:
+    def spawn(self, name: str, work: Callable[[], None]) -> None:
         """Run `work` in a thread of its own. Raises RuntimeError where the system has no room for one."""
-        thread = threading.Thread(target=self._run, args=(work,), name=name, daemon=True)
-        with self._lock:
-            self._alive.add(thread)
+        with self._came:
+            self._running += 1
+            if self._waiting > len(self._jobs):
+                self._jobs.append((name, work))
+                self._came.notify()
+                return
+            thread = threading.Thread(target=self._run, args=(name, work), name=name, daemon=True)
+            self._threads.add(thread)
         try:
             thread.start()
         except RuntimeError:
-            self._forget(thread)
+            with self._came:
+                self._running -= 1
+                self._threads.discard(thread)
             raise
-        return thread
 
     def join(self, seconds: float) -> bool:
-        """Wait for all of them, and for those that they start; whether they ended in time."""
-        deadline = time.monotonic() + seconds
-        while True:
-            with self._lock:
-                thread = next(iter(self._alive), None)
-            if thread is None:
-                return True
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
+        """Wait until all work is done, also that which comes meanwhile; whether it was in time."""
+        with self._ended:
+            if not self._ended.wait_for(lambda: not self._running, seconds):
                 return False
-            self._forget(thread)
+            self._closing = True
+            self._came.notify_all()
+            threads = list(self._threads)
+        for thread in threads:
+            thread.join(seconds)
+        return True
 
-    def _run(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Exception:  # noqa: BLE001 - the one boundary: a bug is logged and ends its thread alone
-            _log.exception("A bug in dduct ended the thread %s", threading.current_thread().name)
-        finally:
-            self._forget(threading.current_thread())
+    def _run(self, name: str, work: Callable[[], None]) -> None:
+        job: Optional[_Job] = (name, work)
+        while job is not None:
+            threading.current_thread().name, work = job
+            try:
+                work()
+            except Exception:  # noqa: BLE001 - the one boundary: a bug is logged and ends its work alone
+                _log.exception("A bug in dduct ended the thread %s", threading.current_thread().name)
+            finally:
+                del work  # and all that it holds
+            job = self._next()
 
-    def _forget(self, thread: threading.Thread) -> None:
-        with self._lock:
-            self._alive.discard(thread)
+    def _next(self) -> Optional[_Job]:
+        """More work for this thread; None where none comes for a while."""
+        with self._came:
+            self._running -= 1
+            self._ended.notify_all()
+            self._waiting += 1
+            if self._waiting <= _WAITING_AT_MOST:
+                self._came.wait_for(lambda: self._jobs or self._closing, _WAITING_FOR)
+            self._waiting -= 1
+            if self._jobs:
+                return self._jobs.popleft()
+            self._threads.discard(threading.current_thread())
+            return None
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -104,7 +134,7 @@ class Listener(socketserver.ThreadingTCPServer):
         super().__init__(sock.getsockname()[:2], socketserver.BaseRequestHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = sock
-        self.thread: Optional[threading.Thread] = None
+        self._started = False
 
     @property
     def address(self) -> Tuple[str, int]:
@@ -114,7 +144,8 @@ class Listener(socketserver.ThreadingTCPServer):
 
     def start(self) -> None:
         """Begin to accept."""
-        self.thread = self._spawn("listener", self.serve_forever)
+        self._started = True
+        self._spawn("listener", self.serve_forever)
 
     def stop(self) -> None:
         """Accept no more. Waits until the accepting thread is out of its loop."""
@@ -122,7 +153,7 @@ class Listener(socketserver.ThreadingTCPServer):
             self.socket.shutdown(socket.SHUT_RDWR)  # close() alone would not wake it
         except OSError:
             pass  # not connected, says BSD; Linux wakes the thread
-        if self.thread is not None:
+        if self._started:
             self.shutdown()
         self.server_close()
 

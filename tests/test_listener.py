@@ -1,0 +1,108 @@
+"""Threads that are used again, and waited for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from functools import partial
+from typing import List, Union
+
+import pytest
+from support.client import wait_until
+
+from listener import Threads
+
+PATIENCE = 20.0
+
+
+def wait_for(what: Union[threading.Barrier, threading.Event]) -> None:
+    what.wait(PATIENCE)
+
+
+def test_work_is_done_by_threads_that_are_used_again() -> None:
+    threads = Threads()
+    seen: List[int] = []
+
+    def note(done: threading.Event) -> None:
+        seen.append(threading.get_ident())
+        done.set()
+
+    for _ in range(20):
+        done = threading.Event()
+        threads.spawn("work", partial(note, done))
+        assert done.wait(PATIENCE)
+        wait_until(lambda: threads._waiting == 1)
+    assert len(seen) == 20 and len(set(seen)) == 1
+    assert threads.join(PATIENCE)
+
+
+def test_work_that_comes_at_once_is_done_at_once() -> None:
+    threads = Threads()
+    together = threading.Barrier(11)
+    for _ in range(2):  # with new threads, then with those
+        for _ in range(10):
+            threads.spawn("work", partial(wait_for, together))
+        together.wait(PATIENCE)
+    assert threads.join(PATIENCE)
+
+
+def test_work_may_make_work_and_all_of_it_is_waited_for() -> None:
+    threads = Threads()
+    gate, done = threading.Event(), threading.Event()
+
+    def first() -> None:
+        gate.wait(PATIENCE)
+        threads.spawn("second", done.set)
+
+    threads.spawn("first", first)
+    assert not threads.join(0.01)
+    gate.set()
+    assert threads.join(PATIENCE) and done.is_set()
+
+
+def test_a_bug_ends_its_work_alone(caplog: pytest.LogCaptureFixture) -> None:
+    threads = Threads()
+
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    with caplog.at_level(logging.ERROR):
+        threads.spawn("buggy", bug)
+        wait_until(lambda: threads._waiting == 1)
+        done = threading.Event()
+        threads.spawn("work", done.set)
+        assert done.wait(PATIENCE)
+        assert threads.join(PATIENCE)
+    assert "A bug in dduct ended the thread buggy" in caplog.text
+
+
+def test_no_more_threads_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("listener._WAITING_AT_MOST", 2)
+    threads = Threads()
+    gate = threading.Event()
+    for _ in range(8):
+        threads.spawn("work", partial(wait_for, gate))
+    gate.set()
+    wait_until(lambda: len(threads._threads) == 2)
+    assert threads.join(PATIENCE)
+
+
+def test_a_thread_that_waits_for_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("listener._WAITING_FOR", 0.01)
+    threads = Threads()
+    threads.spawn("work", lambda: None)
+    wait_until(lambda: not threads._threads)
+    assert threads.join(PATIENCE)
+
+
+def test_where_there_is_no_room_for_a_thread_nothing_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads()
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError):
+            threads.spawn("work", lambda: None)
+    assert threads.join(0) and not threads._threads
