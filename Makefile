@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-clients test-hard bench check format pyz clean
+.PHONY: help run test test-all test-clients test-hard test-image bench check format pyz image clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,7 +25,7 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 	@touch $@
 
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
-	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients --ignore=tests/hardship $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients --ignore=tests/hardship --ignore=tests/image $(PYTEST_ARGS)
 
 test-clients: $(VENV)/.stamp ## run real clients (skopeo, podman, apt, dnf, pip, npm, …) against real servers
 	$(BIN)/python -m pytest -q -rs tests/clients $(PYTEST_ARGS)
@@ -57,6 +57,16 @@ format: $(VENV)/.stamp ## let ruff format the code
 
 pyz: ## build dist/dduct.pyz, one file that runs where python3 and cryptography are
 	$(PYTHON) packaging/pyz.py dist/dduct.pyz
+
+IMAGE = dist/dduct-$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' dduct.py).qcow2
+
+image: $(IMAGE) ## build dist/dduct-VERSION.qcow2, the OpenNebula appliance (as root; needs mmdebstrap, grub-pc-bin, qemu-utils)
+
+$(IMAGE): $(wildcard *.py) packaging/pyz.py $(shell find packaging/opennebula/appliances packaging/opennebula/image packaging/opennebula/build-image.sh -type f)
+	packaging/opennebula/build-image.sh $@
+
+test-image: $(VENV)/.stamp $(IMAGE) ## boot that image under qemu, with the inputs right, changed and wrong (needs qemu-system-x86, genisoimage)
+	$(BIN)/python -m pytest -q -rs -s tests/image $(PYTEST_ARGS)
 
 clean: ## remove what make has made
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

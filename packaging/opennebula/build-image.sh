@@ -98,6 +98,7 @@ printf 'label: dos\nstart=2048, type=83, bootable\n' | sfdisk --quiet "$work/dis
 mke2fs -q -F -t ext4 -O '^metadata_csum_seed' -m 1 -L dduct-root -U "$uuid" -d "$work/root" -E offset=1048576 \
     "$work/disk.raw" "$((size - 1))M"
 rm -rf "$work/root"
+# shellcheck disable=SC2016  # GRUB's own variable
 printf 'search --no-floppy --fs-uuid --set=root %s\nset prefix=($root)/boot/grub\n' "$uuid" > "$work/early.cfg"
 grub-mkimage -O i386-pc -d "$grub" -o "$work/core.img" -c "$work/early.cfg" -p '(hd0,msdos1)/boot/grub' \
     biosdisk part_msdos ext2 normal linux search search_fs_uuid configfile

@@ -698,7 +698,9 @@ judge()
     answer="${answer##*$'\n'}"
     answer="${answer#"dduct: $1/dduct.toml: "}"
     key="${answer%% = *}"
-    refuse "$(input_of "$key")" "dduct expects ${answer#*: expected }" 'correct it'
+    answer="${answer#*: expected }"
+    ((${#answer} <= 200)) || answer="${answer:0:197}..."
+    refuse "$(input_of "$key")" "dduct expects ${answer}" 'correct it'
 }
 
 # The input that a key of dduct's configuration comes from.
