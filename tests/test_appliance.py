@@ -192,35 +192,23 @@ def test_secrets_are_not_told(appliance: Appliance) -> None:
 
 HOSTILE = [
     '"\nallow_clients = ["0.0.0.0/0"]\nx = "',
-    "'; touch MARK; '",
-    '"; touch MARK; "',
-    "$(touch MARK)",
-    "`touch MARK`",
-    "a'\"\\$(touch MARK)",
-    "%s%n%d",
-    "${PATH}",
-    "$HOME",
-    "*",
-    "../../etc/passwd",
+    "'; touch MARK; \"; touch MARK; $(touch MARK) `touch MARK` a[$(touch MARK)] %s%n ${PATH} * ]]>",
+    "a[$(touch MARK)]",
     "\\",
     '"',
     "-n",
-    "--help",
-    "a[$(touch MARK)]",
-    "x,y=[z]",
     "\udcff\udcfe",
-    "\r",
-    "]]>",
 ]
 
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_a_hostile_input_is_refused_or_stays_in_its_place(appliance: Appliance, name: str) -> None:
-    usual = appliance.configure(ACCESS_USER="ada", ACCESS_PASSWORD="x")
+    key, certificate = authority()
+    rest = {"ACCESS_USER": "ada", "ACCESS_PASSWORD": "x", "CA_CERT": encoded(certificate), "CA_KEY": encoded(pem(key))}
+    usual = appliance.configure(**rest)
     mine = {"KEEP_FILTERS", "KEEP_EXTRA_FILTERS", "CA_NAME", "ACCESS_USER", "ACCESS_PASSWORD", "UPSTREAM_PROXY"}
     for value in HOSTILE:
-        inputs = {"ACCESS_USER": "ada", "ACCESS_PASSWORD": "x", name: value}
-        done = appliance.run("service_configure", **inputs)
+        done = appliance.run("service_configure", **{**rest, name: value})
         assert list(appliance.root.rglob("*MARK*")) == []
         assert "syntax error" not in done.stdout + done.stderr and "unbound" not in done.stdout + done.stderr
         if done.returncode:
@@ -408,7 +396,7 @@ def test_a_disk_with_anything_else_is_left_alone(appliance: Appliance, disk: Pat
     table = bytearray(512)  # one partition, from sector 2048 on
     table[446:462] = bytes.fromhex("00000000830000000008000000080000")
     table[510:512] = b"\x55\xaa"
-    contents = {"partitions": bytes(table), "LUKS": b"LUKS\xba\xbe\x00\x01" + bytes(200), "vfat": None}
+    contents = {"partitions": bytes(table), "LUKS": b"LUKS\xba\xbe\x00\x01" + bytes(200), "ext2": None}
     for what, begin in contents.items():
         os.truncate(disk, 0)
         os.truncate(disk, 64 * MEGA)

@@ -47,7 +47,7 @@ esac""",
   *) exit 1 ;;
 esac""",
     "blockdev": 'stat -c %s "$2"',
-    "mount": 'echo "$6" > "{answers}/mounted"',
+    "mount": 'echo "$5" > "{answers}/mounted"',
     "umount": ': > "{answers}/mounted"',
     "id": 'stat -c %u "{answers}"',
 }
