@@ -511,6 +511,13 @@ def test_a_dduct_that_does_not_answer_is_an_error(served: Appliance) -> None:
     assert done.returncode == 1 and "does not answer" in done.stdout and not served.report.exists()
 
 
+def test_a_onegate_that_is_away_is_asked_once(served: Appliance) -> None:
+    served.configure()
+    served.answer("onegate", "exit 1")
+    done = served.run("service_bootstrap")
+    assert done.returncode == 0 and len(served.asked("onegate")) == 1 and served.report.exists()
+
+
 def test_help_names_every_input(appliance: Appliance) -> None:
     done = appliance.run("service_help")
     assert all(f"ONEAPP_DDUCT_{name} " in done.stdout for name in INPUTS)

@@ -55,7 +55,6 @@ own_sources() {
     done
 }
 mirror=${DDUCT_IMAGE_MIRROR:-$(own_sources)}
-[ -n "$mirror" ] || mirror=http://deb.debian.org/debian
 
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/dduct-image.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -71,7 +70,8 @@ python3 "$top/packaging/pyz.py" "$work/dduct.pyz"
 step "Debian $suite"
 packages=$(grep -v '^#' "$here/image/packages" | paste -sd,)
 export DDUCT_IMAGE_FILES="$here" DDUCT_IMAGE_PYZ="$work/dduct.pyz" DDUCT_IMAGE_SUITE="$suite"
-# shellcheck disable=SC2086  # several files of sources are several arguments
+# Several files of sources are several arguments, and without any mmdebstrap takes deb.debian.org.
+# shellcheck disable=SC2086
 mmdebstrap --quiet --mode=root --variant=minbase --architectures=amd64 --include="$packages" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \

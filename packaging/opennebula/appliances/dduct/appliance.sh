@@ -168,10 +168,10 @@ shown()
 publish()
 {
     local text
-    [[ -n "${ONEGATE_ENDPOINT:-}" ]] && command -v onegate > /dev/null || return 0
+    [[ -n "${ONEGATE_ENDPOINT:-}" && -z "${ONEGATE_IS_AWAY:-}" ]] && command -v onegate > /dev/null || return 0
     text="$(tr '"\\,=<>[]\n' "'/;:()() " <<< "$2")"
     timeout 60 onegate vm update --data "$1=\"${text% }\"" > /dev/null 2>&1 \
-        || msg warning "OneGate did not take $1"
+        || { ONEGATE_IS_AWAY=yes; msg warning "OneGate did not take $1, and is not asked again"; }
 }
 
 ### The inputs ####################################################################################
@@ -880,7 +880,8 @@ announce()
     publish DDUCT_PROXY_URL "$PLAIN_URL"
     publish DDUCT_PROXY_TLS_URL "$TLS_URL"
     publish DDUCT_CA_CERT "$certificate"
-    [[ -z "${ONEGATE_ENDPOINT:-}" ]] || timeout 60 onegate vm update --erase ERROR > /dev/null 2>&1 || true
+    [[ -z "${ONEGATE_ENDPOINT:-}" || -n "${ONEGATE_IS_AWAY:-}" ]] \
+        || timeout 60 onegate vm update --erase ERROR > /dev/null 2>&1 || true # there may be none
 }
 
 # base64 without the = at its end, which means something to OneGate: line ends fill the last group up instead.
