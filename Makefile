@@ -62,7 +62,8 @@ IMAGE = dist/dduct-$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' dduct.py).qcow2
 
 image: $(IMAGE) ## build dist/dduct-VERSION.qcow2, the OpenNebula appliance (as root; needs mmdebstrap, grub-pc-bin, qemu-utils)
 
-$(IMAGE): $(wildcard *.py) packaging/pyz.py $(shell find packaging/opennebula/appliances packaging/opennebula/image packaging/opennebula/build-image.sh -type f)
+$(IMAGE): $(wildcard *.py packaging/opennebula/image/*) packaging/pyz.py packaging/opennebula/build-image.sh \
+		$(addprefix packaging/opennebula/appliances/dduct/,appliance.sh dduct.service)
 	packaging/opennebula/build-image.sh $@
 
 test-image: $(VENV)/.stamp $(IMAGE) ## boot that image under qemu, with the inputs right, changed and wrong (needs qemu-system-x86, genisoimage)

@@ -28,6 +28,9 @@ HOST = "10.0.2.2"  # what the guest calls the machine it runs on
 PORTS = (22, 443, 3128, 4430, 8000)  # of the guest, each of which gets a free one here
 
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever this machine's own proxy is
+
+
 def need(*programs: str) -> None:
     """Skip the test where one is missing, saying so; with DDUCT_REQUIRE_IMAGE=1 fail instead."""
     for program in programs:
@@ -125,7 +128,7 @@ class Guest:
     def read(self, port: int, path: str) -> Optional[bytes]:
         """What dduct itself has at `path`; None while it does not answer."""
         try:
-            with urllib.request.urlopen(self.url(port, path), timeout=5) as answer:
+            with _DIRECT.open(self.url(port, path), timeout=5) as answer:
                 return bytes(answer.read())
         except (OSError, urllib.error.URLError):
             return None
