@@ -57,7 +57,7 @@ def test_without_inputs_it_serves_the_network_of_its_first_nic(appliance: Applia
     assert found.proxy.allow_clients == ("127.0.0.0/8", "::1/128", "10.0.2.0/24")
     assert patterns(found) == patterns(DEFAULTS)
     assert found.certs.server_dns_sans == DEFAULTS.certs.server_dns_sans
-    assert found.certs.server_ip_sans == ("127.0.0.1", "10.0.2.15")
+    assert found.certs.server_ip_sans == ("10.0.2.15",)
     assert found.misc.file_dir == appliance.state / "files" and found.misc.cert_dir == appliance.state / "certs"
     assert found.proxy.auth_file is None and found.proxy.upstream_ca is None and found.proxy.upstream_proxy is None
     size = os.statvfs(appliance.state)
@@ -83,7 +83,7 @@ GOOD: List[Tuple[Dict[str, str], str, Any]] = [
     ({"LISTEN_ADDRESS": "192.168.9.5"}, "proxy.tcp_bind", Address("192.168.9.5", 8000)),
     ({"LISTEN_ADDRESS": "::"}, "proxy.tls_bind", Address("::", 4430)),
     ({"KEEP_HOSTS": "ghcr.io, *.docker.io\nquay.io"}, "certs.server_dns_sans", ("ghcr.io", "*.docker.io", "quay.io")),
-    ({"KEEP_HOSTS": "10.9.8.7 fd00::1"}, "certs.server_ip_sans", ("127.0.0.1", "10.0.2.15", "10.9.8.7", "fd00::1")),
+    ({"KEEP_HOSTS": "10.9.8.7 fd00::1"}, "certs.server_ip_sans", ("10.0.2.15", "10.9.8.7", "fd00::1")),
     ({"KEEP_HOSTS": "10.9.8.7"}, "certs.server_dns_sans", ()),
     ({"CACHE_SIZE": "20M"}, "cache.max_size", 20 * MEGA),
     ({"CACHE_SIZE": "0.5g"}, "cache.max_size", 512 * MEGA),
@@ -489,7 +489,8 @@ def test_a_given_password_is_not_reported(served: Appliance) -> None:
 def test_the_tls_port_alone_is_asked_for_its_health(served: Appliance) -> None:
     served.configure(LISTEN_PORT="0")
     assert served.run("service_bootstrap", LISTEN_PORT="0").returncode == 0
-    assert served.asked("curl")[0].endswith("https://127.0.0.1:4430/healthz") and "--cacert" in served.asked("curl")[0]
+    asked = served.asked("curl")[0]
+    assert asked.endswith("--connect-to ::127.0.0.1: -H Host: localhost https://10.0.2.15:4430/healthz")
     assert "proxy = " not in served.report.read_text()
 
 

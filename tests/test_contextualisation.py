@@ -27,7 +27,8 @@ class Machine:
         self.root = directory / "root"
         self._cd = directory / "cd"
         self._bin = directory / "bin"
-        for place in (self._cd, self._bin, self.root / "root", self.root / "etc", self.root / "run"):
+        inside = [self.root / name for name in ("root", "etc", "run", "var/tmp")]
+        for place in (self._cd, self._bin, *inside):
             place.mkdir(parents=True)
         self.stand_in("blkid", "echo /dev/sr0")
         self.stand_in("udevadm", "")

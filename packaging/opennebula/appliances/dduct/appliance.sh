@@ -314,8 +314,7 @@ settle_hosts()
 {
     local word
     words KEEP_HOSTS "$HOST_PATTERN" 'give names such as ghcr.io or *.docker.io, without scheme, port and path' || return 1
-    HOSTS=() IPS=(127.0.0.1)
-    [[ "$OWN_ADDRESS" == 127.0.0.1 ]] || IPS+=("$OWN_ADDRESS")
+    HOSTS=() IPS=("$OWN_ADDRESS")
     HOSTS_ARE_GIVEN=$((${#WORDS[@]} > 0))
     for word in "${WORDS[@]}"; do
         if [[ "$word" =~ ^($ADDRESS_PATTERN)$ ]]; then IPS+=("$word"); else HOSTS+=("$word"); fi
@@ -831,12 +830,13 @@ install_ports()
 check_health()
 {
     local url options=(-fsS -o /dev/null --max-time 60 --retry 3 --retry-connrefused --noproxy '*') host=127.0.0.1
+    # The certificate is for the address that clients use, which need not be among the clients itself.
     [[ "$ADDRESS" == 0.0.0.0 || "$ADDRESS" == '[::]' ]] || host="$ADDRESS"
     if ((PORT)); then
         url="http://${host}:${PORT}/healthz"
     elif [[ "$CLIENT_CERT" == false ]]; then
-        url="https://${host}:${TLS_PORT}/healthz"
-        options+=(--cacert "${DDUCT_CERTS}/ca.crt")
+        url="https://$(bracketed "$OWN_ADDRESS"):${TLS_PORT}/healthz"
+        options+=(--cacert "${DDUCT_CERTS}/ca.crt" --connect-to "::${host}:" -H 'Host: localhost')
     else
         return 0 # nobody here has a certificate, and the service manager knows that it listens
     fi
