@@ -67,7 +67,7 @@ $(IMAGE): $(wildcard *.py packaging/opennebula/image/*) packaging/pyz.py packagi
 	packaging/opennebula/build-image.sh $@
 
 test-image: $(VENV)/.stamp $(IMAGE) ## boot that image under qemu, with the inputs right, changed and wrong (needs qemu-system-x86, genisoimage)
-	$(BIN)/python -m pytest -q -rs -s tests/image $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -rs -s -o faulthandler_timeout=0 tests/image $(PYTEST_ARGS)
 
 clean: ## remove what make has made
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
