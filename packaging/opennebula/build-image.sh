@@ -73,10 +73,7 @@ export DDUCT_IMAGE_FILES="$here" DDUCT_IMAGE_PYZ="$work/dduct.pyz" DDUCT_IMAGE_S
 # Several files of sources are several arguments, and without any mmdebstrap takes deb.debian.org.
 # shellcheck disable=SC2086
 mmdebstrap --quiet --mode=root --variant=minbase --architectures=amd64 --include="$packages" \
-    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
-    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-    --dpkgopt='path-exclude=/usr/share/info/*' \
-    --essential-hook="$here/image/before-packages" --customize-hook="$here/image/customize" \
+    --dpkgopt="$here/image/dpkg.cfg" --essential-hook="$here/image/before-packages" --customize-hook="$here/image/customize" \
     "$suite" "$work/root" $mirror
 
 step "the disk"
@@ -111,4 +108,7 @@ mkdir -p "$(dirname -- "$target")"
 qemu-img convert -c -O qcow2 "$work/disk.raw" "$work/disk.qcow2"
 rm "$work/disk.raw"
 mv "$work/disk.qcow2" "$target"
-step "done: $(stat -c %s "$target") octets, $size MiB of disk"
+step "done: $(stat -c %s "$target") octets"
+# What the marketplace wants to know of it.
+printf 'size: %s\nmd5: %s\nsha256: %s\n' "$((size * 1048576))" "$(md5sum < "$target" | cut -d ' ' -f 1)" \
+    "$(sha256sum < "$target" | cut -d ' ' -f 1)"

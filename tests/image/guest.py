@@ -24,6 +24,7 @@ PATIENCE = float(
     os.environ.get("DDUCT_BOOT_PATIENCE", "400")
 )  # seconds for a boot; without KVM it takes a minute or two
 MAC = "02:00:0a:00:02:0f"
+SIZE = "9G"  # more than the image has, as disks in OpenNebula often do
 HOST = "10.0.2.2"  # what the guest calls the machine it runs on
 PORTS = (22, 443, 3128, 4430, 8000)  # of the guest, each of which gets a free one here
 
@@ -58,7 +59,7 @@ class Guest:
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._boots = 0
         self.ports: Dict[int, int] = {}
-        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(IMAGE), "-F", "qcow2", str(self._system)]
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(IMAGE), "-F", "qcow2", str(self._system), SIZE]
         subprocess.run(create, check=True)
         self._cache.touch()
         os.truncate(self._cache, 2**30)

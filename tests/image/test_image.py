@@ -160,8 +160,8 @@ def first_boot(estate: Estate) -> None:
     assert guest.shell("systemctl is-system-running; systemctl --failed --no-legend --plain").strip() == "running"
     assert guest.shell("ls -d /sys/module/tls").strip() == "/sys/module/tls"
     assert "passwordauthentication no" in guest.shell("sshd -T")
-    disk = int(guest.shell("df -B1 --output=size / | tail -1"))
-    assert disk > 7 * 2**30
+    assert int(guest.shell("df -B1 --output=size / | tail -1")) > 8.5 * 2**30
+    assert guest.shell("grep -rhoE '[a-z]+://[^/ ]+' /etc/apt | sort -u").strip() == "http://deb.debian.org"
 
 
 def changed_boot(estate: Estate) -> None:
