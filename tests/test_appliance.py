@@ -457,7 +457,7 @@ def served(appliance: Appliance, certificates: Path) -> Appliance:
 
 
 def test_bootstrap_reports_and_publishes(served: Appliance) -> None:
-    inputs = {"ACCESS_USER": "ada", "KEEP_HOSTS": "ghcr.io"}
+    inputs = {"ACCESS_USER": "ada", "KEEP_HOSTS": "ghcr.io,10.9.8.7"}
     served.configure(**inputs)
     done = served.run("service_bootstrap", **inputs)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -465,7 +465,7 @@ def test_bootstrap_reports_and_publishes(served: Appliance) -> None:
     report = dict(line.split(" = ", 1) for line in served.report.read_text().splitlines() if " = " in line)
     assert report["proxy"] == "http://10.0.2.15:8000" and report["proxy_tls"] == "https://10.0.2.15:4430"
     assert report["password"] == (served.etc / "generated-password").read_text().strip()
-    assert report["url"] == "http://10.0.2.15:8000/ca.crt" and report["hosts"].startswith("ghcr.io ")
+    assert report["url"] == "http://10.0.2.15:8000/ca.crt" and report["hosts"] == "ghcr.io 10.9.8.7"
     certificate = x509.load_pem_x509_certificate((served.state / "certs" / "ca.crt").read_bytes())
     assert bytes.fromhex(report["sha256"].replace(":", "")) == certificate.fingerprint(hashes.SHA256())
     assert "systemctl restart dduct.service" in served.asked("systemctl")

@@ -146,6 +146,7 @@ def first_boot(estate: Estate) -> None:
     guest.wait_for_shell()
     report = report_of(guest)
     assert report["proxy"] == "http://10.0.2.15:8000" and report["clients"] == "10.0.2.0/24"
+    assert report["hosts"] == f"ghcr.io {HOST}"
     assert bytes.fromhex(report["sha256"].replace(":", "")) == certificate.fingerprint(hashes.SHA256())
     assert report["cache"].startswith("/var/lib/dduct/files on /dev/vdb, ")
     assert "All set and ready to serve" in guest.shell("cat /etc/motd")

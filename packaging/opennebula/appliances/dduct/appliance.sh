@@ -315,8 +315,8 @@ settle_hosts()
     local word
     words KEEP_HOSTS "$HOST_PATTERN" 'give names such as ghcr.io or *.docker.io, without scheme, port and path' || return 1
     HOSTS=() IPS=("$OWN_ADDRESS")
-    HOSTS_ARE_GIVEN=$((${#WORDS[@]} > 0))
-    for word in "${WORDS[@]}"; do
+    GIVEN_HOSTS=("${WORDS[@]}")
+    for word in "${GIVEN_HOSTS[@]}"; do
         if [[ "$word" =~ ^($ADDRESS_PATTERN)$ ]]; then IPS+=("$word"); else HOSTS+=("$word"); fi
     done
 }
@@ -685,7 +685,7 @@ configuration()
     printf 'no_upstream_proxy = %s\n' "$(array "${NO_PARENT[@]}")"
     printf '\n[cache]\nmax_size = %s\nmin_free = %s\nfresh_for = %s\n' "$SIZE" "$MIN_FREE" "$(quoted "$FRESH_FOR")"
     printf '\n[certs]\nca_cn = %s\nname_constraints = %s\n' "$(quoted "$CA_NAME")" "$CA_CONSTRAINED"
-    ((HOSTS_ARE_GIVEN == 0)) || printf 'server_dns_sans = %s\n' "$(array "${HOSTS[@]}")"
+    ((${#GIVEN_HOSTS[@]} == 0)) || printf 'server_dns_sans = %s\n' "$(array "${HOSTS[@]}")"
     printf 'server_ip_sans = %s\n' "$(array "${IPS[@]}")"
 }
 
@@ -851,7 +851,7 @@ write_report()
         [[ -z "$PLAIN_URL" ]] || printf 'proxy = %s\n' "$PLAIN_URL"
         [[ -z "$TLS_URL" ]] || printf 'proxy_tls = %s\n' "$TLS_URL"
         printf 'clients = %s\n' "${CLIENTS[*]}"
-        if ((HOSTS_ARE_GIVEN)); then printf 'hosts = %s\n' "${HOSTS[*]} ${IPS[*]}"; else printf 'hosts = the default\n'; fi
+        if ((${#GIVEN_HOSTS[@]})); then printf 'hosts = %s\n' "${GIVEN_HOSTS[*]}"; else printf 'hosts = the default\n'; fi
         printf 'cache = %s on %s, %s of %s\n' "${DDUCT_STATE}/files" "${DISK:-the system disk}" \
             "$(readable "$SIZE")" "$(readable "$CAPACITY")"
         if [[ -n "$PROXY_USER" ]]; then
