@@ -392,6 +392,15 @@ def test_a_disk_with_ext4_is_used_as_it_is(appliance: Appliance, disk: Path) -> 
     assert appliance.asked("resize2fs") == [f"resize2fs {disk}"]
 
 
+@pytest.mark.skipif(not Path("/usr/sbin/mkfs.xfs").exists(), reason="xfsprogs is not installed")
+def test_a_disk_with_xfs_is_used_as_it_is(appliance: Appliance, disk: Path) -> None:
+    os.truncate(disk, 320 * MEGA)  # the least that mkfs.xfs takes
+    subprocess.run(["/usr/sbin/mkfs.xfs", "-q", str(disk)], check=True, capture_output=True)
+    appliance.configure()
+    assert kind(disk) == "xfs" and appliance.asked("resize2fs") == []
+    assert appliance.asked("mount") == [f"mount -t xfs -o nosuid,nodev,noexec {disk} {appliance.state}"]
+
+
 def test_a_disk_with_anything_else_is_left_alone(appliance: Appliance, disk: Path) -> None:
     table = bytearray(512)  # one partition, from sector 2048 on
     table[446:462] = bytes.fromhex("00000000830000000008000000080000")
