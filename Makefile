@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+MACHINE ?= $(shell uname -m)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-clients test-hard bench check format pyz clean
+.PHONY: help run test test-all test-clients test-hard bench check format dist pyz pyz-fat clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -55,8 +56,16 @@ format: $(VENV)/.stamp ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# What is shipped; packaging/README.md says more.
+
+dist: ## build dist/dduct-X.Y.Z.tar.gz, to be unpacked and run
+	$(PYTHON) packaging/tarball.py dist
+
 pyz: ## build dist/dduct.pyz, one file that runs where python3 and cryptography are
 	$(PYTHON) packaging/pyz.py dist/dduct.pyz
+
+pyz-fat: ## build dist/dduct-MACHINE.pyz, one file that runs where python3 is (MACHINE=aarch64)
+	$(PYTHON) packaging/pyz.py --fat --machine $(MACHINE) dist/dduct-$(MACHINE).pyz
 
 clean: ## remove what make has made
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
