@@ -101,9 +101,8 @@ def _check(carried: Carried) -> None:
     if platform.machine() != carried.machine:
         raise Unusable(f"this file is for {carried.machine}, and this machine is {platform.machine()}: {REMEDY}")
     if sys.implementation.cache_tag not in carried.tags:
-        raise Unusable(
-            f"this file carries nothing for {sys.implementation.cache_tag}, but for {', '.join(carried.tags)}"
-        )
+        python = sys.implementation.cache_tag
+        raise Unusable(f"this file has nothing for {python}, but for {', '.join(carried.tags)}: {REMEDY}")
 
 
 def _use(library: Path) -> None:
