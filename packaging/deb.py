@@ -50,7 +50,9 @@ def build(target: Path) -> Path:
     command = ["dpkg-buildpackage", "--build=binary", "--unsigned-changes", "--no-pre-clean"]
     log = tree.parent / "log"
     with log.open("wb") as output:
-        done = subprocess.run(command, cwd=tree, env=environment, stdout=output, stderr=output, check=False, timeout=600)
+        done = subprocess.run(
+            command, cwd=tree, env=environment, stdout=output, stderr=output, check=False, timeout=600
+        )
     if done.returncode != 0:
         raise SystemExit(f"{log.read_text()}\ndpkg-buildpackage ended with {done.returncode}")
     target.mkdir(parents=True, exist_ok=True)
