@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 MACHINE ?= $(shell uname -m)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-clients test-hard bench check format dist pyz pyz-fat clean
+.PHONY: help run test test-all test-clients test-hard test-packages bench check format dist pyz pyz-fat deb container release clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -26,7 +26,7 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 	@touch $@
 
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
-	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients --ignore=tests/hardship $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients --ignore=tests/hardship --ignore=tests/packages $(PYTEST_ARGS)
 
 test-clients: $(VENV)/.stamp ## run real clients (skopeo, podman, apt, dnf, pip, npm, …) against real servers
 	$(BIN)/python -m pytest -q -rs tests/clients $(PYTEST_ARGS)
@@ -34,6 +34,14 @@ test-clients: $(VENV)/.stamp ## run real clients (skopeo, podman, apt, dnf, pip,
 test-hard: $(VENV)/.stamp .venv-tools/.stamp ## kills, full disks, bad networks, crowds, a soak, TLS scanners (DDUCT_LONG=1: longer)
 	$(BIN)/python -m pytest -q -rs -n 2 tests/hardship/test_scans.py $(PYTEST_ARGS)
 	$(BIN)/python -m pytest -q -rs -rP --ignore=tests/hardship/test_scans.py tests/hardship $(PYTEST_ARGS)
+
+test-packages: $(VENV)/.stamp .venv-packages/.stamp ## try every artefact where it will run: each Python, Debian 12, podman (as root)
+	$(BIN)/python -m pytest -q -rs -n 2 tests/packages $(PYTEST_ARGS)
+
+.venv-packages/.stamp: tests/packages/requirements.txt
+	$(PYTHON) -m venv .venv-packages
+	.venv-packages/bin/pip install -q --disable-pip-version-check -r tests/packages/requirements.txt
+	@touch $@
 
 .venv-tools/.stamp: tests/hardship/requirements.txt
 	$(PYTHON) -m venv .venv-tools
@@ -66,6 +74,18 @@ pyz: ## build dist/dduct.pyz, one file that runs where python3 and cryptography 
 
 pyz-fat: ## build dist/dduct-MACHINE.pyz, one file that runs where python3 is (MACHINE=aarch64)
 	$(PYTHON) packaging/pyz.py --fat --machine $(MACHINE) dist/dduct-$(MACHINE).pyz
+
+deb: ## build dist/dduct_X.Y.Z_all.deb (needs debhelper and dh-python)
+	$(PYTHON) packaging/deb.py dist
+
+container: ## build the image dduct with podman (BASE=… for another base)
+	podman build --format docker $(if $(BASE),--build-arg BASE=$(BASE)) -f packaging/Containerfile -t dduct .
+
+# `image` (the OpenNebula appliance) takes part where this Makefile has it, and an image is asked for with IMAGE=1.
+release: ## build everything into dist/, with checksums (IMAGE=1: the virtual machine's image, too)
+	rm -rf dist
+	$(MAKE) --no-print-directory dist pyz pyz-fat deb $(if $(IMAGE),image)
+	cd dist && sha256sum -- * > ../build/SHA256SUMS && mv ../build/SHA256SUMS . && cat SHA256SUMS
 
 clean: ## remove what make has made
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -16,17 +16,20 @@ EXECUTABLE = {"dduct.py"}
 
 def contents() -> List[str]:
     """Every file, by its path below the repository, which is also the one below `dduct-X.Y.Z/`."""
-    shipped = ["Containerfile", "README.md", "container.toml", "dduct.service"]
+    shipped = ["Containerfile", "container.toml", "dduct.service"]
     kubernetes = [
-        path.name for path in (parts.ROOT / "packaging/kubernetes").glob("*") if path.suffix in (".md", ".yaml")
+        path.name
+        for path in (parts.ROOT / "packaging/kubernetes").glob("*")
+        if path.suffix in (".md", ".toml", ".yaml")
     ]
     return sorted(
         [
             *parts.program(),
             *parts.DOCUMENTS,
+            ".dockerignore",
             "dduct.toml",
             "requirements.txt",
-            *(f"packaging/{name}" for name in shipped if (parts.ROOT / "packaging" / name).exists()),
+            *(f"packaging/{name}" for name in shipped),
             *(f"packaging/kubernetes/{name}" for name in kubernetes),
         ]
     )

@@ -11,7 +11,7 @@ import pytest
 from clients.workshop import require
 
 from certs import CertificateAuthority
-from packages.yard import ROOT, Debian, Yard, build_root, once, run
+from packages.yard import ROOT, Debian, Yard, build_base, build_root, once, run
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +42,23 @@ def build(shelf: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def debian_root(shelf: Path) -> Path:
-    """A Debian 12 that nobody changes."""
+def base_root(shelf: Path) -> Path:
+    """The smallest Debian 12 that has apt."""
     require("mmdebstrap")
+    root = shelf / "base"
+    with once(root) as is_needed:
+        if is_needed:
+            build_base(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def debian_root(shelf: Path, base_root: Path) -> Path:
+    """A Debian 12 as a server has it, with Python and cryptography. Nobody changes it."""
     root = shelf / "root"
     with once(root) as is_needed:
         if is_needed:
-            build_root(root)
+            build_root(base_root, root)
     return root
 
 

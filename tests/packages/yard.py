@@ -27,7 +27,7 @@ PROXY = "http://127.0.0.1:8000"  # where the configuration that is shipped has i
 BODY = hashlib.shake_256(b"thing").digest(3_000_000)
 
 # What a Debian 12 server has, and of what dduct needs nothing but Python and cryptography. No compiler, no pip.
-PACKAGES = "python3,python3-cryptography,ca-certificates,curl,systemd-sysv,dbus"
+PACKAGES = ["python3", "python3-cryptography", "ca-certificates", "curl", "systemd-sysv", "dbus"]
 
 
 def run(*command: object, env: Optional[Mapping[str, str]] = None, cwd: Optional[Path] = None, status: int = 0) -> str:
@@ -56,10 +56,21 @@ def once(path: Path) -> Iterator[bool]:
         yield not path.exists()
 
 
-def build_root(root: Path) -> None:
+def build_base(root: Path) -> None:
     """A Debian 12 as a directory, from the sources of packages that this machine has."""
     stage = root.with_suffix(".new")
-    run("mmdebstrap", "--variant=minbase", "--format=directory", f"--include={PACKAGES}", "bookworm", stage)
+    run("mmdebstrap", "--variant=minbase", "--format=directory", "bookworm", stage)
+    stage.rename(root)
+
+
+def build_root(base: Path, root: Path) -> None:
+    """The same with more packages."""
+    stage = root.with_suffix(".new")
+    run("cp", "-a", base, stage)
+    shutil.copy("/etc/resolv.conf", stage / "etc/resolv.conf")
+    install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *PACKAGES]
+    enter = ["unshare", "--mount", f"--root={stage}", "--mount-proc=/proc", "env", "DEBIAN_FRONTEND=noninteractive"]
+    run(*enter, "sh", "-c", 'apt-get -q update && "$@"', "sh", *install)
     stage.rename(root)
 
 
