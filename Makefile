@@ -81,11 +81,13 @@ deb: ## build dist/dduct_X.Y.Z_all.deb (needs debhelper and dh-python)
 container: ## build the image dduct with podman (BASE=… for another base)
 	podman build --format docker $(if $(BASE),--build-arg BASE=$(BASE)) -f packaging/Containerfile -t dduct .
 
-# `image` (the OpenNebula appliance) takes part where this Makefile has it, and an image is asked for with IMAGE=1.
-release: ## build everything into dist/, with checksums (IMAGE=1: the virtual machine's image, too)
+# The OpenNebula appliance takes part as soon as this Makefile has the target for it; it, too, goes into dist/.
+RELEASED := dist pyz pyz-fat deb $(shell grep -qs '^image:' $(firstword $(MAKEFILE_LIST)) && echo image)
+
+release: ## build everything into dist/, with its checksums
 	rm -rf dist
-	$(MAKE) --no-print-directory dist pyz pyz-fat deb $(if $(IMAGE),image)
-	cd dist && sha256sum -- * > ../build/SHA256SUMS && mv ../build/SHA256SUMS . && cat SHA256SUMS
+	$(MAKE) --no-print-directory $(RELEASED)
+	cd dist && find . -type f ! -name SHA256SUMS -printf '%P\n' | sort | xargs sha256sum > SHA256SUMS && cat SHA256SUMS
 
 clean: ## remove what make has made
 	rm -rf .venv .venv-* build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import re
 import subprocess
@@ -40,10 +41,13 @@ class Wheels:
         return self._get(package, rf"-{tag}-{tag}-manylinux[^-]*_{self.machine}.whl", python)
 
     def _get(self, package: str, ending: str, python: str) -> Path:
-        found = list(self._kept(package, ending))
-        if not found:
-            self._fetch(package, python)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        with (self._directory / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at a time
             found = list(self._kept(package, ending))
+            if not found:
+                self._fetch(package, python)
+                found = list(self._kept(package, ending))
         if len(found) != 1:
             raise SystemExit(f"pip has fetched no wheel {package}…{ending} with a hash of {PINS / package}.txt")
         return found[0]
@@ -55,7 +59,6 @@ class Wheels:
                 yield path
 
     def _fetch(self, package: str, python: str) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
         command = [*_pip(self._directory.parent), "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += [
             "--require-hashes",
