@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 from typing import Callable, List
@@ -191,7 +192,7 @@ def test_apt_installs_it_into_a_running_system_and_it_works(yard: Yard, debian: 
         check_reload(machine, debian)
         check_restart(machine, yard)
         machine.run("apt-get", "purge", "-y", "dduct")
-        machine.run("systemctl", "is-active", "dduct", status=4)
+        machine.run("systemctl", "is-active", "dduct", status=3)
         assert not (debian.path / "var/lib/dduct").exists() and not (debian.path / "var/cache/dduct").exists()
 
 
@@ -232,3 +233,21 @@ def check_restart(machine: Machine, yard: Yard) -> None:
     assert "Cache-Status: dduct; hit" in head
     machine.run("systemctl", "stop", "dduct")
     assert machine.run("systemctl", "show", "--value", "-p", "Result", "dduct") == "success\n"
+
+
+def test_a_copy_becomes_a_service_as_the_readme_says(yard: Yard, debian: Debian, build: Callable[..., Path]) -> None:
+    require("systemd-nspawn", "nsenter")
+    name = f"dduct-{parts.version()}"
+    with tarfile.open(build(f"{name}.tar.gz", "tarball.py")) as archive:
+        archive.extractall(debian.path / "opt")
+    (debian.path / "opt" / name).rename(debian.path / "opt/dduct")
+    debian.trust(yard.ca)
+    text = (ROOT / "README.md").read_text("utf-8")
+    block = text[text.index("    useradd --system") :].partition("\n\n")[0]
+    with Machine(yard, debian) as machine:
+        machine.wait_until_booted()
+        machine.run("sh", "-e", "-c", block)
+        yard.wait_until_healthy()
+        yard.check_that_it_caches(debian)
+        assert list((debian.path / "var/cache/dduct/files").rglob("thing.tar.gz"))
+        assert machine.run("systemctl", "show", "--value", "-p", "User", "dduct") == "dduct\n"
