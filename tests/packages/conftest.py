@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 from clients.workshop import require
 
 from certs import CertificateAuthority
-from packages.yard import ROOT, Debian, Yard, build_base, build_root, once, run
+from packages.yard import MANIFESTS, ROOT, Debian, Yard, build_base, build_root, once, run, tool
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +76,15 @@ def yard(tmp_path: Path, origin_authority: CertificateAuthority) -> Iterator[Yar
     require("ip", "curl")
     with Yard(tmp_path, origin_authority) as yard:
         yield yard
+
+
+@pytest.fixture
+def rendered(tmp_path: Path, certificates: Path) -> Path:
+    """What `kubectl apply -k` would send, with an authority as the README has it made."""
+    directory = tmp_path / "kubernetes"
+    shutil.copytree(MANIFESTS, directory)
+    for name in ("ca.key", "ca.crt"):
+        shutil.copy(certificates / name, directory)
+    path = tmp_path / "all.yaml"
+    path.write_text(run(tool("kubectl"), "kustomize", directory))
+    return path

@@ -12,7 +12,7 @@ from typing import Any, Iterator, List
 import pytest
 from clients.workshop import require
 
-from packages.yard import ROOT, Yard, run
+from packages.yard import PROXY, ROOT, Yard, run, tool
 
 # crun takes no mixture of both versions of cgroups, and podman raises limits that root may be denied to raise.
 _ENTER = 'if [ -d /sys/fs/cgroup/unified ]; then umount -l /sys/fs/cgroup/unified; fi; exec "$@"'
@@ -28,8 +28,17 @@ class Engine:
         options += ["--storage-driver", "overlay", "--events-backend", "file", "--cgroup-manager", "cgroupfs"]
         self.command: List[object] = ["unshare", "--mount", "sh", "-c", _ENTER, "sh", "podman", *options]
 
+        # What cannot be given on the command line, for pods.
+        self._settings = directory / "containers.conf"
+        self._settings.write_text('[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n')
+
     def run(self, *words: object, status: int = 0) -> str:
         return run(*self.command, *words, status=status, cwd=ROOT)
+
+    def play(self, yard: Yard, manifest: Path) -> None:
+        """Run what a manifest has, in the network of a yard."""
+        enter = ["nsenter", f"--net=/run/netns/{yard.name}", *self.command]
+        run(*enter, "play", "kube", "--network=host", manifest, env={"CONTAINERS_CONF": str(self._settings)})
 
     def inspect(self, kind: str, name: str) -> Any:
         return json.loads(self.run(kind, "inspect", name))[0]
@@ -112,3 +121,44 @@ def test_the_image_holds_the_program_and_no_tools(engine: Engine) -> None:
     config = engine.inspect("image", "dduct")["Config"]
     assert config["User"] == "10001:10001" and sorted(config["ExposedPorts"]) == ["4430/tcp", "8000/tcp"]
     assert sorted(config["Volumes"]) == ["/var/cache/dduct", "/var/lib/dduct"]
+
+
+# podman 4.3 is no Kubernetes: it publishes ports on the host, has no Secrets with binary data as volumes, asks probes
+# by number, and may not remove an init container in time. All the rest of the pod is as it is shipped.
+PLAYABLE = """
+import sys, yaml
+objects = [one for one in yaml.safe_load_all(open(sys.argv[1])) if one["kind"] in sys.argv[3].split(",")]
+(deployment,) = [one for one in objects if one["kind"] == "Deployment"]
+template = deployment["spec"]["template"]
+for metadata in (deployment["metadata"], template["metadata"]):
+    metadata["annotations"] = {"io.podman.annotations.init.container.type": "always"}
+container = template["spec"]["containers"][0]
+for name in ("ports", "startupProbe", "readinessProbe", "livenessProbe"):
+    del container[name]
+for one in [container, *template["spec"]["initContainers"]]:
+    one["image"], one["imagePullPolicy"] = "localhost/dduct:latest", "Never"
+for volume in template["spec"]["volumes"]:
+    if volume.pop("secret", None):
+        volume["hostPath"] = {"path": sys.argv[2], "type": "Directory"}
+print(yaml.safe_dump_all(objects))
+"""
+
+
+def test_the_pod_of_the_manifests_runs(engine: Engine, yard: Yard, rendered: Path, tmp_path: Path) -> None:
+    require("catatonit", "nsenter")
+    authority = Path(tempfile.mkdtemp(prefix="ca"))
+    try:
+        for name in ("ca.key", "ca.crt"):
+            shutil.copy(rendered.parent / "kubernetes" / name, authority)
+            (authority / name).chmod(0o644)  # what fsGroup is for
+        authority.chmod(0o755)
+        manifest = tmp_path / "play.yaml"
+        kinds = "Deployment,ConfigMap,PersistentVolumeClaim"
+        manifest.write_text(run(tool("python"), "-c", PLAYABLE, rendered, authority, kinds))
+        engine.play(yard, manifest)
+        yard.wait_until_healthy()
+        served = run(*yard.inside("curl", "-s", "--noproxy", "*", f"{PROXY}/ca.crt"))
+        assert served == (authority / "ca.crt").read_text()
+    finally:
+        engine.run("pod", "rm", "--all", "--force")
+        shutil.rmtree(authority)

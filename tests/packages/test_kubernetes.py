@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, List
@@ -12,36 +10,10 @@ from typing import Any, Dict, List
 import pytest
 
 import config as configuration
-from packages.yard import ROOT, run
-
-MANIFESTS = ROOT / "packaging/kubernetes"
-TOOLS = ROOT / ".venv-packages/bin"
+from packages.yard import MANIFESTS, run, tool
 
 # The oldest that has all we use, and the newest that the checker knows.
 VERSIONS = ["1.27", "1.30", "1.33", "1.37"]
-
-
-def tool(name: str) -> Path:
-    """A program of tests/packages/requirements.txt; `make test-packages` installs them."""
-    path = TOOLS / name
-    if path.exists():
-        return path
-    reason = f"needs {name} (pip install -r tests/packages/requirements.txt, into .venv-packages)"
-    if os.environ.get("DDUCT_REQUIRE_CLIENTS") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest.fixture
-def rendered(tmp_path: Path, certificates: Path) -> Path:
-    """What `kubectl apply -k` would send, with an authority as the README has it made."""
-    directory = tmp_path / "kubernetes"
-    shutil.copytree(MANIFESTS, directory)
-    for name in ("ca.key", "ca.crt"):
-        shutil.copy(certificates / name, directory)
-    path = tmp_path / "all.yaml"
-    path.write_text(run(tool("kubectl"), "kustomize", directory))
-    return path
 
 
 @pytest.fixture

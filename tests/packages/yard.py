@@ -14,12 +14,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Sequence
 
+import pytest
 from clients.workshop import Program, clean_environment
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from certs import CertificateAuthority
 
 ROOT = Path(__file__).resolve().parents[2]
+MANIFESTS = ROOT / "packaging/kubernetes"
+TOOLS = ROOT / ".venv-packages/bin"
 PATIENCE = 120.0
 PORT = 8443  # of the origin, in a network of its own
 URL = f"https://127.0.0.1:{PORT}/pool/thing.tar.gz"
@@ -210,3 +213,14 @@ def pythons() -> Dict[str, Path]:
         if candidates or on_path:
             found[version] = candidates[0] if candidates else Path(str(on_path))
     return found
+
+
+def tool(name: str) -> Path:
+    """A program of tests/packages/requirements.txt; `make test-packages` installs them."""
+    path = TOOLS / name
+    if path.exists():
+        return path
+    reason = f"needs {name} (pip install -r tests/packages/requirements.txt, into .venv-packages)"
+    if os.environ.get("DDUCT_REQUIRE_CLIENTS") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
