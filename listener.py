@@ -114,7 +114,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener(socketserver.ThreadingTCPServer):
-    """A listening socket; every connection goes to `serve` in a thread of its own, if one of `slots` is free for it."""
+    """A listening socket; every connection goes to `serve` in a thread of its own, if one of `slots` is free for it.
+
+    `serve` is given the socket, the client's address and what to call, once, when the connection is over.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -124,7 +127,7 @@ class Listener(socketserver.ThreadingTCPServer):
         sock: socket.socket,
         threads: Threads,
         slots: threading.Semaphore,
-        serve: Callable[[socket.socket, str], None],
+        serve: Callable[[socket.socket, str, Callable[[], None]], None],
     ) -> None:
         self._spawn = threads.spawn
         self.slots = slots
@@ -164,7 +167,7 @@ class Listener(socketserver.ThreadingTCPServer):
             self._turn_away(request)
             return
         try:
-            self._spawn("session", partial(self._occupy, slots, request, client_address[0]))
+            self._spawn("session", partial(self._serve, request, client_address[0], slots.release))
         except RuntimeError as error:
             slots.release()
             self._trouble.warning("No thread for a connection: %s", error)
@@ -179,12 +182,6 @@ class Listener(socketserver.ThreadingTCPServer):
                 self._trouble.warning("No room for a connection: %s", error.strerror)
                 time.sleep(_SCARCITY_PAUSE)
             raise
-
-    def _occupy(self, slots: threading.Semaphore, request: socket.socket, client: str) -> None:
-        try:
-            self._serve(request, client)
-        finally:
-            slots.release()
 
     def _turn_away(self, request: socket.socket) -> None:
         """Say that there are too many, to a client that can be told without waiting for it."""

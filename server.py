@@ -11,7 +11,7 @@ import threading
 import weakref
 from dataclasses import replace
 from functools import partial
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional
 
 import certs
 from access import Access, AccessError, Networks, Users, is_loopback
@@ -23,6 +23,7 @@ from freshness import FreshnessRules
 from grants import Grants
 from hot import Hot
 from http1 import Authority
+from idle import Idle
 from leaves import LeafStore
 from listener import Listener, Threads, bind
 from metrics import Counter, Counters
@@ -80,6 +81,7 @@ class Server:
         self._via = b"1.1 dduct-" + secrets.token_hex(4).encode()
         self.counters = Counters(rows=worker_count(config))
         self._threads = Threads()
+        self._idle = Idle(self._threads.spawn)
         self._draining = threading.Event()
         self._lock = threading.Lock()  # guards _sessions
         self._sessions: Dict[Stream, Optional[Session]] = {}  # None while its handshake lasts
@@ -113,6 +115,7 @@ class Server:
         self.counters.use(number)
         if number == 0:
             self._threads.spawn("evictor", self._evictor.run)
+        self._threads.spawn("idle", self._idle.run)
         for listener in self._listeners:
             listener.start()
 
@@ -143,6 +146,7 @@ class Server:
         self._evictor.stop()
         self.close()
         self._cancel_sessions(idle_only=True)
+        self._idle.stop()
         if not self._threads.join(grace):
             _log.warning("Ending transfers that are not through after %g s", grace)
         for origins in [*self._outdated, self._household.services.origins]:
@@ -285,27 +289,56 @@ class Server:
 
     # Connections
 
-    def _serve(self, encrypted: bool, sock: socket.socket, client: str) -> None:
-        """A connection's thread, from accept to close."""
-        host, port = sock.getsockname()[:2]
-        stream = Stream(sock, self._config.proxy.idle_timeout)
-        where = Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), is_loopback(client))
+    def _serve(self, encrypted: bool, sock: socket.socket, client: str, over: Callable[[], None]) -> None:
+        """A connection, from accept to its end; `over` is called then."""
+        try:
+            stream = Stream(sock, self._config.proxy.idle_timeout)
+        except BaseException:
+            sock.close()
+            over()
+            raise
         with self._lock:
             self._sessions[stream] = None
+        end = partial(self._end, stream, over)
         try:
-            if encrypted:
-                stream.start_tls(self._household.tls)
-                where = replace(where, encrypted=True, server_name=stream.server_name)
-            session = Session(stream, client, where, lambda: self._household)
-            with self._lock:
-                self._sessions[stream] = session
-            session.run()
+            session = self._welcome(stream, encrypted, client)
         except OSError as error:
             _log.debug("%s: no TLS connection: %s", client, error)
-        finally:
-            stream.cut()
-            with self._lock:
-                del self._sessions[stream]
+            end()
+            return
+        except BaseException:
+            end()
+            raise
+        self._attend(session, end)
+
+    def _welcome(self, stream: Stream, encrypted: bool, client: str) -> Session:
+        """A new connection's session. Raises OSError where no TLS comes about."""
+        host, port = stream.address
+        where = Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), is_loopback(client))
+        if encrypted:
+            stream.start_tls(self._household.tls)
+            where = replace(where, encrypted=True, server_name=stream.server_name)
+        session = Session(stream, client, where, lambda: self._household)
+        with self._lock:
+            self._sessions[stream] = session
+        return session
+
+    def _attend(self, session: Session, end: Callable[[], None]) -> None:
+        """Serve a connection as long as it takes a thread."""
+        try:
+            while session.run():
+                if self._idle.watch(session, partial(self._attend, session, end)):
+                    return
+        except BaseException:
+            end()
+            raise
+        end()
+
+    def _end(self, stream: Stream, over: Callable[[], None]) -> None:
+        stream.cut()
+        with self._lock:
+            del self._sessions[stream]
+        over()
 
     def _cancel_sessions(self, idle_only: bool) -> None:
         with self._lock:

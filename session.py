@@ -24,7 +24,7 @@ from access import Access
 from body import BodyReader, IncompleteBody
 from fetch import CachedFetch
 from filler import Services
-from hot import Hot, PlainHit
+from hot import Answer, Hot, PlainHit
 from http1 import BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Target
 from leaves import LeafStore
 from metrics import Counter
@@ -38,6 +38,7 @@ _log = logging.getLogger("dduct.session")
 
 _LINGER = 1.0  # seconds for a refused client to read why
 _TUNNEL_PATIENCE = 10  # an idle tunnel gets so many times the idle_timeout
+_REPEATS = 2  # known requests in succession, after which a connection needs no thread
 _UNREAD_AT_MOST = 64 * 1024  # octets of an unwanted request body worth reading to keep a connection
 
 
@@ -69,12 +70,32 @@ class Session:
         self._house = household()
         self._via = self._house.services.via
         self.busy = False  # between the first octet of a request and the last of its response
+        self._repeats = 0  # requests in succession that were known
+        self._unsent = memoryview(b"")  # what `answer_at_once` could not send at once
+        self._ending = False
 
-    def run(self) -> None:
-        """Serve requests until either side has had enough, then close. Raises nothing but bugs."""
+    @property
+    def patience(self) -> float:
+        """How long the next request may take to come, in seconds."""
+        return self._house.idle_timeout
+
+    def fileno(self) -> int:
+        """The connection's descriptor."""
+        return self._stream.fileno()
+
+    def run(self) -> bool:
+        """Serve requests until either side has had enough, then close; False then. Raises nothing but bugs.
+
+        True where the next request is probably one for `answer_at_once`, and no thread need wait for it.
+        """
         try:
-            while not self._house.draining.is_set() and self._serve_one():
+            if self._unsent:
+                self._stream.send(self._unsent)
+                self._unsent = memoryview(b"")
+            while not self._ending and not self._house.draining.is_set() and self._serve_one():
                 self.busy = False
+                if self._repeats >= _REPEATS and not self._stream.holds_octets():
+                    return True
             self._stream.close()
         except (OSError, IncompleteBody) as error:
             _log.debug("%s went away: %s", self._client, error)
@@ -82,6 +103,28 @@ class Session:
         except BaseException:
             self._stream.abort()
             raise
+        return False
+
+    def answer_at_once(self) -> bool:
+        """Answer a request that has just arrived, if that takes neither thought nor time; else `run` is to go on."""
+        try:
+            block = self._stream.head_arrived()
+            self._house = self._current()
+            answer = self._known(block) if block and not self._house.draining.is_set() else None
+            if answer is None:
+                return False
+            self._stream.skip(len(block))
+            self._unsent = memoryview(answer.octets)
+            self._note(answer, 0.0)
+            self._unsent = self._unsent[self._stream.send_nowait(self._unsent) :]
+        except OSError:
+            return False  # which `run` finds again
+        self.busy = bool(self._unsent)
+        return not self.busy and not self._stream.holds_octets()
+
+    def give_up(self) -> None:
+        """Have `run` hang up, whatever was to be done yet."""
+        self._ending, self._unsent = True, memoryview(b"")
 
     def _serve_one(self) -> bool:
         """One request and its response; whether another may follow. Raises OSError when the client is gone."""
@@ -106,20 +149,28 @@ class Session:
 
     def _answer_again(self, block: bytes) -> bool:
         """Answer a request as it was answered before, if that may be done without looking at it; whether it was."""
-        access = self._house.access
-        if self._client not in access.clients or (access.users is not None and self._where.inside is None):
-            return False
-        answer = self._house.hot.answer(self._kind, block)
+        answer = self._known(block)
         if answer is None:
+            self._repeats = 0
             return False
+        self._repeats += 1
         started = time.monotonic()
-        self._house.services.counters.add(Counter.HITS)
         try:
             self._stream.send(answer.octets)
         finally:
-            seconds = time.monotonic() - started
-            _log.info("%s GET %s 200 %d %.3fs %s", self._client, answer.url, answer.length, seconds, answer.note)
+            self._note(answer, time.monotonic() - started)
         return True
+
+    def _known(self, block: bytes) -> Optional[Answer]:
+        """The answer to a request, if it is known."""
+        access = self._house.access
+        if self._client not in access.clients or (access.users is not None and self._where.inside is None):
+            return None
+        return self._house.hot.answer(self._kind, block)
+
+    def _note(self, answer: Answer, seconds: float) -> None:
+        self._house.services.counters.add(Counter.HITS)
+        _log.info("%s GET %s 200 %d %.3fs %s", self._client, answer.url, answer.length, seconds, answer.note)
 
     def _answer(self, block: bytes, head: RequestHead, framing: BodyFraming) -> bool:
         reply = Reply(self._stream, head, self._via)

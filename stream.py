@@ -17,7 +17,7 @@ import socket
 import ssl
 import struct
 import time
-from typing import Callable, Optional, TypeVar, Union
+from typing import Callable, Optional, Tuple, TypeVar, Union
 
 import http1
 
@@ -200,6 +200,12 @@ class Stream:
             return ""
 
     @property
+    def address(self) -> Tuple[str, int]:
+        """Our end's. Raises OSError."""
+        host, port = self._socket.getsockname()[:2]
+        return str(host), int(port)
+
+    @property
     def buffered(self) -> int:
         """Octets that were received and not read yet."""
         return len(self._buffer)
@@ -297,12 +303,23 @@ class Stream:
         """Take in what the peer has sent, without waiting; whether there is anything to read now."""
         if not self._buffer:
             self._wait(0)
-            chunk = bytearray(READ_SIZE)
+            chunk = bytearray(_HEAD_SIZE)
             try:
                 self._buffer += memoryview(chunk)[: self._receive(chunk)]
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return False
         return bool(self._buffer)
+
+    def head_arrived(self) -> bytes:
+        """A message head, if all of it is here without waiting; it stays, for `skip` or `read_head`. b"" otherwise."""
+        if not self.arrived():
+            return b""
+        end = http1.head_end(self._buffer, 0)
+        return bytes(self._buffer[:end]) if 0 <= end <= http1.HEAD_LIMIT else b""
+
+    def skip(self, count: int) -> None:
+        """Forget octets that have arrived."""
+        del self._buffer[:count]
 
     def dead(self) -> bool:
         """Whether an idle connection has been closed, or speaks out of turn; either way it is of no more use."""

@@ -77,8 +77,10 @@ ROOMS: Dict[str, Set[str]] = {
     }
     | {"relay", "filler", "fetch", "hot"},
     "listener": {"notices"},
+    "idle": set(),
     "server": {
         "access",
+        "idle",
         "listener",
         "config",
         "http1",
