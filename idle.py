@@ -8,6 +8,7 @@ come here, and leave again as soon as something is to be done that may take time
 
 from __future__ import annotations
 
+import enum
 import os
 import select
 import threading
@@ -18,15 +19,26 @@ from typing import Callable, Dict, Optional, Protocol
 _TICK = 1.0  # seconds: patience is measured this exactly
 
 
+class Next(enum.Enum):
+    """What is to be done about a connection that has spoken."""
+
+    WATCH = "all was done, and it is watched on"
+    WORK = "something that takes a thread"
+    END = "nothing any more: it is over"
+
+
 class Guest(Protocol):
-    """A connection between two requests. `patience` is how long the next one may take to come, in seconds."""
+    """A connection that waits for its client. `patience` is how long the next octets may take to come, in seconds.
+
+    After `give_up`, `resume` only hangs up, which takes no time.
+    """
 
     @property
     def patience(self) -> float: ...
 
     def fileno(self) -> int: ...
 
-    def answer_at_once(self) -> bool: ...
+    def answer_at_once(self) -> Next: ...
 
     def give_up(self) -> None: ...
 
@@ -100,24 +112,27 @@ class Idle:
 
     def _answer(self, epoll: select.epoll, fd: int, now: float) -> None:
         watched = self._watched[fd]
-        if watched.guest.answer_at_once():
+        what = watched.guest.answer_at_once()
+        if what is Next.WATCH:
             watched.until = now + watched.guest.patience
         else:
-            self._let_go(epoll, fd)
+            self._let_go(epoll, fd, what is Next.END)
 
     def _expire(self, epoll: select.epoll, now: float) -> None:
         with self._lock:
             silent = [fd for fd, watched in self._watched.items() if watched.until <= now]
         for fd in silent:
-            self._watched[fd].guest.give_up()
-            self._let_go(epoll, fd)
+            self._let_go(epoll, fd, end=True)
 
-    def _let_go(self, epoll: select.epoll, fd: int) -> None:
+    def _let_go(self, epoll: select.epoll, fd: int, end: bool = False) -> None:
         with self._lock:
             watched = self._watched.pop(fd)
-        epoll.unregister(fd)
-        try:
-            self._spawn("session", watched.resume)
-        except RuntimeError:  # no room for a thread: all that can be done is to hang up
-            watched.guest.give_up()
-            watched.resume()
+        if not end:
+            epoll.unregister(fd)  # otherwise the system does that when it closes
+            try:
+                self._spawn("session", watched.resume)
+                return
+            except RuntimeError:
+                pass  # no room for a thread: all that can be done is to hang up
+        watched.guest.give_up()
+        watched.resume()

@@ -9,7 +9,6 @@ import socketserver
 import threading
 import time
 from collections import deque
-from functools import partial
 from typing import Callable, Deque, Optional, Set, Tuple
 
 from notices import Seldom
@@ -114,9 +113,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener(socketserver.ThreadingTCPServer):
-    """A listening socket; every connection goes to `serve` in a thread of its own, if one of `slots` is free for it.
+    """A listening socket; every connection is for `serve`, if one of `slots` is free for it.
 
-    `serve` is given the socket, the client's address and what to call, once, when the connection is over.
+    `serve` is given the socket, the client's address and what to call, once, when the connection is over. It must not
+    wait for anything. Where it raises OSError or RuntimeError, the connection is still the listener's.
     """
 
     daemon_threads = True
@@ -161,16 +161,16 @@ class Listener(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def process_request(self, request: socket.socket, client_address: Tuple[str, int]) -> None:  # type: ignore[override]
-        """Hand an accepted connection to a thread, when there is a place for it."""
+        """Hand an accepted connection on, when there is a place for it."""
         slots = self.slots
         if not slots.acquire(timeout=_SLOT_PATIENCE):
             self._turn_away(request)
             return
         try:
-            self._spawn("session", partial(self._serve, request, client_address[0], slots.release))
-        except RuntimeError as error:
+            self._serve(request, client_address[0], slots.release)
+        except (OSError, RuntimeError) as error:
             slots.release()
-            self._trouble.warning("No thread for a connection: %s", error)
+            self._trouble.warning("No room for a connection: %s", error)
             self._turn_away(request)
 
     def get_request(self) -> Tuple[socket.socket, Tuple[str, int]]:

@@ -11,7 +11,7 @@ import threading
 import weakref
 from dataclasses import replace
 from functools import partial
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 
 import certs
 from access import Access, AccessError, Networks, Users, is_loopback
@@ -87,7 +87,7 @@ class Server:
         self._sessions: Dict[Stream, Optional[Session]] = {}  # None while its handshake lasts
         self._authority = certs.prepare(config.misc.cert_dir, identity(config))
         self._files = certs.CertificateFiles(config.misc.cert_dir)
-        self._leaves = LeafStore(self._authority, config.certs.leaf_days)
+        self._leaves = self._make_leaves(config)
         self.cache = self._open_cache()
         self._evictor = Evictor(
             config.misc.file_dir,
@@ -125,8 +125,8 @@ class Server:
         Raises StartError, certs.CertificateError; nothing has changed then.
         """
         config = self._with_what_cannot_change(wanted)
-        if config.certs.leaf_days != self._config.certs.leaf_days:
-            self._leaves = LeafStore(self._authority, config.certs.leaf_days)
+        if _of_leaves(config) != _of_leaves(self._config):
+            self._leaves = self._make_leaves(config)
         household = self._furnish(config)
         before, self._household, self._config = self._household, household, config
         before.services.origins.retire()
@@ -242,7 +242,10 @@ class Server:
                 sock = bind(address.host, address.port)
             except OSError as error:
                 raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}") from error
-            self._listeners.append(Listener(sock, self._threads, slots, partial(self._serve, encrypted)))
+            self._listeners.append(Listener(sock, self._threads, slots, partial(self._accept, encrypted)))
+
+    def _make_leaves(self, config: Config) -> LeafStore:
+        return LeafStore(self._authority, *_of_leaves(config))
 
     def _make_origins(self, config: Config) -> Origins:
         proxy = config.proxy
@@ -289,19 +292,30 @@ class Server:
 
     # Connections
 
-    def _serve(self, encrypted: bool, sock: socket.socket, client: str, over: Callable[[], None]) -> None:
-        """A connection, from accept to its end; `over` is called then."""
-        try:
-            stream = Stream(sock, self._config.proxy.idle_timeout)
-        except BaseException:
-            sock.close()
-            over()
-            raise
+    def _accept(self, encrypted: bool, sock: socket.socket, client: str, over: Callable[[], None]) -> None:
+        """A new connection; `over` is called at its end. Raises OSError or RuntimeError where there is no room for it.
+
+        Whoever has spoken in the clear needs a thread only when it is known for what.
+        """
+        stream = Stream(sock, self._config.proxy.idle_timeout)
+        host, port = stream.address
+        where = Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), is_loopback(client))
+        end = partial(self._end, stream, over)
         with self._lock:
             self._sessions[stream] = None
-        end = partial(self._end, stream, over)
         try:
-            session = self._welcome(stream, encrypted, client)
+            if encrypted:
+                self._threads.spawn("session", partial(self._shake_hands, stream, client, where, end))
+            else:
+                self._begin(stream, client, where, end)
+        except RuntimeError:
+            with self._lock:
+                del self._sessions[stream]
+            raise
+
+    def _shake_hands(self, stream: Stream, client: str, where: Where, end: Callable[[], None]) -> None:
+        try:
+            stream.start_tls(self._household.tls)
         except OSError as error:
             _log.debug("%s: no TLS connection: %s", client, error)
             end()
@@ -309,15 +323,16 @@ class Server:
         except BaseException:
             end()
             raise
-        self._attend(session, end)
+        where = replace(where, encrypted=True, server_name=stream.server_name)
+        self._attend(self._make_session(stream, client, where), end)
 
-    def _welcome(self, stream: Stream, encrypted: bool, client: str) -> Session:
-        """A new connection's session. Raises OSError where no TLS comes about."""
-        host, port = stream.address
-        where = Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), is_loopback(client))
-        if encrypted:
-            stream.start_tls(self._household.tls)
-            where = replace(where, encrypted=True, server_name=stream.server_name)
+    def _begin(self, stream: Stream, client: str, where: Where, end: Callable[[], None]) -> None:
+        session = self._make_session(stream, client, where)
+        resume = partial(self._attend, session, end)
+        if not self._idle.watch(session, resume):
+            self._threads.spawn("session", resume)
+
+    def _make_session(self, stream: Stream, client: str, where: Where) -> Session:
         session = Session(stream, client, where, lambda: self._household)
         with self._lock:
             self._sessions[stream] = session
@@ -354,6 +369,10 @@ def _access(config: Config) -> Access:
     except AccessError as error:
         raise StartError(str(error)) from error
     return Access(Networks(config.proxy.allow_clients), users)
+
+
+def _of_leaves(config: Config) -> Tuple[int, bool]:
+    return config.certs.leaf_days, config.proxy.require_client_cert
 
 
 def _limits(config: Config) -> Limits:

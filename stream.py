@@ -178,7 +178,8 @@ class Stream:
         self._closed = False
         self._postponed: Optional[OSError] = None  # an error that came behind octets which were still good
         self.timeout = timeout
-        self._wait(timeout)
+        self.ended = False  # `arrived` has found out that the peer sends no more
+        self.handshaking = False  # between `begin_tls` and the end of the handshake
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
@@ -305,9 +306,11 @@ class Stream:
             self._wait(0)
             chunk = bytearray(_HEAD_SIZE)
             try:
-                self._buffer += memoryview(chunk)[: self._receive(chunk)]
+                count = self._receive(chunk)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return False
+            self.ended = not count
+            self._buffer += memoryview(chunk)[:count]
         return bool(self._buffer)
 
     def head_arrived(self) -> bytes:
@@ -354,7 +357,7 @@ class Stream:
             except BlockingIOError:
                 continue  # less room than the kernel thought
 
-    def send_nowait(self, view: memoryview) -> int:
+    def send_nowait(self, view: Buffer) -> int:
         """As much as the peer takes at once, perhaps nothing; what it did not take has to be sent next."""
         self._wait(0)
         try:
@@ -378,6 +381,31 @@ class Stream:
         self._buffer.clear()
         self._transport = nested
         nested.do_handshake()
+
+    def begin_tls(self, context: ssl.SSLContext) -> None:
+        """Start TLS as server without waiting; `continue_tls` or `finish_tls` goes on.
+
+        Only where nothing is buffered and nothing encrypts yet. Raises OSError.
+        """
+        self._wait(0)
+        self._socket = self._transport = context.wrap_socket(
+            self._socket, server_side=True, do_handshake_on_connect=False
+        )
+        self.handshaking = True
+
+    def continue_tls(self) -> bool:
+        """Take the handshake as far as it goes with what has arrived; whether it is over. Raises OSError."""
+        self._wait(0)
+        try:
+            self._handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        return True
+
+    def finish_tls(self) -> None:
+        """Take the handshake to its end. Raises OSError."""
+        self._wait(self.timeout)
+        self._handshake()
 
     def shutdown_write(self) -> None:
         """Say that nothing more is coming, and go on reading: close_notify under TLS, FIN otherwise."""
@@ -443,6 +471,11 @@ class Stream:
         self.send(data)
 
     # Innards
+
+    def _handshake(self) -> None:
+        assert isinstance(self._transport, ssl.SSLSocket)
+        self._transport.do_handshake()
+        self.handshaking = False
 
     def _wait(self, seconds: float) -> None:
         # settimeout() costs a system call, and most waits are like the one before.

@@ -165,7 +165,9 @@ class Bench:
         (place / "dduct.toml").write_text(
             f"""
             [misc]
-            log_level = 'info'
+            log_level = 'warn'
+            cert_dir = '{place}/certs'
+            file_dir = '{place}/files'
             [proxy]
             tcp_bind = '{HOST}:{port}'
             tls_bind = ''

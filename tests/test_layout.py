@@ -75,7 +75,7 @@ ROOMS: Dict[str, Set[str]] = {
         "reply",
         "pages",
     }
-    | {"relay", "filler", "fetch", "hot"},
+    | {"relay", "filler", "fetch", "hot", "idle"},
     "listener": {"notices"},
     "idle": set(),
     "server": {
