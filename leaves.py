@@ -12,7 +12,7 @@ from typing import Callable, Optional, Set
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import CertificateAuthority, not_after, server_context
+from certs import CertificateAuthority, let_kernel_encrypt, not_after, server_context
 
 _MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
 
@@ -28,7 +28,7 @@ class LeafStore:
     """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end.
 
     `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first. `verifying`: they
-    are for connections on which clients are asked for certificates.
+    are for connections on which clients are asked for certificates; `ktls`: the kernel may encrypt.
     """
 
     def __init__(
@@ -36,11 +36,13 @@ class LeafStore:
         authority: CertificateAuthority,
         days: int,
         verifying: bool = False,
+        ktls: bool = False,
         capacity: int = 1024,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._authority = authority
         self._verifying = verifying
+        self._ktls = ktls
         self._days = days
         self._capacity = capacity
         self._clock = clock
@@ -96,6 +98,8 @@ class LeafStore:
         now = self._clock()
         left = not_after(pair.certificate).timestamp() - now
         context = server_context(pair.certificate_pem + self._authority.chain_pem + pair.key_pem)
+        if self._ktls:
+            let_kernel_encrypt(context)
         if self._verifying:
             # It is the context chosen by SNI that verifies. Elsewhere a known authority only has OpenSSL verify our
             # own leaf, and send the root along, with each handshake.

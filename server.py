@@ -268,6 +268,8 @@ class Server:
         """dduct's own certificate, or a minted one where the client asks for a host that is to be intercepted."""
         try:
             context = self._files.server_context()
+            if config.proxy.ktls:
+                certs.let_kernel_encrypt(context)
             if config.proxy.require_client_cert:
                 # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
                 context.verify_mode = ssl.CERT_REQUIRED
@@ -371,8 +373,8 @@ def _access(config: Config) -> Access:
     return Access(Networks(config.proxy.allow_clients), users)
 
 
-def _of_leaves(config: Config) -> Tuple[int, bool]:
-    return config.certs.leaf_days, config.proxy.require_client_cert
+def _of_leaves(config: Config) -> Tuple[int, bool, bool]:
+    return config.certs.leaf_days, config.proxy.require_client_cert, config.proxy.ktls
 
 
 def _limits(config: Config) -> Limits:

@@ -24,6 +24,7 @@ import http1
 READ_SIZE = 64 * 1024
 _HEAD_SIZE = 16 * 1024  # octets that are read at once where a line or a head is wanted
 _RECORD_HEAD = 5  # octets: type, version, and the length of what follows in the last two
+_SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE = 282, 1, 4  # linux/tls.h; the socket module has no names for them
 _OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # ssl has a name for it from 3.10 on
 _READ_AHEAD_AT_MOST = 64  # reads of READ_SIZE
 _MOMENT = 1  # milliseconds
@@ -188,6 +189,22 @@ class Stream:
         return isinstance(self._transport, (ssl.SSLSocket, _NestedTls))
 
     @property
+    def takes_files(self) -> bool:
+        """Whether octets given to the kernel arrive as they are meant: nothing encrypts, or the kernel itself does.
+
+        It has to be asked: without its consent to this very connection they would leave as plaintext.
+        """
+        if not self.encrypted:
+            return True
+        if not isinstance(self._transport, ssl.SSLSocket):
+            return False
+        try:
+            self._transport.getsockopt(_SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE)
+        except OSError:
+            return False
+        return True
+
+    @property
     def server_name(self) -> Optional[str]:
         """The SNI of a client whose handshake went through a `NamedSocket`, lower-case; None where it sent none."""
         return getattr(self._socket, "server_name", None)
@@ -345,7 +362,7 @@ class Stream:
     def send_file(self, fd: int, offset: int, count: int) -> int:
         """Some octets of a file, at most `count`, without their passing through this process; 0 at its end.
 
-        Only where nothing encrypts. Raises OSError of either side: EIO is the file's.
+        Only where `takes_files`. Raises OSError of either side: EIO is the file's.
         """
         poll = select.poll()
         poll.register(self.fileno(), select.POLLOUT)
