@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-clients test-hard bench check format pyz clean
+.PHONY: help run test test-all test-clients test-hard bench profile check format pyz clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -41,6 +41,14 @@ test-hard: $(VENV)/.stamp .venv-tools/.stamp ## kills, full disks, bad networks,
 
 bench: $(VENV)/.stamp ## dduct, Squid and nginx side by side (as root; needs nginx, squid-openssl, cc, libssl-dev)
 	$(BIN)/python bench/bench.py $(BENCH_ARGS)
+
+profile: .venv-bench/.stamp ## where dduct spends its time, case by case (as root)
+	.venv-bench/bin/python bench/profile.py $(BENCH_ARGS)
+
+.venv-bench/.stamp: requirements.txt bench/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install -q --disable-pip-version-check -r requirements.txt -r bench/requirements.txt
+	@touch $@
 
 test-all: ## run the tests with every Python found
 	@sh packaging/test-all.sh $(PYTHONS)

@@ -43,13 +43,13 @@ def measure(bench: Bench, cases: Sequence[Case], rounds: int) -> Dict[str, Dict[
 
 
 @contextlib.contextmanager
-def started() -> Iterator[Bench]:
-    """Everything, running until the end."""
+def started(only_dduct: bool = False) -> Iterator[Bench]:
+    """Everything, or all but Squid, running until the end."""
     with (
         tempfile.TemporaryDirectory(prefix="dduct-bench-", dir=os.environ.get("BENCH_DIR", "/var/tmp")) as directory,
         ExitStack() as stack,
     ):
-        yield Bench(Path(directory), stack)
+        yield Bench(Path(directory), stack, only_dduct)
 
 
 def main() -> None:

@@ -79,11 +79,12 @@ class Program:
 class Bench:
     """The origin, the proxies, and the client."""
 
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
+    def __init__(self, directory: Path, stack: ExitStack, only_dduct: bool = False) -> None:
         self.directory = directory
         self._stack = stack
         directory.chmod(0o755)
         self.authority = CertificateAuthority.generate("bench", 2048, 30)
+        (directory / "crowd.log").touch()
         (directory / "origin-ca.pem").write_bytes(self.authority.pem)
         pair = self.authority.issue_server(ec.generate_private_key(ec.SECP256R1()), HOST, [HOST], 30)
         (directory / "origin.pem").write_bytes(pair.certificate_pem + pair.key_pem)
@@ -102,7 +103,9 @@ class Bench:
         flags = ["-O2", "-o", str(self.client), str(HERE / "load.c"), "-lssl", "-lcrypto", "-lpthread"]
         subprocess.run([os.environ.get("CC", "cc"), *flags], check=True)
         self.origin = self._start_nginx()
-        self.proxies: Dict[str, Optional[Program]] = {"dduct": self._start_dduct(), "Squid": self._start_squid()}
+        self.proxies: Dict[str, Optional[Program]] = {"dduct": self._start_dduct()}
+        if not only_dduct:
+            self.proxies["Squid"] = self._start_squid()
 
     def _start(self, port: int, *command: object, name: str, **more: Any) -> Program:
         program = Program(port, *command, log=self.directory / f"{name}.log", **more)
