@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+WHOLE  := $(wildcard $(addprefix tests/test_,$(addsuffix .py,access caching corpus end_to_end faults hot parent recorded relaying secrets)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-clients test-hard bench profile check format pyz clean
+.PHONY: help run test test-all test-workers test-clients test-hard bench profile check format pyz clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -26,6 +27,9 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
 	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients --ignore=tests/hardship $(PYTEST_ARGS)
+
+test-workers: $(VENV)/.stamp ## run the tests of the whole with two processes that share one cache
+	DDUCT_TEST_WORKERS=2 $(BIN)/python -m pytest -q -n auto $(WHOLE) $(PYTEST_ARGS)
 
 test-clients: $(VENV)/.stamp ## run real clients (skopeo, podman, apt, dnf, pip, npm, …) against real servers
 	$(BIN)/python -m pytest -q -rs tests/clients $(PYTEST_ARGS)

@@ -19,6 +19,8 @@ from listener import Threads
 
 PATIENCE = 20.0
 
+pytestmark = pytest.mark.one_process
+
 
 class Guest:
     """One end of a pair of sockets; says what it is told to say when the other end has spoken."""
