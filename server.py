@@ -29,6 +29,7 @@ from listener import Listener, Threads, bind
 from metrics import Counter, Counters
 from policy import Hosts, Naming, Parameters, Rules, Where
 from session import Household, Session
+from setup_page import About
 from stream import NamedSocket, Stream
 from upstream import Origins, Parent, Settings
 
@@ -195,7 +196,7 @@ class Server:
             hot=Hot(),
             leaves=self._leaves,
             access=_access(config),
-            ca_pem=self._authority.pem,
+            about=_about(config, self._authority.pem),
             tls=self._tls_context(config),
             idle_timeout=config.proxy.idle_timeout,
             draining=self._draining,
@@ -375,6 +376,12 @@ def _access(config: Config) -> Access:
 
 def _of_leaves(config: Config) -> Tuple[int, bool, bool]:
     return config.certs.leaf_days, config.proxy.require_client_cert, config.proxy.ktls
+
+
+def _about(config: Config, ca_pem: bytes) -> About:
+    hosts = (*config.certs.server_dns_sans, *config.certs.server_ip_sans)
+    filters = tuple(pattern.pattern for pattern in config.proxy.filters)
+    return About(ca_pem, hosts, filters, config.proxy.auth_file is not None)
 
 
 def _limits(config: Config) -> Limits:

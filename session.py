@@ -32,6 +32,7 @@ from metrics import Counter
 from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
 from relay import forward, outgoing, tunnel, wants_upgrade
 from reply import Reply
+from setup_page import About
 from stream import Stream
 from upstream import Request, UpstreamError
 
@@ -55,7 +56,7 @@ class Household:
     leaves: LeafStore
     access: Access
     hot: Hot
-    ca_pem: bytes
+    about: About
     tls: ssl.SSLContext
     idle_timeout: float
     draining: threading.Event
@@ -308,7 +309,8 @@ class Session:
     ) -> Optional[PlainHit]:
         """Do what was decided; what may be done again without deciding, if anything."""
         if isinstance(decision, Own):
-            page = pages.page(head, decision.path, self._house.ca_pem, self._house.services.counters)
+            house = self._house
+            page = pages.page(head, decision.path, self._where, house.about, house.services.counters)
             reply.whole(page.status, page.fields, page.body)
         elif isinstance(decision, policy.LastStop):
             page = pages.last_stop(head)

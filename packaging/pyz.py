@@ -11,6 +11,7 @@ from typing import Iterator, List
 
 ROOT = Path(__file__).resolve().parent.parent
 EPOCH = (1980, 1, 1, 0, 0, 0)
+DATA = ["setup.sh"]  # what modules load from beside themselves
 MAIN = b"import sys\n\nfrom dduct import main\n\nsys.exit(main())\n"
 
 
@@ -36,7 +37,8 @@ def build(target: Path) -> None:
     """Write the archive to `target`, executable."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in [("__main__.py", MAIN), *((f"{m}.py", (ROOT / f"{m}.py").read_bytes()) for m in modules())]:
+        files = [*(f"{module}.py" for module in modules()), *DATA]
+        for name, data in [("__main__.py", MAIN), *((file, (ROOT / file).read_bytes()) for file in files)]:
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_DEFLATED

@@ -38,7 +38,8 @@ ROOMS: Dict[str, Set[str]] = {
     "metrics": set(),
     "upstream": {"http1", "access", "stream", "body"},
     "reply": {"http1", "values", "stream", "body"},
-    "pages": {"http1", "policy", "metrics"},
+    "setup_page": {"http1", "policy"},
+    "pages": {"http1", "policy", "metrics", "setup_page"},
     "relay": {"http1", "values", "stream", "body", "policy", "upstream", "reply"},
     "filler": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "grants", "metrics", "upstream"},
     "deliver": {"store", "fill", "body", "selection", "reply", "http1"},
@@ -74,6 +75,7 @@ ROOMS: Dict[str, Set[str]] = {
         "upstream",
         "reply",
         "pages",
+        "setup_page",
     }
     | {"relay", "filler", "fetch", "hot", "idle"},
     "listener": {"notices"},
@@ -94,7 +96,7 @@ ROOMS: Dict[str, Set[str]] = {
         "metrics",
         "upstream",
     }
-    | {"evict", "filler", "session", "hot"},
+    | {"evict", "filler", "session", "hot", "setup_page"},
     "notify": set(),
     "workers": set(),
     "dduct": {"access", "config", "certs", "notify", "server", "verify", "workers"},
