@@ -6,7 +6,7 @@
 #
 # Run again, it changes nothing, or brings up to date what has changed. What it changes is first copied to
 # /var/lib/dduct-setup, where --undo finds it; a run that broke off is undone in the same way. Nothing is done before
-# the last line has arrived.
+# the last line is here.
 set -eu
 
 # --- dduct fills these in, and changes nothing else ---
@@ -177,7 +177,7 @@ noted() { [ -f "$journal" ] && grep -qxF "$1" "$journal"; }
 # The journal names what is about to be changed: `made DIR`, `new FILE` or `saved FILE`.
 note() { noted "$1" || printf '%s\n' "$1" >> "$journal"; }
 
-same() { [ -e "$1" ] && [ -e "$2" ] && [ "$(cksum < "$1")" = "$(cksum < "$2")" ]; }
+same() { [ -e "$1" ] && [ -e "$2" ] && [ "$(sha256sum < "$1")" = "$(sha256sum < "$2")" ]; }
 
 # Whether a file is as we left it, or were about to leave it.
 is_ours() { same "$root$1" "$state/after$1" || same "$root$1" "$state/next$1"; }
@@ -392,7 +392,7 @@ set_up() {
     find_trust
     [ -n "$updater" ] || fail "no system that I know; ${proxy%%://*}://HOST:PORT/setup says what to do by hand"
     has "$updater" || fail "$updater is not here: $(install_hint)"
-    for program in awk cksum grep sed; do command -v "$program" > /dev/null || fail "$program is not here: install it"; done
+    for program in awk grep sed sha256sum; do command -v "$program" > /dev/null || fail "$program is not here: install it"; done
     mkdir -p "$state"
     chmod 700 "$state" # what was saved may be secret
     trap unfinished EXIT
@@ -446,6 +446,7 @@ advise() {
 
 undo() {
     if [ ! -f "$journal" ]; then
+        clear_notes
         say "dduct setup: nothing to undo${root:+ below $root}"
         return 0
     fi
@@ -463,11 +464,15 @@ undo() {
         fi
     done < "$state/backwards"
     if grep -q ' /etc/systemd/system/' "$journal"; then undo_services; fi
-    for name in "$state"/*; do
-        case $name in */kept) ;; *) rm -rf "$name" ;; esac
-    done
     trap - EXIT
-    rmdir "$state" 2> /dev/null || say "What had been changed by others is kept in $state/kept"
+    clear_notes
+    [ ! -d "$state" ] || say "What had been changed by others is kept in $state/kept"
+}
+
+# The journal goes last: as long as it is there, there is something to undo.
+clear_notes() {
+    for name in after before next backwards trusted updater.log journal; do rm -rf "${state:?}/$name"; done
+    if [ -d "$state" ]; then rmdir "$state" 2> /dev/null || :; fi
 }
 
 reversed() { sed '1!G;h;$!d' "$1"; }
@@ -541,4 +546,5 @@ main() {
     "$action"
 }
 
-main "$@"
+# In braces, so that a script that has not arrived as a whole is none.
+{ main "$@"; }
