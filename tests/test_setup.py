@@ -204,7 +204,7 @@ def test_the_single_file_has_the_script(tmp_path: Path) -> None:
     archive = tmp_path / "dduct.pyz"
     subprocess.run([sys.executable, ROOT / "packaging/pyz.py", archive], check=True, timeout=PATIENCE)
     program = "import sys; sys.path.insert(0, sys.argv[1]); import setup_page; print(setup_page._template(), end='')"
-    command = [sys.executable, "-I", "-c", program, archive]
+    command = [sys.executable, "-I", "-c", program, str(archive)]
     done = subprocess.run(command, stdout=subprocess.PIPE, timeout=PATIENCE, check=True)
     assert done.stdout == (ROOT / "setup.sh").read_bytes()
 
