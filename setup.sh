@@ -123,7 +123,7 @@ find_family() {
             debian | ubuntu) family=debian ;;
             alpine) family=alpine ;;
             rhel | fedora | centos | almalinux | rocky | ol | amzn) family=redhat ;;
-            suse | opensuse* | sles | sle*) family=suse ;;
+            suse | opensuse* | sle*) family=suse ;;
             arch) family=arch ;;
         esac
         [ -z "$family" ] || return 0
@@ -393,6 +393,7 @@ set_up() {
     [ -n "$updater" ] || fail "no system that I know; ${proxy%%://*}://HOST:PORT/setup says what to do by hand"
     has "$updater" || fail "$updater is not here: $(install_hint)"
     for program in awk grep sed sha256sum; do command -v "$program" > /dev/null || fail "$program is not here: install it"; done
+    [ -f "$journal" ] || clear_notes
     mkdir -p "$state"
     chmod 700 "$state" # what was saved may be secret
     trap unfinished EXIT
@@ -469,9 +470,9 @@ undo() {
     [ ! -d "$state" ] || say "What had been changed by others is kept in $state/kept"
 }
 
-# The journal goes last: as long as it is there, there is something to undo.
+# The journal goes first: what is left without it means nothing.
 clear_notes() {
-    for name in after before next backwards trusted updater.log journal; do rm -rf "${state:?}/$name"; done
+    for name in journal after before next backwards trusted updater.log; do rm -rf "${state:?}/$name"; done
     if [ -d "$state" ]; then rmdir "$state" 2> /dev/null || :; fi
 }
 

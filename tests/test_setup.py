@@ -455,7 +455,7 @@ class System:
         """An environment in which the script is killed before its so-manieth change."""
         counter = self._tools / "counter"
         counter.write_text("0")
-        for name in ("mv", "cp", "mkdir"):
+        for name in ("mv", "cp", "mkdir", "rm", "rmdir"):
             real = shutil.which(name)
             self._tool(
                 name,
