@@ -667,7 +667,7 @@ def test_a_run_that_is_killed_anywhere_can_be_undone_or_run_again(tmp_path: Path
 
 
 def test_an_undo_that_is_killed_anywhere_can_be_run_again(tmp_path: Path) -> None:
-    system = System(tmp_path, "debian")
+    system = System(tmp_path, "alma")
     step = killed = 0
     while True:
         step += 1

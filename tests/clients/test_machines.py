@@ -204,7 +204,7 @@ def test_an_alma_that_nobody_has_configured(machine: Machine, workshop: Workshop
     dnf = "dnf -y --releasever=9 --forcearch=x86_64"
     before = leaves_no_trace(machine, dduct)
     machine.fails(f"curl -fsS {nginx.url}/here.txz")
-    machine.fails(f"{dnf} makecache")
+    machine.fails(f"{dnf} --downloadonly install dduct-sample")
     said = set_up(machine, dduct)
     assert "(redhat)" in said
     downloads_twice(machine, nginx, requirement)
