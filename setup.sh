@@ -235,7 +235,6 @@ put() {
             cp -p "$root$1" "$root$1.dduct-new"
         else
             : > "$root$1.dduct-new"
-            chmod 644 "$root$1.dduct-new"
         fi
         cat "$state/next$1" > "$root$1.dduct-new"
         mv -f "$root$1.dduct-new" "$root$1"

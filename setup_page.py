@@ -140,29 +140,26 @@ def _unit(name: str, title: str, drop_in: str, more: Tuple[Step, ...] = ()) -> C
     path = f"/etc/systemd/system/{name}.service.d/dduct.conf"
     restart = f"systemctl daemon-reload && systemctl restart {name}"
     steps = ("Trust [the authority](#ca) first: it is read at the start.", File(path, drop_in), Run(restart), *more)
-    return Client(title, steps, f"Remove `{path}`, then `{restart}`.")
+    return Client(title, steps, f"remove `{path}`, then `{restart}`.")
 
 
 _TRUST = Client(
     "The authority, for the whole system",
     (
-        "Debian, Ubuntu, Alpine (package `ca-certificates`):",
-        Run(
-            "curl -fsS -o /usr/local/share/ca-certificates/dduct.crt @PROXY@/ca.crt\n"
-            "openssl x509 -in /usr/local/share/ca-certificates/dduct.crt -noout -fingerprint -sha256\n"
-            "update-ca-certificates"
-        ),
+        "Before it is trusted, compare the fingerprint of what has been fetched with the one above: "
+        "`openssl x509 -in FILE -noout -fingerprint -sha256`. Debian, Ubuntu, Alpine (package `ca-certificates`):",
+        Run("@FETCH@ -o /usr/local/share/ca-certificates/dduct.crt @PROXY@/ca.crt\nupdate-ca-certificates"),
         "RHEL, Alma, Rocky, Fedora:",
-        Run("curl -fsS -o /etc/pki/ca-trust/source/anchors/dduct.pem @PROXY@/ca.crt\nupdate-ca-trust"),
+        Run("@FETCH@ -o /etc/pki/ca-trust/source/anchors/dduct.pem @PROXY@/ca.crt\nupdate-ca-trust"),
         "openSUSE, SLES:",
-        Run("curl -fsS -o /etc/pki/trust/anchors/dduct.pem @PROXY@/ca.crt\nupdate-ca-certificates"),
+        Run("@FETCH@ -o /etc/pki/trust/anchors/dduct.pem @PROXY@/ca.crt\nupdate-ca-certificates"),
         "Arch:",
-        Run("curl -fsS -o /etc/ca-certificates/trust-source/anchors/dduct.crt @PROXY@/ca.crt\nupdate-ca-trust"),
+        Run("@FETCH@ -o /etc/ca-certificates/trust-source/anchors/dduct.crt @PROXY@/ca.crt\nupdate-ca-trust"),
         "Below, `BUNDLE` is the file with all that the system trusts: `/etc/ssl/certs/ca-certificates.crt` (Debian, "
         "Ubuntu, Alpine, Arch), `/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem` (RHEL, Alma, Rocky, Fedora), "
         "`/etc/ssl/ca-bundle.pem` (SUSE); and `CA` the file that you have just written.",
     ),
-    "Remove the file, then run `update-ca-certificates --fresh` (Debian, Ubuntu, Alpine) or the same command again.",
+    "remove the file, then run `update-ca-certificates --fresh` (Debian, Ubuntu, Alpine) or the same command again.",
 )
 
 _ENVIRONMENT = Client(
@@ -178,7 +175,7 @@ _ENVIRONMENT = Client(
         "New logins have it. Where PAM reads `/etc/environment`, the same lines there (without `export` and quotes) "
         "reach sudo, cron and ssh as well.",
     ),
-    "Remove the file (and the lines).",
+    "remove the file (and the lines).",
 )
 
 _CLIENTS = (
@@ -207,7 +204,7 @@ _CLIENTS = (
             "podman hands the proxy on to its containers. Without the system's store: `--cert-dir DIR`, with `ca.crt` "
             "in it.",
         ),
-        "Nothing is left beyond these two.",
+        "nothing; there are no settings of its own.",
     ),
     Client(
         "BuildKit (docker buildx)",
@@ -234,7 +231,7 @@ _CLIENTS = (
             "`NO_PROXY` must cover the addresses of nodes, pods and services. `CONTAINERD_HTTP_PROXY`, "
             "`CONTAINERD_HTTPS_PROXY` and `CONTAINERD_NO_PROXY` in their place reach containerd alone.",
         ),
-        "Remove the lines and restart.",
+        "remove the lines and restart.",
     ),
     Client(
         "apt",
@@ -245,20 +242,19 @@ _CLIENTS = (
                 'Acquire::http::Proxy::localhost "DIRECT";\nAcquire::https::Proxy::localhost "DIRECT";',
             ),
             Run("apt-get update"),
-            "Repositories over http need no authority; those over https take the [system's](#ca), or "
-            '`Acquire::https::CaInfo "CA";`.',
+            "Repositories over http need no authority; those over https take the [system's](#ca).",
         ),
-        "Remove the file.",
+        "remove the file.",
     ),
     Client(
         "dnf, yum",
         (
             File("/etc/dnf/dnf.conf (yum: /etc/yum.conf)", "[main]\nproxy=@PROXY@"),
-            "The line goes below the `[main]` that is there. The authority is the [system's](#ca), or `sslcacert=CA`.",
+            "The line goes below the `[main]` that is there. The authority is the [system's](#ca).",
         ),
-        "Remove the line.",
+        "remove the line.",
     ),
-    Client("apk", (_BY_ENVIRONMENT, Run("apk update")), "Nothing is left beyond these two."),
+    Client("apk", (_BY_ENVIRONMENT, Run("apk update")), "nothing; there are no settings of its own."),
     Client(
         "zypper",
         (
@@ -269,7 +265,7 @@ _CLIENTS = (
             Run("zypper refresh"),
             "In place of the lines of these names that are there. The authority is the [system's](#ca).",
         ),
-        'Put back what was there (`PROXY_ENABLED="no"`).',
+        'put back what was there (`PROXY_ENABLED="no"`).',
     ),
     Client(
         "pip",
@@ -279,7 +275,7 @@ _CLIENTS = (
             "(then for all hosts). Since 24.2, on Python 3.10 and later, pip believes the system by itself; before, "
             "and for whatever else uses requests, `REQUESTS_CA_BUNDLE=BUNDLE` does.",
         ),
-        "Remove the lines.",
+        "remove the lines.",
     ),
     Client(
         "uv",
@@ -308,12 +304,12 @@ _CLIENTS = (
             File("~/.cargo/config.toml", '[http]\nproxy = "@PROXY@"\ncainfo = "BUNDLE"'),
             "With the [environment](#environment) and the [system's](#ca) authorities none of this is needed.",
         ),
-        "Remove the lines.",
+        "remove the lines.",
     ),
     Client(
         "go",
         (_BY_ENVIRONMENT, Run("go mod download"), "Modules are kept as far as a filter matches them (`.zip`)."),
-        "Nothing is left beyond these two.",
+        "nothing; there are no settings of its own.",
     ),
     Client(
         "git",
@@ -329,7 +325,7 @@ _CLIENTS = (
             _BY_ENVIRONMENT + " Or, for curl:",
             File("~/.curlrc", 'proxy = "@PROXY@"\ncacert = "BUNDLE"'),
         ),
-        "Remove the lines.",
+        "remove the lines.",
     ),
     Client(
         "Java (Maven, Gradle, sbt)",
@@ -361,7 +357,7 @@ h1 { font-size: 1.6rem; margin: .5rem 0 } h2 { font-size: 1.2rem; margin: 2.4rem
 a { color: var(--link) } code, pre { font: .875rem/1.5 ui-monospace, monospace } code { background: var(--box);
   padding: .1em .3em; border-radius: .25em }
 pre { background: var(--box); border: 1px solid var(--line); border-radius: .4rem; padding: .7rem .9rem;
-  margin: .5rem 0; overflow-x: auto; overflow-wrap: normal } pre code { background: none; padding: 0 }
+  margin: .5rem 0; white-space: pre-wrap } pre code { background: none; padding: 0 }
 figure { margin: .7rem 0 } figcaption, .undo { color: var(--dim); font-size: .9rem } figure pre { margin-top: .2rem }
 .note { background: var(--note); padding: .6rem .9rem; border-radius: .4rem }
 nav { display: flex; flex-wrap: wrap; gap: .3rem .9rem; margin: 1rem 0 }
@@ -379,7 +375,9 @@ def page(proxy: Proxy, about: About) -> bytes:
         "PORT": str(proxy.authority.port),
         "NO_PROXY": direct,
         "NO_PROXY_CLUSTER": f"{direct},{_NO_PROXY_CLUSTER}",
-        "FINGERPRINT": about.fingerprint,
+        # Whoever does not know the authority yet can only look at its fingerprint.
+        "FETCH": "curl -fsSk" if proxy.encrypted else "curl -fsS",
+        "CURL": "curl -fsS --cacert ca.crt" if proxy.encrypted else "curl -fsS",
     }
     sections = [("ca", _TRUST), ("environment", _ENVIRONMENT), *((_anchor(one.name), one) for one in _CLIENTS)]
     links = "\n".join(f'<a href="#{anchor}">{html.escape(client.name)}</a>' for anchor, client in sections)
@@ -407,24 +405,26 @@ def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str
         yield _note(
             "dduct asks for a user and a password here (proxy.auth_file). Write the proxy as `@SCHEME@://USER:PASSWORD@"
             "@AUTHORITY@` everywhere below, with special characters as %XX (in systemd's files as %%XX); for the "
-            "script: `sh -s -- --proxy @SCHEME@://USER:PASSWORD@@AUTHORITY@`. Java takes none.",
+            "script: `sh -s -- --proxy @SCHEME@://USER:PASSWORD@@AUTHORITY@`. Java does not take it from there.",
             SCHEME=proxy.url.partition(":")[0],
             AUTHORITY=str(proxy.authority),
         )
     if proxy.encrypted:
         yield _note(
             "This is the TLS port. curl, apt, dnf, git, pip, podman and Docker speak to such a proxy; Java and apk "
-            "do not."
+            "do not. `ca.crt` has to be there already; its names are those of `certs.server_dns_sans`."
         )
     yield _text("**All at once**: a script for Debian, Ubuntu, Alpine, RHEL and its kin, SUSE and Arch.", values)
-    yield _snippet("curl -fsS @PROXY@/setup/sh | sudo sh", values)
+    yield _snippet("@CURL@ @PROXY@/setup/sh | sudo sh", values)
     yield _text(
         "It puts the authority into the system's store and the proxy into the settings of logins, apt, dnf, zypper, "
         "pip and whichever of Docker, containerd, CRI-O, k3s and RKE2 is there, and says which to restart. Read it "
         "first: [setup/sh](/setup/sh). To take all of it back:",
         values,
     )
-    yield _snippet("curl -fsS @PROXY@/setup/sh | sudo sh -s -- --undo", values)
+    yield _snippet("@CURL@ @PROXY@/setup/sh | sudo sh -s -- --undo", values)
+    if proxy.encrypted:
+        return
     yield _text(
         "What comes over plain http can be changed on the way, and this is run by root. Where you do not trust the "
         "network, fetch it in a way that you do trust, and compare the fingerprint with what dduct's machine says "

@@ -16,6 +16,7 @@ from clients.workshop import Dduct, Nginx, Workshop, require, run
 
 PROGRAMS = ("mmdebstrap", "nginx", "apt-ftparchive", "dpkg-deb", "rpmbuild", "createrepo_c")
 PACKAGES = "ca-certificates,curl,dnf,openssl,p11-kit,p11-kit-modules,python3-pip"
+SOURCES = ("sources.list", "sources.list.d/debian.sources", "sources.list.d/ubuntu.sources")
 BODY = os.urandom(400_001)
 
 # What clients themselves keep of what they have downloaded, installed and removed again; setup touches none of it.
@@ -79,12 +80,17 @@ def differences(left: Snapshot, right: Snapshot, caches: Sequence[str] = ()) -> 
     return sorted(path for path in changed if not f"{path}/".startswith(tuple(caches)))
 
 
+def has_sources(path: Path) -> bool:
+    """Whether it names any, and is not all comment."""
+    return path.exists() and any(line.startswith(("deb ", "Types:")) for line in path.read_text().splitlines())
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small Debian from the sources that this machine has."""
     require(*PROGRAMS)
     root = tmp_path_factory.mktemp("debian") / "root"
-    sources = [*Path("/etc/apt").glob("sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("debian*.sources"))]
+    sources = [path for path in (Path("/etc/apt") / name for name in SOURCES) if has_sources(path)]
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     nothing = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")]
     run(
