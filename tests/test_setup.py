@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from support.household import House
+from support.origin import Files
 
 import setup_page
 from http1 import Authority, Headers, RequestHead
@@ -172,6 +174,12 @@ def test_it_is_served_on_both_ports_and_kept_by_nobody(house: House, path: str) 
         assert (head.status, head.get("content-length")) == (200, str(len(answer.body)))
         refused = client.get(path, f"proxy.lab:{port}", method="POST")
         assert (refused.status, refused.get("allow")) == (405, "GET, HEAD")
+
+
+def test_a_page_of_that_name_is_its_origins(house: House) -> None:
+    origin = house.origin(Files({"/setup": b"theirs", "/setup/sh": b"echo theirs"}))
+    assert house.fetch(origin, "/setup").body == b"theirs"
+    assert house.fetch(origin, "/setup/sh").body == b"echo theirs"
 
 
 def test_whoever_may_not_come_in_gets_no_page(build_house: Callable[..., House]) -> None:
@@ -645,32 +653,31 @@ def test_an_updater_that_fails_is_told_of_and_undone(tmp_path: Path) -> None:
     assert CA in system.text(system.bundle)
 
 
-def test_a_run_that_is_killed_anywhere_can_be_undone_or_run_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_a_run_that_is_killed_anywhere_can_be_undone_or_run_again(tmp_path: Path, first: int) -> None:
     system = System(tmp_path, "debian")
     system.done()
     whole = system.snapshot()
     system.done("--undo")
-    step = killed = 0
-    while True:
-        step += 1
+    killed = 0
+    for step in itertools.count(first, 4):
         status, _ = system.script(env=system.die_at(step))
         if status == 0:
             break
         killed += 1
         assert status in (-signal.SIGKILL, 1)  # 1: the updater was
-        if step % 2:
+        if killed % 2:
             system.done()
             assert difference(whole, system.snapshot()) == [], step
         system.done("--undo")
         assert difference(system.before, system.snapshot()) == [], step
-    assert killed > 40
+    assert killed > 10
 
 
 def test_an_undo_that_is_killed_anywhere_can_be_run_again(tmp_path: Path) -> None:
-    system = System(tmp_path, "alma")
-    step = killed = 0
-    while True:
-        step += 1
+    system = System(tmp_path, "suse")
+    killed = 0
+    for step in itertools.count(1):
         system.done()
         status, _ = system.script("--undo", env=system.die_at(step))
         killed += status != 0

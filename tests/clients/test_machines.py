@@ -94,8 +94,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     nothing = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")]
     run(
-        "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={PACKAGES}", *nothing,
-        release["VERSION_CODENAME"].strip('"'), root, *sources,
+        "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={PACKAGES}", *nothing,
+        release["VERSION_CODENAME"].strip('"'), root, *sources, patience=600,
     )  # fmt: skip
     yield root
     shutil.rmtree(root)
@@ -199,6 +199,19 @@ def test_a_debian_that_nobody_has_configured(machine: Machine, workshop: Worksho
     set_up(machine, dduct, "--undo")
     machine.fails(f"curl -fsS {nginx.url}/here.txz")
     assert differences(before, machine.snapshot(), CACHES) == []
+    by_tls(machine, dduct, nginx, requirement)
+    assert differences(before, machine.snapshot(), CACHES) == []
+
+
+def by_tls(machine: Machine, dduct: Dduct, nginx: Nginx, requirement: str) -> None:
+    """The same through the TLS port, with the authority fetched first."""
+    machine.login(f"curl -fsS -o ca.crt {dduct.tcp}/ca.crt")
+    fetch = f"curl -fsS --cacert ca.crt {dduct.tls}/setup/sh"
+    machine.login(f"{fetch} | sh")
+    assert f"https_proxy='{dduct.tls}'" in (machine.root / "etc/profile.d/dduct.sh").read_text()
+    downloads_twice(machine, nginx, requirement)
+    machine.login("apt-get update -q -o APT::Update::Error-Mode=any")
+    machine.login(f"{fetch} | sh -s -- --undo")
 
 
 def test_an_alma_that_nobody_has_configured(machine: Machine, workshop: Workshop, tmp_path: Path) -> None:
