@@ -94,7 +94,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     release = dict(line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if "=" in line)
     nothing = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "info", "locale", "man")]
     run(
-        "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--dpkgopt=force-unsafe-io", f"--include={PACKAGES}", *nothing,
+        "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--dpkgopt=force-unsafe-io",
+        f"--include={PACKAGES}", *nothing,
         release["VERSION_CODENAME"].strip('"'), root, *sources, patience=600,
     )  # fmt: skip
     yield root
