@@ -389,7 +389,7 @@ unfinished() {
 set_up() {
     check_proxy
     find_trust
-    [ -n "$updater" ] || fail "no system that I know; ${proxy%%://*}://HOST:PORT/setup says what to do by hand"
+    [ -n "$updater" ] || fail "this is no system that I know; ${proxy%%://*}://${proxy##*[@/]}/setup says what to do by hand"
     has "$updater" || fail "$updater is not here: $(install_hint)"
     for program in awk grep sed sha256sum; do command -v "$program" > /dev/null || fail "$program is not here: install it"; done
     [ -f "$journal" ] || clear_notes

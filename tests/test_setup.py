@@ -767,6 +767,22 @@ def test_a_system_without_its_updater_is_told_what_to_install(tmp_path: Path) ->
     assert difference(before, system.snapshot()) == []
 
 
+def test_a_system_that_is_like_no_other_is_left_alone(tmp_path: Path) -> None:
+    system = System(tmp_path, "unheard-of")
+    shutil.rmtree(system.root / "etc/pki")
+    (system.root / "usr/sbin/update-ca-trust").unlink()
+    before = system.snapshot()
+    status, said = system.script("--proxy", "http://user:secret@proxy.lab:8000")
+    assert (status, said.count("\n")) == (1, 1) and "http://proxy.lab:8000/setup says" in said
+    assert difference(before, system.snapshot()) == []
+
+
+def test_a_proxy_that_apt_believes_more_is_told_of(tmp_path: Path) -> None:
+    system = System(tmp_path, "debian")
+    (system.root / "etc/apt/apt.conf").write_text('Acquire::HTTP::proxy "http://old:3128";\n')
+    assert "etc/apt/apt.conf sets a proxy as well" in system.done()
+
+
 @pytest.mark.parametrize("checker", [["sh", "-n"], ["dash", "-n"], ["busybox", "sh", "-n"], ["shellcheck"]])
 def test_the_script_is_good_sh(checker: List[str], tmp_path: Path) -> None:
     if shutil.which(checker[0]) is None:
