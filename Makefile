@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 MACHINE ?= $(shell uname -m)
+WHOLE  := $(wildcard $(addprefix tests/test_,$(addsuffix .py,access caching corpus end_to_end faults hot parent recorded relaying secrets)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-clients test-hard test-packages bench check format dist pyz pyz-fat deb container release clean
+.PHONY: help run test test-all test-workers test-clients test-hard test-packages bench profile check format dist pyz pyz-fat deb container release clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -27,6 +28,9 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
 	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients --ignore=tests/hardship --ignore=tests/packages $(PYTEST_ARGS)
+
+test-workers: $(VENV)/.stamp ## run the tests of the whole with two processes that share one cache
+	DDUCT_TEST_WORKERS=2 $(BIN)/python -m pytest -q -n auto $(WHOLE) $(PYTEST_ARGS)
 
 test-clients: $(VENV)/.stamp ## run real clients (skopeo, podman, apt, dnf, pip, npm, …) against real servers
 	$(BIN)/python -m pytest -q -rs tests/clients $(PYTEST_ARGS)
@@ -50,6 +54,14 @@ test-packages: $(VENV)/.stamp .venv-packages/.stamp ## try every artefact where 
 
 bench: $(VENV)/.stamp ## dduct, Squid and nginx side by side (as root; needs nginx, squid-openssl, cc, libssl-dev)
 	$(BIN)/python bench/bench.py $(BENCH_ARGS)
+
+profile: .venv-bench/.stamp ## where dduct spends its time, case by case (as root)
+	.venv-bench/bin/python bench/profile.py $(BENCH_ARGS)
+
+.venv-bench/.stamp: requirements.txt bench/requirements.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install -q --disable-pip-version-check -r requirements.txt -r bench/requirements.txt
+	@touch $@
 
 test-all: ## run the tests with every Python found
 	@sh packaging/test-all.sh $(PYTHONS)
