@@ -43,6 +43,7 @@ def parse_address(text: str) -> Optional[IPAddress]:
     return address if mapped is None else mapped
 
 
+@lru_cache(maxsize=4096)
 def is_loopback(text: str) -> bool:
     """Whether a peer is on this machine."""
     address = parse_address(text)

@@ -544,6 +544,15 @@ def _locked(directory: Path) -> Iterator[None]:
 # --- TLS contexts -------------------------------------------------------------------------------
 
 
+_OP_ENABLE_KTLS = 1 << 3  # ssl has a name for it from 3.12 on
+
+
+def let_kernel_encrypt(context: ssl.SSLContext) -> None:
+    """Have connections encrypted by the kernel where it can; whether one is, `Stream.takes_files` finds out."""
+    if ssl.OPENSSL_VERSION_INFO >= (3,):
+        context.options |= _OP_ENABLE_KTLS
+
+
 def server_context(pem: bytes) -> ssl.SSLContext:
     """A TLS server with the certificate chain and key in `pem`: TLS 1.2 and 1.3, HTTP/1.1 only."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -78,6 +78,7 @@ class Proxy:
     allow_clients: Tuple[str, ...]
     auth_file: Optional[Path]
     require_client_cert: bool
+    ktls: bool
     max_connections: int
     workers: int
 
@@ -392,6 +393,7 @@ _SCHEMA = (
     ),
     _Key("proxy", "auth_file", "", _file),
     _Key("proxy", "require_client_cert", False, _boolean),
+    _Key("proxy", "ktls", True, _boolean),
     _Key("proxy", "max_connections", 4096, _whole(1, 1_000_000)),
     _Key("proxy", "workers", 0, _whole(0, 64)),
     _Key("cache", "max_size", "", _size),

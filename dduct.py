@@ -59,6 +59,23 @@ class _Formatter(logging.Formatter):
         return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
 
 
+class _Handler(logging.Handler):
+    """Writes each line to standard error by one system call: processes and threads need no lock to keep lines whole."""
+
+    def createLock(self) -> None:  # noqa: N802 - logging's name for it
+        """None is needed."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it; where nobody takes it, it is lost."""
+        data = memoryview((self.format(record) + "\n").encode("utf-8", "backslashreplace"))
+        try:
+            while data:
+                data = data[os.write(2, data) :]
+        except OSError:
+            pass
+
+
 def home() -> Path:
     """The directory of the program: where `dduct.py` lies, or the archive that holds it."""
     place = Path(__file__).resolve().parent
@@ -176,7 +193,7 @@ def _start_log(level: str) -> None:
     # Nothing of what these look up is in our lines (logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(_Formatter())
     log = logging.getLogger("dduct")
     log.addHandler(handler)

@@ -11,6 +11,7 @@ import enum
 import fcntl
 import os
 import threading
+import time
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional
 
@@ -40,6 +41,8 @@ HOLD_BACK = 64 * 1024
 _REHASHED_AT_ONCE = 1024 * 1024  # octets
 _WINDOW = 4 * 1024 * 1024  # octets of a fill without a disk; that much a reader may lag behind
 _LAGGARD_PATIENCE = 30.0  # seconds for the slowest reader of a fill without a disk
+_CROWD = 16  # readers; more of them look by themselves whether there is more
+_CROWD_SHORTEST, _CROWD_LONGEST = 0.005, 0.05  # seconds between two such looks
 _OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, then the claim begins anew
 
 
@@ -236,7 +239,8 @@ class Fill:
         with self._changed:
             if released > self._released:
                 self._released = released
-                self._changed.notify_all()
+                if len(self._positions) <= _CROWD:
+                    self._changed.notify_all()
 
     def publish(self) -> bool:
         """The body is complete: verify it, put it in its place, let everybody have the rest; whether it was kept.
@@ -306,7 +310,7 @@ class Fill:
     def enter(self, reader: object) -> None:
         """An attached reader is going to want everything from the first octet on, as far as anybody knows."""
         with self._changed:
-            self._positions.setdefault(reader, 0)
+            self._place_reader(reader, self._positions.get(reader, 0))
 
     def detach(self, reader: object = None) -> None:
         """Count a user out; the last one closes the file."""
@@ -337,7 +341,7 @@ class Fill:
         Raises FillFailed, Lost where they never will be.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._released > offset or self.state.final, patience)
+            self._wait_for_octets(offset, patience)
             if self._released > offset or not self.state.final or self.state in _COMPLETE:
                 return
             raise self._ending()
@@ -349,10 +353,10 @@ class Fill:
         way to them. A `reader` has no more use for what lies before its offset.
         """
         with self._changed:
-            self._positions[reader] = offset
+            self._place_reader(reader, offset)
             if self._window is not None:
                 self._changed.notify_all()
-            arrived = self._changed.wait_for(lambda: self._released > offset or self.state.final, patience)
+            arrived = self._wait_for_octets(offset, patience)
             available = self._released - offset
             if available <= 0:
                 if self.state in _COMPLETE:
@@ -377,6 +381,28 @@ class Fill:
         return self._size
 
     # Innards
+
+    def _place_reader(self, reader: object, offset: int) -> None:
+        """Note where a reader is; the caller has the lock."""
+        if len(self._positions) == _CROWD and reader not in self._positions:
+            self._changed.notify_all()  # from now on those who wait look by themselves
+        self._positions[reader] = offset
+
+    def _wait_for_octets(self, offset: int, patience: float) -> bool:
+        """Until there are octets at `offset`, or never will be; False after `patience` seconds. Callers have the lock.
+
+        A crowd is not woken for every piece: its members would only keep the filler from the next one.
+        """
+        deadline = time.monotonic() + patience
+        pause = _CROWD_SHORTEST
+        while not (self._released > offset or self.state.final):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            crowded = len(self._positions) > _CROWD
+            self._changed.wait(min(pause, left) if crowded else left)
+            pause = min(2 * pause, _CROWD_LONGEST)
+        return True
 
     def _ending(self) -> Exception:
         """Why there will be no more octets."""

@@ -54,8 +54,10 @@ class ForeignFill:
     def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:
         """See Fill.read_at."""
         for _ in _looks(patience):
-            self._look()
             available = self._available() - offset
+            if available <= 0:  # and only then does it matter what has become of its leader
+                self._look()
+                available = self._available() - offset
             if available > 0:
                 return read_octets(self._fd, view[:available], offset)
             if self.state is FillState.PUBLISHED:

@@ -18,6 +18,7 @@ SMALL = 64 * 1024  # octets; beyond that, sending costs more than understanding
 
 _REMEMBERED_AT_MOST = 2048  # requests; then it begins anew
 _REQUEST_AT_MOST = 2048  # octets
+_HELD_AT_MOST = 32 * 1024 * 1024  # octets of answers in memory; the others are read again
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,20 @@ class Answer:
     note: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Remembered:
+    """A request's answer, but for its age and the rest of its life; `said` is how it was when it was given last."""
+
     hit: PlainHit
     size: int
     before_age: bytes
     after_age: bytes
     after_ttl: bytes
+    said: Optional[Tuple[int, int, Answer]] = None
 
 
 _HOLES = re.compile(rb"(.*\r\nAge: )[0-9]+(\r\n.*\r\nCache-Status: dduct; hit)(?:; ttl=[0-9]+)?(\r\n.*)", re.DOTALL)
+_FOR_EVER = -1
 
 
 class Hot:
@@ -62,6 +67,7 @@ class Hot:
 
     def __init__(self) -> None:
         self._known: Dict[Tuple[str, bytes], _Remembered] = {}
+        self._held = 0  # octets in memory, more or less
 
     def answer(self, kind: str, request: bytes) -> Optional[Answer]:
         """The answer to a request on a `kind` of connection, if it is known and still right."""
@@ -70,16 +76,14 @@ class Hot:
             return None
         now = time.time()
         hit = known.hit
-        body = _read(known, now) if hit.fetched_at <= now < hit.fresh_until else None
-        if body is None:
+        if not hit.fetched_at <= now < hit.fresh_until or not _unchanged(hit, now):
             self._known.pop((kind, request), None)
             return None
-        note = "hit"
-        if hit.fresh_until != float("inf"):
-            note = f"hit; ttl={int(hit.fresh_until - now)}"
-        age = b"%d" % int(now - hit.born_at)
-        head = (known.before_age, age, known.after_age, note[len("hit") :].encode(), known.after_ttl)
-        return Answer(b"".join((*head, body)), known.size, hit.url, note)
+        age = int(now - hit.born_at)
+        ttl = _FOR_EVER if hit.fresh_until == float("inf") else int(hit.fresh_until - now)
+        if known.said is not None and known.said[:2] == (age, ttl):
+            return known.said[2]
+        return self._say(known, age, ttl)
 
     def remember(self, kind: str, request: bytes, head: bytes, hit: PlainHit) -> None:
         """A request was answered with this head, and with the whole of this object."""
@@ -88,26 +92,55 @@ class Hot:
             return
         if len(self._known) >= _REMEMBERED_AT_MOST:
             self._known.clear()
+            self._held = 0
         size = hit.identities[0][1][2]
-        self._known[kind, request] = _Remembered(hit, size, *holes.groups())
+        before_age, after_age, after_ttl = holes.groups()
+        self._known[kind, request] = _Remembered(hit, size, before_age, after_age, after_ttl)
 
-
-def _read(known: _Remembered, now: float) -> Optional[bytes]:
-    """The body, if nothing has happened to its file since."""
-    (place, identity), *others = known.hit.identities
-    try:
-        if any(identity_of(os.stat(other)) != expected for other, expected in others):
+    def _say(self, known: _Remembered, age: int, ttl: int) -> Optional[Answer]:
+        body = _read(known) if known.said is None else _body(known.said[2])
+        if body is None:
             return None
+        rest = b"" if ttl == _FOR_EVER else b"; ttl=%d" % ttl
+        octets = b"".join((known.before_age, b"%d" % age, known.after_age, rest, known.after_ttl, body))
+        answer = Answer(octets, known.size, known.hit.url, "hit" + rest.decode())
+        if known.said is None:
+            if self._held + known.size > _HELD_AT_MOST:
+                return answer
+            self._held += known.size
+        known.said = (age, ttl, answer)
+        return answer
+
+
+def _unchanged(hit: PlainHit, now: float) -> bool:
+    """Whether nothing has happened to its files since; one that was long not asked for is to be touched again."""
+    try:
+        for place, identity in hit.identities:
+            status = os.stat(place)
+            if identity_of(status) != identity:
+                return False
+            if identity is hit.identities[0][1] and now - status.st_atime > ATIME_GRAIN:
+                return False
+    except OSError:
+        return False
+    return True
+
+
+def _read(known: _Remembered) -> Optional[bytes]:
+    """The body, from the very file that was meant."""
+    place, identity = known.hit.identities[0]
+    try:
         fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        status = os.fstat(fd)
-        if identity_of(status) != identity or now - status.st_atime > ATIME_GRAIN:
-            return None
-        body = os.pread(fd, known.size, 0)
+        body = os.pread(fd, known.size, 0) if identity_of(os.fstat(fd)) == identity else b""
     except OSError:
         return None
     finally:
         os.close(fd)
     return body if len(body) == known.size else None
+
+
+def _body(answer: Answer) -> bytes:
+    return answer.octets[len(answer.octets) - answer.length :]

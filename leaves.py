@@ -7,12 +7,12 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Callable, Set
+from typing import Callable, Optional, Set
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import CertificateAuthority, not_after, server_context
+from certs import CertificateAuthority, let_kernel_encrypt, not_after, server_context
 
 _MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
 
@@ -27,13 +27,22 @@ class _Leaf:
 class LeafStore:
     """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end.
 
-    `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first.
+    `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first. `verifying`: they
+    are for connections on which clients are asked for certificates; `ktls`: the kernel may encrypt.
     """
 
     def __init__(
-        self, authority: CertificateAuthority, days: int, capacity: int = 1024, clock: Callable[[], float] = time.time
+        self,
+        authority: CertificateAuthority,
+        days: int,
+        verifying: bool = False,
+        ktls: bool = False,
+        capacity: int = 1024,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._authority = authority
+        self._verifying = verifying
+        self._ktls = ktls
         self._days = days
         self._capacity = capacity
         self._clock = clock
@@ -45,6 +54,15 @@ class LeafStore:
     def context(self, host: str) -> ssl.SSLContext:
         """The TLS server context for a lower-case host name or an IP address without brackets."""
         return self._leaf(host).context
+
+    def at_hand(self, host: str) -> Optional[ssl.SSLContext]:
+        """The same, if that takes no minting."""
+        with self._lock:
+            leaf = self._leaves.get(host)
+            if leaf is None or self._clock() >= leaf.renew_at:
+                return None
+            self._leaves.move_to_end(host)
+            return leaf.context
 
     def certificate(self, host: str) -> x509.Certificate:
         """The certificate in it."""
@@ -80,6 +98,10 @@ class LeafStore:
         now = self._clock()
         left = not_after(pair.certificate).timestamp() - now
         context = server_context(pair.certificate_pem + self._authority.chain_pem + pair.key_pem)
-        # Where certificates are asked of clients, it is the context chosen by SNI that verifies them.
-        context.load_verify_locations(cadata=self._authority.pem.decode())
+        if self._ktls:
+            let_kernel_encrypt(context)
+        if self._verifying:
+            # It is the context chosen by SNI that verifies. Elsewhere a known authority only has OpenSSL verify our
+            # own leaf, and send the root along, with each handshake.
+            context.load_verify_locations(cadata=self._authority.pem.decode())
         return _Leaf(pair.certificate, context, now + left * 3 / 4)

@@ -9,7 +9,6 @@ import socketserver
 import threading
 import time
 from collections import deque
-from functools import partial
 from typing import Callable, Deque, Optional, Set, Tuple
 
 from notices import Seldom
@@ -114,7 +113,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener(socketserver.ThreadingTCPServer):
-    """A listening socket; every connection goes to `serve` in a thread of its own, if one of `slots` is free for it."""
+    """A listening socket; every connection is for `serve`, if one of `slots` is free for it.
+
+    `serve` is given the socket, the client's address and what to call, once, when the connection is over. It must not
+    wait for anything. Where it raises OSError or RuntimeError, the connection is still the listener's.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -124,7 +127,7 @@ class Listener(socketserver.ThreadingTCPServer):
         sock: socket.socket,
         threads: Threads,
         slots: threading.Semaphore,
-        serve: Callable[[socket.socket, str], None],
+        serve: Callable[[socket.socket, str, Callable[[], None]], None],
     ) -> None:
         self._spawn = threads.spawn
         self.slots = slots
@@ -158,16 +161,16 @@ class Listener(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def process_request(self, request: socket.socket, client_address: Tuple[str, int]) -> None:  # type: ignore[override]
-        """Hand an accepted connection to a thread, when there is a place for it."""
+        """Hand an accepted connection on, when there is a place for it."""
         slots = self.slots
         if not slots.acquire(timeout=_SLOT_PATIENCE):
             self._turn_away(request)
             return
         try:
-            self._spawn("session", partial(self._occupy, slots, request, client_address[0]))
-        except RuntimeError as error:
+            self._serve(request, client_address[0], slots.release)
+        except (OSError, RuntimeError) as error:
             slots.release()
-            self._trouble.warning("No thread for a connection: %s", error)
+            self._trouble.warning("No room for a connection: %s", error)
             self._turn_away(request)
 
     def get_request(self) -> Tuple[socket.socket, Tuple[str, int]]:
@@ -179,12 +182,6 @@ class Listener(socketserver.ThreadingTCPServer):
                 self._trouble.warning("No room for a connection: %s", error.strerror)
                 time.sleep(_SCARCITY_PAUSE)
             raise
-
-    def _occupy(self, slots: threading.Semaphore, request: socket.socket, client: str) -> None:
-        try:
-            self._serve(request, client)
-        finally:
-            slots.release()
 
     def _turn_away(self, request: socket.socket) -> None:
         """Say that there are too many, to a client that can be told without waiting for it."""

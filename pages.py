@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import setup_page
 from http1 import Field, RequestHead
 from metrics import Counters
-from policy import OWN_PATHS
+from policy import OWN_PATHS, Where
+from setup_page import About
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Page:
     body: bytes
 
 
-def page(request: RequestHead, path: str, ca_pem: bytes, counters: Counters) -> Page:
-    """The page at `path`; `ca_pem` is the certificate that clients are to trust."""
+def page(request: RequestHead, path: str, where: Where, about: About, counters: Counters) -> Page:
+    """The page at `path`, for a request that arrived at `where`."""
     if path not in OWN_PATHS:
         return _text(404, f"dduct: no such page; there are {', '.join(sorted(OWN_PATHS))}\n")
     if request.method not in (b"GET", b"HEAD"):
@@ -32,8 +34,15 @@ def page(request: RequestHead, path: str, ca_pem: bytes, counters: Counters) -> 
                 (b"Content-Disposition", b'attachment; filename="dduct.crt"'),
                 (b"Cache-Control", b"no-cache"),
             ),
-            ca_pem,
+            about.ca_pem,
         )
+    if path in ("/setup", "/setup/sh"):
+        # What it says depends on who asks, and where: it is of no use to anybody else.
+        fresh, proxy = (b"Cache-Control", b"no-store"), setup_page.reached(request, where)
+        if path == "/setup":
+            return Page(200, ((b"Content-Type", b"text/html; charset=utf-8"), fresh), setup_page.page(proxy, about))
+        # As plain text a browser shows it, so that it can be read before it is run.
+        return Page(200, ((b"Content-Type", b"text/plain; charset=utf-8"), fresh), setup_page.script(proxy, about))
     if path == "/metrics":
         kind = (b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")
         return Page(200, (kind, (b"Cache-Control", b"no-store")), counters.render().encode())

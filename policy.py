@@ -139,7 +139,7 @@ class Refuse:
 
 Decision = Union[Tunnel, Intercept, Fetch, Own, LastStop, Refuse]
 
-OWN_PATHS = frozenset(["/ca.crt", "/healthz", "/metrics"])
+OWN_PATHS = frozenset(["/ca.crt", "/healthz", "/metrics", "/setup", "/setup/sh"])
 _SLASHES_OF_AN_AUTHORITY = 2
 _DIGITS_AT_MOST = 9
 _CACHED_METHODS = (b"GET", b"HEAD")

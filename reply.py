@@ -97,8 +97,8 @@ class Reply:
 
     @property
     def takes_files(self) -> bool:
-        """Whether `send_file` may be used: nothing is put around the octets, and nothing encrypts them."""
-        return self._framing.kind is Framing.LENGTH and not self._stream.encrypted
+        """Whether `send_file` may be used: nothing is put around the octets, and only the kernel may encrypt them."""
+        return self._framing.kind is Framing.LENGTH and self._stream.takes_files
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
         """Send octets of the body straight from a file; how many it were, 0 at its end."""

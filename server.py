@@ -11,7 +11,7 @@ import threading
 import weakref
 from dataclasses import replace
 from functools import partial
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Tuple
 
 import certs
 from access import Access, AccessError, Networks, Users, is_loopback
@@ -23,11 +23,13 @@ from freshness import FreshnessRules
 from grants import Grants
 from hot import Hot
 from http1 import Authority
+from idle import Idle
 from leaves import LeafStore
 from listener import Listener, Threads, bind
 from metrics import Counter, Counters
 from policy import Hosts, Naming, Parameters, Rules, Where
 from session import Household, Session
+from setup_page import About
 from stream import NamedSocket, Stream
 from upstream import Origins, Parent, Settings
 
@@ -80,12 +82,13 @@ class Server:
         self._via = b"1.1 dduct-" + secrets.token_hex(4).encode()
         self.counters = Counters(rows=worker_count(config))
         self._threads = Threads()
+        self._idle = Idle(self._threads.spawn)
         self._draining = threading.Event()
         self._lock = threading.Lock()  # guards _sessions
         self._sessions: Dict[Stream, Optional[Session]] = {}  # None while its handshake lasts
         self._authority = certs.prepare(config.misc.cert_dir, identity(config))
         self._files = certs.CertificateFiles(config.misc.cert_dir)
-        self._leaves = LeafStore(self._authority, config.certs.leaf_days)
+        self._leaves = self._make_leaves(config)
         self.cache = self._open_cache()
         self._evictor = Evictor(
             config.misc.file_dir,
@@ -113,6 +116,7 @@ class Server:
         self.counters.use(number)
         if number == 0:
             self._threads.spawn("evictor", self._evictor.run)
+        self._threads.spawn("idle", self._idle.run)
         for listener in self._listeners:
             listener.start()
 
@@ -122,8 +126,8 @@ class Server:
         Raises StartError, certs.CertificateError; nothing has changed then.
         """
         config = self._with_what_cannot_change(wanted)
-        if config.certs.leaf_days != self._config.certs.leaf_days:
-            self._leaves = LeafStore(self._authority, config.certs.leaf_days)
+        if _of_leaves(config) != _of_leaves(self._config):
+            self._leaves = self._make_leaves(config)
         household = self._furnish(config)
         before, self._household, self._config = self._household, household, config
         before.services.origins.retire()
@@ -143,6 +147,7 @@ class Server:
         self._evictor.stop()
         self.close()
         self._cancel_sessions(idle_only=True)
+        self._idle.stop()
         if not self._threads.join(grace):
             _log.warning("Ending transfers that are not through after %g s", grace)
         for origins in [*self._outdated, self._household.services.origins]:
@@ -191,7 +196,7 @@ class Server:
             hot=Hot(),
             leaves=self._leaves,
             access=_access(config),
-            ca_pem=self._authority.pem,
+            about=_about(config, self._authority.pem),
             tls=self._tls_context(config),
             idle_timeout=config.proxy.idle_timeout,
             draining=self._draining,
@@ -238,7 +243,10 @@ class Server:
                 sock = bind(address.host, address.port)
             except OSError as error:
                 raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}") from error
-            self._listeners.append(Listener(sock, self._threads, slots, partial(self._serve, encrypted)))
+            self._listeners.append(Listener(sock, self._threads, slots, partial(self._accept, encrypted)))
+
+    def _make_leaves(self, config: Config) -> LeafStore:
+        return LeafStore(self._authority, *_of_leaves(config))
 
     def _make_origins(self, config: Config) -> Origins:
         proxy = config.proxy
@@ -261,6 +269,8 @@ class Server:
         """dduct's own certificate, or a minted one where the client asks for a host that is to be intercepted."""
         try:
             context = self._files.server_context()
+            if config.proxy.ktls:
+                certs.let_kernel_encrypt(context)
             if config.proxy.require_client_cert:
                 # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
                 context.verify_mode = ssl.CERT_REQUIRED
@@ -285,27 +295,68 @@ class Server:
 
     # Connections
 
-    def _serve(self, encrypted: bool, sock: socket.socket, client: str) -> None:
-        """A connection's thread, from accept to close."""
-        host, port = sock.getsockname()[:2]
+    def _accept(self, encrypted: bool, sock: socket.socket, client: str, over: Callable[[], None]) -> None:
+        """A new connection; `over` is called at its end. Raises OSError or RuntimeError where there is no room for it.
+
+        Whoever has spoken in the clear needs a thread only when it is known for what.
+        """
         stream = Stream(sock, self._config.proxy.idle_timeout)
+        host, port = stream.address
         where = Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), is_loopback(client))
+        end = partial(self._end, stream, over)
         with self._lock:
             self._sessions[stream] = None
         try:
             if encrypted:
-                stream.start_tls(self._household.tls)
-                where = replace(where, encrypted=True, server_name=stream.server_name)
-            session = Session(stream, client, where, lambda: self._household)
-            with self._lock:
-                self._sessions[stream] = session
-            session.run()
-        except OSError as error:
-            _log.debug("%s: no TLS connection: %s", client, error)
-        finally:
-            stream.cut()
+                self._threads.spawn("session", partial(self._shake_hands, stream, client, where, end))
+            else:
+                self._begin(stream, client, where, end)
+        except RuntimeError:
             with self._lock:
                 del self._sessions[stream]
+            raise
+
+    def _shake_hands(self, stream: Stream, client: str, where: Where, end: Callable[[], None]) -> None:
+        try:
+            stream.start_tls(self._household.tls)
+        except OSError as error:
+            _log.debug("%s: no TLS connection: %s", client, error)
+            end()
+            return
+        except BaseException:
+            end()
+            raise
+        where = replace(where, encrypted=True, server_name=stream.server_name)
+        self._attend(self._make_session(stream, client, where), end)
+
+    def _begin(self, stream: Stream, client: str, where: Where, end: Callable[[], None]) -> None:
+        session = self._make_session(stream, client, where)
+        resume = partial(self._attend, session, end)
+        if not self._idle.watch(session, resume):
+            self._threads.spawn("session", resume)
+
+    def _make_session(self, stream: Stream, client: str, where: Where) -> Session:
+        session = Session(stream, client, where, lambda: self._household)
+        with self._lock:
+            self._sessions[stream] = session
+        return session
+
+    def _attend(self, session: Session, end: Callable[[], None]) -> None:
+        """Serve a connection as long as it takes a thread."""
+        try:
+            while session.run():
+                if self._idle.watch(session, partial(self._attend, session, end)):
+                    return
+        except BaseException:
+            end()
+            raise
+        end()
+
+    def _end(self, stream: Stream, over: Callable[[], None]) -> None:
+        stream.cut()
+        with self._lock:
+            del self._sessions[stream]
+        over()
 
     def _cancel_sessions(self, idle_only: bool) -> None:
         with self._lock:
@@ -321,6 +372,16 @@ def _access(config: Config) -> Access:
     except AccessError as error:
         raise StartError(str(error)) from error
     return Access(Networks(config.proxy.allow_clients), users)
+
+
+def _of_leaves(config: Config) -> Tuple[int, bool, bool]:
+    return config.certs.leaf_days, config.proxy.require_client_cert, config.proxy.ktls
+
+
+def _about(config: Config, ca_pem: bytes) -> About:
+    hosts = (*config.certs.server_dns_sans, *config.certs.server_ip_sans)
+    filters = tuple(pattern.pattern for pattern in config.proxy.filters)
+    return About(ca_pem, hosts, filters, config.proxy.auth_file is not None)
 
 
 def _limits(config: Config) -> Limits:

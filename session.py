@@ -12,9 +12,9 @@ import logging
 import ssl
 import threading
 import time
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Callable, Optional, Union
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Callable, Dict, Optional, Tuple, Union
 
 import freshness
 import http1
@@ -24,13 +24,15 @@ from access import Access
 from body import BodyReader, IncompleteBody
 from fetch import CachedFetch
 from filler import Services
-from hot import Hot, PlainHit
+from hot import Answer, Hot, PlainHit
 from http1 import BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Target
+from idle import Next
 from leaves import LeafStore
 from metrics import Counter
 from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
 from relay import forward, outgoing, tunnel, wants_upgrade
 from reply import Reply
+from setup_page import About
 from stream import Stream
 from upstream import Request, UpstreamError
 
@@ -38,6 +40,9 @@ _log = logging.getLogger("dduct.session")
 
 _LINGER = 1.0  # seconds for a refused client to read why
 _TUNNEL_PATIENCE = 10  # an idle tunnel gets so many times the idle_timeout
+_ENTRANCES_AT_MOST = 4096
+_TLS_TURNS = 3  # two flights of a client, and one that comes in pieces
+_REPEATS = 2  # known requests in succession, after which a connection needs no thread
 _UNREAD_AT_MOST = 64 * 1024  # octets of an unwanted request body worth reading to keep a connection
 
 
@@ -51,10 +56,11 @@ class Household:
     leaves: LeafStore
     access: Access
     hot: Hot
-    ca_pem: bytes
+    about: About
     tls: ssl.SSLContext
     idle_timeout: float
     draining: threading.Event
+    entrances: Dict[Tuple[str, bytes], Where] = field(default_factory=dict)  # where a CONNECT has led before
 
 
 class Session:
@@ -64,17 +70,40 @@ class Session:
         self._stream = stream
         self._client = client
         self._where = where
-        self._kind = repr(where)
+        self._kind = _kind_of(where)
         self._current = household
         self._house = household()
         self._via = self._house.services.via
         self.busy = False  # between the first octet of a request and the last of its response
+        self._repeats = 0  # requests in succession that were known
+        self._unsent = memoryview(b"")  # what `answer_at_once` could not send at once
+        self._ending = False
+        self._tls_turns = 0  # that a handshake may take before a thread waits for its end
 
-    def run(self) -> None:
-        """Serve requests until either side has had enough, then close. Raises nothing but bugs."""
+    @property
+    def patience(self) -> float:
+        """How long the next request may take to come, in seconds."""
+        return self._house.idle_timeout
+
+    def fileno(self) -> int:
+        """The connection's descriptor."""
+        return self._stream.fileno()
+
+    def run(self) -> bool:
+        """Serve requests until either side has had enough, then close; False then. Raises nothing but bugs.
+
+        True where the next request is probably one for `answer_at_once`, and no thread need wait for it.
+        """
         try:
-            while not self._house.draining.is_set() and self._serve_one():
+            if self._unsent:
+                self._stream.send(self._unsent)
+                self._unsent = memoryview(b"")
+            if self._stream.handshaking and not self._ending and not self._take_tls_on(self._stream.finish_tls):
+                return False
+            while not self._ending and not self._house.draining.is_set() and self._serve_one():
                 self.busy = False
+                if self._repeats >= _REPEATS and not self._stream.holds_octets():
+                    return True
             self._stream.close()
         except (OSError, IncompleteBody) as error:
             _log.debug("%s went away: %s", self._client, error)
@@ -82,6 +111,34 @@ class Session:
         except BaseException:
             self._stream.abort()
             raise
+        return False
+
+    def answer_at_once(self) -> Next:
+        """Do what the client wants now, if that takes neither thought nor time."""
+        try:
+            if self._stream.handshaking:
+                return self._continue_tls()
+            block = self._stream.head_arrived()
+            self._house = self._current()
+            if not block or self._house.draining.is_set():
+                return Next.END if self._stream.ended else Next.WORK
+            if block.startswith(b"CONNECT "):
+                return self._intercept_at_once(block)
+            answer = self._known(block)
+            if answer is None:
+                return Next.WORK
+            self._stream.skip(len(block))
+            self._unsent = memoryview(answer.octets)
+            self._note(answer, 0.0)
+            self._unsent = self._unsent[self._stream.send_nowait(self._unsent) :]
+        except OSError:
+            return Next.WORK  # which finds it again
+        self.busy = bool(self._unsent)
+        return Next.WORK if self.busy or self._stream.holds_octets() else Next.WATCH
+
+    def give_up(self) -> None:
+        """Have `run` hang up, whatever was to be done yet."""
+        self._ending, self._unsent = True, memoryview(b"")
 
     def _serve_one(self) -> bool:
         """One request and its response; whether another may follow. Raises OSError when the client is gone."""
@@ -106,20 +163,88 @@ class Session:
 
     def _answer_again(self, block: bytes) -> bool:
         """Answer a request as it was answered before, if that may be done without looking at it; whether it was."""
-        access = self._house.access
-        if self._client not in access.clients or (access.users is not None and self._where.inside is None):
-            return False
-        answer = self._house.hot.answer(self._kind, block)
+        answer = self._known(block)
         if answer is None:
+            self._repeats = 0
             return False
+        self._repeats += 1
         started = time.monotonic()
-        self._house.services.counters.add(Counter.HITS)
         try:
             self._stream.send(answer.octets)
         finally:
-            seconds = time.monotonic() - started
-            _log.info("%s GET %s 200 %d %.3fs %s", self._client, answer.url, answer.length, seconds, answer.note)
+            self._note(answer, time.monotonic() - started)
         return True
+
+    def _known(self, block: bytes) -> Optional[Answer]:
+        """The answer to a request, if it is known."""
+        access = self._house.access
+        if self._client not in access.clients or (access.users is not None and self._where.inside is None):
+            return None
+        return self._house.hot.answer(self._kind, block)
+
+    def _intercept_at_once(self, block: bytes) -> Next:
+        """Answer CONNECT for a host whose leaf is at hand, and begin its TLS. Raises OSError."""
+        inside = self._entrance(block)
+        if inside is None or inside.inside is None or self._stream.buffered > len(block) or self._stream.encrypted:
+            return Next.WORK
+        context = self._house.leaves.at_hand(inside.inside.host)
+        if context is None:
+            return Next.WORK
+        self._stream.skip(len(block))
+        self._house.services.counters.add(Counter.INTERCEPTED)
+        _log.debug("%s CONNECT %s 200", self._client, inside.inside)
+        self._enter(inside)
+        established = _established(self._via)
+        if self._stream.send_nowait(established) < len(established):
+            return Next.END  # a client whose first window is full already
+        self._tls_turns = _TLS_TURNS
+        self._stream.begin_tls(context)
+        return Next.WATCH
+
+    def _entrance(self, block: bytes) -> Optional[Where]:
+        """Where a CONNECT leads that is to be intercepted; None for all others, which `run` sees to."""
+        access, entrances = self._house.access, self._house.entrances
+        anybody = access.users is None and self._client in access.clients
+        known = entrances.get((self._kind, block)) if anybody else None
+        if known is not None:
+            return known
+        try:
+            head = http1.parse_request(block)
+            decision = self._decide(head, http1.request_framing(head))
+        except (ProtocolError, UpstreamError):
+            return None
+        if not isinstance(decision, Intercept):
+            return None
+        inside = replace(self._where, inside=decision.authority)
+        if anybody and len(entrances) < _ENTRANCES_AT_MOST:
+            entrances[self._kind, block] = inside
+        return inside
+
+    def _continue_tls(self) -> Next:
+        self._tls_turns -= 1
+        if not self._take_tls_on(self._stream.continue_tls):
+            return Next.END
+        return Next.WATCH if self._tls_turns or not self._stream.handshaking else Next.WORK
+
+    def _take_tls_on(self, step: Callable[[], object]) -> bool:
+        """Take a step of the handshake; False where there will be no connection."""
+        try:
+            step()
+        except OSError as error:
+            _log.info("%s makes no TLS connection with us as %s: %s", self._client, self._where.inside, error)
+            self._stream.cut()
+            self.give_up()
+            return False
+        return True
+
+    def _enter(self, inside: Where) -> None:
+        """What follows is said inside an intercepted connection."""
+        self._where = inside
+        self._kind = _kind_of(inside)
+
+    def _note(self, answer: Answer, seconds: float) -> None:
+        self._house.services.counters.add(Counter.HITS)
+        _log.info("%s GET %s 200 %d %.3fs %s", self._client, answer.url, answer.length, seconds, answer.note)
 
     def _answer(self, block: bytes, head: RequestHead, framing: BodyFraming) -> bool:
         reply = Reply(self._stream, head, self._via)
@@ -184,7 +309,8 @@ class Session:
     ) -> Optional[PlainHit]:
         """Do what was decided; what may be done again without deciding, if anything."""
         if isinstance(decision, Own):
-            page = pages.page(head, decision.path, self._house.ca_pem, self._house.services.counters)
+            house = self._house
+            page = pages.page(head, decision.path, self._where, house.about, house.services.counters)
             reply.whole(page.status, page.fields, page.body)
         elif isinstance(decision, policy.LastStop):
             page = pages.last_stop(head)
@@ -233,8 +359,8 @@ class Session:
     def _invalidate(self, target: Target, answer: ResponseHead) -> None:
         """RFC 9111 §4.4: the target is not what it was, nor what the answer names of the same origin."""
         targets = [target]
-        for field in (b"location", b"content-location"):
-            other = http1.resolve(target, answer.headers.get(field) or b"")
+        for mention in (b"location", b"content-location"):
+            other = http1.resolve(target, answer.headers.get(mention) or b"")
             if other is not None and (other.scheme, other.authority) == (target.scheme, target.authority):
                 targets.append(other)
         for one in targets:
@@ -251,18 +377,10 @@ class Session:
             return False
         reply.note = "intercept"
         self._house.services.counters.add(Counter.INTERCEPTED)
-        authority = decision.authority
-        context = self._house.leaves.context(authority.host)
+        context = self._house.leaves.context(decision.authority.host)
         self._establish(reply)
-        try:
-            self._stream.start_tls(context)
-        except (ssl.SSLError, OSError) as error:
-            _log.info("%s makes no TLS connection with us as %s: %s", self._client, authority, error)
-            self._stream.cut()
-            return False
-        self._where = replace(self._where, inside=authority)
-        self._kind = repr(self._where)
-        return True
+        self._enter(replace(self._where, inside=decision.authority))
+        return self._take_tls_on(partial(self._stream.start_tls, context))
 
     def _tunnel(self, decision: Tunnel, reply: Reply) -> None:
         origins = self._house.services.origins
@@ -276,14 +394,21 @@ class Session:
             origins.hang_up(origin, broken)
 
     def _establish(self, reply: Reply) -> None:
-        # librepo looks for these words, apt for the status; one apk stalls where no field follows the status line.
         reply.status = 200
-        fields = [(b"Via", self._via)]
-        self._stream.send(http1.serialise_response(200, b"Connection established", fields))
+        self._stream.send(_established(self._via))
 
     def _go_ahead(self, head: RequestHead, reply: Reply) -> None:
         reply.persistent = head.persistent
         self._stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+_kind_of = lru_cache(maxsize=4096)(repr)
+
+
+@lru_cache(maxsize=1)
+def _established(via: bytes) -> bytes:
+    # librepo looks for these words, apt for the status; one apk stalls where no field follows the status line.
+    return http1.serialise_response(200, b"Connection established", [(b"Via", via)])
 
 
 def _expects_continue(head: RequestHead, framing: BodyFraming) -> bool:

@@ -17,13 +17,14 @@ import socket
 import ssl
 import struct
 import time
-from typing import Callable, Optional, TypeVar, Union
+from typing import Callable, Optional, Tuple, TypeVar, Union
 
 import http1
 
 READ_SIZE = 64 * 1024
 _HEAD_SIZE = 16 * 1024  # octets that are read at once where a line or a head is wanted
 _RECORD_HEAD = 5  # octets: type, version, and the length of what follows in the last two
+_SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE = 282, 1, 4  # linux/tls.h; the socket module has no names for them
 _OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # ssl has a name for it from 3.10 on
 _READ_AHEAD_AT_MOST = 64  # reads of READ_SIZE
 _MOMENT = 1  # milliseconds
@@ -178,13 +179,30 @@ class Stream:
         self._closed = False
         self._postponed: Optional[OSError] = None  # an error that came behind octets which were still good
         self.timeout = timeout
-        self._wait(timeout)
+        self.ended = False  # `arrived` has found out that the peer sends no more
+        self.handshaking = False  # between `begin_tls` and the end of the handshake
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
     def encrypted(self) -> bool:
         """Whether TLS runs on it."""
         return isinstance(self._transport, (ssl.SSLSocket, _NestedTls))
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether octets given to the kernel arrive as they are meant: nothing encrypts, or the kernel itself does.
+
+        It has to be asked: without its consent to this very connection they would leave as plaintext.
+        """
+        if not self.encrypted:
+            return True
+        if not isinstance(self._transport, ssl.SSLSocket):
+            return False
+        try:
+            self._transport.getsockopt(_SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE)
+        except OSError:
+            return False
+        return True
 
     @property
     def server_name(self) -> Optional[str]:
@@ -198,6 +216,12 @@ class Stream:
             return str(self._socket.getpeername()[0])
         except (OSError, IndexError):
             return ""
+
+    @property
+    def address(self) -> Tuple[str, int]:
+        """Our end's. Raises OSError."""
+        host, port = self._socket.getsockname()[:2]
+        return str(host), int(port)
 
     @property
     def buffered(self) -> int:
@@ -297,12 +321,25 @@ class Stream:
         """Take in what the peer has sent, without waiting; whether there is anything to read now."""
         if not self._buffer:
             self._wait(0)
-            chunk = bytearray(READ_SIZE)
+            chunk = bytearray(_HEAD_SIZE)
             try:
-                self._buffer += memoryview(chunk)[: self._receive(chunk)]
+                count = self._receive(chunk)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return False
+            self.ended = not count
+            self._buffer += memoryview(chunk)[:count]
         return bool(self._buffer)
+
+    def head_arrived(self) -> bytes:
+        """A message head, if all of it is here without waiting; it stays, for `skip` or `read_head`. b"" otherwise."""
+        if not self.arrived():
+            return b""
+        end = http1.head_end(self._buffer, 0)
+        return bytes(self._buffer[:end]) if 0 <= end <= http1.HEAD_LIMIT else b""
+
+    def skip(self, count: int) -> None:
+        """Forget octets that have arrived."""
+        del self._buffer[:count]
 
     def dead(self) -> bool:
         """Whether an idle connection has been closed, or speaks out of turn; either way it is of no more use."""
@@ -325,7 +362,7 @@ class Stream:
     def send_file(self, fd: int, offset: int, count: int) -> int:
         """Some octets of a file, at most `count`, without their passing through this process; 0 at its end.
 
-        Only where nothing encrypts. Raises OSError of either side: EIO is the file's.
+        Only where `takes_files`. Raises OSError of either side: EIO is the file's.
         """
         poll = select.poll()
         poll.register(self.fileno(), select.POLLOUT)
@@ -337,7 +374,7 @@ class Stream:
             except BlockingIOError:
                 continue  # less room than the kernel thought
 
-    def send_nowait(self, view: memoryview) -> int:
+    def send_nowait(self, view: Buffer) -> int:
         """As much as the peer takes at once, perhaps nothing; what it did not take has to be sent next."""
         self._wait(0)
         try:
@@ -361,6 +398,31 @@ class Stream:
         self._buffer.clear()
         self._transport = nested
         nested.do_handshake()
+
+    def begin_tls(self, context: ssl.SSLContext) -> None:
+        """Start TLS as server without waiting; `continue_tls` or `finish_tls` goes on.
+
+        Only where nothing is buffered and nothing encrypts yet. Raises OSError.
+        """
+        self._wait(0)
+        self._socket = self._transport = context.wrap_socket(
+            self._socket, server_side=True, do_handshake_on_connect=False
+        )
+        self.handshaking = True
+
+    def continue_tls(self) -> bool:
+        """Take the handshake as far as it goes with what has arrived; whether it is over. Raises OSError."""
+        self._wait(0)
+        try:
+            self._handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        return True
+
+    def finish_tls(self) -> None:
+        """Take the handshake to its end. Raises OSError."""
+        self._wait(self.timeout)
+        self._handshake()
 
     def shutdown_write(self) -> None:
         """Say that nothing more is coming, and go on reading: close_notify under TLS, FIN otherwise."""
@@ -426,6 +488,11 @@ class Stream:
         self.send(data)
 
     # Innards
+
+    def _handshake(self) -> None:
+        assert isinstance(self._transport, ssl.SSLSocket)
+        self._transport.do_handshake()
+        self.handshaking = False
 
     def _wait(self, seconds: float) -> None:
         # settimeout() costs a system call, and most waits are like the one before.

@@ -1,50 +1,118 @@
-"""Build dduct.pyz: one file that any python3 with cryptography runs. The same sources make the same bytes."""
+"""Build dduct.pyz: one file that runs where python3 and cryptography are, or (--fat) where python3 alone is.
+
+Both carry tomli, so that Python 3.9 and 3.10 need no package for it. The fat one carries cryptography as well, for one
+architecture and every Python that we serve; bundle.py unpacks that on the target. The same sources make the same bytes.
+"""
 
 from __future__ import annotations
 
-import ast
+import argparse
+import hashlib
 import io
-import sys
+import platform
 import zipfile
 from pathlib import Path
-from typing import Iterator, List
+from typing import Dict, Tuple
 
-ROOT = Path(__file__).resolve().parent.parent
+import parts
+from wheels import PYTHONS, Wheels
+
 EPOCH = (1980, 1, 1, 0, 0, 0)
-MAIN = b"import sys\n\nfrom dduct import main\n\nsys.exit(main())\n"
+HERE = Path(__file__).resolve().parent
+LIBRARY = "library/"  # below it lies what bundle.py unpacks
+
+# Runs on any Python, for it has to say that it is too old.
+MAIN = b"""import sys
+
+if sys.version_info < (3, 9):
+    sys.exit("dduct: Python 3.9 or newer is needed, and this is %d.%d" % sys.version_info[:2])
+
+import bundle
+
+bundle.provide()
+
+from dduct import main
+
+sys.exit(main())
+"""
+
+Files = Dict[str, bytes]
 
 
-def modules(name: str = "dduct") -> List[str]:
-    """The program's own modules that `name` needs, itself included."""
-    found = [name]
-    for module in found:
-        found += sorted(set(_imports(ROOT / f"{module}.py")) - set(found))
-    return sorted(found)
+def thin(wheels: Wheels) -> Files:
+    """The content of an archive that needs the system's cryptography."""
+    files = {name: (parts.ROOT / name).read_bytes() for name in parts.program()}
+    files["__main__.py"] = MAIN
+    files["bundle.py"] = (HERE / "bundle.py").read_bytes()
+    files["LICENSE"] = (parts.ROOT / "LICENSE").read_bytes()
+    files.update(_wheel(wheels.any("tomli"), ""))
+    return files
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        names: List[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        yield from (name for name in names if (ROOT / f"{name}.py").exists())
+def fat(wheels: Wheels) -> Files:
+    """The content of an archive that needs nothing but Python, on `wheels.machine`."""
+    files = thin(wheels)
+    library = _wheel(wheels.abi3("cryptography"), LIBRARY)
+    for python in PYTHONS:
+        found = _wheel(wheels.binary("cffi", python), LIBRARY)
+        # Of cffi nothing runs but this, and the licence is the same in each.
+        library.update({name: data for name, data in found.items() if "_cffi_backend" in name or "licenses/" in name})
+    files.update(library)
+    tags = ",".join("cpython-" + python.replace(".", "") for python in PYTHONS)
+    files["library.txt"] = f"{wheels.machine} {_identity(library)} {tags}\n".encode()
+    return files
 
 
-def build(target: Path) -> None:
+def _wheel(path: Path, prefix: str) -> Files:
+    """What a wheel puts into an archive: its code below `prefix`, its licences below `licenses/`."""
+    files = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith((".py", ".so")):
+                files[prefix + name] = archive.read(name)
+            elif ".dist-info/" in name and "LICENSE" in name.rpartition("/")[2]:
+                package = name.partition("-")[0]
+                files[f"licenses/{package}/{name.rpartition('/')[2]}"] = archive.read(name)
+    return files
+
+
+def _identity(library: Files) -> str:
+    total = hashlib.sha256()
+    for name in sorted(library):
+        total.update(f"{name} {hashlib.sha256(library[name]).hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def write(files: Files, target: Path) -> None:
     """Write the archive to `target`, executable."""
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in [("__main__.py", MAIN), *((f"{m}.py", (ROOT / f"{m}.py").read_bytes()) for m in modules())]:
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, data in sorted(files.items()):
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, data)
+            archive.writestr(entry, data, compresslevel=9)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(b"#!/usr/bin/env python3\n" + content.getvalue())
     target.chmod(0o755)
 
 
+def _arguments() -> Tuple[bool, str, Path]:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fat", action="store_true")
+    parser.add_argument("--machine", default=platform.machine(), help="x86_64 or aarch64; with --fat")
+    parser.add_argument("target", type=Path)
+    options = parser.parse_args()
+    return options.fat, options.machine, options.target
+
+
+def main() -> None:
+    """Build what the command line asks for."""
+    is_fat, machine, target = _arguments()
+    wheels = Wheels(parts.ROOT / "build/wheels", machine)
+    write(fat(wheels) if is_fat else thin(wheels), target)
+    print(f"{target}: {target.stat().st_size} octets")
+
+
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
@@ -36,17 +37,29 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+_REACHES_INSIDE = {"monkeypatch", "caplog", "spy"}
+
+
+def _workers(request: pytest.FixtureRequest) -> int:
+    """How many processes a dduct has here: DDUCT_TEST_WORKERS, unless the test reaches into the only one."""
+    if _REACHES_INSIDE.intersection(request.fixturenames) or request.node.get_closest_marker("one_process"):
+        return 1
+    return int(os.environ.get("DDUCT_TEST_WORKERS", "1"))
+
+
 @pytest.fixture
 def build_house(
-    tmp_path: Path, origin_authority: CertificateAuthority, certificates: Path
+    request: pytest.FixtureRequest, tmp_path: Path, origin_authority: CertificateAuthority, certificates: Path
 ) -> Iterator[Callable[..., House]]:
     """Start a dduct whose [proxy] and [cache] keys are as given."""
     built: List[House] = []
+    workers = _workers(request)
     with ExitStack() as stack:
 
         def build(**keys: Any) -> House:
             directory = tmp_path / f"house-{len(built)}"
             directory.mkdir(exist_ok=True)
+            keys.setdefault("workers", workers)
             built.append(stack.enter_context(House(directory, origin_authority, certificates, **keys)))
             return built[-1]
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional, Union
 
 import pytest
+from support.client import wait_until
+from support.pairs import PATIENCE, in_thread
 
 from cache import Cache, Follow, Hit, Lead
 from fill import HOLD_BACK, Fill, FillFailed, FillState, Leftover
@@ -980,3 +982,30 @@ def test_caches_racing_on_one_directory_publish_each_object_once(pair: List[Cach
             key = Key(f"https/h/{turn}.deb")
             assert set(pool.map(client, pair * 4, [key] * 8)) == {body}
     assert len(leaders) == 100
+
+
+def test_a_crowd_that_grows_while_it_waits_gets_every_piece(cache: Cache) -> None:
+    """Those who were few enough to be woken find out that they no longer are."""
+    fill = lead(cache)
+    fill.begin(META, 6)
+    readers = [follow(cache) for _ in range(16)]
+    rooms = [memoryview(bytearray(3)) for _ in range(17)]
+
+    def waiting() -> int:
+        with fill._changed:
+            return len(fill._changed._waiters)  # type: ignore[attr-defined]
+
+    first = [in_thread(reader.read_at, room, 0) for reader, room in zip(readers, rooms)]
+    wait_until(lambda: waiting() == 16)
+    readers.append(follow(cache))
+    last = in_thread(readers[16].read_at, rooms[16], 0)
+    fill.write(view(b"abc"))
+    assert [future.result(PATIENCE) for future in [*first, last]] == [3] * 17
+    assert all(bytes(room) == b"abc" for room in rooms)
+    rest = [in_thread(reader.read_at, room, 3) for reader, room in zip(readers, rooms)]
+    fill.write(view(b"def"))
+    assert fill.publish()
+    assert [future.result(PATIENCE) for future in rest] == [3] * 17
+    for reader in readers:
+        reader.close()
+    fill.close()

@@ -474,6 +474,7 @@ def test_nobody_is_let_in_offline(house: House) -> None:
     assert house.fetch(origin, "/x.deb", "Authorization: Bearer bad").status == 502
 
 
+@pytest.mark.one_process
 def test_leave_is_remembered_for_a_while_and_revoked_after_it(build_house: Build) -> None:
     for grace, answers in ((60.0, [200]), (0.0, [200, 304])):
         house = build_house(auth_grace=grace)

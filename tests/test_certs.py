@@ -1040,3 +1040,26 @@ def test_an_authority_without_constraints_vouches_for_everybody(authority: Certi
 
 def test_a_root_is_not_sent_to_clients_that_have_it(authority: CertificateAuthority) -> None:
     assert authority.chain_pem == b""
+
+
+@pytest.mark.parametrize("verifying", [False, True])
+def test_the_root_that_clients_have_is_not_sent_to_them(authority: CertificateAuthority, verifying: bool) -> None:
+    """Only where it has to be known here to verify clients: OpenSSL then puts it into the chain by itself."""
+    context = LeafStore(authority, LEAF_DAYS, verifying).context("origin.test")
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    hello, rest = ssl.MemoryBIO(), ssl.MemoryBIO()
+    trusting = ssl.create_default_context(cadata=authority.pem.decode())
+    client = trusting.wrap_bio(rest, hello, server_hostname="origin.test")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    incoming.write(hello.read())
+    server = context.wrap_bio(incoming, outgoing, server_side=True)
+    with pytest.raises(ssl.SSLWantReadError):
+        server.do_handshake()
+    flight = outgoing.read()
+    rest.write(flight)
+    client.do_handshake()
+    leaf = client.getpeercert(binary_form=True)
+    assert leaf is not None
+    root = ssl.PEM_cert_to_DER_cert(authority.pem.decode())
+    assert (len(flight) > len(leaf) + len(root)) is verifying

@@ -173,6 +173,7 @@ BAD: Dict[str, List[str]] = {
     "proxy.allow_clients": ["'::1'", "['10.0.0.1/8']", "['a']", "[5]"],
     "proxy.auth_file": ["'nowhere'", "5", "'.'"],
     "proxy.require_client_cert": ["1", "'no'"],
+    "proxy.ktls": ["1", "'yes'"],
     "proxy.workers": ["-1", "'all'", "65"],
     "proxy.max_connections": ["0", "'many'", "1.5"],
     "cache.max_size": ["'much'", "-1", "true", "'5X'", "[]"],

@@ -354,6 +354,7 @@ def test_nobody_is_given_two_objects_in_one(house: House) -> None:
     assert answer.body == BODY and answer.get("etag") == '"2"'
 
 
+@pytest.mark.one_process
 def test_who_has_had_nothing_begins_anew_when_the_object_changes(house: House) -> None:
     """A reader of the end of an object that changes while it is fetched gets the end of the new one."""
     breaking = Breaking(500_000)

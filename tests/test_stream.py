@@ -12,11 +12,13 @@ import ssl
 import termios
 import threading
 import time
+from pathlib import Path
 from typing import Callable, Iterator, List, Tuple
 
 import pytest
 from support.pairs import HOST, PATIENCE, SOON, Pairs, client_context, in_thread, read_all, reset, server_context
 
+from certs import let_kernel_encrypt
 from http1 import HEAD_LIMIT, ProtocolError
 from stream import ConnectionLost, NamedSocket, Stream
 
@@ -30,6 +32,7 @@ def pairs() -> Iterator[Pairs]:
         yield pairs
 
 
+ULPS = Path("/proc/sys/net/ipv4/tcp_available_ulp")
 RECORD = 300  # octets in the record that drips
 
 LAYERS = ["plain", "tls server", "tls client", "nested server", "nested client"]
@@ -919,3 +922,83 @@ def test_an_error_behind_octets_comes_after_them(pairs: Pairs, monkeypatch: pyte
         for _ in range(2):
             with pytest.raises(ConnectionResetError):
                 near.readinto(memoryview(bytearray(100)))
+
+
+# --- without waiting ----------------------------------------------------------------------------
+
+
+def test_a_handshake_step_by_step(pairs: Pairs) -> None:
+    near, far = pairs.streams()
+    near.begin_tls(server_context())
+    assert near.handshaking and near.encrypted and not near.continue_tls()
+    started = in_thread(far.start_tls, client_context(), HOST)
+    while not near.continue_tls():
+        select.select([near], [], [], PATIENCE)
+    started.result(PATIENCE)
+    assert not near.handshaking
+    far.send(HEAD)
+    assert near.read_head(PATIENCE) == HEAD
+
+
+def test_a_handshake_is_finished_by_waiting(pairs: Pairs) -> None:
+    near, far = pairs.streams()
+    near.begin_tls(server_context())
+    assert not near.continue_tls()
+    started = in_thread(far.start_tls, client_context(), HOST)
+    near.finish_tls()
+    started.result(PATIENCE)
+    assert not near.handshaking
+
+
+def test_a_handshake_that_nobody_goes_on_with_times_out(pairs: Pairs) -> None:
+    near, _ = pairs.streams(timeout=SOON)
+    near.begin_tls(server_context())
+    with pytest.raises(socket.timeout):
+        near.finish_tls()
+
+
+def test_a_head_that_has_arrived_stays(pairs: Pairs, layer: str) -> None:
+    near, far = connect(pairs, layer)
+    assert near.head_arrived() == b"" and not near.ended
+    far.send(HEAD[:10])
+    select.select([near], [], [], PATIENCE)
+    assert near.head_arrived() == b""
+    far.send(HEAD[10:] + b"more")
+    assert near.read_head(PATIENCE) == HEAD  # waits for it, which the other does not
+    assert near.buffered == 4
+    near.skip(4)
+    far.send(HEAD + HEAD)
+    select.select([near], [], [], PATIENCE)
+    assert near.head_arrived() == HEAD == near.head_arrived()
+    near.skip(len(HEAD))
+    assert near.read_head(PATIENCE) == HEAD
+
+
+def test_the_end_is_noticed_without_waiting(pairs: Pairs, layer: str) -> None:
+    near, far = connect(pairs, layer)
+    assert near.head_arrived() == b"" and not near.ended
+    far.close()
+    select.select([near], [], [], PATIENCE)
+    assert near.head_arrived() == b"" and near.ended
+
+
+# --- what the kernel sends ----------------------------------------------------------------------
+
+
+def test_the_kernel_gets_a_file_only_if_it_encrypts_what_is_to_be(pairs: Pairs, layer: str, tmp_path: Path) -> None:
+    """Whether it can for TLS depends on the machine; that nothing arrives in plaintext does not."""
+    for make in (server_context, client_context):
+        let_kernel_encrypt(make())
+    near, far = connect(pairs, layer)
+    if layer == "plain":
+        assert near.takes_files
+    elif not layer.startswith("tls") or "tls" not in ULPS.read_text().split():
+        assert not near.takes_files
+    (tmp_path / "file").write_bytes(MEGABYTES)
+    received = in_thread(read, far, len(MEGABYTES))
+    with (tmp_path / "file").open("rb") as file:
+        offset = 0
+        while near.takes_files and offset < len(MEGABYTES):
+            offset += near.send_file(file.fileno(), offset, len(MEGABYTES) - offset)
+    near.send(MEGABYTES[offset:])
+    assert received.result(PATIENCE) == MEGABYTES

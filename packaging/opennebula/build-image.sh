@@ -2,7 +2,7 @@
 
 # Build the appliance as one self-booting disk image, with Debian's tools alone: build-image.sh [TARGET.qcow2]
 #
-# As root, on Debian or Ubuntu; from the network it takes Debian packages, and nothing else. Settings, as environment:
+# As root, on Debian or Ubuntu; from the network it takes Debian packages, and what `make pyz` takes. Settings, as environment:
 #   DDUCT_IMAGE_SUITE    the Debian release inside (bookworm)
 #   DDUCT_IMAGE_MIRROR   where its packages come from: a URL, or a file of apt sources
 #                        (the sources of this machine if it runs that release, else deb.debian.org)

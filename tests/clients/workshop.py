@@ -54,7 +54,12 @@ def clean_environment() -> Dict[str, str]:
     }
 
 
-def run(*command: object, env: Optional[Mapping[str, str]] = None, cwd: Optional[Path] = None) -> str:
+def run(
+    *command: object,
+    env: Optional[Mapping[str, str]] = None,
+    cwd: Optional[Path] = None,
+    patience: float = PATIENCE,
+) -> str:
     """The output of a command that has to succeed."""
     done = subprocess.run(
         [str(word) for word in command],
@@ -63,7 +68,7 @@ def run(*command: object, env: Optional[Mapping[str, str]] = None, cwd: Optional
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=PATIENCE,
+        timeout=patience,
         check=False,
     )
     output = done.stdout.decode(errors="replace")

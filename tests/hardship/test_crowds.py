@@ -135,6 +135,7 @@ def healthy(port: int, url: str, seconds: int = 6) -> Dict[str, float]:
 def test_a_crowd_of_slow_clients_does_not_delay_a_healthy_one(dduct: Dduct, origin: Origin, kind: str) -> None:
     host = f"127.0.0.1:{origin.port}"
     small, large = f"http://{host}/small.deb", f"http://{host}/large.deb"
+    alone = dduct.descriptors()
     with ExitStack() as stack:
         client = stack.enter_context(Client(dduct.port))
         for url, body in ((small, SMALL), (large, LARGE)):
@@ -149,7 +150,7 @@ def test_a_crowd_of_slow_clients_does_not_delay_a_healthy_one(dduct: Dduct, orig
             "reads": (f"GET {large} HTTP/1.1\r\n{head}\r\n", read_a_little),
         }[kind]
         with Crowd(dduct.port, CROWD, first.encode(), drop) as crowd:
-            wait_until(lambda: dduct.threads() >= before[1] + CROWD)
+            wait_until(lambda: dduct.descriptors() >= alone + CROWD)
             figures = healthy(dduct.port, small)
             memory = dduct.memory()
             assert crowd.alive() == CROWD

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import ssl
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, List, Optional, Sequence
+from typing import Any, Iterator, List, Optional, Sequence
 
 import config as configuration
 from certs import CertificateAuthority
@@ -33,6 +34,7 @@ def make_config(directory: Path, origin_ca: Optional[Path], **keys: Any) -> Conf
         "upstream_ca": origin_ca,
         "idle_timeout": 20.0,
         "upstream_timeout": 10.0,
+        "workers": 1,
         **{key: value for key, value in keys.items() if hasattr(base.proxy, key)},
     }
     caching = {"min_free": None, **{key: value for key, value in keys.items() if not hasattr(base.proxy, key)}}
@@ -49,6 +51,33 @@ def make_config(directory: Path, origin_ca: Optional[Path], **keys: Any) -> Conf
     )
 
 
+@contextmanager
+def second_worker(server: Server) -> Iterator[None]:
+    """Another process that serves beside this one, as `workers` does it."""
+    mine, its = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            os.close(mine[1])
+            server.start(1)
+            os.write(its[1], b"!")
+            os.read(mine[0], 1)
+            server.stop(grace=10)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(mine[0])
+    os.close(its[1])
+    try:
+        assert os.read(its[0], 1) == b"!"
+        yield
+    finally:
+        os.close(mine[1])
+        os.close(its[0])
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 class House:
     """A running dduct, its origins and its clients; everything ends with it."""
 
@@ -61,6 +90,8 @@ class House:
         self.config = make_config(directory, ca, **keys)
         shutil.copytree(certificates, self.config.misc.cert_dir, dirs_exist_ok=True)
         self.server = Server(self.config)
+        if self.config.proxy.workers > 1:
+            self._stack.enter_context(second_worker(self.server))
         self.server.start()
         self.tcp_port, self.tls_port = (address.port for address in self.server.addresses)
         self.trust = ssl.create_default_context(cafile=str(self.config.misc.cert_dir / "ca.crt"))

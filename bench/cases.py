@@ -1,0 +1,46 @@
+"""What is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict
+
+from servers import HOST, TUNNELLED
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured: `path` (`%d` runs through `objects`), how often, by how many at a time, and in which unit."""
+
+    name: str
+    path: str
+    requests: int
+    connections: int
+    unit: str
+    once: bool = False
+    objects: int = 1
+    miss: bool = False
+    host: str = HOST
+
+    def value(self, figures: Dict[str, float]) -> float:
+        """The figure that counts, of those that the client tells."""
+        if self.unit == "req/s":
+            return figures["requests"] / figures["seconds"]
+        if self.unit == "s":
+            return figures["seconds"]
+        if self.unit == "ms":
+            return figures["first"]
+        return figures["octets"] / figures["seconds"] / 1e6
+
+
+CASES = (
+    Case("4 KiB hits, keep-alive, 16 connections", "/small.deb", 30_000, 16, "req/s"),
+    Case("4 KiB hits, a connection each", "/small.deb", 3_000, 16, "req/s", once=True),
+    Case("1 MiB hits, 8 connections", "/middle.deb", 1_500, 8, "MB/s"),
+    Case("256 MiB hits, 4 connections", "/large.deb", 8, 4, "MB/s"),
+    Case("256 MiB miss, one client", "/miss/{round}/large.deb", 1, 1, "MB/s", miss=True),
+    Case("32 MiB miss, 200 clients", "/crowd/{round}/crowd.deb", 200, 200, "s", miss=True),
+    Case("32 MiB hit, 200 clients", "/crowd.deb", 200, 200, "s"),
+    Case("first octet of a miss", "/slow/{round}-%d/middle.deb", 10, 1, "ms", objects=10, miss=True),
+    Case("blind tunnel, 256 MiB, 4 connections", "/large.deb", 8, 4, "MB/s", host=TUNNELLED),
+)

@@ -1,0 +1,156 @@
+"""Figures of dduct alone: what depends on how much there is, and what it takes to have it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Iterator, List, Tuple
+
+from cases import Case
+from servers import HOST, MEGA, ROOT, TUNNELLED, Bench, Program, free_port, wait_for
+
+from store import Metadata, Record, boot_id
+
+Figure = Tuple[str, str]
+_IDLE = 1000  # connections
+_FOLDERS = 1000  # and in each of them a thousandth of the objects
+_SIZE = 4096  # octets of each
+_ROUNDS = 5
+
+
+def figures(bench: Bench, objects: int) -> Iterator[Figure]:
+    """Name and value of each; some take minutes."""
+    dduct = bench.proxies["dduct"]
+    assert dduct is not None
+    for make in (_start_up, _memory, _crowd):
+        for name, value in make(bench, dduct):
+            print(f"  {name:60} {value}", flush=True)
+            yield name, value
+    for name, value in _scale(bench, dduct, objects):
+        print(f"  {name:60} {value}", flush=True)
+        yield name, value
+
+
+def _start_up(bench: Bench, _: Program) -> Iterator[Figure]:
+    place = bench.directory / "start"
+    place.mkdir()
+    for name in ("first start, with an authority and certificates to make", "every other start"):
+        port = free_port()
+        (place / "dduct.toml").write_text(
+            f"[misc]\ncert_dir = '{place}/certs'\nfile_dir = '{place}/files'\n"
+            f"[proxy]\ntcp_bind = '{HOST}:{port}'\ntls_bind = ''\n"
+        )
+        began = time.monotonic()
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "dduct.py"), "--cfg", str(place / "dduct.toml")], stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_for(port)
+            yield name, f"{time.monotonic() - began:.2f} s"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _memory(bench: Bench, dduct: Program) -> Iterator[Figure]:
+    """An intercepted connection that waits for its next request, and a tunnel in which nothing happens."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    yield "memory at work, all processes", f"{_pss(dduct) / MEGA:.0f} MiB"
+    for what, host in (("intercepted connection", HOST), ("tunnel", TUNNELLED)):
+        with ExitStack() as stack:
+            before = _pss(dduct)
+            for _ in range(_IDLE):
+                sock = stack.enter_context(socket.create_connection((HOST, dduct.port)))
+                sock.sendall(f"CONNECT {host}:{bench.origin} HTTP/1.1\r\nHost: {host}:{bench.origin}\r\n\r\n".encode())
+                sock.recv(4096)
+                tls = stack.enter_context(context.wrap_socket(sock, server_hostname=host))
+                tls.sendall(f"GET /small.deb HTTP/1.1\r\nHost: {host}:{bench.origin}\r\n\r\n".encode())
+                octets = 0
+                while octets < _SIZE:
+                    octets += len(tls.recv(16384))
+            time.sleep(1)  # tunnels give their buffers back a little later
+            yield f"an idle {what}", f"{(_pss(dduct) - before) / _IDLE / 1024:.0f} KiB"
+
+
+def _pss(dduct: Program) -> int:
+    """Octets of all its processes; what is shared counts once."""
+    pid = dduct.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    total = 0
+    for one in [str(pid), *children]:
+        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{one}/smaps_rollup").read_text(), re.MULTILINE)
+        assert found
+        total += int(found[1]) * 1024
+    return total
+
+
+def _crowd(bench: Bench, dduct: Program) -> Iterator[Figure]:
+    count = 200
+    cold = Case("cold", "/crowd/{round}/large.deb", count, count, "s")
+    before = bench.transfers()
+    miss = cold.value(bench.load(cold, dduct.port, "one"))
+    transfers = bench.transfers() - before
+    hit = cold.value(bench.load(cold, dduct.port, "one"))
+    yield f"{count} clients at once, one cold object of 256 MiB", f"{miss:.1f} s, {transfers} transfer from the origin"
+    yield "the same on a hit", f"{hit:.1f} s: cold takes {miss / hit:.2f} times as long"
+
+
+def _scale(bench: Bench, dduct: Program, objects: int) -> Iterator[Figure]:
+    """The same thousand objects, among a thousand others and among very many."""
+    root = bench.directory / "dduct/files/https" / f"{HOST}:{bench.origin}" / "scale"
+    again = Case("again", "/scale/%d/0.deb", 30_000, 16, "req/s", objects=_FOLDERS)
+    many: List[float] = []
+    few: List[float] = []
+    _fill(bench, root, 0, 2)
+    bench.load(again, dduct.port, "")
+    few_first = again.value(bench.load(_once(1), dduct.port, ""))
+    for _ in range(_ROUNDS):
+        few.append(again.value(bench.load(again, dduct.port, "")))
+    began = time.monotonic()
+    _fill(bench, root, 2, objects // _FOLDERS)
+    print(f"  {objects:,} objects were put into the cache in {time.monotonic() - began:.0f} s", flush=True)
+    bench.load(again, dduct.port, "")
+    many_first = again.value(bench.load(_once(2), dduct.port, ""))
+    for _ in range(_ROUNDS):
+        many.append(again.value(bench.load(again, dduct.port, "")))
+    few_best, many_best = sorted(few)[_ROUNDS // 2], sorted(many)[_ROUNDS // 2]
+    yield "hits on 1,000 objects, 2,000 in the cache", f"{few_best:,.0f} req/s"
+    yield (
+        f"the same, {objects:,} in the cache",
+        f"{many_best:,.0f} req/s: {many_best / few_best:.2f} times as many",
+    )
+    yield (
+        f"first hits on 1,000 objects, {objects:,} in the cache",
+        f"{many_first:,.0f} req/s: {many_first / few_first:.2f} times as many as with 2,000",
+    )
+    shutil.rmtree(root)
+
+
+def _once(number: int) -> Case:
+    return Case("once", f"/scale/%d/{number}.deb", _FOLDERS, 16, "req/s", objects=_FOLDERS)
+
+
+def _fill(bench: Bench, root: Path, first: int, end: int) -> None:
+    """Objects as dduct keeps them, `first` to `end` in each folder."""
+    fields = (("Content-Type", "application/octet-stream"), ("Cache-Control", "max-age=86400"))
+    body = os.urandom(_SIZE)
+    for folder in range(_FOLDERS):
+        (root / str(folder)).mkdir(parents=True, exist_ok=True)
+        for number in range(first, end):
+            path = f"{root}/{folder}/{number}.deb"
+            url = f"https://{HOST}:{bench.origin}/scale/{folder}/{number}.deb"
+            record = Record(
+                Metadata(url, fields, time.time(), near=True), _SIZE, "0" * 64, boot=boot_id(), durable=True
+            )
+            with open(path, "wb") as file:
+                file.write(body)
+            os.setxattr(path, "user.dduct", record.encode())

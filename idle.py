@@ -1,0 +1,138 @@
+"""Connections between two requests, watched by one thread, which answers what needs no thought.
+
+Every connection has a thread while there is anything to do or to wait for. Where many of them only repeat themselves,
+those threads would stand in each other's way: each system call lets go of the interpreter, and to get hold of it again
+among others costs more than the call (four busy connections in one process: a third of the throughput of one). So they
+come here, and leave again as soon as something is to be done that may take time.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import select
+import threading
+import time
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional, Protocol
+
+_TICK = 1.0  # seconds: patience is measured this exactly
+
+
+class Next(enum.Enum):
+    """What is to be done about a connection that has spoken."""
+
+    WATCH = "all was done, and it is watched on"
+    WORK = "something that takes a thread"
+    END = "nothing any more: it is over"
+
+
+class Guest(Protocol):
+    """A connection that waits for its client. `patience` is how long the next octets may take to come, in seconds.
+
+    After `give_up`, `resume` only hangs up, which takes no time.
+    """
+
+    @property
+    def patience(self) -> float: ...
+
+    def fileno(self) -> int: ...
+
+    def answer_at_once(self) -> Next: ...
+
+    def give_up(self) -> None: ...
+
+
+@dataclass
+class _Watched:
+    guest: Guest
+    resume: Callable[[], None]
+    until: float
+
+
+class Idle:
+    """Those who are watched. `spawn` starts a thread with their `resume` when something is to be done for one."""
+
+    def __init__(self, spawn: Callable[[str, Callable[[], None]], None]) -> None:
+        self._spawn = spawn
+        self._lock = threading.Lock()  # guards the three below
+        self._epoll: Optional[select.epoll] = None  # while `run` does
+        self._watched: Dict[int, _Watched] = {}  # by descriptor
+        self._bell = -1
+
+    def watch(self, guest: Guest, resume: Callable[[], None]) -> bool:
+        """Take a connection; whether that was possible. If so, it is no longer the caller's."""
+        fd = guest.fileno()
+        with self._lock:
+            if self._epoll is None:
+                return False
+            self._watched[fd] = _Watched(guest, resume, time.monotonic() + guest.patience)
+            try:
+                self._epoll.register(fd, select.EPOLLIN)
+            except OSError:
+                del self._watched[fd]
+                return False  # the system watches only so many for one user
+        return True
+
+    def run(self) -> None:
+        """Watch and answer, in this thread, until `stop`."""
+        with select.epoll() as epoll:
+            wake, bell = os.pipe()
+            try:
+                epoll.register(wake, select.EPOLLIN)
+                with self._lock:
+                    self._epoll, self._bell = epoll, bell
+                self._watch_all(epoll, wake)
+            finally:
+                with self._lock:
+                    self._epoll, self._bell = None, -1
+                for fd in list(self._watched):
+                    self._let_go(epoll, fd)
+                os.close(wake)
+                os.close(bell)
+
+    def stop(self) -> None:
+        """Watch no more: threads go on with whoever is here. Harmless twice."""
+        with self._lock:
+            if self._bell >= 0:
+                os.write(self._bell, b"!")  # a pipe has room for it
+
+    def _watch_all(self, epoll: select.epoll, wake: int) -> None:
+        expired_at = time.monotonic()
+        while True:
+            spoken = epoll.poll(_TICK)
+            now = time.monotonic()
+            for fd, _ in spoken:
+                if fd == wake:
+                    return
+                self._answer(epoll, fd, now)
+            if now - expired_at >= _TICK:
+                self._expire(epoll, now)
+                expired_at = now
+
+    def _answer(self, epoll: select.epoll, fd: int, now: float) -> None:
+        watched = self._watched[fd]
+        what = watched.guest.answer_at_once()
+        if what is Next.WATCH:
+            watched.until = now + watched.guest.patience
+        else:
+            self._let_go(epoll, fd, what is Next.END)
+
+    def _expire(self, epoll: select.epoll, now: float) -> None:
+        with self._lock:
+            silent = [fd for fd, watched in self._watched.items() if watched.until <= now]
+        for fd in silent:
+            self._let_go(epoll, fd, end=True)
+
+    def _let_go(self, epoll: select.epoll, fd: int, end: bool = False) -> None:
+        with self._lock:
+            watched = self._watched.pop(fd)
+        if not end:
+            epoll.unregister(fd)  # otherwise the system does that when it closes
+            try:
+                self._spawn("session", watched.resume)
+                return
+            except RuntimeError:
+                pass  # no room for a thread: all that can be done is to hang up
+        watched.guest.give_up()
+        watched.resume()

@@ -1,0 +1,65 @@
+"""What dduct consists of: read from the sources, so that no list has to be kept beside them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+from pathlib import Path
+from typing import Iterator, List
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What the program reads beside its modules, wherever these lie (in an archive, too).
+DATA = sorted(path.name for path in ROOT.glob("*.sh"))
+
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"]
+
+_1980 = 315532800  # no archive format has anything older
+
+
+def version() -> str:
+    """The one in dduct.py; nothing else knows it."""
+    for node in ast.parse((ROOT / "dduct.py").read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VERSION":
+            return str(ast.literal_eval(node.value))
+    raise SystemExit("dduct.py has no VERSION")
+
+
+def moment() -> int:
+    """When these sources were made, in seconds since 1970: SOURCE_DATE_EPOCH, else the last commit's time."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if given.isdigit():
+        return max(_1980, int(given))
+    if not (ROOT / ".git").exists():
+        return _1980
+    command = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "log", "-1", "--format=%ct"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    return int(done.stdout) if done.returncode == 0 else _1980
+
+
+def modules(name: str = "dduct") -> List[str]:
+    """The program's own modules that `name` needs, itself included."""
+    found = [name]
+    for module in found:
+        found += sorted(set(_imports(ROOT / f"{module}.py")) - set(found))
+    return sorted(found)
+
+
+def program() -> List[str]:
+    """The files that make up the running program, by name."""
+    return [*(f"{module}.py" for module in modules()), *DATA]
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names: List[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        yield from (name for name in names if (ROOT / f"{name}.py").exists())
+
+
+if __name__ == "__main__":
+    print(version())

@@ -1,0 +1,550 @@
+#!/bin/sh
+# Makes this machine use dduct: its certificate authority goes into the system's store, its address into the settings.
+#
+#     curl -fsS http://PROXY:8000/setup/sh | sudo sh
+#     curl -fsS http://PROXY:8000/setup/sh | sudo sh -s -- --undo
+#
+# Run again, it changes nothing, or brings up to date what has changed. What it changes is first copied to
+# /var/lib/dduct-setup, where --undo finds it; a run that broke off is undone in the same way. Nothing is done before
+# the last line is here.
+set -eu
+
+# --- dduct fills these in, and changes nothing else ---
+proxy=''
+fingerprint=''
+certificate=''
+asks_password=''
+# --- end of what dduct fills in ---
+
+LC_ALL=C
+export LC_ALL
+umask 022
+
+root=''                       # what all paths are below
+store=/var/lib/dduct-setup    # journal; before/: as it was; after/, next/: as we left it; kept/: what others have changed
+begin='# >>> dduct: what is between these lines comes from its setup, and goes with --undo'
+end='# <<< dduct'
+aside='#dduct# '              # before a line that we have put out of force
+no_proxy_hosts='localhost,127.0.0.1,::1,.local,.localdomain,.internal,.lan,.home.arpa'
+no_proxy_cluster='127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,.svc,.cluster.local'
+services='docker containerd crio buildkit k3s k3s-agent rke2-server rke2-agent'
+
+say() { printf '%s\n' "$*"; }
+
+fail() {
+    printf 'dduct setup: %s\n' "$*" >&2
+    exit 1
+}
+
+misuse() {
+    printf 'dduct setup: %s; --help says what there is\n' "$*" >&2
+    exit 2
+}
+
+usage() {
+    cat <<'EOF'
+Makes this machine use dduct. As root:
+
+    curl -fsS http://PROXY:8000/setup/sh | sh -s -- [OPTIONS]
+
+  --undo         restore every file as it was
+  --proxy URL    use this proxy, http[s]://[USER:PASSWORD@]HOST:PORT, instead of where the script came from
+  --root DIR     work on the system below DIR, such as an image's
+  --help         this
+EOF
+}
+
+options() {
+    action=set_up
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --undo) action=undo ;;
+            --help) action=help ;;
+            --proxy | --root)
+                [ $# -gt 1 ] || misuse "$1 wants a value"
+                if [ "$1" = --root ]; then root=$2; else proxy=$2; fi
+                shift
+                ;;
+            *) misuse "there is no option $1" ;;
+        esac
+        shift
+    done
+    case $root in
+        '' | /) root='' ;;
+        /*) root=${root%/} ;;
+        *) misuse "--root wants an absolute path, not $root" ;;
+    esac
+    [ -d "$root/" ] || misuse "--root $root is no directory"
+    state=$root$store
+    journal=$state/journal
+}
+
+# What is in $proxy goes into files of many syntaxes: nothing that means anything in any of them may be in it.
+check_proxy() {
+    case $proxy in
+        '') misuse "there is no proxy: fetch this script from dduct (http://PROXY:8000/setup/sh)" ;;
+        *[!]0-9A-Za-z._~%:@/[-]*)
+            misuse "--proxy has characters that it cannot have; write those of a password as %XX" ;;
+    esac
+    proxy=${proxy%/}
+    say "$proxy" | grep -Eqx 'https?://([^@/]+@)?([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}' ||
+        misuse "--proxy wants http[s]://[USER:PASSWORD@]HOST:PORT"
+    # dduct itself is not reached through dduct.
+    host=${proxy##*[@/]}
+    host=${host%:*}
+    host=${host#\[}
+    host=${host%\]}
+    case ",$no_proxy_hosts," in *",$host,"*) ;; *) no_proxy_hosts=$no_proxy_hosts,$host ;; esac
+    no_proxy_cluster=$no_proxy_hosts,$no_proxy_cluster
+    [ -n "$certificate" ] || misuse "there is no certificate: fetch this script from dduct (http://PROXY:8000/setup/sh)"
+}
+
+# --- which system this is -----------------------------------------------------------------------
+
+has() {
+    for directory in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do
+        [ ! -x "$root$directory/$1" ] || return 0
+    done
+    return 1
+}
+
+# Run a program of the system that this is about. It must not read the script that comes on our standard input.
+inside() {
+    if [ -n "$root" ]; then chroot "$root" "$@" < /dev/null; else "$@" < /dev/null; fi
+}
+
+find_family() {
+    family=''
+    ids=''
+    [ ! -r "$root/etc/os-release" ] ||
+        ids=$(sed -n 's/^ID=//p; s/^ID_LIKE=//p' "$root/etc/os-release" | tr -d "\"'" | tr '\n' ' ')
+    for id in $ids; do
+        case $id in
+            debian | ubuntu) family=debian ;;
+            alpine) family=alpine ;;
+            rhel | fedora | centos | almalinux | rocky | ol | amzn) family=redhat ;;
+            suse | opensuse* | sle*) family=suse ;;
+            arch) family=arch ;;
+        esac
+        [ -z "$family" ] || return 0
+    done
+    # Nobody has heard of it: what lies where?
+    if [ -d "$root/etc/pki/ca-trust/source/anchors" ]; then family=redhat
+    elif [ -d "$root/etc/ca-certificates/trust-source/anchors" ]; then family=arch
+    elif [ -d "$root/etc/pki/trust/anchors" ]; then family=suse
+    elif has update-ca-certificates; then family=debian
+    fi
+}
+
+find_trust() {
+    find_family
+    afresh=''
+    case $family in
+        debian | alpine)
+            anchor=/usr/local/share/ca-certificates/dduct.crt updater=update-ca-certificates
+            afresh=--fresh # else the removed one's links stay
+            ;;
+        redhat) anchor=/etc/pki/ca-trust/source/anchors/dduct.pem updater=update-ca-trust ;;
+        suse) anchor=/etc/pki/trust/anchors/dduct.pem updater=update-ca-certificates ;;
+        arch) anchor=/etc/ca-certificates/trust-source/anchors/dduct.crt updater=update-ca-trust ;;
+        *) anchor='' updater='' ;;
+    esac
+}
+
+install_hint() {
+    case $family in
+        debian) say "apt-get -o Acquire::http::Proxy=$proxy update && apt-get -o Acquire::http::Proxy=$proxy install ca-certificates" ;;
+        alpine) say "http_proxy=$proxy apk add ca-certificates" ;;
+        redhat) say "dnf --setopt=proxy=$proxy install ca-certificates" ;;
+        suse) say "http_proxy=$proxy zypper install ca-certificates" ;;
+        arch) say "http_proxy=$proxy pacman -S ca-certificates-utils" ;;
+    esac
+}
+
+# Where the system has all that it trusts in one file; after the update.
+find_bundle() {
+    for bundle in /etc/ssl/certs/ca-certificates.crt /etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem \
+        /etc/ssl/ca-bundle.pem /var/lib/ca-certificates/ca-bundle.pem /etc/pki/tls/certs/ca-bundle.crt; do
+        [ ! -s "$root$bundle" ] || return 0
+    done
+    bundle=''
+}
+
+# --- files, and the way back --------------------------------------------------------------------
+
+noted() { [ -f "$journal" ] && grep -qxF "$1" "$journal"; }
+
+# The journal names what is about to be changed: `made DIR`, `new FILE` or `saved FILE`.
+note() { noted "$1" || printf '%s\n' "$1" >> "$journal"; }
+
+same() { [ -e "$1" ] && [ -e "$2" ] && [ "$(sha256sum < "$1")" = "$(sha256sum < "$2")" ]; }
+
+# Whether a file is as we left it, or were about to leave it.
+is_ours() { same "$root$1" "$state/after$1" || same "$root$1" "$state/next$1"; }
+
+copy() {
+    mkdir -p "${2%/*}"
+    cp -p "$1" "$2.part"
+    mv -f "$2.part" "$2"
+}
+
+make_directory() {
+    if [ -z "$1" ] || [ -d "$root$1" ]; then return 0; fi
+    make_directory "${1%/*}"
+    note "made $1"
+    mkdir "$root$1"
+}
+
+# What somebody else has changed in a file of ours is his, and stays to be found.
+keep() {
+    number=1
+    while [ -e "$state/kept$1.$number" ]; do number=$((number + 1)); done
+    copy "$root$1" "$state/kept$1.$number"
+    say "  $1 has been changed since; as it was until now it is kept in $root$store/kept$1.$number"
+}
+
+save() {
+    if noted "saved $1" || noted "new $1"; then
+        if [ -e "$root$1" ] && [ -e "$state/after$1" ] && ! is_ours "$1" && ! same "$root$1" "$state/before$1"; then
+            renew "$1"
+        fi
+    elif [ -e "$root$1" ]; then
+        copy "$root$1" "$state/before$1"
+        note "saved $1"
+    else
+        note "new $1"
+    fi
+}
+
+# A file was edited between two runs: what --undo brings back has to have that in it.
+renew() {
+    keep "$1"
+    if grep -qxF "$begin" "$root$1"; then
+        copy "$root$1" "$state/before$1"
+        without_block "$root$1" > "$state/before$1"
+        note "saved $1"
+    fi
+}
+
+# Put what lies in next/ into its place, whole.
+put() {
+    save "$1"
+    if ! same "$root$1" "$state/next$1"; then
+        make_directory "${1%/*}"
+        if [ -e "$root$1" ]; then
+            cp -p "$root$1" "$root$1.dduct-new"
+        else
+            : > "$root$1.dduct-new"
+        fi
+        cat "$state/next$1" > "$root$1.dduct-new"
+        mv -f "$root$1.dduct-new" "$root$1"
+        relabel "$root$1"
+        say "  $root$1"
+        changed=yes
+    fi
+    mkdir -p "$state/after${1%/*}"
+    mv -f "$state/next$1" "$state/after$1"
+}
+
+relabel() { if command -v restorecon > /dev/null; then restorecon "$1" || :; fi; }
+
+# own FILE TEXT: a file that is ours alone.
+own() {
+    if is_link "$1"; then return 0; fi
+    mkdir -p "$state/next${1%/*}"
+    printf '%s\n' "$2" > "$state/next$1"
+    put "$1"
+}
+
+# block FILE SECTION KEYS TEXT: lines of ours in a file of somebody else's; lines there that set one of KEYS (an extended
+# regular expression) are put out of force. SECTION is `[name]`, or nothing where the file has none.
+block() {
+    if is_link "$1"; then return 0; fi
+    mkdir -p "$state/next${1%/*}"
+    if [ -e "$root$1" ]; then without_block "$root$1" > "$state/next$1.part"; else : > "$state/next$1.part"; fi
+    SECTION=$2 KEYS=$3 TEXT=$4 BEGIN=$begin END=$end ASIDE=$aside awk '
+        function ours() { print ENVIRON["BEGIN"]; print ENVIRON["TEXT"]; print ENVIRON["END"]; done = 1 }
+        BEGIN { section = ENVIRON["SECTION"]; within = section == ""; keys = "^[ \t]*(export[ \t]+)?(" ENVIRON["KEYS"] ")[ \t]*=" }
+        section != "" && /^[ \t]*\[/ {
+            name = $0
+            gsub(/^[ \t]+|[ \t\r]+$/, "", name)
+            within = name == section
+            print
+            if (within && !done) ours()
+            next
+        }
+        within && $0 ~ keys { print ENVIRON["ASIDE"] $0; next }
+        { print }
+        END {
+            if (done) exit
+            if (section == "") ours()
+            else { print ENVIRON["BEGIN"]; print section; print ENVIRON["TEXT"]; print ENVIRON["END"] }
+        }' "$state/next$1.part" > "$state/next$1"
+    rm -f "$state/next$1.part"
+    put "$1"
+}
+
+without_block() {
+    BEGIN=$begin END=$end ASIDE=$aside awk '
+        $0 == ENVIRON["BEGIN"] { held = $0; holding = 1; next }
+        holding && $0 == ENVIRON["END"] { holding = 0; next }
+        holding { held = held "\n" $0; next }
+        index($0, ENVIRON["ASIDE"]) == 1 { $0 = substr($0, length(ENVIRON["ASIDE"]) + 1) }
+        { print }
+        END { if (holding) print held }' "$1"
+}
+
+is_link() {
+    [ -L "$root$1" ] || return 1
+    say "  $root$1 is a link, and left alone"
+}
+
+# --- what is installed --------------------------------------------------------------------------
+
+variables() {
+    for name in http_proxy https_proxy HTTP_PROXY HTTPS_PROXY; do say "$1$name=$2$proxy$2"; done
+    for name in no_proxy NO_PROXY; do say "$1$name=$2$no_proxy_hosts$2"; done
+    # What brings its own list of authorities: Node.js takes further ones, others (requests, pip, uv) the system's.
+    say "$1NODE_EXTRA_CA_CERTS=$2$anchor$2"
+    if [ -n "$bundle" ]; then
+        for name in REQUESTS_CA_BUNDLE SSL_CERT_FILE; do say "$1$name=$2$bundle$2"; done
+    fi
+}
+
+set_environment() {
+    own /etc/profile.d/dduct.sh "# Written by dduct's setup; --undo removes it.
+$(variables 'export ' "'")"
+    if [ -d "$root/etc/pam.d" ] || [ -e "$root/etc/environment" ]; then
+        block /etc/environment '' 'https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY|NODE_EXTRA_CA_CERTS|REQUESTS_CA_BUNDLE|SSL_CERT_FILE' \
+            "$(variables '' '')"
+    fi
+}
+
+set_packages() {
+    if [ -d "$root/etc/apt/apt.conf.d" ]; then
+        own /etc/apt/apt.conf.d/99dduct "// Written by dduct's setup; --undo removes it.
+Acquire::http::Proxy \"$proxy\";
+Acquire::https::Proxy \"$proxy\";
+Acquire::http::Proxy::localhost \"DIRECT\";
+Acquire::https::Proxy::localhost \"DIRECT\";"
+        if grep -Eqi 'acquire::https?::proxy' "$root/etc/apt/apt.conf" 2> /dev/null; then
+            say "  $root/etc/apt/apt.conf sets a proxy as well, and apt believes that one: remove it there"
+        fi
+    fi
+    if [ -d "$root/etc/dnf" ] || has dnf || has microdnf; then
+        block /etc/dnf/dnf.conf '[main]' proxy "proxy=$proxy"
+    elif [ -e "$root/etc/yum.conf" ]; then
+        block /etc/yum.conf '[main]' proxy "proxy=$proxy"
+    fi
+    if [ -e "$root/etc/sysconfig/proxy" ] || has zypper; then
+        block /etc/sysconfig/proxy '' 'PROXY_ENABLED|HTTPS?_PROXY|NO_PROXY' "PROXY_ENABLED=\"yes\"
+HTTP_PROXY=\"$proxy\"
+HTTPS_PROXY=\"$proxy\"
+NO_PROXY=\"$(say "$no_proxy_hosts" | sed 's/,/, /g')\""
+    fi
+    # pip takes the proxy from the environment, where no_proxy counts as well.
+    [ -z "$bundle" ] || block /etc/pip.conf '[global]' cert "cert = $bundle"
+}
+
+set_services() {
+    to_restart=''
+    before_services=$changed
+    for service in $services; do
+        changed=''
+        for directory in /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system; do
+            if [ -e "$root$directory/$service.service" ] || [ -L "$root$directory/$service.service" ]; then
+                drop_in "$service"
+                break
+            fi
+        done
+        if [ -n "$changed$authority_changed" ] && [ -e "$root/etc/systemd/system/$service.service.d/dduct.conf" ]; then
+            to_restart="$to_restart $service"
+        fi
+        before_services=$before_services$changed
+    done
+    changed=$before_services
+    [ -z "$to_restart" ] || reload_systemd
+}
+
+drop_in() {
+    escaped=$(say "$proxy" | sed 's/%/%%/g') # % is systemd's own
+    own "/etc/systemd/system/$1.service.d/dduct.conf" "# Written by dduct's setup; --undo removes it.
+[Service]
+Environment=\"HTTP_PROXY=$escaped\" \"HTTPS_PROXY=$escaped\" \"NO_PROXY=$no_proxy_cluster\"
+Environment=\"http_proxy=$escaped\" \"https_proxy=$escaped\" \"no_proxy=$no_proxy_cluster\""
+}
+
+reload_systemd() {
+    if [ -z "$root" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload < /dev/null; fi
+}
+
+# --- install and undo ---------------------------------------------------------------------------
+
+unfinished() {
+    status=$?
+    [ "$status" = 0 ] || printf 'dduct setup: it broke off; run it again, or undo what it did with --undo\n' >&2
+    exit "$status"
+}
+
+set_up() {
+    check_proxy
+    find_trust
+    [ -n "$updater" ] || fail "this is no system that I know; ${proxy%%://*}://${proxy##*[@/]}/setup says what to do by hand"
+    has "$updater" || fail "$updater is not here: $(install_hint)"
+    for program in awk grep sed sha256sum; do command -v "$program" > /dev/null || fail "$program is not here: install it"; done
+    [ -f "$journal" ] || clear_notes
+    mkdir -p "$state"
+    chmod 700 "$state" # what was saved may be secret
+    trap unfinished EXIT
+    changed=''
+    say "dduct $proxy, for ${root:-this machine} ($family)"
+    say "The authority that it is told to trust has the SHA-256 fingerprint"
+    say "  $fingerprint"
+    say "Written:"
+    trust
+    find_bundle
+    set_environment
+    set_packages
+    set_services
+    [ -n "$changed" ] || say "  nothing: everything was as it should be"
+    trap - EXIT
+    advise
+}
+
+# The mark says that the system's store has been made of what lies there; a run that breaks off leaves none.
+trust() {
+    trusted=''
+    [ ! -e "$state/trusted" ] || trusted=yes
+    rm -f "$state/trusted"
+    own "$anchor" "$certificate"
+    authority_changed=$changed
+    if [ -n "$changed" ] || [ -z "$trusted" ]; then update_trust; fi
+    : > "$state/trusted"
+}
+
+# shellcheck disable=SC2086 # no argument is no word
+update_trust() {
+    inside "$updater" ${1:-} > "$state/updater.log" 2>&1 || {
+        cat "$state/updater.log" >&2
+        fail "$updater failed, see above"
+    }
+    rm -f "$state/updater.log"
+}
+
+advise() {
+    say "New logins use it; this shell does after: . /etc/profile.d/dduct.sh"
+    [ -z "$to_restart" ] || say "These services use it once they are started again: systemctl restart$to_restart"
+    case $asks_password,$proxy in
+        yes,*@*) ;;
+        yes,*)
+            say "dduct asks for a password: run this again with --proxy ${proxy%%://*}://USER:PASSWORD@${proxy#*://}"
+            say "(it is then in files that every user of this machine can read)"
+            ;;
+    esac
+    say "Undo: the same with --undo (.. | sudo sh -s -- --undo)"
+}
+
+undo() {
+    if [ ! -f "$journal" ]; then
+        clear_notes
+        say "dduct setup: nothing to undo${root:+ below $root}"
+        return 0
+    fi
+    find_trust
+    trap unfinished EXIT
+    say "Restored:"
+    reversed "$journal" > "$state/backwards"
+    while read -r verb path; do
+        case $verb in new | saved) restore "$path" ;; esac
+    done < "$state/backwards"
+    if [ -n "$updater" ] && grep -qxF -e "new $anchor" -e "saved $anchor" "$journal"; then forget_authority; fi
+    while read -r verb path; do
+        if [ "$verb" = made ] && [ -d "$root$path" ]; then
+            rmdir "$root$path" 2> /dev/null || say "  $root$path has something in it by now, and stays"
+        fi
+    done < "$state/backwards"
+    if grep -q ' /etc/systemd/system/' "$journal"; then undo_services; fi
+    trap - EXIT
+    clear_notes
+    [ ! -d "$state" ] || say "What had been changed by others is kept in $state/kept"
+}
+
+# The journal goes first: what is left without it means nothing.
+clear_notes() {
+    for name in journal after before next backwards trusted updater.log; do rm -rf "${state:?}/$name"; done
+    if [ -d "$state" ]; then rmdir "$state" 2> /dev/null || :; fi
+}
+
+reversed() { sed '1!G;h;$!d' "$1"; }
+
+forget_authority() {
+    has "$updater" || fail "$updater is not here any more: install ca-certificates, and undo again"
+    update_trust "$afresh"
+}
+
+undo_services() {
+    reload_systemd
+    to_restart=$(sed -n 's|^new /etc/systemd/system/\(.*\)\.service\.d/dduct\.conf$|\1|p' "$journal" | tr '\n' ' ')
+    [ -z "$to_restart" ] || say "These services go without it once they are started again: systemctl restart $to_restart"
+}
+
+restore() {
+    rm -f "$root$1.dduct-new"
+    if [ ! -e "$root$1" ]; then
+        [ ! -e "$state/before$1" ] || lost "$1"
+        return 0
+    fi
+    if same "$root$1" "$state/before$1"; then return 0; fi
+    if ! is_ours "$1"; then
+        keep "$1"
+        if ! is_ours_alone "$1"; then
+            take_out "$1"
+            return 0
+        fi
+    fi
+    if [ -e "$state/before$1" ]; then
+        cp -p "$state/before$1" "$root$1.dduct-new"
+        mv -f "$root$1.dduct-new" "$root$1"
+        relabel "$root$1"
+    else
+        rm -f "$root$1"
+    fi
+    say "  $root$1"
+}
+
+is_ours_alone() {
+    for left in "$state/after$1" "$state/next$1"; do
+        if [ -e "$left" ]; then
+            if grep -qxF "$begin" "$left"; then return 1; fi
+            return 0
+        fi
+    done
+    return 1 # we have never got so far as to write it
+}
+
+lost() {
+    copy "$state/before$1" "$state/kept$1"
+    say "  $1 has been removed since, and is not brought back; as it was it is in $root$store/kept$1"
+}
+
+# Somebody has edited the file: his lines stay in it, and ours go.
+take_out() {
+    cp -p "$root$1" "$root$1.dduct-new"
+    without_block "$root$1" > "$root$1.dduct-new"
+    mv -f "$root$1.dduct-new" "$root$1"
+    relabel "$root$1"
+    say "  $root$1, without our lines"
+}
+
+main() {
+    options "$@"
+    if [ "$action" = help ]; then
+        usage
+        return 0
+    fi
+    [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "needs root: .. | sudo sh"
+    "$action"
+}
+
+# In braces, so that a script that has not arrived as a whole is none.
+{ main "$@"; }

@@ -1,0 +1,259 @@
+"""Connections that one thread watches."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from contextlib import ExitStack
+from typing import Callable, Iterator, List, Tuple
+
+import pytest
+from support.client import wait_until
+from support.household import HOST, House
+from support.origin import Files, Origin
+
+import idle
+from idle import Idle, Next
+from listener import Threads
+
+PATIENCE = 20.0
+
+pytestmark = pytest.mark.one_process
+
+
+class Guest:
+    """One end of a pair of sockets; says what it is told to say when the other end has spoken."""
+
+    def __init__(self, stack: ExitStack, *answers: Next, patience: float = PATIENCE) -> None:
+        self.sock, self.far = (stack.enter_context(sock) for sock in socket.socketpair())
+        self.patience = patience
+        self._answers = list(answers)
+        self.heard = b""
+        self.given_up = False
+        self.resumed = threading.Event()
+        self.resumed_by = ""
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def answer_at_once(self) -> Next:
+        self.heard += self.sock.recv(100)
+        return self._answers.pop(0)
+
+    def give_up(self) -> None:
+        self.given_up = True
+
+    def resume(self) -> None:
+        self.resumed_by = threading.current_thread().name
+        self.resumed.set()
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    threads = Threads()
+    yield threads
+    assert threads.join(PATIENCE)
+
+
+@pytest.fixture
+def watching(threads: Threads) -> Iterator[Idle]:
+    watching = Idle(threads.spawn)
+    threads.spawn("idle", watching.run)
+    wait_until(lambda: watching._epoll is not None)
+    yield watching
+    watching.stop()
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_who_is_watched_is_answered_until_it_takes_a_thread(watching: Idle, stack: ExitStack) -> None:
+    guest = Guest(stack, Next.WATCH, Next.WATCH, Next.WORK)
+    assert watching.watch(guest, guest.resume)
+    for count in (1, 2):
+        guest.far.send(b"x")
+        wait_until(lambda count=count: len(guest.heard) == count)  # type: ignore[misc]
+        assert not guest.resumed.is_set()
+    guest.far.send(b"x")
+    assert guest.resumed.wait(PATIENCE)
+    assert guest.resumed_by == "session" and not guest.given_up
+    assert not watching._watched
+
+
+def test_what_a_thread_is_busy_with_is_not_watched_and_may_come_back(watching: Idle, stack: ExitStack) -> None:
+    guest = Guest(stack, Next.WORK, Next.WORK)
+    for _ in range(2):
+        assert watching.watch(guest, guest.resume)
+        guest.far.send(b"x")
+        assert guest.resumed.wait(PATIENCE)
+        guest.resumed.clear()
+    guest.far.send(b"x")
+    other = Guest(stack, Next.WORK)  # whose answer shows that the first one was not asked again
+    assert watching.watch(other, other.resume)
+    other.far.send(b"x")
+    assert other.resumed.wait(PATIENCE)
+    assert guest.heard == b"xx"
+
+
+def test_what_is_over_takes_no_thread(watching: Idle, stack: ExitStack) -> None:
+    guest = Guest(stack, Next.END)
+    assert watching.watch(guest, guest.resume)
+    guest.far.send(b"x")
+    assert guest.resumed.wait(PATIENCE)
+    assert guest.given_up and guest.resumed_by == "idle"
+
+
+def test_who_says_nothing_for_too_long_is_given_up(
+    watching: Idle, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idle, "_TICK", 0.01)
+    silent, patient = Guest(stack, patience=0.02), Guest(stack)
+    for guest in (patient, silent):
+        assert watching.watch(guest, guest.resume)
+    assert silent.resumed.wait(PATIENCE) and silent.given_up
+    assert not patient.resumed.is_set()
+
+
+def test_at_the_end_threads_go_on_with_whoever_is_here(threads: Threads, stack: ExitStack) -> None:
+    watching = Idle(threads.spawn)
+    threads.spawn("idle", watching.run)
+    wait_until(lambda: watching._epoll is not None)
+    guests = [Guest(stack) for _ in range(3)]
+    for guest in guests:
+        assert watching.watch(guest, guest.resume)
+    watching.stop()
+    assert all(guest.resumed.wait(PATIENCE) and not guest.given_up for guest in guests)
+    wait_until(lambda: watching._epoll is None)
+    watching.stop()
+    late = Guest(stack)
+    assert not watching.watch(late, late.resume)
+
+
+def test_without_a_thread_to_be_had_a_connection_ends(threads: Threads, stack: ExitStack) -> None:
+    def no_room(name: str, work: Callable[[], None]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    watching = Idle(no_room)
+    threads.spawn("idle", watching.run)
+    wait_until(lambda: watching._epoll is not None)
+    guest = Guest(stack, Next.WORK)
+    assert watching.watch(guest, guest.resume)
+    guest.far.send(b"x")
+    assert guest.resumed.wait(PATIENCE) and guest.given_up
+    watching.stop()
+
+
+def test_a_bug_leaves_nobody_behind(threads: Threads, stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    watching = Idle(threads.spawn)
+    threads.spawn("idle", watching.run)
+    wait_until(lambda: watching._epoll is not None)
+    buggy, other = Guest(stack), Guest(stack)  # who have no answer
+    for guest in (buggy, other):
+        assert watching.watch(guest, guest.resume)
+    with caplog.at_level(logging.ERROR):
+        buggy.far.send(b"x")
+        assert buggy.resumed.wait(PATIENCE) and other.resumed.wait(PATIENCE)
+        wait_until(lambda: "A bug in dduct ended the thread idle" in caplog.text)
+
+
+# --- in the house -------------------------------------------------------------------------------
+
+BODY = b"0123456789" * 400
+
+
+def work(house: House) -> Tuple[int, int]:
+    """How many threads have something to do, besides listening and watching; and how many are watched."""
+    return house.server._threads._running - 4, len(house.server._idle._watched)
+
+
+def known(house: House, path: str = "/x.deb") -> Origin:
+    """An object that has been asked for often enough."""
+    origin = house.origin(Files({path: BODY}, [("Cache-Control", "max-age=600")]))
+    for _ in range(3):
+        assert house.fetch(origin, path).body == BODY
+    return origin
+
+
+def test_a_newcomer_takes_no_thread_before_it_wants_something(house: House) -> None:
+    clients = [house.client() for _ in range(10)]
+    wait_until(lambda: work(house) == (0, 10))
+    for client in clients:
+        client.send(b"GET /healthz HTT")
+    wait_until(lambda: work(house) == (10, 0))
+    for client in clients:
+        client.send(b"P/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.read().status == 200
+
+
+def test_who_repeats_itself_takes_no_thread(house: House) -> None:
+    origin = known(house)
+    with house.inside(origin) as client:
+        for _ in range(5):
+            assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
+            wait_until(lambda: work(house) == (0, 1))
+        assert client.get("/y.deb", f"{HOST}:{origin.port}").status == 404
+        assert work(house) == (1, 0)
+    assert len(origin.requests) == 2
+
+
+def test_pipelined_requests_that_repeat_themselves_are_all_answered(house: House) -> None:
+    origin = known(house)
+    request = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode()
+    with house.inside(origin) as client:
+        for count in (1, 1, 5, 1, 3):
+            client.send(request * count)
+            assert [client.read().body for _ in range(count)] == [BODY] * count
+
+
+def test_a_request_in_pieces_is_waited_for(house: House) -> None:
+    origin = known(house)
+    with house.inside(origin) as client:
+        for _ in range(3):
+            client.get("/x.deb", f"{HOST}:{origin.port}")
+        client.send(b"GET /x.deb HT")
+        wait_until(lambda: work(house) == (1, 0))
+        client.send(f"TP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+        assert client.read().body == BODY
+
+
+def test_a_client_that_does_not_trust_us_is_told_of_in_the_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    origin = known(house)  # so that the leaf is at hand
+    with caplog.at_level(logging.INFO), house.client() as client:
+        assert client.connect(f"{HOST}:{origin.port}").status == 200
+        client.send(b"this is not TLS at all\r\n\r\n")
+        wait_until(lambda: "makes no TLS connection with us" in caplog.text)
+    wait_until(lambda: work(house) == (0, 0))
+
+
+def test_a_handshake_that_drips_is_a_thread_s(house: House) -> None:
+    origin = known(house)
+    with house.client() as client:
+        assert client.connect(f"{HOST}:{origin.port}").status == 200
+        wait_until(lambda: len(house.server._sessions) == 1)  # the others are gone
+        (session,) = house.server._sessions.values()
+        assert session is not None
+        wait_until(lambda: session._stream.handshaking)  # it is told of the way through before that
+        for octet in (b"\x16", b"\x03", b"\x01"):
+            before = session._tls_turns
+            client.send(octet)
+            wait_until(lambda before=before: session._tls_turns < before)  # type: ignore[misc]
+        wait_until(lambda: work(house) == (1, 0))
+
+
+def test_a_large_answer_to_a_client_that_reads_late_is_complete(house: House) -> None:
+    body = bytes(range(256)) * 250
+    origin = house.origin(Files({"/x.deb": body}, [("Cache-Control", "max-age=600")]))
+    request = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode()
+    with house.inside(origin) as client:
+        for _ in range(4):
+            client.send(request)
+            assert client.read().body == body
+        count = 200  # 13 MB: more than sockets hold
+        for _ in range(count):  # a record each: by one thread, as OpenSSL demands of those who share a connection
+            client.send(request)
+        bodies: List[bytes] = [client.read().body for _ in range(count)]
+        assert bodies == [body] * count

@@ -1,0 +1,263 @@
+"""What is shipped is built from the sources alone: complete, and the same bytes twice. No network here."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, Dict, List
+
+import bundle
+import parts
+import pytest
+import pyz
+import tarball
+import wheels
+from wheels import PYTHONS, Wheels
+
+import dduct
+
+ROOT = parts.ROOT
+
+
+def names_below(module: str) -> List[str]:
+    """Every module of the repository that `module` needs, found by another way than the build's: by importing it."""
+    script = "import sys, dduct; print(*(getattr(m, '__file__', None) or '' for m in sys.modules.values()), sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return sorted(Path(line).name for line in done.stdout.splitlines() if line and Path(line).parent == ROOT)
+
+
+def make_wheel(directory: Path, package: str, tag: str, files: Dict[str, bytes]) -> bytes:
+    path = directory / f"{package}-1.0-{tag}.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {**files, f"{package}-1.0.dist-info/licenses/LICENSE": b"free", "x.pyi": b""}.items():
+            archive.writestr(name, data)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def small_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wheels:
+    """Wheels as pip would have fetched them, with next to nothing inside."""
+    directory, pins = tmp_path / "wheels", tmp_path / "pins"
+    directory.mkdir()
+    pins.mkdir()
+    made = {"tomli": [make_wheel(directory, "tomli", "py3-none-any", {"tomli/__init__.py": b"loads = None"})]}
+    library = {"cryptography/__init__.py": b"__version__ = '99.0'", "cryptography/x509.py": b"LOADED = True"}
+    made["cryptography"] = [make_wheel(directory, "cryptography", "cp39-abi3-manylinux_2_28_x86_64", library)]
+    made["cffi"] = []
+    for python in PYTHONS:
+        tag = "cp" + python.replace(".", "")
+        files = {f"_cffi_backend.{tag}.so": b"", "cffi/api.py": b"never shipped"}
+        made["cffi"].append(make_wheel(directory, "cffi", f"{tag}-{tag}-manylinux2014_x86_64", files))
+    for package, wheel in made.items():
+        sums = (f"--hash=sha256:{hashlib.sha256(data).hexdigest()}" for data in wheel)
+        (pins / f"{package}.txt").write_text(f"{package}==1.0 " + " ".join(sums))
+    monkeypatch.setattr(wheels, "PINS", pins)
+    return Wheels(directory, "x86_64")
+
+
+def test_the_version_has_one_source() -> None:
+    assert parts.version() == dduct.VERSION
+    tracked = [path for path in (ROOT / "packaging").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert [path for path in tracked if dduct.VERSION in path.read_text("utf-8") and path.suffix != ".md"] == []
+
+
+def test_every_module_that_runs_is_shipped() -> None:
+    assert [f"{module}.py" for module in parts.modules()] == names_below("dduct")
+    assert set(names_below("dduct")) <= set(tarball.contents())
+
+
+def test_the_moment_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert parts.moment() == 1700000000
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    assert parts.moment() == 315532800
+
+
+# --- the tarball --------------------------------------------------------------------------------
+
+
+def test_the_tarball_is_the_same_twice_and_holds_what_it_says(tmp_path: Path) -> None:
+    first, second = tarball.build(tmp_path / "one"), tarball.build(tmp_path / "two")
+    assert first.name == f"dduct-{dduct.VERSION}.tar.gz"
+    assert first.read_bytes() == second.read_bytes()
+    with tarfile.open(first) as archive:
+        entries = archive.getmembers()
+    top = f"dduct-{dduct.VERSION}/"
+    assert [entry.name[len(top) :] for entry in entries] == tarball.contents()
+    assert {(entry.uid, entry.gid, entry.uname, entry.mtime) for entry in entries} == {(0, 0, "root", parts.moment())}
+    assert {"dduct.py", "dduct.toml", "README.md", "LICENSE", *parts.DATA} <= set(tarball.contents())
+    assert next(entry.mode for entry in entries if entry.name == f"{top}dduct.py") == 0o755
+
+
+def test_the_tarball_runs(tmp_path: Path) -> None:
+    subprocess.run(["tar", "-xzf", str(tarball.build(tmp_path)), "-C", str(tmp_path)], check=True)
+    program = tmp_path / f"dduct-{dduct.VERSION}/dduct.py"
+    done = subprocess.run([sys.executable, program, "--cfg", "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and f"cert_dir = '{program.parent}/certs'" in done.stdout
+
+
+# --- the single files ---------------------------------------------------------------------------
+
+
+def test_single_files_are_the_same_twice(tmp_path: Path, small_wheels: Wheels) -> None:
+    for make in (pyz.thin, pyz.fat):
+        pyz.write(make(small_wheels), tmp_path / "one.pyz")
+        pyz.write(make(small_wheels), tmp_path / "two.pyz")
+        assert (tmp_path / "one.pyz").read_bytes() == (tmp_path / "two.pyz").read_bytes()
+        assert os.access(tmp_path / "one.pyz", os.X_OK)
+
+
+def test_single_files_hold_the_program_and_what_it_needs(small_wheels: Wheels) -> None:
+    thin, fat = pyz.thin(small_wheels), pyz.fat(small_wheels)
+    extra = {"__main__.py", "bundle.py", "LICENSE", "tomli/__init__.py", "licenses/tomli/LICENSE"}
+    assert set(thin) == {*parts.program(), *extra}
+    backends = {f"library/_cffi_backend.cp{python.replace('.', '')}.so" for python in PYTHONS}
+    more = {"library/cryptography/__init__.py", "library/cryptography/x509.py", "library.txt"}
+    licences = {"licenses/cryptography/LICENSE", "licenses/cffi/LICENSE"}
+    assert set(fat) == {*thin, *backends, *more, *licences}
+    assert fat["library.txt"].split()[2] == b"cpython-39,cpython-310,cpython-311,cpython-312,cpython-313"
+
+
+def test_the_library_is_named_by_its_content(small_wheels: Wheels, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pyz._identity({"a": b"1"}) != pyz._identity({"a": b"2"}) != pyz._identity({"b": b"2"})
+    assert pyz.fat(small_wheels)["library.txt"] == pyz.fat(small_wheels)["library.txt"]
+
+
+def test_a_wheel_with_another_hash_is_not_taken(small_wheels: Wheels, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = small_wheels.any("tomli")
+    path.write_bytes(path.read_bytes() + b"more")
+    fetched: List[str] = []
+    monkeypatch.setattr(Wheels, "_fetch", lambda self, package, python: fetched.append(package))
+    with pytest.raises(SystemExit, match="no wheel tomli"):
+        small_wheels.any("tomli")
+    assert fetched == ["tomli"]
+
+
+def test_every_wheel_is_pinned_by_version_and_hash() -> None:
+    for package, count in {"tomli": 1, "cryptography": 2, "cffi": 2 * len(PYTHONS)}.items():
+        text = (wheels.PINS / f"{package}.txt").read_text("utf-8")
+        assert re.search(rf"^{package}==[0-9.]+ ", text, re.MULTILINE)
+        assert len(wheels.hashes(package)) == count
+    assert "http" not in "".join(path.read_text("utf-8") for path in wheels.PINS.iterdir())
+
+
+def test_a_machine_that_is_not_served_is_said() -> None:
+    with pytest.raises(SystemExit, match="expected one of x86_64, aarch64"):
+        Wheels(Path("/nowhere"), "riscv64")
+
+
+def test_main_says_that_a_python_is_too_old() -> None:
+    tree = ast.parse(pyz.MAIN)
+    first = next(node for node in tree.body if isinstance(node, ast.If))
+    assert "sys.version_info < (3, 9)" in ast.unparse(first)
+    assert not any(isinstance(node, ast.JoinedStr) for node in ast.walk(tree))  # which Python 3.5 does not know
+
+
+# --- unpacking ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "some.pyz"
+    pyz.write({"library/one/a.py": b"A = 1", "library/b.py": b"B = 2", "dduct.py": b"never unpacked"}, path)
+    return path
+
+
+def test_it_is_unpacked_once_for_nobody_else(tmp_path: Path, archive: Path) -> None:
+    place = tmp_path / "cache"
+    library = bundle._unpacked(archive, "0123", place)
+    assert library == place / "0123" and (library / "one/a.py").read_bytes() == b"A = 1"
+    assert sorted(path.name for path in place.rglob("*") if path.is_file()) == [".lock", "a.py", "b.py"]
+    assert place.stat().st_mode & 0o777 == 0o700
+    inode = (library / "b.py").stat().st_ino
+    archive.unlink()  # it is not looked at again
+    assert bundle._unpacked(archive, "0123", place) == library
+    assert (library / "b.py").stat().st_ino == inode
+
+
+def test_what_a_killed_start_has_left_is_made_good(tmp_path: Path, archive: Path) -> None:
+    stage = tmp_path / "cache/0123.new"
+    stage.mkdir(parents=True, mode=0o700)
+    (stage / "half.py").write_text("")
+    (tmp_path / "cache").chmod(0o700)
+    library = bundle._unpacked(archive, "0123", tmp_path / "cache")
+    assert not (library / "half.py").exists() and not stage.exists()
+
+
+def test_a_broken_archive_leaves_nothing_that_could_be_used(tmp_path: Path, archive: Path) -> None:
+    data = bytearray(archive.read_bytes())
+    with zipfile.ZipFile(archive) as content:
+        entry = content.getinfo("library/one/a.py")
+    data[entry.header_offset + 30 + len(entry.filename) + 2] ^= 0xFF
+    archive.write_bytes(bytes(data))
+    with pytest.raises((zipfile.BadZipFile, zlib.error)):
+        bundle._unpacked(archive, "0123", tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
+def test_a_place_that_others_may_write_to_is_not_used(tmp_path: Path, archive: Path, mode: int) -> None:
+    place = tmp_path / "cache"
+    place.mkdir()
+    place.chmod(mode)
+    with pytest.raises(bundle.Unusable, match="others may write to"):
+        bundle._unpacked(archive, "0123", place)
+    assert list(place.iterdir()) == []
+
+
+def test_nor_one_that_others_may_put_another_in_the_place_of(tmp_path: Path, archive: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(bundle.Unusable, match="others may write to"):
+        bundle._unpacked(archive, "0123", tmp_path / "open/cache")
+    (tmp_path / "open").chmod(0o1777)  # as /tmp
+    assert bundle._unpacked(archive, "0123", tmp_path / "open/cache").is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_nor_one_of_somebody_else(tmp_path: Path, archive: Path) -> None:
+    place = tmp_path / "cache"
+    place.mkdir()
+    os.chown(place, 12345, 12345)
+    with pytest.raises(bundle.Unusable, match="belongs to somebody else"):
+        bundle._unpacked(archive, "0123", place)
+    os.chown(place, 0, 0)
+    link = tmp_path / "link"
+    link.symlink_to(place)
+    os.lchown(link, 12345, 12345)
+    with pytest.raises(bundle.Unusable, match="somebody else has made this link"):
+        bundle._unpacked(archive, "0123", link)
+
+
+def test_places_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DDUCT_LIBRARY", "CACHE_DIRECTORY", "HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    last = [Path(f"/var/tmp/dduct-{os.geteuid()}"), Path(f"/tmp/dduct-{os.geteuid()}")]
+    assert list(bundle._places()) == last
+    monkeypatch.setenv("HOME", "/home/x")
+    assert list(bundle._places()) == [Path("/home/x/.cache/dduct"), *last]
+    monkeypatch.setenv("XDG_CACHE_HOME", "/c")
+    assert next(bundle._places()) == Path("/c/dduct")
+    monkeypatch.setenv("CACHE_DIRECTORY", "/var/cache/dduct:/var/cache/more")
+    assert next(bundle._places()) == Path("/var/cache/dduct/library")
+    monkeypatch.setenv("DDUCT_LIBRARY", "/chosen")
+    assert list(bundle._places()) == [Path("/chosen")]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [({"machine": "vax"}, "this file is for vax"), ({"tags": ["cpython-38"]}, "this file has nothing for cpython")],
+)
+def test_a_file_for_another_machine_or_python_says_so(change: Dict[str, Any], complaint: str) -> None:
+    carried = bundle.Carried(os.uname().machine, "0123", [str(sys.implementation.cache_tag)])
+    bundle._check(carried)
+    with pytest.raises(bundle.Unusable, match=complaint):
+        bundle._check(carried._replace(**change))
