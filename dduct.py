@@ -66,6 +66,11 @@ class _Handler(logging.Handler):
         """None is needed."""
         self.lock = None
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Emit it as it is: logging's own would take the lock, unasked from Python 3.13 on."""
+        self.emit(record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Write it; where nobody takes it, it is lost."""
         data = memoryview((self.format(record) + "\n").encode("utf-8", "backslashreplace"))
