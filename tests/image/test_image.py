@@ -133,7 +133,9 @@ def first_boot(estate: Estate) -> None:
     assert gate.attributes["DDUCT_PROXY_TLS_URL"] == "https://10.0.2.15:4430"
     assert "ERROR" not in gate.attributes
     certificate = x509.load_pem_x509_certificate(base64.b64decode(gate.attributes["DDUCT_CA_CERT"]))
-    served = x509.load_pem_x509_certificate(guest.read(8000, "/ca.crt") or b"")
+    authority = guest.read(8000, "/ca.crt") or b""
+    assert authority.strip() in (guest.read(8000, "/setup/sh") or b"")
+    served = x509.load_pem_x509_certificate(authority)
     assert served.fingerprint(hashes.SHA256()) == certificate.fingerprint(hashes.SHA256())
 
     for number in range(2):

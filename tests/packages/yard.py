@@ -185,7 +185,10 @@ class Yard:
         place = debian.path if debian else self.directory
         there = "" if debian else str(self.directory)
         curl("--noproxy", "*", "-o", f"{there}/ca.crt", f"{PROXY}/ca.crt")
-        assert "BEGIN CERTIFICATE" in (place / "ca.crt").read_text()
+        authority = (place / "ca.crt").read_text()
+        assert "BEGIN CERTIFICATE" in authority
+        curl("-f", "--noproxy", "*", "-o", f"{there}/setup.sh", f"{PROXY}/setup/sh")
+        assert authority.strip() in (place / "setup.sh").read_text()
         for attempt, status in enumerate(("fwd=uri-miss; stored", "hit")):
             name, head = f"thing-{attempt}", f"head-{attempt}"
             words = ["-x", PROXY, "--cacert", f"{there}/ca.crt", "-o", f"{there}/{name}", "-D", f"{there}/{head}"]
