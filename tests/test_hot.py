@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Callable, List, Tuple
 
 import pytest
-from support.client import Answer, wait_until
+from support.client import Answer
 from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Origin
 
@@ -43,9 +43,7 @@ def spy(house: House, monkeypatch: pytest.MonkeyPatch) -> Spy:
 def settled(house: House, origin: Origin, path: str = "/x.deb") -> None:
     """The object is here, and everything is written that is written after its publication."""
     assert house.fetch(origin, path).status == 200
-    wait_until(
-        lambda: all(b'"durable":true' in os.getxattr(house.files / name, "user.dduct") for name in house.stored())
-    )
+    house.settle()
 
 
 def without_age(answer: Answer) -> List[Tuple[str, str]]:

@@ -141,6 +141,12 @@ class House:
         with self.inside(origin) as client:
             return client.get(target, f"{HOST}:{origin.port}", *fields)
 
+    def settle(self) -> None:
+        """Wait for everything that is written after the objects here were published."""
+        wait_until(
+            lambda: all(b'"durable":true' in os.getxattr(self.files / name, "user.dduct") for name in self.stored())
+        )
+
     def fills(self) -> List[Fill]:
         """Those that are not over."""
         return list(self.server.cache._fills.values())
