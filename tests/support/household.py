@@ -78,6 +78,13 @@ def second_worker(server: Server) -> Iterator[None]:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
+def _is_settled(path: Path) -> bool:
+    try:
+        return b'"durable":true' in os.getxattr(path, "user.dduct")
+    except OSError:
+        return False  # it still grows, or has gone
+
+
 class House:
     """A running dduct, its origins and its clients; everything ends with it."""
 
@@ -143,9 +150,7 @@ class House:
 
     def settle(self) -> None:
         """Wait for everything that is written after the objects here were published."""
-        wait_until(
-            lambda: all(b'"durable":true' in os.getxattr(self.files / name, "user.dduct") for name in self.stored())
-        )
+        wait_until(lambda: all(_is_settled(self.files / name) for name in self.stored()))
 
     def fills(self) -> List[Fill]:
         """Those that are not over."""
