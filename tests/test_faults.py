@@ -410,13 +410,22 @@ def test_a_fill_past_its_half_is_finished_for_those_who_come_later(
     monkeypatch.setattr("filler._WORTH_WAITING", -1.0)
     breaking = Breaking(1_100_000)
     breaking.gate = Gate()
+
+    def end(connection: Connection) -> None:
+        for start in range(1_100_000, 1_900_000, 500):  # that nobody reads is found out by sending
+            if any(fill.unread for fill in house.fills()):
+                break
+            connection.send_body(BODY[start : start + 500])
+            time.sleep(0.01)
+        connection.fin()
+
+    breaking.end = end
     origin = house.origin(breaking)
     with house.inside(origin) as client:
         client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
         client.read_until(b"\r\n\r\n")
         client._exactly(1_000_000)
         breaking.gate.reached()
-    wait_until(lambda: any(fill.unread for fill in house.fills()))
     breaking.gate.open()
     assert house.counted(Counter.PUBLISHED) == 1
     assert house.fetch(origin, "/x.deb").body == BODY and len(origin.requests) == 2
