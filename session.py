@@ -30,10 +30,11 @@ from idle import Next
 from leaves import LeafStore
 from metrics import Counter
 from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
-from relay import forward, outgoing, tunnel, wants_upgrade
+from relay import forward, outgoing, wants_upgrade
 from reply import Reply
 from setup_page import About
 from stream import Stream
+from tunnel import tunnel
 from upstream import Request, UpstreamError
 
 _log = logging.getLogger("dduct.session")

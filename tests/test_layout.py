@@ -40,7 +40,8 @@ ROOMS: Dict[str, Set[str]] = {
     "reply": {"http1", "values", "stream", "body"},
     "setup_page": {"http1", "policy"},
     "pages": {"http1", "policy", "metrics", "setup_page"},
-    "relay": {"http1", "values", "stream", "body", "policy", "upstream", "reply"},
+    "relay": {"http1", "values", "body", "policy", "upstream", "reply"},
+    "tunnel": {"stream"},
     "filler": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "grants", "metrics", "upstream"},
     "deliver": {"store", "fill", "body", "selection", "reply", "http1"},
     "inquiry": {"http1", "store", "fill", "freshness", "selection", "filler", "relay", "upstream"},
@@ -77,7 +78,7 @@ ROOMS: Dict[str, Set[str]] = {
         "pages",
         "setup_page",
     }
-    | {"relay", "filler", "fetch", "hot", "idle"},
+    | {"relay", "tunnel", "filler", "fetch", "hot", "idle"},
     "listener": {"notices"},
     "idle": set(),
     "server": {

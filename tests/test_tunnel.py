@@ -1,0 +1,238 @@
+"""Tunnels: what goes in at one end comes out at the other, copied or carried by the kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from concurrent.futures import Future
+from typing import Callable, Iterator, List, Optional, Set
+
+import pytest
+from support.client import wait_until
+from support.pairs import PATIENCE, Pairs, in_thread, read_all, reset
+
+import tunnel as room
+
+BODY = os.urandom(6_000_000)
+SPLICES = hasattr(os, "splice")  # Python 3.10 and later
+needs_splice = pytest.mark.skipif(not SPLICES, reason="Python 3.9 knows no splice")
+Splice = Callable[..., int]
+
+
+class Ends:
+    """A client and an origin with a tunnel between them."""
+
+    def __init__(self, pairs: Pairs, idle: float = PATIENCE, buffers: Optional[int] = None) -> None:
+        near, self.client = pairs.plain(buffers=buffers)
+        far, self.origin = pairs.plain(buffers=buffers)
+        self._streams = near, far
+        self._running: Future[None] = in_thread(room.tunnel, near, far, idle)
+
+    def end(self) -> None:
+        """Wait for the tunnel's end; raises what it raised."""
+        try:
+            self._running.result(PATIENCE)
+        finally:
+            for stream in self._streams:
+                stream.cut()
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    before = pipes()
+    with Pairs() as pairs:
+        yield pairs
+    assert pipes() == before
+
+
+@pytest.fixture
+def spliced(monkeypatch: pytest.MonkeyPatch) -> List[int]:
+    """How many octets each splice has moved."""
+    counts: List[int] = []
+    if SPLICES:
+        real: Splice = os.splice
+
+        def splice(source: int, sink: int, count: int) -> int:
+            counts.append(real(source, sink, count))
+            return counts[-1]
+
+        monkeypatch.setattr(os, "splice", splice)
+    return counts
+
+
+def pipes() -> Set[str]:
+    """The pipes that this process has open."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:
+            continue  # the listing's own
+    return {link for link in found if link.startswith("pipe:")}
+
+
+def send_all(sock: socket.socket, data: bytes) -> None:
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def exchange(ends: Ends, up: bytes, down: bytes) -> None:
+    """Both ends say all they have to say at once, and hear all of the other's."""
+    senders = [in_thread(send_all, ends.client, up), in_thread(send_all, ends.origin, down)]
+    heard = [in_thread(read_all, ends.client), in_thread(read_all, ends.origin)]
+    assert [one.result(PATIENCE) for one in heard] == [down, up]
+    for one in senders:
+        one.result(PATIENCE)
+    ends.end()
+
+
+@pytest.mark.parametrize("by_kernel", [False, True])
+@pytest.mark.parametrize("buffers", [None, 4096])
+def test_everything_arrives_in_both_directions(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, by_kernel: bool, buffers: Optional[int]
+) -> None:
+    if not by_kernel:
+        monkeypatch.delattr(os, "splice", raising=False)
+    body = BODY if buffers is None else BODY[:500_000]
+    exchange(Ends(pairs, buffers=buffers), body, body[::-1])
+
+
+@needs_splice
+def test_the_kernel_carries_all_but_the_beginning(pairs: Pairs, spliced: List[int]) -> None:
+    ends = Ends(pairs)
+    exchange(ends, b"a few words", BODY)
+    assert sum(spliced) >= 2 * (len(BODY) - 1_000_000)  # in and out; the beginning is a few buffers
+
+
+def test_a_few_words_take_no_pipe(pairs: Pairs, spliced: List[int]) -> None:
+    exchange(Ends(pairs), b"hello", b"and goodbye")
+    assert spliced == []
+
+
+def test_what_was_read_ahead_comes_first(pairs: Pairs) -> None:
+    near, client = pairs.plain()
+    far, origin = pairs.plain()
+    client.sendall(BODY[:1000])
+    wait_until(near.arrived)
+    running = in_thread(room.tunnel, near, far, PATIENCE)
+    sender = in_thread(send_all, client, BODY[1000:])
+    origin.shutdown(socket.SHUT_WR)
+    assert read_all(origin) == BODY
+    sender.result(PATIENCE)
+    running.result(PATIENCE)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
+@pytest.mark.parametrize("good", [0, 1, 6])
+@needs_splice
+def test_a_kernel_that_cannot_splice_costs_nothing(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, number: int, good: int
+) -> None:
+    """Whether it says so about a socket that is read, or about one that is written to with octets in the pipe."""
+    real: Splice = os.splice
+    calls: List[int] = []
+
+    def splice(source: int, sink: int, count: int) -> int:
+        calls.append(count)
+        if len(calls) > good:
+            raise OSError(number, os.strerror(number))
+        return real(source, sink, count)
+
+    monkeypatch.setattr(os, "splice", splice)
+    exchange(Ends(pairs), b"up", BODY)
+    assert len(calls) == good + 1
+
+
+@pytest.mark.parametrize("name", ["pipe2", "fcntl"])
+@needs_splice
+def test_without_room_for_pipes_octets_are_copied(
+    pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def small(fd: int, command: int, size: int = 0) -> int:
+        if size:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return 4096
+
+    if name == "pipe2":
+        monkeypatch.setattr(os, "pipe2", full)
+    else:
+        monkeypatch.setattr("fcntl.fcntl", small)
+    exchange(Ends(pairs), b"up", BODY)
+    assert spliced == []
+
+
+@needs_splice
+def test_a_tunnel_gives_its_pipe_back_when_it_is_quiet(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_QUIET", 0.01)
+    before = pipes()
+    ends = Ends(pairs)
+    for _ in range(2):
+        sender = in_thread(ends.origin.sendall, BODY)
+        heard = 0
+        while heard < len(BODY):
+            heard += len(ends.client.recv(1 << 18))
+        sender.result(PATIENCE)
+        wait_until(lambda: pipes() == before)
+    exchange(ends, b"up", b"down")
+
+
+@needs_splice
+def test_what_waits_in_a_pipe_is_not_lost_in_quiet(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that reads nothing for a while gets all of it later."""
+    monkeypatch.setattr(room, "_QUIET", 0.01)
+    rested: List[bool] = []
+    real = room._Direction.rest
+
+    def rest(direction: room._Direction) -> None:
+        rested.append(direction.wants_write() and direction._pipe is not None)
+        real(direction)
+
+    monkeypatch.setattr(room._Direction, "rest", rest)
+    ends = Ends(pairs)
+    sender = in_thread(send_all, ends.origin, BODY * 4)
+    wait_until(lambda: any(rested))
+    ends.client.shutdown(socket.SHUT_WR)
+    assert read_all(ends.client) == BODY * 4
+    sender.result(PATIENCE)
+    ends.end()
+
+
+def test_a_tunnel_ends_when_nothing_moves_for_too_long(pairs: Pairs) -> None:
+    ends = Ends(pairs, idle=0.05)
+    ends.end()
+    assert read_all(ends.client) == b""
+
+
+@pytest.mark.parametrize("first", [b"", BODY])
+def test_an_end_that_breaks_ends_the_tunnel(pairs: Pairs, first: bytes) -> None:
+    ends = Ends(pairs)
+    sender = in_thread(ends.origin.sendall, first)
+    heard = 0
+    while heard < len(first):
+        heard += len(ends.client.recv(1 << 18))
+    sender.result(PATIENCE)
+    reset(ends.origin)
+    with pytest.raises(OSError):
+        ends.end()
+
+
+def test_tls_is_copied(pairs: Pairs, spliced: List[int]) -> None:
+    """What is encrypted here cannot be carried past us."""
+    near, client = pairs.tls()
+    far, origin = pairs.plain()
+    running = in_thread(room.tunnel, near, far, PATIENCE)
+    sender = in_thread(send_all, origin, BODY)
+    heard = b""
+    while len(heard) < len(BODY):
+        heard += client.recv(1 << 18)
+    assert heard == BODY and spliced == []
+    sender.result(PATIENCE)
+    client.close()
+    try:
+        running.result(PATIENCE)
+    except OSError:
+        pass  # without close_notify it is a broken end
