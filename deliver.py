@@ -24,12 +24,15 @@ _IN_NOT_MODIFIED = frozenset(
 
 
 class Source(Protocol):
-    """Octets by offset: an entry, or a reader on a fill. `ready` comes first: with what offset, and for the whole?"""
+    """Octets by offset: an entry, or a reader on a fill.
+
+    `ready` comes first: with what offset, and for the whole? It says whether there are octets at once.
+    """
 
     @property
     def length(self) -> Optional[int]: ...
 
-    def ready(self, offset: int, whole: bool) -> None: ...
+    def ready(self, offset: int, whole: bool) -> bool: ...
 
     def read_at(self, view: memoryview, offset: int) -> int: ...
 

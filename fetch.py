@@ -465,13 +465,17 @@ class CachedFetch:
         if chosen is None:
             self._relay()  # a precondition is for the origin to judge
             return True
-        if chosen.parts and self._request.method != b"HEAD" and not self._is_ready(source, chosen):
-            return False
+        prompt = True
+        if chosen.parts and self._request.method != b"HEAD":
+            found = self._is_ready(source, chosen)
+            if found is None:
+                return False
+            prompt = found
         age = int(_stored(metadata).age(time.time()))
         extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
         if age or not self._reply.note.startswith("fwd=uri-miss"):
             extra.append((b"Age", b"%d" % age))
-        self._reply.begin(chosen.status, [*shown(fields, chosen), *extra], chosen.length, hold=True)
+        self._reply.begin(chosen.status, [*shown(fields, chosen), *extra], chosen.length, hold=prompt)
         if not self._reply.has_body:
             return True
         with ExitStack() as owned:
@@ -483,18 +487,20 @@ class CachedFetch:
                 _log.info("Cut short: %s: %s", self._url, error)
         return True
 
-    def _is_ready(self, source: Source, chosen: Selection) -> bool:
-        """Whether octets are to be had from there. Raises UpstreamError where none are, again and again."""
+    def _is_ready(self, source: Source, chosen: Selection) -> Optional[bool]:
+        """Whether octets are there already; None where they are to be had in another way.
+
+        Raises UpstreamError where they are not, again and again.
+        """
         try:
-            source.ready(chosen.parts[0].start, chosen.status == 200)
-            return True
+            return source.ready(chosen.parts[0].start, chosen.status == 200)
         except Lost as error:
             _log.info("To be had again: %s: %s", self._url, error)
         except FillFailed as error:
             self._setbacks += 1
             if self._setbacks >= _SETBACKS_AT_MOST:
                 raise _as_upstream_error(error.cause) from error
-        return False
+        return None
 
 
 class _Rest:
@@ -504,8 +510,9 @@ class _Rest:
         self._exchange = exchange
         self.length: Optional[int] = length
 
-    def ready(self, offset: int, whole: bool) -> None:
+    def ready(self, offset: int, whole: bool) -> bool:
         """It is on its way."""
+        return False
 
     def read_at(self, view: memoryview, offset: int) -> int:
         """The next octets; they are asked for in their order. Raises FillFailed."""

@@ -335,15 +335,15 @@ class Fill:
             self._changed.wait_for(lambda: self.state is not FillState.ASKING, patience)
             return self.state
 
-    def ready(self, offset: int, patience: float) -> None:
-        """Wait until the octets at `offset` are there, or for `patience` seconds.
+    def ready(self, offset: int, patience: float) -> bool:
+        """Wait until the octets at `offset` are there, or for `patience` seconds; whether they are.
 
         Raises FillFailed, Lost where they never will be.
         """
         with self._changed:
-            self._wait_for_octets(offset, patience)
+            arrived = self._wait_for_octets(offset, patience)
             if self._released > offset or not self.state.final or self.state in _COMPLETE:
-                return
+                return arrived
             raise self._ending()
 
     def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:

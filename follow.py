@@ -66,14 +66,15 @@ class ForeignFill:
                 raise Lost(self.cause)
         raise Lost(f"nothing arrived for {patience:g} s")
 
-    def ready(self, offset: int, patience: float) -> None:
+    def ready(self, offset: int, patience: float) -> bool:
         """See Fill.ready."""
         for _ in _looks(patience):
             self._look()
             if self._available() > offset or self.state is FillState.PUBLISHED:
-                return
+                return True
             if self.state.final:
                 raise Lost(self.cause)
+        return False
 
     def _look(self) -> None:
         if self.state.final:
@@ -141,9 +142,12 @@ class FillReader:
         """Octets of the whole object, where known already."""
         return self.fill.length
 
-    def ready(self, offset: int, whole: bool) -> None:
-        """Wait a little for the octets at `offset`. Raises FillFailed, Lost where it is clear that they never come."""
-        self.fill.ready(offset, min(self._patience, _FIRST_OCTETS))
+    def ready(self, offset: int, whole: bool) -> bool:
+        """Wait a little for the octets at `offset`; whether they are there.
+
+        Raises FillFailed, Lost where it is clear that they never come.
+        """
+        return self.fill.ready(offset, min(self._patience, _FIRST_OCTETS))
 
     def read_at(self, view: memoryview, offset: int) -> int:
         """Octets from `offset` on as they come; 0 at the end. Raises FillFailed, Lost."""

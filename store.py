@@ -163,8 +163,9 @@ class Entry:
         self.trusted = trusted
         self.length: Optional[int] = record.length
 
-    def ready(self, offset: int, whole: bool) -> None:
+    def ready(self, offset: int, whole: bool) -> bool:
         """Nothing here has to be waited for."""
+        return True
 
     def read_at(self, view: memoryview, offset: int) -> int:
         """Octets from `offset` on; 0 at the end. Raises Lost, and is unpublished, where the disk does not give them."""

@@ -34,10 +34,11 @@ class Recheck:
         self._right = False
         self._given = False  # somebody has octets that may be wrong
 
-    def ready(self, offset: int, whole: bool) -> None:
+    def ready(self, offset: int, whole: bool) -> bool:
         """Make sure that there is something to begin with. Raises Lost."""
         if not whole or self._size <= HOLD_BACK:
             self._finish()
+        return True
 
     def read_at(self, view: memoryview, offset: int) -> int:
         """Octets from `offset` on; 0 at the end.

@@ -294,6 +294,29 @@ def test_ten_clients_at_once_cause_one_transfer_and_all_stream_while_it_runs(hou
     assert origin.count("/x.deb") == 1
 
 
+@pytest.mark.parametrize("fields", ["", "Range: bytes=150000-\r\n"])
+def test_a_head_does_not_wait_for_ever_for_its_octets(
+    house: House, monkeypatch: pytest.MonkeyPatch, fields: str
+) -> None:
+    """containerd gives up where no head comes within 30 s, and its octets may be far ahead in a slow fill."""
+    monkeypatch.setattr("follow._FIRST_OCTETS", 0.01)
+    gate = Gate()
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        connection.head(200, [("Content-Length", str(len(BODY)))])
+        gate.wait()
+        connection.send_body(BODY)
+
+    origin = house.origin(handler)
+    request = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n{fields}\r\n".encode()
+    start = 150_000 if fields else 0
+    for client in (house.inside(origin), house.inside(origin)):  # a leader, and a follower
+        client.send(request)
+        assert f"Content-Length: {len(BODY) - start}".encode() in client.read_until(b"\r\n\r\n")
+    gate.open()
+    assert house.fetch(origin, "/x.deb").body == BODY
+
+
 def test_clients_that_leave_do_not_stop_the_fill(house: House) -> None:
     gate = Gate()
     origin = house.origin(halves(gate))

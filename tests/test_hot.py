@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Callable, List, Tuple
 
 import pytest
-from support.client import Answer
+from support.client import Answer, wait_until
 from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Origin
 
@@ -46,6 +46,13 @@ def settled(house: House, origin: Origin, path: str = "/x.deb") -> None:
     house.settle()
 
 
+def fetch_and_know(house: House, origin: Origin, path: str = "/x.deb") -> Answer:
+    """One GET whose answer is remembered: that is done when the client has had it."""
+    answer = house.fetch(origin, path)
+    wait_until(lambda: bool(house.server._household.hot._known))
+    return answer
+
+
 def without_age(answer: Answer) -> List[Tuple[str, str]]:
     return [field for field in answer.headers if field[0] not in ("Age", "Cache-Status")]
 
@@ -65,7 +72,7 @@ def test_the_same_request_gets_the_same_answer(house: House, spy: Spy) -> None:
 def test_age_and_ttl_go_on(house: House, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = house.origin(Files({"/x.deb": BODY}, FRESH))
     settled(house, origin)
-    house.fetch(origin, "/x.deb")
+    fetch_and_know(house, origin)
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 100)
     answer = house.fetch(origin, "/x.deb")
@@ -82,7 +89,7 @@ def test_an_object_that_never_changes_has_no_ttl(house: House, spy: Spy) -> None
     path = f"/v2/a/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     origin = house.origin(Files({path: BODY}))
     settled(house, origin, path)
-    answers = [house.fetch(origin, path) for _ in range(3)]
+    answers = [fetch_and_know(house, origin, path) for _ in range(3)]
     assert [answer.get("cache-status") for answer in answers] == ["dduct; hit"] * 3 and spy.answered == 2
 
 
@@ -92,7 +99,7 @@ def test_what_has_changed_is_looked_at_again(house: House, spy: Spy, change: str
     path = f"/v2/a/blobs/sha256:{digest}" if change == "alias removed" else "/x.deb"
     origin = house.origin(Files({path: BODY}, FRESH))
     settled(house, origin, path)
-    house.fetch(origin, path)
+    fetch_and_know(house, origin, path)
     house.fetch(origin, path)
     assert spy.answered == 1
     names = [name for name in house.stored() if name.startswith("https/")]
@@ -152,13 +159,14 @@ def test_a_reload_forgets(house: House, spy: Spy) -> None:
     origin = house.origin(Files({"/x.deb": BODY}, FRESH))
     settled(house, origin)
     for _ in range(3):
-        house.fetch(origin, "/x.deb")
+        fetch_and_know(house, origin)
     before = spy.answered
     house.server.reload(house.config)
     house.fetch(origin, "/x.deb")
     assert spy.answered == before > 0
 
 
+@pytest.mark.one_process
 def test_strangers_are_turned_away_all_the_same(build_house: Callable[..., House]) -> None:
     house = build_house()
     origin = house.origin(Files({"/x.deb": BODY}, FRESH))

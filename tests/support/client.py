@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Callable, List, Optional, Tuple
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -7,7 +7,7 @@ import os
 import threading
 from typing import FrozenSet, List, Set
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 def descriptors() -> FrozenSet[str]:

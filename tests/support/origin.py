@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from typing import Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 HeaderList = Iterable[Tuple[str, str]]
 

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from stream import Stream, tell_cut_from_end
 
 HOST = "a.example"
-PATIENCE = 10.0  # seconds; a wait that reaches it has failed
+PATIENCE = 30.0  # seconds; a wait that reaches it has failed
 SOON = 0.05  # seconds; for waits that are meant to end by themselves
 
 T = TypeVar("T")
