@@ -86,6 +86,8 @@ class Cache:
                 return Lead(mine) if fill is None else Follow(FillReader(fill, self._patience))
             if fill is not None:
                 fill.detach()
+            if ownership is Ownership.FOREIGN and not self.store.keeps_metadata:
+                raise Unstorable("another process fetches it, and the file system keeps no metadata to read along by")
             if ownership is Ownership.FOREIGN:
                 growing = self.store.open_growing(places.object)
                 if growing is not None:
@@ -122,7 +124,7 @@ class Cache:
         if places.alias is None:
             return Hit(entry, entry.record.metadata, ((entry.place, entry.identity),))
         try:
-            alias = self.store.open_entry(places.alias)
+            alias = self.store.open_alias(places.alias)
         except Unstorable:
             alias = None  # this URL cannot be remembered, and has to be asked about every time
         except BaseException:

@@ -63,8 +63,9 @@ class Evictor:
         self.sweep()  # something may have been left by a crash
         swept_at = time.monotonic()
         while not self._wait():
-            due = self._grown() > self._grown_before or time.monotonic() > swept_at + _PERIOD
-            if due and self._excess(self.used) > 0:
+            since = time.monotonic() - swept_at
+            due = self._grown() > self._grown_before or since > _PERIOD
+            if (due and self._excess(self.used) > 0) or since > _LEFT_AT_MOST:
                 self.sweep()
                 swept_at = time.monotonic()
 

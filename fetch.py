@@ -168,7 +168,10 @@ class CachedFetch:
         """Have the origin asked about an object, by this client or by another that is at it already."""
         if self._takes_no_fill:
             return self._relay_or(stale)
-        claim = self._cache.claim(self._key, beyond=stale.entry.version)
+        try:
+            claim = self._cache.claim(self._key, beyond=stale.entry.version)
+        except Unstorable:
+            return self._relay_or(stale)  # the disk takes nothing new, and what is there may still be of use
         if isinstance(claim, Hit):
             claim.entry.close()
             return False
@@ -327,7 +330,8 @@ class CachedFetch:
         try:
             found = self._claimed_again(owned)
             if found is None:
-                source: Source = owned.enter_context(closing(_Rest(self._inquiry.rest(etag, offset, length), length)))
+                rest = _Rest(self._inquiry.rest(etag, offset, length), length, offset)
+                source: Source = owned.enter_context(closing(rest))
                 return source
         except UpstreamError as error:
             raise FillFailed(error) from error
@@ -506,8 +510,9 @@ class CachedFetch:
 class _Rest:
     """What an origin sends of an object from some offset on, as a source."""
 
-    def __init__(self, exchange: Exchange, length: int) -> None:
+    def __init__(self, exchange: Exchange, length: int, offset: int) -> None:
         self._exchange = exchange
+        self._offset = offset  # of what comes next
         self.length: Optional[int] = length
 
     def ready(self, offset: int, whole: bool) -> bool:
@@ -515,11 +520,15 @@ class _Rest:
         return False
 
     def read_at(self, view: memoryview, offset: int) -> int:
-        """The next octets; they are asked for in their order. Raises FillFailed."""
+        """The next octets. Raises Lost where others are wanted, FillFailed."""
+        if offset != self._offset:
+            raise Lost("the origin is sending what comes before")
         try:
-            return self._exchange.body.readinto(view)
+            count = self._exchange.body.readinto(view)
         except IncompleteBody as error:
             raise FillFailed(error) from error
+        self._offset += count
+        return count
 
     def close(self) -> None:
         """Give the connection back."""

@@ -12,7 +12,7 @@ import fcntl
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, Optional
 
 from hashing import Hashes
@@ -112,6 +112,10 @@ class _Window:
     def end(self) -> int:
         return self.first + len(self._octets)
 
+    def has_dropped(self, offset: int) -> bool:
+        """Whether the octets at `offset` were here and are gone."""
+        return self.beginning <= offset < self.first
+
     def append(self, data: memoryview) -> None:
         self._octets += data
 
@@ -190,6 +194,7 @@ class Fill:
         `resumable`: whoever finds what a crash leaves of it can have the rest. Raises Unstorable; the fill can then
         still be declined.
         """
+        self._store.check_room()
         if self.leftover is not None:
             self._start_over()
         boot = self._store.boot if resumable and length else ""
@@ -203,6 +208,7 @@ class Fill:
         """The origin sends the rest of what was left over; readers have at once what is there. Raises Unstorable."""
         left = self.leftover
         assert left is not None
+        self._store.check_room()
         self._store.write_record(self._fd, Record(metadata, left.length, boot=self._store.boot))
         with self._changed:
             self.metadata, self.length, self._size = metadata, left.length, left.size
@@ -260,7 +266,7 @@ class Fill:
             self._store.settle(self._place)
             if self._alias is not None:
                 with contextlib.suppress(Unstorable):  # then there is no alias either; see write_alias
-                    self._store.settle(self._alias)
+                    self._store.settle(self._alias, alias=True)
 
     def fail(self, cause: object) -> None:
         """Break off: nothing is published, and readers past the octets they have get `cause`."""
@@ -296,9 +302,11 @@ class Fill:
 
     def close(self) -> None:
         """The leader's last word, on every path; a fill that is not over by then has failed."""
-        self._hashes.close()
-        self._finish(FillState.FAILED, "abandoned by its leader")
-        self.detach()
+        try:
+            self._hashes.close()
+        finally:
+            self._finish(FillState.FAILED, "abandoned by its leader")
+            self.detach()
 
     # The readers' side
 
@@ -342,9 +350,9 @@ class Fill:
         """
         with self._changed:
             arrived = self._wait_for_octets(offset, patience)
-            if self._released > offset or not self.state.final or self.state in _COMPLETE:
-                return arrived
-            raise self._ending()
+            if self.state.final and self.state not in _COMPLETE:
+                raise self._ending()  # even if there are some: nobody needs half of it who has had nothing yet
+            return arrived
 
     def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:
         """Octets from `offset` on as soon as there are any; 0 at the end of a complete object.
@@ -357,6 +365,10 @@ class Fill:
             if self._window is not None:
                 self._changed.notify_all()
             arrived = self._wait_for_octets(offset, patience)
+            if self._window is not None and self._window.has_dropped(offset):
+                self._positions.pop(reader, None)  # it goes on elsewhere, and nobody here waits for it
+                self._changed.notify_all()
+                raise Lost("the disk takes no more, and this reader is too slow to do without")
             available = self._released - offset
             if available <= 0:
                 if self.state in _COMPLETE:
@@ -366,8 +378,6 @@ class Fill:
                 if offset >= self._window.first:
                     return self._window.read(view[:available], offset)
                 available = min(available, self._window.beginning - offset)
-                if available <= 0:
-                    raise Lost("the disk takes no more, and this reader is too slow to do without")
         return read_octets(self._fd, view[:available], offset)
 
     @property
@@ -449,9 +459,12 @@ class Fill:
                 window.drop_before(min(self._positions.values(), default=window.end))
                 return window.size + len(data) <= _WINDOW
 
-            if not self._changed.wait_for(has_room, _LAGGARD_PATIENCE):
+            before = dict(self._positions)
+            while not self._changed.wait_for(has_room, _LAGGARD_PATIENCE):
                 # Whoever reads nothing for so long is given up, for the sake of those who do.
-                window.drop_before(window.end)
+                for reader in [one for one, at in before.items() if self._positions.get(one) == at < window.end]:
+                    del self._positions[reader]
+                before = dict(self._positions)
             if not self._positions and self._users <= 1:
                 raise FillFailed("the disk is full, and nobody reads it")
             window.append(data)
@@ -460,6 +473,8 @@ class Fill:
         """Rename the file into its place, with its record; whether that could be done."""
         assert self.metadata is not None
         try:
+            if not is_file(self._place + PART_SUFFIX, self._fd):
+                raise Unstorable("its file was taken away")  # what has that name now is somebody else's
             sha256, boot = self._hashes.sha256, self._store.boot
             self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot))
             # The alias first: whoever finds the object finds out from where, and need not ask the origin again.
@@ -505,6 +520,8 @@ class Fill:
         record = leftover_record(fd, self._store.boot)
         if record is None:
             return None
+        # It is not for followers before its origin has spoken.
+        self._store.write_record(fd, replace(record, asking=True))
         # All of it may be there: then the last octet is asked for, to find out whether the object is still the same.
         return Leftover(record.metadata, record.length, min(os.fstat(fd).st_size, record.length - 1))
 

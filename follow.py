@@ -81,14 +81,14 @@ class ForeignFill:
             return
         ended = self._ending()
         record = self._record()
-        if record is not None:
+        if record is not None and not record.asking:
             self.metadata = record.metadata
             self.length = record.length or None
             if self.state is FillState.ASKING:
                 self.state = FillState.FILLING
         if ended is None:
             return
-        if ended is FillState.FAILED and self.metadata is None:
+        if self.metadata is None:
             ended = FillState.GONE
         if ended is FillState.PUBLISHED:
             self.length = os.fstat(self._fd).st_size
@@ -96,20 +96,15 @@ class ForeignFill:
 
     def _ending(self) -> Optional[FillState]:
         """PUBLISHED, FAILED, or None while its leader is at it."""
-        if is_file(self._place, self._fd):
+        if is_file(self._place + PART_SUFFIX, self._fd):
+            if not try_lock(self._fd):
+                return None
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        # Its name counts no longer, for it may have been evicted since. Its leader hashes it last, when all is right.
+        record = self._record()
+        if record is not None and record.sha256 and record.length == os.fstat(self._fd).st_size:
             return FillState.PUBLISHED
-        if not is_file(self._place + PART_SUFFIX, self._fd):
-            # Between the two looks it may have moved from one name to the other.
-            if is_file(self._place, self._fd):
-                return FillState.PUBLISHED
-            self.cause = "its leader gave it up"
-            return FillState.FAILED
-        if not try_lock(self._fd):
-            return None
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-        if is_file(self._place, self._fd):
-            return FillState.PUBLISHED
-        self.cause = "its leader is gone"
+        self.cause = "its leader is gone, or gave it up"
         return FillState.FAILED
 
     def _record(self) -> Optional[Record]:

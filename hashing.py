@@ -28,12 +28,9 @@ class Hashes:
 
     def update(self, data: memoryview) -> None:
         """The next octets. They must stay as they are until the next but one call of anything here returns."""
-        if self._thread is None and self._hashed < _ALONE:
+        if self._thread is None and not self._start():
             self._hash(data)
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
-            self._thread.start()
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is None)
             self._waiting = data
@@ -63,6 +60,18 @@ class Hashes:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
+
+    def _start(self) -> bool:
+        """Begin to hash in a thread, if that is worth while and the system has room for one."""
+        if self._hashed < _ALONE:
+            return False
+        thread = threading.Thread(target=self._run, name="hash", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            return False
+        self._thread = thread
+        return True
 
     def _run(self) -> None:
         while True:

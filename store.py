@@ -37,6 +37,8 @@ _FORMAT = 1
 ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
 _MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making and our using it
 _READ_ATTEMPTS = 3
+# A sync that fails with one of these may have thrown octets away, and the next one says nothing of it (fsync(2)).
+_LOST_IN_WRITING = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 FieldText = Tuple[str, str]
 
@@ -107,7 +109,8 @@ class Record:
 
     `alias` names the digest whose object holds the octets (`sha256:<hex>`); the file itself is then empty. `boot` is
     the boot in which it was written and `durable` whether it has reached the disk since. A growing file has a boot
-    only if what a crash leaves of it can be gone on with.
+    only if what a crash leaves of it can be gone on with, and is `asking` while its next leader waits to hear whether
+    it is still good. Only what is complete and verified has a `sha256`.
     """
 
     metadata: Metadata
@@ -116,6 +119,7 @@ class Record:
     alias: str = ""
     boot: str = ""
     durable: bool = False
+    asking: bool = False
 
     def encode(self) -> bytes:
         """The attribute's octets; raises Unstorable where they would be too many."""
@@ -248,6 +252,13 @@ class Store:
 
         Raises Unstorable where the name belongs to a directory.
         """
+        return self._open(place, alias=False)
+
+    def open_alias(self, place: str) -> Optional[Entry]:
+        """The alias at `place`, like `open_entry`. Neither passes for the other: filters change, and files stay."""
+        return self._open(place, alias=True)
+
+    def _open(self, place: str, alias: bool) -> Optional[Entry]:
         try:
             fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -260,19 +271,16 @@ class Store:
         except BaseException:
             os.close(fd)
             raise
-        if record is None:
+        # What has no hash was never verified, and has this name by some accident; foreign files count as durable.
+        if record is None or bool(record.alias) != alias or not (record.sha256 or alias or record.durable):
             os.close(fd)
             return None
         # Published in an earlier boot and perhaps never written out: the name may have outlived the octets.
-        trusted = record.durable or record.boot == self.boot or bool(record.alias)
-        if not trusted and not record.sha256:
-            os.close(fd)
-            return None
+        trusted = alias or record.durable or record.boot == self.boot
         return Entry(self, place, fd, record, trusted, identity_of(status))
 
     def open_part(self, place: str) -> int:
         """Open the file that grows beside `place`, made with its directories, never truncated. Raises Unstorable."""
-        self._check_room()
         part = place + PART_SUFFIX
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         for _ in range(_MKDIR_ATTEMPTS):
@@ -300,7 +308,10 @@ class Store:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise Unstorable(error.strerror or str(error)) from error
-        try_lock(fd)
+        if not try_lock(fd):  # somebody who clears up has found it first
+            remove_part(path, fd)
+            os.close(fd)
+            raise Unstorable("its file is locked by somebody else")
         return fd, path
 
     def prune(self, place: str) -> None:
@@ -345,8 +356,8 @@ class Store:
             os.close(fd)
 
     def refresh(self, entry: Entry, metadata: Metadata) -> None:
-        """Replace what is known of a published object. Raises Unstorable."""
-        self._update(entry, lambda record: replace(record, metadata=metadata, boot=self.boot))
+        """Replace what is known of a published object. It says nothing of its octets. Raises Unstorable."""
+        self._update(entry, lambda record: replace(record, metadata=metadata))
 
     def remove(self, place: str) -> None:
         """Unpublish an object, if there is one; who reads it reads on."""
@@ -358,13 +369,20 @@ class Store:
             return
         self.prune(place)
 
-    def settle(self, place: str) -> None:
-        """Bring a published file to the disk, then say so in its record. Raises OSError, Unstorable."""
-        entry = self.open_entry(place)
+    def settle(self, place: str, alias: bool = False) -> None:
+        """Bring a published file to the disk, then say so in its record. Raises OSError, Unstorable.
+
+        What the disk has lost on the way is unpublished: who reads it next may find anything.
+        """
+        entry = self._open(place, alias)
         if entry is None:
             return  # evicted or replaced since
         try:
             entry.vouch()
+        except OSError as error:
+            if error.errno in _LOST_IN_WRITING:
+                entry.discard()
+            raise
         finally:
             entry.close()
 
@@ -372,7 +390,8 @@ class Store:
         """An object has reached the disk. Raises Unstorable."""
         self._update(entry, lambda record: replace(record, durable=True))
 
-    def _check_room(self) -> None:
+    def check_room(self) -> None:
+        """Whether something new may be begun. Raises Unstorable where too little is free."""
         if not self.min_free:
             return
         try:
@@ -412,8 +431,8 @@ class Store:
         """A record for a file that somebody copied in by hand; never for one that claims a digest."""
         name = os.path.relpath(place, self.root)
         scheme, _, rest = name.partition("/")
-        if scheme not in ("http", "https") or (self.keeps_metadata and not status.st_size):
-            return None
+        if scheme not in ("http", "https") or not status.st_size:
+            return None  # an empty one may be an alias whose attribute was lost in copying
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         fields = (
             ("Content-Type", kind),
@@ -424,6 +443,8 @@ class Store:
     def _make_parents(self, path: str) -> None:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
+        except FileNotFoundError:
+            pass  # pruned again meanwhile
         except OSError as error:
             raise Unstorable(error.strerror or str(error)) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,22 @@ def test_directories_made_for_nothing_are_removed_again(cache: Cache) -> None:
     assert list(cache.store.root.iterdir()) == []
 
 
+def test_a_directory_that_is_removed_while_it_is_made_is_made_again(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, failures = os.makedirs, [2]
+
+    def makedirs(*arguments: Any, **more: Any) -> None:
+        if failures[0]:
+            failures[0] -= 1
+            raise FileNotFoundError(errno.ENOENT, "pruned")
+        real(*arguments, **more)
+
+    monkeypatch.setattr(os, "makedirs", makedirs)
+    publish(cache, b"body")
+    assert hit_body(cache) == b"body"
+
+
 @pytest.mark.parametrize("name", ["https/h/../x", "https//x", "https/h/x.dduct", "https/h/" + "x" * 250, "https/h/."])
 def test_a_name_that_no_file_can_have_is_unstorable_and_leaves_nothing(cache: Cache, name: str) -> None:
     with pytest.raises(Unstorable):
@@ -276,6 +293,100 @@ def test_a_file_in_the_way_of_a_directory_and_the_reverse_are_unstorable(cache: 
     with pytest.raises(Unstorable):
         cache.claim(Key("https/some.thing/pool"))
     assert hit_body(cache) == b"body"
+
+
+def test_a_file_that_was_taken_away_is_not_published_in_its_successor_s_name(pair: List[Cache]) -> None:
+    """Somebody clears the cache while it is filled, and another process begins anew under the same name."""
+    first = lead(pair[0])
+    first.begin(META, None)
+    first.write(view(b"whole"))
+    shutil.rmtree(pair[0].store.root / "https")
+    second = lead(pair[1])
+    second.begin(META, None)
+    second.write(view(b"who"))
+    assert first.publish() is False
+    first.close()
+    assert pair[0].lookup(KEY) is None
+    second.write(view(b"le"))
+    assert second.publish()
+    second.close()
+    assert hit_body(pair[0]) == b"whole"
+
+
+def test_what_was_never_verified_is_no_object_whatever_its_name(cache: Cache) -> None:
+    fill = lead(cache)
+    fill.begin(META, 3, resumable=True)
+    fill.write(view(b"abc"))
+    os.rename(parts(cache)[0], cache.store.root / NAME)
+    assert cache.lookup(KEY) is None
+    fill.close()
+
+
+def test_a_fresh_file_that_another_has_locked_is_not_led(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(pair[0], b"abc")
+    fill = lead(pair[1])
+    monkeypatch.setattr("store.try_lock", lambda _: False)
+    with pytest.raises(Unstorable, match="locked by somebody else"):
+        fill.begin(META, 9)
+    fill.decline()
+    fill.close()
+    assert parts(pair[0]) == []
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINVAL])
+def test_what_the_disk_has_lost_in_writing_is_unpublished(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """Quotas and network file systems say so only when an object is synced; EINVAL means that they never sync."""
+    fill = lead(cache)
+    fill.begin(META, 3)
+    fill.write(view(b"abc"))
+    fill.publish()
+
+    def fsync(_: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError):
+            fill.settle()
+    fill.close()
+    found = cache.lookup(KEY)
+    assert (found is None) == (error != errno.EINVAL)
+    if found is not None:
+        found.entry.close()
+
+
+def test_a_system_without_room_for_threads_hashes_where_it_writes(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = os.urandom(1_000_000)
+    monkeypatch.setattr("hashing._ALONE", 1000)
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    fill = lead(cache)
+    fill.begin(META, 2 * len(body))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        fill.write(view(body))
+        fill.write(view(body))
+    assert fill.publish()
+    fill.close()
+    assert hit_body(cache) == 2 * body
+
+
+def test_a_failed_fill_is_not_begun_with_although_there_are_octets(cache: Cache) -> None:
+    fill = lead(cache)
+    reader = follow(cache)
+    fill.begin(META, 10)
+    fill.write(view(b"abc"))
+    fill.fail("no luck")
+    with pytest.raises(FillFailed):
+        reader.ready(0, True)
+    reader.close()
+    fill.close()
 
 
 def test_a_claim_that_cannot_open_its_file_releases_those_who_came_after(cache: Cache) -> None:
@@ -430,6 +541,30 @@ def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatc
     with pytest.raises(Lost, match="too slow"):
         still.read_at(view(bytearray(10)), 0)
     still.close()
+    fill.close()
+
+
+def test_a_reader_that_is_given_up_holds_nobody_up_any_more(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by where it stood, nor by coming back to hear that it has lost."""
+    FullDisk(monkeypatch, 0)
+    monkeypatch.setattr("fill._WINDOW", 1000)
+    monkeypatch.setattr("fill._LAGGARD_PATIENCE", 0.2)
+    fill = lead(cache)
+    still, fast = follow(cache), follow(cache)
+    fill.begin(META, 10_000)
+    with ThreadPoolExecutor(1) as pool:
+        copy = pool.submit(read_all, fast)
+        fill.write(view(b"a" * 1000))
+        fill.write(view(b"b" * 1000))  # this once it is waited for
+        with pytest.raises(Lost, match="too slow"):
+            still.read_at(view(bytearray(10)), 0)
+        monkeypatch.setattr("fill._LAGGARD_PATIENCE", PATIENCE)
+        for _ in range(8):
+            in_thread(fill.write, view(b"c" * 1000)).result(PATIENCE / 2)
+        assert fill.publish() is False
+        assert copy.result(PATIENCE) == b"a" * 1000 + b"b" * 1000 + b"c" * 8000
+    still.close()
+    fast.close()
     fill.close()
 
 
@@ -588,6 +723,28 @@ def test_weak_digests_are_checked_but_never_shared(cache: Cache, algorithm: str)
     other.fill.close()
 
 
+def test_an_alias_is_no_object_for_a_filter_that_knows_nothing_of_digests(cache: Cache) -> None:
+    """Filters change, and an empty answer in the name of every layer would be the thanks."""
+    key = blob_key("one")
+    publish(cache, BLOB, key, blob_meta("one"))
+    plain = Key(key.name)
+    assert cache.lookup(plain) is None
+    publish(cache, BLOB, plain)
+    assert hit_body(cache, plain) == BLOB
+    claim = cache.claim(key)  # and the reverse: what lies there now is no alias
+    assert isinstance(claim, Hit) and claim.metadata is None
+    claim.entry.close()
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_empty_file_without_a_record_is_no_object(cache: Cache, keeps: bool) -> None:
+    """It may have been an alias before somebody copied it without its attribute."""
+    cache.store.keeps_metadata = keeps
+    (cache.store.root / NAME).parent.mkdir(parents=True)
+    (cache.store.root / NAME).touch()
+    assert cache.lookup(KEY) is None
+
+
 def test_an_evicted_object_makes_its_aliases_worthless(cache: Cache) -> None:
     key = blob_key("one")
     publish(cache, BLOB, key, blob_meta("one"))
@@ -669,6 +826,28 @@ def test_a_leftover_is_gone_on_with(pair: List[Cache]) -> None:
     entry = pair[0].store.open_entry(str(pair[0].store.root / NAME))
     assert entry is not None and entry.record.sha256 == digest_of(b"abcdef").hex
     entry.close()
+
+
+def test_followers_elsewhere_get_nothing_of_a_leftover_before_its_origin_has_spoken(tmp_path: Path) -> None:
+    """All of an outdated object may be there."""
+    caches = [Cache(tmp_path / "files", patience=20) for _ in range(3)]
+    leave(caches[0], b"abcdef")
+    fill = lead(caches[1])
+    reader = follow(caches[2])
+    assert reader.fill.wait_head(0.01) is FillState.ASKING
+    fill.resume(META)
+    assert reader.fill.wait_head(20) is FillState.FILLING
+    assert reader.read_at(view(bytearray(10)), 0) == 6
+    reader.close()
+    fill.close()
+
+
+def test_a_leftover_is_left_over_again_by_a_leader_that_dies_while_it_asks(pair: List[Cache]) -> None:
+    leave(pair[0], b"abc")
+    os.close(lead(Cache(pair[0].store.root))._fd)
+    fill = lead(pair[1])
+    assert fill.leftover == Leftover(META, 6, 3)
+    fill.close()
 
 
 def test_a_complete_leftover_is_not_taken_for_an_object(pair: List[Cache]) -> None:
@@ -865,6 +1044,38 @@ def test_a_fill_that_ends_before_it_can_be_followed_leaves_nothing(
     assert hit_body(pair[1]) == b"body"
     assert parts(pair[1]) == []
     fill.close()
+
+
+@pytest.mark.parametrize("fate", ["evicted", "replaced"])
+def test_a_foreign_fill_that_ended_well_is_whole_whatever_became_of_its_name(pair: List[Cache], fate: str) -> None:
+    """A slow follower may come to the end long after."""
+    fill = lead(pair[0])
+    reader = follow(pair[1])
+    fill.begin(META, None)
+    fill.write(view(b"abc"))
+    assert reader.read_at(view(bytearray(3)), 0) == 3
+    fill.write(view(b"def"))
+    fill.publish()
+    fill.close()
+    (pair[0].store.root / NAME).unlink()
+    if fate == "replaced":
+        publish(pair[0], b"new")
+    assert read_all(reader) == b"abcdef"
+    reader.close()
+
+
+def test_without_attributes_a_foreign_fill_cannot_be_followed(pair: List[Cache]) -> None:
+    """Nothing would say what its head is before its end."""
+    for cache in pair:
+        cache.store.keeps_metadata = False
+    fill = lead(pair[0])
+    with pytest.raises(Unstorable, match="no metadata"):
+        pair[1].claim(KEY)
+    fill.begin(META, 4)
+    fill.write(view(b"body"))
+    fill.publish()
+    fill.close()
+    assert hit_body(pair[1]) == b"body"
 
 
 @pytest.mark.parametrize("end", ["fail", "decline"])

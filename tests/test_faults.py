@@ -311,8 +311,12 @@ def test_who_wants_the_whole_is_not_given_the_rest(house: House, monkeypatch: py
     origin = house.origin(breaking)
     DeadLeader(house, origin, 1_500_000).die()
 
-    def fail(*_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    real = os.setxattr
+
+    def fail(fd: int, name: str, data: bytes) -> None:
+        if b'"asking":true' not in data:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd, name, data)
 
     monkeypatch.setattr(os, "setxattr", fail)
     answer = house.fetch(origin, "/x.deb")
@@ -487,6 +491,20 @@ def test_a_range_of_a_damaged_object_is_the_right_one(house: House, wanted: str)
     assert origin.count("/x.deb") == 2
 
 
+def test_a_validation_says_nothing_of_what_a_power_cut_has_damaged(house: House) -> None:
+    """The origin knows what it has, and not what is on our disk."""
+    origin = house.origin(Files({"/x.deb": BODY}))
+    house.fetch(origin, "/x.deb")
+    house.settle()
+    name = after_a_power_cut(house, zeroes)
+    etag = f'If-None-Match: "{len(BODY)}"'
+    assert house.fetch(origin, "/x.deb", "Cache-Control: max-age=0", etag).status == 304
+    assert not Record.decode(os.getxattr(house.files / name, "user.dduct")).durable
+    answer = house.fetch(origin, "/x.deb")
+    assert answer.body == BODY or not answer.complete
+    assert house.fetch(origin, "/x.deb").body == BODY
+
+
 def test_what_a_power_cut_has_not_damaged_is_used(house: House) -> None:
     origin = house.origin(Files({"/x.deb": BODY}))
     house.fetch(origin, "/x.deb")
@@ -515,6 +533,30 @@ def test_a_disk_that_cannot_read_an_object_costs_no_client_anything(
     assert house.fetch(origin, "/x.deb").body == BODY
     assert house.fetch(origin, "/x.deb", "Range: bytes=1900000-").body == BODY[1_900_000:]
     assert origin.count("/x.deb") == 2
+
+
+def test_parts_of_an_object_that_is_lost_are_each_asked_for_from_where_they_begin(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither does the disk give it, nor does it take it again: what there is of it comes from the origin alone."""
+    breaking = Breaking()
+    origin = house.origin(breaking)
+    house.fetch(origin, "/x.deb")
+    house.settle()
+    house.server.cache.store.min_free = 2**60
+
+    def preadv(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    spans = [(1000, 1009), (500_000, 500_009), (100, 109)]
+    wanted = ",".join(f"{first}-{last}" for first, last in spans)
+    answer = house.fetch(origin, "/x.deb", f"Range: bytes={wanted}")
+    assert answer.status == 206 and answer.complete
+    for first, last in spans:
+        part = f"Content-Range: bytes {first}-{last}/{len(BODY)}\r\n\r\n".encode() + BODY[first : last + 1]
+        assert part + b"\r\n--" in answer.body
+    assert breaking.ranges == [f"bytes={first}-" for first, _ in spans]
 
 
 @pytest.mark.parametrize("wanted", [None, "bytes=100000-1899999", "bytes=0-0", "bytes=0-99999,1000000-1999999"])

@@ -168,6 +168,21 @@ def test_what_is_damaged_goes_if_so_wanted(shelf: List[Path], tmp_path: Path, li
     assert again == Findings(again.octets, right=3, foreign=1)
 
 
+def test_what_was_copied_in_by_hand_stays_foreign_when_it_has_been_validated(
+    cache: Cache, tmp_path: Path, lines: List[str]
+) -> None:
+    """Its record then has fields, and still no hash."""
+    path = tmp_path / "https/h/by-hand.deb"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(BODY)
+    entry = cache.store.open_entry(str(path))
+    assert entry is not None
+    cache.refresh(entry, entry.record.metadata)
+    entry.close()
+    found = verify(tmp_path, True, lambda _: None, lines.append)
+    assert (found.foreign, found.damaged) == (1, 0) and path.read_bytes() == BODY
+
+
 def test_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
     configuration = tmp_path.parent / f"{tmp_path.name}.toml"
     configuration.write_text(f"[misc]\nfile_dir = '{tmp_path}'\n")
