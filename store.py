@@ -443,7 +443,7 @@ class Store:
     def _make_parents(self, path: str) -> None:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, FileExistsError):
             pass  # pruned again meanwhile
         except OSError as error:
             raise Unstorable(error.strerror or str(error)) from error
