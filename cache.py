@@ -56,7 +56,7 @@ class Cache:
 
     def __init__(self, root: Path, patience: float = 60.0, min_free: int = 0) -> None:
         self.store = Store(root, min_free)
-        self._patience = patience
+        self.patience = patience
         self._lock = threading.Lock()  # guards _fills
         self._fills: Dict[str, Fill] = {}  # by place, those that are not over
 
@@ -83,7 +83,7 @@ class Cache:
                     fill.attach()
             ownership = mine.own() if fill is None else fill.wait_owned()
             if ownership is Ownership.MINE:
-                return Lead(mine) if fill is None else Follow(FillReader(fill, self._patience))
+                return Lead(mine) if fill is None else Follow(FillReader(fill, self.patience))
             if fill is not None:
                 fill.detach()
             if ownership is Ownership.FOREIGN and not self.store.keeps_metadata:
@@ -92,12 +92,12 @@ class Cache:
                 growing = self.store.open_growing(places.object)
                 if growing is not None:
                     foreign = ForeignFill(places.object, growing, key.digest is not None)
-                    return Follow(FillReader(foreign, self._patience))
+                    return Follow(FillReader(foreign, self.patience))
 
     def reader(self, fill: Fill) -> FillReader:
         """A reader on a fill that the caller leads: the leader reads like everybody else."""
         fill.attach()
-        return FillReader(fill, self._patience)
+        return FillReader(fill, self.patience)
 
     def introduce(self, key: Key, metadata: Metadata) -> None:
         """Remember that this URL, too, serves the object of its digest; a no-op where there are no aliases."""

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import getpass
 import logging
 import os
 import resource
+import select
 import signal
+import stat
 import sys
+import termios
 import threading
 import time
 from functools import lru_cache
@@ -38,6 +42,8 @@ _LEVELS = {
     "debug": logging.DEBUG,
     "trace": logging.NOTSET + 1,
 }
+_STDERR = 2
+_F_GETPIPE_SZ = 1032  # fcntl(2); the fcntl module has a name for it from Python 3.10 on
 _LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 
 
@@ -60,7 +66,19 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(logging.Handler):
-    """Writes each line to standard error by one system call: processes and threads need no lock to keep lines whole."""
+    """Writes each line to standard error by one system call: processes and threads need no lock to keep lines whole.
+
+    Whoever does not read it holds up nobody: what there is no room for is lost.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pipe_size = 0  # octets, if it is one
+        try:
+            if stat.S_ISFIFO(os.fstat(_STDERR).st_mode):
+                self._pipe_size = fcntl.fcntl(_STDERR, _F_GETPIPE_SZ)
+        except OSError:
+            pass  # closed
 
     def createLock(self) -> None:  # noqa: N802 - logging's name for it
         """None is needed."""
@@ -75,10 +93,17 @@ class _Handler(logging.Handler):
         """Write it; where nobody takes it, it is lost."""
         data = memoryview((self.format(record) + "\n").encode("utf-8", "backslashreplace"))
         try:
-            while data:
-                data = data[os.write(2, data) :]
+            while data and self._has_room():
+                data = data[os.write(_STDERR, data) :]
         except OSError:
             pass
+
+    def _has_room(self) -> bool:
+        """Whether a line can be written without waiting, even if some other threads are about to write theirs."""
+        if self._pipe_size:
+            held = int.from_bytes(fcntl.ioctl(_STDERR, termios.FIONREAD, bytes(4)), sys.byteorder)
+            return held < self._pipe_size // 2
+        return bool(select.select((), (_STDERR,), (), 0)[1])
 
 
 def home() -> Path:

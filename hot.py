@@ -18,7 +18,7 @@ SMALL = 64 * 1024  # octets; beyond that, sending costs more than understanding
 
 _REMEMBERED_AT_MOST = 2048  # requests; then it begins anew
 _REQUEST_AT_MOST = 2048  # octets
-_HELD_AT_MOST = 32 * 1024 * 1024  # octets of answers in memory; the others are read again
+_HELD_AT_MOST = 32 * 1024 * 1024  # octets of answers in memory; then it begins anew
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,18 @@ class Hot:
         self._known: Dict[Tuple[str, bytes], _Remembered] = {}
         self._held = 0  # octets in memory, more or less
 
-    def answer(self, kind: str, request: bytes) -> Optional[Answer]:
-        """The answer to a request on a `kind` of connection, if it is known and still right."""
+    def answer(self, kind: str, request: bytes, may_read: bool) -> Optional[Answer]:
+        """The answer to a request on a `kind` of connection, if it is known and still right.
+
+        `may_read`: its body may be read from the disk if it is not in memory yet.
+        """
         known = self._known.get((kind, request))
-        if known is None:
+        if known is None or (known.said is None and not may_read):
             return None
         now = time.time()
         hit = known.hit
         if not hit.fetched_at <= now < hit.fresh_until or not _unchanged(hit, now):
-            self._known.pop((kind, request), None)
+            self._forget(kind, request)
             return None
         age = int(now - hit.born_at)
         ttl = _FOR_EVER if hit.fresh_until == float("inf") else int(hit.fresh_until - now)
@@ -90,9 +93,9 @@ class Hot:
         holes = _HOLES.fullmatch(head)
         if holes is None or len(request) > _REQUEST_AT_MOST:
             return
+        self._forget(kind, request)
         if len(self._known) >= _REMEMBERED_AT_MOST:
-            self._known.clear()
-            self._held = 0
+            self._begin_anew()
         size = hit.identities[0][1][2]
         before_age, after_age, after_ttl = holes.groups()
         self._known[kind, request] = _Remembered(hit, size, before_age, after_age, after_ttl)
@@ -106,10 +109,20 @@ class Hot:
         answer = Answer(octets, known.size, known.hit.url, "hit" + rest.decode())
         if known.said is None:
             if self._held + known.size > _HELD_AT_MOST:
+                self._begin_anew()
                 return answer
             self._held += known.size
         known.said = (age, ttl, answer)
         return answer
+
+    def _forget(self, kind: str, request: bytes) -> None:
+        known = self._known.pop((kind, request), None)
+        if known is not None and known.said is not None:
+            self._held -= known.size
+
+    def _begin_anew(self) -> None:
+        self._known.clear()
+        self._held = 0
 
 
 def _unchanged(hit: PlainHit, now: float) -> bool:

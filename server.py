@@ -134,6 +134,7 @@ class Server:
         self._outdated.add(before.services.origins)
         self._evictor.limits = _limits(config)
         self.cache.store.min_free = config.cache.min_free or 0
+        self.cache.patience = _PATIENCE * config.proxy.upstream_timeout
         slots = threading.Semaphore(config.proxy.max_connections)
         for listener in self._listeners:
             listener.slots = slots

@@ -125,7 +125,7 @@ class Session:
                 return Next.END if self._stream.ended else Next.WORK
             if block.startswith(b"CONNECT "):
                 return self._intercept_at_once(block)
-            answer = self._known(block)
+            answer = self._known(block, may_read=False)
             if answer is None:
                 return Next.WORK
             self._stream.skip(len(block))
@@ -164,7 +164,7 @@ class Session:
 
     def _answer_again(self, block: bytes) -> bool:
         """Answer a request as it was answered before, if that may be done without looking at it; whether it was."""
-        answer = self._known(block)
+        answer = self._known(block, may_read=True)
         if answer is None:
             self._repeats = 0
             return False
@@ -176,12 +176,12 @@ class Session:
             self._note(answer, time.monotonic() - started)
         return True
 
-    def _known(self, block: bytes) -> Optional[Answer]:
+    def _known(self, block: bytes, may_read: bool) -> Optional[Answer]:
         """The answer to a request, if it is known."""
         access = self._house.access
         if self._client not in access.clients or (access.users is not None and self._where.inside is None):
             return None
-        return self._house.hot.answer(self._kind, block)
+        return self._house.hot.answer(self._kind, block, may_read)
 
     def _intercept_at_once(self, block: bytes) -> Next:
         """Answer CONNECT for a host whose leaf is at hand, and begin its TLS. Raises OSError."""

@@ -10,12 +10,15 @@ Rules of this room:
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import select
 import socket
 import ssl
 import struct
+import sys
+import termios
 import time
 from typing import Callable, Optional, Tuple, TypeVar, Union
 
@@ -355,9 +358,14 @@ class Stream:
         """All of `data`; a peer that takes nothing for a whole time-out is given up, a slow one is not."""
         self._wait(self.timeout)
         with memoryview(data) as view:
-            sent = 0
+            sent, outstanding = 0, None
             while sent < len(view):
-                sent += self._transport.send(view[sent:])
+                try:
+                    sent += self._transport.send(view[sent:])
+                    outstanding = None
+                except socket.timeout:
+                    outstanding = self._still_outstanding(outstanding)
+                    self._wait(self.timeout / 2)
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
         """Some octets of a file, at most `count`, without their passing through this process; 0 at its end.
@@ -366,9 +374,12 @@ class Stream:
         """
         poll = select.poll()
         poll.register(self.fileno(), select.POLLOUT)
+        patience, outstanding = self.timeout, None
         while True:
-            if not poll.poll(1000 * self.timeout):
-                raise socket.timeout("the peer takes nothing")
+            if not poll.poll(1000 * patience):
+                outstanding = self._still_outstanding(outstanding)
+                patience = self.timeout / 2
+                continue
             try:
                 return os.sendfile(self.fileno(), fd, offset, count)
             except BlockingIOError:
@@ -393,6 +404,7 @@ class Stream:
         if not self._buffer and not self.encrypted:
             self._socket = self._transport = _wrap(self._socket, context, server_name)
             self._timeout = self.timeout
+            self._handshake()
             return
         nested = _NestedTls(self._transport, context, bytes(self._buffer), server_name)
         self._buffer.clear()
@@ -428,14 +440,17 @@ class Stream:
         """Say that nothing more is coming, and go on reading: close_notify under TLS, FIN otherwise."""
         if self.encrypted:
             self._read_ahead()
-            self._close_notify()
+            self._close_notify(self.timeout if isinstance(self._transport, _NestedTls) else 0)
         else:
             self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close in good order; the peer can tell this end from a broken one. Harmless twice, like every close."""
+        """Close in good order; the peer can tell this end from a broken one. Harmless twice, like every close.
+
+        Waits for nothing: a peer that takes nothing any more is not told.
+        """
         if self.encrypted and not self._closed:
-            self._close_notify()
+            self._close_notify(0)
         self.cut()
 
     def cut(self) -> None:
@@ -460,7 +475,7 @@ class Stream:
         scrap = memoryview(bytearray(READ_SIZE))
         try:
             if self.encrypted:
-                self._close_notify()
+                self._close_notify(0)
             # Under TLS too: what is read here is only thrown away, and SSLSocket has no half-close.
             socket.socket.shutdown(self._socket, socket.SHUT_WR)
             while time.monotonic() < deadline:
@@ -493,6 +508,17 @@ class Stream:
         assert isinstance(self._transport, ssl.SSLSocket)
         self._transport.do_handshake()
         self.handshaking = False
+
+    def _still_outstanding(self, before: Optional[int]) -> int:
+        """Octets that the peer has yet to take, when it has made no room for a time-out.
+
+        The kernel tells of room only when a third of its buffer is free, which may be a megabyte: whoever takes less
+        than that is slow, and not gone. Raises socket.timeout where they are as many as `before`.
+        """
+        octets = int.from_bytes(fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        if before is not None and octets >= before:
+            raise socket.timeout("the peer takes nothing")
+        return octets
 
     def _wait(self, seconds: float) -> None:
         # settimeout() costs a system call, and most waits are like the one before.
@@ -533,9 +559,9 @@ class Stream:
         del self._buffer[:end]
         return taken
 
-    def _close_notify(self) -> None:
+    def _close_notify(self, seconds: float) -> None:
         # SSLSocket.unwrap() would wait for the peer's own close_notify; ours leaves before that.
-        self._wait(self.timeout if isinstance(self._transport, _NestedTls) else 0)
+        self._wait(seconds)
         try:
             self._transport.unwrap()  # type: ignore[union-attr]
         except (OSError, ValueError):
@@ -549,4 +575,5 @@ def _wrap(sock: socket.socket, context: ssl.SSLContext, server_name: Optional[st
         server_side=server_name is None,
         server_hostname=server_name,
         suppress_ragged_eofs=server_name is None,
+        do_handshake_on_connect=False,  # until this returns, nobody could cancel it
     )

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import select
+import socket
 import time
 from typing import Dict, Optional, Tuple
 
@@ -184,10 +185,12 @@ class _Direction:
     def _splice_in(self) -> Optional[int]:
         assert self._pipe is not None
         try:
-            return self._pipe.fill()
+            count = self._pipe.fill()
         except OSError as error:
             self._splice_no_more(error)
             return self._copy_in()
+        # Neither an end nor nothing is believed: splice stops before urgent data for ever, and a read skips it.
+        return count or self._copy_in()
 
     def _splice_no_more(self, error: OSError) -> None:
         """Go on by copying where the kernel cannot splice. Raises the error where it is one of the connection."""
@@ -207,7 +210,7 @@ class _Direction:
 def tunnel(client: Stream, origin: Stream, idle: float) -> None:
     """Carry octets both ways until both ends are done; each end's half-close is passed on.
 
-    Ends too when nothing moves for `idle` seconds. Raises OSError when an end breaks.
+    Raises OSError when an end breaks, and socket.timeout when nothing moves for `idle` seconds.
     """
     buffer = _Buffer()
     ways = (_Direction(client, origin, buffer), _Direction(origin, client, buffer))
@@ -227,14 +230,13 @@ def _carry(ways: Tuple[_Direction, _Direction], buffer: _Buffer, idle: float) ->
             deadline = now + idle
             continue
         if now >= deadline:
-            return
+            raise socket.timeout("nothing has moved in the tunnel for too long")
         if _wait(ways, min(_QUIET, deadline - now)):
             continue
         buffer.drop()
         for way in ways:
             way.rest()
-        if not _wait(ways, max(0.0, deadline - time.monotonic())):
-            return
+        _wait(ways, max(0.0, deadline - time.monotonic()))
 
 
 def _wait(ways: Tuple[_Direction, _Direction], seconds: float) -> bool:

@@ -47,6 +47,38 @@ def start() -> Iterator[Callable[[Path], Process]]:
         process.close()
 
 
+# --- the log ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_log_that_nobody_reads_holds_up_nobody(configuration: Path, kind: str) -> None:
+    """A log driver that has got stuck, say: what there is no room for is lost, and dduct goes on, and ends."""
+    mine, its = socket.socketpair() if kind == "socket" else (None, None)
+    reading, writing = os.pipe() if its is None else (-1, its.fileno())
+    process = subprocess.Popen([sys.executable, str(ROOT / "dduct.py"), "--cfg", str(configuration)], stderr=writing)
+    try:
+        source = os.fdopen(os.dup(reading if mine is None else mine.fileno()), "rb", buffering=0)
+        with source:
+            seen = b""
+            while seen.count(b"Listening on") < 2 or not seen.endswith(b"\n"):
+                seen += source.read(4096)
+            port = int(seen.split(b"Listening on ")[1].split(b"\n")[0].rpartition(b":")[2])
+            for _ in range(30):
+                with Client(port) as client:
+                    for _ in range(50):
+                        assert client.get(f"http://127.0.0.1:1/{'x' * 1000}", "127.0.0.1:1").status == 502
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+        for end in (mine, its):
+            if end is not None:
+                end.close()
+        for fd in (reading, writing) if its is None else ():
+            os.close(fd)
+
+
 # --- options ----------------------------------------------------------------------------------------
 
 

@@ -27,8 +27,8 @@ class Spy:
         hot = house.server._household.hot
         real = hot.answer
 
-        def answer(kind: str, request: bytes) -> object:
-            found = real(kind, request)
+        def answer(kind: str, request: bytes, may_read: bool) -> object:
+            found = real(kind, request, may_read)
             self.answered += found is not None
             return found
 
@@ -153,6 +153,36 @@ def test_a_variant_is_for_those_who_want_it(house: House, spy: Spy) -> None:
         house.fetch(origin, "/x.deb", "X-Kind: a")
         house.fetch(origin, "/x.deb", "X-Kind: b")
     assert len(origin.requests) == 3  # b is relayed
+
+
+def test_what_is_in_memory_is_counted_right(house: House, spy: Spy) -> None:
+    """An object that changes and comes back takes no more room than it takes."""
+    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(house, origin)
+    hot = house.server._household.hot
+    place = house.files / house.stored()[0]
+    with house.inside(origin) as client:
+        for _ in range(4):
+            for _ in range(3):
+                assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
+            assert hot._held == len(BODY)
+            os.utime(place)
+    assert spy.answered == 8
+
+
+def test_more_than_memory_may_hold_is_still_answered(house: House, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hot._HELD_AT_MOST", 2 * len(BODY))
+    names = [f"/{number}.deb" for number in range(5)]
+    origin = house.origin(Files(dict.fromkeys(names, BODY), FRESH))
+    for name in names:
+        house.fetch(origin, name)
+    house.settle()
+    with house.inside(origin) as client:
+        for _ in range(3):
+            for name in names:
+                assert client.get(name, f"{HOST}:{origin.port}").body == BODY
+    assert 0 <= house.server._household.hot._held <= 2 * len(BODY)
+    assert len(origin.requests) == len(names)
 
 
 def test_a_reload_forgets(house: House, spy: Spy) -> None:

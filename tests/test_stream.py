@@ -13,9 +13,10 @@ import termios
 import threading
 import time
 from pathlib import Path
-from typing import Callable, Iterator, List, Tuple
+from typing import Callable, Iterator, List, Optional, Tuple
 
 import pytest
+from support.client import wait_until
 from support.pairs import HOST, PATIENCE, SOON, Pairs, client_context, in_thread, read_all, reset, server_context
 
 from certs import let_kernel_encrypt
@@ -387,6 +388,60 @@ def test_a_slow_reader_is_not_given_up(pairs: Pairs, layer: str) -> None:
         if not sending.done():
             pace.wait(0.002)  # slow
     sending.result(PATIENCE)
+
+
+def test_a_reader_that_takes_less_than_makes_room_is_not_given_up(pairs: Pairs, layer: str) -> None:
+    """The kernel tells of room when a third of its buffer is free: with megabytes in it, that may take long."""
+    stream, far = connect(pairs, layer)
+
+    def go_on() -> int:
+        stream.send(memoryview(MEGABYTES)[: 1 << 16])
+        return 1 << 16
+
+    read_slowly(stream, far, go_on)
+
+
+def test_nor_is_one_that_takes_a_file(pairs: Pairs, tmp_path: Path) -> None:
+    stream, far = connect(pairs, "plain")
+    (tmp_path / "file").write_bytes(MEGABYTES)
+    with (tmp_path / "file").open("rb") as file:
+        read_slowly(stream, far, lambda: stream.send_file(file.fileno(), 0, 1 << 16))
+
+
+def read_slowly(stream: Stream, far: Stream, go_on: Callable[[], int]) -> None:
+    """Fill all buffers, and read half a megabyte in each time-out, while `go_on` sends what it says."""
+    sent = 0
+    while count := stream.send_nowait(memoryview(MEGABYTES)[: 1 << 16]):
+        sent += count
+    stream.timeout = 1.0
+    sending = in_thread(go_on)
+    view, got = memoryview(bytearray(25_000)), 0
+    pace = threading.Event()
+    for _ in range(50):
+        got += far.readinto(view)
+        pace.wait(0.05)
+    drained = in_thread(read_much, far, view, got, sent)
+    sent += sending.result(PATIENCE)
+    stream.cut()
+    assert drained.result(PATIENCE) + len(read_rest(far)) == sent
+
+
+def read_much(far: Stream, view: memoryview, got: int, wanted: int) -> int:
+    while got < wanted:
+        got += far.readinto(view[: wanted - got])
+    return got
+
+
+def read_rest(far: Stream) -> bytes:
+    """Up to an end of whatever kind."""
+    rest = b""
+    view = memoryview(bytearray(1 << 16))
+    try:
+        while count := far.readinto(view):
+            rest += view[:count]
+    except OSError:
+        pass  # without close_notify
+    return rest
 
 
 def test_a_reader_that_takes_nothing_is_given_up(pairs: Pairs, layer: str) -> None:
@@ -775,7 +830,6 @@ def test_close_does_not_wait_for_a_peer_that_does_not_read(pairs: Pairs, layer: 
     piece = memoryview(MEGABYTES)[: 1 << 16]
     while stream.send_nowait(piece):
         pass
-    stream.timeout = SOON
     started = time.monotonic()
     stream.close()
     assert time.monotonic() - started < PATIENCE / 2
@@ -869,6 +923,19 @@ def test_cancel_wakes_a_reader(pairs: Pairs, layer: str) -> None:
     stream.cancel()
     waiting.result(PATIENCE)
     assert reading[0] == b"" or not isinstance(reading[0], socket.timeout)
+
+
+@pytest.mark.parametrize("name", [None, HOST], ids=["server", "client"])
+def test_cancel_wakes_a_handshake(pairs: Pairs, name: Optional[str]) -> None:
+    """A peer that says nothing must not hold up the end of dduct."""
+    stream, _ = pairs.plain()
+    context = server_context() if name is None else client_context()
+    shaking = in_thread(stream.start_tls, context, name)
+    wait_until(lambda: stream.encrypted)
+    stream.cancel()
+    with pytest.raises(OSError) as caught:
+        shaking.result(PATIENCE / 2)
+    assert not isinstance(caught.value, socket.timeout)
 
 
 def test_cancel_wakes_a_writer(pairs: Pairs, layer: str) -> None:

@@ -203,8 +203,28 @@ def test_what_waits_in_a_pipe_is_not_lost_in_quiet(pairs: Pairs, monkeypatch: py
 
 def test_a_tunnel_ends_when_nothing_moves_for_too_long(pairs: Pairs) -> None:
     ends = Ends(pairs, idle=0.05)
-    ends.end()
+    with pytest.raises(socket.timeout, match="for too long"):
+        ends.end()
+
+
+def test_urgent_data_is_not_the_end(pairs: Pairs, spliced: List[int]) -> None:
+    """splice finds nothing before the urgent octet; what comes after it is still to be carried."""
+    ends = Ends(pairs)
+
+    def speak() -> None:
+        for _ in range(10):
+            ends.client.sendall(BODY[:100_000])
+        ends.client.send(b"!", socket.MSG_OOB)
+        send_all(ends.client, BODY)
+
+    speaking = in_thread(speak)
+    ends.origin.shutdown(socket.SHUT_WR)
+    heard = read_all(ends.origin)
+    assert heard == BODY[:100_000] * 10 + BODY
     assert read_all(ends.client) == b""
+    speaking.result(PATIENCE)
+    ends.end()
+    assert bool(spliced) == SPLICES
 
 
 @pytest.mark.parametrize("first", [b"", BODY])
