@@ -18,6 +18,7 @@ from typing import Dict, Iterable, NamedTuple, Optional, Set, Union
 IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 _COST = 14  # scrypt's N is 2 to this: about 50 ms and 16 MiB
+_COST_AT_LEAST, _COST_AT_MOST = 10, 19  # beyond which OpenSSL would want more memory than it can be told of
 _BLOCK, _PARALLEL, _SALT = 8, 1, 16
 _HASHING_AT_ONCE = 2  # who guesses passwords has no more of the machine than that
 _REMEMBERED_AT_MOST = 4096
@@ -131,11 +132,9 @@ class Users:
             return None
         if not colon:
             return None
-        proof = hmac.new(self._secret, match.group(1), hashlib.sha256).digest()
-        with self._lock:
-            known = proof in self._known
-        if known:
+        if self.remembers(field):
             return name
+        proof = self._proof(match)
         with self._hashing:
             right = self._hashes.get(name, self._nobody).matches(password) and name in self._hashes
         if not right:
@@ -145,6 +144,18 @@ class Users:
                 self._known.clear()
             self._known.add(proof)
         return name
+
+    def remembers(self, field: Optional[bytes]) -> bool:
+        """Whether a Proxy-Authorization field is known to be right. Unlike `check`, this takes no time."""
+        match = None if field is None else _BASIC.fullmatch(field)
+        if match is None:
+            return False
+        proof = self._proof(match)
+        with self._lock:
+            return proof in self._known
+
+    def _proof(self, match: re.Match[bytes]) -> bytes:
+        return hmac.new(self._secret, match.group(1), hashlib.sha256).digest()
 
     def _add(self, line: str, where: str) -> None:
         match = _LINE.fullmatch(line)
@@ -157,8 +168,8 @@ class Users:
             self._hashes[user] = _Hash(int(cost), base64.b64decode(salt), base64.b64decode(digest))
         except ValueError:
             raise AccessError(f"{where}: expected base64 after the $") from None
-        if not 10 <= int(cost) <= _COST + 6:
-            raise AccessError(f"{where}: expected a cost (ln) from 10 to {_COST + 6}")
+        if not _COST_AT_LEAST <= int(cost) <= _COST_AT_MOST:
+            raise AccessError(f"{where}: expected a cost (ln) from {_COST_AT_LEAST} to {_COST_AT_MOST}")
 
 
 def _scrypt(password: bytes, cost: int, salt: bytes) -> bytes:

@@ -316,7 +316,7 @@ class _Program:
 
     def _close(self) -> None:
         self._manager.stopping()
-        self._server.close()
+        self._server.close_all()
 
     def _is_end(self, number: Optional[int]) -> bool:
         if self._is_one_of_several:

@@ -8,15 +8,22 @@ come here, and leave again as soon as something is to be done that may take time
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import logging
 import os
 import select
 import threading
 import time
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional, Protocol
+from typing import Callable, Dict, Optional, Protocol, TypeVar
+
+_log = logging.getLogger("dduct")
 
 _TICK = 1.0  # seconds: patience is measured this exactly
+
+
+_Result = TypeVar("_Result")
 
 
 class Next(enum.Enum):
@@ -30,7 +37,8 @@ class Next(enum.Enum):
 class Guest(Protocol):
     """A connection that waits for its client. `patience` is how long the next octets may take to come, in seconds.
 
-    After `give_up`, `resume` only hangs up, which takes no time.
+    After `give_up`, `resume` only hangs up, which takes no time. Until then the descriptor is to stay open: the next
+    connection would get its number.
     """
 
     @property
@@ -86,8 +94,8 @@ class Idle:
             finally:
                 with self._lock:
                     self._epoll, self._bell = None, -1
-                for fd in list(self._watched):
-                    self._let_go(epoll, fd)
+                for fd, watched in list(self._watched.items()):
+                    self._let_go(epoll, fd, watched, Next.WORK)
                 os.close(wake)
                 os.close(bell)
 
@@ -112,27 +120,38 @@ class Idle:
 
     def _answer(self, epoll: select.epoll, fd: int, now: float) -> None:
         watched = self._watched[fd]
-        what = watched.guest.answer_at_once()
+        what = _guarded(watched.guest.answer_at_once) or Next.END
         if what is Next.WATCH:
             watched.until = now + watched.guest.patience
         else:
-            self._let_go(epoll, fd, what is Next.END)
+            self._let_go(epoll, fd, watched, what)
 
     def _expire(self, epoll: select.epoll, now: float) -> None:
         with self._lock:
-            silent = [fd for fd, watched in self._watched.items() if watched.until <= now]
-        for fd in silent:
-            self._let_go(epoll, fd, end=True)
+            silent = [(fd, watched) for fd, watched in self._watched.items() if watched.until <= now]
+        for fd, watched in silent:
+            self._let_go(epoll, fd, watched, Next.END)
 
-    def _let_go(self, epoll: select.epoll, fd: int, end: bool = False) -> None:
+    def _let_go(self, epoll: select.epoll, fd: int, watched: _Watched, what: Next) -> None:
         with self._lock:
-            watched = self._watched.pop(fd)
-        if not end:
-            epoll.unregister(fd)  # otherwise the system does that when it closes
+            if self._watched.get(fd) is watched:  # OpenSSL may have closed it, and a newcomer has its number
+                del self._watched[fd]
+                with contextlib.suppress(OSError):
+                    epoll.unregister(fd)
+        if what is Next.WORK:
             try:
                 self._spawn("session", watched.resume)
                 return
             except RuntimeError:
                 pass  # no room for a thread: all that can be done is to hang up
-        watched.guest.give_up()
-        watched.resume()
+        _guarded(watched.guest.give_up)
+        _guarded(watched.resume)
+
+
+def _guarded(step: Callable[[], _Result]) -> Optional[_Result]:
+    """Have a guest do something. A bug is logged, and the end of that guest alone: this thread is everybody's."""
+    try:
+        return step()
+    except Exception:  # noqa: BLE001 - a boundary, like a thread's edge
+        _log.exception("A bug in dduct ended a connection")
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import select
 import socket
 import socketserver
 import threading
@@ -20,6 +21,7 @@ _Job = Tuple[str, Callable[[], None]]
 _WAITING_AT_MOST = 64  # threads without work
 _WAITING_FOR = 5.0  # seconds
 _BACKLOG = 1024
+_END = 5.0  # seconds for an accepting thread to be out of its loop
 _SLOT_PATIENCE = 1.0  # seconds for another connection to end
 _SCARCITY_PAUSE = 0.1  # seconds
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -112,6 +114,35 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+class Slots:
+    """Places for connections; how many there are may change while they are taken."""
+
+    def __init__(self, count: int) -> None:
+        self._changed = threading.Condition()  # guards the two below
+        self._count = count
+        self._free = count
+
+    def acquire(self, seconds: float) -> bool:
+        """Take one, waiting for it at most so long; whether there was one."""
+        with self._changed:
+            found = self._changed.wait_for(lambda: self._free > 0, seconds)
+            self._free -= found
+            return found
+
+    def release(self) -> None:
+        """Give one back."""
+        with self._changed:
+            self._free += 1
+            self._changed.notify()
+
+    def resize(self, count: int) -> None:
+        """From now on there are so many in all; nobody loses the one he has."""
+        with self._changed:
+            self._free += count - self._count
+            self._count = count
+            self._changed.notify_all()
+
+
 class Listener(socketserver.ThreadingTCPServer):
     """A listening socket; every connection is for `serve`, if one of `slots` is free for it.
 
@@ -126,18 +157,20 @@ class Listener(socketserver.ThreadingTCPServer):
         self,
         sock: socket.socket,
         threads: Threads,
-        slots: threading.Semaphore,
+        slots: Slots,
         serve: Callable[[socket.socket, str, Callable[[], None]], None],
     ) -> None:
         self._spawn = threads.spawn
-        self.slots = slots
+        self._slots = slots
         self._serve = serve
         self._trouble = Seldom(_log)
         self.address_family = sock.family
         super().__init__(sock.getsockname()[:2], socketserver.BaseRequestHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = sock
-        self._started = False
+        # Since it accepts: one that was made before a fork would wake the other processes as well.
+        self._bell: Optional[Tuple[socket.socket, socket.socket]] = None
+        self._ended = threading.Event()
 
     @property
     def address(self) -> Tuple[str, int]:
@@ -147,29 +180,55 @@ class Listener(socketserver.ThreadingTCPServer):
 
     def start(self) -> None:
         """Begin to accept."""
-        self._started = True
+        self._bell = socket.socketpair()
         self._spawn("listener", self.serve_forever)
 
     def stop(self) -> None:
-        """Accept no more. Waits until the accepting thread is out of its loop."""
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)  # close() alone would not wake it
-        except OSError:
-            pass  # not connected, says BSD; Linux wakes the thread
-        if self._started:
-            self.shutdown()
+        """Accept no more. Waits until the accepting thread is out of its loop. Harmless twice."""
+        self.shutdown()
         self.server_close()
+
+    def stop_all(self) -> None:
+        """Accept no more, in whatever process that has this socket."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # not connected, says BSD; Linux wakes who waits for it
+        self.stop()
+
+    def serve_forever(self, poll_interval: float = 0.0) -> None:
+        """Accept until `shutdown`, or until the socket listens no more; either wakes this thread."""
+        assert self._bell is not None
+        poll = select.poll()
+        poll.register(self.socket, select.POLLIN)
+        poll.register(self._bell[0], select.POLLIN)
+        try:
+            while poll.poll() == [(self.socket.fileno(), select.POLLIN)]:
+                self._handle_request_noblock()  # type: ignore[attr-defined]
+        finally:
+            self._ended.set()
+
+    def shutdown(self) -> None:
+        """Have `serve_forever` end, if it runs, and wait for that."""
+        if self._bell is not None:
+            self._bell[1].send(b"!")
+            self._ended.wait(_END)
+
+    def server_close(self) -> None:
+        """Give everything back."""
+        bell, self._bell = self._bell, None
+        for sock in (self.socket, *(bell or ())):
+            sock.close()
 
     def process_request(self, request: socket.socket, client_address: Tuple[str, int]) -> None:  # type: ignore[override]
         """Hand an accepted connection on, when there is a place for it."""
-        slots = self.slots
-        if not slots.acquire(timeout=_SLOT_PATIENCE):
+        if not self._slots.acquire(_SLOT_PATIENCE):
             self._turn_away(request)
             return
         try:
-            self._serve(request, client_address[0], slots.release)
+            self._serve(request, client_address[0], self._slots.release)
         except (OSError, RuntimeError) as error:
-            slots.release()
+            self._slots.release()
             self._trouble.warning("No room for a connection: %s", error)
             self._turn_away(request)
 

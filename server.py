@@ -25,7 +25,7 @@ from hot import Hot
 from http1 import Authority
 from idle import Idle
 from leaves import LeafStore
-from listener import Listener, Threads, bind
+from listener import Listener, Slots, Threads, bind
 from metrics import Counter, Counters
 from policy import Hosts, Naming, Parameters, Rules, Where
 from session import Household, Session
@@ -97,6 +97,7 @@ class Server:
             partial(self.counters.add, Counter.EVICTED),
         )
         self._outdated: weakref.WeakSet[Origins] = weakref.WeakSet()  # from before a reload, as long as they are in use
+        self._slots = Slots(config.proxy.max_connections)
         self._listeners: List[Listener] = []
         try:
             self._bind()
@@ -135,9 +136,7 @@ class Server:
         self._evictor.limits = _limits(config)
         self.cache.store.min_free = config.cache.min_free or 0
         self.cache.patience = _PATIENCE * config.proxy.upstream_timeout
-        slots = threading.Semaphore(config.proxy.max_connections)
-        for listener in self._listeners:
-            listener.slots = slots
+        self._slots.resize(config.proxy.max_connections)
         if announce:
             _announce_differences(wanted, config)
             self._announce(config)
@@ -158,9 +157,14 @@ class Server:
             _log.warning("Some connections would not end")
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more, in this process."""
         for listener in self._listeners:
             listener.stop()
+
+    def close_all(self) -> None:
+        """Listen no more, in whatever process has been forked from this one."""
+        for listener in self._listeners:
+            listener.stop_all()
 
     # Setting up
 
@@ -236,7 +240,6 @@ class Server:
 
     def _bind(self) -> None:
         proxy = self._config.proxy
-        slots = threading.Semaphore(proxy.max_connections)
         for address, key, encrypted in ((proxy.tcp_bind, "tcp_bind", False), (proxy.tls_bind, "tls_bind", True)):
             if address is None:
                 continue
@@ -244,7 +247,7 @@ class Server:
                 sock = bind(address.host, address.port)
             except OSError as error:
                 raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}") from error
-            self._listeners.append(Listener(sock, self._threads, slots, partial(self._accept, encrypted)))
+            self._listeners.append(Listener(sock, self._threads, self._slots, partial(self._accept, encrypted)))
 
     def _make_leaves(self, config: Config) -> LeafStore:
         return LeafStore(self._authority, *_of_leaves(config))

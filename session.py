@@ -41,7 +41,8 @@ _log = logging.getLogger("dduct.session")
 
 _LINGER = 1.0  # seconds for a refused client to read why
 _TUNNEL_PATIENCE = 10  # an idle tunnel gets so many times the idle_timeout
-_ENTRANCES_AT_MOST = 4096
+_ENTRANCES_AT_MOST = 4096  # heads of CONNECT that are remembered; then it begins anew
+_ENTRANCE_AT_MOST = 2048  # octets of one
 _TLS_TURNS = 3  # two flights of a client, and one that comes in pieces
 _REPEATS = 2  # known requests in succession, after which a connection needs no thread
 _UNREAD_AT_MOST = 64 * 1024  # octets of an unwanted request body worth reading to keep a connection
@@ -98,7 +99,7 @@ class Session:
         try:
             if self._unsent:
                 self._stream.send(self._unsent)
-                self._unsent = memoryview(b"")
+                self._unsent, self.busy = memoryview(b""), False
             if self._stream.handshaking and not self._ending and not self._take_tls_on(self._stream.finish_tls):
                 return False
             while not self._ending and not self._house.draining.is_set() and self._serve_one():
@@ -199,8 +200,7 @@ class Session:
         if self._stream.send_nowait(established) < len(established):
             return Next.END  # a client whose first window is full already
         self._tls_turns = _TLS_TURNS
-        self._stream.begin_tls(context)
-        return Next.WATCH
+        return Next.WATCH if self._take_tls_on(partial(self._stream.begin_tls, context)) else Next.END
 
     def _entrance(self, block: bytes) -> Optional[Where]:
         """Where a CONNECT leads that is to be intercepted; None for all others, which `run` sees to."""
@@ -211,13 +211,17 @@ class Session:
             return known
         try:
             head = http1.parse_request(block)
+            if access.users is not None and not access.users.remembers(head.headers.get(b"proxy-authorization")):
+                return None  # to find out whether a password is right takes time
             decision = self._decide(head, http1.request_framing(head))
         except (ProtocolError, UpstreamError):
             return None
         if not isinstance(decision, Intercept):
             return None
         inside = replace(self._where, inside=decision.authority)
-        if anybody and len(entrances) < _ENTRANCES_AT_MOST:
+        if anybody and len(block) <= _ENTRANCE_AT_MOST:
+            if len(entrances) >= _ENTRANCES_AT_MOST:
+                entrances.clear()
             entrances[self._kind, block] = inside
         return inside
 
@@ -233,7 +237,6 @@ class Session:
             step()
         except OSError as error:
             _log.info("%s makes no TLS connection with us as %s: %s", self._client, self._where.inside, error)
-            self._stream.cut()
             self.give_up()
             return False
         return True
@@ -351,7 +354,7 @@ class Session:
             services.counters.add(Counter.RELAYED)
             if exchange.head.status == 101:
                 reply.switch(exchange.head)
-                tunnel(self._stream, exchange.stream, self._house.idle_timeout * _TUNNEL_PATIENCE)
+                self._carry(exchange.stream)
             else:
                 forward(reply, exchange)
         finally:
@@ -389,10 +392,18 @@ class Session:
         broken = True
         try:
             self._establish(reply)
-            tunnel(self._stream, origin, self._house.idle_timeout * _TUNNEL_PATIENCE)
+            self._carry(origin)
             broken = False
         finally:
             origins.hang_up(origin, broken)
+
+    def _carry(self, origin: Stream) -> None:
+        """Carry octets both ways to the end. Raises OSError where that is none, and lets the client know."""
+        try:
+            tunnel(self._stream, origin, self._house.idle_timeout * _TUNNEL_PATIENCE)
+        except OSError:
+            self._stream.abort()  # a FIN would say that it has everything
+            raise
 
     def _establish(self, reply: Reply) -> None:
         reply.status = 200

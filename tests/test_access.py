@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Callable, List
 
@@ -112,7 +113,8 @@ def test_a_password_is_hashed_once_and_nobody_as_often_as_somebody(
         ("lab:password", "line 2: expected user:hash"),
         ("lab:$scrypt$ln=14$!$x", "line 2: expected user:hash"),
         ("lab:$scrypt$ln=14$abc$abc", "line 2: expected base64"),
-        ("lab:$scrypt$ln=99$AAAA$AAAA", "line 2: expected a cost"),
+        ("lab:$scrypt$ln=20$AAAA$AAAA", "line 2: expected a cost"),
+        ("lab:$scrypt$ln=9$AAAA$AAAA", "line 2: expected a cost"),
         ("one:$scrypt$ln=14$AAAA$AAAA", "line 2: one is there twice"),
     ],
 )
@@ -184,6 +186,33 @@ def test_a_password_is_asked_for_and_opens_the_door(build_house: Build, file_of_
     assert get(house, "/ca.crt").status == 200  # everybody may learn whom to trust
     with house.client() as client:
         assert client.get("/x.deb", "origin.test").status == 403
+
+
+def test_the_dearest_hash_that_is_accepted_can_be_checked(tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("one:$scrypt$ln=19$AAAA$AAAA\n")
+    assert Users(tmp_path / "users").check(basic("one", "guess")) is None
+
+
+def test_passwords_are_never_hashed_by_the_thread_of_all_connections(
+    build_house: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever guesses would hold up everybody; those who are known take no thread all the same."""
+    house = build_house(auth_file=file_of_users)
+    authority = f"{HOST}:{house.origin(Files({})).port}"
+    hashed: List[str] = []
+    real = access._scrypt
+
+    def scrypt(password: bytes, cost: int, salt: bytes) -> bytes:
+        hashed.append(threading.current_thread().name)
+        return real(password, cost, salt)
+
+    monkeypatch.setattr(access, "_scrypt", scrypt)
+    for word, status in (("guess", 407), ("p@ss:word", 200), ("p@ss:word", 200)):
+        field = f"Proxy-Authorization: {basic('lab', word).decode()}"
+        with house.client() as client:
+            client.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{field}\r\n\r\n".encode())
+            assert client.read(method="CONNECT").status == status
+    assert hashed == ["session", "session"]
 
 
 def test_a_users_file_that_is_wrong_stops_the_start(tmp_path: Path, build_house: Build) -> None:

@@ -338,6 +338,23 @@ def test_a_worker_that_dies_is_started_again(configuration: Path, start: Callabl
     assert process.wait() == 0
 
 
+def test_a_worker_that_is_told_to_end_ends_alone(configuration: Path, start: Callable[[Path], Process]) -> None:
+    """Its siblings go on with the sockets that they share, and so does its successor."""
+    process = start(write(configuration.parent, workers=2))
+    tcp, tls = process.ports()
+    wait_until(lambda: len(process.children()) == 2)
+    first = process.children()
+    for worker in sorted(first):
+        os.kill(worker, signal.SIGTERM)
+        wait_until(lambda worker=worker: worker not in process.children())  # type: ignore[misc]
+        wait_until(lambda: len(process.children()) == 2)
+        with Client(tcp) as client:
+            assert client.get("/healthz", "localhost").status == 200
+        Client(tls).sock.close()
+    process.signal(signal.SIGTERM)
+    assert process.wait() == 0
+
+
 def test_workers_die_with_their_parent(configuration: Path, start: Callable[[Path], Process]) -> None:
     process = start(write(configuration.parent, workers=2))
     process.ports()

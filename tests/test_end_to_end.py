@@ -15,6 +15,7 @@ import pytest
 from support.client import Answer, Client
 from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin
+from support.pairs import reset
 
 from certs import CertificateAuthority
 from config import Address
@@ -253,6 +254,20 @@ def test_half_close_is_honoured_both_ways(house: House) -> None:
                     break
                 heard += data
             assert heard == BODY
+
+
+def test_an_origin_that_breaks_off_in_a_tunnel_does_not_look_finished(house: House) -> None:
+    """What is inside may be ended by the connection's end alone."""
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(20)
+        client = house.client()
+        assert client.connect(f"localhost:{listener.getsockname()[1]}").status == 200
+        peer, _ = listener.accept()
+        peer.sendall(b"HTTP/1.0 200 OK\r\n\r\nhalf")
+        client.read_until(b"half")
+        reset(peer)
+        with pytest.raises(ConnectionResetError):
+            client.sock.recv(1)
 
 
 def test_a_tunnel_to_nowhere_is_502_before_anything_else(house: House) -> None:
@@ -688,8 +703,8 @@ def test_a_transfer_that_breaks_is_not_kept_and_shows(
         answer = ask()
         # Nobody can tell a close-delimited body that was cut off in good order from a whole one.
         undetectable = framing == "close" and (end == "close_notify" or (end == "fin" and not tls))
-        assert answer.complete is undetectable
-        assert BODY.startswith(answer.body)
+        assert answer.whole is undetectable
+        assert answer.status == 502 or BODY.startswith(answer.body)
     except ConnectionError:
         pass  # a reset can overtake the head
     assert house.stored() == []
@@ -702,7 +717,7 @@ def test_an_origin_that_stalls_is_given_up(build_house: Build) -> None:
     gate = Gate()
     origin = house.origin(halves(gate))
     answer = house.fetch(origin, "/x.deb")
-    assert not answer.complete
+    assert not answer.whole
     gate.open()
     assert house.stored() == []
 
@@ -745,7 +760,7 @@ def test_a_bad_chunk_size_breaks_the_transfer(house: House, line: bytes) -> None
         connection.send_body(b"5\r\nhello\r\n" + line + b"hello\r\n0\r\n\r\n")
 
     origin = house.origin(handler)
-    assert not house.fetch(origin, "/x.deb").complete
+    assert not house.fetch(origin, "/x.deb").whole
     assert house.stored() == []
 
 
@@ -836,8 +851,7 @@ def test_a_repository_that_refuses_is_not_opened_by_a_known_digest(house: House)
 def test_a_wrong_layer_is_never_whole_at_a_client_and_never_kept(house: House) -> None:
     origin = house.origin(Files({blob_path("one"): BODY[:-1] + b"!"}))
     answer = house.fetch(origin, blob_path("one"))
-    assert answer.status == 200 and not answer.complete
-    assert len(answer.body) <= len(BODY) - 65536
+    assert not answer.whole and len(answer.body) <= len(BODY) - 65536
     assert house.stored() == []
 
 

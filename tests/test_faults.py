@@ -210,7 +210,7 @@ def test_a_transfer_that_breaks_off_is_resumed_and_nobody_notices(
 def test_without_a_strong_validator_nothing_is_patched_together(house: House, etag: str) -> None:
     origin = house.origin(Breaking(500_000, etag=etag))
     answer = house.fetch(origin, "/x.deb")
-    assert not answer.complete and house.stored() == []
+    assert not answer.whole and house.stored() == []
     assert house.fetch(origin, "/x.deb").body == BODY
 
 
@@ -223,7 +223,7 @@ def test_an_object_that_has_changed_is_not_patched_together(house: House) -> Non
         breaking.gate.reached()
         breaking.etag = '"2"'
         breaking.gate.open()
-        assert not answer.result(20).complete
+        assert not answer.result(20).whole
     assert house.stored() == []
     assert house.fetch(origin, "/x.deb").body == BODY
 
@@ -232,7 +232,7 @@ def test_an_origin_that_breaks_off_for_ever_is_given_up(house: House, monkeypatc
     monkeypatch.setattr("filler._PAUSES", (0.0, 0.0, 0.0))
     breaking = Breaking(*range(100_000, 1_900_000, 100_000))
     origin = house.origin(breaking)
-    assert not house.fetch(origin, "/x.deb").complete
+    assert not house.fetch(origin, "/x.deb").whole
     assert len(breaking.ranges) == 3 and house.stored() == []
 
 
@@ -372,7 +372,7 @@ def test_who_has_had_nothing_begins_anew_when_the_object_changes(house: House) -
         wait_until(lambda: any(len(fill._positions) == 2 for fill in house.fills()))
         breaking.etag = '"2"'
         breaking.gate.open()
-        assert not first.result(20).complete
+        assert not first.result(20).whole
         answer = last.result(20)
         assert (answer.status, answer.body, answer.get("etag")) == (206, BODY[1_900_000:], '"2"')
 
@@ -501,7 +501,7 @@ def test_a_validation_says_nothing_of_what_a_power_cut_has_damaged(house: House)
     assert house.fetch(origin, "/x.deb", "Cache-Control: max-age=0", etag).status == 304
     assert not Record.decode(os.getxattr(house.files / name, "user.dduct")).durable
     answer = house.fetch(origin, "/x.deb")
-    assert answer.body == BODY or not answer.complete
+    assert answer.body == BODY or not answer.whole
     assert house.fetch(origin, "/x.deb").body == BODY
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Callable, Iterator, List, Tuple
 
@@ -147,17 +149,42 @@ def test_without_a_thread_to_be_had_a_connection_ends(threads: Threads, stack: E
     watching.stop()
 
 
-def test_a_bug_leaves_nobody_behind(threads: Threads, stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
-    watching = Idle(threads.spawn)
-    threads.spawn("idle", watching.run)
-    wait_until(lambda: watching._epoll is not None)
-    buggy, other = Guest(stack), Guest(stack)  # who have no answer
+def test_a_bug_is_the_end_of_its_guest_alone(
+    watching: Idle, stack: ExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    buggy, other = Guest(stack), Guest(stack, Next.END)  # the first has no answer
     for guest in (buggy, other):
         assert watching.watch(guest, guest.resume)
     with caplog.at_level(logging.ERROR):
         buggy.far.send(b"x")
-        assert buggy.resumed.wait(PATIENCE) and other.resumed.wait(PATIENCE)
-        wait_until(lambda: "A bug in dduct ended the thread idle" in caplog.text)
+        assert buggy.resumed.wait(PATIENCE) and buggy.given_up
+    assert "A bug in dduct ended a connection" in caplog.text
+    assert not other.resumed.is_set()
+    other.far.send(b"x")
+    assert other.resumed.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("what", [Next.WORK, Next.END])
+def test_a_newcomer_with_the_number_of_one_that_is_gone_stays(watching: Idle, stack: ExitStack, what: Next) -> None:
+    """OpenSSL closes a socket that it cannot take over, and the system gives its number to the next connection."""
+    guest, newcomer = Guest(stack, what), Guest(stack, Next.END)
+    number = guest.fileno()
+
+    def answer_at_once() -> Next:
+        guest.sock.close()
+        os.dup2(newcomer.fileno(), number)
+        newcomer.fileno = lambda: number  # type: ignore[method-assign]
+        assert watching.watch(newcomer, newcomer.resume)
+        return what
+
+    guest.answer_at_once = answer_at_once  # type: ignore[method-assign]
+    assert watching.watch(guest, guest.resume)
+    guest.far.send(b"x")
+    assert guest.resumed.wait(PATIENCE)
+    assert not newcomer.resumed.is_set() and not newcomer.given_up
+    newcomer.far.send(b"x")
+    assert newcomer.resumed.wait(PATIENCE)
+    os.close(number)
 
 
 # --- in the house -------------------------------------------------------------------------------
@@ -229,6 +256,73 @@ def test_a_client_that_does_not_trust_us_is_told_of_in_the_log(house: House, cap
         client.send(b"this is not TLS at all\r\n\r\n")
         wait_until(lambda: "makes no TLS connection with us" in caplog.text)
     wait_until(lambda: work(house) == (0, 0))
+
+
+def slots_taken(house: House) -> int:
+    slots = house.server._slots
+    return slots._count - slots._free
+
+
+def test_connections_whose_handshakes_fail_leave_nothing_and_throw_nobody_out(house: House) -> None:
+    """A build that does not trust our authority tries it again and again; others come and go meanwhile."""
+    origin = known(house)
+    over = threading.Event()
+    answers: List[int] = []
+
+    def distrust() -> None:
+        for _ in range(100):
+            with house.client() as client:
+                assert client.connect(f"{HOST}:{origin.port}").status == 200
+                client.send(b"this is not TLS at all\r\n\r\n")
+                client.at_end()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            with house.client() as client:
+                answers.append(client.get("/healthz", "localhost").status)
+
+    with ThreadPoolExecutor(4) as pool:
+        honest = [pool.submit(come_and_go) for _ in range(2)]
+        distrusting = [pool.submit(distrust) for _ in range(2)]
+        for one in distrusting:
+            one.result(60)
+        over.set()
+        for other in honest:
+            other.result(20)
+    assert set(answers) == {200}
+    wait_until(lambda: not house.server._sessions and not slots_taken(house))
+
+
+def test_a_connection_that_breaks_as_its_tls_begins_ends_alone(house: House) -> None:
+    """With unread octets on a connection that is gone, wrap_socket raises, and has closed it."""
+    origin = known(house)
+    authority = f"{HOST}:{origin.port}"
+    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nX: ".encode()
+    head += b"a" * (16384 - len(head) - 4) + b"\r\n\r\n"  # as much as is read at once
+    for _ in range(5):
+        with house.client() as client:
+            client.send(head + b"\x16\x03\x01more")
+    wait_until(lambda: not house.server._sessions and not slots_taken(house))
+    assert house.server._idle._epoll is not None
+    assert house.fetch(origin, "/x.deb").body == BODY
+
+
+def test_a_client_that_had_to_wait_for_its_answer_is_idle_again(house: House) -> None:
+    """A shutdown does not wait for it."""
+    origin = known(house)
+    request = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode()
+    client = house.inside(origin)
+    for _ in range(4):
+        client.send(request)
+        client.read()
+    count = 0
+    (session,) = [session for session in house.server._sessions.values() if session is not None]
+    while not session._unsent:
+        client.send(request)
+        count += 1
+    for _ in range(count):
+        assert client.read().body == BODY
+    wait_until(lambda: not session.busy)
 
 
 def test_a_handshake_that_drips_is_a_thread_s(house: House) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import List, Union
+from typing import Callable, List, Union
 
 import pytest
 from support.client import wait_until
 
-from listener import Threads
+from listener import Listener, Slots, Threads, bind
 
 PATIENCE = 20.0
 
@@ -74,6 +76,56 @@ def test_a_bug_ends_its_work_alone(caplog: pytest.LogCaptureFixture) -> None:
         assert done.wait(PATIENCE)
         assert threads.join(PATIENCE)
     assert "A bug in dduct ended the thread buggy" in caplog.text
+
+
+def test_slots_can_be_more_or_fewer_while_they_are_taken() -> None:
+    slots = Slots(2)
+    assert slots.acquire(0) and slots.acquire(0) and not slots.acquire(0)
+    slots.resize(3)
+    assert slots.acquire(0) and not slots.acquire(0)
+    slots.resize(1)
+    slots.release()
+    slots.release()
+    assert not slots.acquire(0)
+    slots.release()
+    assert slots.acquire(0) and not slots.acquire(0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(slots.acquire, PATIENCE)
+        slots.release()
+        assert waiting.result(PATIENCE)
+
+
+def test_a_listener_ends_when_its_socket_listens_no_more_and_does_not_spin() -> None:
+    """As when the process above shuts it down for all; `stop` then finds nothing to wait for."""
+    threads = Threads()
+    sock = bind("127.0.0.1", 0)
+    listener = Listener(sock, threads, Slots(1), lambda *_: None)
+    listener.start()
+    sock.shutdown(socket.SHUT_RDWR)
+    assert threads.join(PATIENCE)
+    listener.stop()
+    listener.stop()
+
+
+def test_one_process_that_stops_does_not_stop_the_others() -> None:
+    threads, address = Threads(), ("127.0.0.1", 0)
+    sock = bind(*address)
+    came = threading.Event()
+
+    def serve(connection: socket.socket, _: str, over: Callable[[], None]) -> None:
+        connection.close()
+        over()
+        came.set()
+
+    one = Listener(sock.dup(), threads, Slots(1), serve)
+    other = Listener(sock, threads, Slots(1), serve)
+    for listener in (one, other):
+        listener.start()
+    one.stop()
+    with socket.create_connection(other.address):
+        assert came.wait(PATIENCE)
+    other.stop_all()
+    assert threads.join(PATIENCE)
 
 
 def test_no_more_threads_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:

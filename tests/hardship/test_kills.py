@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -156,7 +157,7 @@ def test_a_start_with_ten_thousand_objects_takes_less_than_a_second(
     directory = configuration.parent / "files/http/some.thing"
     directory.mkdir(parents=True)
     metadata = Metadata("http://some.thing/x.deb", (("Cache-Control", "max-age=600"),), time.time())
-    record = Record(metadata, len(body), boot=boot_id()).encode()
+    record = Record(metadata, len(body), hashlib.sha256(body).hexdigest(), boot=boot_id()).encode()
     for number in range(10_000):
         path = directory / f"{number % 100}/{number}.deb"
         path.parent.mkdir(exist_ok=True)

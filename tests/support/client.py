@@ -28,6 +28,11 @@ class Answer:
     body: bytes
     complete: bool
 
+    @property
+    def whole(self) -> bool:
+        """Whether it is what was asked for, all of it: neither cut off nor an error that was told of in time."""
+        return self.complete and self.status in (200, 206)
+
     def get(self, name: str) -> Optional[str]:
         """The first value of a field, or None."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)

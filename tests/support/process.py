@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any, Dict, List, Optional, Set
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PATIENCE = 30.0
+PATIENCE = 60.0
+_F_SETPIPE_SZ = 1031
 
 
 def write(
@@ -46,6 +48,8 @@ class Process:
             stdout=subprocess.DEVNULL,
             text=True,
         )
+        assert self._process.stderr is not None
+        fcntl.fcntl(self._process.stderr, _F_SETPIPE_SZ, 1024 * 1024)  # what there is no room for would be lost
         self.lines: List[str] = []
         self._changed = threading.Condition()  # guards lines
         self._reading = threading.Thread(target=self._read)
