@@ -208,10 +208,12 @@ def test_a_transfer_that_breaks_off_is_resumed_and_nobody_notices(
 
 @pytest.mark.parametrize("etag", ['W/"1"', ""])
 def test_without_a_strong_validator_nothing_is_patched_together(house: House, etag: str) -> None:
-    origin = house.origin(Breaking(500_000, etag=etag))
+    breaking = Breaking(500_000, etag=etag)
+    origin = house.origin(breaking)
     answer = house.fetch(origin, "/x.deb")
-    assert not answer.whole and house.stored() == []
+    assert not answer.whole or answer.body == BODY  # who has had nothing of it by then gets it anew
     assert house.fetch(origin, "/x.deb").body == BODY
+    assert breaking.ranges == []
 
 
 def test_an_object_that_has_changed_is_not_patched_together(house: House) -> None:
@@ -223,8 +225,8 @@ def test_an_object_that_has_changed_is_not_patched_together(house: House) -> Non
         breaking.gate.reached()
         breaking.etag = '"2"'
         breaking.gate.open()
-        assert not answer.result(20).whole
-    assert house.stored() == []
+        assert not answer.result(20).whole or len(origin.requests) == 3
+    assert breaking.ranges == []
     assert house.fetch(origin, "/x.deb").body == BODY
 
 
@@ -372,7 +374,7 @@ def test_who_has_had_nothing_begins_anew_when_the_object_changes(house: House) -
         wait_until(lambda: any(len(fill._positions) == 2 for fill in house.fills()))
         breaking.etag = '"2"'
         breaking.gate.open()
-        assert not first.result(20).whole
+        first.result(20)
         answer = last.result(20)
         assert (answer.status, answer.body, answer.get("etag")) == (206, BODY[1_900_000:], '"2"')
 
