@@ -9,11 +9,12 @@ import ipaddress
 import os
 import re
 import secrets
+import socket
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, Iterable, NamedTuple, Optional, Set, Union
+from typing import Dict, Iterable, NamedTuple, Optional, Set, Tuple, Union
 
 IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
@@ -57,6 +58,31 @@ def is_private_affair(host: str) -> bool:
     if address is None:
         return host == "localhost" or host.endswith(".localhost")  # RFC 6761 §6.3
     return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA
+
+
+def is_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
+    """Whether a connection to (host, port) would arrive at the listener `own`."""
+    if port != own[1]:
+        return False
+    host, own_host = _plain(host), _plain(own[0])
+    if own_host not in ("0.0.0.0", "::"):
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) == own_host
+    return _is_local(host)
+
+
+def _plain(host: str) -> str:
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
+def _is_local(host: str) -> bool:
+    """Whether an address is this machine's: the kernel then takes that very address as the source."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))
+        except OSError:
+            return False
+        return host in ("0.0.0.0", "::") or probe.getsockname()[0] == host.partition("%")[0]
 
 
 class Networks:

@@ -4,6 +4,7 @@ Rules of this room:
 
 * Every origin's certificate is verified, save those of hosts that the configuration names.
 * An address is judged when it is dialled: a name that resolves to dduct's own listener leads nowhere.
+* A connection over which somebody has logged in as such (NTLM, Negotiate) is not kept: it would be anybody's.
 * http.client sends requests and keeps count of a connection's state. Response heads and bodies are read by this
   project's own strict parser, for http.client's lenient one ends short bodies silently, splits heads at bare CRs,
   ends them at lines without a colon, accepts two Content-Lengths and `0x_3` as a chunk size.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import re
 import socket
 import ssl
 import threading
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Callable, Container, Dict, List, Optional, Set, Tuple
 
 import http1
-from access import is_private_affair
+from access import is_listener, is_private_affair
 from body import BodyReader, BodyWriter
 from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
 from stream import ConnectionLost, Stream, tell_cut_from_end
@@ -35,6 +37,7 @@ _DRAINED_AT_MOST = 64 * 1024  # octets worth reading to keep a connection
 _IDLE_AT_MOST = 30.0  # seconds; most servers hang up later than that
 _IDLE_PER_ORIGIN = 32
 _CONTINUE_PATIENCE = 1.0  # seconds; curl waits as long
+_LOGS_CONNECTIONS_IN = re.compile(rb"(?i)(?:^|[\s,])(?:ntlm|negotiate)(?:$|[\s,])")
 
 
 class UpstreamError(Exception):
@@ -138,12 +141,13 @@ class Request:
 class Exchange:
     """A request that was sent and the answer that came: read `body`, then `close()`, on every path."""
 
-    def __init__(self, origins: Origins, connection: _Connection, response: OriginResponse, target: Target) -> None:
+    def __init__(self, origins: Origins, connection: _Connection, response: OriginResponse, request: Request) -> None:
         self._origins = origins
         self._connection = connection
         self._response = response
         self._closed = False
-        self.target = target
+        self._logs_in = _logs_in(request, response.head)
+        self.target = request.target
         self.redirected_to: Optional[Target] = None  # where the first URL sent `follow`, if anywhere
         self.head = response.head
         self.body = response.body
@@ -172,7 +176,7 @@ class Exchange:
         self._closed = True
         self._response.close()
         reusable = self.head.persistent and self.body.delimited and not self._connection.spoiled
-        reusable = reusable and self.head.status != 101 and self.body.drain(_DRAINED_AT_MOST)
+        reusable = reusable and self.head.status != 101 and not self._logs_in and self.body.drain(_DRAINED_AT_MOST)
         self._origins.give_back(self._connection, reusable)
 
 
@@ -330,7 +334,7 @@ class Origins:
             raise UpstreamError(f"cannot resolve {authority.host}: {_say(error)}") from error
         failure: OSError = ConnectionLost("it has no address")
         for family, kind, protocol, _, address in addresses:
-            if any(_same_listener(str(address[0]), int(address[1]), own) for own in self._settings.own_addresses):
+            if any(is_listener(str(address[0]), int(address[1]), own) for own in self._settings.own_addresses):
                 raise UpstreamError(f"{authority} is dduct itself", 508)
             # Judged by the address that is dialled: a name may mean another one at every look.
             _check_whose_affair(str(address[0]), authority, near)
@@ -390,7 +394,7 @@ class Origins:
     def _ask(self, connection: _Connection, request: Request, reused: bool) -> Exchange:
         try:
             response = _send(connection, request)
-            return Exchange(self, connection, response, request.target)
+            return Exchange(self, connection, response, request)
         except (OSError, http1.ProtocolError, http.client.HTTPException, UnicodeError) as error:
             self.give_back(connection, reusable=False)
             if reused and isinstance(error, (ConnectionError, ConnectionLost, ssl.SSLError)):
@@ -427,6 +431,12 @@ class Origins:
 def _check_whose_affair(address: str, authority: Authority, near: bool) -> None:
     if not near and is_private_affair(address):
         raise UpstreamError(f"{authority} is for clients on dduct's own machine alone", 403)
+
+
+def _logs_in(request: Request, head: ResponseHead) -> bool:
+    """Whether a connection may be somebody's own after this: NTLM and Negotiate (RFC 4559) log in connections."""
+    said = (*request.headers.get_all(b"authorization"), *head.headers.get_all(b"www-authenticate"))
+    return any(_LOGS_CONNECTIONS_IN.search(value) for value in said)
 
 
 def _send(connection: _Connection, request: Request) -> OriginResponse:
@@ -542,28 +552,3 @@ def _translated(error: BaseException, what: str) -> UpstreamError:
 
 def _say(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _same_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
-    """Whether a connection to (host, port) would arrive at the listener `own`."""
-    if port != own[1]:
-        return False
-    host, own_host = _plain(host), _plain(own[0])
-    if own_host not in ("0.0.0.0", "::"):
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) == own_host
-    return _is_local(host)
-
-
-def _plain(host: str) -> str:
-    return host[7:] if host.startswith("::ffff:") and "." in host else host
-
-
-def _is_local(host: str) -> bool:
-    """Whether an address is this machine's: the kernel then takes that very address as the source."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))
-        except OSError:
-            return False
-        return host in ("0.0.0.0", "::") or probe.getsockname()[0] == host.partition("%")[0]

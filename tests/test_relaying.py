@@ -351,3 +351,34 @@ def test_ten_pipelined_downloads_are_answered_in_order_on_one_connection(house: 
             )
             assert [client.read().body for _ in files] == list(files.values())
     assert len(origin.requests) == 10
+
+
+# --- connections that a login has made somebody's own ------------------------------------------------
+
+
+def mailbox(asked: Asked, connection: Connection) -> None:
+    """NTLM logs a connection in, not a request: whatever comes over it later is its user's."""
+    if "TlRMTVNTUAAD" in (asked.get("authorization") or ""):
+        connection.user = "alice"  # type: ignore[attr-defined]
+    user = getattr(connection, "user", None)
+    if user is None:
+        scheme = "Basic, NTLM" if asked.target == "/x" else "NTLM TlRMTVNTUAAC"
+        connection.respond(401, [("WWW-Authenticate", scheme)], b"who?")
+    else:
+        connection.respond(200, [], user.encode())
+
+
+@pytest.mark.parametrize("word", ["NTLM", "Negotiate", "nEGOTIATE"])
+def test_a_connection_with_a_login_is_nobody_elses(house: House, word: str) -> None:
+    origin = house.origin(mailbox)
+    assert house.fetch(origin, "/mail", f"Authorization: {word} TlRMTVNTUAADAAAA").body == b"alice"
+    assert house.fetch(origin, "/mail").status == 401
+
+
+@pytest.mark.one_process
+@pytest.mark.parametrize("target", ["/x", "/y"])
+def test_a_connection_in_the_middle_of_a_login_is_nobody_elses(house: House, target: str) -> None:
+    origin = house.origin(mailbox)
+    for _ in range(2):
+        assert house.fetch(origin, target).status == 401
+    assert origin.accepted == 2
