@@ -428,9 +428,8 @@ class CachedFetch:
 
     def _pass_on(self, exchange: Exchange) -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
-        if exchange.head.status in _OF_OUR_ASKING or any(
-            name in self._request.headers for name in selection.CONDITIONS
-        ):
+        own = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
+        if not own or any(name in self._request.headers for name in selection.CONDITIONS):
             exchange.close()
             self._relay()
         else:

@@ -147,6 +147,7 @@ class Exchange:
         self._response = response
         self._closed = False
         self._logs_in = _logs_in(request, response.head)
+        self.method = request.method
         self.target = request.target
         self.redirected_to: Optional[Target] = None  # where the first URL sent `follow`, if anywhere
         self.head = response.head
