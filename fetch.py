@@ -129,7 +129,7 @@ class CachedFetch:
         if metadata is None:
             return True
         self._check_whose_affair(metadata)
-        if freshness.varies(self._request, metadata.vary):
+        if self._inquiry.varies(metadata):
             self._relay()
             return True
         if hit.metadata is None:
@@ -193,7 +193,7 @@ class CachedFetch:
         if metadata is None:
             return True
         self._check_whose_affair(metadata)
-        if freshness.varies(self._request, metadata.vary):
+        if self._inquiry.varies(metadata):
             self._relay()
             return True
         if metadata.restricted and known:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from functools import lru_cache
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import Callable, Iterable, Optional
 
 import freshness
@@ -16,6 +17,9 @@ from store import Metadata
 from upstream import Exchange, Request, UpstreamError
 
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
+# What some origins heed instead of the URL, the method or the connection: of one client's making, and in no name.
+_REWRITING = frozenset([b"forwarded", b"x-original-url", b"x-original-host", b"x-rewrite-url", b"x-host", b"x-real-ip"])
+_REWRITING_PREFIXES = (b"x-forwarded-", b"x-http-method", b"x-http-host", b"x-method-override")
 
 
 class Inquiry:
@@ -41,6 +45,16 @@ class Inquiry:
         self._on_interim = on_interim
         self.only_if_cached = freshness.only_if_cached(request)
         self.url = bare(target)
+
+    @cached_property
+    def sent(self) -> RequestHead:
+        """The request as its origin gets it: what an answer may depend on."""
+        fields = outgoing(self._request, self._services.via).without([*CONDITIONS, b"accept-encoding"])
+        return replace(self._request, headers=Headers(field for field in fields if not _rewrites(field[0].lower())))
+
+    def varies(self, metadata: Metadata) -> bool:
+        """Whether what is stored was chosen for another kind of request."""
+        return bool(metadata.vary) and freshness.varies(self.sent, metadata.vary)
 
     # Questions
 
@@ -127,7 +141,7 @@ class Inquiry:
             fields=freshness.stored_fields(exchange.head, now),
             fetched_at=now,
             restricted=self._signed or freshness.restricted(self._request, exchange.head, self._services.freshness),
-            vary=freshness.vary_fields(self._request, exchange.head),
+            vary=freshness.vary_fields(self.sent, exchange.head),
             age=freshness.initial_age(exchange.head, asked_at, now),
             near=exchange.near,
             redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
@@ -139,13 +153,12 @@ class Inquiry:
         """With which the rest of a leftover may be asked for, if this request is one for it."""
         if leftover is None or leftover.metadata.url != self.url:
             return None
-        if freshness.varies(self._request, leftover.metadata.vary):
+        if self.varies(leftover.metadata):
             return None
         return freshness.strong_etag(stored_fields(leftover.metadata))
 
     def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
-        headers = outgoing(self._request, self._services.via).without([*CONDITIONS, b"accept-encoding"])
-        return self._made_of(method, Headers([*headers, *fields]))
+        return self._made_of(method, Headers([*self.sent.headers, *fields]))
 
     def _made_of(self, method: bytes, headers: Headers) -> Request:
         return Request(method, self._target, headers, self._near, on_interim=self._on_interim)
@@ -164,3 +177,7 @@ def stored_fields(metadata: Metadata) -> Headers:
 def bare(target: Target) -> str:
     """A URL without its query, which may be signed."""
     return str(target).partition("?")[0]
+
+
+def _rewrites(name: bytes) -> bool:
+    return name in _REWRITING or name.startswith(_REWRITING_PREFIXES)

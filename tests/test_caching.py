@@ -384,6 +384,43 @@ def test_vary_is_matched(house: House) -> None:
     assert origin.requests[0].get("accept-encoding") == "identity"
 
 
+def test_what_varies_is_matched_as_it_was_sent(house: House) -> None:
+    """A field that its client has nominated for Connection is not passed on: the answer is to a request without it."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        connection.respond(200, [("Vary", "Accept"), *FRESH], (asked.get("accept") or "none").encode())
+
+    origin = house.origin(handler)
+    assert house.fetch(origin, "/x.deb", "Accept: a", "Connection: accept").body == b"none"
+    assert house.fetch(origin, "/x.deb", "Accept: a").body == b"a"
+    assert house.fetch(origin, "/x.deb").body == b"none"
+    assert house.fetch(origin, "/x.deb", "Accept: b", "Connection: accept").body == b"none"
+    assert len(origin.requests) == 2
+
+
+REWRITING = [
+    "Forwarded: host=evil.test",
+    "X-Forwarded-Host: evil.test",
+    "X-Forwarded-Proto: http",
+    "X-Original-URL: /evil",
+    "X-Rewrite-URL: /evil",
+    "X-Host: evil.test",
+    "X-HTTP-Method: PUT",
+    "X-HTTP-Method-Override: PUT",
+    "X-Real-IP: 127.0.0.1",
+]
+
+
+@pytest.mark.parametrize("field", REWRITING)
+def test_what_some_origins_heed_instead_of_the_url_is_not_asked_on_behalf_of_all(house: House, field: str) -> None:
+    """Cache poisoning by a field that makes another answer and no other name; a relayed request is its client's own."""
+    origin = house.origin(Shelf(*FRESH))
+    name, _, value = field.partition(": ")
+    for path, passed in (("/x.deb", None), ("/page", value)):
+        assert house.fetch(origin, path, field).body == BODY
+        assert origin.requests[-1].get(name) == passed
+
+
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH", "FROB"])
 def test_an_unsafe_method_invalidates(house: House, method: str) -> None:
     """RFC 9111 §4.4."""
