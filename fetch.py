@@ -249,17 +249,15 @@ class CachedFetch:
 
     def _renew(self, fill: Fill, stale: _Stale, exchange: Exchange, asked_at: float) -> bool:
         """The origin says that what is stored is still good (RFC 9111 §4.3.4)."""
-        now = time.time()
-        metadata = replace(
-            stale.metadata,
-            fields=freshness.updated_fields(stored_fields(stale.metadata), exchange.head, now),
-            fetched_at=now,
-            age=freshness.initial_age(exchange.head, asked_at, now),
-        )
+        metadata = self._inquiry.renewed(stale.metadata, exchange, asked_at)
+        closed = metadata.restricted and not stale.metadata.restricted  # and has to be known to be
         try:
             self._cache.refresh(stale.entry, metadata)
+            closed = closed and not self._cache.store.keeps_metadata
         except Unstorable as error:
             _log.debug("Validated, but cannot be noted so: %s: %s", self._url, error)
+        if closed:
+            self._cache.remove(self._key)
         fill.renew()
         exchange.close()
         self._services.grants.remember(self._credentials, self._key.name)

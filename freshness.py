@@ -197,14 +197,14 @@ def initial_age(response: ResponseHead, asked_at: float, now: float) -> float:
 def vary_fields(request: RequestHead, response: ResponseHead) -> Tuple[FieldText, ...]:
     """The request fields that the response depended on, to be matched by later requests (RFC 9111 §4.1).
 
-    Accept-Encoding is not among them, for origins are always asked for `identity`; credentials are not, for they are
-    never written down: `restricted` covers them.
+    Accept-Encoding is not among them, for origins are always asked for `identity`. Credentials are never written down:
+    where there were any, `restricted` covers them; where there were none, that is what is to be matched.
     """
-    names = response.headers.tokens(b"vary")
+    known = bool(request.headers.credentials())
     return tuple(
         (name.decode("latin-1"), _normal(request.headers.get(name)))
-        for name in names
-        if name != b"accept-encoding" and not http1.is_credential(name)
+        for name in response.headers.tokens(b"vary")
+        if name != b"accept-encoding" and not (known and http1.is_credential(name))
     )
 
 

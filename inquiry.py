@@ -147,6 +147,23 @@ class Inquiry:
             redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
         )
 
+    def renewed(self, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
+        """What is known of a stored representation after a 304 (RFC 9111 §4.3.4): its fields, and for whom it is.
+
+        Whom this request's credentials have let in says nothing of others.
+        """
+        found = self.describe(exchange, asked_at)
+        return replace(
+            stored,
+            fields=freshness.updated_fields(stored_fields(stored), exchange.head, found.fetched_at),
+            fetched_at=found.fetched_at,
+            age=found.age,
+            restricted=stored.restricted or found.restricted,
+            near=stored.near or found.near,
+            vary=found.vary if b"vary" in exchange.head.headers else stored.vary,
+            redirect=found.redirect,
+        )
+
     # Innards
 
     def _validator(self, leftover: Optional[Leftover]) -> Optional[bytes]:

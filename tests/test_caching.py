@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -533,6 +534,76 @@ def test_what_is_private_is_asked_about_every_time(house: House) -> None:
     origin = house.origin(shelf)
     assert [house.fetch(origin, "/x.deb").body for _ in range(3)] == [BODY] * 3
     assert shelf.answers == [200, 304, 304]
+
+
+def test_what_becomes_private_is_no_longer_anybodys(house: House) -> None:
+    """A validation says it, of the very same octets."""
+    shelf = Shelf(("Cache-Control", "max-age=0"))
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    shelf.word = "Bearer good"
+    shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "private, max-age=1000")]
+    assert house.fetch(origin, "/x.deb").status == 401
+    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+    assert house.fetch(origin, "/x.deb").status == 401
+    assert shelf.answers == [200, 401, 304, 401]
+
+
+def test_what_becomes_private_and_cannot_be_noted_so_goes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(("Cache-Control", "max-age=0"))
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    house.settle()
+    shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "private, max-age=1000")]
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room for attributes")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "setxattr", fail)
+        assert house.fetch(origin, "/x.deb").body == BODY
+    assert house.stored() == []
+
+
+def test_a_validation_with_credentials_says_nothing_of_others(house: House) -> None:
+    shelf = Shelf(("Cache-Control", "max-age=0"))
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    shelf.word = "Bearer good"
+    shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "max-age=1000")]
+    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+    assert house.fetch(origin, "/x.deb").status == 401
+
+
+def test_a_validation_may_say_what_else_the_object_varies_by(house: House) -> None:
+    shelf = Shelf(("Cache-Control", "max-age=0"))
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "max-age=1000"), ("Vary", "Accept")]
+    assert house.fetch(origin, "/x.deb", "Accept: a").body == BODY
+    shelf.body, shelf.etag = OTHER, '"2"'
+    assert house.fetch(origin, "/x.deb", "Accept: b").body == OTHER
+    assert house.fetch(origin, "/x.deb", "Accept: a").body == BODY
+
+
+def test_what_strangers_get_is_not_for_those_whom_the_origin_knows(house: House) -> None:
+    """RFC 9111 §4.1: without Authorization or Cookie is a variant, too."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        connection.respond(200, [("Vary", "Authorization, Cookie"), *FRESH], (asked.get("cookie") or "-").encode())
+
+    origin = house.origin(handler)
+    assert [house.fetch(origin, "/Packages.gz").body for _ in range(2)] == [b"-"] * 2
+    assert house.fetch(origin, "/Packages.gz", "Cookie: me").body == b"me"
+    assert house.fetch(origin, "/Packages.gz").body == b"-"
+    assert len(origin.requests) == 2
+
+
+def test_what_varies_by_credentials_is_hit_by_all_who_are_let_in(house: House) -> None:
+    origin = house.origin(Shelf(*FRESH, ("Vary", "Authorization, Cookie")))
+    for fields in (["Authorization: Bearer a"], ["Authorization: Bearer b"], ["Cookie: c"], []):
+        assert house.fetch(origin, "/x.deb", *fields).body == BODY
+    assert origin.body_sent == len(BODY)
 
 
 def test_a_guarded_object_that_has_changed_is_fetched_anew(build_house: Build) -> None:

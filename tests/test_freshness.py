@@ -418,6 +418,10 @@ VARIANTS = [
     Variant("always asked for as identity", "Vary: Accept-Encoding", "Accept-Encoding: gzip", "", True),
     Variant("left to authorisation", "Vary: Authorization", "Authorization: a", "Authorization: b", True),
     Variant("left to authorisation as well", "Vary: X-Api-Key", "X-Api-Key: a", "X-Api-Key: b", True),
+    Variant("9111 §4.1 strangers are of one kind", "Vary: Authorization", "", "", True),
+    Variant("9111 §4.1 and somebody of another", "Vary: Authorization", "", "Authorization: a", False),
+    Variant("9111 §4.1 whatever he shows", "Vary: Cookie, X-Api-Key", "", "X-Api-Key: a", False),
+    Variant("left to authorisation in both ways", "Vary: Cookie", "Authorization: a", "Cookie: b", True),
     Variant("left to authorisation, too", "Vary: Cookie", "Cookie: a", "Cookie: b", True),
 ]
 
