@@ -23,8 +23,10 @@ _BLOCK, _PARALLEL, _SALT = 8, 1, 16
 _HASHING_AT_ONCE = 2  # who guesses passwords has no more of the machine than that
 _REMEMBERED_AT_MOST = 4096
 
-# Cloud metadata services outside the link-local networks (AWS over IPv6, Alibaba).
-_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200")))
+# Cloud metadata services outside the link-local networks (AWS and Google over IPv6, Alibaba, Azure).
+_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")))
+# What a gateway, or the kernel, makes an IPv4 address of: NAT64 (RFC 6052), IPv4-compatible (RFC 4291 §2.5.5.1).
+_TRANSLATED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96")))
 
 
 class AccessError(Exception):
@@ -54,10 +56,30 @@ def is_loopback(text: str) -> bool:
 def is_private_affair(host: str) -> bool:
     """Whether an address, or a name that always means one, is for clients on this machine alone: loopback,
     link-local (cloud metadata), and "this host"."""
-    address = parse_address(host)
+    address = parse_address(host) or _parse_number(host)
     if address is None:
         return host == "localhost" or host.endswith(".localhost")  # RFC 6761 §6.3
-    return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA
+    if address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA:
+        return True
+    inner = _translated(address)
+    return inner is not None and is_private_affair(str(inner))
+
+
+def _parse_number(host: str) -> Optional[IPAddress]:
+    """What resolvers, too, take for an IPv4 address (inet_aton(3)): `127.1`, `0x7f.1`, `2130706433`."""
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, UnicodeError):
+        return None
+
+
+def _translated(address: IPAddress) -> Optional[ipaddress.IPv4Address]:
+    """The IPv4 address that an IPv6 one stands for."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return None
+    if any(address in network for network in _TRANSLATED):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour
 
 
 def is_listener(host: str, port: int, own: Tuple[str, int]) -> bool:

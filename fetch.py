@@ -283,9 +283,8 @@ class CachedFetch:
         metadata = self._inquiry.describe(exchange, asked_at)
         if self._inquiry.is_rest(exchange, fill.leftover) and fill.leftover is not None:
             reason = None
-            metadata = replace(
-                fill.leftover.metadata, restricted=fill.leftover.metadata.restricted or metadata.restricted
-            )
+            left = fill.leftover.metadata
+            metadata = replace(left, restricted=left.restricted or metadata.restricted, near=left.near or metadata.near)
         else:
             reason = self._inquiry.not_storable(exchange)
             if reason is None and not exchange.body.delimited and self._key.digest is None:

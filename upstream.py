@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, Container, Dict, List, Optional, Set, Tuple
+from typing import Callable, Container, Dict, List, NamedTuple, NoReturn, Optional, Set, Tuple
 
 import http1
 from access import is_listener, is_private_affair
@@ -88,7 +88,7 @@ class _Connection(http.client.HTTPConnection):
     response_class = OriginResponse
 
     def __init__(
-        self, origin: _Origin, stream: Stream, direct: bool, to_parent: Optional[Tuple[Field, ...]] = None
+        self, origin: _Origin, stream: Stream, private: bool, to_parent: Optional[Tuple[Field, ...]] = None
     ) -> None:
         super().__init__(origin.authority.host, origin.authority.port)
         self.sock = stream
@@ -97,8 +97,7 @@ class _Connection(http.client.HTTPConnection):
         self.stream = stream
         self.to_parent = to_parent  # what a parent proxy, which wants absolute targets, is told; None without one
         self.idle_since = 0.0
-        # Whether it leads to what is this machine's own affair; behind a parent, only a name can say so.
-        self.private = is_private_affair(origin.authority.host) or (direct and is_private_affair(stream.peer))
+        self.private = private  # it leads to what is this machine's own affair
         self.spoiled = False  # the end of the request was never sent
 
 
@@ -138,6 +137,14 @@ class Request:
         return replace(self, target=target, headers=headers)
 
 
+class Hop(NamedTuple):
+    """A redirect that was followed: its head, where it led, and whether it was this machine's own affair."""
+
+    head: ResponseHead
+    target: Target
+    near: bool
+
+
 class Exchange:
     """A request that was sent and the answer that came: read `body`, then `close()`, on every path."""
 
@@ -149,14 +156,19 @@ class Exchange:
         self._logs_in = _logs_in(request, response.head)
         self.method = request.method
         self.target = request.target
-        self.redirected_to: Optional[Target] = None  # where the first URL sent `follow`, if anywhere
+        self.hops: Tuple[Hop, ...] = ()  # the redirects that `follow` has followed to it
         self.head = response.head
         self.body = response.body
 
     @property
     def near(self) -> bool:
-        """Whether the answer is for clients on this machine alone."""
-        return self._connection.private
+        """Whether the answer is for clients on this machine alone: it, or a redirect to it, is of this machine."""
+        return self._connection.private or any(hop.near for hop in self.hops)
+
+    @property
+    def redirected_to(self) -> Optional[Target]:
+        """Where the first URL sent `follow`, if anywhere."""
+        return self.hops[0].target if self.hops else None
 
     @property
     def stream(self) -> Stream:
@@ -235,8 +247,7 @@ class Origins:
         parent = self._parent_for(authority.host)
         if parent is None:
             return self._dial(authority, near)
-        _check_whose_affair(authority.host, authority, near)
-        stream = self._dial_parent(parent)
+        stream = self._dial_parent(parent, authority, near)
         try:
             self._connect_through(stream, parent, authority)
         except (OSError, http1.ProtocolError) as error:
@@ -262,15 +273,15 @@ class Origins:
 
     def follow(self, request: Request) -> Exchange:
         """The same, following redirects. One from https to http, or to nowhere, is handed out as it is."""
-        first = None
+        hops: Tuple[Hop, ...] = ()
         for _ in range(REDIRECT_LIMIT + 1):
             exchange = self.exchange(request)
-            exchange.redirected_to = first
+            exchange.hops = hops
             target = exchange.redirect()
             if target is None or (request.target.scheme, target.scheme) == ("https", "http"):
                 return exchange
             exchange.close()
-            first = first or target
+            hops = (*hops, Hop(exchange.head, target, exchange.near))
             request = request.redirected(target)
         raise UpstreamError(f"more than {REDIRECT_LIMIT} redirects, the last to {request.target.host_field}")
 
@@ -345,8 +356,13 @@ class Origins:
                 failure = error
         raise _translated(failure, f"cannot connect to {authority}")
 
-    def _dial_parent(self, parent: Parent) -> Stream:
+    def _dial_parent(self, parent: Parent, authority: Authority, near: bool) -> Stream:
+        """A connection to a parent, for what is at `authority`. Raises UpstreamError (403 too)."""
+        _check_whose_affair(authority.host, authority, near)
         stream = self._dial(Authority(parent.host, parent.port), near=True)
+        if not near and _is_private_behind(stream, authority.host):
+            self.hang_up(stream, broken=True)
+            _refuse(authority)
         if parent.tls:
             self._start_tls(stream, Authority(parent.host, parent.port))
         return stream
@@ -383,14 +399,17 @@ class Origins:
         return sock
 
     def _open(self, origin: _Origin) -> _Connection:
-        parent = self._parent_for(origin.authority.host)
+        host = origin.authority.host
+        parent = self._parent_for(host)
         if origin.scheme == "http" and parent is not None:
-            _check_whose_affair(origin.authority.host, origin.authority, origin.near)
-            return _Connection(origin, self._dial_parent(parent), False, parent.fields)
+            stream = self._dial_parent(parent, origin.authority, origin.near)
+            return _Connection(origin, stream, _is_private_behind(stream, host), parent.fields)
         stream = self.dial(origin.authority, origin.near)
         if origin.scheme == "https":
             self._start_tls(stream, origin.authority)
-        return _Connection(origin, stream, parent is None)
+        if parent is not None:
+            return _Connection(origin, stream, _is_private_behind(stream, host))
+        return _Connection(origin, stream, is_private_affair(host) or is_private_affair(stream.peer))
 
     def _ask(self, connection: _Connection, request: Request, reused: bool) -> Exchange:
         try:
@@ -431,7 +450,27 @@ class Origins:
 
 def _check_whose_affair(address: str, authority: Authority, near: bool) -> None:
     if not near and is_private_affair(address):
-        raise UpstreamError(f"{authority} is for clients on dduct's own machine alone", 403)
+        _refuse(authority)
+
+
+def _refuse(authority: Authority) -> NoReturn:
+    raise UpstreamError(f"{authority} is for clients on dduct's own machine alone", 403)
+
+
+def _is_private_behind(parent: Stream, host: str) -> bool:
+    """Whether a parent proxy leads to what is this machine's own affair: it may, under any name, if it is on it.
+
+    One elsewhere resolves names there, to what we cannot see.
+    """
+    if is_private_affair(host):
+        return True
+    if not is_private_affair(parent.peer):
+        return False
+    try:
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False  # the parent may know better
+    return any(is_private_affair(str(address[0])) for *_, address in addresses)
 
 
 def _logs_in(request: Request, head: ResponseHead) -> bool:
