@@ -27,7 +27,7 @@ from follow import FillReader
 from freshness import Assessment, Stored
 from hot import PlainHit
 from http1 import RequestHead, Target
-from inquiry import Inquiry, stored_fields
+from inquiry import Inquiry, stored_fields, version
 from metrics import Counter
 from policy import Name
 from relay import forward
@@ -260,7 +260,7 @@ class CachedFetch:
             self._cache.remove(self._key)
         fill.renew()
         exchange.close()
-        self._services.grants.remember(self._credentials, self._key.name)
+        self._granted(metadata)
         return self._send_hit(stale.entry, metadata, Counter.VALIDATED, "fwd=stale; fwd-status=304")
 
     def _start(
@@ -295,7 +295,7 @@ class CachedFetch:
             try:
                 self._begin_or_resume(fill, exchange, metadata)
                 self._services.counters.add(Counter.FILLS)
-                self._services.grants.remember(self._credentials, self._key.name)
+                self._granted(metadata)
                 return metadata
             except Unstorable as error:
                 reason = str(error)
@@ -368,35 +368,36 @@ class CachedFetch:
         with closing(self._inquiry.whole()) as exchange:
             same_length = None in (exchange.body.length, source.length) or exchange.body.length == source.length
             if same_length and self._inquiry.not_storable(exchange) is None:
-                self._services.grants.remember(self._credentials, self._key.name)
-                return self._inquiry.describe(exchange, asked_at)
+                metadata = self._inquiry.describe(exchange, asked_at)
+                self._granted(metadata)
+                return metadata
             self._pass_on(exchange)
             return None
 
     def _admit(self, metadata: Metadata, length: Optional[int]) -> _Admission:
         """Ask the origin, with this client's own credentials, whether it may have what is stored."""
-        if self._services.grants.holds(self._credentials, self._key.name):
+        if self._services.grants.holds(self._credentials, self._key.name, version(metadata)):
             return _Admission.GRANTED
         exchange = self._inquiry.leave(metadata)
         if exchange is None:
-            return self._granted()
+            return self._granted(metadata)
         fields = stored_fields(metadata)
         with closing(exchange):
             head = exchange.head
             if head.status == 304 and freshness.selects(head, fields):
-                return self._granted()
+                return self._granted(metadata)
             if head.status in (200, 206):
                 if freshness.same_representation(head, fields, length):
-                    return self._granted()
+                    return self._granted(metadata)
                 if self._inquiry.not_storable(exchange) is None:
                     return _Admission.CHANGED
-            self._services.grants.forget(self._credentials, self._key.name)
+            self._services.grants.forget(self._credentials, self._key.name, version(metadata))
             self._reply.note = "fwd=request"
             forward(self._reply, exchange)
             return _Admission.ANSWERED
 
-    def _granted(self) -> _Admission:
-        self._services.grants.remember(self._credentials, self._key.name)
+    def _granted(self, metadata: Metadata) -> _Admission:
+        self._services.grants.remember(self._credentials, self._key.name, version(metadata))
         return _Admission.GRANTED
 
     def _check_whose_affair(self, metadata: Metadata) -> None:

@@ -191,6 +191,15 @@ def stored_fields(metadata: Metadata) -> Headers:
     return Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields)
 
 
+def version(metadata: Metadata) -> str:
+    """What only this representation has of all that its URL may have had, or will (RFC 9110 §8.8.1).
+
+    A strong tag outlives a validation; without one, every validation has to be taken for a change.
+    """
+    etag = freshness.strong_etag(stored_fields(metadata))
+    return repr(metadata.fetched_at) if etag is None else etag.decode("latin-1")
+
+
 def bare(target: Target) -> str:
     """A URL without its query, which may be signed."""
     return str(target).partition("?")[0]

@@ -529,6 +529,40 @@ def test_leave_is_remembered_for_a_while_and_revoked_after_it(build_house: Build
         assert house.fetch(origin, "/x.deb", "Authorization: Bearer better").body == BODY
 
 
+@pytest.mark.parametrize("fields", [FRESH, STALE], ids=["fresh", "stale"])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_leave_is_for_what_was_there_and_not_for_what_another_has_brought_since(
+    house: House, tagged: bool, fields: Tuple[Field, ...]
+) -> None:
+    """An origin that makes everybody his own export, at one URL."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        who = asked.get("authorization") or ""
+        if tagged and asked.get("if-none-match") == f'"{who}"':
+            connection.head(304, [("ETag", f'"{who}"'), *fields])
+        else:
+            length = 1000 if who == "alice" else 2000
+            connection.respond(200, [*([("ETag", f'"{who}"')] if tagged else []), *fields], who.encode() * length)
+
+    origin = house.origin(handler)
+    for who in ("bob", "alice", "bob", "alice", "alice"):
+        assert house.fetch(origin, "/export.zip", f"Authorization: {who}").body[:5] == (who.encode() * 2)[:5]
+
+
+@pytest.mark.one_process
+def test_leave_outlives_a_validation(house: House) -> None:
+    """The strong tag says that it is the same; without one, it is given anew to whoever has validated."""
+    for etag in ('"1"', None):
+        shelf = guarded(*STALE)
+        shelf.etag, shelf.modified = etag, "Mon, 01 Jan 2024 00:00:00 GMT"
+        origin = house.origin(shelf)
+        house.fetch(origin, "/x.deb", GOOD)
+        shelf.renewed = list(FRESH)
+        for _ in range(3):
+            assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+        assert shelf.answers == [200, 304]
+
+
 def test_what_is_private_is_asked_about_every_time(house: House) -> None:
     shelf = Shelf(("Cache-Control", "private, max-age=1000"))
     origin = house.origin(shelf)
