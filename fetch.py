@@ -77,6 +77,7 @@ class CachedFetch:
         self._reply = reply
         self._request = request
         self._key = key_of(name)
+        self._digest = "" if self._key.digest is None else str(self._key.digest)
         self._inquiry = Inquiry(services, request, target, near, bool(name.signature), reply.interim)
         self._url = self._inquiry.url
         self._arrived_at = time.time()
@@ -387,13 +388,12 @@ class CachedFetch:
             if head.status == 304 and freshness.selects(head, fields):
                 return self._granted(metadata)
             if head.status in (200, 206):
-                if freshness.same_representation(head, fields, length):
+                if freshness.same_representation(head, fields, length, self._digest):
                     return self._granted(metadata)
-                if self._inquiry.not_storable(exchange) is None:
+                if freshness.another_representation(head, fields) and self._inquiry.not_storable(exchange) is None:
                     return _Admission.CHANGED
             self._services.grants.forget(self._credentials, self._key.name, version(metadata))
-            self._reply.note = "fwd=request"
-            forward(self._reply, exchange)
+            self._pass_on(exchange, "fwd=request")
             return _Admission.ANSWERED
 
     def _granted(self, metadata: Metadata) -> _Admission:
@@ -424,7 +424,7 @@ class CachedFetch:
             return self._send_stale(stale, error)
         return True
 
-    def _pass_on(self, exchange: Exchange) -> None:
+    def _pass_on(self, exchange: Exchange, note: str = "fwd=uri-miss") -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
         own = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
         if not own or any(name in self._request.headers for name in selection.CONDITIONS):
@@ -432,7 +432,7 @@ class CachedFetch:
             self._relay()
         else:
             self._services.counters.add(Counter.RELAYED)
-            self._reply.note = "fwd=uri-miss"
+            self._reply.note = note
             forward(self._reply, exchange)
 
     def _may_use(self, stale: Optional[_Stale]) -> bool:

@@ -326,14 +326,35 @@ def selects(response: ResponseHead, fields: Headers) -> bool:
     return weak(sent) == weak(stored)
 
 
-def same_representation(response: ResponseHead, fields: Headers, length: Optional[int]) -> bool:
-    """Whether a 200 or 206 to a later request shows that its origin still has what is stored, `length` octets."""
+def same_representation(response: ResponseHead, fields: Headers, length: Optional[int], digest: str = "") -> bool:
+    """Whether a 200 or 206 to a later request proves that its origin still has what is stored, `length` octets.
+
+    `digest`: what is stored can be nothing else than what has it (`sha256:…`), and is known by less.
+    """
+    named = response.headers.get(b"docker-content-digest")
+    if digest and named is not None:
+        return named == digest.encode()
+    compared = _validators_agree(response, fields)
+    if compared is not None:
+        return compared
+    sent = response.headers.get(b"content-length")
+    if response.status != 200 or length is None or sent != b"%d" % length:
+        return False
+    return bool(digest) or response.headers.get(b"content-type") == fields.get(b"content-type")
+
+
+def another_representation(response: ResponseHead, fields: Headers) -> bool:
+    """Whether it proves that its origin has something else by now."""
+    return _validators_agree(response, fields) is False
+
+
+def _validators_agree(response: ResponseHead, fields: Headers) -> Optional[bool]:
+    """What the first validator says that both have; None where there is none."""
     for name in (b"etag", b"last-modified"):
         sent, stored = response.headers.get(name), fields.get(name)
         if sent is not None and stored is not None:
             return weak(sent) == weak(stored)
-    sent = response.headers.get(b"content-length")
-    return response.status != 200 or None in (sent, length) or sent == b"%d" % (length or 0)
+    return None
 
 
 # RFC 9111 §3.2: a 304 must not change what the stored octets depend on.

@@ -104,18 +104,22 @@ class Inquiry:
     def leave(self, metadata: Metadata) -> Optional[Exchange]:
         """Ask whether this client may have what is stored, with its own method: CDNs refuse HEAD.
 
-        None where it is sent to where the one was who brought the object, which is leave.
+        None where it is sent to where the one was who brought the object, and where its credentials would count for
+        nothing: that is leave.
         """
         self._check_permission()
-        probe = self._request_for(self._request.method, freshness.validators(stored_fields(metadata)))
+        conditions = freshness.validators(stored_fields(metadata))
+        probe = self._request_for(self._request.method, [*conditions, (b"Accept-Encoding", b"identity")])
         exchange = self._services.origins.exchange(probe)
         target = exchange.redirect()
         if target is None:
             return exchange
         exchange.close()
-        if bare(target) == metadata.redirect:
+        here = (self._target.scheme, self._target.authority)
+        if bare(target) == metadata.redirect and (target.scheme, target.authority) != here:
             return None
-        # An origin may send a stranger away to log in: what counts is what is found at the end of the way.
+        # An origin may send a stranger away to log in, or everybody before it asks who it is: what counts is what is
+        # found at the end of the way.
         return self._services.origins.follow(probe)
 
     # Answers

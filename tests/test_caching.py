@@ -651,34 +651,86 @@ def test_a_guarded_object_that_has_changed_is_fetched_anew(build_house: Build) -
     assert shelf.answers[0] == 200 and shelf.answers[-1] == 304
 
 
-def login(asked: Asked, connection: Connection) -> None:
-    """An origin that sends strangers away to log in, and everybody else to a store."""
-    if asked.target.startswith("/login"):
-        connection.respond(200, [("Content-Type", "text/html")], b"<form>")
-    elif asked.target.startswith("/store/"):
-        if asked.get("if-none-match") == '"1"':
+@pytest.mark.parametrize("path", ["/x.zip", "/sent/away.zip"])
+def test_a_page_that_proves_nothing_is_no_leave(house: House, path: str) -> None:
+    """It has neither validators nor a length, and was taken for the object."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.get("authorization") == "Bearer good":
+            connection.respond(200, [("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT"), *FRESH], BODY)
+        elif asked.target == "/sent/away.zip":
+            connection.respond(302, [("Location", "/login")])
+        else:
+            connection.head(200, [("Content-Type", "text/html"), ("Transfer-Encoding", "chunked")])
+            connection.send(b"6\r\n<form>\r\n0\r\n\r\n")
+
+    origin = house.origin(handler)
+    for fields, body in (([GOOD], BODY), ([], b"<form>"), ([GOOD], BODY)):
+        assert house.fetch(origin, path, *fields).body == body
+    assert house.fetch(origin, path, "Range: bytes=0-9").body in (b"<form>", b"")  # or sent there himself
+
+
+def test_a_redirect_within_the_host_is_no_leave_yet(build_house: Build) -> None:
+    """nginx answers `return 302` before it asks who it is."""
+    house = build_house(auth_grace=0.0)
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.target == "/latest.zip":
+            connection.respond(302, [("Location", "/v2/real.zip"), ("Cache-Control", "max-age=1000")])
+        elif asked.get("authorization") != "Bearer good":
+            connection.respond(401, [("WWW-Authenticate", "Basic")], b"who are you?")
+        elif asked.get("if-none-match") == '"1"':
             connection.head(304, [("ETag", '"1"')])
         else:
             connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
-    elif asked.get("authorization") == "Bearer good":
-        connection.respond(307, [("Location", "/store/object?signature=1")])
-    else:
-        connection.respond(302, [("Location", "/login?next=x")])
+
+    origin = house.origin(handler)
+    assert house.fetch(origin, "/latest.zip", GOOD).body == BODY
+    for fields in ([], ["Authorization: Bearer bad"]):
+        assert BODY not in house.fetch(origin, "/latest.zip", *fields).body
+    assert house.fetch(origin, "/latest.zip", GOOD).body == BODY
+    assert origin.body_sent == len(BODY) + 2 * len(b"who are you?")
 
 
-def test_a_redirect_to_log_in_is_no_leave(build_house: Build) -> None:
+class Login:
+    """An origin that sends strangers away to log in, and everybody else to a store, here or elsewhere."""
+
+    def __init__(self) -> None:
+        self.store = ""
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        if asked.target.startswith("/login"):
+            connection.respond(200, [("Content-Type", "text/html")], b"<form>")
+        elif asked.target.startswith("/store/"):
+            if asked.get("if-none-match") == '"1"':
+                connection.head(304, [("ETag", '"1"')])
+            else:
+                connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+        elif asked.get("authorization") == "Bearer good":
+            location = f"{self.store}/store/object?signature=1"
+            connection.respond(307, [("Location", location), ("Cache-Control", "max-age=1000")])
+        else:
+            connection.respond(302, [("Location", "/login?next=x")])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_redirect_to_log_in_is_no_leave(build_house: Build, elsewhere: bool) -> None:
     house = build_house(auth_grace=0.0)
-    origin = house.origin(login)
+    login = Login()
+    origin, store = house.origin(login), house.origin(login)
+    login.store = f"https://{HOST}:{store.port}" if elsewhere else ""
     assert house.fetch(origin, "/x.deb", GOOD).body == BODY
     for fields in ([], ["Authorization: Bearer bad"]):
         answer = house.fetch(origin, "/x.deb", *fields)
         assert BODY not in answer.body and answer.body == b"<form>"
     assert house.fetch(origin, "/x.deb", GOOD).body == BODY
-    assert origin.count("/store/object?signature=1") == 1  # where it sends to says enough
+    assert origin.body_sent + store.body_sent == len(BODY) + 2 * len(b"<form>")
+    # Where it sends to says enough, if it is a place where these credentials do not count.
+    assert [one.count("/store/object?signature=1") for one in (origin, store)] == ([0, 1] if elsewhere else [2, 0])
 
 
 def test_a_page_to_log_in_is_not_kept_as_the_object(house: House) -> None:
-    origin = house.origin(login)
+    origin = house.origin(Login())
     assert house.fetch(origin, "/x.deb").body == b"<form>"
     assert house.stored() == []
     assert house.fetch(origin, "/x.deb", GOOD).body == BODY
@@ -686,6 +738,8 @@ def test_a_page_to_log_in_is_not_kept_as_the_object(house: House) -> None:
 
 class TokenServer:
     """A private registry: a challenge, a token server, redirects to a store, and tokens that can be revoked."""
+
+    store = ""  # where it is, if not here
 
     def __init__(self, blob: bytes) -> None:
         self.blob = blob
@@ -706,7 +760,7 @@ class TokenServer:
             challenge = f'Bearer realm="https://{HOST}:{self.port}/token",service="registry"'
             connection.respond(401, [("WWW-Authenticate", challenge)], b'{"errors":[{"code":"UNAUTHORIZED"}]}')
         elif "/blobs/" in path:
-            connection.respond(307, [("Location", f"/store/{self.digest}?X-Amz-Signature=secret")])
+            connection.respond(307, [("Location", f"{self.store}/store/{self.digest}?X-Amz-Signature=secret")])
         else:
             connection.respond(200, [], b"{}")
 
@@ -715,7 +769,7 @@ def test_a_private_registry_stays_private(build_house: Build) -> None:
     house = build_house(auth_grace=0.0)
     registry = TokenServer(BODY)
     origin = house.origin(registry)
-    registry.port = origin.port
+    registry.port, registry.store = origin.port, f"https://{HOST}:{house.origin(registry).port}"
     blob = f"/v2/team/app/blobs/sha256:{registry.digest}"
     challenge = house.fetch(origin, "/v2/")
     assert challenge.status == 401 and f"{HOST}:{origin.port}/token" in (challenge.get("www-authenticate") or "")

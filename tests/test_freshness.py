@@ -547,14 +547,58 @@ SAME = [
     ('ETag: "1" | Last-Modified: {-9}', 'ETag: "1" | Last-Modified: {0}', 200, True),
     ("", "Content-Length: 5", 200, True),
     ("", "Content-Length: 6", 200, False),
-    ("", "Content-Length: 2", 206, True),
-    ("", "", 200, True),
+    ("", "Content-Length: 2", 206, False),
+    ("", "Content-Length: 5", 206, False),
+    ('ETag: "1"', 'ETag: "1" | Content-Length: 2', 206, True),
+    ("", "", 200, False),
+    ('ETag: "1"', "", 200, False),
+    ('ETag: "1"', "Content-Length: 5", 200, True),
+    ("Content-Type: a/b", "Content-Type: a/b | Content-Length: 5", 200, True),
+    ("Content-Type: a/b", "Content-Type: text/html | Content-Length: 5", 200, False),
+    ("Content-Type: a/b", "Content-Length: 5", 200, False),
 ]
 
 
 @pytest.mark.parametrize(("before", "answer", "status", "same"), SAME)
 def test_an_origin_shows_whether_it_has_the_same_as_before(before: str, answer: str, status: int, same: bool) -> None:
     assert freshness.same_representation(response(answer, status), fields(before), 5) is same
+    if same:
+        assert not freshness.another_representation(response(answer, status), fields(before))
+
+
+@pytest.mark.parametrize(
+    ("before", "answer", "another"),
+    [
+        ('ETag: "1"', 'ETag: "2"', True),
+        ("Last-Modified: {-9}", "Last-Modified: {0}", True),
+        ('ETag: "1" | Last-Modified: {-9}', 'ETag: "1" | Last-Modified: {0}', False),
+        ('ETag: "1"', "Last-Modified: {0}", False),
+        ("", 'ETag: "1" | Content-Length: 6', False),
+        ("", "", False),
+    ],
+)
+def test_what_cannot_be_compared_is_not_another(before: str, answer: str, another: bool) -> None:
+    """It may be a page to log in."""
+    assert freshness.another_representation(response(answer), fields(before)) is another
+
+
+DIGEST = "sha256:" + 64 * "1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "same"),
+    [
+        (f"Docker-Content-Digest: {DIGEST}", 200, True),
+        (f"Docker-Content-Digest: {DIGEST}", 206, True),
+        ("Docker-Content-Digest: sha256:2 | Content-Length: 5", 200, False),
+        ("Content-Type: another/type | Content-Length: 5", 200, True),
+        ("Content-Length: 5", 206, False),
+        ("Content-Type: a/b", 200, False),
+    ],
+)
+def test_what_a_digest_names_is_the_same_by_less(answer: str, status: int, same: bool) -> None:
+    stored = fields("Content-Type: a/b")
+    assert freshness.same_representation(response(answer, status), stored, 5, DIGEST) is same
 
 
 # --- invalidation -----------------------------------------------------------------------------------
