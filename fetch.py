@@ -427,6 +427,8 @@ class CachedFetch:
     def _pass_on(self, exchange: Exchange, note: str = "fwd=uri-miss") -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
         own = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
+        if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
+            own = False  # the redirect is: the client may have other credentials for where it leads
         if not own or any(name in self._request.headers for name in selection.CONDITIONS):
             exchange.close()
             self._relay()

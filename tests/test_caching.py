@@ -729,6 +729,34 @@ def test_a_redirect_to_log_in_is_no_leave(build_house: Build, elsewhere: bool) -
     assert [one.count("/store/object?signature=1") for one in (origin, store)] == ([0, 1] if elsewhere else [2, 0])
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_redirect_that_was_of_no_use_is_the_clients_to_follow(house: House, warm: bool) -> None:
+    """It may have credentials for the other host, and the challenge of that host is not this one's."""
+
+    def second(asked: Asked, connection: Connection) -> None:
+        if asked.get("authorization") == "Basic second":
+            connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+        else:
+            connection.respond(401, [("WWW-Authenticate", "Basic realm=second")], b"who are you?")
+
+    other = house.origin(second)
+    location = f"https://{HOST}:{other.port}/x.whl"
+
+    def first(asked: Asked, connection: Connection) -> None:
+        if asked.get("authorization") == "Bearer direct":
+            connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+        else:
+            connection.respond(302, [("Location", location)])
+
+    origin = house.origin(first)
+    if warm:
+        assert house.fetch(origin, "/x.whl", "Authorization: Bearer direct").body == BODY
+    answer = house.fetch(origin, "/x.whl", "Authorization: Bearer first")
+    assert (answer.status, answer.get("location"), answer.get("www-authenticate")) == (302, location, None)
+    assert origin.requests[-1].get("authorization") == "Bearer first"
+    assert house.fetch(other, "/x.whl", "Authorization: Basic second").body == BODY
+
+
 def test_a_page_to_log_in_is_not_kept_as_the_object(house: House) -> None:
     origin = house.origin(Login())
     assert house.fetch(origin, "/x.deb").body == b"<form>"
