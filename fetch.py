@@ -126,7 +126,7 @@ class CachedFetch:
     # Hit
 
     def _hit(self, hit: Hit) -> bool:
-        metadata = hit.metadata or self._introduction(hit.entry)
+        metadata = hit.metadata or self._introduction(hit.entry, hit.entry.record.metadata)
         if metadata is None:
             return True
         self._check_whose_affair(metadata)
@@ -190,7 +190,7 @@ class CachedFetch:
                 raise error
             return self._send_stale(stale, error)
         known = fill.metadata.url == self._url
-        metadata = fill.metadata if known else self._introduction(claim.reader)
+        metadata = fill.metadata if known else self._introduction(claim.reader, fill.metadata)
         if metadata is None:
             return True
         self._check_whose_affair(metadata)
@@ -360,15 +360,17 @@ class CachedFetch:
 
     # What the origin says
 
-    def _introduction(self, source: Source) -> Optional[Metadata]:
-        """Ask this URL's origin about octets that are known from elsewhere; its head decides, its body is not read.
+    def _introduction(self, source: Source, brought: Metadata) -> Optional[Metadata]:
+        """Ask this URL's origin about octets that another has brought; its head decides, its body is not read.
 
         None where its answer went to the client instead.
         """
+        if not self._inquiry.may_be_introduced_to(brought):
+            self._relay()
+            return None
         asked_at = time.time()
         with closing(self._inquiry.whole()) as exchange:
-            same_length = None in (exchange.body.length, source.length) or exchange.body.length == source.length
-            if same_length and self._inquiry.not_storable(exchange) is None:
+            if self._inquiry.has(exchange, brought, source.length, self._digest):
                 metadata = self._inquiry.describe(exchange, asked_at)
                 self._granted(metadata)
                 return metadata

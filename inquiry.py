@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Callable, Iterable, Optional
+from typing import Callable, Iterable, List, Optional
 
 import freshness
 from fill import Leftover
@@ -151,6 +151,24 @@ class Inquiry:
             redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
         )
 
+    def may_be_introduced_to(self, brought: Metadata) -> bool:
+        """Whether this URL's origin may say that it has what another URL has `brought`.
+
+        Anybody's can say so without having it: what needs authorisation is opened by its own alone.
+        """
+        return not brought.restricted or _origin_of(brought.url) == _origin_of(self.url)
+
+    def has(self, exchange: Exchange, brought: Metadata, length: Optional[int], digest: str) -> bool:
+        """Whether an answer is the object of `digest`, which another URL has brought.
+
+        What is this machine's own affair is opened by nothing else.
+        """
+        if self.not_storable(exchange) is not None or (brought.near and not exchange.near):
+            return False
+        if brought.restricted:
+            return freshness.same_representation(exchange.head, Headers(), length, digest)
+        return None in (exchange.body.length, length) or exchange.body.length == length
+
     def renewed(self, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
         """What is known of a stored representation after a 304 (RFC 9111 §4.3.4): its fields, and for whom it is.
 
@@ -207,6 +225,11 @@ def version(metadata: Metadata) -> str:
 def bare(target: Target) -> str:
     """A URL without its query, which may be signed."""
     return str(target).partition("?")[0]
+
+
+def _origin_of(url: str) -> List[str]:
+    """Scheme and authority."""
+    return url.split("/", 3)[:3]
 
 
 def _rewrites(name: bytes) -> bool:

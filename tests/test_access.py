@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import socket
 import ssl
@@ -332,6 +333,20 @@ def test_what_this_machine_led_to_is_for_it_alone(
     assert get(house, url).body == BODY
     from_afar(True)
     assert get(house, url).status == 403
+
+
+def test_no_other_origin_opens_what_this_machine_has_by_a_digest(
+    house: House, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    inner = house.origin(Files({path: BODY}), tls=False)
+    outer = house.origin(Files({path: b"!" * len(BODY)}), tls=False, host="127.0.0.3")
+    real = access.is_private_affair
+    monkeypatch.setattr("upstream.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    assert get(house, f"http://{HOST}:{inner.port}{path}").body == BODY
+    for afar in (False, True):  # nor is it open to others for having been asked for from here
+        from_afar(afar)
+        assert get(house, f"http://127.0.0.3:{outer.port}{path}").body == b"!" * len(BODY)
 
 
 def test_a_growing_object_of_this_machine_is_not_followed_from_afar(

@@ -823,6 +823,67 @@ def test_a_private_registry_stays_private(build_house: Build) -> None:
             assert not any(secret in record for secret in (b"t-alice", b"t-bob", b"secret"))
 
 
+class Vouching:
+    """An origin that claims to have everything, and has something else; with a length that fits, or with none."""
+
+    def __init__(self, length: Optional[int]) -> None:
+        self.length = length
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        if self.length is None:
+            connection.head(200, [("Transfer-Encoding", "chunked")])
+            connection.send(b"4\r\nmine\r\n0\r\n\r\n")
+        else:
+            connection.respond(200, [], b"!" * self.length)
+
+
+@pytest.mark.parametrize("length", [None, len(BODY)], ids=["chunked", "of the right length"])
+@pytest.mark.parametrize("credentials", [[GOOD], []], ids=["restricted", "public"])
+def test_no_other_origin_opens_what_a_digest_names(house: House, length: Optional[int], credentials: List[str]) -> None:
+    """What credentials have brought, somebody else's origin cannot vouch for: it need not have it to say so."""
+    path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    first, second = house.origin(guarded(*FRESH) if credentials else Shelf(*FRESH)), house.origin(Vouching(length))
+    assert house.fetch(first, path, *credentials).body == BODY
+    for _ in range(2):
+        assert (house.fetch(second, path).body == BODY) is not bool(credentials)
+    with house.inside(second) as client:
+        assert ask(client, second, path, method="HEAD").status == 200
+    assert len(second.requests) == (3 if credentials else 1)
+
+
+def test_nor_does_it_open_what_is_growing(house: House) -> None:
+    path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    shelf = guarded(*FRESH)
+    shelf.gate = Gate()
+    first, second = house.origin(shelf), house.origin(Vouching(len(BODY)))
+    leader = house.inside(first)
+    leader.send(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{first.port}\r\n{GOOD}\r\n\r\n".encode())
+    shelf.gate.reached()
+    assert house.fetch(second, path).body == b"!" * len(BODY)
+    shelf.gate.open()
+    assert leader.read().body == BODY
+
+
+def test_another_repository_of_the_same_registry_opens_it_if_it_proves_to_have_it(house: House) -> None:
+    digest = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+
+    def registry(asked: Asked, connection: Connection) -> None:
+        if asked.target.startswith("/v2/vague/"):
+            Vouching(None)(asked, connection)
+        elif asked.target.startswith("/v2/public/") or asked.get("authorization") == "Bearer good":
+            connection.respond(200, [("Docker-Content-Digest", digest)], BODY)
+        else:
+            connection.respond(401, [], b"who are you?")
+
+    origin = house.origin(registry)
+    assert house.fetch(origin, f"/v2/private/blobs/{digest}", GOOD).body == BODY
+    assert house.fetch(origin, f"/v2/private/blobs/{digest}").status == 401
+    assert house.fetch(origin, f"/v2/vague/blobs/{digest}").body == b"mine"
+    for _ in range(2):
+        assert house.fetch(origin, f"/v2/public/blobs/{digest}").body == BODY
+    assert origin.count(f"/v2/public/blobs/{digest}") == 1
+
+
 # --- ranges -----------------------------------------------------------------------------------------
 
 RANGES = [
