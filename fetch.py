@@ -78,10 +78,11 @@ class CachedFetch:
         self._request = request
         self._key = key_of(name)
         self._digest = "" if self._key.digest is None else str(self._key.digest)
-        self._inquiry = Inquiry(services, request, target, near, bool(name.signature), reply.interim)
+        self._inquiry = Inquiry(services, request, target, name, near, reply.interim)
         self._url = self._inquiry.url
         self._arrived_at = time.time()
         self._credentials = _credentials(request, name)
+        self._signed = bool(name.signature)
         self.plain_hit: Optional[PlainHit] = None
         self._setbacks = 0  # fills that failed before this client had anything of them
         # Neither may bring an object here, and so neither may lead those who want one.
@@ -189,7 +190,7 @@ class CachedFetch:
             if not self._may_use(stale):
                 raise error
             return self._send_stale(stale, error)
-        known = fill.metadata.url == self._url
+        known = self._key.digest is None or (fill.metadata.url == self._inquiry.place and not self._signed)
         metadata = fill.metadata if known else self._introduction(claim.reader, fill.metadata)
         if metadata is None:
             return True
@@ -273,9 +274,8 @@ class CachedFetch:
             return None
         reader = self._cache.reader(fill)
         owned.callback(reader.close)
-        self._services.spawn(
-            "fill", partial(carry, fill, exchange, self._inquiry.whole_request(), self._url, self._services)
-        )
+        work = partial(carry, fill, exchange, self._inquiry.whole_request(), self._url, self._services)
+        self._services.spawn("fill", work)
         owned.pop_all()
         return reader, metadata
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import replace
 from functools import cached_property, lru_cache
@@ -11,6 +12,7 @@ import freshness
 from fill import Leftover
 from filler import Services
 from http1 import Field, Headers, RequestHead, ResponseHead, Target
+from policy import Name
 from relay import outgoing
 from selection import CONDITIONS
 from store import Metadata
@@ -25,7 +27,7 @@ _REWRITING_PREFIXES = (b"x-forwarded-", b"x-http-method", b"x-http-host", b"x-me
 class Inquiry:
     """The questions of one request. Each raises UpstreamError: also where the client wants none to be asked.
 
-    `signed`: what the target's query signs is as good as a password. `near`: the client is on this machine.
+    What the name's signature signs is as good as a password. `near`: the client is on this machine.
     """
 
     def __init__(
@@ -33,18 +35,19 @@ class Inquiry:
         services: Services,
         request: RequestHead,
         target: Target,
+        name: Name,
         near: bool,
-        signed: bool,
         on_interim: Callable[[ResponseHead], None],
     ) -> None:
         self._services = services
         self._request = request
         self._target = target
         self._near = near
-        self._signed = signed
+        self._signed = bool(name.signature)
         self._on_interim = on_interim
         self.only_if_cached = freshness.only_if_cached(request)
         self.url = bare(target)
+        self.place = self.url + _mark_of(name)
 
     @cached_property
     def sent(self) -> RequestHead:
@@ -141,7 +144,7 @@ class Inquiry:
         now = time.time()
         redirect = "" if exchange.redirected_to is None else bare(exchange.redirected_to)
         return Metadata(
-            url=self.url,
+            url=self.place,
             fields=freshness.stored_fields(exchange.head, now),
             fetched_at=now,
             restricted=self._signed or freshness.restricted(self._request, exchange.head, self._services.freshness),
@@ -190,7 +193,7 @@ class Inquiry:
 
     def _validator(self, leftover: Optional[Leftover]) -> Optional[bytes]:
         """With which the rest of a leftover may be asked for, if this request is one for it."""
-        if leftover is None or leftover.metadata.url != self.url:
+        if leftover is None or leftover.metadata.url != self.place:
             return None
         if self.varies(leftover.metadata):
             return None
@@ -225,6 +228,12 @@ def version(metadata: Metadata) -> str:
 def bare(target: Target) -> str:
     """A URL without its query, which may be signed."""
     return str(target).partition("?")[0]
+
+
+def _mark_of(name: Name) -> str:
+    """What tells URLs apart that differ in their queries, and says nothing of these: they may hold secrets."""
+    query = name.path.partition("?")[2]
+    return "?" + hashlib.sha256(query.encode()).hexdigest()[:16] if query else ""
 
 
 def _origin_of(url: str) -> List[str]:

@@ -864,6 +864,32 @@ def test_nor_does_it_open_what_is_growing(house: House) -> None:
     assert leader.read().body == BODY
 
 
+@pytest.mark.parametrize(
+    ("query", "other"), [("", "?token=bad"), ("", "?key=bad"), ("?key=good", "?key=bad"), ("?key=good", "")]
+)
+def test_another_query_is_asked_about_while_a_digest_grows(house: House, query: str, other: str) -> None:
+    path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    gate = Gate()
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if not asked.target.endswith(query or path):
+            connection.respond(403, [], b"no signature")
+            return
+        connection.head(200, [("Content-Length", str(len(BODY)))])
+        connection.send_body(BODY[:1000])
+        gate.wait()
+        connection.send_body(BODY[1000:])
+
+    origin = house.origin(handler)
+    leader = house.inside(origin)
+    leader.send(f"GET {path}{query} HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+    gate.reached()
+    assert house.fetch(origin, path + other).status == 403
+    assert house.counters.value(Counter.COLLAPSED) == 0
+    gate.open()
+    assert leader.read().body == BODY
+
+
 def test_another_repository_of_the_same_registry_opens_it_if_it_proves_to_have_it(house: House) -> None:
     digest = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 
