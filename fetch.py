@@ -275,7 +275,12 @@ class CachedFetch:
         reader = self._cache.reader(fill)
         owned.callback(reader.close)
         work = partial(carry, fill, exchange, self._inquiry.whole_request(), self._url, self._services)
-        self._services.spawn("fill", work)
+        try:
+            self._services.spawn("fill", work)
+        except RuntimeError as error:  # there are too many threads already
+            _log.warning("Not kept: %s: %s", self._url, error)
+            fill.decline()
+            return None
         owned.pop_all()
         return reader, metadata
 
