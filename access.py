@@ -9,11 +9,12 @@ import ipaddress
 import os
 import re
 import secrets
+import socket
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, Iterable, NamedTuple, Optional, Set, Union
+from typing import Dict, Iterable, NamedTuple, Optional, Set, Tuple, Union
 
 IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
@@ -23,8 +24,10 @@ _BLOCK, _PARALLEL, _SALT = 8, 1, 16
 _HASHING_AT_ONCE = 2  # who guesses passwords has no more of the machine than that
 _REMEMBERED_AT_MOST = 4096
 
-# Cloud metadata services outside the link-local networks (AWS over IPv6, Alibaba).
-_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200")))
+# Cloud metadata services outside the link-local networks (AWS and Google over IPv6, Alibaba, Azure).
+_METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")))
+# What a gateway, or the kernel, makes an IPv4 address of: NAT64 (RFC 6052), IPv4-compatible (RFC 4291 §2.5.5.1).
+_TRANSLATED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96")))
 
 
 class AccessError(Exception):
@@ -54,10 +57,55 @@ def is_loopback(text: str) -> bool:
 def is_private_affair(host: str) -> bool:
     """Whether an address, or a name that always means one, is for clients on this machine alone: loopback,
     link-local (cloud metadata), and "this host"."""
-    address = parse_address(host)
+    address = parse_address(host) or _parse_number(host)
     if address is None:
         return host == "localhost" or host.endswith(".localhost")  # RFC 6761 §6.3
-    return address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA
+    if address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA:
+        return True
+    inner = _translated(address)
+    return inner is not None and is_private_affair(str(inner))
+
+
+def _parse_number(host: str) -> Optional[IPAddress]:
+    """What resolvers, too, take for an IPv4 address (inet_aton(3)): `127.1`, `0x7f.1`, `2130706433`."""
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, UnicodeError):
+        return None
+
+
+def _translated(address: IPAddress) -> Optional[ipaddress.IPv4Address]:
+    """The IPv4 address that an IPv6 one stands for."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return None
+    if any(address in network for network in _TRANSLATED):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour
+
+
+def is_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
+    """Whether a connection to (host, port) would arrive at the listener `own`."""
+    if port != own[1]:
+        return False
+    host, own_host = _plain(host), _plain(own[0])
+    if own_host not in ("0.0.0.0", "::"):
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) == own_host
+    return _is_local(host)
+
+
+def _plain(host: str) -> str:
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
+def _is_local(host: str) -> bool:
+    """Whether an address is this machine's: the kernel then takes that very address as the source."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))
+        except OSError:
+            return False
+        return host in ("0.0.0.0", "::") or probe.getsockname()[0] == host.partition("%")[0]
 
 
 class Networks:

@@ -27,7 +27,7 @@ from follow import FillReader
 from freshness import Assessment, Stored
 from hot import PlainHit
 from http1 import RequestHead, Target
-from inquiry import Inquiry, stored_fields
+from inquiry import Inquiry, stored_fields, version
 from metrics import Counter
 from policy import Name
 from relay import forward
@@ -77,10 +77,12 @@ class CachedFetch:
         self._reply = reply
         self._request = request
         self._key = key_of(name)
-        self._inquiry = Inquiry(services, request, target, near, bool(name.signature), reply.interim)
+        self._digest = "" if self._key.digest is None else str(self._key.digest)
+        self._inquiry = Inquiry(services, request, target, name, near, reply.interim)
         self._url = self._inquiry.url
         self._arrived_at = time.time()
         self._credentials = _credentials(request, name)
+        self._signed = bool(name.signature)
         self.plain_hit: Optional[PlainHit] = None
         self._setbacks = 0  # fills that failed before this client had anything of them
         # Neither may bring an object here, and so neither may lead those who want one.
@@ -125,11 +127,11 @@ class CachedFetch:
     # Hit
 
     def _hit(self, hit: Hit) -> bool:
-        metadata = hit.metadata or self._introduction(hit.entry)
+        metadata = hit.metadata or self._introduction(hit.entry, hit.entry.record.metadata)
         if metadata is None:
             return True
         self._check_whose_affair(metadata)
-        if freshness.varies(self._request, metadata.vary):
+        if self._inquiry.varies(metadata):
             self._relay()
             return True
         if hit.metadata is None:
@@ -191,12 +193,12 @@ class CachedFetch:
             if not self._may_use(stale):
                 raise error
             return self._send_stale(stale, error)
-        known = fill.metadata.url == self._url
-        metadata = fill.metadata if known else self._introduction(claim.reader)
+        known = self._key.digest is None or (fill.metadata.url == self._inquiry.place and not self._signed)
+        metadata = fill.metadata if known else self._introduction(claim.reader, fill.metadata)
         if metadata is None:
             return True
         self._check_whose_affair(metadata)
-        if freshness.varies(self._request, metadata.vary):
+        if self._inquiry.varies(metadata):
             self._relay()
             return True
         if metadata.restricted and known:
@@ -252,20 +254,18 @@ class CachedFetch:
 
     def _renew(self, fill: Fill, stale: _Stale, exchange: Exchange, asked_at: float) -> bool:
         """The origin says that what is stored is still good (RFC 9111 §4.3.4)."""
-        now = time.time()
-        metadata = replace(
-            stale.metadata,
-            fields=freshness.updated_fields(stored_fields(stale.metadata), exchange.head, now),
-            fetched_at=now,
-            age=freshness.initial_age(exchange.head, asked_at, now),
-        )
+        metadata = self._inquiry.renewed(stale.metadata, exchange, asked_at)
+        closed = metadata.restricted and not stale.metadata.restricted  # and has to be known to be
         try:
             self._cache.refresh(stale.entry, metadata)
+            closed = closed and not self._cache.store.keeps_metadata
         except Unstorable as error:
             _log.debug("Validated, but cannot be noted so: %s: %s", self._url, error)
+        if closed:
+            self._cache.remove(self._key)
         fill.renew()
         exchange.close()
-        self._services.grants.remember(self._credentials, self._key.name)
+        self._granted(metadata)
         return self._send_hit(stale.entry, metadata, Counter.VALIDATED, "fwd=stale; fwd-status=304")
 
     def _start(
@@ -277,9 +277,13 @@ class CachedFetch:
             return None
         reader = self._cache.reader(fill)
         owned.callback(reader.close)
-        self._services.spawn(
-            "fill", partial(carry, fill, exchange, self._inquiry.whole_request(), self._url, self._services)
-        )
+        work = partial(carry, fill, exchange, self._inquiry.whole_request(), self._url, self._services)
+        try:
+            self._services.spawn("fill", work)
+        except RuntimeError as error:  # there are too many threads already
+            _log.warning("Not kept: %s: %s", self._url, error)
+            fill.decline()
+            return None
         owned.pop_all()
         return reader, metadata
 
@@ -288,9 +292,8 @@ class CachedFetch:
         metadata = self._inquiry.describe(exchange, asked_at)
         if self._inquiry.is_rest(exchange, fill.leftover) and fill.leftover is not None:
             reason = None
-            metadata = replace(
-                fill.leftover.metadata, restricted=fill.leftover.metadata.restricted or metadata.restricted
-            )
+            left = fill.leftover.metadata
+            metadata = replace(left, restricted=left.restricted or metadata.restricted, near=left.near or metadata.near)
         else:
             reason = self._inquiry.not_storable(exchange)
             if reason is None and not exchange.body.delimited and self._key.digest is None:
@@ -301,7 +304,7 @@ class CachedFetch:
             try:
                 self._begin_or_resume(fill, exchange, metadata)
                 self._services.counters.add(Counter.FILLS)
-                self._services.grants.remember(self._credentials, self._key.name)
+                self._granted(metadata)
                 return metadata
             except Unstorable as error:
                 reason = str(error)
@@ -366,44 +369,46 @@ class CachedFetch:
 
     # What the origin says
 
-    def _introduction(self, source: Source) -> Optional[Metadata]:
-        """Ask this URL's origin about octets that are known from elsewhere; its head decides, its body is not read.
+    def _introduction(self, source: Source, brought: Metadata) -> Optional[Metadata]:
+        """Ask this URL's origin about octets that another has brought; its head decides, its body is not read.
 
         None where its answer went to the client instead.
         """
+        if not self._inquiry.may_be_introduced_to(brought):
+            self._relay()
+            return None
         asked_at = time.time()
         with closing(self._inquiry.whole()) as exchange:
-            same_length = None in (exchange.body.length, source.length) or exchange.body.length == source.length
-            if same_length and self._inquiry.not_storable(exchange) is None:
-                self._services.grants.remember(self._credentials, self._key.name)
-                return self._inquiry.describe(exchange, asked_at)
+            if self._inquiry.has(exchange, brought, source.length, self._digest):
+                metadata = self._inquiry.describe(exchange, asked_at)
+                self._granted(metadata)
+                return metadata
             self._pass_on(exchange)
             return None
 
     def _admit(self, metadata: Metadata, length: Optional[int]) -> _Admission:
         """Ask the origin, with this client's own credentials, whether it may have what is stored."""
-        if self._services.grants.holds(self._credentials, self._key.name):
+        if self._services.grants.holds(self._credentials, self._key.name, version(metadata)):
             return _Admission.GRANTED
         exchange = self._inquiry.leave(metadata)
         if exchange is None:
-            return self._granted()
+            return self._granted(metadata)
         fields = stored_fields(metadata)
         with closing(exchange):
             head = exchange.head
             if head.status == 304 and freshness.selects(head, fields):
-                return self._granted()
+                return self._granted(metadata)
             if head.status in (200, 206):
-                if freshness.same_representation(head, fields, length):
-                    return self._granted()
-                if self._inquiry.not_storable(exchange) is None:
+                if freshness.same_representation(head, fields, length, self._digest):
+                    return self._granted(metadata)
+                if freshness.another_representation(head, fields) and self._inquiry.not_storable(exchange) is None:
                     return _Admission.CHANGED
-            self._services.grants.forget(self._credentials, self._key.name)
-            self._reply.note = "fwd=request"
-            forward(self._reply, exchange)
+            self._services.grants.forget(self._credentials, self._key.name, version(metadata))
+            self._pass_on(exchange, "fwd=request")
             return _Admission.ANSWERED
 
-    def _granted(self) -> _Admission:
-        self._services.grants.remember(self._credentials, self._key.name)
+    def _granted(self, metadata: Metadata) -> _Admission:
+        self._services.grants.remember(self._credentials, self._key.name, version(metadata))
         return _Admission.GRANTED
 
     def _check_whose_affair(self, metadata: Metadata) -> None:
@@ -430,16 +435,17 @@ class CachedFetch:
             return self._send_stale(stale, error)
         return True
 
-    def _pass_on(self, exchange: Exchange) -> None:
+    def _pass_on(self, exchange: Exchange, note: str = "fwd=uri-miss") -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
-        if exchange.head.status in _OF_OUR_ASKING or any(
-            name in self._request.headers for name in selection.CONDITIONS
-        ):
+        own = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
+        if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
+            own = False  # the redirect is: the client may have other credentials for where it leads
+        if not own or any(name in self._request.headers for name in selection.CONDITIONS):
             exchange.close()
             self._relay()
         else:
             self._services.counters.add(Counter.RELAYED)
-            self._reply.note = "fwd=uri-miss"
+            self._reply.note = note
             forward(self._reply, exchange)
 
     def _may_use(self, stale: Optional[_Stale]) -> bool:

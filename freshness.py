@@ -197,14 +197,14 @@ def initial_age(response: ResponseHead, asked_at: float, now: float) -> float:
 def vary_fields(request: RequestHead, response: ResponseHead) -> Tuple[FieldText, ...]:
     """The request fields that the response depended on, to be matched by later requests (RFC 9111 §4.1).
 
-    Accept-Encoding is not among them, for origins are always asked for `identity`; credentials are not, for they are
-    never written down: `restricted` covers them.
+    Accept-Encoding is not among them, for origins are always asked for `identity`. Credentials are never written down:
+    where there were any, `restricted` covers them; where there were none, that is what is to be matched.
     """
-    names = response.headers.tokens(b"vary")
+    known = bool(request.headers.credentials())
     return tuple(
         (name.decode("latin-1"), _normal(request.headers.get(name)))
-        for name in names
-        if name != b"accept-encoding" and not http1.is_credential(name)
+        for name in response.headers.tokens(b"vary")
+        if name != b"accept-encoding" and not (known and http1.is_credential(name))
     )
 
 
@@ -326,14 +326,35 @@ def selects(response: ResponseHead, fields: Headers) -> bool:
     return weak(sent) == weak(stored)
 
 
-def same_representation(response: ResponseHead, fields: Headers, length: Optional[int]) -> bool:
-    """Whether a 200 or 206 to a later request shows that its origin still has what is stored, `length` octets."""
+def same_representation(response: ResponseHead, fields: Headers, length: Optional[int], digest: str = "") -> bool:
+    """Whether a 200 or 206 to a later request proves that its origin still has what is stored, `length` octets.
+
+    `digest`: what is stored can be nothing else than what has it (`sha256:…`), and is known by less.
+    """
+    named = response.headers.get(b"docker-content-digest")
+    if digest and named is not None:
+        return named == digest.encode()
+    compared = _validators_agree(response, fields)
+    if compared is not None:
+        return compared
+    sent = response.headers.get(b"content-length")
+    if response.status != 200 or length is None or sent != b"%d" % length:
+        return False
+    return bool(digest) or response.headers.get(b"content-type") == fields.get(b"content-type")
+
+
+def another_representation(response: ResponseHead, fields: Headers) -> bool:
+    """Whether it proves that its origin has something else by now."""
+    return _validators_agree(response, fields) is False
+
+
+def _validators_agree(response: ResponseHead, fields: Headers) -> Optional[bool]:
+    """What the first validator says that both have; None where there is none."""
     for name in (b"etag", b"last-modified"):
         sent, stored = response.headers.get(name), fields.get(name)
         if sent is not None and stored is not None:
             return weak(sent) == weak(stored)
-    sent = response.headers.get(b"content-length")
-    return response.status != 200 or None in (sent, length) or sent == b"%d" % (length or 0)
+    return None
 
 
 # RFC 9111 §3.2: a 304 must not change what the stored octets depend on.

@@ -62,8 +62,10 @@ _HOP_BY_HOP = frozenset(
 
 # Fields by which a client proves who it is to an origin: the standard ones, and what GitLab, Artifactory, AWS and
 # others have invented beside them.
-_CREDENTIALS = frozenset([b"authorization", b"cookie", b"x-jfrog-art-api", b"x-auth-key", b"api-key", b"apikey"])
-_CREDENTIAL_ENDINGS = (b"-token", b"-api-key", b"-apikey", b"-secret", b"-password")
+_CREDENTIALS = frozenset([b"authorization", b"cookie", b"token", b"x-jfrog-art-api", b"apikey"])
+_CREDENTIAL_ENDINGS = (b"-token", b"-key", b"-apikey", b"-auth", b"-authorization", b"-secret", b"-password")
+# Keys that open nothing.
+_HARMLESS_KEYS = (b"sec-websocket-key", b"idempotency-key", b"surrogate-key", b"cache-key")
 
 # Names whose usual spelling is not plain title case.
 _SPELLING = {
@@ -146,7 +148,7 @@ class Headers:
 
 def is_credential(name: bytes) -> bool:
     """Whether a field with this lower-case name is one by which a client proves who it is."""
-    return name in _CREDENTIALS or name.endswith(_CREDENTIAL_ENDINGS)
+    return name in _CREDENTIALS or (name.endswith(_CREDENTIAL_ENDINGS) and not name.endswith(_HARMLESS_KEYS))
 
 
 @lru_cache(maxsize=1024)

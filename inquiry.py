@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from functools import lru_cache
-from typing import Callable, Iterable, Optional
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import Callable, Iterable, List, Optional
 
 import freshness
 from fill import Leftover
 from filler import Services
 from http1 import Field, Headers, RequestHead, ResponseHead, Target
+from policy import Name
 from relay import outgoing
 from selection import CONDITIONS
 from store import Metadata
 from upstream import Exchange, Request, UpstreamError
 
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
+# What some origins heed instead of the URL, the method or the connection: of one client's making, and in no name.
+_REWRITING = frozenset([b"forwarded", b"x-original-url", b"x-original-host", b"x-rewrite-url", b"x-host", b"x-real-ip"])
+_REWRITING_PREFIXES = (b"x-forwarded-", b"x-http-method", b"x-http-host", b"x-method-override")
 
 
 class Inquiry:
     """The questions of one request. Each raises UpstreamError: also where the client wants none to be asked.
 
-    `signed`: what the target's query signs is as good as a password. `near`: the client is on this machine.
+    What the name's signature signs is as good as a password. `near`: the client is on this machine.
     """
 
     def __init__(
@@ -29,18 +35,29 @@ class Inquiry:
         services: Services,
         request: RequestHead,
         target: Target,
+        name: Name,
         near: bool,
-        signed: bool,
         on_interim: Callable[[ResponseHead], None],
     ) -> None:
         self._services = services
         self._request = request
         self._target = target
         self._near = near
-        self._signed = signed
+        self._signed = bool(name.signature)
         self._on_interim = on_interim
         self.only_if_cached = freshness.only_if_cached(request)
         self.url = bare(target)
+        self.place = self.url + _mark_of(name)
+
+    @cached_property
+    def sent(self) -> RequestHead:
+        """The request as its origin gets it: what an answer may depend on."""
+        fields = outgoing(self._request, self._services.via).without([*CONDITIONS, b"accept-encoding"])
+        return replace(self._request, headers=Headers(field for field in fields if not _rewrites(field[0].lower())))
+
+    def varies(self, metadata: Metadata) -> bool:
+        """Whether what is stored was chosen for another kind of request."""
+        return bool(metadata.vary) and freshness.varies(self.sent, metadata.vary)
 
     # Questions
 
@@ -90,18 +107,22 @@ class Inquiry:
     def leave(self, metadata: Metadata) -> Optional[Exchange]:
         """Ask whether this client may have what is stored, with its own method: CDNs refuse HEAD.
 
-        None where it is sent to where the one was who brought the object, which is leave.
+        None where it is sent to where the one was who brought the object, and where its credentials would count for
+        nothing: that is leave.
         """
         self._check_permission()
-        probe = self._request_for(self._request.method, freshness.validators(stored_fields(metadata)))
+        conditions = freshness.validators(stored_fields(metadata))
+        probe = self._request_for(self._request.method, [*conditions, (b"Accept-Encoding", b"identity")])
         exchange = self._services.origins.exchange(probe)
         target = exchange.redirect()
         if target is None:
             return exchange
         exchange.close()
-        if bare(target) == metadata.redirect:
+        here = (self._target.scheme, self._target.authority)
+        if bare(target) == metadata.redirect and (target.scheme, target.authority) != here:
             return None
-        # An origin may send a stranger away to log in: what counts is what is found at the end of the way.
+        # An origin may send a stranger away to log in, or everybody before it asks who it is: what counts is what is
+        # found at the end of the way.
         return self._services.origins.follow(probe)
 
     # Answers
@@ -123,29 +144,63 @@ class Inquiry:
         now = time.time()
         redirect = "" if exchange.redirected_to is None else bare(exchange.redirected_to)
         return Metadata(
-            url=self.url,
+            url=self.place,
             fields=freshness.stored_fields(exchange.head, now),
             fetched_at=now,
             restricted=self._signed or freshness.restricted(self._request, exchange.head, self._services.freshness),
-            vary=freshness.vary_fields(self._request, exchange.head),
+            vary=freshness.vary_fields(self.sent, exchange.head),
             age=freshness.initial_age(exchange.head, asked_at, now),
             near=exchange.near,
             redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
+        )
+
+    def may_be_introduced_to(self, brought: Metadata) -> bool:
+        """Whether this URL's origin may say that it has what another URL has `brought`.
+
+        Anybody's can say so without having it: what needs authorisation is opened by its own alone.
+        """
+        return not brought.restricted or _origin_of(brought.url) == _origin_of(self.url)
+
+    def has(self, exchange: Exchange, brought: Metadata, length: Optional[int], digest: str) -> bool:
+        """Whether an answer is the object of `digest`, which another URL has brought.
+
+        What is this machine's own affair is opened by nothing else.
+        """
+        if self.not_storable(exchange) is not None or (brought.near and not exchange.near):
+            return False
+        if brought.restricted:
+            return freshness.same_representation(exchange.head, Headers(), length, digest)
+        return None in (exchange.body.length, length) or exchange.body.length == length
+
+    def renewed(self, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
+        """What is known of a stored representation after a 304 (RFC 9111 §4.3.4): its fields, and for whom it is.
+
+        Whom this request's credentials have let in says nothing of others.
+        """
+        found = self.describe(exchange, asked_at)
+        return replace(
+            stored,
+            fields=freshness.updated_fields(stored_fields(stored), exchange.head, found.fetched_at),
+            fetched_at=found.fetched_at,
+            age=found.age,
+            restricted=stored.restricted or found.restricted,
+            near=stored.near or found.near,
+            vary=found.vary if b"vary" in exchange.head.headers else stored.vary,
+            redirect=found.redirect,
         )
 
     # Innards
 
     def _validator(self, leftover: Optional[Leftover]) -> Optional[bytes]:
         """With which the rest of a leftover may be asked for, if this request is one for it."""
-        if leftover is None or leftover.metadata.url != self.url:
+        if leftover is None or leftover.metadata.url != self.place:
             return None
-        if freshness.varies(self._request, leftover.metadata.vary):
+        if self.varies(leftover.metadata):
             return None
         return freshness.strong_etag(stored_fields(leftover.metadata))
 
     def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
-        headers = outgoing(self._request, self._services.via).without([*CONDITIONS, b"accept-encoding"])
-        return self._made_of(method, Headers([*headers, *fields]))
+        return self._made_of(method, Headers([*self.sent.headers, *fields]))
 
     def _made_of(self, method: bytes, headers: Headers) -> Request:
         return Request(method, self._target, headers, self._near, on_interim=self._on_interim)
@@ -161,6 +216,30 @@ def stored_fields(metadata: Metadata) -> Headers:
     return Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields)
 
 
+def version(metadata: Metadata) -> str:
+    """What only this representation has of all that its URL may have had, or will (RFC 9110 §8.8.1).
+
+    A strong tag outlives a validation; without one, every validation has to be taken for a change.
+    """
+    etag = freshness.strong_etag(stored_fields(metadata))
+    return repr(metadata.fetched_at) if etag is None else etag.decode("latin-1")
+
+
 def bare(target: Target) -> str:
     """A URL without its query, which may be signed."""
     return str(target).partition("?")[0]
+
+
+def _mark_of(name: Name) -> str:
+    """What tells URLs apart that differ in their queries, and says nothing of these: they may hold secrets."""
+    query = name.path.partition("?")[2]
+    return "?" + hashlib.sha256(query.encode()).hexdigest()[:16] if query else ""
+
+
+def _origin_of(url: str) -> List[str]:
+    """Scheme and authority."""
+    return url.split("/", 3)[:3]
+
+
+def _rewrites(name: bytes) -> bool:
+    return name in _REWRITING or name.startswith(_REWRITING_PREFIXES)

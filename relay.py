@@ -48,6 +48,8 @@ def forward(reply: Reply, exchange: Exchange) -> None:
     if b"date" not in head.headers:
         fields.append((b"Date", values.format_date(time.time())))  # RFC 9110 §6.6.1
     reply.begin(head.status, fields, exchange.body.length, head.reason)
+    if not reply.has_body:
+        return  # to HEAD, say: what its client reads next is the next answer
     try:
         for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
             reply.write(piece)

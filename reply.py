@@ -60,7 +60,9 @@ class Reply:
         """
         self.status = status
         self._framing = self._choose_framing(status, length)
-        described = length is not None and (self._framing.kind is Framing.LENGTH or self._answers_head)
+        # RFC 9110 §8.6: after a 304 the length would be that of the 200, and is not what follows.
+        like_a_get = self._answers_head and status not in (204, 304)
+        described = length is not None and (self._framing.kind is Framing.LENGTH or like_a_get)
         keeps_length = self._framing.kind is Framing.NONE and not described
         head = [field for field in fields if keeps_length or field[0].lower() != b"content-length"]
         if described:

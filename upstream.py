@@ -4,6 +4,7 @@ Rules of this room:
 
 * Every origin's certificate is verified, save those of hosts that the configuration names.
 * An address is judged when it is dialled: a name that resolves to dduct's own listener leads nowhere.
+* A connection over which somebody has logged in as such (NTLM, Negotiate) is not kept: it would be anybody's.
 * http.client sends requests and keeps count of a connection's state. Response heads and bodies are read by this
   project's own strict parser, for http.client's lenient one ends short bodies silently, splits heads at bare CRs,
   ends them at lines without a colon, accepts two Content-Lengths and `0x_3` as a chunk size.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import http.client
+import re
 import socket
 import ssl
 import threading
@@ -20,10 +22,10 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, Container, Dict, List, Optional, Set, Tuple
+from typing import Callable, Container, Dict, List, NamedTuple, NoReturn, Optional, Set, Tuple
 
 import http1
-from access import is_private_affair
+from access import is_listener, is_private_affair
 from body import BodyReader, BodyWriter
 from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
 from stream import ConnectionLost, Stream, tell_cut_from_end
@@ -35,6 +37,7 @@ _DRAINED_AT_MOST = 64 * 1024  # octets worth reading to keep a connection
 _IDLE_AT_MOST = 30.0  # seconds; most servers hang up later than that
 _IDLE_PER_ORIGIN = 32
 _CONTINUE_PATIENCE = 1.0  # seconds; curl waits as long
+_LOGS_CONNECTIONS_IN = re.compile(rb"(?i)(?:^|[\s,])(?:ntlm|negotiate)(?:$|[\s,])")
 
 
 class UpstreamError(Exception):
@@ -85,7 +88,7 @@ class _Connection(http.client.HTTPConnection):
     response_class = OriginResponse
 
     def __init__(
-        self, origin: _Origin, stream: Stream, direct: bool, to_parent: Optional[Tuple[Field, ...]] = None
+        self, origin: _Origin, stream: Stream, private: bool, to_parent: Optional[Tuple[Field, ...]] = None
     ) -> None:
         super().__init__(origin.authority.host, origin.authority.port)
         self.sock = stream
@@ -94,8 +97,7 @@ class _Connection(http.client.HTTPConnection):
         self.stream = stream
         self.to_parent = to_parent  # what a parent proxy, which wants absolute targets, is told; None without one
         self.idle_since = 0.0
-        # Whether it leads to what is this machine's own affair; behind a parent, only a name can say so.
-        self.private = is_private_affair(origin.authority.host) or (direct and is_private_affair(stream.peer))
+        self.private = private  # it leads to what is this machine's own affair
         self.spoiled = False  # the end of the request was never sent
 
 
@@ -135,23 +137,38 @@ class Request:
         return replace(self, target=target, headers=headers)
 
 
+class Hop(NamedTuple):
+    """A redirect that was followed: its head, where it led, and whether it was this machine's own affair."""
+
+    head: ResponseHead
+    target: Target
+    near: bool
+
+
 class Exchange:
     """A request that was sent and the answer that came: read `body`, then `close()`, on every path."""
 
-    def __init__(self, origins: Origins, connection: _Connection, response: OriginResponse, target: Target) -> None:
+    def __init__(self, origins: Origins, connection: _Connection, response: OriginResponse, request: Request) -> None:
         self._origins = origins
         self._connection = connection
         self._response = response
         self._closed = False
-        self.target = target
-        self.redirected_to: Optional[Target] = None  # where the first URL sent `follow`, if anywhere
+        self._logs_in = _logs_in(request, response.head)
+        self.method = request.method
+        self.target = request.target
+        self.hops: Tuple[Hop, ...] = ()  # the redirects that `follow` has followed to it
         self.head = response.head
         self.body = response.body
 
     @property
     def near(self) -> bool:
-        """Whether the answer is for clients on this machine alone."""
-        return self._connection.private
+        """Whether the answer is for clients on this machine alone: it, or a redirect to it, is of this machine."""
+        return self._connection.private or any(hop.near for hop in self.hops)
+
+    @property
+    def redirected_to(self) -> Optional[Target]:
+        """Where the first URL sent `follow`, if anywhere."""
+        return self.hops[0].target if self.hops else None
 
     @property
     def stream(self) -> Stream:
@@ -172,7 +189,7 @@ class Exchange:
         self._closed = True
         self._response.close()
         reusable = self.head.persistent and self.body.delimited and not self._connection.spoiled
-        reusable = reusable and self.head.status != 101 and self.body.drain(_DRAINED_AT_MOST)
+        reusable = reusable and self.head.status != 101 and not self._logs_in and self.body.drain(_DRAINED_AT_MOST)
         self._origins.give_back(self._connection, reusable)
 
 
@@ -230,8 +247,7 @@ class Origins:
         parent = self._parent_for(authority.host)
         if parent is None:
             return self._dial(authority, near)
-        _check_whose_affair(authority.host, authority, near)
-        stream = self._dial_parent(parent)
+        stream = self._dial_parent(parent, authority, near)
         try:
             self._connect_through(stream, parent, authority)
         except (OSError, http1.ProtocolError) as error:
@@ -257,15 +273,15 @@ class Origins:
 
     def follow(self, request: Request) -> Exchange:
         """The same, following redirects. One from https to http, or to nowhere, is handed out as it is."""
-        first = None
+        hops: Tuple[Hop, ...] = ()
         for _ in range(REDIRECT_LIMIT + 1):
             exchange = self.exchange(request)
-            exchange.redirected_to = first
+            exchange.hops = hops
             target = exchange.redirect()
             if target is None or (request.target.scheme, target.scheme) == ("https", "http"):
                 return exchange
             exchange.close()
-            first = first or target
+            hops = (*hops, Hop(exchange.head, target, exchange.near))
             request = request.redirected(target)
         raise UpstreamError(f"more than {REDIRECT_LIMIT} redirects, the last to {request.target.host_field}")
 
@@ -330,7 +346,7 @@ class Origins:
             raise UpstreamError(f"cannot resolve {authority.host}: {_say(error)}") from error
         failure: OSError = ConnectionLost("it has no address")
         for family, kind, protocol, _, address in addresses:
-            if any(_same_listener(str(address[0]), int(address[1]), own) for own in self._settings.own_addresses):
+            if any(is_listener(str(address[0]), int(address[1]), own) for own in self._settings.own_addresses):
                 raise UpstreamError(f"{authority} is dduct itself", 508)
             # Judged by the address that is dialled: a name may mean another one at every look.
             _check_whose_affair(str(address[0]), authority, near)
@@ -340,8 +356,13 @@ class Origins:
                 failure = error
         raise _translated(failure, f"cannot connect to {authority}")
 
-    def _dial_parent(self, parent: Parent) -> Stream:
+    def _dial_parent(self, parent: Parent, authority: Authority, near: bool) -> Stream:
+        """A connection to a parent, for what is at `authority`. Raises UpstreamError (403 too)."""
+        _check_whose_affair(authority.host, authority, near)
         stream = self._dial(Authority(parent.host, parent.port), near=True)
+        if not near and _is_private_behind(stream, authority.host):
+            self.hang_up(stream, broken=True)
+            _refuse(authority)
         if parent.tls:
             self._start_tls(stream, Authority(parent.host, parent.port))
         return stream
@@ -378,19 +399,22 @@ class Origins:
         return sock
 
     def _open(self, origin: _Origin) -> _Connection:
-        parent = self._parent_for(origin.authority.host)
+        host = origin.authority.host
+        parent = self._parent_for(host)
         if origin.scheme == "http" and parent is not None:
-            _check_whose_affair(origin.authority.host, origin.authority, origin.near)
-            return _Connection(origin, self._dial_parent(parent), False, parent.fields)
+            stream = self._dial_parent(parent, origin.authority, origin.near)
+            return _Connection(origin, stream, _is_private_behind(stream, host), parent.fields)
         stream = self.dial(origin.authority, origin.near)
         if origin.scheme == "https":
             self._start_tls(stream, origin.authority)
-        return _Connection(origin, stream, parent is None)
+        if parent is not None:
+            return _Connection(origin, stream, _is_private_behind(stream, host))
+        return _Connection(origin, stream, is_private_affair(host) or is_private_affair(stream.peer))
 
     def _ask(self, connection: _Connection, request: Request, reused: bool) -> Exchange:
         try:
             response = _send(connection, request)
-            return Exchange(self, connection, response, request.target)
+            return Exchange(self, connection, response, request)
         except (OSError, http1.ProtocolError, http.client.HTTPException, UnicodeError) as error:
             self.give_back(connection, reusable=False)
             if reused and isinstance(error, (ConnectionError, ConnectionLost, ssl.SSLError)):
@@ -426,7 +450,33 @@ class Origins:
 
 def _check_whose_affair(address: str, authority: Authority, near: bool) -> None:
     if not near and is_private_affair(address):
-        raise UpstreamError(f"{authority} is for clients on dduct's own machine alone", 403)
+        _refuse(authority)
+
+
+def _refuse(authority: Authority) -> NoReturn:
+    raise UpstreamError(f"{authority} is for clients on dduct's own machine alone", 403)
+
+
+def _is_private_behind(parent: Stream, host: str) -> bool:
+    """Whether a parent proxy leads to what is this machine's own affair: it may, under any name, if it is on it.
+
+    One elsewhere resolves names there, to what we cannot see.
+    """
+    if is_private_affair(host):
+        return True
+    if not is_private_affair(parent.peer):
+        return False
+    try:
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False  # the parent may know better
+    return any(is_private_affair(str(address[0])) for *_, address in addresses)
+
+
+def _logs_in(request: Request, head: ResponseHead) -> bool:
+    """Whether a connection may be somebody's own after this: NTLM and Negotiate (RFC 4559) log in connections."""
+    said = (*request.headers.get_all(b"authorization"), *head.headers.get_all(b"www-authenticate"))
+    return any(_LOGS_CONNECTIONS_IN.search(value) for value in said)
 
 
 def _send(connection: _Connection, request: Request) -> OriginResponse:
@@ -542,28 +592,3 @@ def _translated(error: BaseException, what: str) -> UpstreamError:
 
 def _say(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def _same_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
-    """Whether a connection to (host, port) would arrive at the listener `own`."""
-    if port != own[1]:
-        return False
-    host, own_host = _plain(host), _plain(own[0])
-    if own_host not in ("0.0.0.0", "::"):
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) == own_host
-    return _is_local(host)
-
-
-def _plain(host: str) -> str:
-    return host[7:] if host.startswith("::ffff:") and "." in host else host
-
-
-def _is_local(host: str) -> bool:
-    """Whether an address is this machine's: the kernel then takes that very address as the source."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((host, 9))
-        except OSError:
-            return False
-        return host in ("0.0.0.0", "::") or probe.getsockname()[0] == host.partition("%")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import socket
 import ssl
@@ -43,6 +44,22 @@ BODY = os.urandom(50_000)
         ("fe80::1%eth0", True),
         ("fd00:ec2::254", True),
         ("100.100.100.200", True),
+        ("fd20:ce::254", True),
+        ("168.63.129.16", True),
+        ("127.1", True),
+        ("2130706433", True),
+        ("0x7f.1", True),
+        ("0177.0.0.1", True),
+        ("0xa9fea9fe", True),
+        ("0", True),
+        ("64:ff9b::7f00:1", True),
+        ("64:ff9b::169.254.169.254", True),
+        ("64:ff9b::a00:1", False),
+        ("2002:7f00:1::", True),
+        ("2002:a00:1::1", False),
+        ("::127.0.0.1", True),
+        ("10.1", False),
+        ("1.2.3.4.5", False),
         ("localhost", True),
         ("a.localhost", True),
         ("10.0.0.1", False),
@@ -327,6 +344,38 @@ def test_a_redirect_does_not_help(
     from_afar(True)
     assert get(house, f"http://127.0.0.3:{outer.port}/x.deb").status == 403
     assert len(outer.requests) == 1 and inner.requests == []
+
+
+def test_what_this_machine_led_to_is_for_it_alone(
+    house: House, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service of this machine knows where the object is; whoever may not ask it may not have the answer."""
+    outer = house.origin(Files({"/y.deb": BODY}), tls=False, host="127.0.0.3")
+
+    def away(asked: Asked, connection: Connection) -> None:
+        connection.respond(307, [("Location", f"http://127.0.0.3:{outer.port}/y.deb")], b"")
+
+    inner = house.origin(away, tls=False)
+    real = access.is_private_affair
+    monkeypatch.setattr("upstream.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    url = f"http://{HOST}:{inner.port}/x.deb"
+    assert get(house, url).body == BODY
+    from_afar(True)
+    assert get(house, url).status == 403
+
+
+def test_no_other_origin_opens_what_this_machine_has_by_a_digest(
+    house: House, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    inner = house.origin(Files({path: BODY}), tls=False)
+    outer = house.origin(Files({path: b"!" * len(BODY)}), tls=False, host="127.0.0.3")
+    real = access.is_private_affair
+    monkeypatch.setattr("upstream.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    assert get(house, f"http://{HOST}:{inner.port}{path}").body == BODY
+    for afar in (False, True):  # nor is it open to others for having been asked for from here
+        from_afar(afar)
+        assert get(house, f"http://127.0.0.3:{outer.port}{path}").body == b"!" * len(BODY)
 
 
 def test_a_growing_object_of_this_machine_is_not_followed_from_afar(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -131,7 +132,10 @@ def test_head_is_answered_from_the_cache(house: House) -> None:
         ask(client, origin, "/x.deb")
         head = ask(client, origin, "/x.deb", method="HEAD")
         assert (head.status, head.get("content-length")) == (200, str(len(BODY)))
-        assert ask(client, origin, "/x.deb", 'If-None-Match: "1"', method="HEAD").status == 304
+        for method in ("HEAD", "GET"):
+            unchanged = ask(client, origin, "/x.deb", 'If-None-Match: "1"', method=method)
+            # RFC 9110 §8.6: it would be the length of the 200.
+            assert (unchanged.status, unchanged.get("content-length")) == (304, None)
     assert len(origin.requests) == 1
 
 
@@ -407,6 +411,43 @@ def test_vary_is_matched(house: House) -> None:
     assert origin.requests[0].get("accept-encoding") == "identity"
 
 
+def test_what_varies_is_matched_as_it_was_sent(house: House) -> None:
+    """A field that its client has nominated for Connection is not passed on: the answer is to a request without it."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        connection.respond(200, [("Vary", "Accept"), *FRESH], (asked.get("accept") or "none").encode())
+
+    origin = house.origin(handler)
+    assert house.fetch(origin, "/x.deb", "Accept: a", "Connection: accept").body == b"none"
+    assert house.fetch(origin, "/x.deb", "Accept: a").body == b"a"
+    assert house.fetch(origin, "/x.deb").body == b"none"
+    assert house.fetch(origin, "/x.deb", "Accept: b", "Connection: accept").body == b"none"
+    assert len(origin.requests) == 2
+
+
+REWRITING = [
+    "Forwarded: host=evil.test",
+    "X-Forwarded-Host: evil.test",
+    "X-Forwarded-Proto: http",
+    "X-Original-URL: /evil",
+    "X-Rewrite-URL: /evil",
+    "X-Host: evil.test",
+    "X-HTTP-Method: PUT",
+    "X-HTTP-Method-Override: PUT",
+    "X-Real-IP: 127.0.0.1",
+]
+
+
+@pytest.mark.parametrize("field", REWRITING)
+def test_what_some_origins_heed_instead_of_the_url_is_not_asked_on_behalf_of_all(house: House, field: str) -> None:
+    """Cache poisoning by a field that makes another answer and no other name; a relayed request is its client's own."""
+    origin = house.origin(Shelf(*FRESH))
+    name, _, value = field.partition(": ")
+    for path, passed in (("/x.deb", None), ("/page", value)):
+        assert house.fetch(origin, path, field).body == BODY
+        assert origin.requests[-1].get(name) == passed
+
+
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH", "FROB"])
 def test_an_unsafe_method_invalidates(house: House, method: str) -> None:
     """RFC 9111 §4.4."""
@@ -514,11 +555,115 @@ def test_leave_is_remembered_for_a_while_and_revoked_after_it(build_house: Build
         assert house.fetch(origin, "/x.deb", "Authorization: Bearer better").body == BODY
 
 
+@pytest.mark.parametrize("fields", [FRESH, STALE], ids=["fresh", "stale"])
+@pytest.mark.parametrize("tagged", [True, False])
+def test_leave_is_for_what_was_there_and_not_for_what_another_has_brought_since(
+    house: House, tagged: bool, fields: Tuple[Field, ...]
+) -> None:
+    """An origin that makes everybody his own export, at one URL."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        who = asked.get("authorization") or ""
+        if tagged and asked.get("if-none-match") == f'"{who}"':
+            connection.head(304, [("ETag", f'"{who}"'), *fields])
+        else:
+            length = 1000 if who == "alice" else 2000
+            connection.respond(200, [*([("ETag", f'"{who}"')] if tagged else []), *fields], who.encode() * length)
+
+    origin = house.origin(handler)
+    for who in ("bob", "alice", "bob", "alice", "alice"):
+        assert house.fetch(origin, "/export.zip", f"Authorization: {who}").body[:5] == (who.encode() * 2)[:5]
+
+
+@pytest.mark.one_process
+def test_leave_outlives_a_validation(house: House) -> None:
+    """The strong tag says that it is the same; without one, it is given anew to whoever has validated."""
+    for etag in ('"1"', None):
+        shelf = guarded(*STALE)
+        shelf.etag, shelf.modified = etag, "Mon, 01 Jan 2024 00:00:00 GMT"
+        origin = house.origin(shelf)
+        house.fetch(origin, "/x.deb", GOOD)
+        shelf.renewed = list(FRESH)
+        for _ in range(3):
+            assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+        assert shelf.answers == [200, 304]
+
+
 def test_what_is_private_is_asked_about_every_time(house: House) -> None:
     shelf = Shelf(("Cache-Control", "private, max-age=1000"))
     origin = house.origin(shelf)
     assert [house.fetch(origin, "/x.deb").body for _ in range(3)] == [BODY] * 3
     assert shelf.answers == [200, 304, 304]
+
+
+def test_what_becomes_private_is_no_longer_anybodys(house: House) -> None:
+    """A validation says it, of the very same octets."""
+    shelf = Shelf(("Cache-Control", "max-age=0"))
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    shelf.word = "Bearer good"
+    shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "private, max-age=1000")]
+    assert house.fetch(origin, "/x.deb").status == 401
+    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+    assert house.fetch(origin, "/x.deb").status == 401
+    assert shelf.answers == [200, 401, 304, 401]
+
+
+def test_what_becomes_private_and_cannot_be_noted_so_goes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf(("Cache-Control", "max-age=0"))
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    house.settle()
+    shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "private, max-age=1000")]
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no room for attributes")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "setxattr", fail)
+        assert house.fetch(origin, "/x.deb").body == BODY
+    assert house.stored() == []
+
+
+def test_a_validation_with_credentials_says_nothing_of_others(house: House) -> None:
+    shelf = Shelf(("Cache-Control", "max-age=0"))
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    shelf.word = "Bearer good"
+    shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "max-age=1000")]
+    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+    assert house.fetch(origin, "/x.deb").status == 401
+
+
+def test_a_validation_may_say_what_else_the_object_varies_by(house: House) -> None:
+    shelf = Shelf(("Cache-Control", "max-age=0"))
+    origin = house.origin(shelf)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "max-age=1000"), ("Vary", "Accept")]
+    assert house.fetch(origin, "/x.deb", "Accept: a").body == BODY
+    shelf.body, shelf.etag = OTHER, '"2"'
+    assert house.fetch(origin, "/x.deb", "Accept: b").body == OTHER
+    assert house.fetch(origin, "/x.deb", "Accept: a").body == BODY
+
+
+def test_what_strangers_get_is_not_for_those_whom_the_origin_knows(house: House) -> None:
+    """RFC 9111 §4.1: without Authorization or Cookie is a variant, too."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        connection.respond(200, [("Vary", "Authorization, Cookie"), *FRESH], (asked.get("cookie") or "-").encode())
+
+    origin = house.origin(handler)
+    assert [house.fetch(origin, "/Packages.gz").body for _ in range(2)] == [b"-"] * 2
+    assert house.fetch(origin, "/Packages.gz", "Cookie: me").body == b"me"
+    assert house.fetch(origin, "/Packages.gz").body == b"-"
+    assert len(origin.requests) == 2
+
+
+def test_what_varies_by_credentials_is_hit_by_all_who_are_let_in(house: House) -> None:
+    origin = house.origin(Shelf(*FRESH, ("Vary", "Authorization, Cookie")))
+    for fields in (["Authorization: Bearer a"], ["Authorization: Bearer b"], ["Cookie: c"], []):
+        assert house.fetch(origin, "/x.deb", *fields).body == BODY
+    assert origin.body_sent == len(BODY)
 
 
 def test_a_guarded_object_that_has_changed_is_fetched_anew(build_house: Build) -> None:
@@ -532,34 +677,114 @@ def test_a_guarded_object_that_has_changed_is_fetched_anew(build_house: Build) -
     assert shelf.answers[0] == 200 and shelf.answers[-1] == 304
 
 
-def login(asked: Asked, connection: Connection) -> None:
-    """An origin that sends strangers away to log in, and everybody else to a store."""
-    if asked.target.startswith("/login"):
-        connection.respond(200, [("Content-Type", "text/html")], b"<form>")
-    elif asked.target.startswith("/store/"):
-        if asked.get("if-none-match") == '"1"':
+@pytest.mark.parametrize("path", ["/x.zip", "/sent/away.zip"])
+def test_a_page_that_proves_nothing_is_no_leave(house: House, path: str) -> None:
+    """It has neither validators nor a length, and was taken for the object."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.get("authorization") == "Bearer good":
+            connection.respond(200, [("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT"), *FRESH], BODY)
+        elif asked.target == "/sent/away.zip":
+            connection.respond(302, [("Location", "/login")])
+        else:
+            connection.head(200, [("Content-Type", "text/html"), ("Transfer-Encoding", "chunked")])
+            connection.send(b"6\r\n<form>\r\n0\r\n\r\n")
+
+    origin = house.origin(handler)
+    for fields, body in (([GOOD], BODY), ([], b"<form>"), ([GOOD], BODY)):
+        assert house.fetch(origin, path, *fields).body == body
+    assert house.fetch(origin, path, "Range: bytes=0-9").body in (b"<form>", b"")  # or sent there himself
+
+
+def test_a_redirect_within_the_host_is_no_leave_yet(build_house: Build) -> None:
+    """nginx answers `return 302` before it asks who it is."""
+    house = build_house(auth_grace=0.0)
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.target == "/latest.zip":
+            connection.respond(302, [("Location", "/v2/real.zip"), ("Cache-Control", "max-age=1000")])
+        elif asked.get("authorization") != "Bearer good":
+            connection.respond(401, [("WWW-Authenticate", "Basic")], b"who are you?")
+        elif asked.get("if-none-match") == '"1"':
             connection.head(304, [("ETag", '"1"')])
         else:
             connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
-    elif asked.get("authorization") == "Bearer good":
-        connection.respond(307, [("Location", "/store/object?signature=1")])
-    else:
-        connection.respond(302, [("Location", "/login?next=x")])
+
+    origin = house.origin(handler)
+    assert house.fetch(origin, "/latest.zip", GOOD).body == BODY
+    for fields in ([], ["Authorization: Bearer bad"]):
+        assert BODY not in house.fetch(origin, "/latest.zip", *fields).body
+    assert house.fetch(origin, "/latest.zip", GOOD).body == BODY
+    assert origin.body_sent == len(BODY) + 2 * len(b"who are you?")
 
 
-def test_a_redirect_to_log_in_is_no_leave(build_house: Build) -> None:
+class Login:
+    """An origin that sends strangers away to log in, and everybody else to a store, here or elsewhere."""
+
+    def __init__(self) -> None:
+        self.store = ""
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        if asked.target.startswith("/login"):
+            connection.respond(200, [("Content-Type", "text/html")], b"<form>")
+        elif asked.target.startswith("/store/"):
+            if asked.get("if-none-match") == '"1"':
+                connection.head(304, [("ETag", '"1"')])
+            else:
+                connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+        elif asked.get("authorization") == "Bearer good":
+            location = f"{self.store}/store/object?signature=1"
+            connection.respond(307, [("Location", location), ("Cache-Control", "max-age=1000")])
+        else:
+            connection.respond(302, [("Location", "/login?next=x")])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_redirect_to_log_in_is_no_leave(build_house: Build, elsewhere: bool) -> None:
     house = build_house(auth_grace=0.0)
-    origin = house.origin(login)
+    login = Login()
+    origin, store = house.origin(login), house.origin(login)
+    login.store = f"https://{HOST}:{store.port}" if elsewhere else ""
     assert house.fetch(origin, "/x.deb", GOOD).body == BODY
     for fields in ([], ["Authorization: Bearer bad"]):
         answer = house.fetch(origin, "/x.deb", *fields)
         assert BODY not in answer.body and answer.body == b"<form>"
     assert house.fetch(origin, "/x.deb", GOOD).body == BODY
-    assert origin.count("/store/object?signature=1") == 1  # where it sends to says enough
+    assert origin.body_sent + store.body_sent == len(BODY) + 2 * len(b"<form>")
+    # Where it sends to says enough, if it is a place where these credentials do not count.
+    assert [one.count("/store/object?signature=1") for one in (origin, store)] == ([0, 1] if elsewhere else [2, 0])
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_redirect_that_was_of_no_use_is_the_clients_to_follow(house: House, warm: bool) -> None:
+    """It may have credentials for the other host, and the challenge of that host is not this one's."""
+
+    def second(asked: Asked, connection: Connection) -> None:
+        if asked.get("authorization") == "Basic second":
+            connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+        else:
+            connection.respond(401, [("WWW-Authenticate", "Basic realm=second")], b"who are you?")
+
+    other = house.origin(second)
+    location = f"https://{HOST}:{other.port}/x.whl"
+
+    def first(asked: Asked, connection: Connection) -> None:
+        if asked.get("authorization") == "Bearer direct":
+            connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+        else:
+            connection.respond(302, [("Location", location)])
+
+    origin = house.origin(first)
+    if warm:
+        assert house.fetch(origin, "/x.whl", "Authorization: Bearer direct").body == BODY
+    answer = house.fetch(origin, "/x.whl", "Authorization: Bearer first")
+    assert (answer.status, answer.get("location"), answer.get("www-authenticate")) == (302, location, None)
+    assert origin.requests[-1].get("authorization") == "Bearer first"
+    assert house.fetch(other, "/x.whl", "Authorization: Basic second").body == BODY
 
 
 def test_a_page_to_log_in_is_not_kept_as_the_object(house: House) -> None:
-    origin = house.origin(login)
+    origin = house.origin(Login())
     assert house.fetch(origin, "/x.deb").body == b"<form>"
     assert house.stored() == []
     assert house.fetch(origin, "/x.deb", GOOD).body == BODY
@@ -567,6 +792,8 @@ def test_a_page_to_log_in_is_not_kept_as_the_object(house: House) -> None:
 
 class TokenServer:
     """A private registry: a challenge, a token server, redirects to a store, and tokens that can be revoked."""
+
+    store = ""  # where it is, if not here
 
     def __init__(self, blob: bytes) -> None:
         self.blob = blob
@@ -587,7 +814,7 @@ class TokenServer:
             challenge = f'Bearer realm="https://{HOST}:{self.port}/token",service="registry"'
             connection.respond(401, [("WWW-Authenticate", challenge)], b'{"errors":[{"code":"UNAUTHORIZED"}]}')
         elif "/blobs/" in path:
-            connection.respond(307, [("Location", f"/store/{self.digest}?X-Amz-Signature=secret")])
+            connection.respond(307, [("Location", f"{self.store}/store/{self.digest}?X-Amz-Signature=secret")])
         else:
             connection.respond(200, [], b"{}")
 
@@ -596,7 +823,7 @@ def test_a_private_registry_stays_private(build_house: Build) -> None:
     house = build_house(auth_grace=0.0)
     registry = TokenServer(BODY)
     origin = house.origin(registry)
-    registry.port = origin.port
+    registry.port, registry.store = origin.port, f"https://{HOST}:{house.origin(registry).port}"
     blob = f"/v2/team/app/blobs/sha256:{registry.digest}"
     challenge = house.fetch(origin, "/v2/")
     assert challenge.status == 401 and f"{HOST}:{origin.port}/token" in (challenge.get("www-authenticate") or "")
@@ -620,6 +847,93 @@ def test_a_private_registry_stays_private(build_house: Build) -> None:
         if file.is_file() and file.name != ".evictor":
             record = os.getxattr(file, "user.dduct")
             assert not any(secret in record for secret in (b"t-alice", b"t-bob", b"secret"))
+
+
+class Vouching:
+    """An origin that claims to have everything, and has something else; with a length that fits, or with none."""
+
+    def __init__(self, length: Optional[int]) -> None:
+        self.length = length
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        if self.length is None:
+            connection.head(200, [("Transfer-Encoding", "chunked")])
+            connection.send(b"4\r\nmine\r\n0\r\n\r\n")
+        else:
+            connection.respond(200, [], b"!" * self.length)
+
+
+@pytest.mark.parametrize("length", [None, len(BODY)], ids=["chunked", "of the right length"])
+@pytest.mark.parametrize("credentials", [[GOOD], []], ids=["restricted", "public"])
+def test_no_other_origin_opens_what_a_digest_names(house: House, length: Optional[int], credentials: List[str]) -> None:
+    """What credentials have brought, somebody else's origin cannot vouch for: it need not have it to say so."""
+    path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    first, second = house.origin(guarded(*FRESH) if credentials else Shelf(*FRESH)), house.origin(Vouching(length))
+    assert house.fetch(first, path, *credentials).body == BODY
+    for _ in range(2):
+        assert (house.fetch(second, path).body == BODY) is not bool(credentials)
+    with house.inside(second) as client:
+        assert ask(client, second, path, method="HEAD").status == 200
+    assert len(second.requests) == (3 if credentials else 1)
+
+
+def test_nor_does_it_open_what_is_growing(house: House) -> None:
+    path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    shelf = guarded(*FRESH)
+    shelf.gate = Gate()
+    first, second = house.origin(shelf), house.origin(Vouching(len(BODY)))
+    leader = house.inside(first)
+    leader.send(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{first.port}\r\n{GOOD}\r\n\r\n".encode())
+    shelf.gate.reached()
+    assert house.fetch(second, path).body == b"!" * len(BODY)
+    shelf.gate.open()
+    assert leader.read().body == BODY
+
+
+@pytest.mark.parametrize(
+    ("query", "other"), [("", "?token=bad"), ("", "?key=bad"), ("?key=good", "?key=bad"), ("?key=good", "")]
+)
+def test_another_query_is_asked_about_while_a_digest_grows(house: House, query: str, other: str) -> None:
+    path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    gate = Gate()
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if not asked.target.endswith(query or path):
+            connection.respond(403, [], b"no signature")
+            return
+        connection.head(200, [("Content-Length", str(len(BODY)))])
+        connection.send_body(BODY[:1000])
+        gate.wait()
+        connection.send_body(BODY[1000:])
+
+    origin = house.origin(handler)
+    leader = house.inside(origin)
+    leader.send(f"GET {path}{query} HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+    gate.reached()
+    assert house.fetch(origin, path + other).status == 403
+    assert house.counters.value(Counter.COLLAPSED) == 0
+    gate.open()
+    assert leader.read().body == BODY
+
+
+def test_another_repository_of_the_same_registry_opens_it_if_it_proves_to_have_it(house: House) -> None:
+    digest = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+
+    def registry(asked: Asked, connection: Connection) -> None:
+        if asked.target.startswith("/v2/vague/"):
+            Vouching(None)(asked, connection)
+        elif asked.target.startswith("/v2/public/") or asked.get("authorization") == "Bearer good":
+            connection.respond(200, [("Docker-Content-Digest", digest)], BODY)
+        else:
+            connection.respond(401, [], b"who are you?")
+
+    origin = house.origin(registry)
+    assert house.fetch(origin, f"/v2/private/blobs/{digest}", GOOD).body == BODY
+    assert house.fetch(origin, f"/v2/private/blobs/{digest}").status == 401
+    assert house.fetch(origin, f"/v2/vague/blobs/{digest}").body == b"mine"
+    for _ in range(2):
+        assert house.fetch(origin, f"/v2/public/blobs/{digest}").body == BODY
+    assert origin.count(f"/v2/public/blobs/{digest}") == 1
 
 
 # --- ranges -----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin
 
 from cache import Cache, Lead
+from listener import Threads
 from metrics import Counter
 from store import Key, Metadata, Record
 
@@ -45,6 +46,28 @@ def test_a_disk_that_fills_up_costs_no_client_anything(
         assert house.counted(Counter.UNKEPT) >= 1
     assert house.fetch(origin, "/x.deb").body == BODY
     assert len(house.stored()) == 1
+
+
+def test_without_a_thread_for_the_fill_it_is_relayed(
+    build_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, crowded = Threads.spawn, [True]
+
+    def spawn(threads: Threads, name: str, work: Callable[[], None]) -> None:
+        if name == "fill" and crowded[0]:
+            raise RuntimeError("can't start new thread")
+        real(threads, name, work)
+
+    monkeypatch.setattr(Threads, "spawn", spawn)
+    house = build_house()
+    origin = house.origin(Files({"/x.deb": BODY}))
+    for _ in range(2):
+        answer = house.fetch(origin, "/x.deb")
+        assert (answer.status, answer.body, answer.complete) == (200, BODY, True)
+    assert house.stored() == [] and house.fills() == []
+    crowded[0] = False
+    assert house.fetch(origin, "/x.deb").body == BODY
+    house.counted(Counter.PUBLISHED)
 
 
 @pytest.mark.parametrize("what", ["setxattr", "replace", "open"])

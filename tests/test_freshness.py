@@ -340,6 +340,14 @@ KEEPS = [
     Keep("GitLab's token, too", "", "PRIVATE-TOKEN: x", restricted=True),
     Keep("Artifactory's key, too", "", "X-JFrog-Art-Api: x", restricted=True),
     Keep("an API key, too", "", "X-Api-Key: x", restricted=True),
+    Keep("any other key", "", "Ocp-Apim-Subscription-Key: x", restricted=True),
+    Keep("a store's key, too", "", "X-Amz-Server-Side-Encryption-Customer-Key: x", restricted=True),
+    Keep("what ends like Authorization", "", "X-Authorization: x", restricted=True),
+    Keep("or in auth", "", "X-Registry-Auth: x", restricted=True),
+    Keep("or is called Token", "", "Token: x", restricted=True),
+    Keep("the key of a WebSocket is none", "", "Sec-WebSocket-Key: x"),
+    Keep("nor is that of a repetition", "", "Idempotency-Key: x | X-Idempotency-Key: y"),
+    Keep("nor is that of a cache", "", "Surrogate-Key: x"),
     Keep("npm's way to log in is none", "", "npm-auth-type: web"),
     Keep("9111 §4.1 Vary: *", "Vary: *", kept=False),
     Keep("9111 §4.1 Vary: * among others", "Vary: Accept, *", kept=False),
@@ -410,6 +418,10 @@ VARIANTS = [
     Variant("always asked for as identity", "Vary: Accept-Encoding", "Accept-Encoding: gzip", "", True),
     Variant("left to authorisation", "Vary: Authorization", "Authorization: a", "Authorization: b", True),
     Variant("left to authorisation as well", "Vary: X-Api-Key", "X-Api-Key: a", "X-Api-Key: b", True),
+    Variant("9111 §4.1 strangers are of one kind", "Vary: Authorization", "", "", True),
+    Variant("9111 §4.1 and somebody of another", "Vary: Authorization", "", "Authorization: a", False),
+    Variant("9111 §4.1 whatever he shows", "Vary: Cookie, X-Api-Key", "", "X-Api-Key: a", False),
+    Variant("left to authorisation in both ways", "Vary: Cookie", "Authorization: a", "Cookie: b", True),
     Variant("left to authorisation, too", "Vary: Cookie", "Cookie: a", "Cookie: b", True),
 ]
 
@@ -535,14 +547,58 @@ SAME = [
     ('ETag: "1" | Last-Modified: {-9}', 'ETag: "1" | Last-Modified: {0}', 200, True),
     ("", "Content-Length: 5", 200, True),
     ("", "Content-Length: 6", 200, False),
-    ("", "Content-Length: 2", 206, True),
-    ("", "", 200, True),
+    ("", "Content-Length: 2", 206, False),
+    ("", "Content-Length: 5", 206, False),
+    ('ETag: "1"', 'ETag: "1" | Content-Length: 2', 206, True),
+    ("", "", 200, False),
+    ('ETag: "1"', "", 200, False),
+    ('ETag: "1"', "Content-Length: 5", 200, True),
+    ("Content-Type: a/b", "Content-Type: a/b | Content-Length: 5", 200, True),
+    ("Content-Type: a/b", "Content-Type: text/html | Content-Length: 5", 200, False),
+    ("Content-Type: a/b", "Content-Length: 5", 200, False),
 ]
 
 
 @pytest.mark.parametrize(("before", "answer", "status", "same"), SAME)
 def test_an_origin_shows_whether_it_has_the_same_as_before(before: str, answer: str, status: int, same: bool) -> None:
     assert freshness.same_representation(response(answer, status), fields(before), 5) is same
+    if same:
+        assert not freshness.another_representation(response(answer, status), fields(before))
+
+
+@pytest.mark.parametrize(
+    ("before", "answer", "another"),
+    [
+        ('ETag: "1"', 'ETag: "2"', True),
+        ("Last-Modified: {-9}", "Last-Modified: {0}", True),
+        ('ETag: "1" | Last-Modified: {-9}', 'ETag: "1" | Last-Modified: {0}', False),
+        ('ETag: "1"', "Last-Modified: {0}", False),
+        ("", 'ETag: "1" | Content-Length: 6', False),
+        ("", "", False),
+    ],
+)
+def test_what_cannot_be_compared_is_not_another(before: str, answer: str, another: bool) -> None:
+    """It may be a page to log in."""
+    assert freshness.another_representation(response(answer), fields(before)) is another
+
+
+DIGEST = "sha256:" + 64 * "1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "same"),
+    [
+        (f"Docker-Content-Digest: {DIGEST}", 200, True),
+        (f"Docker-Content-Digest: {DIGEST}", 206, True),
+        ("Docker-Content-Digest: sha256:2 | Content-Length: 5", 200, False),
+        ("Content-Type: another/type | Content-Length: 5", 200, True),
+        ("Content-Length: 5", 206, False),
+        ("Content-Type: a/b", 200, False),
+    ],
+)
+def test_what_a_digest_names_is_the_same_by_less(answer: str, status: int, same: bool) -> None:
+    stored = fields("Content-Type: a/b")
+    assert freshness.same_representation(response(answer, status), stored, 5, DIGEST) is same
 
 
 # --- invalidation -----------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ ROOMS: Dict[str, Set[str]] = {
     "tunnel": {"stream"},
     "filler": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "grants", "metrics", "upstream"},
     "deliver": {"store", "fill", "body", "selection", "reply", "http1"},
-    "inquiry": {"http1", "store", "fill", "freshness", "selection", "filler", "relay", "upstream"},
+    "inquiry": {"http1", "store", "fill", "policy", "freshness", "selection", "filler", "relay", "upstream"},
     "fetch": {
         "filler",
         "hot",

@@ -8,12 +8,13 @@ import re
 import socket
 import ssl
 from contextlib import suppress
-from typing import Callable, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import pytest
 from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Origin
 
+import access
 from config import Address, ParentProxy
 
 Build = Callable[..., House]
@@ -161,3 +162,64 @@ def test_octets_that_come_with_the_parents_answer_are_not_lost(build_house: Buil
         with house.client() as client:
             assert client.connect("far.away:1").status == 200
             assert client._exactly(5) == b"hello"
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, names: Dict[str, str]) -> None:
+    """Make names of this test mean what they are to mean."""
+    real = socket.getaddrinfo
+
+    def look_up(host: Any, *rest: Any, **more: Any) -> Any:
+        return real(names.get(host, host), *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
+@pytest.mark.parametrize("name", ["127.0.0.9", "127.1", "2130706433", "0x7f.1", "inner.test"])
+def test_a_parent_on_this_machine_is_no_way_to_it_from_afar(
+    build_house: Build, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    resolve(monkeypatch, {"inner.test": HOST, "outer.test": "192.0.2.1"})
+    monkeypatch.setattr("server.is_loopback", lambda client: False)
+    parent = ScriptedParent(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    with Origin(parent) as listening:
+        house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        with house.client() as client:
+            assert client.connect(f"{name}:22").status == 403
+        with house.client() as client:
+            assert client.get(f"http://{name}:80/page", "x").status == 403
+        assert parent.heads == []
+        for other in ("outer.test", "nowhere.invalid"):  # the parent may know more names
+            with house.client() as client:
+                assert client.connect(f"{other}:22").status == 200
+
+
+def test_what_a_parent_on_this_machine_has_from_it_is_for_it_alone(
+    build_house: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve(monkeypatch, {"inner.test": HOST})
+    afar = [False]
+    monkeypatch.setattr("server.is_loopback", lambda client: not afar[0])
+
+    def parent(asked: Asked, connection: Connection) -> None:
+        connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
+
+    with Origin(parent) as listening:
+        house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        statuses = []
+        for afar[0] in (False, True):
+            with house.client() as client:
+                statuses.append(client.get("http://inner.test/x.deb", "x").status)
+        assert statuses == [200, 403]
+
+
+def test_a_parent_elsewhere_resolves_names_itself(build_house: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a name means here says nothing of there: whether it may be reached is for the parent to judge."""
+    resolve(monkeypatch, {"inner.test": HOST})
+    real = access.is_private_affair
+    monkeypatch.setattr("upstream.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    monkeypatch.setattr("server.is_loopback", lambda client: False)
+    parent = ScriptedParent(b"HTTP/1.1 200 OK\r\n\r\n")
+    with Origin(parent, host="127.0.0.3") as listening:
+        house = build_house(upstream_proxy=ParentProxy(False, Address("127.0.0.3", listening.port)))
+        with house.client() as client:
+            assert client.connect("inner.test:22").status == 200

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Callable, List, Optional
 
 import pytest
 from support.client import Client
 from support.household import HOST, House
 from support.origin import Asked, Connection, Gate, Origin
+from support.pairs import PATIENCE, read_all, tcp_pair
+
+from http1 import Headers, RequestHead, ResponseHead
+from relay import forward
+from reply import Reply
+from stream import Stream
 
 Build = Callable[..., House]
 BODY = os.urandom(100_000)
@@ -351,3 +359,71 @@ def test_ten_pipelined_downloads_are_answered_in_order_on_one_connection(house: 
             )
             assert [client.read().body for _ in files] == list(files.values())
     assert len(origin.requests) == 10
+
+
+# --- answers without a body --------------------------------------------------------------------------
+
+
+def test_a_refusal_of_what_is_known_by_its_digest_has_no_body_after_head(house: House) -> None:
+    """RFC 9110 §9.3.2; what followed would be taken for the next answer on the connection."""
+    digest = hashlib.sha256(BODY).hexdigest()
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.target.startswith("/v2/a/"):
+            connection.respond(200, [], BODY)
+        else:
+            refusal = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Injected: yes\r\n\r\n"
+            connection.respond(404, [], refusal, head_only=asked.method == "HEAD")
+
+    origin = house.origin(handler)
+    assert house.fetch(origin, f"/v2/a/blobs/sha256:{digest}").body == BODY
+    with house.inside(origin) as client:
+        authority = f"{HOST}:{origin.port}"
+        refused = client.get(f"/v2/b/blobs/sha256:{digest}", authority, method="HEAD")
+        assert refused.status == 404
+        following = client.get("/v2/", authority)
+        assert following.status == 404 and following.get("x-injected") is None
+
+
+def test_a_body_is_not_passed_on_where_none_belongs() -> None:
+    """Whatever the answer was to, the client asked with HEAD."""
+    near, far = tcp_pair()
+    with near, far:
+        reply = Reply(Stream(near, PATIENCE), RequestHead(b"HEAD", b"/", 1, Headers()), b"1.1 x")
+        head = ResponseHead(404, b"", 1, Headers([(b"Content-Length", b"6")]))
+        body = SimpleNamespace(length=6, trailers=(), chunks=lambda view: [memoryview(b"octets")])
+        forward(reply, SimpleNamespace(head=head, body=body))  # type: ignore[arg-type]
+        near.shutdown(socket.SHUT_WR)
+        received = read_all(far)
+    assert received.endswith(b"\r\n\r\n") and b"Content-Length: 6\r\n" in received
+
+
+# --- connections that a login has made somebody's own ------------------------------------------------
+
+
+def mailbox(asked: Asked, connection: Connection) -> None:
+    """NTLM logs a connection in, not a request: whatever comes over it later is its user's."""
+    if "TlRMTVNTUAAD" in (asked.get("authorization") or ""):
+        connection.user = "alice"  # type: ignore[attr-defined]
+    user = getattr(connection, "user", None)
+    if user is None:
+        scheme = "Basic, NTLM" if asked.target == "/x" else "NTLM TlRMTVNTUAAC"
+        connection.respond(401, [("WWW-Authenticate", scheme)], b"who?")
+    else:
+        connection.respond(200, [], user.encode())
+
+
+@pytest.mark.parametrize("word", ["NTLM", "Negotiate", "nEGOTIATE"])
+def test_a_connection_with_a_login_is_nobody_elses(house: House, word: str) -> None:
+    origin = house.origin(mailbox)
+    assert house.fetch(origin, "/mail", f"Authorization: {word} TlRMTVNTUAADAAAA").body == b"alice"
+    assert house.fetch(origin, "/mail").status == 401
+
+
+@pytest.mark.one_process
+@pytest.mark.parametrize("target", ["/x", "/y"])
+def test_a_connection_in_the_middle_of_a_login_is_nobody_elses(house: House, target: str) -> None:
+    origin = house.origin(mailbox)
+    for _ in range(2):
+        assert house.fetch(origin, target).status == 401
+    assert origin.accepted == 2
