@@ -20,6 +20,7 @@ import pytest
 import pyz
 import tarball
 import wheels
+import yaml
 from wheels import PYTHONS, Wheels
 
 import dduct
@@ -264,3 +265,15 @@ def test_a_file_for_another_machine_or_python_says_so(change: Dict[str, Any], co
     bundle._check(carried)
     with pytest.raises(bundle.Unusable, match=complaint):
         bundle._check(carried._replace(**change))
+
+
+# --- kubernetes ---------------------------------------------------------------------------------
+
+
+def manifest(name: str) -> Any:
+    return yaml.safe_load((ROOT / "packaging/kubernetes" / f"{name}.yaml").read_text("utf-8"))
+
+
+def test_clients_keep_their_addresses_on_the_way_to_the_pod() -> None:
+    """Else all of them come from a node, which is a private address, and everybody is let in."""
+    assert manifest("service")["spec"]["externalTrafficPolicy"] == "Local"
