@@ -320,6 +320,42 @@ def test_authorities_that_will_not_do(appliance: Appliance) -> None:
     assert "expired" in appliance.refused("CA_CERT", CA_CERT=encoded(certificate), CA_KEY=encoded(pem(key)))
 
 
+def made_by_openssl(directory: Path, *algorithm: str, extensions: str = "keyUsage=critical,keyCertSign") -> Dict[str, str]:
+    """An authority with a key that cryptography would not make."""
+    key, certificate = directory / "own.key", directory / "own.crt"
+    subprocess.run(["openssl", "genpkey", *algorithm, "-out", key], check=True, capture_output=True)
+    command = ["openssl", "req", "-x509", "-new", "-key", key, "-subj", "/CN=mine", "-days", "30", "-out", certificate]
+    config = directory / "own.cnf"
+    config.write_text(
+        f"[req]\ndistinguished_name=n\nx509_extensions=e\n[n]\n[e]\nbasicConstraints=critical,CA:TRUE\n{extensions}\n"
+    )
+    subprocess.run([*command, "-config", config], check=True, capture_output=True)
+    return {"CA_CERT": encoded(certificate.read_bytes()), "CA_KEY": encoded(key.read_bytes())}
+
+
+RSA = ("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048")
+
+
+def test_an_authority_that_dduct_could_not_use_leaves_the_old_one(appliance: Appliance, tmp_path: Path) -> None:
+    key, certificate = authority()
+    appliance.configure(CA_CERT=encoded(certificate), CA_KEY=encoded(pem(key)))
+    young_key, young = authority(days=90)
+    line = appliance.refused("CA_CERT", CA_CERT=encoded(young), CA_KEY=encoded(pem(young_key)))
+    assert "not valid before" in line
+    line = appliance.refused("CA_KEY", **made_by_openssl(tmp_path, "-algorithm", "ED25519"))
+    assert "neither an RSA nor an EC key" in line
+    line = appliance.refused("CA_KEY", **made_by_openssl(tmp_path, "-algorithm", "RSA-PSS"))
+    assert "PSS alone" in line
+    line = appliance.refused("CA_CERT", **made_by_openssl(tmp_path, *RSA, extensions="keyUsage=cRLSign"))
+    assert "keyCertSign" in line
+    certs = appliance.state / "certs"
+    assert (certs / "ca.crt").read_bytes() == certificate and (certs / "ca.key").read_bytes() == pem(key)
+    usual = made_by_openssl(tmp_path, *RSA)
+    appliance.configure(**usual)
+    assert encoded((certs / "ca.key").read_bytes()) == usual["CA_KEY"]
+    assert sorted(path.name for path in certs.iterdir()) == ["ca.crt", "ca.key"]  # what was tried is gone
+
+
 def test_the_server_certificate_follows_the_address(appliance: Appliance, certificates: Path) -> None:
     certs = appliance.state / "certs"
     shutil.copytree(certificates, certs)

@@ -643,7 +643,7 @@ configure_from()
     local stage="$1"
     stage_authority "$stage" && stage_upstream_ca "$stage" && stage_users "$stage" || return 1
     configuration > "${stage}/dduct.toml"
-    judge "$stage" || return 1
+    judge "$stage" && judge_authority "$stage" || return 1
     use_disk || return 1
     install_authority "$stage" || return 1
     install_configuration "$stage" || return 1
@@ -750,6 +750,47 @@ stage_authority()
         || { refuse CA_CERT 'it is no certificate authority (basicConstraints CA:TRUE)' 'give that of an authority'; return 1; }
     openssl x509 -in "$certificate" -noout -checkend 0 > /dev/null \
         || { refuse CA_CERT 'it has expired' 'give one that is valid'; return 1; }
+    openssl x509 -in "$certificate" -noout -purpose 2> /dev/null | grep -q '^SSL server CA : Yes' \
+        || { refuse CA_CERT 'it may not issue the certificates of servers (keyUsage keyCertSign)' 'give that of an authority'; return 1; }
+}
+
+# judge_authority DIRECTORY: what dduct itself says of the authority there. It has to be known before the old one goes,
+# which clients trust.
+judge_authority()
+{
+    local problem name=CA_CERT remedy='give one that is valid now'
+    [[ -n "$CA_CERT" ]] || return 0
+    problem="$(try_authority "$1" 2>&1)" && return 0
+    problem="${problem##*$'\n'}"
+    if [[ "$problem" != \"* ]]; then # none of its own words
+        problem="dduct cannot use it ($(shown "$problem"))"
+    else
+        [[ "$problem" != *'/ca.key" '* ]] || { name=CA_KEY remedy='give an authority with an RSA or EC key'; }
+        problem="it ${problem#*\" }"
+    fi
+    refuse "$name" "${problem%%;*}" "$remedy"
+}
+
+# What dduct does at its first start; its own keys may be small, for they go with DIRECTORY.
+try_authority()
+{
+    mkdir "$1/tried" && cp "$1"/ca.{key,crt} "$1/tried/" && python3 - "$DDUCT_PROGRAM" "$1" << 'PYTHON'
+import dataclasses
+import pathlib
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import certs
+import config
+import server
+
+stage = pathlib.Path(sys.argv[2])
+identity = server.identity(config.load(stage / "dduct.toml", stage))
+try:
+    certs.prepare(stage / "tried", dataclasses.replace(identity, rsa_key_bits=1024))
+except certs.CertificateError as error:
+    sys.exit(str(error))
+PYTHON
 }
 
 stage_upstream_ca()
