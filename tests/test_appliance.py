@@ -320,16 +320,16 @@ def test_authorities_that_will_not_do(appliance: Appliance) -> None:
     assert "expired" in appliance.refused("CA_CERT", CA_CERT=encoded(certificate), CA_KEY=encoded(pem(key)))
 
 
-def made_by_openssl(directory: Path, *algorithm: str, extensions: str = "keyUsage=critical,keyCertSign") -> Dict[str, str]:
+def made_by_openssl(directory: Path, *algorithm: str, usage: str = "keyCertSign") -> Dict[str, str]:
     """An authority with a key that cryptography would not make."""
-    key, certificate = directory / "own.key", directory / "own.crt"
+    key, certificate, config = (directory / f"own.{ending}" for ending in ("key", "crt", "cnf"))
     subprocess.run(["openssl", "genpkey", *algorithm, "-out", key], check=True, capture_output=True)
-    command = ["openssl", "req", "-x509", "-new", "-key", key, "-subj", "/CN=mine", "-days", "30", "-out", certificate]
-    config = directory / "own.cnf"
     config.write_text(
-        f"[req]\ndistinguished_name=n\nx509_extensions=e\n[n]\n[e]\nbasicConstraints=critical,CA:TRUE\n{extensions}\n"
+        "[req]\ndistinguished_name=name\nx509_extensions=authority\n[name]\n"
+        f"[authority]\nbasicConstraints=critical,CA:TRUE\nkeyUsage={usage}\n"
     )
-    subprocess.run([*command, "-config", config], check=True, capture_output=True)
+    command: List[Any] = ["openssl", "req", "-x509", "-new", "-config", config, "-key", key, "-out", certificate]
+    subprocess.run([*command, "-subj", "/CN=mine", "-days", "30"], check=True, capture_output=True)
     return {"CA_CERT": encoded(certificate.read_bytes()), "CA_KEY": encoded(key.read_bytes())}
 
 
@@ -346,7 +346,7 @@ def test_an_authority_that_dduct_could_not_use_leaves_the_old_one(appliance: App
     assert "neither an RSA nor an EC key" in line
     line = appliance.refused("CA_KEY", **made_by_openssl(tmp_path, "-algorithm", "RSA-PSS"))
     assert "PSS alone" in line
-    line = appliance.refused("CA_CERT", **made_by_openssl(tmp_path, *RSA, extensions="keyUsage=cRLSign"))
+    line = appliance.refused("CA_CERT", **made_by_openssl(tmp_path, *RSA, usage="cRLSign"))
     assert "keyCertSign" in line
     certs = appliance.state / "certs"
     assert (certs / "ca.crt").read_bytes() == certificate and (certs / "ca.key").read_bytes() == pem(key)

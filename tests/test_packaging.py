@@ -6,6 +6,7 @@ import ast
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -182,9 +183,20 @@ def test_it_is_unpacked_once_for_nobody_else(tmp_path: Path, archive: Path) -> N
     assert sorted(path.name for path in place.rglob("*") if path.is_file()) == [".lock", "a.py", "b.py"]
     assert place.stat().st_mode & 0o777 == 0o700
     inode = (library / "b.py").stat().st_ino
-    archive.unlink()  # it is not looked at again
     assert bundle._unpacked(archive, "0123", place) == library
     assert (library / "b.py").stat().st_ino == inode
+
+
+@pytest.mark.parametrize("gone", ["b.py", "one/a.py", "one"])
+def test_what_systemd_tmpfiles_has_taken_is_unpacked_anew(tmp_path: Path, archive: Path, gone: str) -> None:
+    """It takes file by file, whatever has been old for some weeks."""
+    library = bundle._unpacked(archive, "0123", tmp_path / "cache")
+    path = library / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert bundle._unpacked(archive, "0123", tmp_path / "cache") == library
+    assert (library / "one/a.py").read_bytes() == b"A = 1" and (library / "b.py").read_bytes() == b"B = 2"
+    (library / "b.py").write_text("")  # nor is half a file a file
+    assert (bundle._unpacked(archive, "0123", tmp_path / "cache") / "b.py").read_bytes() == b"B = 2"
 
 
 def test_what_a_killed_start_has_left_is_made_good(tmp_path: Path, archive: Path) -> None:
