@@ -428,6 +428,29 @@ def test_a_disk_with_ext4_is_used_as_it_is(appliance: Appliance, disk: Path) -> 
     assert appliance.asked("resize2fs") == [f"resize2fs {disk}"]
 
 
+def test_on_a_disk_of_somebody_else_two_directories_become_dducts(appliance: Appliance, disk: Path) -> None:
+    others = appliance.state / "home" / "ada"
+    others.mkdir(parents=True)
+    (appliance.state / "files").mkdir()
+    appliance.state.chmod(0o700)
+    appliance.answer("id", "echo 4711")
+    appliance.configure()
+    mine = [f"chown -R dduct:dduct {appliance.state / name}" for name in ("certs", "files")]
+    assert [line for line in appliance.asked("chown") if "dduct:dduct" in line] == mine
+    assert stat.S_IMODE(appliance.state.stat().st_mode) == 0o701  # and the way to them
+    assert stat.S_IMODE((appliance.state / "files").stat().st_mode) == 0o700
+    appliance.answer("id", f"echo {os.getuid()}")
+    appliance.configure()  # the user's number is right by now, and nothing is looked through
+    assert len([line for line in appliance.asked("chown") if "dduct:dduct" in line]) == 2
+
+
+def test_a_link_on_a_disk_leads_nowhere(appliance: Appliance, disk: Path, tmp_path: Path) -> None:
+    (appliance.state / "certs").symlink_to(tmp_path)
+    mode = tmp_path.stat().st_mode
+    appliance.refused("CACHE_DISK", CACHE_DISK="auto")
+    assert tmp_path.stat().st_mode == mode
+
+
 @pytest.mark.skipif(not Path("/usr/sbin/mkfs.xfs").exists(), reason="xfsprogs is not installed")
 def test_a_disk_with_xfs_is_used_as_it_is(appliance: Appliance, disk: Path) -> None:
     os.truncate(disk, 320 * MEGA)  # the least that mkfs.xfs takes

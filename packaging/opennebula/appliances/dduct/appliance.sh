@@ -604,8 +604,6 @@ use_disk()
     fi
     # A file system that is as large as its disk already says so, and that is all right.
     [[ "$DISK_TYPE" != ext4 ]] || resize2fs "$DISK" > /dev/null 2>&1 || msg warning "the file system on ${DISK} did not grow"
-    install -d -m 700 "$DDUCT_CERTS" "${DDUCT_STATE}/files"
-    chmod 750 "$DDUCT_STATE"
     own_state
 }
 
@@ -625,14 +623,22 @@ format_disk()
     DISK_TYPE=ext4
 }
 
-# A disk from another VM may have another number for the user dduct. To look at every object takes its time.
+# dduct needs two directories, and the way to them; what else is on a disk stays as it is, with its owners. A disk from
+# another VM may have another number for the user dduct. To look at every object takes its time, and chown -R leaves a
+# directory itself to the last.
 own_state()
 {
-    local id
+    local id place
     id="$(id -u dduct)"
-    if [[ "$(stat -c %u "$DDUCT_CERTS" "${DDUCT_STATE}/files" "$DDUCT_STATE" | sort -u)" != "$id" ]]; then
-        chown -R dduct:dduct "$DDUCT_STATE" || { fail '' "${DDUCT_STATE} cannot be given to dduct"; return 1; }
-    fi
+    for place in "$DDUCT_CERTS" "${DDUCT_STATE}/files"; do
+        if [[ -L "$place" ]] || ! install -d -m 700 "$place"; then
+            refuse CACHE_DISK "${place##*/} on ${DISK:-the system disk} is no directory" 'remove it there, or give another disk'
+            return 1
+        fi
+        [[ "$(stat -c %u "$place")" == "$id" ]] || chown -R dduct:dduct "$place" \
+            || { fail '' "${place} cannot be given to dduct"; return 1; }
+    done
+    [[ "$(stat -c %u "$DDUCT_STATE")" == "$id" ]] || chmod o+x "$DDUCT_STATE"
 }
 
 ### The configuration #############################################################################
