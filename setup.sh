@@ -17,7 +17,9 @@ asks_password=''
 # --- end of what dduct fills in ---
 
 LC_ALL=C
-export LC_ALL
+# Debian's su, and cron, leave out where chroot and the updaters are.
+PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
+export LC_ALL PATH
 umask 022
 
 root=''                       # what all paths are below

@@ -703,6 +703,15 @@ def shell(tmp_path: Path, script: bytes, *arguments: str) -> Tuple[int, str, str
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
+@pytest.mark.parametrize("path", ["/usr/bin:/bin", ""])
+def test_programs_of_root_are_found_where_nobody_looks_for_them(path: str) -> None:
+    """Debian's su leaves the PATH of the user, and cron has one of its own."""
+    script = setup_page.script(PROXY, ABOUT).decode().replace('{ main "$@"; }', "{ command -v chroot; }")
+    command = [shutil.which("sh") or "sh", "-s"]
+    done = subprocess.run(command, input=script.encode(), env={"PATH": path}, capture_output=True, timeout=PATIENCE)
+    assert done.stdout.decode().endswith("/chroot\n"), done.stderr
+
+
 def test_half_a_script_does_nothing(tmp_path: Path) -> None:
     script = setup_page.script(PROXY, ABOUT)
     assert shell(tmp_path, script)[2].startswith("dduct setup: needs root")
