@@ -223,7 +223,7 @@ renew() {
     keep "$1"
     if grep -qxF "$begin" "$root$1"; then
         copy "$root$1" "$state/before$1"
-        without_block "$root$1" > "$state/before$1"
+        without_block "$1" > "$state/before$1"
         note "saved $1"
     fi
 }
@@ -263,7 +263,7 @@ own() {
 block() {
     if is_link "$1"; then return 0; fi
     mkdir -p "$state/next${1%/*}"
-    if [ -e "$root$1" ]; then without_block "$root$1" > "$state/next$1.part"; else : > "$state/next$1.part"; fi
+    if [ -e "$root$1" ]; then without_block "$1" > "$state/next$1.part"; else : > "$state/next$1.part"; fi
     SECTION=$2 KEYS=$3 TEXT=$4 BEGIN=$begin END=$end ASIDE=$aside awk '
         function ours() { print ENVIRON["BEGIN"]; print ENVIRON["TEXT"]; print ENVIRON["END"]; done = 1 }
         BEGIN { section = ENVIRON["SECTION"]; within = section == ""; keys = "^[ \t]*(export[ \t]+)?(" ENVIRON["KEYS"] ")[ \t]*=" }
@@ -286,14 +286,28 @@ block() {
     put "$1"
 }
 
+# A file as it would be without us. Where the end of our lines is gone, only those go that we have written; what has
+# come to stand below them since is not ours.
 without_block() {
-    BEGIN=$begin END=$end ASIDE=$aside awk '
-        $0 == ENVIRON["BEGIN"] { held = $0; holding = 1; next }
-        holding && $0 == ENVIRON["END"] { holding = 0; next }
-        holding { held = held "\n" $0; next }
-        index($0, ENVIRON["ASIDE"]) == 1 { $0 = substr($0, length(ENVIRON["ASIDE"]) + 1) }
-        { print }
-        END { if (holding) print held }' "$1"
+    OURS=$(written_lines "$1") BEGIN=$begin END=$end ASIDE=$aside awk '
+        function give(line) { print index(line, ENVIRON["ASIDE"]) == 1 ? substr(line, length(ENVIRON["ASIDE"]) + 1) : line }
+        function let_go(    i) { for (i = 1; i <= held; i++) if (!(line[i] in ours)) give(line[i]); held = 0 }
+        BEGIN { count = split(ENVIRON["OURS"], written, "\n"); for (i = 1; i <= count; i++) ours[written[i]] }
+        $0 == ENVIRON["BEGIN"] { let_go(); holding = 1; next }
+        $0 == ENVIRON["END"] { held = holding = 0; next }
+        holding { line[++held] = $0; next }
+        { give($0) }
+        END { let_go() }' "$root$1"
+}
+
+# The lines that we have left, or were about to leave, in a file of somebody else's. The name of a section is anybody's.
+written_lines() {
+    for left in "$state/after$1" "$state/next$1"; do
+        [ ! -e "$left" ] || BEGIN=$begin END=$end awk '
+            $0 == ENVIRON["BEGIN"] { text = ""; within = 1; next }
+            $0 == ENVIRON["END"] { if (within) printf "%s", text; within = 0 }
+            within && !/^\[/ { text = text $0 "\n" }' "$left"
+    done
 }
 
 is_link() {
@@ -532,7 +546,7 @@ lost() {
 # Somebody has edited the file: his lines stay in it, and ours go.
 take_out() {
     cp -p "$root$1" "$root$1.dduct-new"
-    without_block "$root$1" > "$root$1.dduct-new"
+    without_block "$1" > "$root$1.dduct-new"
     mv -f "$root$1.dduct-new" "$root$1"
     relabel "$root$1"
     say "  $root$1, without our lines"

@@ -609,6 +609,40 @@ def test_lines_of_ours_that_were_taken_out_by_hand_are_no_reason_to_bring_back_t
     assert system.text("/etc/dnf/dnf.conf") == "[main]\nbest=True\n"
 
 
+def lose_the_end(system: System, path: str) -> None:
+    """Somebody takes the last of our lines out, and writes something below."""
+    file = system.root / path[1:]
+    assert file.read_text().count("# <<< dduct\n") == 1
+    file.write_text(file.read_text().replace("# <<< dduct\n", "") + "timeout = 9\n")
+
+
+@pytest.mark.parametrize("shell", ["sh", "busybox"])
+@pytest.mark.parametrize("runs", [0, 1, 2])
+def test_lines_of_ours_whose_end_is_lost_cost_nobody_his_own(tmp_path: Path, shell: str, runs: int) -> None:
+    system = System(tmp_path, "debian", shell)
+    system.done()
+    lose_the_end(system, "/etc/pip.conf")
+    lose_the_end(system, "/etc/environment")
+    for _ in range(runs):
+        system.done()
+        assert system.text("/etc/pip.conf").count(">>> dduct") == 1
+        assert "index-url = https://pypi.lab/" in system.text("/etc/pip.conf")
+        assert system.text("/etc/environment").count("https_proxy=") == 1
+    system.done("--undo")
+    assert system.text("/etc/pip.conf") == OWN_FILES["debian"]["/etc/pip.conf"][1] + "timeout = 9\n"
+    assert system.text("/etc/environment") == OWN_FILES["debian"]["/etc/environment"][1] + "\ntimeout = 9\n"
+
+
+def test_two_begins_cost_nobody_his_own_lines_either(tmp_path: Path) -> None:
+    system = System(tmp_path, "debian")
+    system.done()
+    file = system.root / "etc/environment"
+    block = file.read_text()[file.read_text().index("# >>> dduct") :]
+    file.write_text(block.replace("# <<< dduct\n", "MINE=1\n") + "LANG=C\n" + block)
+    system.done("--undo")
+    assert file.read_text() == "MINE=1\nLANG=C\n"
+
+
 def test_what_an_administrator_has_removed_is_not_brought_back(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
