@@ -315,6 +315,24 @@ is_link() {
     say "  $root$1 is a link, and left alone"
 }
 
+# --- what others have set -----------------------------------------------------------------------
+
+# Ours are called zz-dduct, for of several files the last one counts. What wins all the same is told of, one line each.
+# rival FILE PATTERN: whether a file has lines like an extended regular expression, capitals or not.
+rival() {
+    if [ -f "$1" ] && grep -Eqi "$2" "$1"; then say "  $1 sets a proxy as well, and that one wins: take it out there"; fi
+}
+
+# later FILE PATTERN: what stands in its directory and is read after it.
+later() {
+    passed=''
+    for other in "$root${1%/*}"/*; do
+        if [ "$other" = "$root$1" ]; then passed=yes
+        elif [ -n "$passed" ]; then rival "$other" "$2"
+        fi
+    done
+}
+
 # --- what is installed --------------------------------------------------------------------------
 
 variables() {
@@ -328,8 +346,9 @@ variables() {
 }
 
 set_environment() {
-    own /etc/profile.d/dduct.sh "# Written by dduct's setup; --undo removes it.
+    own /etc/profile.d/zz-dduct.sh "# Written by dduct's setup; --undo removes it.
 $(variables 'export ' "'")"
+    later /etc/profile.d/zz-dduct.sh '^[^#]*https?_proxy='
     if [ -d "$root/etc/pam.d" ] || [ -e "$root/etc/environment" ]; then
         block /etc/environment '' 'https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY|NODE_EXTRA_CA_CERTS|REQUESTS_CA_BUNDLE|SSL_CERT_FILE' \
             "$(variables '' '')"
@@ -338,14 +357,15 @@ $(variables 'export ' "'")"
 
 set_packages() {
     if [ -d "$root/etc/apt/apt.conf.d" ]; then
-        own /etc/apt/apt.conf.d/99dduct "// Written by dduct's setup; --undo removes it.
+        own /etc/apt/apt.conf.d/zz-dduct "// Written by dduct's setup; --undo removes it.
 Acquire::http::Proxy \"$proxy\";
 Acquire::https::Proxy \"$proxy\";
 Acquire::http::Proxy::localhost \"DIRECT\";
 Acquire::https::Proxy::localhost \"DIRECT\";"
-        if grep -Eqi 'acquire::https?::proxy' "$root/etc/apt/apt.conf" 2> /dev/null; then
-            say "  $root/etc/apt/apt.conf sets a proxy as well, and apt believes that one: remove it there"
-        fi
+        later /etc/apt/apt.conf.d/zz-dduct '^[^#/]*acquire::https?::proxy'
+        rival "$root/etc/apt/apt.conf" '^[^#/]*acquire::https?::proxy'
+        # A proxy that a program finds comes before one that is written.
+        for other in "$root/etc/apt/apt.conf.d"/*; do rival "$other" '^[^#/]*proxy-?auto-?detect'; done
     fi
     if [ -d "$root/etc/dnf" ] || has dnf || has microdnf; then
         block /etc/dnf/dnf.conf '[main]' proxy "proxy=$proxy"
@@ -363,31 +383,44 @@ NO_PROXY=\"$(say "$no_proxy_hosts" | sed 's/,/, /g')\""
 }
 
 set_services() {
-    to_restart=''
+    units='' # to be started again
     before_services=$changed
     for service in $services; do
         changed=''
-        for directory in /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system; do
-            if [ -e "$root$directory/$service.service" ] || [ -L "$root$directory/$service.service" ]; then
-                drop_in "$service"
-                break
+        if find_unit "$service"; then
+            drop_in "$service"
+            if [ -n "$changed$authority_changed" ] && [ -e "$root/etc/systemd/system/$service.service.d/zz-dduct.conf" ]; then
+                units="$units $service"
             fi
-        done
-        if [ -n "$changed$authority_changed" ] && [ -e "$root/etc/systemd/system/$service.service.d/dduct.conf" ]; then
-            to_restart="$to_restart $service"
+        else
+            continue
         fi
+        [ "$service" != docker ] || rival "$root/etc/docker/daemon.json" '"https?-proxy"'
         before_services=$before_services$changed
     done
     changed=$before_services
-    [ -z "$to_restart" ] || reload_systemd
+    [ -z "$units" ] || reload_systemd
+}
+
+find_unit() {
+    for directory in /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system; do
+        unit=$root$directory/$1.service
+        if [ -e "$unit" ] || [ -L "$unit" ]; then return 0; fi
+    done
+    return 1
 }
 
 drop_in() {
     escaped=$(say "$proxy" | sed 's/%/%%/g') # % is systemd's own
-    own "/etc/systemd/system/$1.service.d/dduct.conf" "# Written by dduct's setup; --undo removes it.
+    own "/etc/systemd/system/$1.service.d/zz-dduct.conf" "# Written by dduct's setup; --undo removes it.
 [Service]
 Environment=\"HTTP_PROXY=$escaped\" \"HTTPS_PROXY=$escaped\" \"NO_PROXY=$no_proxy_cluster\"
 Environment=\"http_proxy=$escaped\" \"https_proxy=$escaped\" \"no_proxy=$no_proxy_cluster\""
+    later "/etc/systemd/system/$1.service.d/zz-dduct.conf" '^[^#;]*https?_proxy='
+    # What a unit reads from a file comes before all that it sets by itself.
+    cat "$unit" "$root/etc/systemd/system/$1.service.d"/*.conf 2> /dev/null |
+        sed -n "s/^EnvironmentFile=-\{0,1\}//p" | sed "s/%n/$1.service/; s/%[Np]/$1/" |
+        while read -r path; do rival "$root$path" '^[[:blank:]]*(containerd_)?https?_proxy='; done
 }
 
 reload_systemd() {
@@ -448,8 +481,8 @@ update_trust() {
 }
 
 advise() {
-    say "New logins use it; this shell does after: . /etc/profile.d/dduct.sh"
-    [ -z "$to_restart" ] || say "These services use it once they are started again: systemctl restart$to_restart"
+    say "New logins use it; this shell does after: . /etc/profile.d/zz-dduct.sh"
+    [ -z "$units" ] || say "These services use it once they are started again: systemctl restart$units"
     case $asks_password,$proxy in
         yes,*@*) ;;
         yes,*)
@@ -479,7 +512,7 @@ undo() {
             rmdir "$root$path" 2> /dev/null || say "  $root$path has something in it by now, and stays"
         fi
     done < "$state/backwards"
-    if grep -q ' /etc/systemd/system/' "$journal"; then undo_services; fi
+    undo_services
     trap - EXIT
     clear_notes
     [ ! -d "$state" ] || say "What had been changed by others is kept in $state/kept"
@@ -499,9 +532,9 @@ forget_authority() {
 }
 
 undo_services() {
-    reload_systemd
-    to_restart=$(sed -n 's|^new /etc/systemd/system/\(.*\)\.service\.d/dduct\.conf$|\1|p' "$journal" | tr '\n' ' ')
-    [ -z "$to_restart" ] || say "These services go without it once they are started again: systemctl restart $to_restart"
+    units=$(sed -n 's|^new /etc/systemd/system/\(.*\)\.service\.d/zz-dduct\.conf$| \1|p' "$journal" | tr -d '\n')
+    [ -z "$units" ] || reload_systemd
+    [ -z "$units" ] || say "These services go without it once they are started again: systemctl restart$units"
 }
 
 restore() {

@@ -137,7 +137,7 @@ _BY_ENVIRONMENT = "It takes the proxy from the [environment](#environment) and t
 
 
 def _unit(name: str, title: str, drop_in: str, more: Tuple[Step, ...] = ()) -> Client:
-    path = f"/etc/systemd/system/{name}.service.d/dduct.conf"
+    path = f"/etc/systemd/system/{name}.service.d/zz-dduct.conf"
     restart = f"systemctl daemon-reload && systemctl restart {name}"
     steps = ("Trust [the authority](#ca) first: it is read at the start.", File(path, drop_in), Run(restart), *more)
     return Client(title, steps, f"remove `{path}`, then `{restart}`.")
@@ -167,7 +167,7 @@ _ENVIRONMENT = Client(
     (
         "Nearly every program on a command line takes its proxy from here.",
         File(
-            "/etc/profile.d/dduct.sh",
+            "/etc/profile.d/zz-dduct.sh",
             "export http_proxy='@PROXY@' https_proxy='@PROXY@'\nexport HTTP_PROXY='@PROXY@' HTTPS_PROXY='@PROXY@'\n"
             "export no_proxy='@NO_PROXY@'\nexport NO_PROXY='@NO_PROXY@'\nexport NODE_EXTRA_CA_CERTS=CA\n"
             "export SSL_CERT_FILE=BUNDLE REQUESTS_CA_BUNDLE=BUNDLE",
@@ -237,7 +237,7 @@ _CLIENTS = (
         "apt",
         (
             File(
-                "/etc/apt/apt.conf.d/99dduct",
+                "/etc/apt/apt.conf.d/zz-dduct",
                 'Acquire::http::Proxy "@PROXY@";\nAcquire::https::Proxy "@PROXY@";\n'
                 'Acquire::http::Proxy::localhost "DIRECT";\nAcquire::https::Proxy::localhost "DIRECT";',
             ),
