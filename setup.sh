@@ -383,7 +383,7 @@ NO_PROXY=\"$(say "$no_proxy_hosts" | sed 's/,/, /g')\""
 }
 
 set_services() {
-    units='' # to be started again
+    units='' scripts='' # to be started again
     before_services=$changed
     for service in $services; do
         changed=''
@@ -392,6 +392,9 @@ set_services() {
             if [ -n "$changed$authority_changed" ] && [ -e "$root/etc/systemd/system/$service.service.d/zz-dduct.conf" ]; then
                 units="$units $service"
             fi
+        elif grep -q openrc-run "$root/etc/init.d/$service" 2> /dev/null; then
+            open_rc "$service"
+            [ -z "$changed$authority_changed" ] || scripts="$scripts $service"
         else
             continue
         fi
@@ -421,6 +424,18 @@ Environment=\"http_proxy=$escaped\" \"https_proxy=$escaped\" \"no_proxy=$no_prox
     cat "$unit" "$root/etc/systemd/system/$1.service.d"/*.conf 2> /dev/null |
         sed -n "s/^EnvironmentFile=-\{0,1\}//p" | sed "s/%n/$1.service/; s/%[Np]/$1/" |
         while read -r path; do rival "$root$path" '^[[:blank:]]*(containerd_)?https?_proxy='; done
+}
+
+# What OpenRC's scripts read is sh. That of k3s reads /etc/environment after it, and a file of its own last.
+open_rc() {
+    case $1 in
+        k3s*) settings=/etc/rancher/k3s/$1.env ;;
+        *) settings=/etc/conf.d/$1 ;;
+    esac
+    block "$settings" '' 'https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY' "export HTTP_PROXY='$proxy' HTTPS_PROXY='$proxy'
+export http_proxy='$proxy' https_proxy='$proxy'
+export NO_PROXY='$no_proxy_cluster' no_proxy='$no_proxy_cluster'"
+    rival "$root$settings" '^[^#]*containerd_https?_proxy='
 }
 
 reload_systemd() {
@@ -482,7 +497,7 @@ update_trust() {
 
 advise() {
     say "New logins use it; this shell does after: . /etc/profile.d/zz-dduct.sh"
-    [ -z "$units" ] || say "These services use it once they are started again: systemctl restart$units"
+    [ -z "$units$scripts" ] || say "These services use it once they are started again: $(restart)"
     case $asks_password,$proxy in
         yes,*@*) ;;
         yes,*)
@@ -533,8 +548,15 @@ forget_authority() {
 
 undo_services() {
     units=$(sed -n 's|^new /etc/systemd/system/\(.*\)\.service\.d/zz-dduct\.conf$| \1|p' "$journal" | tr -d '\n')
+    scripts=$(sed -n 's|^[a-z]* /etc/conf\.d/| |p; s|^[a-z]* /etc/rancher/k3s/\(.*\)\.env$| \1|p' "$journal" | tr -d '\n')
     [ -z "$units" ] || reload_systemd
-    [ -z "$units" ] || say "These services go without it once they are started again: systemctl restart$units"
+    [ -z "$units$scripts" ] || say "These services go without it once they are started again: $(restart)"
+}
+
+restart() {
+    how=${units:+systemctl restart$units}
+    for script in $scripts; do how="$how${how:+; }rc-service $script restart"; done
+    say "$how"
 }
 
 restore() {

@@ -197,6 +197,18 @@ _CLIENTS = (
     _unit("containerd", "containerd", _DROP_IN_CLUSTER),
     _unit("crio", "CRI-O", _DROP_IN_CLUSTER),
     Client(
+        "OpenRC (Docker, containerd, k3s on Alpine)",
+        (
+            "Trust [the authority](#ca) first: it is read at the start.",
+            File(
+                "/etc/conf.d/docker (or containerd; k3s: /etc/rancher/k3s/k3s.env)",
+                'export HTTP_PROXY="@PROXY@" HTTPS_PROXY="@PROXY@"\nexport NO_PROXY="@NO_PROXY_CLUSTER@"',
+            ),
+            Run("rc-service docker restart"),
+        ),
+        "remove the lines and restart.",
+    ),
+    Client(
         "podman, buildah, skopeo",
         (
             _BY_ENVIRONMENT,
@@ -293,10 +305,12 @@ _CLIENTS = (
             "Node.js brings authorities of its own; this one comes on top:",
             Run("export NODE_EXTRA_CA_CERTS=CA"),
             File("~/.npmrc", "proxy=@PROXY@\nhttps-proxy=@PROXY@"),
+            "Yarn from version 2 on reads neither that file nor the environment:",
+            File("~/.yarnrc.yml", 'httpProxy: "@PROXY@"\nhttpsProxy: "@PROXY@"\nhttpsCaFilePath: "BUNDLE"'),
             "npm also takes the proxy from the [environment](#environment). `cafile=BUNDLE` would do as well; it is "
             "in place of Node's own.",
         ),
-        "`unset NODE_EXTRA_CA_CERTS`; `npm config delete proxy https-proxy`",
+        "`unset NODE_EXTRA_CA_CERTS`; `npm config delete proxy https-proxy`; remove the lines.",
     ),
     Client(
         "cargo",
@@ -332,6 +346,7 @@ _CLIENTS = (
         (
             "Java has a store of its own. That of Debian's and RHEL's packages follows the [system's](#ca); in others:",
             Run("keytool -importcert -noprompt -cacerts -storepass changeit -alias dduct -file CA"),
+            "Java 8 does not know `-cacerts`: `-keystore $JAVA_HOME/jre/lib/security/cacerts` in its place.",
             "It asks the environment for nothing:",
             Run(
                 "export JAVA_TOOL_OPTIONS='-Dhttp.proxyHost=@HOST@ -Dhttp.proxyPort=@PORT@ "

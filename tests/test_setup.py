@@ -41,6 +41,7 @@ PATIENCE = 60
 # --- the page -----------------------------------------------------------------------------------------
 
 CLIENTS = {
+    "openrc": ["/etc/conf.d/docker", f'export HTTP_PROXY="{URL}"', "/etc/rancher/k3s/k3s.env"],
     "docker": ["/etc/systemd/system/docker.service.d/zz-dduct.conf", "~/.docker/config.json", "httpsProxy"],
     "containerd": ["/etc/systemd/system/containerd.service.d/zz-dduct.conf", "systemctl restart containerd"],
     "cri-o": ["/etc/systemd/system/crio.service.d/zz-dduct.conf", "systemctl restart crio"],
@@ -53,12 +54,23 @@ CLIENTS = {
     "zypper": ["/etc/sysconfig/proxy", 'PROXY_ENABLED="yes"', f'HTTPS_PROXY="{URL}"'],
     "pip": ["/etc/pip.conf", "[global]\ncert = BUNDLE"],
     "uv": ["SSL_CERT_FILE", "UV_SYSTEM_CERTS=true", "UV_NATIVE_TLS=true"],
-    "npm-yarn-pnpm": ["NODE_EXTRA_CA_CERTS", f"https-proxy={URL}"],
+    "npm-yarn-pnpm": [
+        "NODE_EXTRA_CA_CERTS",
+        f"https-proxy={URL}",
+        "~/.yarnrc.yml",
+        f'httpsProxy: "{URL}"',
+        "httpsCaFilePath",
+    ],
     "cargo": ["~/.cargo/config.toml", f'proxy = "{URL}"', 'cainfo = "BUNDLE"'],
     "go": ["go mod download"],
     "git": [f"http.proxy {URL}", "http.sslCAInfo"],
     "curl-wget": ["~/.curlrc", f'proxy = "{URL}"'],
-    "java": ["keytool -importcert", "-Dhttps.proxyHost=proxy.lab", "-Dhttps.proxyPort=8000"],
+    "java": [
+        "keytool -importcert",
+        "$JAVA_HOME/jre/lib/security/cacerts",
+        "-Dhttps.proxyHost=proxy.lab",
+        "-Dhttps.proxyPort=8000",
+    ],
     "ca": ["update-ca-certificates", "update-ca-trust", f"{URL}/ca.crt"],
     "environment": [f"https_proxy='{URL}'", "NODE_EXTRA_CA_CERTS"],
     "kept": ["*.docker.io\nghcr.io", "\\.deb$\n<b>"],
@@ -314,7 +326,14 @@ OWN_FILES: Dict[str, Dict[str, Tuple[int, str]]] = {
         "/etc/pam.d/login": (0o644, "session required pam_env.so readenv=1\n"),
     },
     "mint": {"/etc/apt/apt.conf.d/70debconf": (0o644, "\n")},
-    "alpine": {"/etc/profile": (0o644, "for i in /etc/profile.d/*.sh; do . $i; done\n")},
+    "alpine": {
+        "/etc/profile": (0o644, "for i in /etc/profile.d/*.sh; do . $i; done\n"),
+        "/etc/init.d/docker": (0o755, "#!/sbin/openrc-run\n"),
+        "/etc/conf.d/docker": (0o644, 'DOCKER_OPTS=""\nexport http_proxy="http://old:3128"'),
+        "/etc/init.d/containerd": (0o755, "#!/sbin/openrc-run\n"),
+        "/etc/init.d/k3s": (0o755, "#!/sbin/openrc-run\n"),
+        "/etc/init.d/crio": (0o755, "#!/bin/sh\n# what systemd-sysv takes\n"),
+    },
     "alma": {
         "/etc/dnf/dnf.conf": (0o600, "[main]\ngpgcheck=1\nproxy = http://old:3128\n\n[own]\nproxy=_none_\nname=x"),
         "/usr/lib/systemd/system/containerd.service": (0o644, "[Service]\n"),
@@ -344,7 +363,15 @@ EXPECTED: Dict[str, Dict[str, List[str]]] = {
         "/etc/systemd/system/k3s.service.d/zz-dduct.conf": ["[Service]\nEnvironment="],
     },
     "mint": {"/etc/apt/apt.conf.d/zz-dduct": [URL]},
-    "alpine": {"/etc/profile.d/zz-dduct.sh": [f"export https_proxy='{URL}'\n"]},
+    "alpine": {
+        "/etc/profile.d/zz-dduct.sh": [f"export https_proxy='{URL}'\n"],
+        "/etc/conf.d/docker": [
+            'DOCKER_OPTS=""\n#dduct# export http_proxy="http://old:3128"\n# >>> dduct',
+            f"\nexport HTTP_PROXY='{URL}' HTTPS_PROXY='{URL}'\n",
+        ],
+        "/etc/conf.d/containerd": [f"https_proxy='{URL}'\n", ",.svc,.cluster.local'\n"],
+        "/etc/rancher/k3s/k3s.env": [f"https_proxy='{URL}'\n"],
+    },
     "alma": {
         "/etc/dnf/dnf.conf": [
             "[main]\n# >>> dduct: what is between these lines comes from its setup, and goes with --undo\nproxy=http:",
@@ -505,6 +532,20 @@ def test_a_system_is_set_up_once_and_undone_without_a_trace(tmp_path: Path, kind
     assert difference(system.before, system.snapshot()) == []
     assert "nothing to undo" in system.done("--undo")
     assert difference(system.before, system.snapshot()) == []
+
+
+def test_services_of_openrc_take_it_from_their_scripts_settings(tmp_path: Path) -> None:
+    system = System(tmp_path, "alpine")
+    again = "rc-service docker restart; rc-service containerd restart; rc-service k3s restart"
+    assert f"once they are started again: {again}\n" in system.done()
+    assert not (system.root / "etc/conf.d/crio").exists()
+    command = f'. "{system.root}/etc/conf.d/docker"; env'
+    said = subprocess.run(["sh", "-c", command], env={}, stdout=subprocess.PIPE, timeout=PATIENCE).stdout.decode()
+    assert f"http_proxy={URL}\n" in said and f"HTTPS_PROXY={URL}\n" in said
+    assert f"go without it once they are started again: {again}\n" in system.done("--undo")
+    system._write("/etc/docker/daemon.json", 0o644, RIVALS["/etc/docker/daemon.json"])
+    system._write("/etc/rancher/k3s/k3s.env", 0o644, f"CONTAINERD_HTTPS_PROXY={OLD}\n")
+    assert system.done().count("that one wins") == 2
 
 
 def test_what_was_there_is_only_added_to(tmp_path: Path) -> None:
