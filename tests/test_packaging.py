@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -289,3 +290,29 @@ def manifest(name: str) -> Any:
 def test_clients_keep_their_addresses_on_the_way_to_the_pod() -> None:
     """Else all of them come from a node, which is a private address, and everybody is let in."""
     assert manifest("service")["spec"]["externalTrafficPolicy"] == "Local"
+
+
+def test_the_init_container_may_be_run_again(tmp_path: Path) -> None:
+    """The kubelet does so after a node's restart; a volume keeps what the first run has left."""
+    (container,) = manifest("deployment")["spec"]["template"]["spec"]["initContainers"]
+    command = [word.replace("/var/lib/dduct", "var").replace("/ca/", "ca/") for word in container["command"]]
+    assert "ca/ca.key" in command[-1]
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are for its user alone
+        place = Path(name)
+        (place / "var").mkdir()
+        (place / "ca").mkdir()
+        for file in ("ca.key", "ca.crt"):
+            (place / "ca" / file).write_text("first")
+            (place / "ca" / file).chmod(0o440)
+        user: Dict[str, Any] = {"user": 10001, "group": 10001, "extra_groups": []} if os.geteuid() == 0 else {}
+        if user:
+            for path in (place, *place.rglob("*")):
+                os.chown(path, 10001, 10001)
+        for content in ("first", "second"):
+            for file in ("ca.key", "ca.crt"):
+                (place / "ca" / file).chmod(0o640)
+                (place / "ca" / file).write_text(content)
+                (place / "ca" / file).chmod(0o440)
+            subprocess.run(command, cwd=place, check=True, **user)
+            assert (place / "var/certs/ca.key").read_text() == content
+        assert (place / "var/certs/ca.key").stat().st_mode & 0o077 == 0
