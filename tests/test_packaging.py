@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import zipfile
 import zlib
 from pathlib import Path
@@ -316,3 +317,21 @@ def test_the_init_container_may_be_run_again(tmp_path: Path) -> None:
             subprocess.run(command, cwd=place, check=True, **user)
             assert (place / "var/certs/ca.key").read_text() == content
         assert (place / "var/certs/ca.key").stat().st_mode & 0o077 == 0
+
+
+def test_every_pod_of_the_cluster_is_let_in_by_what_it_is() -> None:
+    """Cilium does not match pods by their addresses."""
+    (rule,) = manifest("networkpolicy")["spec"]["ingress"]
+    assert {"namespaceSelector": {}} in rule["from"]
+
+
+def test_the_kubernetes_readme_shows_yaml_that_can_be_applied() -> None:
+    text = (ROOT / "packaging/kubernetes/README.md").read_text("utf-8")
+    block = text[text.index("    apiVersion: cilium.io") :].partition("\n\n")[0]
+    policy = yaml.safe_load(textwrap.dedent(block))
+    ports = {
+        port["containerPort"] for port in manifest("deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]
+    }
+    assert {int(one["port"]) for one in policy["spec"]["ingress"][0]["toPorts"][0]["ports"]} == ports
+    labels = manifest("kustomization")["labels"][0]["pairs"]
+    assert policy["spec"]["endpointSelector"]["matchLabels"] == labels
