@@ -131,6 +131,60 @@ def test_a_parent_proxy_with_a_password(appliance: Appliance) -> None:
     assert parent.credentials == 'ada:pa"ss\\w@rd'
 
 
+# --- the network --------------------------------------------------------------------------------
+
+VIRTUAL = "2: eth0    inet 10.0.2.101/24 scope global secondary eth0"
+SIX = "2: eth0    inet6 fd00::15/64 scope global dynamic"
+
+
+def set_up_with(appliance: Appliance, before: str, **inputs: str) -> Config:
+    """Configure after some lines of shell."""
+    done = appliance.run(f"{before}\nservice_configure", **inputs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return config.load(appliance.toml, Path("/nowhere"))
+
+
+def test_the_own_address_is_the_first_that_the_kernel_has(appliance: Appliance) -> None:
+    appliance.answer("addresses", f"{SIX}\n{ADDRESSES}\n{VIRTUAL}")  # which sorts before 10.0.2.15
+    found = appliance.configure()
+    assert found.certs.server_ip_sans == ("10.0.2.15",)
+    assert found.proxy.allow_clients == ("127.0.0.0/8", "::1/128", "10.0.2.0/24", "fd00::/64")
+
+
+def test_the_own_address_is_the_one_that_opennebula_gave(appliance: Appliance) -> None:
+    appliance.answer("addresses", f"{VIRTUAL}\n{ADDRESSES}")
+    assert set_up_with(appliance, "ETH0_IP=10.0.2.15").certs.server_ip_sans == ("10.0.2.15",)
+    assert set_up_with(appliance, "ETH0_IP=10.0.2.77").certs.server_ip_sans == ("10.0.2.101",)  # which is not there
+
+
+@pytest.mark.parametrize(
+    ("address", "method", "waits"),
+    [
+        ("::", "auto", True),
+        ("::", "dhcp", True),
+        ("::", "static", True),
+        ("::", "", False),
+        ("::", "disable", False),
+        ("", "auto", False),
+    ],
+)
+def test_an_address_that_a_router_announces_is_waited_for(
+    appliance: Appliance, address: str, method: str, waits: bool
+) -> None:
+    later = f"sleep() {{ printf '%s\\n' '{SIX}' >> \"{appliance.root.parent}/answers/addresses\"; }}"
+    patience = f"export ETH0_IP6_METHOD='{method}' DDUCT_NETWORK_PATIENCE=6"
+    found = set_up_with(appliance, f"{later}\n{patience}", LISTEN_ADDRESS=address)
+    assert ("fd00::/64" in found.proxy.allow_clients) == waits
+
+
+def test_a_router_that_says_nothing_is_not_waited_for_for_ever(appliance: Appliance) -> None:
+    count = f'sleep() {{ echo x >> "{appliance.root}/slept"; }}'
+    patience = "export ETH0_IP6_METHOD=auto DDUCT_NETWORK_PATIENCE=30"
+    found = set_up_with(appliance, f"{count}\n{patience}", LISTEN_ADDRESS="::")
+    assert found.proxy.allow_clients == ("127.0.0.0/8", "::1/128", "10.0.2.0/24")
+    assert len((appliance.root / "slept").read_text()) == 2 * 10
+
+
 BAD = [
     ("LISTEN_ADDRESS", ["localhost", "10.0.0.1", "1.2.3", "0.0.0.0:80", "999.1.1.1", "fe80::1"]),
     ("LISTEN_PORT", ["80a", "-1", "65536", "99999999999", "08000", "22", "8000 8001", "4430.0", "$(id)"]),

@@ -233,21 +233,41 @@ yes_or_no()
 HOST_PATTERN='(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*'
 ADDRESS_PATTERN='[0-9]+(\.[0-9]+){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*'
 
-# NIC_ADDRESSES, those of the first NIC with their prefix lengths; ALL_ADDRESSES of this machine without them.
+# NIC_ADDRESSES, those of the first NIC with their prefix lengths, the VM's own first; ALL_ADDRESSES of this machine without
+# prefix lengths. A router announces IPv6 when it likes to, so that is waited for where dduct is to listen on it.
 load_network()
 {
-    local nic attempt
+    local nic attempt patience="${DDUCT_NETWORK_PATIENCE:-30}"
     nic="$(first_nic)"
     NIC_ADDRESSES=()
-    for ((attempt = 0; attempt < ${DDUCT_NETWORK_PATIENCE:-30}; attempt++)); do
+    for ((attempt = 0; attempt < patience; attempt++)); do
         [[ -n "$nic" ]] || break
-        mapfile -t NIC_ADDRESSES < <(ip -o addr show dev "$nic" scope global | awk '{print $3, $4}' | sort | awk '{print $2}')
-        ((${#NIC_ADDRESSES[@]} == 0)) || break
+        # IPv4 before IPv6, else as the kernel has them: a second address, such as a virtual router's, comes later.
+        mapfile -t NIC_ADDRESSES < <(ip -o addr show dev "$nic" scope global | awk '{print $3, $4}' | sort -s -k 1,1 | awk '{print $2}')
+        if ((${#NIC_ADDRESSES[@]})) && { ! wants_ipv6 || [[ "${NIC_ADDRESSES[*]}" == *:* ]]; }; then break; fi
+        ((${#NIC_ADDRESSES[@]} == 0 || attempt < patience / 3)) || break
         sleep 2
     done
     mapfile -t ALL_ADDRESSES < <(ip -o addr show | awk '{sub("/.*", "", $4); print $4}')
+    prefer_own_address
     OWN_ADDRESS="${NIC_ADDRESSES[0]:-127.0.0.1}"
     OWN_ADDRESS="${OWN_ADDRESS%%/*}"
+}
+
+# Whether clients come by IPv6, and the first NIC is to have an address for them.
+wants_ipv6()
+{
+    [[ "$(given LISTEN_ADDRESS)" == :: && "${ETH0_IP6_METHOD:-}" =~ ^(static|auto|dhcp)$ ]]
+}
+
+# What OpenNebula has given the first NIC comes first.
+prefer_own_address()
+{
+    local address rest=() own=()
+    for address in "${NIC_ADDRESSES[@]}"; do
+        if [[ "${address%%/*}" == "${ETH0_IP:-}" ]]; then own+=("$address"); else rest+=("$address"); fi
+    done
+    NIC_ADDRESSES=("${own[@]}" "${rest[@]}")
 }
 
 first_nic()
@@ -387,7 +407,7 @@ settle_access()
 networks_of()
 {
     python3 -c 'import ipaddress, sys
-for text in sys.argv[1:]: print(ipaddress.ip_interface(text).network)' "$@"
+for network in dict.fromkeys(ipaddress.ip_interface(text).network for text in sys.argv[1:]): print(network)' "$@"
 }
 
 settle_upstream()
