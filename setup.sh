@@ -17,7 +17,9 @@ asks_password=''
 # --- end of what dduct fills in ---
 
 LC_ALL=C
-export LC_ALL
+# Debian's su, and cron, leave out where chroot and the updaters are.
+PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
+export LC_ALL PATH
 umask 022
 
 root=''                       # what all paths are below
@@ -221,7 +223,7 @@ renew() {
     keep "$1"
     if grep -qxF "$begin" "$root$1"; then
         copy "$root$1" "$state/before$1"
-        without_block "$root$1" > "$state/before$1"
+        without_block "$1" > "$state/before$1"
         note "saved $1"
     fi
 }
@@ -261,7 +263,7 @@ own() {
 block() {
     if is_link "$1"; then return 0; fi
     mkdir -p "$state/next${1%/*}"
-    if [ -e "$root$1" ]; then without_block "$root$1" > "$state/next$1.part"; else : > "$state/next$1.part"; fi
+    if [ -e "$root$1" ]; then without_block "$1" > "$state/next$1.part"; else : > "$state/next$1.part"; fi
     SECTION=$2 KEYS=$3 TEXT=$4 BEGIN=$begin END=$end ASIDE=$aside awk '
         function ours() { print ENVIRON["BEGIN"]; print ENVIRON["TEXT"]; print ENVIRON["END"]; done = 1 }
         BEGIN { section = ENVIRON["SECTION"]; within = section == ""; keys = "^[ \t]*(export[ \t]+)?(" ENVIRON["KEYS"] ")[ \t]*=" }
@@ -284,19 +286,51 @@ block() {
     put "$1"
 }
 
+# A file as it would be without us. Where the end of our lines is gone, only those go that we have written; what has
+# come to stand below them since is not ours.
 without_block() {
-    BEGIN=$begin END=$end ASIDE=$aside awk '
-        $0 == ENVIRON["BEGIN"] { held = $0; holding = 1; next }
-        holding && $0 == ENVIRON["END"] { holding = 0; next }
-        holding { held = held "\n" $0; next }
-        index($0, ENVIRON["ASIDE"]) == 1 { $0 = substr($0, length(ENVIRON["ASIDE"]) + 1) }
-        { print }
-        END { if (holding) print held }' "$1"
+    OURS=$(written_lines "$1") BEGIN=$begin END=$end ASIDE=$aside awk '
+        function give(line) { print index(line, ENVIRON["ASIDE"]) == 1 ? substr(line, length(ENVIRON["ASIDE"]) + 1) : line }
+        function let_go(    i) { for (i = 1; i <= held; i++) if (!(line[i] in ours)) give(line[i]); held = 0 }
+        BEGIN { count = split(ENVIRON["OURS"], written, "\n"); for (i = 1; i <= count; i++) ours[written[i]] }
+        $0 == ENVIRON["BEGIN"] { let_go(); holding = 1; next }
+        $0 == ENVIRON["END"] { held = holding = 0; next }
+        holding { line[++held] = $0; next }
+        { give($0) }
+        END { let_go() }' "$root$1"
+}
+
+# The lines that we have left, or were about to leave, in a file of somebody else's. The name of a section is anybody's.
+written_lines() {
+    for left in "$state/after$1" "$state/next$1"; do
+        [ ! -e "$left" ] || BEGIN=$begin END=$end awk '
+            $0 == ENVIRON["BEGIN"] { text = ""; within = 1; next }
+            $0 == ENVIRON["END"] { if (within) printf "%s", text; within = 0 }
+            within && !/^\[/ { text = text $0 "\n" }' "$left"
+    done
 }
 
 is_link() {
     [ -L "$root$1" ] || return 1
     say "  $root$1 is a link, and left alone"
+}
+
+# --- what others have set -----------------------------------------------------------------------
+
+# Ours are called zz-dduct, for of several files the last one counts. What wins all the same is told of, one line each.
+# rival FILE PATTERN: whether a file has lines like an extended regular expression, capitals or not.
+rival() {
+    if [ -f "$1" ] && grep -Eqi "$2" "$1"; then say "  $1 sets a proxy as well, and that one wins: take it out there"; fi
+}
+
+# later FILE PATTERN: what stands in its directory and is read after it.
+later() {
+    passed=''
+    for other in "$root${1%/*}"/*; do
+        if [ "$other" = "$root$1" ]; then passed=yes
+        elif [ -n "$passed" ]; then rival "$other" "$2"
+        fi
+    done
 }
 
 # --- what is installed --------------------------------------------------------------------------
@@ -312,8 +346,9 @@ variables() {
 }
 
 set_environment() {
-    own /etc/profile.d/dduct.sh "# Written by dduct's setup; --undo removes it.
+    own /etc/profile.d/zz-dduct.sh "# Written by dduct's setup; --undo removes it.
 $(variables 'export ' "'")"
+    later /etc/profile.d/zz-dduct.sh '^[^#]*https?_proxy='
     if [ -d "$root/etc/pam.d" ] || [ -e "$root/etc/environment" ]; then
         block /etc/environment '' 'https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY|NODE_EXTRA_CA_CERTS|REQUESTS_CA_BUNDLE|SSL_CERT_FILE' \
             "$(variables '' '')"
@@ -322,14 +357,15 @@ $(variables 'export ' "'")"
 
 set_packages() {
     if [ -d "$root/etc/apt/apt.conf.d" ]; then
-        own /etc/apt/apt.conf.d/99dduct "// Written by dduct's setup; --undo removes it.
+        own /etc/apt/apt.conf.d/zz-dduct "// Written by dduct's setup; --undo removes it.
 Acquire::http::Proxy \"$proxy\";
 Acquire::https::Proxy \"$proxy\";
 Acquire::http::Proxy::localhost \"DIRECT\";
 Acquire::https::Proxy::localhost \"DIRECT\";"
-        if grep -Eqi 'acquire::https?::proxy' "$root/etc/apt/apt.conf" 2> /dev/null; then
-            say "  $root/etc/apt/apt.conf sets a proxy as well, and apt believes that one: remove it there"
-        fi
+        later /etc/apt/apt.conf.d/zz-dduct '^[^#/]*acquire::https?::proxy'
+        rival "$root/etc/apt/apt.conf" '^[^#/]*acquire::https?::proxy'
+        # A proxy that a program finds comes before one that is written.
+        for other in "$root/etc/apt/apt.conf.d"/*; do rival "$other" '^[^#/]*proxy-?auto-?detect'; done
     fi
     if [ -d "$root/etc/dnf" ] || has dnf || has microdnf; then
         block /etc/dnf/dnf.conf '[main]' proxy "proxy=$proxy"
@@ -347,31 +383,59 @@ NO_PROXY=\"$(say "$no_proxy_hosts" | sed 's/,/, /g')\""
 }
 
 set_services() {
-    to_restart=''
+    units='' scripts='' # to be started again
     before_services=$changed
     for service in $services; do
         changed=''
-        for directory in /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system; do
-            if [ -e "$root$directory/$service.service" ] || [ -L "$root$directory/$service.service" ]; then
-                drop_in "$service"
-                break
+        if find_unit "$service"; then
+            drop_in "$service"
+            if [ -n "$changed$authority_changed" ] && [ -e "$root/etc/systemd/system/$service.service.d/zz-dduct.conf" ]; then
+                units="$units $service"
             fi
-        done
-        if [ -n "$changed$authority_changed" ] && [ -e "$root/etc/systemd/system/$service.service.d/dduct.conf" ]; then
-            to_restart="$to_restart $service"
+        elif grep -q openrc-run "$root/etc/init.d/$service" 2> /dev/null; then
+            open_rc "$service"
+            [ -z "$changed$authority_changed" ] || scripts="$scripts $service"
+        else
+            continue
         fi
+        [ "$service" != docker ] || rival "$root/etc/docker/daemon.json" '"https?-proxy"'
         before_services=$before_services$changed
     done
     changed=$before_services
-    [ -z "$to_restart" ] || reload_systemd
+    [ -z "$units" ] || reload_systemd
+}
+
+find_unit() {
+    for directory in /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system; do
+        unit=$root$directory/$1.service
+        if [ -e "$unit" ] || [ -L "$unit" ]; then return 0; fi
+    done
+    return 1
 }
 
 drop_in() {
     escaped=$(say "$proxy" | sed 's/%/%%/g') # % is systemd's own
-    own "/etc/systemd/system/$1.service.d/dduct.conf" "# Written by dduct's setup; --undo removes it.
+    own "/etc/systemd/system/$1.service.d/zz-dduct.conf" "# Written by dduct's setup; --undo removes it.
 [Service]
 Environment=\"HTTP_PROXY=$escaped\" \"HTTPS_PROXY=$escaped\" \"NO_PROXY=$no_proxy_cluster\"
 Environment=\"http_proxy=$escaped\" \"https_proxy=$escaped\" \"no_proxy=$no_proxy_cluster\""
+    later "/etc/systemd/system/$1.service.d/zz-dduct.conf" '^[^#;]*https?_proxy='
+    # What a unit reads from a file comes before all that it sets by itself.
+    cat "$unit" "$root/etc/systemd/system/$1.service.d"/*.conf 2> /dev/null |
+        sed -n "s/^EnvironmentFile=-\{0,1\}//p" | sed "s/%n/$1.service/; s/%[Np]/$1/" |
+        while read -r path; do rival "$root$path" '^[[:blank:]]*(containerd_)?https?_proxy='; done
+}
+
+# What OpenRC's scripts read is sh. That of k3s reads /etc/environment after it, and a file of its own last.
+open_rc() {
+    case $1 in
+        k3s*) settings=/etc/rancher/k3s/$1.env ;;
+        *) settings=/etc/conf.d/$1 ;;
+    esac
+    block "$settings" '' 'https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY' "export HTTP_PROXY='$proxy' HTTPS_PROXY='$proxy'
+export http_proxy='$proxy' https_proxy='$proxy'
+export NO_PROXY='$no_proxy_cluster' no_proxy='$no_proxy_cluster'"
+    rival "$root$settings" '^[^#]*containerd_https?_proxy='
 }
 
 reload_systemd() {
@@ -432,8 +496,8 @@ update_trust() {
 }
 
 advise() {
-    say "New logins use it; this shell does after: . /etc/profile.d/dduct.sh"
-    [ -z "$to_restart" ] || say "These services use it once they are started again: systemctl restart$to_restart"
+    say "New logins use it; this shell does after: . /etc/profile.d/zz-dduct.sh"
+    [ -z "$units$scripts" ] || say "These services use it once they are started again: $(restart)"
     case $asks_password,$proxy in
         yes,*@*) ;;
         yes,*)
@@ -463,7 +527,7 @@ undo() {
             rmdir "$root$path" 2> /dev/null || say "  $root$path has something in it by now, and stays"
         fi
     done < "$state/backwards"
-    if grep -q ' /etc/systemd/system/' "$journal"; then undo_services; fi
+    undo_services
     trap - EXIT
     clear_notes
     [ ! -d "$state" ] || say "What had been changed by others is kept in $state/kept"
@@ -483,9 +547,16 @@ forget_authority() {
 }
 
 undo_services() {
-    reload_systemd
-    to_restart=$(sed -n 's|^new /etc/systemd/system/\(.*\)\.service\.d/dduct\.conf$|\1|p' "$journal" | tr '\n' ' ')
-    [ -z "$to_restart" ] || say "These services go without it once they are started again: systemctl restart $to_restart"
+    units=$(sed -n 's|^new /etc/systemd/system/\(.*\)\.service\.d/zz-dduct\.conf$| \1|p' "$journal" | tr -d '\n')
+    scripts=$(sed -n 's|^[a-z]* /etc/conf\.d/| |p; s|^[a-z]* /etc/rancher/k3s/\(.*\)\.env$| \1|p' "$journal" | tr -d '\n')
+    [ -z "$units" ] || reload_systemd
+    [ -z "$units$scripts" ] || say "These services go without it once they are started again: $(restart)"
+}
+
+restart() {
+    how=${units:+systemctl restart$units}
+    for script in $scripts; do how="$how${how:+; }rc-service $script restart"; done
+    say "$how"
 }
 
 restore() {
@@ -530,7 +601,7 @@ lost() {
 # Somebody has edited the file: his lines stay in it, and ours go.
 take_out() {
     cp -p "$root$1" "$root$1.dduct-new"
-    without_block "$root$1" > "$root$1.dduct-new"
+    without_block "$1" > "$root$1.dduct-new"
     mv -f "$root$1.dduct-new" "$root$1"
     relabel "$root$1"
     say "  $root$1, without our lines"

@@ -137,7 +137,7 @@ _BY_ENVIRONMENT = "It takes the proxy from the [environment](#environment) and t
 
 
 def _unit(name: str, title: str, drop_in: str, more: Tuple[Step, ...] = ()) -> Client:
-    path = f"/etc/systemd/system/{name}.service.d/dduct.conf"
+    path = f"/etc/systemd/system/{name}.service.d/zz-dduct.conf"
     restart = f"systemctl daemon-reload && systemctl restart {name}"
     steps = ("Trust [the authority](#ca) first: it is read at the start.", File(path, drop_in), Run(restart), *more)
     return Client(title, steps, f"remove `{path}`, then `{restart}`.")
@@ -167,7 +167,7 @@ _ENVIRONMENT = Client(
     (
         "Nearly every program on a command line takes its proxy from here.",
         File(
-            "/etc/profile.d/dduct.sh",
+            "/etc/profile.d/zz-dduct.sh",
             "export http_proxy='@PROXY@' https_proxy='@PROXY@'\nexport HTTP_PROXY='@PROXY@' HTTPS_PROXY='@PROXY@'\n"
             "export no_proxy='@NO_PROXY@'\nexport NO_PROXY='@NO_PROXY@'\nexport NODE_EXTRA_CA_CERTS=CA\n"
             "export SSL_CERT_FILE=BUNDLE REQUESTS_CA_BUNDLE=BUNDLE",
@@ -196,6 +196,18 @@ _CLIENTS = (
     ),
     _unit("containerd", "containerd", _DROP_IN_CLUSTER),
     _unit("crio", "CRI-O", _DROP_IN_CLUSTER),
+    Client(
+        "OpenRC (Docker, containerd, k3s on Alpine)",
+        (
+            "Trust [the authority](#ca) first: it is read at the start.",
+            File(
+                "/etc/conf.d/docker (or containerd; k3s: /etc/rancher/k3s/k3s.env)",
+                'export HTTP_PROXY="@PROXY@" HTTPS_PROXY="@PROXY@"\nexport NO_PROXY="@NO_PROXY_CLUSTER@"',
+            ),
+            Run("rc-service docker restart"),
+        ),
+        "remove the lines and restart.",
+    ),
     Client(
         "podman, buildah, skopeo",
         (
@@ -237,7 +249,7 @@ _CLIENTS = (
         "apt",
         (
             File(
-                "/etc/apt/apt.conf.d/99dduct",
+                "/etc/apt/apt.conf.d/zz-dduct",
                 'Acquire::http::Proxy "@PROXY@";\nAcquire::https::Proxy "@PROXY@";\n'
                 'Acquire::http::Proxy::localhost "DIRECT";\nAcquire::https::Proxy::localhost "DIRECT";',
             ),
@@ -293,10 +305,12 @@ _CLIENTS = (
             "Node.js brings authorities of its own; this one comes on top:",
             Run("export NODE_EXTRA_CA_CERTS=CA"),
             File("~/.npmrc", "proxy=@PROXY@\nhttps-proxy=@PROXY@"),
+            "Yarn from version 2 on reads neither that file nor the environment:",
+            File("~/.yarnrc.yml", 'httpProxy: "@PROXY@"\nhttpsProxy: "@PROXY@"\nhttpsCaFilePath: "BUNDLE"'),
             "npm also takes the proxy from the [environment](#environment). `cafile=BUNDLE` would do as well; it is "
             "in place of Node's own.",
         ),
-        "`unset NODE_EXTRA_CA_CERTS`; `npm config delete proxy https-proxy`",
+        "`unset NODE_EXTRA_CA_CERTS`; `npm config delete proxy https-proxy`; remove the lines.",
     ),
     Client(
         "cargo",
@@ -332,6 +346,7 @@ _CLIENTS = (
         (
             "Java has a store of its own. That of Debian's and RHEL's packages follows the [system's](#ca); in others:",
             Run("keytool -importcert -noprompt -cacerts -storepass changeit -alias dduct -file CA"),
+            "Java 8 does not know `-cacerts`: `-keystore $JAVA_HOME/jre/lib/security/cacerts` in its place.",
             "It asks the environment for nothing:",
             Run(
                 "export JAVA_TOOL_OPTIONS='-Dhttp.proxyHost=@HOST@ -Dhttp.proxyPort=@PORT@ "

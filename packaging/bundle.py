@@ -2,7 +2,8 @@
 
 Shared libraries cannot be loaded from an archive. They go into a directory that nobody but this user (and root) can
 write to, all the way up; a place that others could have prepared is never used. Whoever unpacks holds a lock, and a
-directory gets its name when everything in it has reached the disk, so what has the name is whole.
+directory gets its name when everything in it has reached the disk. What has the name was whole then; it is still looked
+through at every start, for systemd-tmpfiles takes what is old out of /var/tmp, file by file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, List, NamedTuple, Optional
+from typing import Dict, Iterator, List, NamedTuple, Optional
 
 OLDEST = (3, 4)  # of cryptography
 LIBRARY = "library/"
@@ -47,7 +48,7 @@ def provide() -> None:
         sys.exit(f"dduct: the Python package cryptography, 3.4 or newer, is needed: {REMEDY}")
     try:
         _check(carried)
-        _use(_library(carried.identity))
+        _use(_hold(_library(carried.identity)))
     except Unusable as error:
         sys.exit(f"dduct: {error}")
 
@@ -143,13 +144,32 @@ def _unpacked(archive: Path, identity: str, place: Path) -> Path:
     place = place.resolve()
     _check_ownership(place)
     library = place / identity
-    if library.is_dir():
+    with zipfile.ZipFile(archive) as content:
+        sizes = {one.filename[len(LIBRARY) :]: one.file_size for one in _carried_files(content)}
+    if _is_whole(library, sizes):
         return library
     if os.statvfs(place).f_flag & os.ST_NOEXEC:
         raise Unusable("mounted noexec")
     with _locked(place / ".lock"):
-        if not library.is_dir():
+        if not _is_whole(library, sizes):
             _unpack(archive, place / f"{identity}.new", library)
+    return library
+
+
+def _carried_files(archive: zipfile.ZipFile) -> List[zipfile.ZipInfo]:
+    return [one for one in archive.infolist() if one.filename.startswith(LIBRARY)]
+
+
+def _is_whole(library: Path, sizes: Dict[str, int]) -> bool:
+    try:
+        return all((library / name).stat().st_size == size for name, size in sizes.items())
+    except OSError:
+        return False
+
+
+def _hold(library: Path) -> Path:
+    """Keep systemd-tmpfiles away for as long as this process runs: it passes over directories that are locked."""
+    fcntl.flock(os.open(library, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH)
     return library
 
 
@@ -175,14 +195,18 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _unpack(archive: Path, stage: Path, library: Path) -> None:
-    """Under the lock: whatever is in `stage` is the rest of one that was killed."""
+    """Under the lock: whatever is in `stage` is what a killed one has left, in `library` what has aged."""
     shutil.rmtree(stage, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as content:
-            for name in content.namelist():
-                if name.startswith(LIBRARY):
-                    _write(stage / name[len(LIBRARY) :], content.read(name))
+            for one in _carried_files(content):
+                _write(stage / one.filename[len(LIBRARY) :], content.read(one))
+        aged = library.with_suffix(".old")
+        shutil.rmtree(aged, ignore_errors=True)
+        if library.exists():
+            os.replace(library, aged)  # others may be running from it, and import more
         os.replace(stage, library)
+        shutil.rmtree(aged, ignore_errors=True)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise

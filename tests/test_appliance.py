@@ -131,6 +131,60 @@ def test_a_parent_proxy_with_a_password(appliance: Appliance) -> None:
     assert parent.credentials == 'ada:pa"ss\\w@rd'
 
 
+# --- the network --------------------------------------------------------------------------------
+
+VIRTUAL = "2: eth0    inet 10.0.2.101/24 scope global secondary eth0"
+SIX = "2: eth0    inet6 fd00::15/64 scope global dynamic"
+
+
+def set_up_with(appliance: Appliance, before: str, **inputs: str) -> Config:
+    """Configure after some lines of shell."""
+    done = appliance.run(f"{before}\nservice_configure", **inputs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return config.load(appliance.toml, Path("/nowhere"))
+
+
+def test_the_own_address_is_the_first_that_the_kernel_has(appliance: Appliance) -> None:
+    appliance.answer("addresses", f"{SIX}\n{ADDRESSES}\n{VIRTUAL}")  # which sorts before 10.0.2.15
+    found = appliance.configure()
+    assert found.certs.server_ip_sans == ("10.0.2.15",)
+    assert found.proxy.allow_clients == ("127.0.0.0/8", "::1/128", "10.0.2.0/24", "fd00::/64")
+
+
+def test_the_own_address_is_the_one_that_opennebula_gave(appliance: Appliance) -> None:
+    appliance.answer("addresses", f"{VIRTUAL}\n{ADDRESSES}")
+    assert set_up_with(appliance, "ETH0_IP=10.0.2.15").certs.server_ip_sans == ("10.0.2.15",)
+    assert set_up_with(appliance, "ETH0_IP=10.0.2.77").certs.server_ip_sans == ("10.0.2.101",)  # which is not there
+
+
+@pytest.mark.parametrize(
+    ("address", "method", "waits"),
+    [
+        ("::", "auto", True),
+        ("::", "dhcp", True),
+        ("::", "static", True),
+        ("::", "", False),
+        ("::", "disable", False),
+        ("", "auto", False),
+    ],
+)
+def test_an_address_that_a_router_announces_is_waited_for(
+    appliance: Appliance, address: str, method: str, waits: bool
+) -> None:
+    later = f"sleep() {{ printf '%s\\n' '{SIX}' >> \"{appliance.root.parent}/answers/addresses\"; }}"
+    patience = f"export ETH0_IP6_METHOD='{method}' DDUCT_NETWORK_PATIENCE=6"
+    found = set_up_with(appliance, f"{later}\n{patience}", LISTEN_ADDRESS=address)
+    assert ("fd00::/64" in found.proxy.allow_clients) == waits
+
+
+def test_a_router_that_says_nothing_is_not_waited_for_for_ever(appliance: Appliance) -> None:
+    count = f'sleep() {{ echo x >> "{appliance.root}/slept"; }}'
+    patience = "export ETH0_IP6_METHOD=auto DDUCT_NETWORK_PATIENCE=30"
+    found = set_up_with(appliance, f"{count}\n{patience}", LISTEN_ADDRESS="::")
+    assert found.proxy.allow_clients == ("127.0.0.0/8", "::1/128", "10.0.2.0/24")
+    assert len((appliance.root / "slept").read_text()) == 2 * 10
+
+
 BAD = [
     ("LISTEN_ADDRESS", ["localhost", "10.0.0.1", "1.2.3", "0.0.0.0:80", "999.1.1.1", "fe80::1"]),
     ("LISTEN_PORT", ["80a", "-1", "65536", "99999999999", "08000", "22", "8000 8001", "4430.0", "$(id)"]),
@@ -320,6 +374,42 @@ def test_authorities_that_will_not_do(appliance: Appliance) -> None:
     assert "expired" in appliance.refused("CA_CERT", CA_CERT=encoded(certificate), CA_KEY=encoded(pem(key)))
 
 
+def made_by_openssl(directory: Path, *algorithm: str, usage: str = "keyCertSign") -> Dict[str, str]:
+    """An authority with a key that cryptography would not make."""
+    key, certificate, config = (directory / f"own.{ending}" for ending in ("key", "crt", "cnf"))
+    subprocess.run(["openssl", "genpkey", *algorithm, "-out", key], check=True, capture_output=True)
+    config.write_text(
+        "[req]\ndistinguished_name=name\nx509_extensions=authority\n[name]\n"
+        f"[authority]\nbasicConstraints=critical,CA:TRUE\nkeyUsage={usage}\n"
+    )
+    command: List[Any] = ["openssl", "req", "-x509", "-new", "-config", config, "-key", key, "-out", certificate]
+    subprocess.run([*command, "-subj", "/CN=mine", "-days", "30"], check=True, capture_output=True)
+    return {"CA_CERT": encoded(certificate.read_bytes()), "CA_KEY": encoded(key.read_bytes())}
+
+
+RSA = ("-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048")
+
+
+def test_an_authority_that_dduct_could_not_use_leaves_the_old_one(appliance: Appliance, tmp_path: Path) -> None:
+    key, certificate = authority()
+    appliance.configure(CA_CERT=encoded(certificate), CA_KEY=encoded(pem(key)))
+    young_key, young = authority(days=90)
+    line = appliance.refused("CA_CERT", CA_CERT=encoded(young), CA_KEY=encoded(pem(young_key)))
+    assert "not valid before" in line
+    line = appliance.refused("CA_KEY", **made_by_openssl(tmp_path, "-algorithm", "ED25519"))
+    assert "neither an RSA nor an EC key" in line
+    line = appliance.refused("CA_KEY", **made_by_openssl(tmp_path, "-algorithm", "RSA-PSS"))
+    assert "PSS alone" in line
+    line = appliance.refused("CA_CERT", **made_by_openssl(tmp_path, *RSA, usage="cRLSign"))
+    assert "keyCertSign" in line
+    certs = appliance.state / "certs"
+    assert (certs / "ca.crt").read_bytes() == certificate and (certs / "ca.key").read_bytes() == pem(key)
+    usual = made_by_openssl(tmp_path, *RSA)
+    appliance.configure(**usual)
+    assert encoded((certs / "ca.key").read_bytes()) == usual["CA_KEY"]
+    assert sorted(path.name for path in certs.iterdir()) == ["ca.crt", "ca.key"]  # what was tried is gone
+
+
 def test_the_server_certificate_follows_the_address(appliance: Appliance, certificates: Path) -> None:
     certs = appliance.state / "certs"
     shutil.copytree(certificates, certs)
@@ -390,6 +480,29 @@ def test_a_disk_with_ext4_is_used_as_it_is(appliance: Appliance, disk: Path) -> 
     appliance.configure()
     assert disk.read_bytes() == before and len(appliance.asked("mount")) == 1
     assert appliance.asked("resize2fs") == [f"resize2fs {disk}"]
+
+
+def test_on_a_disk_of_somebody_else_two_directories_become_dducts(appliance: Appliance, disk: Path) -> None:
+    others = appliance.state / "home" / "ada"
+    others.mkdir(parents=True)
+    (appliance.state / "files").mkdir()
+    appliance.state.chmod(0o700)
+    appliance.answer("id", "echo 4711")
+    appliance.configure()
+    mine = [f"chown -R dduct:dduct {appliance.state / name}" for name in ("certs", "files")]
+    assert [line for line in appliance.asked("chown") if "dduct:dduct" in line] == mine
+    assert stat.S_IMODE(appliance.state.stat().st_mode) == 0o701  # and the way to them
+    assert stat.S_IMODE((appliance.state / "files").stat().st_mode) == 0o700
+    appliance.answer("id", f"echo {os.getuid()}")
+    appliance.configure()  # the user's number is right by now, and nothing is looked through
+    assert len([line for line in appliance.asked("chown") if "dduct:dduct" in line]) == 2
+
+
+def test_a_link_on_a_disk_leads_nowhere(appliance: Appliance, disk: Path, tmp_path: Path) -> None:
+    (appliance.state / "certs").symlink_to(tmp_path)
+    mode = tmp_path.stat().st_mode
+    appliance.refused("CACHE_DISK", CACHE_DISK="auto")
+    assert tmp_path.stat().st_mode == mode
 
 
 @pytest.mark.skipif(not Path("/usr/sbin/mkfs.xfs").exists(), reason="xfsprogs is not installed")

@@ -6,9 +6,12 @@ import ast
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
+import textwrap
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,6 +23,7 @@ import pytest
 import pyz
 import tarball
 import wheels
+import yaml
 from wheels import PYTHONS, Wheels
 
 import dduct
@@ -181,9 +185,20 @@ def test_it_is_unpacked_once_for_nobody_else(tmp_path: Path, archive: Path) -> N
     assert sorted(path.name for path in place.rglob("*") if path.is_file()) == [".lock", "a.py", "b.py"]
     assert place.stat().st_mode & 0o777 == 0o700
     inode = (library / "b.py").stat().st_ino
-    archive.unlink()  # it is not looked at again
     assert bundle._unpacked(archive, "0123", place) == library
     assert (library / "b.py").stat().st_ino == inode
+
+
+@pytest.mark.parametrize("gone", ["b.py", "one/a.py", "one"])
+def test_what_systemd_tmpfiles_has_taken_is_unpacked_anew(tmp_path: Path, archive: Path, gone: str) -> None:
+    """It takes file by file, whatever has been old for some weeks."""
+    library = bundle._unpacked(archive, "0123", tmp_path / "cache")
+    path = library / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert bundle._unpacked(archive, "0123", tmp_path / "cache") == library
+    assert (library / "one/a.py").read_bytes() == b"A = 1" and (library / "b.py").read_bytes() == b"B = 2"
+    (library / "b.py").write_text("")  # nor is half a file a file
+    assert (bundle._unpacked(archive, "0123", tmp_path / "cache") / "b.py").read_bytes() == b"B = 2"
 
 
 def test_what_a_killed_start_has_left_is_made_good(tmp_path: Path, archive: Path) -> None:
@@ -264,3 +279,59 @@ def test_a_file_for_another_machine_or_python_says_so(change: Dict[str, Any], co
     bundle._check(carried)
     with pytest.raises(bundle.Unusable, match=complaint):
         bundle._check(carried._replace(**change))
+
+
+# --- kubernetes ---------------------------------------------------------------------------------
+
+
+def manifest(name: str) -> Any:
+    return yaml.safe_load((ROOT / "packaging/kubernetes" / f"{name}.yaml").read_text("utf-8"))
+
+
+def test_clients_keep_their_addresses_on_the_way_to_the_pod() -> None:
+    """Else all of them come from a node, which is a private address, and everybody is let in."""
+    assert manifest("service")["spec"]["externalTrafficPolicy"] == "Local"
+
+
+def test_the_init_container_may_be_run_again(tmp_path: Path) -> None:
+    """The kubelet does so after a node's restart; a volume keeps what the first run has left."""
+    (container,) = manifest("deployment")["spec"]["template"]["spec"]["initContainers"]
+    command = [word.replace("/var/lib/dduct", "var").replace("/ca/", "ca/") for word in container["command"]]
+    assert "ca/ca.key" in command[-1]
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are for its user alone
+        place = Path(name)
+        (place / "var").mkdir()
+        (place / "ca").mkdir()
+        for file in ("ca.key", "ca.crt"):
+            (place / "ca" / file).write_text("first")
+            (place / "ca" / file).chmod(0o440)
+        user: Dict[str, Any] = {"user": 10001, "group": 10001, "extra_groups": []} if os.geteuid() == 0 else {}
+        if user:
+            for path in (place, *place.rglob("*")):
+                os.chown(path, 10001, 10001)
+        for content in ("first", "second"):
+            for file in ("ca.key", "ca.crt"):
+                (place / "ca" / file).chmod(0o640)
+                (place / "ca" / file).write_text(content)
+                (place / "ca" / file).chmod(0o440)
+            subprocess.run(command, cwd=place, check=True, **user)
+            assert (place / "var/certs/ca.key").read_text() == content
+        assert (place / "var/certs/ca.key").stat().st_mode & 0o077 == 0
+
+
+def test_every_pod_of_the_cluster_is_let_in_by_what_it_is() -> None:
+    """Cilium does not match pods by their addresses."""
+    (rule,) = manifest("networkpolicy")["spec"]["ingress"]
+    assert {"namespaceSelector": {}} in rule["from"]
+
+
+def test_the_kubernetes_readme_shows_yaml_that_can_be_applied() -> None:
+    text = (ROOT / "packaging/kubernetes/README.md").read_text("utf-8")
+    block = text[text.index("    apiVersion: cilium.io") :].partition("\n\n")[0]
+    policy = yaml.safe_load(textwrap.dedent(block))
+    ports = {
+        port["containerPort"] for port in manifest("deployment")["spec"]["template"]["spec"]["containers"][0]["ports"]
+    }
+    assert {int(one["port"]) for one in policy["spec"]["ingress"][0]["toPorts"][0]["ports"]} == ports
+    labels = manifest("kustomization")["labels"][0]["pairs"]
+    assert policy["spec"]["endpointSelector"]["matchLabels"] == labels

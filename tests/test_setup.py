@@ -41,24 +41,36 @@ PATIENCE = 60
 # --- the page -----------------------------------------------------------------------------------------
 
 CLIENTS = {
-    "docker": ["/etc/systemd/system/docker.service.d/dduct.conf", "~/.docker/config.json", "httpsProxy"],
-    "containerd": ["/etc/systemd/system/containerd.service.d/dduct.conf", "systemctl restart containerd"],
-    "cri-o": ["/etc/systemd/system/crio.service.d/dduct.conf", "systemctl restart crio"],
+    "openrc": ["/etc/conf.d/docker", f'export HTTP_PROXY="{URL}"', "/etc/rancher/k3s/k3s.env"],
+    "docker": ["/etc/systemd/system/docker.service.d/zz-dduct.conf", "~/.docker/config.json", "httpsProxy"],
+    "containerd": ["/etc/systemd/system/containerd.service.d/zz-dduct.conf", "systemctl restart containerd"],
+    "cri-o": ["/etc/systemd/system/crio.service.d/zz-dduct.conf", "systemctl restart crio"],
     "podman-buildah-skopeo": ["--cert-dir"],
     "buildkit": ["--driver-opt env.https_proxy=" + URL, '[registry."docker.io"]'],
     "k3s-rke2": ["/etc/systemd/system/k3s.service.env", "/etc/default/rke2-server", ".svc,.cluster.local"],
-    "apt": ["/etc/apt/apt.conf.d/99dduct", f'Acquire::https::Proxy "{URL}";'],
+    "apt": ["/etc/apt/apt.conf.d/zz-dduct", f'Acquire::https::Proxy "{URL}";'],
     "dnf-yum": ["/etc/dnf/dnf.conf", f"[main]\nproxy={URL}"],
     "apk": ["apk update"],
     "zypper": ["/etc/sysconfig/proxy", 'PROXY_ENABLED="yes"', f'HTTPS_PROXY="{URL}"'],
     "pip": ["/etc/pip.conf", "[global]\ncert = BUNDLE"],
     "uv": ["SSL_CERT_FILE", "UV_SYSTEM_CERTS=true", "UV_NATIVE_TLS=true"],
-    "npm-yarn-pnpm": ["NODE_EXTRA_CA_CERTS", f"https-proxy={URL}"],
+    "npm-yarn-pnpm": [
+        "NODE_EXTRA_CA_CERTS",
+        f"https-proxy={URL}",
+        "~/.yarnrc.yml",
+        f'httpsProxy: "{URL}"',
+        "httpsCaFilePath",
+    ],
     "cargo": ["~/.cargo/config.toml", f'proxy = "{URL}"', 'cainfo = "BUNDLE"'],
     "go": ["go mod download"],
     "git": [f"http.proxy {URL}", "http.sslCAInfo"],
     "curl-wget": ["~/.curlrc", f'proxy = "{URL}"'],
-    "java": ["keytool -importcert", "-Dhttps.proxyHost=proxy.lab", "-Dhttps.proxyPort=8000"],
+    "java": [
+        "keytool -importcert",
+        "$JAVA_HOME/jre/lib/security/cacerts",
+        "-Dhttps.proxyHost=proxy.lab",
+        "-Dhttps.proxyPort=8000",
+    ],
     "ca": ["update-ca-certificates", "update-ca-trust", f"{URL}/ca.crt"],
     "environment": [f"https_proxy='{URL}'", "NODE_EXTRA_CA_CERTS"],
     "kept": ["*.docker.io\nghcr.io", "\\.deb$\n<b>"],
@@ -303,7 +315,7 @@ OWN_FILES: Dict[str, Dict[str, Tuple[int, str]]] = {
     "debian": {
         "/etc/environment": (0o640, 'PATH="/usr/bin:/bin"\nhttp_proxy="http://old:3128"\nEDITOR=vi'),
         "/etc/apt/apt.conf.d/01autoremove": (0o644, "APT { };\n"),
-        "/etc/apt/apt.conf.d/99dduct": (0o600, "// made by hand\n"),
+        "/etc/apt/apt.conf.d/zz-dduct": (0o600, "// made by hand\n"),
         "/etc/pip.conf": (
             0o644,
             "[install]\ncert = other\n[global]\nindex-url = https://pypi.lab/\ncert = /etc/old.pem\n\n\n",
@@ -314,7 +326,14 @@ OWN_FILES: Dict[str, Dict[str, Tuple[int, str]]] = {
         "/etc/pam.d/login": (0o644, "session required pam_env.so readenv=1\n"),
     },
     "mint": {"/etc/apt/apt.conf.d/70debconf": (0o644, "\n")},
-    "alpine": {"/etc/profile": (0o644, "for i in /etc/profile.d/*.sh; do . $i; done\n")},
+    "alpine": {
+        "/etc/profile": (0o644, "for i in /etc/profile.d/*.sh; do . $i; done\n"),
+        "/etc/init.d/docker": (0o755, "#!/sbin/openrc-run\n"),
+        "/etc/conf.d/docker": (0o644, 'DOCKER_OPTS=""\nexport http_proxy="http://old:3128"'),
+        "/etc/init.d/containerd": (0o755, "#!/sbin/openrc-run\n"),
+        "/etc/init.d/k3s": (0o755, "#!/sbin/openrc-run\n"),
+        "/etc/init.d/crio": (0o755, "#!/bin/sh\n# what systemd-sysv takes\n"),
+    },
     "alma": {
         "/etc/dnf/dnf.conf": (0o600, "[main]\ngpgcheck=1\nproxy = http://old:3128\n\n[own]\nproxy=_none_\nname=x"),
         "/usr/lib/systemd/system/containerd.service": (0o644, "[Service]\n"),
@@ -335,30 +354,38 @@ EXPECTED: Dict[str, Dict[str, List[str]]] = {
             f"\nhttps_proxy={URL}\n",
             "\nSSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt\n",
         ],
-        "/etc/apt/apt.conf.d/99dduct": [f'Acquire::http::Proxy "{URL}";\nAcquire::https::Proxy "{URL}";\n'],
+        "/etc/apt/apt.conf.d/zz-dduct": [f'Acquire::http::Proxy "{URL}";\nAcquire::https::Proxy "{URL}";\n'],
         "/etc/pip.conf": [
             "[install]\ncert = other\n[global]\n# >>> dduct",
             "\ncert = /etc/ssl/certs/ca-certificates.crt\n# <<< dduct\nindex-url = https://pypi.lab/\n#dduct# cert =",
         ],
-        "/etc/systemd/system/docker.service.d/dduct.conf": [f'"HTTPS_PROXY={URL}"', ".svc,.cluster.local"],
-        "/etc/systemd/system/k3s.service.d/dduct.conf": ["[Service]\nEnvironment="],
+        "/etc/systemd/system/docker.service.d/zz-dduct.conf": [f'"HTTPS_PROXY={URL}"', ".svc,.cluster.local"],
+        "/etc/systemd/system/k3s.service.d/zz-dduct.conf": ["[Service]\nEnvironment="],
     },
-    "mint": {"/etc/apt/apt.conf.d/99dduct": [URL]},
-    "alpine": {"/etc/profile.d/dduct.sh": [f"export https_proxy='{URL}'\n"]},
+    "mint": {"/etc/apt/apt.conf.d/zz-dduct": [URL]},
+    "alpine": {
+        "/etc/profile.d/zz-dduct.sh": [f"export https_proxy='{URL}'\n"],
+        "/etc/conf.d/docker": [
+            'DOCKER_OPTS=""\n#dduct# export http_proxy="http://old:3128"\n# >>> dduct',
+            f"\nexport HTTP_PROXY='{URL}' HTTPS_PROXY='{URL}'\n",
+        ],
+        "/etc/conf.d/containerd": [f"https_proxy='{URL}'\n", ",.svc,.cluster.local'\n"],
+        "/etc/rancher/k3s/k3s.env": [f"https_proxy='{URL}'\n"],
+    },
     "alma": {
         "/etc/dnf/dnf.conf": [
             "[main]\n# >>> dduct: what is between these lines comes from its setup, and goes with --undo\nproxy=http:",
             "# <<< dduct\ngpgcheck=1\n#dduct# proxy = http://old:3128\n\n[own]\nproxy=_none_\nname=x\n",
         ],
-        "/etc/systemd/system/containerd.service.d/dduct.conf": [URL],
-        "/etc/systemd/system/crio.service.d/dduct.conf": [URL],
+        "/etc/systemd/system/containerd.service.d/zz-dduct.conf": [URL],
+        "/etc/systemd/system/crio.service.d/zz-dduct.conf": [URL],
         "/etc/pip.conf": [f"[global]\ncert = {RED_HAT_BUNDLE}\n"],
     },
     "suse": {
         "/etc/sysconfig/proxy": ['#dduct# PROXY_ENABLED="no"', '\nPROXY_ENABLED="yes"\n', f'\nHTTPS_PROXY="{URL}"\n'],
-        "/etc/systemd/system/rke2-server.service.d/dduct.conf": [URL],
+        "/etc/systemd/system/rke2-server.service.d/zz-dduct.conf": [URL],
     },
-    "arch": {"/etc/profile.d/dduct.sh": ["export NODE_EXTRA_CA_CERTS='/etc/ca-certificates/trust-source/anchors/"]},
+    "arch": {"/etc/profile.d/zz-dduct.sh": ["export NODE_EXTRA_CA_CERTS='/etc/ca-certificates/trust-source/anchors/"]},
     "unheard-of": {"/etc/yum.conf": ["# none\n# >>> dduct: what is between", f"[main]\nproxy={URL}\n"]},
 }
 
@@ -507,12 +534,26 @@ def test_a_system_is_set_up_once_and_undone_without_a_trace(tmp_path: Path, kind
     assert difference(system.before, system.snapshot()) == []
 
 
+def test_services_of_openrc_take_it_from_their_scripts_settings(tmp_path: Path) -> None:
+    system = System(tmp_path, "alpine")
+    again = "rc-service docker restart; rc-service containerd restart; rc-service k3s restart"
+    assert f"once they are started again: {again}\n" in system.done()
+    assert not (system.root / "etc/conf.d/crio").exists()
+    command = f'. "{system.root}/etc/conf.d/docker"; env'
+    said = subprocess.run(["sh", "-c", command], env={}, stdout=subprocess.PIPE, timeout=PATIENCE).stdout.decode()
+    assert f"http_proxy={URL}\n" in said and f"HTTPS_PROXY={URL}\n" in said
+    assert f"go without it once they are started again: {again}\n" in system.done("--undo")
+    system._write("/etc/docker/daemon.json", 0o644, RIVALS["/etc/docker/daemon.json"])
+    system._write("/etc/rancher/k3s/k3s.env", 0o644, f"CONTAINERD_HTTPS_PROXY={OLD}\n")
+    assert system.done().count("that one wins") == 2
+
+
 def test_what_was_there_is_only_added_to(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
     after = system.snapshot()
     changed = set(difference(system.before, after)) & set(system.before)
-    allowed = {"/etc/environment", "/etc/pip.conf", "/etc/apt/apt.conf.d/99dduct", system.bundle}
+    allowed = {"/etc/environment", "/etc/pip.conf", "/etc/apt/apt.conf.d/zz-dduct", system.bundle}
     assert changed == allowed
     assert [path for path in changed if after[path][:3] != system.before[path][:3]] == []
     # What was saved may be secret: nobody but root sees it.
@@ -522,7 +563,7 @@ def test_what_was_there_is_only_added_to(tmp_path: Path) -> None:
 def test_a_login_has_what_programs_ask_for(tmp_path: Path) -> None:
     system = System(tmp_path, "alpine")
     system.done()
-    command = f'. "{system.root}/etc/profile.d/dduct.sh"; env'
+    command = f'. "{system.root}/etc/profile.d/zz-dduct.sh"; env'
     said = subprocess.run(
         ["sh", "-c", command], env={"PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, timeout=PATIENCE
     )
@@ -538,9 +579,9 @@ def test_another_dduct_takes_the_place_of_the_first(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
     system.done(proxy=Proxy(Authority("2001:db8::1", 443), True))
-    for path in ("/etc/environment", "/etc/profile.d/dduct.sh", "/etc/apt/apt.conf.d/99dduct"):
+    for path in ("/etc/environment", "/etc/profile.d/zz-dduct.sh", "/etc/apt/apt.conf.d/zz-dduct"):
         assert "https://[2001:db8::1]:443" in system.text(path) and URL not in system.text(path)
-    assert ",2001:db8::1'" in system.text("/etc/profile.d/dduct.sh")
+    assert ",2001:db8::1'" in system.text("/etc/profile.d/zz-dduct.sh")
     assert system.text("/etc/environment").count(">>> dduct") == 1
     system.done("--undo")
     assert difference(system.before, system.snapshot()) == []
@@ -550,8 +591,8 @@ def test_a_password_reaches_every_file_in_its_own_syntax(tmp_path: Path) -> None
     system = System(tmp_path, "debian")
     url = "http://user:p%40ss@proxy.lab:8000"
     system.done("--proxy", url)
-    assert f"http_proxy='{url}'" in system.text("/etc/profile.d/dduct.sh")
-    assert "http://user:p%%40ss@proxy.lab:8000" in system.text("/etc/systemd/system/docker.service.d/dduct.conf")
+    assert f"http_proxy='{url}'" in system.text("/etc/profile.d/zz-dduct.sh")
+    assert "http://user:p%%40ss@proxy.lab:8000" in system.text("/etc/systemd/system/docker.service.d/zz-dduct.conf")
     system.done("--undo")
     assert difference(system.before, system.snapshot()) == []
 
@@ -573,13 +614,13 @@ def test_what_an_administrator_adds_survives_undo(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
     append(system, "/etc/environment", "LANG=C\n")
-    append(system, "/etc/apt/apt.conf.d/99dduct", "// and this\n")
-    edited = {path: system.text(path) for path in ("/etc/environment", "/etc/apt/apt.conf.d/99dduct")}
+    append(system, "/etc/apt/apt.conf.d/zz-dduct", "// and this\n")
+    edited = {path: system.text(path) for path in ("/etc/environment", "/etc/apt/apt.conf.d/zz-dduct")}
     said = system.done("--undo")
     assert said.count("has been changed since") == 2
     # A file with lines of ours keeps those of others; one that was ours alone goes, and both are to be found.
     assert system.text("/etc/environment") == 'PATH="/usr/bin:/bin"\nhttp_proxy="http://old:3128"\nEDITOR=vi\nLANG=C\n'
-    assert system.text("/etc/apt/apt.conf.d/99dduct") == "// made by hand\n"
+    assert system.text("/etc/apt/apt.conf.d/zz-dduct") == "// made by hand\n"
     assert kept(system) == {f"{path}.1": text for path, text in edited.items()}
     left = difference(system.before, system.snapshot())
     assert [path for path in left if not path.startswith("/var/lib/dduct-setup")] == ["/etc/environment"]
@@ -590,11 +631,11 @@ def test_what_an_administrator_adds_between_two_runs_survives_undo(tmp_path: Pat
     system = System(tmp_path, "debian")
     system.done()
     append(system, "/etc/environment", "LANG=C\n")
-    append(system, "/etc/profile.d/dduct.sh", "export MINE=1\n")
+    append(system, "/etc/profile.d/zz-dduct.sh", "export MINE=1\n")
     system.done()
-    assert "export MINE" not in system.text("/etc/profile.d/dduct.sh")
+    assert "export MINE" not in system.text("/etc/profile.d/zz-dduct.sh")
     assert "LANG=C\n# >>> dduct" in system.text("/etc/environment")
-    assert "export MINE=1\n" in kept(system)["/etc/profile.d/dduct.sh.1"]
+    assert "export MINE=1\n" in kept(system)["/etc/profile.d/zz-dduct.sh.1"]
     system.done("--undo")
     assert system.text("/etc/environment") == 'PATH="/usr/bin:/bin"\nhttp_proxy="http://old:3128"\nEDITOR=vi\nLANG=C\n'
     left = difference(system.before, system.snapshot())
@@ -609,10 +650,44 @@ def test_lines_of_ours_that_were_taken_out_by_hand_are_no_reason_to_bring_back_t
     assert system.text("/etc/dnf/dnf.conf") == "[main]\nbest=True\n"
 
 
+def lose_the_end(system: System, path: str) -> None:
+    """Somebody takes the last of our lines out, and writes something below."""
+    file = system.root / path[1:]
+    assert file.read_text().count("# <<< dduct\n") == 1
+    file.write_text(file.read_text().replace("# <<< dduct\n", "") + "timeout = 9\n")
+
+
+@pytest.mark.parametrize("shell", ["sh", "busybox"])
+@pytest.mark.parametrize("runs", [0, 1, 2])
+def test_lines_of_ours_whose_end_is_lost_cost_nobody_his_own(tmp_path: Path, shell: str, runs: int) -> None:
+    system = System(tmp_path, "debian", shell)
+    system.done()
+    lose_the_end(system, "/etc/pip.conf")
+    lose_the_end(system, "/etc/environment")
+    for _ in range(runs):
+        system.done()
+        assert system.text("/etc/pip.conf").count(">>> dduct") == 1
+        assert "index-url = https://pypi.lab/" in system.text("/etc/pip.conf")
+        assert system.text("/etc/environment").count("https_proxy=") == 1
+    system.done("--undo")
+    assert system.text("/etc/pip.conf") == OWN_FILES["debian"]["/etc/pip.conf"][1] + "timeout = 9\n"
+    assert system.text("/etc/environment") == OWN_FILES["debian"]["/etc/environment"][1] + "\ntimeout = 9\n"
+
+
+def test_two_begins_cost_nobody_his_own_lines_either(tmp_path: Path) -> None:
+    system = System(tmp_path, "debian")
+    system.done()
+    file = system.root / "etc/environment"
+    block = file.read_text()[file.read_text().index("# >>> dduct") :]
+    file.write_text(block.replace("# <<< dduct\n", "MINE=1\n") + "LANG=C\n" + block)
+    system.done("--undo")
+    assert file.read_text() == "MINE=1\nLANG=C\n"
+
+
 def test_what_an_administrator_has_removed_is_not_brought_back(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
-    for path in ("etc/pip.conf", "etc/profile.d/dduct.sh"):
+    for path in ("etc/pip.conf", "etc/profile.d/zz-dduct.sh"):
         (system.root / path).unlink()
     assert "/etc/pip.conf has been removed since" in system.done("--undo")
     assert not (system.root / "etc/pip.conf").exists()
@@ -703,6 +778,15 @@ def shell(tmp_path: Path, script: bytes, *arguments: str) -> Tuple[int, str, str
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
+@pytest.mark.parametrize("path", ["/usr/bin:/bin", ""])
+def test_programs_of_root_are_found_where_nobody_looks_for_them(path: str) -> None:
+    """Debian's su leaves the PATH of the user, and cron has one of its own."""
+    script = setup_page.script(PROXY, ABOUT).decode().replace('{ main "$@"; }', "{ command -v chroot; }")
+    command = [shutil.which("sh") or "sh", "-s"]
+    done = subprocess.run(command, input=script.encode(), env={"PATH": path}, capture_output=True, timeout=PATIENCE)
+    assert done.stdout.decode().endswith("/chroot\n"), done.stderr
+
+
 def test_half_a_script_does_nothing(tmp_path: Path) -> None:
     script = setup_page.script(PROXY, ABOUT)
     assert shell(tmp_path, script)[2].startswith("dduct setup: needs root")
@@ -779,10 +863,57 @@ def test_a_system_that_is_like_no_other_is_left_alone(tmp_path: Path) -> None:
     assert difference(before, system.snapshot()) == []
 
 
-def test_a_proxy_that_apt_believes_more_is_told_of(tmp_path: Path) -> None:
+OLD = "http://old:3128"
+RIVALS = {  # what comes before us whatever our files are called
+    "/etc/apt/apt.conf": f'Acquire::HTTP::proxy "{OLD}";\n',
+    "/etc/apt/apt.conf.d/30detect": 'Acquire::http::Proxy-Auto-Detect "/usr/bin/auto-apt-proxy";\n',
+    "/etc/apt/apt.conf.d/zzz-late": f'Acquire::http::Proxy "{OLD}";\n',
+    "/etc/profile.d/zzz.sh": f"export https_proxy={OLD}\n",
+    "/etc/systemd/system/docker.service.d/zzz.conf": f"[Service]\nEnvironment=HTTP_PROXY={OLD}\n",
+    "/etc/docker/daemon.json": f'{{"proxies": {{"http-proxy": "{OLD}"}}}}\n',
+    "/etc/systemd/system/k3s.service.env": f"CONTAINERD_HTTP_PROXY={OLD}\n",
+    "/etc/default/docker": f"https_proxy={OLD}\n",
+}
+UNITS = {
+    "/etc/systemd/system/k3s.service": "[Service]\nEnvironmentFile=-/etc/systemd/system/k3s.service.env\n",
+    "/usr/lib/systemd/system/docker.service": "[Service]\nEnvironmentFile=-/etc/default/%N\n",
+}
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "busybox"])
+@pytest.mark.parametrize("path", list(RIVALS))
+def test_a_proxy_that_comes_before_ours_is_told_of(tmp_path: Path, path: str, shell: str) -> None:
+    system = System(tmp_path, "debian", shell)
+    for name, text in {**UNITS, path: RIVALS[path]}.items():
+        system._write(name, 0o644, text)
+    said = system.done()
+    told = [line for line in said.splitlines() if "sets a proxy as well, and that one wins" in line]
+    assert told == [f"  {system.root}{path} sets a proxy as well, and that one wins: take it out there"]
+
+
+def test_what_is_read_before_ours_is_not_worth_a_word(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
-    (system.root / "etc/apt/apt.conf").write_text('Acquire::HTTP::proxy "http://old:3128";\n')
-    assert "etc/apt/apt.conf sets a proxy as well" in system.done()
+    own = {
+        "/etc/apt/apt.conf.d/99proxy": f'Acquire::http::Proxy "{OLD}";\n',
+        "/etc/apt/apt.conf.d/proxy.conf": f'Acquire::http::Proxy "{OLD}";\n',
+        "/etc/profile.d/proxy.sh": f"export http_proxy={OLD}\n",
+        "/etc/systemd/system/docker.service.d/http-proxy.conf": f"[Service]\nEnvironment=HTTP_PROXY={OLD}\n",
+        "/etc/default/docker": f"#export http_proxy={OLD}\n",
+        **UNITS,
+    }
+    for name, text in own.items():
+        system._write(name, 0o644, text)
+    assert "wins" not in system.done()
+    for name in own:
+        directory = (system.root / name[1:]).parent
+        if directory.name.endswith(".d"):
+            assert sorted(os.listdir(directory))[-1].startswith("zz-dduct")
+    said = subprocess.run(
+        ["sh", "-c", f'for file in "{system.root}"/etc/profile.d/*.sh; do . "$file"; done; echo $http_proxy'],
+        stdout=subprocess.PIPE,
+        timeout=PATIENCE,
+    )
+    assert said.stdout.decode().strip() == URL
 
 
 @pytest.mark.parametrize("checker", [["sh", "-n"], ["dash", "-n"], ["busybox", "sh", "-n"], ["shellcheck"]])

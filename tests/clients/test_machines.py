@@ -209,7 +209,7 @@ def by_tls(machine: Machine, dduct: Dduct, nginx: Nginx, requirement: str) -> No
     machine.login(f"curl -fsS -o ca.crt {dduct.tcp}/ca.crt")
     fetch = f"curl -fsS --cacert ca.crt {dduct.tls}/setup/sh"
     machine.login(f"{fetch} | sh")
-    assert f"https_proxy='{dduct.tls}'" in (machine.root / "etc/profile.d/dduct.sh").read_text()
+    assert f"https_proxy='{dduct.tls}'" in (machine.root / "etc/profile.d/zz-dduct.sh").read_text()
     downloads_twice(machine, nginx, requirement)
     machine.login("apt-get update -q -o APT::Update::Error-Mode=any")
     machine.login(f"{fetch} | sh -s -- --undo")

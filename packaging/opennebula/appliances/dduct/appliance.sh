@@ -233,21 +233,41 @@ yes_or_no()
 HOST_PATTERN='(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*'
 ADDRESS_PATTERN='[0-9]+(\.[0-9]+){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*'
 
-# NIC_ADDRESSES, those of the first NIC with their prefix lengths; ALL_ADDRESSES of this machine without them.
+# NIC_ADDRESSES, those of the first NIC with their prefix lengths, the VM's own first; ALL_ADDRESSES of this machine without
+# prefix lengths. A router announces IPv6 when it likes to, so that is waited for where dduct is to listen on it.
 load_network()
 {
-    local nic attempt
+    local nic attempt patience="${DDUCT_NETWORK_PATIENCE:-30}"
     nic="$(first_nic)"
     NIC_ADDRESSES=()
-    for ((attempt = 0; attempt < ${DDUCT_NETWORK_PATIENCE:-30}; attempt++)); do
+    for ((attempt = 0; attempt < patience; attempt++)); do
         [[ -n "$nic" ]] || break
-        mapfile -t NIC_ADDRESSES < <(ip -o addr show dev "$nic" scope global | awk '{print $3, $4}' | sort | awk '{print $2}')
-        ((${#NIC_ADDRESSES[@]} == 0)) || break
+        # IPv4 before IPv6, else as the kernel has them: a second address, such as a virtual router's, comes later.
+        mapfile -t NIC_ADDRESSES < <(ip -o addr show dev "$nic" scope global | awk '{print $3, $4}' | sort -s -k 1,1 | awk '{print $2}')
+        if ((${#NIC_ADDRESSES[@]})) && { ! wants_ipv6 || [[ "${NIC_ADDRESSES[*]}" == *:* ]]; }; then break; fi
+        ((${#NIC_ADDRESSES[@]} == 0 || attempt < patience / 3)) || break
         sleep 2
     done
     mapfile -t ALL_ADDRESSES < <(ip -o addr show | awk '{sub("/.*", "", $4); print $4}')
+    prefer_own_address
     OWN_ADDRESS="${NIC_ADDRESSES[0]:-127.0.0.1}"
     OWN_ADDRESS="${OWN_ADDRESS%%/*}"
+}
+
+# Whether clients come by IPv6, and the first NIC is to have an address for them.
+wants_ipv6()
+{
+    [[ "$(given LISTEN_ADDRESS)" == :: && "${ETH0_IP6_METHOD:-}" =~ ^(static|auto|dhcp)$ ]]
+}
+
+# What OpenNebula has given the first NIC comes first.
+prefer_own_address()
+{
+    local address rest=() own=()
+    for address in "${NIC_ADDRESSES[@]}"; do
+        if [[ "${address%%/*}" == "${ETH0_IP:-}" ]]; then own+=("$address"); else rest+=("$address"); fi
+    done
+    NIC_ADDRESSES=("${own[@]}" "${rest[@]}")
 }
 
 first_nic()
@@ -387,7 +407,7 @@ settle_access()
 networks_of()
 {
     python3 -c 'import ipaddress, sys
-for text in sys.argv[1:]: print(ipaddress.ip_interface(text).network)' "$@"
+for network in dict.fromkeys(ipaddress.ip_interface(text).network for text in sys.argv[1:]): print(network)' "$@"
 }
 
 settle_upstream()
@@ -604,8 +624,6 @@ use_disk()
     fi
     # A file system that is as large as its disk already says so, and that is all right.
     [[ "$DISK_TYPE" != ext4 ]] || resize2fs "$DISK" > /dev/null 2>&1 || msg warning "the file system on ${DISK} did not grow"
-    install -d -m 700 "$DDUCT_CERTS" "${DDUCT_STATE}/files"
-    chmod 750 "$DDUCT_STATE"
     own_state
 }
 
@@ -625,14 +643,22 @@ format_disk()
     DISK_TYPE=ext4
 }
 
-# A disk from another VM may have another number for the user dduct. To look at every object takes its time.
+# dduct needs two directories, and the way to them; what else is on a disk stays as it is, with its owners. A disk from
+# another VM may have another number for the user dduct. To look at every object takes its time, and chown -R leaves a
+# directory itself to the last.
 own_state()
 {
-    local id
+    local id place
     id="$(id -u dduct)"
-    if [[ "$(stat -c %u "$DDUCT_CERTS" "${DDUCT_STATE}/files" "$DDUCT_STATE" | sort -u)" != "$id" ]]; then
-        chown -R dduct:dduct "$DDUCT_STATE" || { fail '' "${DDUCT_STATE} cannot be given to dduct"; return 1; }
-    fi
+    for place in "$DDUCT_CERTS" "${DDUCT_STATE}/files"; do
+        if [[ -L "$place" ]] || ! install -d -m 700 "$place"; then
+            refuse CACHE_DISK "${place##*/} on ${DISK:-the system disk} is no directory" 'remove it there, or give another disk'
+            return 1
+        fi
+        [[ "$(stat -c %u "$place")" == "$id" ]] || chown -R dduct:dduct "$place" \
+            || { fail '' "${place} cannot be given to dduct"; return 1; }
+    done
+    [[ "$(stat -c %u "$DDUCT_STATE")" == "$id" ]] || chmod o+x "$DDUCT_STATE"
 }
 
 ### The configuration #############################################################################
@@ -643,7 +669,7 @@ configure_from()
     local stage="$1"
     stage_authority "$stage" && stage_upstream_ca "$stage" && stage_users "$stage" || return 1
     configuration > "${stage}/dduct.toml"
-    judge "$stage" || return 1
+    judge "$stage" && judge_authority "$stage" || return 1
     use_disk || return 1
     install_authority "$stage" || return 1
     install_configuration "$stage" || return 1
@@ -750,6 +776,47 @@ stage_authority()
         || { refuse CA_CERT 'it is no certificate authority (basicConstraints CA:TRUE)' 'give that of an authority'; return 1; }
     openssl x509 -in "$certificate" -noout -checkend 0 > /dev/null \
         || { refuse CA_CERT 'it has expired' 'give one that is valid'; return 1; }
+    openssl x509 -in "$certificate" -noout -purpose 2> /dev/null | grep -q '^SSL server CA : Yes' \
+        || { refuse CA_CERT 'it may not issue the certificates of servers (keyUsage keyCertSign)' 'give that of an authority'; return 1; }
+}
+
+# judge_authority DIRECTORY: what dduct itself says of the authority there. It has to be known before the old one goes,
+# which clients trust.
+judge_authority()
+{
+    local problem name=CA_CERT remedy='give one that is valid now'
+    [[ -n "$CA_CERT" ]] || return 0
+    problem="$(try_authority "$1" 2>&1)" && return 0
+    problem="${problem##*$'\n'}"
+    if [[ "$problem" != \"* ]]; then # none of its own words
+        problem="dduct cannot use it ($(shown "$problem"))"
+    else
+        [[ "$problem" != *'/ca.key" '* ]] || { name=CA_KEY remedy='give an authority with an RSA or EC key'; }
+        problem="it ${problem#*\" }"
+    fi
+    refuse "$name" "${problem%%;*}" "$remedy"
+}
+
+# What dduct does at its first start; its own keys may be small, for they go with DIRECTORY.
+try_authority()
+{
+    mkdir "$1/tried" && cp "$1"/ca.{key,crt} "$1/tried/" && python3 - "$DDUCT_PROGRAM" "$1" << 'PYTHON'
+import dataclasses
+import pathlib
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import certs
+import config
+import server
+
+stage = pathlib.Path(sys.argv[2])
+identity = server.identity(config.load(stage / "dduct.toml", stage))
+try:
+    certs.prepare(stage / "tried", dataclasses.replace(identity, rsa_key_bits=1024))
+except certs.CertificateError as error:
+    sys.exit(str(error))
+PYTHON
 }
 
 stage_upstream_ca()
