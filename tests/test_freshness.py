@@ -347,6 +347,7 @@ KEEPS = [
     Keep("or is called Token", "", "Token: x", restricted=True),
     Keep("the key of a WebSocket is none", "", "Sec-WebSocket-Key: x"),
     Keep("nor is that of a repetition", "", "Idempotency-Key: x | X-Idempotency-Key: y"),
+    Keep("what opens dduct opens no origin", "", "Proxy-Authorization: x"),
     Keep("nor is that of a cache", "", "Surrogate-Key: x"),
     Keep("npm's way to log in is none", "", "npm-auth-type: web"),
     Keep("9111 §4.1 Vary: *", "Vary: *", kept=False),
