@@ -235,7 +235,7 @@ class CachedFetch:
                 return self._send_stale(stale, error)
             owned.callback(exchange.close)
             status = exchange.head.status
-            if stale is not None and status == 304:
+            if stale is not None and inquiry.still_good(exchange, stale.metadata, stale.entry.length):
                 return self._renew(fill, stale, exchange, asked_at)
             if status >= 500 and self._may_use(stale):
                 failure = UpstreamError(f"the origin answers {status}", status)
@@ -266,7 +266,8 @@ class CachedFetch:
         fill.renew()
         exchange.close()
         self._granted(metadata)
-        return self._send_hit(stale.entry, metadata, Counter.VALIDATED, "fwd=stale; fwd-status=304")
+        note = f"fwd=stale; fwd-status={exchange.head.status}"
+        return self._send_hit(stale.entry, metadata, Counter.VALIDATED, note)
 
     def _start(
         self, fill: Fill, exchange: Exchange, asked_at: float, owned: ExitStack

@@ -169,8 +169,11 @@ def not_storable(
 
 def restricted(request: RequestHead, response: ResponseHead, rules: FreshnessRules) -> bool:
     """Whether every other client has to be let in by the origin itself (RFC 9111 §3.5, and stricter)."""
-    if request.headers.credentials():
-        return True
+    return bool(request.headers.credentials()) or is_private(response, rules)
+
+
+def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
+    """Whether a response, or a redirect on the way to it, is for one user (RFC 9111 §5.2.2.7)."""
     return b"private" in directives_of(response.headers) and rules.obey_no_store
 
 
@@ -237,23 +240,76 @@ def _normal(value: Optional[bytes]) -> str:
 
 def lifetime(stored: Stored, rules: FreshnessRules) -> float:
     """The freshness lifetime in seconds (RFC 9111 §4.2.1 and §4.2.2), for a shared cache."""
+    explicit = _explicit_lifetime(stored)
+    if explicit is not None:
+        return explicit
+    modified = values.parse_date(stored.fields.get(b"last-modified") or b"")
+    if modified is None:
+        return rules.fresh_for
+    return min(max(0.0, _made_at(stored) - modified) * _HEURISTIC_SHARE, _HEURISTIC_AT_MOST)
+
+
+def _explicit_lifetime(stored: Stored) -> Optional[float]:
+    """RFC 9111 §4.2.1; None where the origin says nothing."""
     said = directives_of(stored.fields)
     for name in (b"s-maxage", b"max-age"):
         seconds = said.seconds(name)
         if seconds is not None:
             return float(seconds)
-    date = values.parse_date(stored.fields.get(b"date") or b"")
-    date = stored.fetched_at if date is None else date
     expires = stored.fields.get(b"expires")
     if expires is not None:
         when = values.parse_date(expires)
-        return 0.0 if when is None else max(0.0, when - date)  # §5.3: an invalid date is one in the past
-    if b"immutable" in said:
-        return _IMMUTABLE
-    modified = values.parse_date(stored.fields.get(b"last-modified") or b"")
-    if modified is None:
-        return rules.fresh_for
-    return min(max(0.0, date - modified) * _HEURISTIC_SHARE, _HEURISTIC_AT_MOST)
+        return 0.0 if when is None else max(0.0, when - _made_at(stored))  # §5.3: an invalid date is one in the past
+    return _IMMUTABLE if b"immutable" in said else None
+
+
+def _made_at(stored: Stored) -> float:
+    date = values.parse_date(stored.fields.get(b"date") or b"")
+    return stored.fetched_at if date is None else date
+
+
+# --- redirects ----------------------------------------------------------------------------------
+
+_PERMANENT = (301, 308)
+
+
+def redirect_lifetime(response: ResponseHead, rules: FreshnessRules, now: float) -> Optional[float]:
+    """For how many seconds a redirect that has just come holds; None where it is for good, or nearly.
+
+    RFC 9110 §15.4: one that is not permanent may be changed on occasion, and is what it was for no longer than it says.
+    """
+    said = directives_of(response.headers)
+    if b"no-cache" in said or (b"no-store" in said and rules.obey_no_store):
+        return 0.0
+    explicit = _explicit_lifetime(Stored(response.headers, now))
+    if explicit is None:
+        return None if response.status in _PERMANENT else 0.0
+    return max(0.0, explicit - initial_age(response, now, now))
+
+
+def limited(fields: Tuple[FieldText, ...], seconds: float, rules: FreshnessRules, now: float) -> Tuple[FieldText, ...]:
+    """Stored fields of what redirects have led to, which is fresh for `seconds` at most; caches behind us are told."""
+    headers = Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in fields)
+    if lifetime(Stored(headers, now), rules) <= seconds:
+        return fields
+    said = directives_of(headers)
+    own = said.seconds(b"max-age")
+    kept = [one.decode("latin-1") for one in headers.elements(b"cache-control") if _name_of(one) not in _LIFETIMES]
+    kept.append(f"max-age={int(seconds if own is None else min(own, seconds))}")
+    if b"s-maxage" in said:
+        kept.append(f"s-maxage={int(seconds)}")
+    rest = (field for field in fields if field[0].lower() not in ("cache-control", "expires"))
+    return (*rest, ("Cache-Control", ", ".join(kept)))
+
+
+_LIFETIMES = (b"max-age", b"s-maxage", b"immutable")
+
+
+def _name_of(directive: bytes) -> bytes:
+    return directive.partition(b"=")[0].strip(b" \t").lower()
+
+
+# --- may it be used -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -341,6 +397,13 @@ def same_representation(response: ResponseHead, fields: Headers, length: Optiona
     if response.status != 200 or length is None or sent != b"%d" % length:
         return False
     return bool(digest) or response.headers.get(b"content-type") == fields.get(b"content-type")
+
+
+def repeats(response: ResponseHead, fields: Headers, length: Optional[int]) -> bool:
+    """Whether a 200 is, octet for octet, what is stored: an origin that knows no conditions sends it again."""
+    etag = strong_etag(response.headers)
+    same_length = length is not None and response.headers.get(b"content-length") == b"%d" % length
+    return response.status == 200 and etag is not None and etag == strong_etag(fields) and same_length
 
 
 def another_representation(response: ResponseHead, fields: Headers) -> bool:

@@ -64,8 +64,8 @@ _HOP_BY_HOP = frozenset(
 # others have invented beside them.
 _CREDENTIALS = frozenset([b"authorization", b"cookie", b"token", b"x-jfrog-art-api", b"apikey"])
 _CREDENTIAL_ENDINGS = (b"-token", b"-key", b"-apikey", b"-auth", b"-authorization", b"-secret", b"-password")
-# Keys that open nothing.
-_HARMLESS_KEYS = (b"sec-websocket-key", b"idempotency-key", b"surrogate-key", b"cache-key")
+# Keys that open nothing, or nothing at an origin.
+_HARMLESS_KEYS = (b"sec-websocket-key", b"idempotency-key", b"surrogate-key", b"cache-key", b"proxy-authorization")
 
 # Names whose usual spelling is not plain title case.
 _SPELLING = {

@@ -6,7 +6,7 @@ import hashlib
 import time
 from dataclasses import replace
 from functools import cached_property, lru_cache
-from typing import Callable, Iterable, List, Optional
+from typing import Callable, Iterable, List, Optional, Tuple
 
 import freshness
 from fill import Leftover
@@ -15,7 +15,7 @@ from http1 import Field, Headers, RequestHead, ResponseHead, Target
 from policy import Name
 from relay import outgoing
 from selection import CONDITIONS
-from store import Metadata
+from store import FieldText, Metadata
 from upstream import Exchange, Request, UpstreamError
 
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
@@ -44,6 +44,7 @@ class Inquiry:
         self._target = target
         self._near = near
         self._signed = bool(name.signature)
+        self._lasts = name.digest is not None  # it can never be anything else, wherever it is found
         self._on_interim = on_interim
         self.only_if_cached = freshness.only_if_cached(request)
         self.url = bare(target)
@@ -140,19 +141,29 @@ class Inquiry:
         return freshness.not_storable(self._request, exchange.head, self._services.freshness, redirected)
 
     def describe(self, exchange: Exchange, asked_at: float) -> Metadata:
-        """What is to be kept of an answer's head."""
+        """What is to be kept of an answer's head, and of the redirects that have led to it."""
         now = time.time()
+        rules = self._services.freshness
         redirect = "" if exchange.redirected_to is None else bare(exchange.redirected_to)
+        private = any(freshness.is_private(hop.head, rules) for hop in exchange.hops)
+        age = freshness.initial_age(exchange.head, asked_at, now)
         return Metadata(
             url=self.place,
-            fields=freshness.stored_fields(exchange.head, now),
+            fields=self._limited(freshness.stored_fields(exchange.head, now), exchange, now, age),
             fetched_at=now,
-            restricted=self._signed or freshness.restricted(self._request, exchange.head, self._services.freshness),
+            restricted=self._signed or private or freshness.restricted(self._request, exchange.head, rules),
             vary=freshness.vary_fields(self.sent, exchange.head),
-            age=freshness.initial_age(exchange.head, asked_at, now),
+            age=age,
             near=exchange.near,
             redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
         )
+
+    def still_good(self, exchange: Exchange, stored: Metadata, length: Optional[int]) -> bool:
+        """Whether the answer to `whether_still_good` says so."""
+        if exchange.head.status == 304:
+            return True
+        repeated = freshness.repeats(exchange.head, stored_fields(stored), length)
+        return repeated and self.not_storable(exchange) is None
 
     def may_be_introduced_to(self, brought: Metadata) -> bool:
         """Whether this URL's origin may say that it has what another URL has `brought`.
@@ -178,10 +189,12 @@ class Inquiry:
         Whom this request's credentials have let in says nothing of others.
         """
         found = self.describe(exchange, asked_at)
+        now = found.fetched_at
+        fields = freshness.updated_fields(stored_fields(stored), exchange.head, now)
         return replace(
             stored,
-            fields=freshness.updated_fields(stored_fields(stored), exchange.head, found.fetched_at),
-            fetched_at=found.fetched_at,
+            fields=self._limited(fields, exchange, now, found.age),
+            fetched_at=now,
             age=found.age,
             restricted=stored.restricted or found.restricted,
             near=stored.near or found.near,
@@ -190,6 +203,15 @@ class Inquiry:
         )
 
     # Innards
+
+    def _limited(
+        self, fields: Tuple[FieldText, ...], exchange: Exchange, now: float, age: float
+    ) -> Tuple[FieldText, ...]:
+        """Fields of an answer, which is fresh for no longer than the redirects hold that have led to it."""
+        rules = self._services.freshness
+        holding = (freshness.redirect_lifetime(hop.head, rules, now) for hop in exchange.hops)
+        limits = [seconds for seconds in holding if seconds is not None]
+        return fields if self._lasts or not limits else freshness.limited(fields, min(limits) + age, rules, now)
 
     def _validator(self, leftover: Optional[Leftover]) -> Optional[bytes]:
         """With which the rest of a leftover may be asked for, if this request is one for it."""

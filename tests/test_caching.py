@@ -309,6 +309,139 @@ def test_what_is_gone_at_the_origin_is_gone_here(house: House, status: int) -> N
     assert house.stored() == []
 
 
+# --- redirects --------------------------------------------------------------------------------------
+
+FOR_EVER = ("Cache-Control", "public, max-age=31536000, immutable")
+
+
+class Releases:
+    """What is the latest is said by a redirect, to a place here or elsewhere; what is at its end never changes."""
+
+    def __init__(self, *said: Field, status: int = 302) -> None:
+        self.said = list(said)
+        self.status = status
+        self.store = ""
+        self.latest = 1
+        self.dead = False
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        etag = f'"{asked.target.partition("?")[0]}"'
+        if self.dead:
+            connection.reset()
+        elif asked.target == "/latest.zip":
+            location = f"{self.store}/v{self.latest}.zip?X-Amz-Signature={len(etag)}"
+            connection.respond(self.status, [("Location", location), *self.said], b"moved")
+        elif asked.get("if-none-match") == etag:
+            connection.head(304, [("ETag", etag), FOR_EVER])
+        else:
+            connection.respond(200, [("ETag", etag), FOR_EVER], etag.encode())
+
+
+def release(number: int) -> bytes:
+    return f'"/v{number}.zip"'.encode()
+
+
+OUT_OF_DATE: List[List[Field]] = [
+    [],
+    [("Cache-Control", "no-store")],
+    [("Cache-Control", "no-cache")],
+    [("Cache-Control", "private, no-cache, max-age=0")],
+    [("Cache-Control", "max-age=60"), ("Age", "60")],
+]
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("said", OUT_OF_DATE, ids=lambda said: str(dict(said)))
+def test_what_a_redirect_leads_to_now_is_validated_through_it(house: House, said: List[Field], elsewhere: bool) -> None:
+    """A small question along the same way, and another object once the way leads elsewhere."""
+    releases = Releases(*said)
+    origin, store = house.origin(releases), house.origin(releases)
+    releases.store = f"https://{HOST}:{store.port}" if elsewhere else ""
+    for _ in range(3):
+        answer = house.fetch(origin, "/latest.zip")
+        assert answer.body == release(1)
+        assert "31536000" not in (answer.get("cache-control") or "")  # whoever caches behind us is told, too
+    end = store if elsewhere else origin
+    assert [asked.get("if-none-match") for asked in end.requests if asked.target != "/latest.zip"] == [
+        None,
+        release(1).decode(),
+        release(1).decode(),
+    ]
+    releases.latest = 2
+    assert [house.fetch(origin, "/latest.zip").body for _ in range(2)] == [release(2)] * 2
+    assert origin.count("/latest.zip") == 5
+    moved = 5 * len(b"moved")
+    assert origin.body_sent + store.body_sent == moved + len(release(1)) + len(release(2))
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(302, [("Cache-Control", "max-age=1000")]), (301, []), (308, []), (307, [FOR_EVER])]
+)
+def test_a_redirect_that_holds_for_a_while_is_not_asked_about_meanwhile(
+    house: House, status: int, said: List[Field]
+) -> None:
+    releases = Releases(*said, status=status)
+    origin = house.origin(releases)
+    for _ in range(3):
+        assert house.fetch(origin, "/latest.zip").body == release(1)
+    assert origin.count("/latest.zip") == 1
+
+
+def test_the_shortest_lived_redirect_counts(house: House) -> None:
+    def handler(asked: Asked, connection: Connection) -> None:
+        number = int(asked.target[1:-4])
+        if number:
+            fields = [("Location", f"/{number - 1}.zip"), ("Cache-Control", f"max-age={100 * number}")]
+            connection.respond(302, fields)
+        else:
+            connection.respond(200, [FOR_EVER], BODY)
+
+    origin = house.origin(handler)
+    assert house.fetch(origin, "/3.zip").get("cache-control") == "public, max-age=100"
+
+
+def test_a_private_redirect_is_for_those_whom_its_origin_lets_in(house: House) -> None:
+    releases = Releases(("Cache-Control", "private, max-age=1000"))
+    origin = house.origin(releases)
+    for _ in range(3):
+        assert house.fetch(origin, "/latest.zip").body == release(1)
+    assert origin.count("/latest.zip") > 3
+
+
+def test_what_a_digest_names_is_the_same_however_it_is_found(house: House) -> None:
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.target.startswith("/v2/"):
+            connection.respond(307, [("Location", "/store"), ("Cache-Control", "no-cache")])
+        else:
+            connection.respond(200, [FOR_EVER], BODY)
+
+    origin = house.origin(handler)
+    for _ in range(3):
+        answer = house.fetch(origin, f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}")
+        assert answer.body == BODY and answer.get("cache-control") == FOR_EVER[1]
+    assert len(origin.requests) == 2
+
+
+@pytest.mark.parametrize("obeyed", [True, False])
+def test_a_redirect_that_cannot_be_asked_about_is_as_it_was(build_house: Build, obeyed: bool) -> None:
+    house = build_house(stale_if_error=obeyed)
+    releases = Releases()
+    origin = house.origin(releases)
+    assert house.fetch(origin, "/latest.zip").body == release(1)
+    releases.dead = True
+    answer = house.fetch(origin, "/latest.zip")
+    assert (answer.status, answer.body == release(1)) == ((200, True) if obeyed else (502, False))
+
+
+def test_what_an_origin_sends_again_is_not_fetched_again(house: House) -> None:
+    """It knows no conditions, but its strong tag says that it is the same (RFC 9110 §8.8.1)."""
+    origin = house.origin(lambda asked, connection: connection.respond(200, [("ETag", '"1"'), *STALE], BODY))
+    answers = [house.fetch(origin, "/x.deb") for _ in range(3)]
+    assert [answer.body for answer in answers] == [BODY] * 3
+    assert status_of(answers[2]) == "fwd=stale; fwd-status=200"
+    assert len(origin.requests) == 3 and house.counters.value(Counter.FILLS) == 1
+
+
 # --- when the origin cannot be asked ----------------------------------------------------------------
 
 

@@ -455,7 +455,8 @@ class Hops:
         if number == 0:
             connection.respond(200, [], BODY)
         else:
-            connection.respond(302, [("Location", self._where(number - 1))], b"moved")
+            location = ("Location", self._where(number - 1))
+            connection.respond(302, [location, ("Cache-Control", "max-age=1000")], b"moved")
 
 
 @pytest.mark.parametrize("form", ["absolute", "path", "relative", "scheme-relative"])

@@ -347,6 +347,7 @@ KEEPS = [
     Keep("or is called Token", "", "Token: x", restricted=True),
     Keep("the key of a WebSocket is none", "", "Sec-WebSocket-Key: x"),
     Keep("nor is that of a repetition", "", "Idempotency-Key: x | X-Idempotency-Key: y"),
+    Keep("what opens dduct opens no origin", "", "Proxy-Authorization: x"),
     Keep("nor is that of a cache", "", "Surrogate-Key: x"),
     Keep("npm's way to log in is none", "", "npm-auth-type: web"),
     Keep("9111 §4.1 Vary: *", "Vary: *", kept=False),
@@ -599,6 +600,69 @@ DIGEST = "sha256:" + 64 * "1"
 def test_what_a_digest_names_is_the_same_by_less(answer: str, status: int, same: bool) -> None:
     stored = fields("Content-Type: a/b")
     assert freshness.same_representation(response(answer, status), stored, 5, DIGEST) is same
+
+
+# --- redirects --------------------------------------------------------------------------------------
+
+
+class Leads(NamedTuple):
+    rule: str
+    status: int
+    fields: str
+    seconds: Optional[float]
+
+
+REDIRECTS = [
+    Leads("9110 §15.4.2 301 is for good", 301, "", None),
+    Leads("9110 §15.4.9 308 is for good", 308, "", None),
+    Leads("9110 §15.4.3 302 is for now", 302, "", 0),
+    Leads("9110 §15.4.4 303 is for now", 303, "", 0),
+    Leads("9110 §15.4.8 307 is for now", 307, "", 0),
+    Leads("9111 §4.2.2 no heuristics", 302, "Last-Modified: {-1000000}", 0),
+    Leads("9111 §4.2.1 max-age", 302, "Cache-Control: max-age=60", 60),
+    Leads("9111 §4.2.1 max-age of a permanent one", 301, "Cache-Control: max-age=60", 60),
+    Leads("9111 §4.2.1 s-maxage", 307, "Cache-Control: s-maxage=60, max-age=5", 60),
+    Leads("9111 §4.2.1 Expires", 302, "Expires: {90} | Date: {0}", 90),
+    Leads("9111 §4.2.3 less its age", 302, "Cache-Control: max-age=60 | Age: 20", 40),
+    Leads("9111 §4.2.3 and never negative", 302, "Cache-Control: max-age=60 | Age: 100", 0),
+    Leads("9111 §5.2.2.4 no-cache", 302, "Cache-Control: no-cache, max-age=60", 0),
+    Leads("9111 §5.2.2.4 no-cache of a permanent one", 308, "Cache-Control: no-cache", 0),
+    Leads("9111 §5.2.2.5 no-store", 301, "Cache-Control: no-store, max-age=60", 0),
+    Leads("9111 §5.2.2.7 private says nothing of time", 302, "Cache-Control: private, max-age=60", 60),
+]
+
+
+@pytest.mark.parametrize("leads", REDIRECTS, ids=lambda leads: leads.rule)
+def test_a_redirect_holds_for_as_long_as_its_origin_says(leads: Leads) -> None:
+    assert freshness.redirect_lifetime(response(leads.fields, leads.status), RULES, NOW) == leads.seconds
+
+
+def test_a_no_store_of_a_redirect_can_be_overridden() -> None:
+    rules = FreshnessRules(obey_no_store=False)
+    assert freshness.redirect_lifetime(response("Cache-Control: no-store, max-age=60", 302), rules, NOW) == 60
+
+
+@pytest.mark.parametrize(
+    ("before", "seconds", "after"),
+    [
+        ("Cache-Control: public, max-age=60", 100, "public, max-age=60"),
+        ("Cache-Control: public, max-age=60", 10, "public, max-age=10"),
+        ("Cache-Control: public, max-age=60, immutable", 0, "public, max-age=0"),
+        ("Cache-Control: s-maxage=60, max-age=5, must-revalidate", 10, "must-revalidate, max-age=5, s-maxage=10"),
+        ("Cache-Control: immutable", 10, "max-age=10"),
+        ("Expires: {90}", 10, "max-age=10"),
+        ("Last-Modified: {-1000000}", 10, "max-age=10"),
+        ("", 10, "max-age=10"),
+        ("", 2 * DAY, None),
+        ('Cache-Control: no-cache="a, b", max-age=60', 0, 'no-cache="a, b", max-age=0'),
+    ],
+)
+def test_what_a_redirect_led_to_is_fresh_for_no_longer(before: str, seconds: float, after: Optional[str]) -> None:
+    limited = freshness.limited(tuple(stored(before)), seconds, RULES, NOW)
+    assert dict(limited).get("Cache-Control") == after
+    if after is not None and "no-cache" not in after:
+        headers = Headers((name.encode(), value.encode()) for name, value in limited)
+        assert freshness.lifetime(Stored(headers, NOW), RULES) <= max(seconds, 0)
 
 
 # --- invalidation -----------------------------------------------------------------------------------
