@@ -28,10 +28,10 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 	@touch $@
 
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
-	$(BIN)/python -m pytest -q -n auto --ignore=tests/clients --ignore=tests/hardship --ignore=tests/packages --ignore=tests/image $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -rs -n auto --ignore=tests/clients --ignore=tests/hardship --ignore=tests/packages --ignore=tests/image $(PYTEST_ARGS)
 
 test-workers: $(VENV)/.stamp ## run the tests of the whole with two processes that share one cache
-	DDUCT_TEST_WORKERS=2 $(BIN)/python -m pytest -q -n auto $(WHOLE) $(PYTEST_ARGS)
+	DDUCT_TEST_WORKERS=2 $(BIN)/python -m pytest -q -rs -n auto $(WHOLE) $(PYTEST_ARGS)
 
 test-clients: $(VENV)/.stamp ## run real clients (skopeo, podman, apt, dnf, pip, npm, …) against real servers
 	$(BIN)/python -m pytest -q -rs tests/clients $(PYTEST_ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Iterator, List
@@ -49,6 +50,21 @@ def modules(name: str = "dduct") -> List[str]:
 def program() -> List[str]:
     """The files that make up the running program, by name."""
     return [*(f"{module}.py" for module in modules()), *DATA]
+
+
+def documents() -> List[str]:
+    """What there is to read: DOCUMENTS, and the files that these and one another link to."""
+    found = list(DOCUMENTS)
+    for name in found:
+        links = _links(ROOT / name) if name.endswith(".md") else []
+        found += sorted({link for link in links if (ROOT / link).is_file()} - set(found))
+    return sorted(found)
+
+
+def _links(document: Path) -> Iterator[str]:
+    """The paths below the repository that a document links to, whether they are there or not."""
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text("utf-8")):
+        yield os.path.relpath(os.path.normpath(document.parent / target), ROOT)
 
 
 def _imports(path: Path) -> Iterator[str]:

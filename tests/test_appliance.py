@@ -98,6 +98,15 @@ GOOD: List[Tuple[Dict[str, str], str, Any]] = [
     ({"CA_NAME": "Lab 7, \"the\" \\ 'one'"}, "certs.ca_cn", "Lab 7, \"the\" \\ 'one'"),
     ({"CA_CONSTRAINED": "YES"}, "certs.name_constraints", True),
     ({"LOG_LEVEL": "Debug"}, "misc.log_level", "debug"),
+    ({"LISTEN_IDLE_TIMEOUT": "5m"}, "proxy.idle_timeout", 300.0),
+    ({"LISTEN_MAX_CONNECTIONS": "20000"}, "proxy.max_connections", 20000),
+    ({"CACHE_STALE_IF_ERROR": "NO"}, "cache.stale_if_error", False),
+    ({"CACHE_STALE_IF_ERROR": "yes"}, "cache.stale_if_error", True),
+    ({"CACHE_OBEY_NO_STORE": "no"}, "cache.obey_no_store", False),
+    ({"CACHE_AUTH_GRACE": "0"}, "cache.auth_grace", 0.0),
+    ({"CACHE_AUTH_GRACE": "10m"}, "cache.auth_grace", 600.0),
+    ({"UPSTREAM_INSECURE": "old.lab,*.test 10.1.1.1"}, "proxy.upstream_insecure", ("old.lab", "*.test", "10.1.1.1")),
+    ({"UPSTREAM_TIMEOUT": "2m"}, "proxy.upstream_timeout", 120.0),
 ]
 
 
@@ -208,6 +217,13 @@ BAD = [
     ("CA_NAME", ["x" * 65, "a\nb", "caf\u00e9", "\x1b[31m"]),
     ("CA_CONSTRAINED", ["perhaps"]),
     ("LOG_LEVEL", ["loud", "info debug"]),
+    ("LISTEN_IDLE_TIMEOUT", ["60", "0", "0s", "40d"]),
+    ("LISTEN_MAX_CONNECTIONS", ["0", "-1", "many", "1e3", "1000001", "08"]),
+    ("CACHE_STALE_IF_ERROR", ["perhaps"]),
+    ("CACHE_OBEY_NO_STORE", ["2"]),
+    ("CACHE_AUTH_GRACE", ["60", "-1s", "31d"]),
+    ("UPSTREAM_INSECURE", ["https://x", "*"]),
+    ("UPSTREAM_TIMEOUT", ["0s", "half an hour"]),
 ]
 
 

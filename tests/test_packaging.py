@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import hashlib
 import os
 import re
@@ -24,11 +25,13 @@ import pyz
 import tarball
 import wheels
 import yaml
+from support.documented import check_size
 from wheels import PYTHONS, Wheels
 
 import dduct
 
 ROOT = parts.ROOT
+APPLIANCE = ROOT / "packaging/opennebula/appliances/dduct"
 
 
 def names_below(module: str) -> List[str]:
@@ -76,6 +79,31 @@ def test_the_version_has_one_source() -> None:
     assert [path for path in tracked if version in path.read_bytes() and path.suffix != ".md"] == []
 
 
+def repository() -> List[Path]:
+    """Every file that git knows, or in a copy without it, every file that a repository would have."""
+    listed = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], stdout=subprocess.PIPE, check=False)
+    names = listed.stdout.decode().split("\0") if listed.returncode == 0 else tarball.contents()
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def test_every_copy_of_the_version_is_of_this_one() -> None:
+    """`dduct 1.2.3`, `dduct-1.2.3.qcow2`, `version: 1.2.3-1`, `VERSION='1.2.3'`, `## 1.2.3`; X.Y.Z stands for any."""
+    copy = re.compile(r"(?:dduct[-_ /]v?|VERSION ?= ?['\"]|^version: ['\"]?|^## )([0-9]+\.[0-9]+\.[0-9]+)", re.M)
+    found = {}
+    for path in repository():
+        if (
+            path.suffix in (".py", ".sh", ".md", ".yaml", ".hcl", ".toml", ".rb", "")
+            and "tests" not in path.parts[-3:-1]
+        ):
+            found[str(path.relative_to(ROOT))] = set(copy.findall(path.read_text("utf-8")))
+    others = {name: versions for name, versions in found.items() if versions - {dduct.VERSION}}
+    assert {name: versions for name, versions in others.items() if "CHANGELOG" not in name} == {}
+    wanted = {"dduct.py", "CHANGELOG.md", "packaging/opennebula/README.md"}
+    appliance = {"appliance.sh", "CHANGELOG.md", next(APPLIANCE.glob("*-*-*-*-*.yaml")).name}
+    wanted |= {f"packaging/opennebula/appliances/dduct/{name}" for name in appliance}
+    assert {name for name, versions in found.items() if dduct.VERSION in versions} >= wanted
+
+
 def test_every_module_that_runs_is_shipped() -> None:
     assert [f"{module}.py" for module in parts.modules()] == names_below("dduct")
     assert set(names_below("dduct")) <= set(tarball.contents())
@@ -102,6 +130,34 @@ def test_the_tarball_is_the_same_twice_and_holds_what_it_says(tmp_path: Path) ->
     assert {(entry.uid, entry.gid, entry.uname, entry.mtime) for entry in entries} == {(0, 0, "root", parts.moment())}
     assert {"dduct.py", "dduct.toml", "README.md", "LICENSE", *parts.DATA} <= set(tarball.contents())
     assert next(entry.mode for entry in entries if entry.name == f"{top}dduct.py") == 0o755
+
+
+def test_the_tarball_is_compressed_alike_by_every_python() -> None:
+    data = bytes(range(256)) * 1000
+    assert tarball.compressed(data)[:10] == bytes.fromhex("1f8b08000000000002ff")
+    assert gzip.decompress(tarball.compressed(data)) == data
+
+
+def test_the_documents_of_the_tarball_lead_to_what_is_in_it() -> None:
+    shipped = set(tarball.contents())
+    assert {"packaging/README.md", "packaging/opennebula/README.md"} <= shipped
+    for name in shipped:
+        if name.endswith(".md"):
+            missing = set(parts._links(ROOT / name)) - shipped
+            assert {link for link in missing if link != "bench/RESULTS.md"} == set(), name  # made by make bench
+
+
+def test_its_size_is_what_is_said_of_it(tmp_path: Path) -> None:
+    check_size("dduct-X.Y.Z.tar.gz", tarball.build(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["dduct.pyz", "dduct-x86_64.pyz"])
+def test_the_sizes_of_the_single_files_are_what_is_said_of_them(tmp_path: Path, name: str) -> None:
+    directory, needed = ROOT / "build/wheels", ("tomli", "cryptography", "cffi")[: 3 if "x86" in name else 1]
+    if not all(list(directory.glob(f"{package}-*.whl")) for package in needed):
+        pytest.skip("the wheels are not here: make pyz-fat")  # tests/packages looks as well
+    pyz.write((pyz.fat if "x86" in name else pyz.thin)(Wheels(directory, "x86_64")), tmp_path / name)
+    check_size(name, tmp_path / name)
 
 
 def test_the_tarball_runs(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Dict
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from support.client import Answer, Client
+from support.documented import check_size
 from support.origin import Asked, Connection, Files, Origin
 
 from certs import CertificateAuthority
@@ -108,6 +109,11 @@ def report_of(guest: Guest) -> Dict[str, str]:
     assert guest.shell("stat -c '%a %U' /etc/one-appliance/config").strip() == "600 root"
     lines = guest.shell("cat /etc/one-appliance/config").splitlines()
     return dict(line.split(" = ", 1) for line in lines if " = " in line)
+
+
+def test_its_size_is_what_is_said_of_it() -> None:
+    assert IMAGE.exists(), f"{IMAGE} is not there: make image"
+    check_size("dduct-X.Y.Z.qcow2", IMAGE)
 
 
 def test_three_boots(tmp_path: Path, origin_authority: CertificateAuthority) -> None:

@@ -13,6 +13,7 @@ from typing import Callable, Dict, List, Optional
 import parts
 import pytest
 from clients.workshop import Program
+from support.documented import check_size
 
 from packages.yard import ROOT, Debian, Yard, pythons, run
 
@@ -99,6 +100,22 @@ def cost(*command: object, env: Optional[Dict[str, str]] = None) -> float:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return min(times)
+
+
+def test_sizes_are_what_is_said_of_them(thin: Path, fat: Path) -> None:
+    check_size("dduct.pyz", thin)
+    if MACHINE == "x86_64":
+        check_size("dduct-x86_64.pyz", fat)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_python_builds_the_same_bytes(version: str, thin: Path, build: Build, tmp_path: Path) -> None:
+    tarball = build(f"dduct-{parts.version()}.tar.gz", "tarball.py")
+    python = bare_python(version, tmp_path / "venv")
+    run(python, ROOT / "packaging/tarball.py", tmp_path)
+    run(python, ROOT / "packaging/pyz.py", tmp_path / "dduct.pyz")
+    assert (tmp_path / tarball.name).read_bytes() == tarball.read_bytes()
+    assert (tmp_path / "dduct.pyz").read_bytes() == thin.read_bytes()
 
 
 def test_there_is_a_python_to_try() -> None:

@@ -13,6 +13,7 @@ from typing import Callable, List
 import parts
 import pytest
 from clients.workshop import require
+from support.documented import check_size
 
 from packages.yard import PATIENCE, PROXY, ROOT, URL, Debian, Yard, run, wait_for
 
@@ -41,6 +42,10 @@ def status(debian: Debian, path: str) -> str:
 def test_lintian_finds_nothing(package: Path) -> None:
     require("lintian")
     assert run("lintian", "--allow-root", "--fail-on", "error,warning", package) == ""
+
+
+def test_its_size_is_what_is_said_of_it(package: Path) -> None:
+    check_size("dduct_X.Y.Z_all.deb", package)
 
 
 def test_its_scripts_are_sound() -> None:

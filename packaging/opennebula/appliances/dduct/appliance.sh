@@ -10,28 +10,35 @@
 ONE_SERVICE_SETUP_DIR="/opt/one-appliance"
 
 ONE_SERVICE_PARAMS=(
-    'ONEAPP_DDUCT_LISTEN_ADDRESS'      'configure' 'Address to listen on, 0.0.0.0 for all IPv4 and :: for all'                'O|text'
-    'ONEAPP_DDUCT_LISTEN_PORT'         'configure' 'Port of the proxy, 0 for none'                                            'O|number'
-    'ONEAPP_DDUCT_LISTEN_TLS_PORT'     'configure' 'Port of the proxy inside TLS, 0 for none'                                 'O|number'
-    'ONEAPP_DDUCT_KEEP_HOSTS'          'configure' 'Hosts to intercept, names, *.names and addresses'                         'O|text'
-    'ONEAPP_DDUCT_KEEP_FILTERS'        'configure' 'What to keep, regular expressions for the path of a URL'                  'O|text'
-    'ONEAPP_DDUCT_KEEP_EXTRA_FILTERS'  'configure' 'What to keep besides, regular expressions for the path of a URL'          'O|text'
-    'ONEAPP_DDUCT_CACHE_SIZE'          'configure' 'Room for the cache, such as 200G or 80%'                                  'O|text'
-    'ONEAPP_DDUCT_CACHE_MIN_FREE'      'configure' 'Room that stays free on the disk, such as 1G or 5%'                       'O|text'
-    'ONEAPP_DDUCT_CACHE_FRESH_FOR'     'configure' 'How long an object is fresh whose origin does not say, such as 12h or 1d' 'O|text'
-    'ONEAPP_DDUCT_CACHE_DISK'          'configure' 'Disk for the cache, auto, none or a device such as /dev/vdb'              'O|text'
-    'ONEAPP_DDUCT_ACCESS_CLIENTS'      'configure' 'Networks that may use the proxy, empty for the network of the first NIC'  'O|text'
-    'ONEAPP_DDUCT_ACCESS_USER'         'configure' 'User whom the proxy asks for, empty for none'                             'O|text'
-    'ONEAPP_DDUCT_ACCESS_PASSWORD'     'configure' 'Password of that user, empty for a generated one'                         'O|password'
-    'ONEAPP_DDUCT_ACCESS_CLIENT_CERT'  'configure' 'Ask for a client certificate on the TLS port'                             'O|boolean'
-    'ONEAPP_DDUCT_UPSTREAM_PROXY'      'configure' 'Parent proxy, such as http://user:password@squid.lab:3128'                'O|text'
-    'ONEAPP_DDUCT_UPSTREAM_NO_PROXY'   'configure' 'Hosts that are reached without the parent proxy'                          'O|text'
-    'ONEAPP_DDUCT_UPSTREAM_CA'         'configure' 'Authorities to trust upstream, a PEM file in base64'                      'O|text'
-    'ONEAPP_DDUCT_CA_CERT'             'configure' 'Certificate of an authority of your own, PEM in base64'                   'O|text'
-    'ONEAPP_DDUCT_CA_KEY'              'configure' 'Its key, PEM in base64'                                                   'O|password'
-    'ONEAPP_DDUCT_CA_NAME'             'configure' 'Name of the authority that the first boot makes'                          'O|text'
-    'ONEAPP_DDUCT_CA_CONSTRAINED'      'configure' 'That authority vouches for the hosts to intercept alone'                  'O|boolean'
-    'ONEAPP_DDUCT_LOG_LEVEL'           'configure' 'error, warn, info, debug or trace'                                        'O|text'
+    'ONEAPP_DDUCT_LISTEN_ADDRESS'         'configure' 'Address to listen on, 0.0.0.0 for all IPv4 and :: for all'                      'O|text'
+    'ONEAPP_DDUCT_LISTEN_PORT'            'configure' 'Port of the proxy, 0 for none'                                                  'O|number'
+    'ONEAPP_DDUCT_LISTEN_TLS_PORT'        'configure' 'Port of the proxy inside TLS, 0 for none'                                       'O|number'
+    'ONEAPP_DDUCT_LISTEN_IDLE_TIMEOUT'    'configure' 'How long a connection of a client may do nothing, such as 60s'                  'O|text'
+    'ONEAPP_DDUCT_LISTEN_MAX_CONNECTIONS' 'configure' 'Connections of clients at a time, for each core'                                'O|number'
+    'ONEAPP_DDUCT_KEEP_HOSTS'             'configure' 'Hosts to intercept, names, *.names and addresses'                               'O|text'
+    'ONEAPP_DDUCT_KEEP_FILTERS'           'configure' 'What to keep, regular expressions for the path of a URL'                        'O|text'
+    'ONEAPP_DDUCT_KEEP_EXTRA_FILTERS'     'configure' 'What to keep besides, regular expressions for the path of a URL'                'O|text'
+    'ONEAPP_DDUCT_CACHE_SIZE'             'configure' 'Room for the cache, such as 200G or 80%'                                        'O|text'
+    'ONEAPP_DDUCT_CACHE_MIN_FREE'         'configure' 'Room that stays free on the disk, such as 1G or 5%'                             'O|text'
+    'ONEAPP_DDUCT_CACHE_FRESH_FOR'        'configure' 'How long an object is fresh whose origin does not say, such as 12h or 1d'       'O|text'
+    'ONEAPP_DDUCT_CACHE_STALE_IF_ERROR'   'configure' 'Send a stale object when its origin cannot be asked'                            'O|boolean'
+    'ONEAPP_DDUCT_CACHE_OBEY_NO_STORE'    'configure' 'Obey no-store and private of origins'                                           'O|boolean'
+    'ONEAPP_DDUCT_CACHE_AUTH_GRACE'       'configure' 'How long the leave of an origin for a client is remembered, 0 to ask each time' 'O|text'
+    'ONEAPP_DDUCT_CACHE_DISK'             'configure' 'Disk for the cache, auto, none or a device such as /dev/vdb'                    'O|text'
+    'ONEAPP_DDUCT_ACCESS_CLIENTS'         'configure' 'Networks that may use the proxy, empty for the network of the first NIC'        'O|text'
+    'ONEAPP_DDUCT_ACCESS_USER'            'configure' 'User whom the proxy asks for, empty for none'                                   'O|text'
+    'ONEAPP_DDUCT_ACCESS_PASSWORD'        'configure' 'Password of that user, empty for a generated one'                               'O|password'
+    'ONEAPP_DDUCT_ACCESS_CLIENT_CERT'     'configure' 'Ask for a client certificate on the TLS port'                                   'O|boolean'
+    'ONEAPP_DDUCT_UPSTREAM_PROXY'         'configure' 'Parent proxy, such as http://user:password@squid.lab:3128'                      'O|text'
+    'ONEAPP_DDUCT_UPSTREAM_NO_PROXY'      'configure' 'Hosts that are reached without the parent proxy'                                'O|text'
+    'ONEAPP_DDUCT_UPSTREAM_CA'            'configure' 'Authorities to trust upstream, a PEM file in base64'                            'O|text'
+    'ONEAPP_DDUCT_UPSTREAM_INSECURE'      'configure' 'Hosts whose certificate is not verified'                                        'O|text'
+    'ONEAPP_DDUCT_UPSTREAM_TIMEOUT'       'configure' 'How long an origin may do nothing, such as 30s'                                 'O|text'
+    'ONEAPP_DDUCT_CA_CERT'                'configure' 'Certificate of an authority of your own, PEM in base64'                         'O|text'
+    'ONEAPP_DDUCT_CA_KEY'                 'configure' 'Its key, PEM in base64'                                                         'O|password'
+    'ONEAPP_DDUCT_CA_NAME'                'configure' 'Name of the authority that the first boot makes'                                'O|text'
+    'ONEAPP_DDUCT_CA_CONSTRAINED'         'configure' 'That authority vouches for the hosts to intercept alone'                        'O|boolean'
+    'ONEAPP_DDUCT_LOG_LEVEL'              'configure' 'error, warn, info, debug or trace'                                              'O|text'
 )
 
 ONE_SERVICE_NAME='Service dduct - KVM'
@@ -117,7 +124,7 @@ service_help()
     local index
     printf 'dduct %s: %s\n\n' "$ONE_SERVICE_VERSION" "$ONE_SERVICE_SHORT_DESCRIPTION"
     for ((index = 0; index < ${#ONE_SERVICE_PARAMS[@]}; index += 4)); do
-        printf '  %-32s %s\n' "${ONE_SERVICE_PARAMS[index]}" "${ONE_SERVICE_PARAMS[index + 2]}"
+        printf '  %-36s %s\n' "${ONE_SERVICE_PARAMS[index]}" "${ONE_SERVICE_PARAMS[index + 2]}"
     done
 }
 
@@ -218,16 +225,26 @@ words()
     done
 }
 
-# yes_or_no NAME: the input as true or false in ANSWER.
+# yes_or_no NAME DEFAULT: the input as true or false in ANSWER.
 yes_or_no()
 {
     local text
     text="$(given "$1")"
+    text="${text:-$2}"
     case "${text,,}" in
-        '' | no | n | false | off | 0) ANSWER=false ;;
+        no | n | false | off | 0) ANSWER=false ;;
         yes | y | true | on | 1) ANSWER=true ;;
         *) refuse "$1" "$(shown "$text") is neither YES nor NO" 'give YES or NO' ;;
     esac
+}
+
+# time_of NAME DEFAULT: the input as dduct wants a time, in ANSWER; how long it may be is dduct's affair.
+time_of()
+{
+    ANSWER="$(given "$1")"
+    ANSWER="${ANSWER:-$2}"
+    [[ "$ANSWER" =~ ^([0-9]+(\.[0-9]+)?[smhd]|0)$ ]] \
+        || refuse "$1" "$(shown "$ANSWER") is no time" 'give a number and s, m, h or d, such as 90s or 12h'
 }
 
 HOST_PATTERN='(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*'
@@ -396,7 +413,7 @@ settle_access()
         refuse ACCESS_PASSWORD 'it holds control characters, or is not UTF-8' 'give another one'
         return 1
     fi
-    yes_or_no ACCESS_CLIENT_CERT || return 1
+    yes_or_no ACCESS_CLIENT_CERT NO || return 1
     CLIENT_CERT="$ANSWER"
     if [[ "$CLIENT_CERT" == true ]] && ((TLS_PORT == 0)); then
         refuse ACCESS_CLIENT_CERT 'only the TLS port asks for certificates, and there is none' 'give ONEAPP_DDUCT_LISTEN_TLS_PORT'
@@ -420,6 +437,8 @@ settle_upstream()
     words UPSTREAM_NO_PROXY "$HOST_PATTERN" 'give names such as *.lab, or addresses' || return 1
     NO_PARENT=("${WORDS[@]}")
     UPSTREAM_CA="$(given UPSTREAM_CA)"
+    words UPSTREAM_INSECURE "$HOST_PATTERN" 'give names such as *.lab, or addresses' || return 1
+    INSECURE=("${WORDS[@]}")
 }
 
 settle_authority()
@@ -439,16 +458,28 @@ settle_authority()
         refuse CA_NAME "$(shown "$CA_NAME") is no name for it" 'give up to 64 characters of ASCII'
         return 1
     fi
-    yes_or_no CA_CONSTRAINED || return 1
+    yes_or_no CA_CONSTRAINED NO || return 1
     CA_CONSTRAINED="$ANSWER"
 }
 
 settle_rest()
 {
-    FRESH_FOR="$(given CACHE_FRESH_FOR)"
-    FRESH_FOR="${FRESH_FOR:-1d}"
-    if [[ ! "$FRESH_FOR" =~ ^[0-9]+(\.[0-9]+)?[smhd]$ ]]; then
-        refuse CACHE_FRESH_FOR "$(shown "$FRESH_FOR") is no time" 'give a number and s, m, h or d, such as 12h'
+    time_of LISTEN_IDLE_TIMEOUT 60s || return 1
+    IDLE_TIMEOUT="$ANSWER"
+    time_of UPSTREAM_TIMEOUT 30s || return 1
+    UPSTREAM_TIMEOUT="$ANSWER"
+    time_of CACHE_FRESH_FOR 1d || return 1
+    FRESH_FOR="$ANSWER"
+    time_of CACHE_AUTH_GRACE 60s || return 1
+    AUTH_GRACE="$ANSWER"
+    yes_or_no CACHE_STALE_IF_ERROR YES || return 1
+    STALE_IF_ERROR="$ANSWER"
+    yes_or_no CACHE_OBEY_NO_STORE YES || return 1
+    OBEY_NO_STORE="$ANSWER"
+    MAX_CONNECTIONS="$(given LISTEN_MAX_CONNECTIONS)"
+    MAX_CONNECTIONS="${MAX_CONNECTIONS:-4096}"
+    if [[ ! "$MAX_CONNECTIONS" =~ ^[1-9][0-9]{0,5}$ ]]; then
+        refuse LISTEN_MAX_CONNECTIONS "$(shown "$MAX_CONNECTIONS") is no number for it" 'give one from 1 to 999999'
         return 1
     fi
     LOG_LEVEL="$(given LOG_LEVEL)"
@@ -709,7 +740,12 @@ configuration()
     [[ -z "$UPSTREAM_CA" ]] || printf 'upstream_ca = "upstream-ca.pem"\n'
     printf 'upstream_proxy = %s\n' "$(quoted "$PARENT")"
     printf 'no_upstream_proxy = %s\n' "$(array "${NO_PARENT[@]}")"
+    printf 'upstream_insecure = %s\n' "$(array "${INSECURE[@]}")"
+    printf 'idle_timeout = %s\nupstream_timeout = %s\n' "$(quoted "$IDLE_TIMEOUT")" "$(quoted "$UPSTREAM_TIMEOUT")"
+    printf 'max_connections = %s\n' "$MAX_CONNECTIONS"
     printf '\n[cache]\nmax_size = %s\nmin_free = %s\nfresh_for = %s\n' "$SIZE" "$MIN_FREE" "$(quoted "$FRESH_FOR")"
+    printf 'stale_if_error = %s\nobey_no_store = %s\n' "$STALE_IF_ERROR" "$OBEY_NO_STORE"
+    printf 'auth_grace = %s\n' "$(quoted "$AUTH_GRACE")"
     printf '\n[certs]\nca_cn = %s\nname_constraints = %s\n' "$(quoted "$CA_NAME")" "$CA_CONSTRAINED"
     ((${#GIVEN_HOSTS[@]} == 0)) || printf 'server_dns_sans = %s\n' "$(array "${HOSTS[@]}")"
     printf 'server_ip_sans = %s\n' "$(array "${IPS[@]}")"
@@ -739,9 +775,14 @@ input_of()
         proxy.upstream_proxy) printf UPSTREAM_PROXY ;;
         proxy.no_upstream_proxy) printf UPSTREAM_NO_PROXY ;;
         proxy.upstream_ca) printf UPSTREAM_CA ;;
+        proxy.upstream_insecure) printf UPSTREAM_INSECURE ;;
+        proxy.upstream_timeout) printf UPSTREAM_TIMEOUT ;;
+        proxy.idle_timeout) printf LISTEN_IDLE_TIMEOUT ;;
+        proxy.max_connections) printf LISTEN_MAX_CONNECTIONS ;;
         cache.max_size) printf CACHE_SIZE ;;
         cache.min_free) printf CACHE_MIN_FREE ;;
         cache.fresh_for) printf CACHE_FRESH_FOR ;;
+        cache.auth_grace) printf CACHE_AUTH_GRACE ;;
         certs.ca_cn) printf CA_NAME ;;
         certs.server_dns_sans | certs.server_ip_sans) printf KEEP_HOSTS ;;
         misc.log_level) printf LOG_LEVEL ;;
