@@ -399,11 +399,17 @@ def same_representation(response: ResponseHead, fields: Headers, length: Optiona
     return bool(digest) or response.headers.get(b"content-type") == fields.get(b"content-type")
 
 
-def repeats(response: ResponseHead, fields: Headers, length: Optional[int]) -> bool:
-    """Whether a 200 is, octet for octet, what is stored: an origin that knows no conditions sends it again."""
-    etag = strong_etag(response.headers)
-    same_length = length is not None and response.headers.get(b"content-length") == b"%d" % length
-    return response.status == 200 and etag is not None and etag == strong_etag(fields) and same_length
+def repeats(response: ResponseHead, fields: Headers, length: Optional[int], elsewhere: bool) -> bool:
+    """Whether a 200 is, octet for octet, what is stored: an origin that knows no conditions sends it again.
+
+    `elsewhere`: it comes from another mirror than the stored one did. They keep times, and make tags of their own.
+    """
+    if response.status != 200 or length is None or response.headers.get(b"content-length") != b"%d" % length:
+        return False
+    etag, modified = strong_etag(response.headers), response.headers.get(b"last-modified")
+    if etag is not None and etag == strong_etag(fields):
+        return True
+    return elsewhere and modified is not None and modified == fields.get(b"last-modified")
 
 
 def another_representation(response: ResponseHead, fields: Headers) -> bool:

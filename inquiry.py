@@ -162,7 +162,11 @@ class Inquiry:
         """Whether the answer to `whether_still_good` says so."""
         if exchange.head.status == 304:
             return True
-        repeated = freshness.repeats(exchange.head, stored_fields(stored), length)
+        target = exchange.redirected_to
+        elsewhere = (
+            target is not None and bool(stored.redirect) and _origin_of(str(target)) != _origin_of(stored.redirect)
+        )
+        repeated = freshness.repeats(exchange.head, stored_fields(stored), length, elsewhere)
         return repeated and self.not_storable(exchange) is None
 
     def may_be_introduced_to(self, brought: Metadata) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import re
 import threading
@@ -372,6 +373,32 @@ def test_what_a_redirect_leads_to_now_is_validated_through_it(house: House, said
     assert origin.count("/latest.zip") == 5
     moved = 5 * len(b"moved")
     assert origin.body_sent + store.body_sent == moved + len(release(1)) + len(release(2))
+
+
+@pytest.mark.parametrize("changed", ["", "length", "time"])
+def test_mirrors_that_a_redirect_chooses_from_are_known_to_have_the_same(house: House, changed: str) -> None:
+    """They keep times, and make tags of their own: no object is fetched again because another one is asked."""
+    body = os.urandom(300_000)
+    mirrors = [Shelf(body=body, etag=f'"{number}"') for number in range(2)]
+    for mirror in mirrors:
+        mirror.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
+    places = [house.origin(mirror) for mirror in mirrors]
+    turn = itertools.cycle(places)
+
+    def redirector(asked: Asked, connection: Connection) -> None:
+        connection.respond(302, [("Location", f"https://{HOST}:{next(turn).port}{asked.target}")], b"")
+
+    origin = house.origin(redirector)
+    assert house.fetch(origin, "/x.rpm").body == body
+    if changed == "length":
+        mirrors[1].body = body[1:]
+    elif changed == "time":
+        mirrors[1].modified = "Tue, 02 Jan 2024 00:00:00 GMT"
+    for _ in range(3):
+        assert house.fetch(origin, "/x.rpm").body in (body, mirrors[1].body)
+    expected = 3 if changed else 0
+    assert house.counters.value(Counter.FILLS) == 1 + expected
+    assert house.counters.value(Counter.VALIDATED) == 3 - expected
 
 
 @pytest.mark.parametrize(
