@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,14 +158,24 @@ def _directory(value: Any, base: Path) -> Path:
     return _path(text, base)
 
 
-def _pem_file(value: Any, base: Path) -> Optional[Path]:
-    text = _text(value, base)
-    if not text:
-        return None
-    path = _path(text, base)
-    if not path.is_file():
-        raise _Expected(f"a PEM file, and there is none at {path}")
-    return path
+def _readable(what: str) -> Callable[[Any, Path], Optional[Path]]:
+    def read(value: Any, base: Path) -> Optional[Path]:
+        text = _text(value, base)
+        if not text:
+            return None
+        path = _path(text, base)
+        try:
+            # Not `is_file()`, which raises some of the errors that are met on the way, and hides others.
+            if stat.S_ISREG(path.stat().st_mode):
+                path.open("rb").close()
+                return path
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _Expected(f"{what} that can be read ({path}: {error.strerror})") from None
+        raise _Expected(f"{what}, and there is none at {path}")
+
+    return read
 
 
 def _path(text: str, base: Path) -> Path:
@@ -277,16 +288,6 @@ def _network(value: Any, base: Path) -> str:
         raise _Expected(f"an address or a network such as '10.0.0.0/8' ({error})") from None
 
 
-def _file(value: Any, base: Path) -> Optional[Path]:
-    text = _text(value, base)
-    if not text:
-        return None
-    path = _path(text, base)
-    if not path.is_file():
-        raise _Expected(f"a file, and there is none at {path}")
-    return path
-
-
 def _host_or_ip(value: Any, base: Path) -> str:
     try:
         return _ip(value, base)
@@ -371,7 +372,7 @@ _SCHEMA = (
     ),
     _Key("proxy", "idle_timeout", "60s", _seconds),
     _Key("proxy", "upstream_timeout", "30s", _seconds),
-    _Key("proxy", "upstream_ca", "", _pem_file),
+    _Key("proxy", "upstream_ca", "", _readable("a PEM file")),
     _Key("proxy", "upstream_insecure", [], _list_of(_host_or_ip)),
     _Key("proxy", "upstream_proxy", "", _proxy_url),
     _Key("proxy", "no_upstream_proxy", [], _list_of(_host_or_ip)),
@@ -391,7 +392,7 @@ _SCHEMA = (
         ],
         _list_of(_network),
     ),
-    _Key("proxy", "auth_file", "", _file),
+    _Key("proxy", "auth_file", "", _readable("a file")),
     _Key("proxy", "require_client_cert", False, _boolean),
     _Key("proxy", "ktls", True, _boolean),
     _Key("proxy", "max_connections", 4096, _whole(1, 1_000_000)),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -232,6 +235,49 @@ def test_a_list_says_which_item_is_wrong(tmp_path: Path) -> None:
 )
 def test_what_nobody_knows_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert said in complaint(tmp_path, text)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """As a user who may not read everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("key", ["upstream_ca", "auth_file"])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("secret/ca.pem", "secret/ca.pem: Permission denied"),
+        ("closed.pem", "closed.pem: Permission denied"),
+        ("x" * 300, "File name too long"),
+        ("open.pem/x", "open.pem/x: Not a directory"),
+        ("loop", "loop: Too many levels of symbolic links"),
+        ("pipe", "there is none at"),
+    ],
+)
+def test_a_file_that_a_key_names_and_that_cannot_be_read_is_one_line(key: str, path: str, said: str) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are for their owner alone
+        directory = Path(name)
+        (directory / "secret").mkdir()
+        for file in ("secret/ca.pem", "closed.pem", "open.pem"):
+            (directory / file).touch()
+        os.symlink("loop", directory / "loop")
+        os.mkfifo(directory / "pipe")
+        (directory / "some.toml").write_text(f"[proxy]\n{key} = '{path}'\n")
+        for file, mode in (("", 0o755), ("secret", 0), ("closed.pem", 0)):
+            (directory / file).chmod(mode)
+        with as_nobody(), pytest.raises(ConfigError) as caught:
+            config.load(directory / "some.toml", directory)
+        (directory / "secret").chmod(0o700)
+    line = str(caught.value)
+    assert f"proxy.{key} = " in line and said in line and "\n" not in line
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
