@@ -124,8 +124,25 @@ class Config:
     source: Optional[Path]
 
 
+_SHOWN_AT_MOST = 200  # characters of a value, or of what is wrong with it
+
+
 class _Expected(Exception):
     """A value is not what its key wants; the message completes `expected …`."""
+
+
+def _short(text: str) -> str:
+    """Some text for an error: all of it on one line, if it is not too long."""
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _SHOWN_AT_MOST else text[:_SHOWN_AT_MOST] + "…"
+
+
+def _brief(value: Any) -> str:
+    """A value for an error."""
+    try:
+        return _short(repr(value))
+    except ValueError:
+        return "…"  # a number with more digits than Python writes
 
 
 # --- readers: a TOML value and the directory for relative paths in, a value of the dataclass out ----
@@ -172,7 +189,7 @@ def _readable(what: str) -> Callable[[Any, Path], Optional[Path]]:
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise _Expected(f"{what} that can be read ({path}: {error.strerror})") from None
+            raise _Expected(f"{what} that can be read ({error.strerror}: {path})") from None
         raise _Expected(f"{what}, and there is none at {path}")
 
     return read
@@ -196,11 +213,14 @@ def _address(value: Any, base: Path) -> Optional[Address]:
     if match is None or int(match.group(3)) > 65535:
         raise _Expected("'host:port', '[ipv6]:port', or '' to switch it off")
     literal, name, port = match.groups()
-    if literal is not None:
-        try:
+    try:
+        if literal is not None:
             return Address(str(ipaddress.IPv6Address(literal)), int(port))
-        except ValueError:
-            raise _Expected("an IPv6 address within the brackets") from None
+        name.encode("idna")  # as it will be when it is looked up
+    except UnicodeError as error:
+        raise _Expected(f"a host name that can be looked up ({error})") from None
+    except ValueError:
+        raise _Expected("an IPv6 address within the brackets") from None
     return Address(name, int(port))
 
 
@@ -210,31 +230,42 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)")
 
 
+def _written(value: Any, *kinds: type) -> str:
+    """A text, or a number as one writes it; nothing for what is of none of these kinds."""
+    try:
+        return str(value) if isinstance(value, kinds) and not isinstance(value, bool) else ""
+    except ValueError:
+        return ""  # more digits than Python writes
+
+
 def _seconds(value: Any, _: Path) -> float:
-    match = _DURATION.fullmatch(str(value)) if isinstance(value, (str, int, float)) else None
-    if isinstance(value, bool) or match is None:
+    match = _DURATION.fullmatch(_written(value, str, int, float))
+    if match is None:
         raise _Expected("a time such as '30s', '5m', '2h' or '1d'")
     seconds = float(match.group(1)) * _UNITS[match.group(2)]
-    if not 0 < seconds <= 30 * 86400:
-        raise _Expected("a time above zero and up to 30 days")
+    if not 0.001 <= seconds <= 30 * 86400:
+        raise _Expected("a time from a millisecond to 30 days")
     return seconds
 
 
 _SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 
 
 def _size(value: Any, _: Path) -> Optional[int]:
     if value == "":
         return None
-    match = _SIZE.fullmatch(str(value)) if isinstance(value, (str, int)) else None
-    if isinstance(value, bool) or match is None:
+    match = _SIZE.fullmatch(_written(value, str, int))
+    if match is None:
         raise _Expected("a size such as '500M', '20G' or '1T', or '' for none")
-    return int(float(match.group(1)) * _SIZES[match.group(2).upper()])
+    octets = float(match.group(1)) * _SIZES[match.group(2).upper()]
+    if octets >= 2**63:
+        raise _Expected("a size below 8388608T")
+    return int(octets)
 
 
 def _seconds_or_none(value: Any, base: Path) -> float:
-    if isinstance(value, (str, int)) and not isinstance(value, bool) and re.fullmatch("0[smhd]?", str(value)):
+    if re.fullmatch("0[smhd]?", _written(value, str, int)):
         return 0.0
     return _seconds(value, base)
 
@@ -257,7 +288,7 @@ def _list_of(read: Callable[[Any, Path], Any]) -> Callable[[Any, Path], Tuple[An
             try:
                 values.append(read(item, base))
             except _Expected as error:
-                raise _Expected(f"{error} as item {position}, which is {item!r}") from None
+                raise _Expected(f"{error} as item {position}, which is {_brief(item)}") from None
         return tuple(values)
 
     return read_list
@@ -275,10 +306,13 @@ def _host_pattern(value: Any, base: Path) -> str:
 
 
 def _ip(value: Any, base: Path) -> str:
+    text = _text(value, base).strip("[]")
     try:
-        return str(ipaddress.ip_address(_text(value, base).strip("[]")))
+        if "%" not in text:  # a zone means something to this machine alone
+            return str(ipaddress.ip_address(text))
     except ValueError:
-        raise _Expected("an IP address") from None
+        pass
+    raise _Expected("an IP address")
 
 
 def _network(value: Any, base: Path) -> str:
@@ -299,7 +333,7 @@ def _filter(value: Any, base: Path) -> re.Pattern[str]:
     text = _text(value, base)
     try:
         pattern = re.compile(text)
-    except re.error as error:
+    except (re.error, ValueError, OverflowError, RecursionError) as error:
         raise _Expected(f"a regular expression ({error})") from None
     hashes = {group.partition("_")[0] for group in pattern.groupindex}
     if len(hashes) > 1 or not hashes.issubset(HASHES):
@@ -407,31 +441,10 @@ _SCHEMA = (
         "cache",
         "ignore_query",
         [
-            "X-Amz-*",
-            "X-Goog-*",
-            "AWSAccessKeyId",
-            "GoogleAccessId",
-            "Signature",
-            "Expires",
-            "Policy",
-            "Key-Pair-Id",
-            "se",
-            "sp",
-            "spr",
-            "sv",
-            "sr",
-            "sig",
-            "st",
-            "sks",
-            "skoid",
-            "sktid",
-            "ske",
-            "skt",
-            "skv",
-            "hmac",
-            "verify",
-            "token",
-            "jwt",
+            *("X-Amz-*", "X-Goog-*", "AWSAccessKeyId", "GoogleAccessId"),
+            *("Signature", "Expires", "Policy", "Key-Pair-Id"),
+            *("se", "sp", "spr", "sv", "sr", "sig", "st", "sks", "skoid", "sktid", "ske", "skt", "skv"),
+            *("hmac", "verify", "token", "jwt"),
         ],
         _list_of(_parameter),
     ),
@@ -480,7 +493,7 @@ def load(path: Path, home: Path) -> Config:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error})") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers may be too long, and lists too deep
         raise ConfigError(f"{path}: not TOML: {error}") from error
     return _build(document, path.resolve().parent, home, path)
 
@@ -496,7 +509,9 @@ def _build(document: Mapping[str, Any], base: Path, home: Path, source: Optional
         try:
             values[key.section][key.name] = key.read(value, base if given else home)
         except _Expected as error:
-            raise ConfigError(f"{where}{key.section}.{key.name} = {_shown(key, value)}: expected {error}") from None
+            raise ConfigError(
+                f"{where}{key.section}.{key.name} = {_shown(key, value)}: expected {_short(str(error))}"
+            ) from None
     config = Config(
         Misc(**values["misc"]),
         Proxy(**values["proxy"]),
@@ -515,13 +530,13 @@ def _strangers(document: Mapping[str, Any]) -> Iterator[str]:
     for section, content in document.items():
         if section not in _SECTIONS:
             known = [*_SECTIONS, *(key.name for key in _SCHEMA)]
-            yield f"unknown section or key {section!r}{_nearest(section, known)}"
+            yield f"unknown section or key {_brief(section)}{_nearest(section, known)}"
         elif not isinstance(content, dict):
-            yield f"{section} = {content!r}: expected a section, written [{section}]"
+            yield f"{section} = {_brief(content)}: expected a section, written [{section}]"
         else:
             for name in content:
                 if f"{section}.{name}" not in keys:
-                    yield f"unknown key {section}.{name}{_nearest(f'{section}.{name}', keys)}"
+                    yield f"unknown key {_short(f'{section}.{name}')}{_nearest(f'{section}.{name}', keys)}"
 
 
 def _nearest(name: str, known: List[str]) -> str:
@@ -531,7 +546,8 @@ def _nearest(name: str, known: List[str]) -> str:
 
 def _shown(key: _Key, value: Any) -> str:
     # A value with an @ is a URL that may hold a password.
-    return "…" if f"{key.section}.{key.name}" in _SECRET or "@" in str(value) else repr(value)
+    secret = f"{key.section}.{key.name}" in _SECRET or (isinstance(value, str) and "@" in value)
+    return "…" if secret else _brief(value)
 
 
 def describe(config: Config) -> str:
@@ -553,7 +569,7 @@ def _toml(key: _Key, value: Any) -> str:
         items = "".join(f"\n  {_toml(key, item)}," for item in value)
         return f"[{items}\n]" if items else "[]"
     if isinstance(value, float):
-        return f"'{value:g}s'"
+        return f"'{int(value) if value.is_integer() else value!r}s'"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int):
