@@ -156,8 +156,8 @@ def _text(value: Any, _: Path) -> str:
 
 def _common_name(value: Any, base: Path) -> str:
     name = _text(value, base)
-    if not 0 < len(name) <= 64:  # RFC 5280, ub-common-name
-        raise _Expected("a name of 1 to 64 characters")
+    if not 0 < len(name.encode()) <= 64:  # RFC 5280, ub-common-name: of characters, but cryptography counts octets
+        raise _Expected("a name of 1 to 64 octets")
     return name
 
 
@@ -519,8 +519,8 @@ def _build(document: Mapping[str, Any], base: Path, home: Path, source: Optional
         Certs(**values["certs"]),
         source,
     )
-    if config.proxy.tcp_bind is None and config.proxy.tls_bind is None:
-        raise ConfigError(f"{where}proxy.tcp_bind and proxy.tls_bind are both '': expected at least one address")
+    for problem in _misfits(config):
+        raise ConfigError(where + problem)
     return config
 
 
@@ -537,6 +537,21 @@ def _strangers(document: Mapping[str, Any]) -> Iterator[str]:
             for name in content:
                 if f"{section}.{name}" not in keys:
                     yield f"unknown key {_short(f'{section}.{name}')}{_nearest(f'{section}.{name}', keys)}"
+
+
+def _misfits(config: Config) -> Iterator[str]:
+    """What is wrong beside the rest, one line each."""
+    if config.proxy.tcp_bind is None and config.proxy.tls_bind is None:
+        yield "proxy.tcp_bind and proxy.tls_bind are both '': expected at least one address"
+    certs = config.certs
+    listed = ("server_cn", "client_cn") if certs.name_constraints else ()
+    alone = () if certs.server_dns_sans or certs.server_ip_sans else ("server_cn",)
+    for name in (*listed, *alone):
+        value = getattr(certs, name)
+        try:
+            _host_or_ip(value, Path())
+        except _Expected:
+            yield f"certs.{name} = {_brief(value)}: expected a host name (certs.name_constraints, or no SANs)"
 
 
 def _nearest(name: str, known: List[str]) -> str:

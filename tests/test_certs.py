@@ -325,6 +325,14 @@ def test_nothing_outlives_the_authority(authority: CertificateAuthority) -> None
     assert moment(authority.issue_client(own_key, "a", 36500).certificate, "not_valid_after") == end
 
 
+def test_names_need_not_be_ascii(tmp_path: Path) -> None:
+    names = replace(IDENTITY, ca_cn="ü" * 32, server_cn="Büro", client_cn="Jürgen", p12_pass="schlüssel")
+    prepare(tmp_path, names)
+    prepare(tmp_path, names)  # finds nothing wrong with them
+    for name in ("server.crt", "client.crt"):
+        assert_verifies(tmp_path / "ca.crt", tmp_path / name)
+
+
 # --- bundles ------------------------------------------------------------------------------------
 
 

@@ -227,8 +227,8 @@ BAD: Dict[str, List[str]] = {
     "cache.ignore_query": ["'a'", "['']", "['a=b']", "['*a']", "[1]"],
     "certs.rsa_key_bits": ["1024", "9000", "'3072'", "3072.0", "true"],
     "certs.days_from_now": ["0", "100000", "'1d'"],
-    "certs.ca_cn": ["''", f"'{'x' * 65}'", "5"],
-    "certs.server_cn": ["''"],
+    "certs.ca_cn": ["''", f"'{'x' * 65}'", f"'{'ü' * 33}'", "5"],
+    "certs.server_cn": ["''", f"'{'ü' * 33}'"],
     "certs.server_dns_sans": ["['a.*.b']", "['*']", "['a..b']", "'a'", "['a:443']", "['-a']", "['a', 5]"],
     "certs.server_ip_sans": ["['fe80::1%eth0']", "['a']", "['10.0.0.0/8']", "['1.2.3']"],
     "certs.client_cn": ["''", "[]"],
@@ -287,6 +287,33 @@ def test_a_secret_is_not_shown_even_where_it_is_wrong(tmp_path: Path) -> None:
 def test_a_list_says_which_item_is_wrong(tmp_path: Path) -> None:
     line = complaint(tmp_path, "[certs]\nserver_dns_sans = ['a', 'https://b']\n")
     assert "item 2" in line and "https://b" in line
+
+
+NO_SANS = "server_dns_sans = []\nserver_ip_sans = []\n"
+
+
+@pytest.mark.parametrize(
+    ("certs", "key"),
+    [
+        ("name_constraints = true\nclient_cn = 'Jürgen'\n", "client_cn"),
+        ("name_constraints = true\nserver_cn = '*.'\n", "server_cn"),
+        (f"{NO_SANS}server_cn = 'Büro'\n", "server_cn"),
+    ],
+)
+def test_a_common_name_that_becomes_a_host_name_is_one(tmp_path: Path, certs: str, key: str) -> None:
+    assert complaint(tmp_path, f"[certs]\n{certs}").startswith(f"certs.{key} = ")
+
+
+@pytest.mark.parametrize(
+    "certs",
+    [
+        f"ca_cn = '{'ü' * 32}'\nserver_cn = 'Büro'\nclient_cn = 'Jürgen'\n",
+        "name_constraints = true\nclient_cn = '10.0.0.1'\n",
+        f"{NO_SANS}client_cn = 'Jürgen'\n",
+    ],
+)
+def test_other_common_names_are_free(tmp_path: Path, certs: str) -> None:
+    load(tmp_path, f"[certs]\n{certs}")
 
 
 @pytest.mark.parametrize(
