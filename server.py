@@ -88,7 +88,6 @@ class Server:
         self._sessions: Dict[Stream, Optional[Session]] = {}  # None while its handshake lasts
         self._authority = certs.prepare(config.misc.cert_dir, identity(config))
         self._files = certs.CertificateFiles(config.misc.cert_dir)
-        self._leaves = self._make_leaves(config)
         self.cache = self._open_cache()
         self._evictor = Evictor(
             config.misc.file_dir,
@@ -101,7 +100,7 @@ class Server:
         self._listeners: List[Listener] = []
         try:
             self._bind()
-            self._household = self._furnish(config)
+            self._household = self._furnish(config, self._make_leaves(config))
             self._announce(config)
         except BaseException:
             self.close()
@@ -127,9 +126,8 @@ class Server:
         Raises StartError, certs.CertificateError; nothing has changed then.
         """
         config = self._with_what_cannot_change(wanted)
-        if _of_leaves(config) != _of_leaves(self._config):
-            self._leaves = self._make_leaves(config)
-        household = self._furnish(config)
+        same = _of_leaves(config) == _of_leaves(self._config)
+        household = self._furnish(config, self._household.leaves if same else self._make_leaves(config))
         before, self._household, self._config = self._household, household, config
         before.services.origins.retire()
         self._outdated.add(before.services.origins)
@@ -176,7 +174,7 @@ class Server:
             if not self._authority.may_vouch_for(host):
                 _log.warning("Clients will not believe us as %s: ca.crt has name constraints without it", host)
 
-    def _furnish(self, config: Config) -> Household:
+    def _furnish(self, config: Config, leaves: LeafStore) -> Household:
         """All that a configuration decides. Raises StartError."""
         return Household(
             services=Services(
@@ -199,7 +197,7 @@ class Server:
                 naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query)),
             ),
             hot=Hot(),
-            leaves=self._leaves,
+            leaves=leaves,
             access=_access(config),
             about=_about(config, self._authority.pem),
             tls=self._tls_context(config),
@@ -288,10 +286,11 @@ class Server:
     def _choose_leaf(self, sock: NamedSocket, name: Optional[str], _: ssl.SSLContext) -> None:
         if name is None:
             return
-        rules = self._household.rules
+        household = self._household
+        rules = household.rules
         sock.server_name = name.lower()
         if sock.server_name in rules.intercept and sock.server_name not in rules.own_names:
-            sock.context = self._leaves.context(sock.server_name)
+            sock.context = household.leaves.context(sock.server_name)
 
     def _note_growth(self, octets: int) -> None:
         self.counters.add(Counter.STORED_OCTETS, octets)
