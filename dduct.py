@@ -307,6 +307,9 @@ class _Program:
         except (ConfigError, StartError, CertificateError) as error:
             _log.error("Not reloaded, and everything stays as it was: %s", error)
             return False
+        except Exception:  # noqa: BLE001 - an edge like a thread's: what runs is not to end with an attempt to change it
+            _log.exception("A bug in dduct: not reloaded, and everything stays as it was")
+            return False
         finally:
             self._manager.ready()
         logging.getLogger("dduct").setLevel(_LEVELS[config.misc.log_level])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,11 @@ import pytest
 from support.client import Client, wait_until
 from support.origin import Asked, Connection, Gate, Origin
 from support.process import PATIENCE, ROOT, Process, write
+
+import dduct
+from config import Config
+from notify import Manager
+from server import Server
 
 BODY = os.urandom(500_000)
 LINE = re.compile(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ (?:ERROR|WARN |INFO |DEBUG|TRACE) dduct[.a-z0-9]*\] .+")
@@ -438,6 +444,19 @@ def test_a_bad_configuration_is_not_reloaded(
     assert complaint in line
     with Client(tcp) as client:
         assert client.get("/healthz", "localhost").status == 200
+
+
+def test_a_bug_in_a_reload_ends_nothing(configuration: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Buggy(Server):
+        def __init__(self) -> None:
+            pass
+
+        def reload(self, wanted: Config, announce: bool = True) -> None:
+            raise ZeroDivisionError
+
+    with caplog.at_level(logging.ERROR):
+        assert not dduct._Program(Buggy(), str(configuration), Manager({}))._reload()
+    assert "A bug in dduct" in caplog.text and "ZeroDivisionError" in caplog.text
 
 
 def test_what_takes_a_new_start_is_said(configuration_with_workers: Path, start: Callable[[Path], Process]) -> None:

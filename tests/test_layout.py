@@ -103,7 +103,8 @@ ROOMS: Dict[str, Set[str]] = {
     "dduct": {"access", "config", "certs", "notify", "server", "verify", "workers"},
 }
 THIRD_PARTY = {"cryptography", "tomli"}
-BROAD_EXCEPTS = {"listener": 1, "workers": 1, "idle": 1}  # the edge of every thread, process and idle connection
+# The edge of every thread, process, idle connection and reload.
+BROAD_EXCEPTS = {"listener": 1, "workers": 1, "idle": 1, "dduct": 1}
 LONGEST_ROOM, LONGEST_FUNCTION = 600, 60
 
 # The standard library's names are known to Python itself from 3.10 on; the check need not run on 3.9.
