@@ -171,8 +171,10 @@ def _print_user(user: Optional[str]) -> int:
 
 def _verify(root: Path, fix: bool) -> int:
     """The whole of `verify`; the exit status: 1 where something is damaged and still there."""
-    if not root.is_dir():
-        print(f'dduct: verify: there is no cache in "{root}"', file=sys.stderr)
+    try:
+        os.listdir(root)
+    except OSError as error:
+        print(f'dduct: verify: there is no cache in "{root}": {error.strerror}', file=sys.stderr)
         return 2
     bar = _Bar(verify.total(root))
     findings = verify.verify(root, fix, bar.show, bar.tell)

@@ -205,6 +205,17 @@ def test_a_spoiled_certificate_is_one_line_and_status_1(tmp_path: Path, configur
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "ca.key" in done.stderr
 
 
+@pytest.mark.parametrize(("key", "command"), [("file_dir", []), ("cert_dir", []), ("file_dir", ["verify"])])
+def test_a_directory_that_cannot_even_be_looked_for_is_one_line(
+    configuration: Path, key: str, command: List[str]
+) -> None:
+    text = configuration.read_text()
+    configuration.write_text(re.sub(rf"{key} = .*", f"{key} = '{'x' * 300}'", text))
+    done = run("--cfg", configuration, *command)
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr
+    assert "File name too long" in done.stderr.splitlines()[-1]
+
+
 def test_a_host_that_the_authority_cannot_vouch_for_is_said(
     configuration: Path, start: Callable[[Path], Process]
 ) -> None:
