@@ -9,6 +9,7 @@ goes on.
 from __future__ import annotations
 
 import logging
+import re
 import ssl
 import threading
 import time
@@ -257,7 +258,7 @@ class Session:
         if awaited:
             reply.persistent = False  # until the client is told to go on, its body may come after the answer, or never
         started = time.monotonic()
-        what = _one_line(head.target.partition(b"?")[0])
+        what = _shown(head.target)
         decision, remark = None, ""
         try:
             decision = self._decide(head, framing)
@@ -425,6 +426,22 @@ def _established(via: bytes) -> bytes:
 
 def _expects_continue(head: RequestHead, framing: BodyFraming) -> bool:
     return framing.kind is not Framing.NONE and head.version >= 1 and b"100-continue" in head.headers.tokens(b"expect")
+
+
+_URL = re.compile(
+    rb"([A-Za-z]+://)?(?:[^/?#]*@)?((?:\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#]+)(?::[0-9]+)?(?:/[^?]*)?)(?:\?.*)?", re.DOTALL
+)
+
+
+def _shown(target: bytes) -> str:
+    """A target for the log: without its query, and without the userinfo that it must not have (RFC 9110 §4.2.4).
+
+    What can be taken apart in other ways is not shown, for a password may have any character.
+    """
+    if target.startswith(b"/"):
+        return _one_line(target.partition(b"?")[0])
+    match = _URL.fullmatch(target)
+    return "?" if match is None else _one_line((match.group(1) or b"") + match.group(2))
 
 
 def _one_line(raw: bytes) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Callable, Iterator, List
 
 import pytest
+from support.client import wait_until
 from support.household import HOST, House
 from support.origin import Asked, Connection
 
@@ -82,3 +83,57 @@ def test_nothing_secret_is_written_down(
     assert len(said) > 5 and len(everything_logged.records) > 20
     seen = [*written(house.files), *said, *(record.getMessage().encode() for record in everything_logged.records)]
     assert [secret for secret in SECRETS if any(secret.encode() in octets for octets in seen)] == []
+
+
+TARGETS = [  # of requests, and whether they are asked for with CONNECT
+    ("http://bob:hunter2@repo.test/x.deb", "http://repo.test/x.deb"),
+    ("HTTP://bob:hunter2@repo.test:80/a@b?sig=hunter2", "HTTP://repo.test:80/a@b"),
+    ("http://hunter2@repo.test", "http://repo.test"),
+    ("http://bob:hunter2@[::1]/x.deb", "http://[::1]/x.deb"),
+    ("http://bob:hun@ter2@repo.test/x.deb", "http://repo.test/x.deb"),
+    ("http://bob:hunter2/@repo.test/x.deb", "?"),
+    ("http://bob:hunter2?@repo.test/x.deb", "?"),
+    ("http:/bob:hunter2@repo.test/x.deb", "?"),
+    ("http:///bob:hunter2@repo.test/x.deb", "?"),
+    ("bob:hunter2@repo.test/x.deb", "repo.test/x.deb"),
+    ("ftp://bob:hunter2@repo.test/x.deb", "ftp://repo.test/x.deb"),
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "CONNECT"])
+@pytest.mark.parametrize(("target", "shown"), TARGETS)
+def test_userinfo_of_a_target_is_not_logged(
+    house: House, everything_logged: pytest.LogCaptureFixture, method: str, target: str, shown: str
+) -> None:
+    with house.client() as client:
+        answer = client.get(target, "repo.test", method=method)
+        assert answer.status in (400, 501)
+        wait_until(lambda: f" {answer.status} " in everything_logged.text)
+    assert f"{method} {shown} {answer.status} " in everything_logged.text
+    assert "hun" not in everything_logged.text + repr(answer) and "ter2" not in everything_logged.text + repr(answer)
+
+
+def test_what_is_no_userinfo_is_logged(house: House, everything_logged: pytest.LogCaptureFixture) -> None:
+    for target in ("/@scope/package", f"http://{HOST}:1/@scope/package", "*"):
+        with house.client() as client:
+            answer = client.get(target, "localhost")
+            wait_until(lambda: f"GET {target} {answer.status} " in everything_logged.text)  # noqa: B023
+
+
+def test_other_mentions_of_userinfo_are_not_written_down(
+    house: House, everything_logged: pytest.LogCaptureFixture
+) -> None:
+    url = "https://bob:hunter2@repo.test/y.deb?sig=hunter2"
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        fields = [("Location", url), ("Content-Length", "0")]
+        connection.head(302, fields) if asked.target == "/away.deb" else connection.respond(200, [], BODY)
+
+    origin = house.origin(handler)
+    for path, status in (("/away.deb", 302), ("/away", 200), ("/x.deb", 200)):
+        assert house.fetch(origin, path, f"Referer: {url}").status == status
+    with house.client() as client:
+        answer = client.get("/x.deb", "bob:hunter2@repo.test")
+        assert answer.status == 400
+    seen = [*written(house.files), everything_logged.text.encode(), repr(answer).encode()]
+    assert not any(b"hunter2" in octets for octets in seen)
