@@ -1232,7 +1232,7 @@ def test_a_wrong_object_is_cut_short_logged_and_counted(
     else:
         assert size > 65_536
         assert not answer.complete and len(answer.body) <= size - 65_536
-    assert house.counters.value(Counter.MISMATCHED) == (2 if answer.status == 502 else 1)
+    assert house.counters.value(Counter.MISMATCHED) in ([2] if answer.status == 502 else [1, 2])
     assert any("have not the digest sha256:" in record.getMessage() for record in caplog.records)
     assert not any(name.startswith("sha256/") for name in house.stored())
 
