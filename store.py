@@ -87,10 +87,10 @@ class Places:
 class Metadata:
     """What is known of a stored representation besides its octets; the cache keeps it and never reads it.
 
-    `url` has no query (it may be signed), `fetched_at` is in seconds since the epoch, `age` how many seconds old it was
-    then, `restricted` means that the origin must let every further client in itself, `vary` holds the request fields
-    the response depended on, `redirect` is the URL, also without a query, to which the origin sent for it, and `near`
-    means that its origin is an affair of this machine alone.
+    `url` has a hash of what its query names, instead of it (that may be secret), `fetched_at` is in seconds since the
+    epoch, `age` how many seconds old it was then, `restricted` means that the origin must let every further client in
+    itself, `vary` holds the request fields the response depended on, `redirect` is the URL, without a query, to which
+    the origin sent for it, and `near` means that its origin is an affair of this machine alone.
     """
 
     url: str
