@@ -132,7 +132,10 @@ class _Hash(NamedTuple):
     digest: bytes
 
     def matches(self, password: bytes) -> bool:
-        return hmac.compare_digest(_scrypt(password, self.cost, self.salt), self.digest)
+        try:
+            return hmac.compare_digest(_scrypt(password, self.cost, self.salt), self.digest)
+        except (ValueError, MemoryError):
+            return False  # there is no room for it, and nobody comes in who was not seen
 
 
 _LINE = re.compile(r"([^:\s#]+):\$scrypt\$ln=([0-9]{1,2})\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
