@@ -66,12 +66,17 @@ class BodyReader:
             raise IncompleteBody(self._broken) from error
 
     def chunks(self, *buffers: memoryview, much: bool = False) -> Iterator[memoryview]:
-        """The body piece by piece, every piece a view of the next of `buffers`. Raises IncompleteBody."""
+        """The body piece by piece, every piece a view of the next of `buffers`. Raises IncompleteBody.
+
+        `much`: as much as comes at once, but for the first piece, for which somebody may be waiting.
+        """
+        first = True
         for buffer in itertools.cycle(buffers):
-            count = self.readinto(buffer, much)
+            count = self.readinto(buffer, much and not first)
             if not count:
                 return
             yield buffer[:count]
+            first = False
 
     def drain(self, limit: int) -> bool:
         """Read and forget what is left, if that takes no more than `limit` octets; whether it is complete now."""

@@ -22,6 +22,11 @@ class Case:
     miss: bool = False
     host: str = HOST
 
+    @property
+    def tedious(self) -> bool:
+        """Whether it is a crowd, for which Squid takes minutes."""
+        return self.connections >= 100
+
     def value(self, figures: Dict[str, float]) -> float:
         """The figure that counts, of those that the client tells."""
         if self.unit == "req/s":
