@@ -415,7 +415,7 @@ def test_an_authority_that_dduct_could_not_use_leaves_the_old_one(appliance: App
     line = appliance.refused("CA_KEY", **made_by_openssl(tmp_path, "-algorithm", "ED25519"))
     assert "neither an RSA nor an EC key" in line
     line = appliance.refused("CA_KEY", **made_by_openssl(tmp_path, "-algorithm", "RSA-PSS"))
-    assert "PSS alone" in line
+    assert "PSS alone" in line or "no whole PEM private key" in line  # which old versions of cryptography say
     line = appliance.refused("CA_CERT", **made_by_openssl(tmp_path, *RSA, usage="cRLSign"))
     assert "keyCertSign" in line
     certs = appliance.state / "certs"
