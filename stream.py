@@ -291,10 +291,14 @@ class Stream:
         count = self.readinto(view)
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
-        # Mostly something has arrived already, and OpenSSL need not be asked.
-        while 0 < count < len(view) and (poll.poll(0) or self.holds_octets() or poll.poll(_MOMENT)):
+        self._wait(0)
+        while 0 < count < len(view):
             try:
                 more = self._receive(view[count:])
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if poll.poll(_MOMENT):
+                    continue
+                break
             except OSError as error:
                 self._postponed = error  # what came before it counts
                 break
