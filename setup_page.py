@@ -42,10 +42,11 @@ class About:
 
 @dataclass(frozen=True)
 class Proxy:
-    """dduct as a client reaches it."""
+    """dduct as a client reaches it, and at which address of its own machine the client has arrived."""
 
     authority: Authority
     encrypted: bool
+    arrival: Authority = Authority("127.0.0.1", 8000)
 
     @property
     def url(self) -> str:
@@ -58,12 +59,12 @@ def reached(request: RequestHead, where: Where) -> Proxy:
     default = 443 if where.encrypted else 80
     try:
         if not request.target.startswith(b"/"):
-            return Proxy(http1.parse_absolute(request.target).authority, where.encrypted)
+            return Proxy(http1.parse_absolute(request.target).authority, where.encrypted, where.local)
         host = request.headers.get(b"host")
         authority = http1.parse_authority(host, default) if host else where.local
     except http1.ProtocolError:
         authority = where.local
-    return Proxy(authority, where.encrypted)
+    return Proxy(authority, where.encrypted, where.local)
 
 
 # --- the script -------------------------------------------------------------------------------------
@@ -446,7 +447,8 @@ def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str
         "(`openssl x509 -in certs/ca.crt -noout -fingerprint -sha256`):",
         values,
     )
-    yield _snippet("ssh DDUCT curl -fsS http://127.0.0.1:8000/setup/sh | sudo sh -s -- --proxy @PROXY@", values)
+    at_home = f"http://{proxy.arrival}/setup/sh"
+    yield _snippet(f"ssh DDUCT curl -fsS {at_home} | sudo sh -s -- --proxy @PROXY@", values)
 
 
 def _section(anchor: str, client: Client, values: Dict[str, str]) -> str:
