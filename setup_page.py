@@ -40,13 +40,16 @@ class About:
         return ":".join(re.findall("..", digest))
 
 
+_USUAL = Authority("127.0.0.1", 8000)
+
+
 @dataclass(frozen=True)
 class Proxy:
     """dduct as a client reaches it, and at which address of its own machine the client has arrived."""
 
     authority: Authority
     encrypted: bool
-    arrival: Authority = Authority("127.0.0.1", 8000)
+    arrival: Authority = _USUAL
 
     @property
     def url(self) -> str:
