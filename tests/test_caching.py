@@ -398,7 +398,7 @@ def test_mirrors_that_a_redirect_chooses_from_are_known_to_have_the_same(house: 
         assert house.fetch(origin, "/x.rpm").body in (body, mirrors[1].body)
     expected = 3 if changed else 0
     assert house.counters.value(Counter.FILLS) == 1 + expected
-    assert house.counters.value(Counter.VALIDATED) == 3 - expected
+    assert house.counted(Counter.VALIDATED, 3 - expected) == 3 - expected  # it is counted after it is sent
 
 
 @pytest.mark.parametrize(
@@ -484,7 +484,7 @@ def test_a_stale_object_is_better_than_none(house: House, failure: object) -> No
     assert re.fullmatch(r"hit; ttl=-[0-9]+", status_of(answer))
     with house.inside(origin) as client:
         assert ask(client, origin, "/x.deb", method="HEAD").status in (200, failure)
-    assert house.counters.value(Counter.STALE) >= 1
+    house.counted(Counter.STALE)
 
 
 @pytest.mark.one_process
@@ -1294,6 +1294,8 @@ def test_what_happens_is_counted(house: House) -> None:
     house.fetch(origin, "/x.deb")
     house.fetch(origin, "/x.deb")
     house.fetch(origin, "/page")
+    for counter in (Counter.HITS, Counter.PUBLISHED):
+        house.counted(counter)  # that is done when the client has had everything
     with house.client() as client:
         page = client.get("/metrics", f"localhost:{house.tcp_port}").body.decode()
     for name, value in {"hits": 1, "fills": 1, "published": 1, "relayed": 1, "intercepted": 3}.items():
