@@ -63,7 +63,7 @@ class Report:
         how = (
             f"Written by `make bench`: medians of {self._rounds} interleaved rounds, all on one machine, client and\n"
             "origin included. A ratio above 1 says that dduct is faster, whatever the unit. Compare ratios of one\n"
-            "run, and nothing else."
+            "run, and nothing else. Squid takes minutes for crowds, and has done each of them once."
         )
         return "\n\n".join(["# Results", how, _machine(), self.table(), self.figures(), "![ratios](results.svg)\n"])
 
