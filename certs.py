@@ -38,6 +38,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from ciphers import prefer_aes_128
+
 _log = logging.getLogger("dduct.certs")
 
 Life = Tuple[datetime, datetime]
@@ -545,6 +547,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 _OP_ENABLE_KTLS = 1 << 3  # ssl has a name for it from 3.12 on
+_OP_PRIORITIZE_CHACHA = 1 << 21  # and none for this
 
 
 def let_kernel_encrypt(context: ssl.SSLContext) -> None:
@@ -557,8 +560,11 @@ def server_context(pem: bytes) -> ssl.SSLContext:
     """A TLS server with the certificate chain and key in `pem`: TLS 1.2 and 1.3, HTTP/1.1 only."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    # Our order counts, but for clients that put ChaCha20 first: their processors do not know AES.
+    context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | _OP_PRIORITIZE_CHACHA
+    context.set_ciphers("ECDHE+AES128+AESGCM:ECDHE+AESGCM:ECDHE+CHACHA20")
+    prefer_aes_128(context)
     context.set_alpn_protocols(["http/1.1"])
     context.num_tickets = 1  # two cost a quarter of a handshake, and whoever resumes gets another
     # load_cert_chain() takes paths only; a memfd has one, and its octets never reach a disk.

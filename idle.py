@@ -82,6 +82,14 @@ class Idle:
                 return False  # the system watches only so many for one user
         return True
 
+    def forget(self, guest: Guest) -> None:
+        """Watch somebody no more, if he is watched; one that is being answered just now is not waited for."""
+        with self._lock:
+            watched = self._watched.get(guest.fileno())
+            if watched is not None and watched.guest is guest and self._epoll is not None:
+                del self._watched[guest.fileno()]
+                self._epoll.unregister(guest.fileno())
+
     def run(self) -> None:
         """Watch and answer, in this thread, until `stop`."""
         with select.epoll() as epoll:
@@ -119,7 +127,9 @@ class Idle:
                 expired_at = now
 
     def _answer(self, epoll: select.epoll, fd: int, now: float) -> None:
-        watched = self._watched[fd]
+        watched = self._watched.get(fd)
+        if watched is None:
+            return  # forgotten since
         what = _guarded(watched.guest.answer_at_once) or Next.END
         if what is Next.WATCH:
             watched.until = now + watched.guest.patience

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from typing import Callable, Deque, Optional, Set, Tuple
 
+from idle import Idle, Next
 from notices import Seldom
 
 _log = logging.getLogger("dduct")
@@ -24,6 +25,7 @@ _BACKLOG = 1024
 _END = 5.0  # seconds for an accepting thread to be out of its loop
 _SLOT_PATIENCE = 1.0  # seconds for another connection to end
 _SCARCITY_PAUSE = 0.1  # seconds
+_END_OF_IDLE, _END_OF_ALL = b"?", b"!"  # what rings a listener's bell
 _TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -148,10 +150,15 @@ class Listener(socketserver.ThreadingTCPServer):
 
     `serve` is given the socket, the client's address and what to call, once, when the connection is over. It must not
     wait for anything. Where it raises OSError or RuntimeError, the connection is still the listener's.
+
+    As long as accepting takes no waiting, the thread does it that watches all idle connections: a thread of its own
+    would fight with that one for the interpreter, for a sixth of all new connections. It takes over where there is
+    something to wait for: a place, or a descriptor.
     """
 
     daemon_threads = True
     block_on_close = False
+    patience = float("inf")
 
     def __init__(
         self,
@@ -159,10 +166,12 @@ class Listener(socketserver.ThreadingTCPServer):
         threads: Threads,
         slots: Slots,
         serve: Callable[[socket.socket, str, Callable[[], None]], None],
+        idle: Idle,
     ) -> None:
         self._spawn = threads.spawn
         self._slots = slots
         self._serve = serve
+        self._idle = idle
         self._trouble = Seldom(_log)
         self.address_family = sock.family
         super().__init__(sock.getsockname()[:2], socketserver.BaseRequestHandler, bind_and_activate=False)
@@ -171,6 +180,7 @@ class Listener(socketserver.ThreadingTCPServer):
         # Since it accepts: one that was made before a fork would wake the other processes as well.
         self._bell: Optional[Tuple[socket.socket, socket.socket]] = None
         self._ended = threading.Event()
+        self._accepting = threading.Lock()  # guards the socket's descriptor: nobody accepts from its successor
 
     @property
     def address(self) -> Tuple[str, int]:
@@ -197,39 +207,65 @@ class Listener(socketserver.ThreadingTCPServer):
         self.stop()
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
-        """Accept until `shutdown`, or until the socket listens no more; either wakes this thread."""
+        """Accept what takes waiting, until `shutdown`, or until the socket listens no more; all of these wake it."""
         assert self._bell is not None
+        bell = self._bell[0]
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
-        poll.register(self._bell[0], select.POLLIN)
+        poll.register(bell, select.POLLIN)
         try:
-            while poll.poll() == [(self.socket.fileno(), select.POLLIN)]:
+            while not (self._idle.watch(self, self._take_over) and bell.recv(1) == _END_OF_ALL):
+                if poll.poll() != [(self.socket.fileno(), select.POLLIN)]:
+                    break
                 self._handle_request_noblock()  # type: ignore[attr-defined]
         finally:
+            self._idle.forget(self)
             self._ended.set()
 
     def shutdown(self) -> None:
-        """Have `serve_forever` end, if it runs, and wait for that."""
+        """Have `serve_forever` end, if it runs, and wait for that; nobody else accepts then either."""
         if self._bell is not None:
-            self._bell[1].send(b"!")
+            self._bell[1].send(_END_OF_ALL)
             self._ended.wait(_END)
 
     def server_close(self) -> None:
         """Give everything back."""
-        bell, self._bell = self._bell, None
-        for sock in (self.socket, *(bell or ())):
-            sock.close()
+        with self._accepting:
+            bell, self._bell = self._bell, None
+            for sock in (self.socket, *(bell or ())):
+                sock.close()
+
+    # As somebody whom `Idle` watches
+
+    def answer_at_once(self) -> Next:
+        """Accept a connection, if nothing has to be waited for."""
+        with self._accepting:
+            if self._bell is None or not self._slots.acquire(0):
+                return Next.END
+            try:
+                request, client_address = super().get_request()
+            except OSError as error:
+                self._slots.release()
+                return Next.WATCH if isinstance(error, BlockingIOError) else Next.END  # another process was faster
+            self._hand_on(request, client_address)
+            return Next.WATCH
+
+    def give_up(self) -> None:
+        """Nothing that `_take_over` would not do."""
+
+    def _take_over(self) -> None:
+        """Have the listener's own thread go on."""
+        with self._accepting:
+            if self._bell is not None:
+                self._bell[1].send(_END_OF_IDLE)
+
+    # As a socketserver
 
     def process_request(self, request: socket.socket, client_address: Tuple[str, int]) -> None:  # type: ignore[override]
         """Hand an accepted connection on, when there is a place for it."""
-        if not self._slots.acquire(_SLOT_PATIENCE):
-            self._turn_away(request)
-            return
-        try:
-            self._serve(request, client_address[0], self._slots.release)
-        except (OSError, RuntimeError) as error:
-            self._slots.release()
-            self._trouble.warning("No room for a connection: %s", error)
+        if self._slots.acquire(_SLOT_PATIENCE):
+            self._hand_on(request, client_address)
+        else:
             self._turn_away(request)
 
     def get_request(self) -> Tuple[socket.socket, Tuple[str, int]]:
@@ -241,6 +277,15 @@ class Listener(socketserver.ThreadingTCPServer):
                 self._trouble.warning("No room for a connection: %s", error.strerror)
                 time.sleep(_SCARCITY_PAUSE)
             raise
+
+    def _hand_on(self, request: socket.socket, client_address: Tuple[str, int]) -> None:
+        """A connection has a place."""
+        try:
+            self._serve(request, client_address[0], self._slots.release)
+        except (OSError, RuntimeError) as error:
+            self._slots.release()
+            self._trouble.warning("No room for a connection: %s", error)
+            self._turn_away(request)
 
     def _turn_away(self, request: socket.socket) -> None:
         """Say that there are too many, to a client that can be told without waiting for it."""

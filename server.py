@@ -245,7 +245,9 @@ class Server:
                 sock = bind(address.host, address.port)
             except OSError as error:
                 raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}") from error
-            self._listeners.append(Listener(sock, self._threads, self._slots, partial(self._accept, encrypted)))
+            self._listeners.append(
+                Listener(sock, self._threads, self._slots, partial(self._accept, encrypted), self._idle)
+            )
 
     def _make_leaves(self, config: Config) -> LeafStore:
         return LeafStore(self._authority, *_of_leaves(config))

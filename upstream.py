@@ -27,6 +27,7 @@ from typing import Callable, Container, Dict, List, NamedTuple, NoReturn, Option
 import http1
 from access import is_listener, is_private_affair
 from body import BodyReader, BodyWriter
+from ciphers import prefer_aes_128
 from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
 from stream import ConnectionLost, Stream, tell_cut_from_end
 
@@ -566,6 +567,7 @@ def _client_context(settings: Settings, verify: bool) -> ssl.SSLContext:
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
+    prefer_aes_128(context)
     if settings.ca is not None:
         context.load_verify_locations(settings.ca)
     if settings.client_certificate is not None:

@@ -852,6 +852,11 @@ def trusting(ca: Path) -> ssl.SSLContext:
 
 def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> Tuple[Optional[str], Optional[str]]:
     """TLS version and ALPN protocol of a handshake after which octets went both ways."""
+    return agree(server, client, name)[:2]
+
+
+def agree(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> Tuple[Optional[str], Optional[str], str]:
+    """The same, and the cipher."""
     near, far = socket.socketpair()
     near.settimeout(PATIENCE)
     far.settimeout(PATIENCE)
@@ -870,7 +875,7 @@ def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> Tu
         with client.wrap_socket(near, server_hostname=name) as tls:
             tls.sendall(b"hello")
             assert tls.recv(100) == b"HELLO"
-            return tls.version(), tls.selected_alpn_protocol()
+            return tls.version(), tls.selected_alpn_protocol(), (tls.cipher() or ("none",))[0]
     finally:
         near.close()
         served.result(PATIENCE)
@@ -905,6 +910,27 @@ def test_tls_1_2_is_served_and_nothing_older(made: Path, leaves: LeafStore) -> N
     for context in (leaves.context("origin.test"), CertificateFiles(made).server_context()):
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
         assert shake_hands(context, client, "origin.test")[0] == "TLSv1.2"
+
+
+@pytest.mark.parametrize(
+    ("version", "offered", "chosen"),
+    [
+        (ssl.TLSVersion.TLSv1_2, "ECDHE+AESGCM:ECDHE+CHACHA20", "ECDHE-RSA-AES128-GCM-SHA256"),
+        (ssl.TLSVersion.TLSv1_2, "ECDHE+CHACHA20:ECDHE+AESGCM", "ECDHE-RSA-CHACHA20-POLY1305"),
+        (ssl.TLSVersion.TLSv1_3, "ECDHE+AESGCM", "TLS_AES_128_GCM_SHA256"),
+    ],
+)
+def test_the_cheapest_cipher_is_chosen(
+    version: ssl.TLSVersion, offered: str, chosen: str, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL's own clients put AES-256 first. Those without AES in their processors put ChaCha20 first."""
+    monkeypatch.setattr("ciphers.has_aes", lambda _: True)
+    leaves = LeafStore(prepare(made, IDENTITY), days=1)
+    client = trusting(made / "ca.crt")
+    client.maximum_version = version
+    client.set_ciphers(offered)
+    for context in (leaves.context("origin.test"), CertificateFiles(made).server_context()):
+        assert agree(context, client, "origin.test")[2].replace("ECDSA", "RSA") == chosen
 
 
 def test_http_1_1_is_chosen_and_http_2_is_not(made: Path, leaves: LeafStore) -> None:

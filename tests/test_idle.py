@@ -8,6 +8,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Callable, Iterator, List, Tuple
 
 import pytest
@@ -17,7 +18,7 @@ from support.origin import Files, Origin
 
 import idle
 from idle import Idle, Next
-from listener import Threads
+from listener import Listener, Threads
 
 PATIENCE = 20.0
 
@@ -84,6 +85,52 @@ def test_who_is_watched_is_answered_until_it_takes_a_thread(watching: Idle, stac
     assert guest.resumed.wait(PATIENCE)
     assert guest.resumed_by == "session" and not guest.given_up
     assert not watching._watched
+
+
+def test_who_is_forgotten_is_not_answered_any_more(watching: Idle, stack: ExitStack) -> None:
+    guest, other = Guest(stack, Next.WATCH), Guest(stack, Next.END)
+    for one in (guest, other):
+        assert watching.watch(one, one.resume)
+    watching.forget(guest)
+    watching.forget(guest)
+    guest.far.send(b"x")
+    other.far.send(b"x")
+    assert other.resumed.wait(PATIENCE)
+    assert not guest.heard and not guest.resumed.is_set() and not watching._watched
+    assert watching.watch(guest, guest.resume)
+
+
+def test_who_is_forgotten_in_the_round_in_which_he_has_spoken_is_not_missed(watching: Idle, stack: ExitStack) -> None:
+    first, gate, held = Guest(stack), threading.Event(), threading.Event()
+    guests = [Guest(stack), Guest(stack)]
+    answered: List[Guest] = []
+
+    def hold() -> Next:
+        held.set()
+        assert gate.wait(PATIENCE)
+        return Next.END
+
+    def forget(guest: Guest, other: Guest) -> Next:
+        answered.append(guest)
+        watching.forget(other)
+        return Next.END
+
+    first.answer_at_once = hold  # type: ignore[method-assign]
+    for guest, other in (guests, guests[::-1]):
+        guest.answer_at_once = partial(forget, guest, other)  # type: ignore[method-assign]
+    for one in (first, *guests):
+        assert watching.watch(one, one.resume)
+    first.far.send(b"x")
+    assert held.wait(PATIENCE)
+    for guest in guests:
+        guest.far.send(b"x")
+    gate.set()  # both have spoken when they are looked at
+    wait_until(lambda: bool(answered))
+    assert answered[0].resumed.wait(PATIENCE)
+    other = Guest(stack, Next.END)
+    assert watching.watch(other, other.resume)
+    other.far.send(b"x")
+    assert other.resumed.wait(PATIENCE) and len(answered) == 1
 
 
 def test_what_a_thread_is_busy_with_is_not_watched_and_may_come_back(watching: Idle, stack: ExitStack) -> None:
@@ -194,7 +241,8 @@ BODY = b"0123456789" * 400
 
 def work(house: House) -> Tuple[int, int]:
     """How many threads have something to do, besides listening and watching; and how many are watched."""
-    return house.server._threads._running - 4, len(house.server._idle._watched)
+    watched = list(house.server._idle._watched.values())
+    return house.server._threads._running - 4, sum(not isinstance(one.guest, Listener) for one in watched)
 
 
 def known(house: House, path: str = "/x.deb") -> Origin:

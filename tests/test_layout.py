@@ -17,7 +17,8 @@ ROOMS: Dict[str, Set[str]] = {
     "config": set(),
     "http1": set(),
     "values": set(),
-    "certs": set(),
+    "ciphers": set(),
+    "certs": {"ciphers"},
     "leaves": {"certs"},
     "access": set(),
     "notices": set(),
@@ -36,7 +37,7 @@ ROOMS: Dict[str, Set[str]] = {
     "selection": {"http1", "values", "freshness"},
     "grants": set(),
     "metrics": set(),
-    "upstream": {"http1", "access", "stream", "body"},
+    "upstream": {"ciphers", "http1", "access", "stream", "body"},
     "reply": {"http1", "values", "stream", "body"},
     "setup_page": {"http1", "policy"},
     "pages": {"http1", "policy", "metrics", "setup_page"},
@@ -79,7 +80,7 @@ ROOMS: Dict[str, Set[str]] = {
         "setup_page",
     }
     | {"relay", "tunnel", "filler", "fetch", "hot", "idle"},
-    "listener": {"notices"},
+    "listener": {"idle", "notices"},
     "idle": set(),
     "server": {
         "access",

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import queue
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Callable, List, Union
+from typing import Callable, Iterator, List, Tuple, Union
 
 import pytest
 from support.client import wait_until
 
+from idle import Idle
 from listener import Listener, Slots, Threads, bind
 
 PATIENCE = 20.0
+
+Connection = Tuple[socket.socket, str, Callable[[], None]]
 
 
 def wait_for(what: Union[threading.Barrier, threading.Event]) -> None:
@@ -99,12 +105,98 @@ def test_a_listener_ends_when_its_socket_listens_no_more_and_does_not_spin() -> 
     """As when the process above shuts it down for all; `stop` then finds nothing to wait for."""
     threads = Threads()
     sock = bind("127.0.0.1", 0)
-    listener = Listener(sock, threads, Slots(1), lambda *_: None)
+    listener = Listener(sock, threads, Slots(1), lambda *_: None, Idle(threads.spawn))
     listener.start()
     sock.shutdown(socket.SHUT_RDWR)
     assert threads.join(PATIENCE)
     listener.stop()
     listener.stop()
+
+
+@contextmanager
+def accepting(slots: Slots) -> Iterator[Tuple[Listener, queue.Queue[Connection]]]:
+    """A listener whose connections are watched for by another thread, and what it serves: socket, thread, `over`."""
+    threads = Threads()
+    idle = Idle(threads.spawn)
+    served: queue.Queue[Connection] = queue.Queue()
+    threads.spawn("idle", idle.run)
+    wait_until(lambda: idle._epoll is not None)
+
+    def serve(connection: socket.socket, _: str, over: Callable[[], None]) -> None:
+        served.put((connection, threading.current_thread().name, over))
+
+    listener = Listener(bind("127.0.0.1", 0), threads, slots, serve, idle)
+    listener.start()
+    wait_until(lambda: bool(idle._watched))
+    try:
+        yield listener, served
+    finally:
+        listener.stop()
+        assert not idle._watched
+        idle.stop()
+        assert threads.join(PATIENCE)
+
+
+def test_what_takes_no_waiting_is_accepted_by_the_thread_that_watches() -> None:
+    with accepting(Slots(10)) as (listener, served):
+        for _ in range(3):
+            with socket.create_connection(listener.address):
+                connection, thread, over = served.get(timeout=PATIENCE)
+                connection.close()
+                over()
+                assert thread == "idle"
+
+
+def test_what_takes_waiting_is_accepted_by_the_listeners_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("listener._SLOT_PATIENCE", PATIENCE)
+    with accepting(Slots(1)) as (listener, served), ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(socket.create_connection(listener.address))
+        first, thread, over = served.get(timeout=PATIENCE)
+        stack.enter_context(first)
+        assert thread == "idle" and served.empty()
+        over()
+        second, thread, over = served.get(timeout=PATIENCE)
+        stack.enter_context(second)
+        assert thread == "listener"
+        over()
+        stack.enter_context(socket.create_connection(listener.address))
+        third, thread, over = served.get(timeout=PATIENCE)
+        stack.enter_context(third)
+        assert thread == "idle"
+        over()
+
+
+def test_who_finds_no_place_in_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("listener._SLOT_PATIENCE", 0.01)
+    with accepting(Slots(0)) as (listener, served):
+        for _ in range(2):
+            with socket.create_connection(listener.address, PATIENCE) as client:
+                assert client.recv(1000).startswith(b"HTTP/1.1 503 ")
+        assert served.empty()
+
+
+def test_a_listener_takes_over_when_there_is_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("listener._SCARCITY_PAUSE", 0.01)
+    accept = socket.socket.accept
+    failures = [OSError(errno.EMFILE, "Too many open files")] * 3
+
+    def scarce(sock: socket.socket) -> Tuple[socket.socket, Tuple[str, int]]:
+        if failures:
+            raise failures.pop()
+        return accept(sock)
+
+    with accepting(Slots(1)) as (listener, served):
+        monkeypatch.setattr(socket.socket, "accept", scarce)
+        with socket.create_connection(listener.address):
+            connection, _, over = served.get(timeout=PATIENCE)
+            connection.close()
+            over()
+        assert not failures
+        with socket.create_connection(listener.address):  # and no place is lost
+            connection, _, over = served.get(timeout=PATIENCE)
+            connection.close()
+            over()
 
 
 def test_one_process_that_stops_does_not_stop_the_others() -> None:
@@ -117,8 +209,8 @@ def test_one_process_that_stops_does_not_stop_the_others() -> None:
         over()
         came.set()
 
-    one = Listener(sock.dup(), threads, Slots(1), serve)
-    other = Listener(sock, threads, Slots(1), serve)
+    one = Listener(sock.dup(), threads, Slots(1), serve, Idle(threads.spawn))
+    other = Listener(sock, threads, Slots(1), serve, Idle(threads.spawn))
     for listener in (one, other):
         listener.start()
     one.stop()
