@@ -42,8 +42,19 @@ _REHASHED_AT_ONCE = 1024 * 1024  # octets
 _WINDOW = 4 * 1024 * 1024  # octets of a fill without a disk; that much a reader may lag behind
 _LAGGARD_PATIENCE = 30.0  # seconds for the slowest reader of a fill without a disk
 _CROWD = 16  # readers; more of them look by themselves whether there is more
-_CROWD_SHORTEST, _CROWD_LONGEST = 0.005, 0.05  # seconds between two such looks
+_CROWD_SHORTEST, _CROWD_LONGEST = 0.005, 0.1  # seconds between two such looks
+PIECE = 8 * 1024 * 1024  # octets for which a reader in a crowd hesitates,
+_HESITATION = 2.0  # but no longer than so many seconds
 _OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, then the claim begins anew
+
+
+def hesitation(caught_up_at: float) -> float:
+    """Seconds that a reader may wait for more than a few octets, if it had no more to read at that (monotonic) time.
+
+    Twice as long as it has taken to send what came since. Alone, that is nothing; in a crowd for which the processor is
+    too slow, steps become fewer and larger, and the filler has a chance to get ahead.
+    """
+    return min(_HESITATION, 2 * (time.monotonic() - caught_up_at))
 
 
 class FillState(enum.Enum):
@@ -354,17 +365,25 @@ class Fill:
                 raise self._ending()  # even if there are some: nobody needs half of it who has had nothing yet
             return arrived
 
-    def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:
+    def read_at(
+        self, view: memoryview, offset: int, patience: float, hesitation: float = 0.0, reader: object = None
+    ) -> int:
         """Octets from `offset` on as soon as there are any; 0 at the end of a complete object.
 
         Raises FillFailed where they will not come, or did not for `patience` seconds, and Lost where this reader has no
-        way to them. A `reader` has no more use for what lies before its offset.
+        way to them. A `reader` has no more use for what lies before its offset. In a crowd, it waits for many octets if
+        they come within `hesitation` seconds.
         """
+        # Without the lock, on which a crowd would wait for each other: this only grows, and as long as there is no
+        # window all of it is on the disk. A position that is not up to date is a lower one then, which does no harm.
+        released = self._released
+        if released - offset >= len(view) and self._window is None:
+            return read_octets(self._fd, view, offset)
         with self._changed:
             self._place_reader(reader, offset)
             if self._window is not None:
                 self._changed.notify_all()
-            arrived = self._wait_for_octets(offset, patience)
+            arrived = self._wait_for_octets(offset, patience, hesitation)
             if self._window is not None and self._window.has_dropped(offset):
                 self._positions.pop(reader, None)  # it goes on elsewhere, and nobody here waits for it
                 self._changed.notify_all()
@@ -398,19 +417,23 @@ class Fill:
             self._changed.notify_all()  # from now on those who wait look by themselves
         self._positions[reader] = offset
 
-    def _wait_for_octets(self, offset: int, patience: float) -> bool:
+    def _wait_for_octets(self, offset: int, patience: float, hesitation: float = 0.0) -> bool:
         """Until there are octets at `offset`, or never will be; False after `patience` seconds. Callers have the lock.
 
-        A crowd is not woken for every piece: its members would only keep the filler from the next one.
+        A crowd is not woken for every little, and hesitates to take it: each step of its members is one that the filler
+        has to wait for.
         """
-        deadline = time.monotonic() + patience
+        began = time.monotonic()
         pause = _CROWD_SHORTEST
-        while not (self._released > offset or self.state.final):
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return False
+        while not self.state.final:
+            waited = time.monotonic() - began
             crowded = len(self._positions) > _CROWD
-            self._changed.wait(min(pause, left) if crowded else left)
+            hesitates = crowded and waited < hesitation and self._window is None
+            if self._released - offset >= (PIECE if hesitates else 1):
+                break
+            if waited >= patience:
+                return self._released > offset
+            self._changed.wait(min(pause, patience - waited) if crowded else patience - waited)
             pause = min(2 * pause, _CROWD_LONGEST)
         return True
 

@@ -11,7 +11,7 @@ import os
 import time
 from typing import Iterator, Optional, Union
 
-from fill import HOLD_BACK, Fill, FillState
+from fill import HOLD_BACK, PIECE, Fill, FillState, hesitation
 from store import PART_SUFFIX, Lost, Metadata, Record, is_file, read_octets, read_record, show_interest, try_lock
 
 _POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two looks at another process's fill
@@ -51,19 +51,26 @@ class ForeignFill:
                 break
         return self.state
 
-    def read_at(self, view: memoryview, offset: int, patience: float, reader: object = None) -> int:
-        """See Fill.read_at."""
+    def read_at(
+        self, view: memoryview, offset: int, patience: float, hesitation: float = 0.0, reader: object = None
+    ) -> int:
+        """See Fill.read_at; whether there is a crowd, nobody knows here."""
+        began = time.monotonic()
+        wanted = len(view)
         for _ in _looks(patience):
+            if time.monotonic() - began >= hesitation:
+                wanted = 1
             available = self._available() - offset
-            if available <= 0:  # and only then does it matter what has become of its leader
+            if available < wanted:  # and only then does it matter what has become of its leader
                 self._look()
                 available = self._available() - offset
-            if available > 0:
+            if available >= wanted or (available > 0 and self.state.final):
                 return read_octets(self._fd, view[:available], offset)
             if self.state is FillState.PUBLISHED:
                 return 0
             if self.state.final:
                 raise Lost(self.cause)
+            wanted = PIECE
         raise Lost(f"nothing arrived for {patience:g} s")
 
     def ready(self, offset: int, patience: float) -> bool:
@@ -130,6 +137,7 @@ class FillReader:
         self.fill = fill
         self._patience = patience
         self._open = True
+        self._caught_up_at = float("inf")  # not yet: the first octets are not hesitated about
         fill.enter(self)
 
     @property
@@ -146,7 +154,10 @@ class FillReader:
 
     def read_at(self, view: memoryview, offset: int) -> int:
         """Octets from `offset` on as they come; 0 at the end. Raises FillFailed, Lost."""
-        return self.fill.read_at(view, offset, self._patience, self)
+        count = self.fill.read_at(view, offset, self._patience, hesitation(self._caught_up_at), self)
+        if count < len(view):
+            self._caught_up_at = time.monotonic()
+        return count
 
     def close(self) -> None:
         """Detach; harmless twice."""

@@ -21,7 +21,7 @@ from support.client import wait_until
 from support.pairs import PATIENCE, in_thread
 
 from cache import Cache, Follow, Hit, Lead
-from fill import HOLD_BACK, Fill, FillFailed, FillState, Leftover
+from fill import HOLD_BACK, Fill, FillFailed, FillState, Leftover, hesitation
 from follow import FillReader, ForeignFill
 from store import Digest, Key, Lost, Metadata, Unstorable
 
@@ -147,6 +147,50 @@ def test_a_waiting_reader_is_woken_by_octets(cache: Cache) -> None:
         assert waiting.result(20) == 3
     reader.close()
     fill.close()
+
+
+def test_a_crowd_hesitates_to_take_little(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fill._CROWD", 2)
+    monkeypatch.setattr("fill.PIECE", 10)
+    fill = lead(cache)
+    readers = [follow(cache) for _ in range(3)]
+    fill.begin(META, 20)
+    fill.write(view(b"abc"))
+    buffer = view(bytearray(15))
+    assert fill.read_at(buffer, 0, PATIENCE, 0.0) == 3
+    assert fill.read_at(buffer[:2], 0, PATIENCE, PATIENCE) == 2  # what was asked for is there
+    assert fill.read_at(buffer, 0, PATIENCE, 0.01) == 3
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(fill.read_at, buffer, 0, PATIENCE, PATIENCE)
+        wait_until(lambda: bool(fill._changed._waiters))  # type: ignore[attr-defined]
+        fill.write(view(b"defghij"))
+        assert reading.result(PATIENCE) == 10
+        reading = pool.submit(fill.read_at, buffer, 9, PATIENCE, PATIENCE)
+        wait_until(lambda: bool(fill._changed._waiters))  # type: ignore[attr-defined]
+        fill.write(view(b"0123456789"))
+        fill.publish()  # no more will come
+        assert reading.result(PATIENCE) == 11
+    for reader in readers:
+        reader.close()
+    fill.close()
+
+
+def test_who_is_not_in_a_crowd_takes_what_there_is(cache: Cache) -> None:
+    fill = lead(cache)
+    reader = follow(cache)
+    fill.begin(META, 6)
+    fill.write(view(b"abc"))
+    assert fill.read_at(view(bytearray(10)), 0, PATIENCE, PATIENCE) == 3
+    reader.close()
+    fill.close()
+
+
+def test_hesitation_is_as_long_as_sending_takes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    assert hesitation(1000.0) == 0
+    assert hesitation(999.75) == 0.5
+    assert hesitation(1.0) == 2.0
+    assert hesitation(float("inf")) < 0  # who has not caught up once does not hesitate
 
 
 @pytest.mark.parametrize("end", ["fail", "decline", "close"])
@@ -525,6 +569,22 @@ def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monk
     assert fill.publish() is False
     slow.close()
     fast.close()
+    fill.close()
+
+
+def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filler waits for them, as they would for it."""
+    FullDisk(monkeypatch, 0)
+    monkeypatch.setattr("fill._CROWD", 1)
+    fill = lead(cache)
+    readers = [follow(cache) for _ in range(3)]
+    fill.begin(META, 10)
+    fill.write(view(b"01234"))
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(fill.read_at, view(bytearray(10)), 0, 3 * PATIENCE, 3 * PATIENCE, readers[0])
+        assert reading.result(PATIENCE) == 5
+    for reader in readers:
+        reader.close()
     fill.close()
 
 
@@ -981,6 +1041,40 @@ def test_a_disk_that_does_not_give_back_is_asked_again_and_then_given_up(
 @pytest.fixture
 def pair(tmp_path: Path) -> List[Cache]:
     return [Cache(tmp_path / "files", patience=20) for _ in range(2)]
+
+
+def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("follow.PIECE", 10)
+    fill = lead(pair[0])
+    reader = follow(pair[1])
+    fill.begin(META, 20)
+    fill.write(view(b"abc"))
+    foreign, buffer, looked = reader.fill, view(bytearray(15)), threading.Event()
+    assert isinstance(foreign, ForeignFill)
+    assert foreign.wait_head(PATIENCE) is FillState.FILLING
+    assert foreign.read_at(buffer, 0, PATIENCE) == 3
+    assert foreign.read_at(buffer[:2], 0, PATIENCE, PATIENCE) == 2
+    assert foreign.read_at(buffer, 0, PATIENCE, 0.01) == 3
+    look = foreign._look
+
+    def tell() -> None:
+        look()
+        looked.set()
+
+    monkeypatch.setattr(foreign, "_look", tell)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(foreign.read_at, buffer, 0, PATIENCE, PATIENCE)
+        assert looked.wait(PATIENCE)
+        fill.write(view(b"defghij"))
+        assert reading.result(PATIENCE) == 10
+        looked.clear()
+        reading = pool.submit(foreign.read_at, buffer, 9, PATIENCE, PATIENCE)
+        assert looked.wait(PATIENCE)
+        fill.write(view(b"0123456789"))
+        fill.publish()
+        assert reading.result(PATIENCE) == 11
+    reader.close()
+    fill.close()
 
 
 def test_a_foreign_fill_is_followed_from_head_to_end(pair: List[Cache]) -> None:
