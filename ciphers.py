@@ -6,13 +6,12 @@ every handshake. `SSLContext` can order TLS 1.2's suites; for these it learns `s
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import ssl
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Callable, List, Optional
 
 _FAST = "TLS_AES_128_GCM_SHA256"
 _NAMED_IN_BINARIES = ".so"
@@ -35,7 +34,7 @@ def prefer_aes_128(context: ssl.SSLContext) -> None:
         return
     function = _set_ciphersuites()
     if function is not None:
-        function(ctypes.c_void_p.from_address(id(context) + object.__basicsize__), wanted.encode())
+        function(context, wanted.encode())
 
 
 def suites(context: ssl.SSLContext) -> List[str]:
@@ -54,15 +53,18 @@ def has_aes(cpuinfo: Path) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _set_ciphersuites() -> Optional[Any]:
+def _set_ciphersuites() -> Optional[Callable[[ssl.SSLContext, bytes], object]]:
     """SSL_CTX_set_ciphersuites of the very library that the ssl module uses; None where it cannot be had."""
     spec = importlib.util.find_spec("_ssl")
     if not _LAYOUT_KNOWN or spec is None or not spec.origin or _NAMED_IN_BINARIES not in spec.origin:
         return None  # a library that is part of the interpreter shows no such names, or another library's
     try:
+        import ctypes  # here, for some systems have none, and some policies do not let it in
+
         function = ctypes.CDLL(spec.origin).SSL_CTX_set_ciphersuites
-    except (OSError, AttributeError):
+    except (ImportError, OSError, MemoryError, AttributeError):
         return None
     function.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     function.restype = ctypes.c_int
-    return function
+    field = ctypes.c_void_p
+    return lambda context, names: function(field.from_address(id(context) + object.__basicsize__), names)

@@ -34,7 +34,7 @@ def measure(bench: Bench, cases: Sequence[Case], rounds: int) -> Dict[str, Dict[
                     continue
                 port = proxy.port if proxy is not None else None
                 if case.miss:
-                    warm_memory()
+                    warm_memory(bench.directory)
                 elif number == 0:
                     bench.load(Case(case.name, case.path, case.objects, 1, case.unit, host=case.host), port, "warm")
                 value = case.value(bench.load(case, port, f"{number}-{who}"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import shutil
 import signal
@@ -48,14 +47,18 @@ def wait_for(port: int) -> None:
     raise SystemExit(f"nobody listens on port {port}")
 
 
-def warm_memory() -> None:
-    """Have the host give this machine the memory that a miss is going to need.
+def warm_memory(directory: Path) -> None:
+    """Have the host give this machine the memory that a miss is going to need, and the disk what is left to write.
 
-    A virtual machine may have lent free memory back; to get it again takes longer than to fetch what goes into it.
+    A virtual machine may have lent free memory back; to get it again takes longer than to fetch what goes into it. The
+    kernel hands out what was freed last, if it was in use for the same: so a file is written, and removed.
     """
-    with contextlib.closing(mmap.mmap(-1, 768 * MEGA)) as memory:
-        for offset in range(0, len(memory), mmap.PAGESIZE):
-            memory[offset] = 1
+    os.sync()
+    path, piece = directory / "warm", bytes(MEGA)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(768):
+            file.write(piece)
+    path.unlink()
 
 
 class Program:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from pathlib import Path
 from typing import Iterator, List
 
@@ -81,7 +82,7 @@ def test_a_python_that_can_do_it_itself_does(monkeypatch: pytest.MonkeyPatch, tm
     assert wanted[0].split(":")[0] == FAST and sorted(wanted[0].split(":")) == sorted(suites(context))
 
 
-@pytest.mark.parametrize("missing", ["the layout", "the file", "the library", "the function"])
+@pytest.mark.parametrize("missing", ["the layout", "the file", "the library", "the function", "ctypes"])
 def test_where_it_cannot_be_done_the_order_stays(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     processor(monkeypatch, tmp_path / "cpuinfo", "flags\t\t: aes\n")
 
@@ -90,6 +91,8 @@ def test_where_it_cannot_be_done_the_order_stays(missing: str, monkeypatch: pyte
 
     if missing == "the layout":
         monkeypatch.setattr("ciphers._LAYOUT_KNOWN", False)
+    elif missing == "ctypes":
+        monkeypatch.setitem(sys.modules, "ctypes", None)
     else:
         monkeypatch.setattr("importlib.util.find_spec", lambda _: Spec)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
