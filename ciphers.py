@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Callable, List, Optional
 
 _FAST = "TLS_AES_128_GCM_SHA256"
-_NAMED_IN_BINARIES = ".so"
+_SHARED_LIBRARY = ".so"
 # Where CPython is known to keep its SSL_CTX: in the first field of the object.
 _LAYOUT_KNOWN = sys.implementation.name == "cpython" and (3, 9) <= sys.version_info < (3, 15)
 _CPUINFO = Path("/proc/cpuinfo")
@@ -56,7 +56,7 @@ def has_aes(cpuinfo: Path) -> bool:
 def _set_ciphersuites() -> Optional[Callable[[ssl.SSLContext, bytes], object]]:
     """SSL_CTX_set_ciphersuites of the very library that the ssl module uses; None where it cannot be had."""
     spec = importlib.util.find_spec("_ssl")
-    if not _LAYOUT_KNOWN or spec is None or not spec.origin or _NAMED_IN_BINARIES not in spec.origin:
+    if not _LAYOUT_KNOWN or spec is None or not spec.origin or _SHARED_LIBRARY not in spec.origin:
         return None  # a library that is part of the interpreter shows no such names, or another library's
     try:
         import ctypes  # here, for some systems have none, and some policies do not let it in

@@ -49,10 +49,10 @@ _OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, 
 
 
 def hesitation(caught_up_at: float) -> float:
-    """Seconds that a reader may wait for more than a few octets, if it had no more to read at that (monotonic) time.
+    """Seconds that a reader may wait for more than a few octets, if it had read all there was at that (monotonic) time.
 
-    Twice as long as it has taken to send what came since. Alone, that is nothing; in a crowd for which the processor is
-    too slow, steps become fewer and larger, and the filler has a chance to get ahead.
+    Twice as long as it has taken to send what it got then. Alone, that is nothing; in a crowd for which the processor
+    is too slow, steps become fewer and larger, and the filler has a chance to get ahead.
     """
     return min(_HESITATION, 2 * (time.monotonic() - caught_up_at))
 
@@ -365,14 +365,18 @@ class Fill:
                 raise self._ending()  # even if there are some: nobody needs half of it who has had nothing yet
             return arrived
 
+    def available(self, offset: int) -> int:
+        """Octets that are there from `offset` on, as far as a look without the lock can tell."""
+        return self._released - offset
+
     def read_at(
-        self, view: memoryview, offset: int, patience: float, hesitation: float = 0.0, reader: object = None
+        self, view: memoryview, offset: int, patience: float, reader: object = None, hesitate_for: float = 0.0
     ) -> int:
         """Octets from `offset` on as soon as there are any; 0 at the end of a complete object.
 
         Raises FillFailed where they will not come, or did not for `patience` seconds, and Lost where this reader has no
         way to them. A `reader` has no more use for what lies before its offset. In a crowd, it waits for many octets if
-        they come within `hesitation` seconds.
+        they come within `hesitate_for` seconds.
         """
         # Without the lock, on which a crowd would wait for each other: this only grows, and as long as there is no
         # window all of it is on the disk. A position that is not up to date is a lower one then, which does no harm.
@@ -383,7 +387,7 @@ class Fill:
             self._place_reader(reader, offset)
             if self._window is not None:
                 self._changed.notify_all()
-            arrived = self._wait_for_octets(offset, patience, hesitation)
+            arrived = self._wait_for_octets(offset, patience, hesitate_for)
             if self._window is not None and self._window.has_dropped(offset):
                 self._positions.pop(reader, None)  # it goes on elsewhere, and nobody here waits for it
                 self._changed.notify_all()
@@ -417,7 +421,7 @@ class Fill:
             self._changed.notify_all()  # from now on those who wait look by themselves
         self._positions[reader] = offset
 
-    def _wait_for_octets(self, offset: int, patience: float, hesitation: float = 0.0) -> bool:
+    def _wait_for_octets(self, offset: int, patience: float, hesitate_for: float = 0.0) -> bool:
         """Until there are octets at `offset`, or never will be; False after `patience` seconds. Callers have the lock.
 
         A crowd is not woken for every little, and hesitates to take it: each step of its members is one that the filler
@@ -428,7 +432,7 @@ class Fill:
         while not self.state.final:
             waited = time.monotonic() - began
             crowded = len(self._positions) > _CROWD
-            hesitates = crowded and waited < hesitation and self._window is None
+            hesitates = crowded and waited < hesitate_for and self._window is None
             if self._released - offset >= (PIECE if hesitates else 1):
                 break
             if waited >= patience:

@@ -12,7 +12,19 @@ import time
 from typing import Iterator, Optional, Union
 
 from fill import HOLD_BACK, PIECE, Fill, FillState, hesitation
-from store import PART_SUFFIX, Lost, Metadata, Record, is_file, read_octets, read_record, show_interest, try_lock
+from store import (
+    PART_SUFFIX,
+    Lost,
+    Metadata,
+    Record,
+    is_blank,
+    is_file,
+    read_octets,
+    read_record,
+    remove_part,
+    show_interest,
+    try_lock,
+)
 
 _POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two looks at another process's fill
 _FIRST_OCTETS = 5.0  # seconds; some clients give up where no head comes for 30, so it must not wait for ever
@@ -51,19 +63,23 @@ class ForeignFill:
                 break
         return self.state
 
+    def available(self, offset: int) -> int:
+        """See Fill.available."""
+        return self._size() - offset
+
     def read_at(
-        self, view: memoryview, offset: int, patience: float, hesitation: float = 0.0, reader: object = None
+        self, view: memoryview, offset: int, patience: float, reader: object = None, hesitate_for: float = 0.0
     ) -> int:
         """See Fill.read_at; whether there is a crowd, nobody knows here."""
         began = time.monotonic()
         wanted = len(view)
         for _ in _looks(patience):
-            if time.monotonic() - began >= hesitation:
+            if time.monotonic() - began >= hesitate_for:
                 wanted = 1
-            available = self._available() - offset
+            available = self.available(offset)
             if available < wanted:  # and only then does it matter what has become of its leader
                 self._look()
-                available = self._available() - offset
+                available = self.available(offset)
             if available >= wanted or (available > 0 and self.state.final):
                 return read_octets(self._fd, view[:available], offset)
             if self.state is FillState.PUBLISHED:
@@ -77,7 +93,7 @@ class ForeignFill:
         """See Fill.ready."""
         for _ in _looks(patience):
             self._look()
-            if self._available() > offset or self.state is FillState.PUBLISHED:
+            if self._size() > offset or self.state is FillState.PUBLISHED:
                 return True
             if self.state.final:
                 raise Lost(self.cause)
@@ -106,6 +122,9 @@ class ForeignFill:
         if is_file(self._place + PART_SUFFIX, self._fd):
             if not try_lock(self._fd):
                 return None
+            if is_blank(self._fd):
+                # Whoever wanted to lead it may have found it locked by such a look, and leave it to us.
+                remove_part(self._place + PART_SUFFIX, self._fd)
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         # Its name counts no longer, for it may have been evicted since. Its leader hashes it last, when all is right.
         record = self._record()
@@ -120,7 +139,7 @@ class ForeignFill:
         except ValueError:
             return None
 
-    def _available(self) -> int:
+    def _size(self) -> int:
         size = os.fstat(self._fd).st_size
         if self.state is FillState.PUBLISHED or not self._held_back:
             return size
@@ -137,7 +156,8 @@ class FillReader:
         self.fill = fill
         self._patience = patience
         self._open = True
-        self._caught_up_at = float("inf")  # not yet: the first octets are not hesitated about
+        self._caught_up_at = float("inf")  # not yet; and until then there is nothing to hesitate about
+        self._usual = 0  # octets that are asked for at once
         fill.enter(self)
 
     @property
@@ -154,9 +174,13 @@ class FillReader:
 
     def read_at(self, view: memoryview, offset: int) -> int:
         """Octets from `offset` on as they come; 0 at the end. Raises FillFailed, Lost."""
-        count = self.fill.read_at(view, offset, self._patience, hesitation(self._caught_up_at), self)
-        if count < len(view):
-            self._caught_up_at = time.monotonic()
+        if self.fill.available(offset) >= len(view):
+            return self.fill.read_at(view, offset, self._patience, self)
+        self._usual = max(self._usual, len(view))
+        is_last = len(view) < self._usual  # more than the rest of a span is not worth waiting for
+        hesitate_for = 0.0 if is_last else min(hesitation(self._caught_up_at), self._patience / 2)
+        count = self.fill.read_at(view, offset, self._patience, self, hesitate_for)
+        self._caught_up_at = time.monotonic()
         return count
 
     def close(self) -> None:

@@ -31,14 +31,14 @@ class Next(enum.Enum):
 
     WATCH = "all was done, and it is watched on"
     WORK = "something that takes a thread"
-    END = "nothing any more: it is over"
+    END = "nothing any more: to give it up takes no thread"
 
 
 class Guest(Protocol):
     """A connection that waits for its client. `patience` is how long the next octets may take to come, in seconds.
 
-    After `give_up`, `resume` only hangs up, which takes no time. Until then the descriptor is to stay open: the next
-    connection would get its number.
+    After `give_up`, `resume` only hangs up, which takes no time; or, for a listener, wakes its own thread. Until then
+    the descriptor is to stay open: the next connection would get its number.
     """
 
     @property
@@ -77,13 +77,16 @@ class Idle:
             self._watched[fd] = _Watched(guest, resume, time.monotonic() + guest.patience)
             try:
                 self._epoll.register(fd, select.EPOLLIN)
-            except OSError:
+            except (OSError, ValueError):
                 del self._watched[fd]
-                return False  # the system watches only so many for one user
+                return False  # it is closed, or the system watches only so many for one user
         return True
 
     def forget(self, guest: Guest) -> None:
-        """Watch somebody no more, if he is watched; one that is being answered just now is not waited for."""
+        """Watch somebody no more, if he is watched.
+
+        One that is being answered just now is not waited for, and is resumed if his answer says so.
+        """
         with self._lock:
             watched = self._watched.get(guest.fileno())
             if watched is not None and watched.guest is guest and self._epoll is not None:

@@ -223,7 +223,7 @@ class Listener(socketserver.ThreadingTCPServer):
             self._ended.set()
 
     def shutdown(self) -> None:
-        """Have `serve_forever` end, if it runs, and wait for that; nobody else accepts then either."""
+        """Have `serve_forever` end, if it runs, and wait for that. `Idle` may still be about to accept one."""
         if self._bell is not None:
             self._bell[1].send(_END_OF_ALL)
             self._ended.wait(_END)
@@ -238,7 +238,7 @@ class Listener(socketserver.ThreadingTCPServer):
     # As somebody whom `Idle` watches
 
     def answer_at_once(self) -> Next:
-        """Accept a connection, if nothing has to be waited for."""
+        """Accept a connection. END where something has to be waited for: then this is over for `Idle`, not for us."""
         with self._accepting:
             if self._bell is None or not self._slots.acquire(0):
                 return Next.END
@@ -286,6 +286,10 @@ class Listener(socketserver.ThreadingTCPServer):
             self._slots.release()
             self._trouble.warning("No room for a connection: %s", error)
             self._turn_away(request)
+        except BaseException:
+            self._slots.release()
+            request.close()
+            raise
 
     def _turn_away(self, request: socket.socket) -> None:
         """Say that there are too many, to a client that can be told without waiting for it."""

@@ -55,10 +55,12 @@ def warm_memory(directory: Path) -> None:
     """
     os.sync()
     path, piece = directory / "warm", bytes(MEGA)
-    with path.open("wb", buffering=0) as file:
-        for _ in range(768):
-            file.write(piece)
-    path.unlink()
+    try:
+        with path.open("wb", buffering=0) as file:
+            for _ in range(768):
+                file.write(piece)
+    finally:
+        path.unlink()
 
 
 class Program:

@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Union
+from typing import Any, Callable, List, Optional, Union, cast
 
 import pytest
 from support.client import wait_until
@@ -157,15 +157,15 @@ def test_a_crowd_hesitates_to_take_little(cache: Cache, monkeypatch: pytest.Monk
     fill.begin(META, 20)
     fill.write(view(b"abc"))
     buffer = view(bytearray(15))
-    assert fill.read_at(buffer, 0, PATIENCE, 0.0) == 3
-    assert fill.read_at(buffer[:2], 0, PATIENCE, PATIENCE) == 2  # what was asked for is there
-    assert fill.read_at(buffer, 0, PATIENCE, 0.01) == 3
+    assert fill.read_at(buffer, 0, PATIENCE) == 3
+    assert fill.read_at(buffer[:2], 0, PATIENCE, hesitate_for=PATIENCE) == 2  # what was asked for is there
+    assert fill.read_at(buffer, 0, PATIENCE, hesitate_for=0.01) == 3
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(fill.read_at, buffer, 0, PATIENCE, PATIENCE)
+        reading = pool.submit(fill.read_at, buffer, 0, PATIENCE, None, PATIENCE)
         wait_until(lambda: bool(fill._changed._waiters))  # type: ignore[attr-defined]
         fill.write(view(b"defghij"))
         assert reading.result(PATIENCE) == 10
-        reading = pool.submit(fill.read_at, buffer, 9, PATIENCE, PATIENCE)
+        reading = pool.submit(fill.read_at, buffer, 9, PATIENCE, None, PATIENCE)
         wait_until(lambda: bool(fill._changed._waiters))  # type: ignore[attr-defined]
         fill.write(view(b"0123456789"))
         fill.publish()  # no more will come
@@ -180,9 +180,73 @@ def test_who_is_not_in_a_crowd_takes_what_there_is(cache: Cache) -> None:
     reader = follow(cache)
     fill.begin(META, 6)
     fill.write(view(b"abc"))
-    assert fill.read_at(view(bytearray(10)), 0, PATIENCE, PATIENCE) == 3
+    assert fill.read_at(view(bytearray(10)), 0, PATIENCE, hesitate_for=PATIENCE) == 3
     reader.close()
     fill.close()
+
+
+class Scripted:
+    """A fill that has what it is told to have, and notes for how long its reader would hesitate."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.there = 0
+        self.takes = 0.0  # seconds to wait
+        self.hesitations: List[float] = []
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+    def enter(self, _: object) -> None:
+        pass
+
+    def available(self, offset: int) -> int:
+        return self.there - offset
+
+    def read_at(
+        self, view: memoryview, offset: int, patience: float, reader: object = None, hesitate_for: float = 0.0
+    ) -> int:
+        self.hesitations.append(round(hesitate_for, 6))
+        self.now += self.takes
+        self.there = max(self.there, offset + len(view)) if self.takes else self.there
+        return min(len(view), self.there - offset)
+
+
+def test_only_sending_counts_and_not_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each wait would make the next one twice as long, for a reader that has nothing else to do."""
+    fill = Scripted(monkeypatch)
+    reader, buffer = FillReader(cast(Any, fill), patience=60), view(bytearray(10))
+    fill.there = 3
+    assert reader.read_at(buffer, 0) == 3
+    fill.takes = 0.5
+    assert reader.read_at(buffer, 3) == 10  # a whole view, but it has been waited for
+    assert reader.read_at(buffer, 13) == 10
+    fill.there, fill.takes = 60, 0.0
+    for offset in (23, 33, 43):
+        assert reader.read_at(buffer, offset) == 10
+        fill.now += 0.25
+    assert reader.read_at(buffer, 53) == 7
+    assert [max(0.0, value) for value in fill.hesitations] == [0, 0, 0, 0, 0, 0, 1.5]
+
+
+def test_what_is_left_of_a_span_is_not_worth_waiting_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = Scripted(monkeypatch)
+    reader, buffer = FillReader(cast(Any, fill), patience=60), view(bytearray(10))
+    fill.there = 3
+    reader.read_at(buffer, 0)
+    fill.now += 1
+    reader.read_at(buffer, 3)
+    fill.now += 1
+    reader.read_at(buffer[:5], 3)
+    assert fill.hesitations[1:] == [2.0, 0.0]
+
+
+def test_hesitation_leaves_patience_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = Scripted(monkeypatch)
+    reader, buffer = FillReader(cast(Any, fill), patience=0.1), view(bytearray(10))
+    fill.there = 3
+    reader.read_at(buffer, 0)
+    fill.now += 1
+    reader.read_at(buffer, 3)
+    assert fill.hesitations[1:] == [0.05]
 
 
 def test_hesitation_is_as_long_as_sending_takes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -581,7 +645,7 @@ def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypat
     fill.begin(META, 10)
     fill.write(view(b"01234"))
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(fill.read_at, view(bytearray(10)), 0, 3 * PATIENCE, 3 * PATIENCE, readers[0])
+        reading = pool.submit(fill.read_at, view(bytearray(10)), 0, 3 * PATIENCE, readers[0], 3 * PATIENCE)
         assert reading.result(PATIENCE) == 5
     for reader in readers:
         reader.close()
@@ -1043,6 +1107,18 @@ def pair(tmp_path: Path) -> List[Cache]:
     return [Cache(tmp_path / "files", patience=20) for _ in range(2)]
 
 
+def test_a_blank_file_that_nobody_leads_is_removed_by_who_finds_that_out(cache: Cache) -> None:
+    """A look at who leads takes the lock for a moment; whoever comes to lead just then thinks that another one does."""
+    place = str(cache.store.root / NAME)
+    os.close(cache.store.open_part(place))
+    growing = cache.store.open_growing(place)
+    assert growing is not None
+    foreign = ForeignFill(place, growing, held_back=False)
+    assert foreign.wait_head(PATIENCE) is FillState.GONE
+    foreign.detach()
+    assert parts(cache) == []
+
+
 def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("follow.PIECE", 10)
     fill = lead(pair[0])
@@ -1053,8 +1129,8 @@ def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkey
     assert isinstance(foreign, ForeignFill)
     assert foreign.wait_head(PATIENCE) is FillState.FILLING
     assert foreign.read_at(buffer, 0, PATIENCE) == 3
-    assert foreign.read_at(buffer[:2], 0, PATIENCE, PATIENCE) == 2
-    assert foreign.read_at(buffer, 0, PATIENCE, 0.01) == 3
+    assert foreign.read_at(buffer[:2], 0, PATIENCE, hesitate_for=PATIENCE) == 2
+    assert foreign.read_at(buffer, 0, PATIENCE, hesitate_for=0.01) == 3
     look = foreign._look
 
     def tell() -> None:
@@ -1063,12 +1139,12 @@ def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkey
 
     monkeypatch.setattr(foreign, "_look", tell)
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(foreign.read_at, buffer, 0, PATIENCE, PATIENCE)
+        reading = pool.submit(foreign.read_at, buffer, 0, PATIENCE, None, PATIENCE)
         assert looked.wait(PATIENCE)
         fill.write(view(b"defghij"))
         assert reading.result(PATIENCE) == 10
         looked.clear()
-        reading = pool.submit(foreign.read_at, buffer, 9, PATIENCE, PATIENCE)
+        reading = pool.submit(foreign.read_at, buffer, 9, PATIENCE, None, PATIENCE)
         assert looked.wait(PATIENCE)
         fill.write(view(b"0123456789"))
         fill.publish()

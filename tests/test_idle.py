@@ -87,6 +87,13 @@ def test_who_is_watched_is_answered_until_it_takes_a_thread(watching: Idle, stac
     assert not watching._watched
 
 
+def test_what_is_closed_is_not_watched(watching: Idle, stack: ExitStack) -> None:
+    guest = Guest(stack)
+    guest.sock.close()
+    assert not watching.watch(guest, guest.resume)
+    assert not watching._watched
+
+
 def test_who_is_forgotten_is_not_answered_any_more(watching: Idle, stack: ExitStack) -> None:
     guest, other = Guest(stack, Next.WATCH), Guest(stack, Next.END)
     for one in (guest, other):

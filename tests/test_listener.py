@@ -199,6 +199,29 @@ def test_a_listener_takes_over_when_there_is_no_descriptor(monkeypatch: pytest.M
             over()
 
 
+def test_a_bug_in_serving_ends_its_connection_alone(caplog: pytest.LogCaptureFixture) -> None:
+    threads = Threads()
+    idle = Idle(threads.spawn)
+    threads.spawn("idle", idle.run)
+    slots = Slots(1)
+    wait_until(lambda: idle._epoll is not None)
+
+    def serve(*_: object) -> None:
+        raise ZeroDivisionError
+
+    listener = Listener(bind("127.0.0.1", 0), threads, slots, serve, idle)
+    listener.start()
+    wait_until(lambda: bool(idle._watched))
+    with caplog.at_level(logging.CRITICAL):
+        with socket.create_connection(listener.address, PATIENCE) as client:
+            assert client.recv(1) == b""
+        wait_until(lambda: slots.acquire(0))
+        slots.release()
+    listener.stop()
+    idle.stop()
+    assert threads.join(PATIENCE)
+
+
 def test_one_process_that_stops_does_not_stop_the_others() -> None:
     threads, address = Threads(), ("127.0.0.1", 0)
     sock = bind(*address)
