@@ -44,17 +44,18 @@ _LAGGARD_PATIENCE = 30.0  # seconds for the slowest reader of a fill without a d
 _CROWD = 16  # readers; more of them look by themselves whether there is more
 _CROWD_SHORTEST, _CROWD_LONGEST = 0.005, 0.1  # seconds between two such looks
 PIECE = 8 * 1024 * 1024  # octets for which a reader in a crowd hesitates,
-_HESITATION = 2.0  # but no longer than so many seconds
+_HESITATION = 2.0  # but no longer than so many seconds;
+LOOKS_APART = 1 / 8  # of that time lie between two looks
 _OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, then the claim begins anew
 
 
 def hesitation(caught_up_at: float) -> float:
     """Seconds that a reader may wait for more than a few octets, if it had read all there was at that (monotonic) time.
 
-    Twice as long as it has taken to send what it got then. Alone, that is nothing; in a crowd for which the processor
-    is too slow, steps become fewer and larger, and the filler has a chance to get ahead.
+    Four times as long as it has taken to send what it got then. Alone, that is nothing; in a crowd for which the
+    processor is too slow, steps become fewer and larger, and the filler has a chance to get ahead.
     """
-    return min(_HESITATION, 2 * (time.monotonic() - caught_up_at))
+    return min(_HESITATION, 4 * (time.monotonic() - caught_up_at))
 
 
 class FillState(enum.Enum):
@@ -428,7 +429,7 @@ class Fill:
         has to wait for.
         """
         began = time.monotonic()
-        pause = _CROWD_SHORTEST
+        pause = max(_CROWD_SHORTEST, hesitate_for * LOOKS_APART)
         while not self.state.final:
             waited = time.monotonic() - began
             crowded = len(self._positions) > _CROWD
@@ -438,7 +439,7 @@ class Fill:
             if waited >= patience:
                 return self._released > offset
             self._changed.wait(min(pause, patience - waited) if crowded else patience - waited)
-            pause = min(2 * pause, _CROWD_LONGEST)
+            pause = max(pause, min(2 * pause, _CROWD_LONGEST))
         return True
 
     def _ending(self) -> Exception:

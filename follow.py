@@ -11,7 +11,7 @@ import os
 import time
 from typing import Iterator, Optional, Union
 
-from fill import HOLD_BACK, PIECE, Fill, FillState, hesitation
+from fill import HOLD_BACK, LOOKS_APART, PIECE, Fill, FillState, hesitation
 from store import (
     PART_SUFFIX,
     Lost,
@@ -73,7 +73,7 @@ class ForeignFill:
         """See Fill.read_at; whether there is a crowd, nobody knows here."""
         began = time.monotonic()
         wanted = len(view)
-        for _ in _looks(patience):
+        for _ in _looks(patience, hesitate_for * LOOKS_APART):
             if time.monotonic() - began >= hesitate_for:
                 wanted = 1
             available = self.available(offset)
@@ -190,13 +190,13 @@ class FillReader:
             self.fill.detach(self)
 
 
-def _looks(patience: float) -> Iterator[None]:
-    """Yield at growing intervals until `patience` seconds have passed."""
+def _looks(patience: float, apart: float = 0.0) -> Iterator[None]:
+    """Yield at growing intervals, of `apart` seconds at least, until `patience` seconds have passed."""
     deadline = time.monotonic() + patience
-    pause = _POLL_SHORTEST
+    pause = max(_POLL_SHORTEST, apart)
     while True:
         yield
         if time.monotonic() >= deadline:
             return
         time.sleep(pause)
-        pause = min(2 * pause, _POLL_LONGEST)
+        pause = max(pause, min(2 * pause, _POLL_LONGEST))

@@ -222,9 +222,9 @@ def test_only_sending_counts_and_not_the_waiting(monkeypatch: pytest.MonkeyPatch
     fill.there, fill.takes = 60, 0.0
     for offset in (23, 33, 43):
         assert reader.read_at(buffer, offset) == 10
-        fill.now += 0.25
+        fill.now += 0.05
     assert reader.read_at(buffer, 53) == 7
-    assert [max(0.0, value) for value in fill.hesitations] == [0, 0, 0, 0, 0, 0, 1.5]
+    assert [max(0.0, value) for value in fill.hesitations] == [0, 0, 0, 0, 0, 0, 0.6]
 
 
 def test_what_is_left_of_a_span_is_not_worth_waiting_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_hesitation_leaves_patience_enough(monkeypatch: pytest.MonkeyPatch) -> N
 def test_hesitation_is_as_long_as_sending_takes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 1000.0)
     assert hesitation(1000.0) == 0
-    assert hesitation(999.75) == 0.5
+    assert hesitation(999.75) == 1.0
     assert hesitation(1.0) == 2.0
     assert hesitation(float("inf")) < 0  # who has not caught up once does not hesitate
 
