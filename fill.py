@@ -166,7 +166,7 @@ class Fill:
         self._fd = -1
         self._hashes = Hashes(key.digest)
         self._size = 0
-        # Guards all below, and is notified on every change of them.
+        # Guards all below, and is notified on every change of them; `available` looks at one without.
         self._changed = threading.Condition()
         self._window: Optional[_Window] = None  # what the disk would not take
         self._positions: Dict[object, int] = {}  # of the readers: what lies before is of no more use to them
@@ -381,8 +381,7 @@ class Fill:
         """
         # Without the lock, on which a crowd would wait for each other: this only grows, and as long as there is no
         # window all of it is on the disk. A position that is not up to date is a lower one then, which does no harm.
-        released = self._released
-        if released - offset >= len(view) and self._window is None:
+        if self.available(offset) >= len(view) and self._window is None:
             return read_octets(self._fd, view, offset)
         with self._changed:
             self._place_reader(reader, offset)

@@ -3,7 +3,7 @@
 Every connection has a thread while there is anything to do or to wait for. Where many of them only repeat themselves,
 those threads would stand in each other's way: each system call lets go of the interpreter, and to get hold of it again
 among others costs more than the call (four busy connections in one process: a third of the throughput of one). So they
-come here, and leave again as soon as something is to be done that may take time.
+come here, and leave again as soon as something is to be done that may take time. Listeners come for the same reason.
 """
 
 from __future__ import annotations

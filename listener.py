@@ -151,9 +151,9 @@ class Listener(socketserver.ThreadingTCPServer):
     `serve` is given the socket, the client's address and what to call, once, when the connection is over. It must not
     wait for anything. Where it raises OSError or RuntimeError, the connection is still the listener's.
 
-    As long as accepting takes no waiting, the thread does it that watches all idle connections: a thread of its own
-    would fight with that one for the interpreter, for a sixth of all new connections. It takes over where there is
-    something to wait for: a place, or a descriptor.
+    As long as accepting takes no waiting, the thread does it that watches all idle connections: a second thread would
+    fight with that one for the interpreter, at the cost of a sixth of all new connections. The listener's own thread
+    takes over where there is something to wait for: a place, or a descriptor.
     """
 
     daemon_threads = True
@@ -180,7 +180,7 @@ class Listener(socketserver.ThreadingTCPServer):
         # Since it accepts: one that was made before a fork would wake the other processes as well.
         self._bell: Optional[Tuple[socket.socket, socket.socket]] = None
         self._ended = threading.Event()
-        self._accepting = threading.Lock()  # guards the socket's descriptor: nobody accepts from its successor
+        self._accepting = threading.Lock()  # guards the descriptors: none is closed under an accept (a quick one)
 
     @property
     def address(self) -> Tuple[str, int]:

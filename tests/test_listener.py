@@ -154,7 +154,9 @@ def test_what_takes_waiting_is_accepted_by_the_listeners_own_thread(monkeypatch:
             stack.enter_context(socket.create_connection(listener.address))
         first, thread, over = served.get(timeout=PATIENCE)
         stack.enter_context(first)
-        assert thread == "idle" and served.empty()
+        assert thread == "idle"
+        wait_until(lambda: not listener._idle._watched)  # it has found that there is no place for the second
+        assert served.empty()
         over()
         second, thread, over = served.get(timeout=PATIENCE)
         stack.enter_context(second)
