@@ -180,7 +180,7 @@ def _verify(root: Path, fix: bool) -> int:
     findings = verify.verify(root, fix, bar.show, bar.tell)
     bar.clear()
     line = f"{findings.right} right, {findings.damaged} damaged ({findings.removed} removed)"
-    print(f"{line}, {findings.foreign} without metadata; {findings.octets / 1e6:.1f} MB")
+    print(f"{line}, {findings.foreign} without a hash; {findings.octets / 1e6:.1f} MB")
     return 0 if findings.damaged == findings.removed else 1
 
 

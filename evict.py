@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
 
-from store import PART_SUFFIX, boot_id, files_below, is_file, leftover_record, try_lock
+from locks import is_file, try_lock
+from store import PART_SUFFIX, boot_id, files_below, leftover_record
 
 _log = logging.getLogger("dduct.evict")
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Callable, Dict, Optional
 
 from hashing import Hashes
+from locks import is_file, is_of_interest, try_lock
 from store import (
     PART_SUFFIX,
     Key,
@@ -27,12 +28,9 @@ from store import (
     Unstorable,
     Version,
     is_blank,
-    is_file,
-    is_of_interest,
     leftover_record,
     read_octets,
     remove_part,
-    try_lock,
 )
 
 # The last octets of a digest-named object stay here until the digest agrees, so that nobody holds a whole wrong one.
@@ -230,8 +228,8 @@ class Fill:
 
     def catch_up(self) -> None:
         """Hash what was there before; a no-op on a new fill. Raises FillFailed, Lost where the disk has lost it."""
-        view = memoryview(bytearray(min(self._size, _REHASHED_AT_ONCE)))
-        offset = 0
+        offset = self._hashes.go_on()
+        view = memoryview(bytearray(min(self._size - offset, _REHASHED_AT_ONCE)))
         while offset < self._size:
             count = read_octets(self._fd, view[: self._size - offset], offset)
             if not count:
@@ -243,7 +241,7 @@ class Fill:
     def write(self, data: memoryview) -> None:
         """Append octets and show them to the readers. Raises FillFailed where there is neither disk nor reader left.
 
-        They must stay as they are until the next but one call: they may still be hashed.
+        They must stay as they are until the next call returns: they may still be hashed.
         Where the disk takes no more, they pass through memory, and the fill is as slow as its slowest reader.
         """
         done = self._write_to_disk(data) if self._window is None else 0
@@ -273,12 +271,18 @@ class Fill:
         return kept
 
     def settle(self) -> None:
-        """After `publish`, when nobody waits any more: make the object survive a loss of power. Raises OSError."""
-        if self.state is FillState.PUBLISHED:
-            self._store.settle(self._place)
-            if self._alias is not None:
-                with contextlib.suppress(Unstorable):  # then there is no alias either; see write_alias
-                    self._store.settle(self._alias, alias=True)
+        """After `publish`, when nobody waits any more: make the object survive a loss of power.
+
+        Raises OSError, Unstorable, and, where it is unpublished for having been lost, FillFailed or Lost.
+        """
+        if self.state is not FillState.PUBLISHED:
+            return
+        if self._hashes.late:
+            self._hash_the_rest()
+        self._store.settle(self._place)
+        if self._alias is not None:
+            with contextlib.suppress(Unstorable):  # then there is no alias either; see write_alias
+                self._store.settle(self._alias, alias=True)
 
     def fail(self, cause: object) -> None:
         """Break off: nothing is published, and readers past the octets they have get `cause`."""
@@ -502,8 +506,9 @@ class Fill:
         try:
             if not is_file(self._place + PART_SUFFIX, self._fd):
                 raise Unstorable("its file was taken away")  # what has that name now is somebody else's
-            sha256, boot = self._hashes.sha256, self._store.boot
-            self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot))
+            late, boot = self._hashes.late, self._store.boot
+            sha256 = "" if late else self._hashes.sha256
+            self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot, unhashed=late))
             # The alias first: whoever finds the object finds out from where, and need not ask the origin again.
             if self._alias is not None and self._digest is not None:
                 self._store.write_alias(self._alias, self._digest, self.metadata)
@@ -512,6 +517,17 @@ class Fill:
             self._store.trouble.warning("Cannot keep %s: %s", self._place, error)
             return False
         return True
+
+    def _hash_the_rest(self) -> None:
+        try:
+            self.catch_up()
+            self._store.note_hash(self._fd, self._hashes.sha256)
+        except (FillFailed, Lost):
+            if is_file(self._place, self._fd):
+                self._store.remove(self._place)
+            raise
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _try_own(self) -> Optional[Ownership]:
         """One attempt at `own`; None where the file was not the one to own, and another attempt is due."""
@@ -575,7 +591,8 @@ class Fill:
             remove_part(self._place + PART_SUFFIX, self._fd)
             self._store.prune(self._place)
         self._over(self)
-        if self._fd >= 0:
+        unhashed = state is FillState.PUBLISHED and self._hashes.late
+        if self._fd >= 0 and not unhashed:  # else other machines see by the lock that the hash is coming
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         with self._changed:
             self.state, self._cause = state, cause

@@ -161,6 +161,8 @@ class _Filler:
     def _settle(self) -> None:
         try:
             self._fill.settle()
+        except (FillFailed, Lost) as error:
+            _log.warning("Not kept: %s: %s", self._url, error)
         except (OSError, Unstorable) as error:
             _log.warning("Kept, but perhaps not past a loss of power: %s: %s", self._url, error)
 

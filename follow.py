@@ -12,18 +12,16 @@ import time
 from typing import Iterator, Optional, Union
 
 from fill import HOLD_BACK, LOOKS_APART, PIECE, Fill, FillState, hesitation
+from locks import is_file, show_interest, try_lock
 from store import (
     PART_SUFFIX,
     Lost,
     Metadata,
     Record,
     is_blank,
-    is_file,
     read_octets,
     read_record,
     remove_part,
-    show_interest,
-    try_lock,
 )
 
 _POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two looks at another process's fill
@@ -128,7 +126,7 @@ class ForeignFill:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         # Its name counts no longer, for it may have been evicted since. Its leader hashes it last, when all is right.
         record = self._record()
-        if record is not None and record.sha256 and record.length == os.fstat(self._fd).st_size:
+        if record is not None and record.complete and record.length == os.fstat(self._fd).st_size:
             return FillState.PUBLISHED
         self.cause = "its leader is gone, or gave it up"
         return FillState.FAILED

@@ -15,29 +15,43 @@ class Hashes:
     """SHA-256 and, where the object is named by another one, that.
 
     A large object is hashed by a thread of its own, so that the one who brings the octets can bring the next meanwhile.
+    Where no name promises a digest, nothing depends on the hash for now, and nobody is to be slower for it: as soon as
+    the thread does not keep up, it is `late`, and leaves the rest for when somebody has the time to `go_on`.
     """
 
     def __init__(self, digest: Optional[Digest]) -> None:
         self._sha256 = hashlib.sha256()
         self._check = self._sha256 if digest is None or digest.algorithm == "sha256" else _hasher(digest)
+        self._can_wait = digest is None
         self._hashed = 0
+        self.late = False
         self._thread: Optional[threading.Thread] = None
         self._changed = threading.Condition()  # guards the two below
         self._waiting: Optional[memoryview] = None  # handed over, and not hashed yet
         self._closed = False
 
     def update(self, data: memoryview) -> None:
-        """The next octets. They must stay as they are until the next but one call of anything here returns."""
+        """The next octets. They must stay as they are until the next call of anything here returns."""
+        if self.late:
+            return
         if self._thread is None and not self._start():
             self._hash(data)
             return
         with self._changed:
+            self.late = self._can_wait and self._waiting is not None
             self._changed.wait_for(lambda: self._waiting is None)
-            self._waiting = data
-            self._changed.notify_all()
+            if not self.late:
+                self._waiting = data
+                self._changed.notify_all()
+
+    def go_on(self) -> int:
+        """Be late no longer: the octets from this offset on are wanted, once more."""
+        self.settle()
+        self.late = False
+        return self._hashed
 
     def settle(self) -> None:
-        """Wait until all is hashed."""
+        """Wait until all is hashed that was taken."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is None)
 

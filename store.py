@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import mimetypes
 import os
 import stat
-import struct
 import threading
 import time
 import uuid
@@ -27,6 +25,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
+from locks import is_file, is_locked, try_lock
 from notices import Seldom
 
 ATTRIBUTE = "user.dduct"
@@ -110,7 +109,8 @@ class Record:
     `alias` names the digest whose object holds the octets (`sha256:<hex>`); the file itself is then empty. `boot` is
     the boot in which it was written and `durable` whether it has reached the disk since. A growing file has a boot
     only if what a crash leaves of it can be gone on with, and is `asking` while its next leader waits to hear whether
-    it is still good. Only what is complete and verified has a `sha256`.
+    it is still good. Only what is complete and verified has a `sha256`, or is `unhashed`: then nothing but its hash is
+    missing, which follows soon.
     """
 
     metadata: Metadata
@@ -120,6 +120,12 @@ class Record:
     boot: str = ""
     durable: bool = False
     asking: bool = False
+    unhashed: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether its octets are all there, and right."""
+        return bool(self.sha256) or self.unhashed
 
     def encode(self) -> bytes:
         """The attribute's octets; raises Unstorable where they would be too many."""
@@ -271,12 +277,17 @@ class Store:
         except BaseException:
             os.close(fd)
             raise
-        # What has no hash was never verified, and has this name by some accident; foreign files count as durable.
-        if record is None or bool(record.alias) != alias or not (record.sha256 or alias or record.durable):
+        # What is not complete was never verified, and has this name by some accident; foreign files count as durable.
+        if record is None or bool(record.alias) != alias or not (record.complete or alias or record.durable):
             os.close(fd)
             return None
         # Published in an earlier boot and perhaps never written out: the name may have outlived the octets.
         trusted = alias or record.durable or record.boot == self.boot
+        if not trusted and record.unhashed:
+            trusted = is_locked(fd)  # then it was not: whoever fetched it is at its hash, on another machine
+            if not trusted:
+                os.close(fd)
+                return None
         return Entry(self, place, fd, record, trusted, identity_of(status))
 
     def open_part(self, place: str) -> int:
@@ -385,6 +396,16 @@ class Store:
             raise
         finally:
             entry.close()
+
+    def note_hash(self, fd: int, sha256: str) -> None:
+        """The hash of a published object that had none yet. Raises Unstorable where that cannot be noted."""
+        with self._updating:
+            try:
+                record = read_record(fd)
+            except ValueError as error:
+                raise Unstorable(str(error)) from error
+            if record is not None:
+                self.write_record(fd, replace(record, sha256=sha256, unhashed=False))
 
     def note_durable(self, entry: Entry) -> None:
         """An object has reached the disk. Raises Unstorable."""
@@ -496,23 +517,6 @@ def identity_of(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
-def try_lock(fd: int) -> bool:
-    """Take the exclusive lock of an open file, without waiting; whether it is ours."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def is_file(path: str, fd: int) -> bool:
-    """Whether `path` names the very file that is open as `fd`."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(fd))
-    except OSError:
-        return False
-
-
 def read_octets(fd: int, view: memoryview, offset: int) -> int:
     """What there is of an open file from `offset` on. Raises Lost where the disk does not give it, again and again."""
     reason: object = None
@@ -541,26 +545,6 @@ def leftover_record(fd: int, boot: str) -> Optional[Record]:
     if record is None or record.boot != boot or not 0 < os.fstat(fd).st_size <= record.length:
         return None
     return record if record.length > 1 else None
-
-
-def show_interest(fd: int) -> None:
-    """Let the leader of a growing file, in whatever process, know that somebody reads it, until `fd` is closed."""
-    with contextlib.suppress(OSError):  # where there are no such locks, leaders take it for granted
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK))
-
-
-def is_of_interest(fd: int) -> bool:
-    """Whether a process has shown interest in a growing file, or cannot do so."""
-    try:
-        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
-    except OSError:
-        return True
-    return bool(struct.unpack_from("h", found)[0] != fcntl.F_UNLCK)
-
-
-def _flock(kind: int) -> bytes:
-    """A struct flock (fcntl(2)) for the first octet of a file."""
-    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0)
 
 
 def remove_part(part: str, fd: int) -> None:

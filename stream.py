@@ -292,13 +292,18 @@ class Stream:
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         self._wait(0)
+        # A large body is thousands of records, and the frames of SSLSocket around each cost as much as decrypting it.
+        tls = getattr(self._transport, "_sslobj", None)
+        read = self._read if tls is None else tls.read
         while 0 < count < len(view):
             try:
-                more = self._receive(view[count:])
+                more = read(len(view) - count, view[count:])
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 if poll.poll(_MOMENT):
                     continue
                 break
+            except ssl.SSLZeroReturnError:
+                break  # as below
             except OSError as error:
                 self._postponed = error  # what came before it counts
                 break
@@ -544,6 +549,9 @@ class Stream:
             return self._transport.recv_into(view)
         except ssl.SSLZeroReturnError:
             return 0  # the peer's close_notify; Python raises it where ours has left already
+
+    def _read(self, limit: int, view: memoryview) -> int:
+        return self._transport.recv_into(view)
 
     def _read_ahead(self) -> None:
         """Take in what has arrived: OpenSSL, which looks for a close_notify when it sends one, loses all else."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Optional
 
 from fill import HOLD_BACK, FillFailed
-from store import PART_SUFFIX, Entry, Lost, Record, Unstorable, files_below, read_octets, read_record
+from store import PART_SUFFIX, Entry, Lost, Record, Unstorable, boot_id, files_below, read_octets, read_record
 
 _log = logging.getLogger("dduct.verify")
 
@@ -86,7 +86,7 @@ class Recheck:
 
 @dataclass
 class Findings:
-    """What has been looked at, in objects and octets. `foreign` files have no metadata: nothing says what is right."""
+    """What has been looked at, in objects and octets. `foreign` files have no hash: nothing says what is right."""
 
     octets: int = 0
     right: int = 0
@@ -144,7 +144,9 @@ def _damage(path: str, root: Path, findings: Findings, progress: Callable[[Findi
             record = read_record(fd)
         except ValueError as error:
             return str(error)
-        if record is None or not (record.sha256 or record.alias):  # copied in by hand, and perhaps validated since
+        if record is not None and record.unhashed and not record.durable and record.boot != boot_id():
+            return "the machine went down before its octets were hashed"
+        if record is None or not (record.sha256 or record.alias):  # copied in by hand, or being hashed elsewhere
             findings.foreign += 1
             findings.octets += os.fstat(fd).st_size
             return None

@@ -23,7 +23,8 @@ from support.pairs import PATIENCE, in_thread
 from cache import Cache, Follow, Hit, Lead
 from fill import HOLD_BACK, Fill, FillFailed, FillState, Leftover, hesitation
 from follow import FillReader, ForeignFill
-from store import Digest, Key, Lost, Metadata, Unstorable
+from hashing import Hashes
+from store import Digest, Key, Lost, Metadata, Record, Unstorable
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "https/some.thing/pool/x.deb"
@@ -483,6 +484,114 @@ def test_a_system_without_room_for_threads_hashes_where_it_writes(
     assert fill.publish()
     fill.close()
     assert hit_body(cache) == 2 * body
+
+
+# --- an object whose hash follows ---------------------------------------------------------------
+
+PIECES = [os.urandom(100_000) for _ in range(4)]
+
+
+@pytest.fixture
+def late(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Fill:
+    """A fill with all its octets, of which the processor had no time to hash more than the first two pieces."""
+    started, gate, real = threading.Event(), threading.Event(), Hashes._hash
+
+    def hash_slowly(hashes: Hashes, data: memoryview) -> None:
+        if threading.current_thread().name == "hash":
+            started.set()
+            assert gate.wait(PATIENCE)
+        real(hashes, data)
+
+    monkeypatch.setattr("hashing._ALONE", 1)
+    fill = lead(cache)
+    fill.begin(META, sum(map(len, PIECES)))
+    with monkeypatch.context() as patch:
+        patch.setattr(Hashes, "_hash", hash_slowly)
+        fill.write(view(PIECES[0]))
+        fill.write(view(PIECES[1]))
+        assert started.wait(PATIENCE)
+        third = in_thread(fill.write, view(PIECES[2]))
+        wait_until(lambda: fill._hashes.late)
+        gate.set()
+        third.result(PATIENCE)
+        fill.write(view(PIECES[3]))
+    return fill
+
+
+def record_of(cache: Cache) -> Record:
+    return Record.decode(os.getxattr(cache.store.root / NAME, "user.dduct"))
+
+
+def test_nobody_waits_for_a_hash_that_nothing_depends_on(cache: Cache, late: Fill) -> None:
+    reader, elsewhere = follow(cache), follow(Cache(cache.store.root, patience=20))
+    assert late.publish()
+    assert record_of(cache).unhashed and not record_of(cache).sha256
+    for source in (reader, elsewhere):
+        assert read_all(source) == b"".join(PIECES)
+        source.close()
+    assert hit_body(cache) == hit_body(Cache(cache.store.root)) == b"".join(PIECES)
+    late.settle()
+    late.close()
+    record = record_of(cache)
+    assert record.sha256 == hashlib.sha256(b"".join(PIECES)).hexdigest()
+    assert record.durable and not record.unhashed
+    assert hit_body(cache) == b"".join(PIECES)
+
+
+def test_another_machine_trusts_who_is_still_at_it(cache: Cache, late: Fill) -> None:
+    """On a file system that they share; what it sees of the other's boot looks like an earlier one of its own."""
+    other = Cache(cache.store.root)
+    other.store.boot = "another machine's"
+    late.publish()
+    reader = cache.reader(late)  # as slow as can be: the file stays open for it
+    assert hit_body(other) == b"".join(PIECES)
+    late.settle()
+    late.close()
+    found = other.lookup(KEY)
+    assert found is not None and found.entry.record.durable
+    found.entry.close()
+    reader.close()
+
+
+def test_a_crash_before_the_hash_costs_the_object_only_after_the_next_boot(cache: Cache, late: Fill) -> None:
+    late.publish()
+    late.close()  # which is all that is left of a process that is killed: its locks are free
+    assert hit_body(Cache(cache.store.root)) == b"".join(PIECES)
+    cache.store.boot = "the next one"
+    assert cache.lookup(KEY) is None
+    publish(cache, b"again")
+    assert hit_body(cache) == b"again"
+
+
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_what_is_lost_before_it_is_hashed_is_unpublished(
+    cache: Cache, late: Fill, monkeypatch: pytest.MonkeyPatch, unreadable: bool
+) -> None:
+    late.publish()
+    if unreadable:
+
+        def preadv(*_: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "preadv", preadv)
+    else:
+        os.truncate(cache.store.root / NAME, 350_000)
+    with pytest.raises(Lost if unreadable else FillFailed):
+        late.settle()
+    late.close()
+    assert not (cache.store.root / NAME).exists() and not parts(cache)
+
+
+def test_what_has_taken_the_place_of_a_late_object_stays(cache: Cache, late: Fill) -> None:
+    late.publish()
+    os.truncate(cache.store.root / NAME, 350_000)
+    (cache.store.root / NAME).unlink()
+    publish(cache, b"another")
+    with pytest.raises(FillFailed):
+        late.settle()
+    late.close()
+    assert hit_body(cache) == b"another"
+    assert record_of(cache).sha256 == hashlib.sha256(b"another").hexdigest()
 
 
 def test_a_failed_fill_is_not_begun_with_although_there_are_octets(cache: Cache) -> None:

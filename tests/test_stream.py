@@ -991,6 +991,25 @@ def test_an_error_behind_octets_comes_after_them(pairs: Pairs, monkeypatch: pyte
                 near.readinto(memoryview(bytearray(100)))
 
 
+def test_octets_before_the_end_are_kept_when_ours_has_left_already(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python raises SSLZeroReturnError for the peer's close_notify then."""
+    near, far = connect(pairs, "tls")
+    far.send(b"abc")
+    wait_until(near.arrived)
+
+    class Ended:
+        def read(self, *_: object) -> int:
+            raise ssl.SSLZeroReturnError(ssl.SSL_ERROR_ZERO_RETURN, "closed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(near._transport, "_sslobj", Ended())
+        view = memoryview(bytearray(100))
+        assert near.read_much(view) == 3 and bytes(view[:3]) == b"abc"
+        assert near.read_much(view) == 0
+
+
 # --- without waiting ----------------------------------------------------------------------------
 
 

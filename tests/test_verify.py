@@ -183,6 +183,17 @@ def test_what_was_copied_in_by_hand_stays_foreign_when_it_has_been_validated(
     assert (found.foreign, found.damaged) == (1, 0) and path.read_bytes() == BODY
 
 
+def test_what_nobody_has_hashed_before_the_machine_went_down(cache: Cache, tmp_path: Path, lines: List[str]) -> None:
+    path = publish(cache, "https/h/x.deb", BODY)
+    record = Record.decode(os.getxattr(path, "user.dduct"))
+    late = replace(record, sha256="", unhashed=True, durable=False)
+    os.setxattr(path, "user.dduct", late.encode())
+    assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # somebody is at it, perhaps
+    os.setxattr(path, "user.dduct", replace(late, boot="earlier").encode())
+    assert verify(tmp_path, True, lambda _: None, lines.append).removed == 1
+    assert lines == [f"{path}: the machine went down before its octets were hashed"]
+
+
 def test_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
     configuration = tmp_path.parent / f"{tmp_path.name}.toml"
     configuration.write_text(f"[misc]\nfile_dir = '{tmp_path}'\n")
@@ -195,10 +206,10 @@ def test_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
         found = run()
         assert found.returncode == 1 and found.stderr == ""
         assert f"{shelf[0]}: 100 octets instead of {len(BODY) + 1}\n" in found.stdout
-        assert "3 right, 4 damaged (0 removed), 1 without metadata; 0.6 MB" in found.stdout
+        assert "3 right, 4 damaged (0 removed), 1 without a hash; 0.6 MB" in found.stdout
         fixed = run("--fix")
         assert fixed.returncode == 0 and "4 damaged (4 removed)" in fixed.stdout
-        assert run().stdout.startswith("3 right, 0 damaged (0 removed), 1 without metadata")
+        assert run().stdout.startswith("3 right, 0 damaged (0 removed), 1 without a hash")
         configuration.write_text("[misc]\nfile_dir = '/nowhere/at/all'\n")
         assert run().returncode == 2
     finally:
