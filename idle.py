@@ -8,7 +8,6 @@ come here, and leave again as soon as something is to be done that may take time
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import logging
 import os
@@ -38,13 +37,16 @@ class Guest(Protocol):
     """A connection that waits for its client. `patience` is how long the next octets may take to come, in seconds.
 
     After `give_up`, `resume` only hangs up, which takes no time; or, for a listener, wakes its own thread. Until then
-    the descriptor is to stay open: the next connection would get its number.
+    the descriptor is to stay open: the next connection would get its number. `has_left` is asked when the other end
+    sends no more, and whether it has left nothing to be read.
     """
 
     @property
     def patience(self) -> float: ...
 
     def fileno(self) -> int: ...
+
+    def has_left(self) -> bool: ...
 
     def answer_at_once(self) -> Next: ...
 
@@ -76,7 +78,7 @@ class Idle:
                 return False
             self._watched[fd] = _Watched(guest, resume, time.monotonic() + guest.patience)
             try:
-                self._epoll.register(fd, select.EPOLLIN)
+                self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
             except (OSError, ValueError):
                 del self._watched[fd]
                 return False  # it is closed, or the system watches only so many for one user
@@ -121,19 +123,22 @@ class Idle:
         while True:
             spoken = epoll.poll(_TICK)
             now = time.monotonic()
-            for fd, _ in spoken:
+            for fd, events in spoken:
                 if fd == wake:
                     return
-                self._answer(epoll, fd, now)
+                self._answer(epoll, fd, events, now)
             if now - expired_at >= _TICK:
                 self._expire(epoll, now)
                 expired_at = now
 
-    def _answer(self, epoll: select.epoll, fd: int, now: float) -> None:
+    def _answer(self, epoll: select.epoll, fd: int, events: int, now: float) -> None:
         watched = self._watched.get(fd)
         if watched is None:
             return  # forgotten since
-        what = _guarded(watched.guest.answer_at_once) or Next.END
+        if events & select.EPOLLRDHUP and _guarded(watched.guest.has_left):
+            what = Next.END
+        else:
+            what = _guarded(watched.guest.answer_at_once) or Next.END
         if what is Next.WATCH:
             watched.until = now + watched.guest.patience
         else:
@@ -149,8 +154,10 @@ class Idle:
         with self._lock:
             if self._watched.get(fd) is watched:  # OpenSSL may have closed it, and a newcomer has its number
                 del self._watched[fd]
-                with contextlib.suppress(OSError):
+                try:
                     epoll.unregister(fd)
+                except OSError:
+                    pass  # it was closed
         if what is Next.WORK:
             try:
                 self._spawn("session", watched.resume)

@@ -47,7 +47,8 @@ class LeafStore:
         self._capacity = capacity
         self._clock = clock
         self._key = ec.generate_private_key(ec.SECP256R1())  # RSA-3072 would cost 90 times as much per handshake
-        self._lock = threading.Condition()  # guards the two below; minting happens outside
+        self._lock = threading.Lock()  # guards the two below; minting happens outside
+        self._minted = threading.Condition(self._lock)
         self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
         self._minting: Set[str] = set()
 
@@ -78,7 +79,7 @@ class LeafStore:
                 if host not in self._minting:
                     self._minting.add(host)
                     break
-                self._lock.wait(_MINTING_AT_MOST)
+                self._minted.wait(_MINTING_AT_MOST)
         leaf = None
         try:
             leaf = self._mint(host)
@@ -90,7 +91,7 @@ class LeafStore:
                     self._leaves.move_to_end(host)
                     while len(self._leaves) > self._capacity:
                         self._leaves.popitem(last=False)
-                self._lock.notify_all()
+                self._minted.notify_all()
         return leaf
 
     def _mint(self, host: str) -> _Leaf:

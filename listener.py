@@ -120,26 +120,27 @@ class Slots:
     """Places for connections; how many there are may change while they are taken."""
 
     def __init__(self, count: int) -> None:
-        self._changed = threading.Condition()  # guards the two below
+        self._lock = threading.Lock()  # guards the two below
+        self._changed = threading.Condition(self._lock)
         self._count = count
         self._free = count
 
     def acquire(self, seconds: float) -> bool:
         """Take one, waiting for it at most so long; whether there was one."""
-        with self._changed:
-            found = self._changed.wait_for(lambda: self._free > 0, seconds)
+        with self._lock:
+            found = self._free > 0 or self._changed.wait_for(lambda: self._free > 0, seconds)
             self._free -= found
             return found
 
     def release(self) -> None:
         """Give one back."""
-        with self._changed:
+        with self._lock:
             self._free += 1
             self._changed.notify()
 
     def resize(self, count: int) -> None:
         """From now on there are so many in all; nobody loses the one he has."""
-        with self._changed:
+        with self._lock:
             self._free += count - self._count
             self._count = count
             self._changed.notify_all()
@@ -236,6 +237,10 @@ class Listener(socketserver.ThreadingTCPServer):
                 sock.close()
 
     # As somebody whom `Idle` watches
+
+    def has_left(self) -> bool:
+        """No: what is wrong with it, accepting finds out."""
+        return False
 
     def answer_at_once(self) -> Next:
         """Accept a connection. END where something has to be waited for: then this is over for `Idle`, not for us."""

@@ -8,7 +8,10 @@ import threading
 
 
 class Counter(enum.Enum):
-    """What is counted: its name for Prometheus, and what it means."""
+    """What is counted: its name for Prometheus, and what it means. `place` is its number among all."""
+
+    def __init__(self, name: str, meaning: str) -> None:
+        self.place = len(type(self).__members__)
 
     HITS = ("hits", "Responses from the cache without asking the origin for the object")
     VALIDATED = ("validated", "Responses from the cache after the origin said they are still good")
@@ -36,23 +39,23 @@ class Counters:
 
     def __init__(self, rows: int = 1) -> None:
         self._rows = rows
-        self._values = memoryview(mmap.mmap(-1, rows * len(_PLACES) * _NUMBER)).cast("Q")
+        self._values = memoryview(mmap.mmap(-1, rows * len(Counter) * _NUMBER)).cast("Q")
         self._row = 0
         self._lock = threading.Lock()  # guards this process's row of _values
 
     def use(self, row: int) -> None:
         """Count in this row from now on."""
-        self._row = row * len(_PLACES)
+        self._row = row * len(Counter)
 
     def add(self, counter: Counter, amount: int = 1) -> None:
         """Count so many more."""
-        place = self._row + _PLACES[counter]
+        place = self._row + counter.place
         with self._lock:
             self._values[place] += amount
 
     def value(self, counter: Counter) -> int:
         """How many so far, in all processes."""
-        return sum(self._values[row * len(_PLACES) + _PLACES[counter]] for row in range(self._rows))
+        return sum(self._values[row * len(Counter) + counter.place] for row in range(self._rows))
 
     def render(self) -> str:
         """All of them in Prometheus' text format."""
@@ -64,5 +67,4 @@ class Counters:
         return "\n".join(lines) + "\n"
 
 
-_PLACES = {counter: place for place, counter in enumerate(Counter)}
 _NUMBER = 8  # octets of a number

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Container, Dict, Iterable, List, Optional, Tuple, Union
 from urllib.parse import unquote_plus
 
@@ -78,6 +78,11 @@ class Where:
     encrypted: bool = False
     inside: Optional[Authority] = None
     server_name: Optional[str] = None
+
+    @cached_property
+    def kind(self) -> str:
+        """Equal for two connections only if the same octets mean the same on both."""
+        return repr(self)
 
 
 # --- what a request is for ----------------------------------------------------------------------

@@ -10,7 +10,7 @@ import ssl
 import threading
 import weakref
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Callable, Dict, List, Optional, Tuple
 
 import certs
@@ -306,8 +306,7 @@ class Server:
         Whoever has spoken in the clear needs a thread only when it is known for what.
         """
         stream = Stream(sock, self._config.proxy.idle_timeout)
-        host, port = stream.address
-        where = Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), is_loopback(client))
+        where = _arrival(*stream.address, client)
         end = partial(self._end, stream, over)
         with self._lock:
             self._sessions[stream] = None
@@ -369,6 +368,11 @@ class Server:
         for stream, session in sessions:
             if not (idle_only and session is not None and session.busy):
                 stream.cancel()
+
+
+@lru_cache(maxsize=4096)
+def _arrival(host: str, port: int, client: str) -> Where:
+    return Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), is_loopback(client))
 
 
 def _access(config: Config) -> Access:

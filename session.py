@@ -73,7 +73,6 @@ class Session:
         self._stream = stream
         self._client = client
         self._where = where
-        self._kind = _kind_of(where)
         self._current = household
         self._house = household()
         self._via = self._house.services.via
@@ -115,6 +114,10 @@ class Session:
             self._stream.abort()
             raise
         return False
+
+    def has_left(self) -> bool:
+        """Whether the client is gone, and nothing of what it has sent is to be looked at."""
+        return not self._stream.handshaking and self._stream.deserted()
 
     def answer_at_once(self) -> Next:
         """Do what the client wants now, if that takes neither thought nor time."""
@@ -183,7 +186,7 @@ class Session:
         access = self._house.access
         if self._client not in access.clients or (access.users is not None and self._where.inside is None):
             return None
-        return self._house.hot.answer(self._kind, block, may_read)
+        return self._house.hot.answer(self._where.kind, block, may_read)
 
     def _intercept_at_once(self, block: bytes) -> Next:
         """Answer CONNECT for a host whose leaf is at hand, and begin its TLS. Raises OSError."""
@@ -196,7 +199,7 @@ class Session:
         self._stream.skip(len(block))
         self._house.services.counters.add(Counter.INTERCEPTED)
         _log.debug("%s CONNECT %s 200", self._client, inside.inside)
-        self._enter(inside)
+        self._where = inside
         established = _established(self._via)
         if self._stream.send_nowait(established) < len(established):
             return Next.END  # a client whose first window is full already
@@ -207,7 +210,7 @@ class Session:
         """Where a CONNECT leads that is to be intercepted; None for all others, which `run` sees to."""
         access, entrances = self._house.access, self._house.entrances
         anybody = access.users is None and self._client in access.clients
-        known = entrances.get((self._kind, block)) if anybody else None
+        known = entrances.get((self._where.kind, block)) if anybody else None
         if known is not None:
             return known
         try:
@@ -223,7 +226,7 @@ class Session:
         if anybody and len(block) <= _ENTRANCE_AT_MOST:
             if len(entrances) >= _ENTRANCES_AT_MOST:
                 entrances.clear()
-            entrances[self._kind, block] = inside
+            entrances[self._where.kind, block] = inside
         return inside
 
     def _continue_tls(self) -> Next:
@@ -241,11 +244,6 @@ class Session:
             self.give_up()
             return False
         return True
-
-    def _enter(self, inside: Where) -> None:
-        """What follows is said inside an intercepted connection."""
-        self._where = inside
-        self._kind = _kind_of(inside)
 
     def _note(self, answer: Answer, seconds: float) -> None:
         self._house.services.counters.add(Counter.HITS)
@@ -268,7 +266,7 @@ class Session:
                 return self._connect(decision, reply)
             plain_hit = self._dispatch(decision, head, body, framing, reply)
             if plain_hit is not None and reply.persistent and not awaited:
-                self._house.hot.remember(self._kind, block, reply.head, plain_hit)
+                self._house.hot.remember(self._where.kind, block, reply.head, plain_hit)
         except (ProtocolError, UpstreamError) as error:
             remark = str(error)
             if isinstance(error, ProtocolError):
@@ -384,7 +382,7 @@ class Session:
         self._house.services.counters.add(Counter.INTERCEPTED)
         context = self._house.leaves.context(decision.authority.host)
         self._establish(reply)
-        self._enter(replace(self._where, inside=decision.authority))
+        self._where = replace(self._where, inside=decision.authority)
         return self._take_tls_on(partial(self._stream.start_tls, context))
 
     def _tunnel(self, decision: Tunnel, reply: Reply) -> None:
@@ -413,9 +411,6 @@ class Session:
     def _go_ahead(self, head: RequestHead, reply: Reply) -> None:
         reply.persistent = head.persistent
         self._stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-_kind_of = lru_cache(maxsize=4096)(repr)
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,6 @@ Rules of this room:
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import io
 import os
@@ -20,19 +19,16 @@ import struct
 import sys
 import termios
 import time
-from typing import Callable, Optional, Tuple, TypeVar, Union
+from typing import Any, Optional, Tuple
 
 import http1
+from nested import READ_SIZE, Buffer, NestedTls, Transport
 
-READ_SIZE = 64 * 1024
 _HEAD_SIZE = 16 * 1024  # octets that are read at once where a line or a head is wanted
-_RECORD_HEAD = 5  # octets: type, version, and the length of what follows in the last two
 _SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE = 282, 1, 4  # linux/tls.h; the socket module has no names for them
 _OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # ssl has a name for it from 3.10 on
 _READ_AHEAD_AT_MOST = 64  # reads of READ_SIZE
 _MOMENT = 1  # milliseconds
-Buffer = Union[bytes, bytearray, memoryview]
-_Result = TypeVar("_Result")
 
 
 class ConnectionLost(OSError):
@@ -55,131 +51,17 @@ def tell_cut_from_end(context: ssl.SSLContext) -> ssl.SSLContext:
     return context
 
 
-class _NestedTls:
-    """TLS over another transport, for which the ssl module has no socket: TLS in TLS, or octets read ahead.
-
-    Looks like the few socket methods that `Stream` uses. As with OpenSSL itself, a `send` that could not be finished
-    is repeated with the same octets.
-    """
-
-    def __init__(self, inner: _Transport, context: ssl.SSLContext, early: bytes, server_name: Optional[str]) -> None:
-        self._inner = inner
-        self._timeout: Optional[float] = inner.gettimeout()
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._unsent = b""
-        self._accepted = 0  # octets of the caller's that are encrypted in _unsent
-        self._ragged_end_is_error = server_name is not None
-        self._incoming.write(early)
-        self._tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server_name is None, server_hostname=server_name
-        )
-
-    def do_handshake(self) -> None:
-        try:
-            self._run(self._tls.do_handshake)
-        except ssl.SSLError:
-            with contextlib.suppress(OSError):
-                self._flush()  # the alert that tells the peer why
-            raise
-        self._flush()
-
-    def recv_into(self, buffer: Buffer) -> int:
-        try:
-            # Given a buffer, SSLObject.read() fills it and returns the count.
-            return int(self._run(lambda: self._tls.read(len(buffer), buffer)))
-        except ssl.SSLEOFError:
-            if self._ragged_end_is_error:
-                raise
-            return 0
-
-    def send(self, data: Buffer) -> int:
-        if not self._accepted:
-            self._flush()
-            with memoryview(data) as view:
-                self._accepted = self._tls.write(view[:READ_SIZE])
-        self._flush()
-        accepted, self._accepted = self._accepted, 0
-        return accepted
-
-    def unwrap(self) -> None:
-        # OpenSSL would also look for the peer's close_notify, and choke on data that comes before it.
-        aside = self._incoming.read()
-        try:
-            self._tls.unwrap()
-        except ssl.SSLError:
-            pass  # the peer's own close_notify is not waited for
-        if aside:
-            self._incoming.write(aside)
-        self._flush()
-
-    def pending(self) -> int:
-        return self._tls.pending() or self._holds_record()
-
-    def gettimeout(self) -> Optional[float]:
-        return self._timeout
-
-    def settimeout(self, seconds: Optional[float]) -> None:
-        self._timeout = seconds
-        self._inner.settimeout(seconds)
-
-    def fileno(self) -> int:
-        return self._inner.fileno()
-
-    def close(self) -> None:
-        self._inner.close()
-
-    def _run(self, operation: Callable[[], _Result]) -> _Result:
-        """Do something that may need octets of the peer; they have one time-out for all of them together."""
-        deadline = time.monotonic() + (self._timeout or 0)
-        curtailed = False
-        try:
-            while True:
-                try:
-                    return operation()
-                except ssl.SSLWantReadError:
-                    self._flush()
-                    self._fetch()
-                if self._timeout:
-                    curtailed = True
-                    self._inner.settimeout(max(0.001, deadline - time.monotonic()))
-        finally:
-            if curtailed:
-                self._inner.settimeout(self._timeout)
-
-    def _holds_record(self) -> bool:
-        """Whether a whole record waits in the BIO; OpenSSL leaves octets there only from the start of one on."""
-        data = self._incoming.read()
-        if data:
-            self._incoming.write(data)
-        return len(data) >= _RECORD_HEAD and len(data) >= _RECORD_HEAD + int.from_bytes(data[3:_RECORD_HEAD], "big")
-
-    def _fetch(self) -> None:
-        data = bytearray(READ_SIZE)
-        count = self._inner.recv_into(data)
-        if count:
-            self._incoming.write(memoryview(data)[:count])
-        else:
-            self._incoming.write_eof()
-
-    def _flush(self) -> None:
-        self._unsent += self._outgoing.read()
-        while self._unsent:
-            self._unsent = self._unsent[self._inner.send(self._unsent) :]
-
-
-_Transport = Union[socket.socket, _NestedTls]
-
-
 class Stream:
     """One connection. `timeout` is the longest wait, in seconds, for the peer's next octets or next room."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self._socket = sock  # the TCP socket, or the TLS socket that took over its descriptor
-        self._transport: _Transport = sock
+        self._transport: Transport = sock
         self._buffer = bytearray()
         self._timeout: Optional[float] = None
         self._closed = False
+        self._serves = False  # TLS runs on it, and we are its server
+        self._deserted = False  # the peer has ended TCP without a word of TLS
         self._postponed: Optional[OSError] = None  # an error that came behind octets which were still good
         self.timeout = timeout
         self.ended = False  # `arrived` has found out that the peer sends no more
@@ -189,7 +71,7 @@ class Stream:
     @property
     def encrypted(self) -> bool:
         """Whether TLS runs on it."""
-        return isinstance(self._transport, (ssl.SSLSocket, _NestedTls))
+        return isinstance(self._transport, (ssl.SSLSocket, NestedTls))
 
     @property
     def takes_files(self) -> bool:
@@ -292,9 +174,7 @@ class Stream:
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         self._wait(0)
-        # A large body is thousands of records, and the frames of SSLSocket around each cost as much as decrypting it.
-        tls = getattr(self._transport, "_sslobj", None)
-        read = self._read if tls is None else tls.read
+        read = self._read if self._tls is None else self._tls.read
         while 0 < count < len(view):
             try:
                 more = read(len(view) - count, view[count:])
@@ -327,7 +207,7 @@ class Stream:
         if self._buffer:
             return True
         transport = self._transport
-        return isinstance(transport, (ssl.SSLSocket, _NestedTls)) and transport.pending() > 0
+        return isinstance(transport, (ssl.SSLSocket, NestedTls)) and transport.pending() > 0
 
     def arrived(self) -> bool:
         """Take in what the peer has sent, without waiting; whether there is anything to read now."""
@@ -341,6 +221,21 @@ class Stream:
             self.ended = not count
             self._buffer += memoryview(chunk)[:count]
         return bool(self._buffer)
+
+    def deserted(self) -> bool:
+        """Whether the peer, which sends no more, has left nothing to be read either: no request, and no close_notify.
+
+        For OpenSSL that is an error which it wants to tell the peer, and for Python an exception: ten times as costly.
+        """
+        self._wait(0)
+        try:
+            gone = not self.holds_octets() and not socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            gone = True  # a reset, of which the kernel tells but once
+        self.ended = self._deserted = gone
+        return gone
 
     def head_arrived(self) -> bytes:
         """A message head, if all of it is here without waiting; it stays, for `skip` or `read_head`. b"" otherwise."""
@@ -413,9 +308,10 @@ class Stream:
         if not self._buffer and not self.encrypted:
             self._socket = self._transport = _wrap(self._socket, context, server_name)
             self._timeout = self.timeout
+            self._serves = server_name is None
             self._handshake()
             return
-        nested = _NestedTls(self._transport, context, bytes(self._buffer), server_name)
+        nested = NestedTls(self._transport, context, bytes(self._buffer), server_name)
         self._buffer.clear()
         self._transport = nested
         nested.do_handshake()
@@ -427,17 +323,18 @@ class Stream:
         """
         self._wait(0)
         self._socket = self._transport = context.wrap_socket(
-            self._socket, server_side=True, do_handshake_on_connect=False
+            self._socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
-        self.handshaking = True
+        self.handshaking = self._serves = True
 
     def continue_tls(self) -> bool:
         """Take the handshake as far as it goes with what has arrived; whether it is over. Raises OSError."""
         self._wait(0)
         try:
-            self._handshake()
+            self._tls.do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
+        self.handshaking = False
         return True
 
     def finish_tls(self) -> None:
@@ -449,7 +346,7 @@ class Stream:
         """Say that nothing more is coming, and go on reading: close_notify under TLS, FIN otherwise."""
         if self.encrypted:
             self._read_ahead()
-            self._close_notify(self.timeout if isinstance(self._transport, _NestedTls) else 0)
+            self._close_notify(self.timeout if isinstance(self._transport, NestedTls) else 0)
         else:
             self._socket.shutdown(socket.SHUT_WR)
 
@@ -458,14 +355,15 @@ class Stream:
 
         Waits for nothing: a peer that takes nothing any more is not told.
         """
-        if self.encrypted and not self._closed:
+        if self.encrypted and not (self._closed or self._deserted):
             self._close_notify(0)
         self.cut()
 
     def cut(self) -> None:
         """Close without close_notify: what was sent arrives, and under TLS is known to be incomplete."""
-        self._closed = True
-        self._socket.close()
+        if not self._closed:
+            self._closed = True
+            self._socket.close()
 
     def abort(self) -> None:
         """Close with a reset, so that nobody takes what was sent for complete."""
@@ -513,6 +411,14 @@ class Stream:
 
     # Innards
 
+    @property
+    def _tls(self) -> Any:
+        """What does the work of an SSLSocket, whose frames around each call cost as much as decrypting a record.
+
+        It waits as long as the socket does.
+        """
+        return getattr(self._transport, "_sslobj", None)
+
     def _handshake(self) -> None:
         assert isinstance(self._transport, ssl.SSLSocket)
         self._transport.do_handshake()
@@ -543,12 +449,18 @@ class Stream:
         return count > 0
 
     def _receive(self, view: Buffer) -> int:
-        if self._postponed is not None:
-            raise self._postponed
         try:
-            return self._transport.recv_into(view)
+            if self._postponed is not None:
+                raise self._postponed
+            tls = self._tls
+            return self._transport.recv_into(view) if tls is None else int(tls.read(len(view), view))
         except ssl.SSLZeroReturnError:
             return 0  # the peer's close_notify; Python raises it where ours has left already
+        except ssl.SSLEOFError:
+            if not self._serves:
+                raise  # an origin's body may end here, and must not seem complete
+            self._deserted = True
+            return 0
 
     def _read(self, limit: int, view: memoryview) -> int:
         return self._transport.recv_into(view)
@@ -581,11 +493,10 @@ class Stream:
 
 
 def _wrap(sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str]) -> ssl.SSLSocket:
-    # A missing close_notify must not look like the end of a body, so ragged ends are errors towards origins.
     return context.wrap_socket(
         sock,
         server_side=server_name is None,
         server_hostname=server_name,
-        suppress_ragged_eofs=server_name is None,
+        suppress_ragged_eofs=False,  # `Stream` tells what they mean
         do_handshake_on_connect=False,  # until this returns, nobody could cancel it
     )

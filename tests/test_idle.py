@@ -34,11 +34,15 @@ class Guest:
         self._answers = list(answers)
         self.heard = b""
         self.given_up = False
+        self.leaves = False  # as soon as the other end has, and all is read
         self.resumed = threading.Event()
         self.resumed_by = ""
 
     def fileno(self) -> int:
         return self.sock.fileno()
+
+    def has_left(self) -> bool:
+        return self.leaves and not self.sock.recv(1, socket.MSG_PEEK)
 
     def answer_at_once(self) -> Next:
         self.heard += self.sock.recv(100)
@@ -72,6 +76,16 @@ def watching(threads: Threads) -> Iterator[Idle]:
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
+
+
+def test_who_has_left_is_not_asked_what_he_wants(watching: Idle, stack: ExitStack) -> None:
+    guest = Guest(stack, Next.WATCH)
+    guest.leaves = True
+    assert watching.watch(guest, guest.resume)
+    guest.far.sendall(b"last words")
+    guest.far.shutdown(socket.SHUT_WR)
+    assert guest.resumed.wait(PATIENCE)
+    assert guest.heard == b"last words" and guest.given_up
 
 
 def test_who_is_watched_is_answered_until_it_takes_a_thread(watching: Idle, stack: ExitStack) -> None:

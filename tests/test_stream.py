@@ -1010,6 +1010,39 @@ def test_octets_before_the_end_are_kept_when_ours_has_left_already(
         assert near.read_much(view) == 0
 
 
+@pytest.mark.parametrize("layer", ["plain", "tls server"])
+def test_a_peer_that_has_left_nothing_is_gone(pairs: Pairs, layer: str) -> None:
+    """It has ended TCP without a close_notify, as many clients do."""
+    near, far = connect(pairs, layer)
+    far.send(b"x")
+    wait_until(near.arrived)
+    far.cut()
+    select.select([near], [], [], PATIENCE)
+    assert not near.deserted()  # for there is an octet yet
+    near.skip(1)
+    assert near.deserted() and near.ended
+    before = time.monotonic()
+    near.close()
+    assert time.monotonic() - before < SOON
+
+
+def test_a_peer_that_says_goodbye_is_answered(pairs: Pairs) -> None:
+    near, far = connect(pairs, "tls server")
+    far.shutdown_write()
+    select.select([near], [], [], PATIENCE)
+    assert not near.deserted() and not near.arrived() and near.ended
+    near.close()
+    assert far.readinto(memoryview(bytearray(1))) == 0  # a close_notify: without, this side raises
+
+
+def test_a_reset_leaves_nothing_either(pairs: Pairs) -> None:
+    near, far = connect(pairs, "tls server")
+    assert not near.deserted()
+    far.abort()
+    select.select([near], [], [], PATIENCE)
+    assert near.deserted()
+
+
 # --- without waiting ----------------------------------------------------------------------------
 
 
