@@ -306,7 +306,7 @@ class Server:
         Whoever has spoken in the clear needs a thread only when it is known for what.
         """
         stream = Stream(sock, self._config.proxy.idle_timeout)
-        where = _arrival(*stream.address, client)
+        where = _arrival(*stream.address, is_loopback(client))
         end = partial(self._end, stream, over)
         with self._lock:
             self._sessions[stream] = None
@@ -371,8 +371,8 @@ class Server:
 
 
 @lru_cache(maxsize=4096)
-def _arrival(host: str, port: int, client: str) -> Where:
-    return Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), is_loopback(client))
+def _arrival(host: str, port: int, near: bool) -> Where:
+    return Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), near)
 
 
 def _access(config: Config) -> Access:
