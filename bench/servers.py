@@ -108,7 +108,7 @@ class Bench:
         flags = ["-O2", "-o", str(self.client), str(HERE / "load.c"), "-lssl", "-lcrypto", "-lpthread"]
         subprocess.run([os.environ.get("CC", "cc"), *flags], check=True)
         self.origin = self._start_nginx()
-        self.proxies: Dict[str, Optional[Program]] = {"dduct": self._start_dduct()}
+        self.proxies: Dict[str, Optional[Program]] = {"dduct": self.start_dduct("dduct")}
         if not only_dduct:
             self.proxies["Squid"] = self._start_squid()
 
@@ -143,9 +143,10 @@ class Bench:
         self._start(port, "nginx", "-p", self.directory, "-c", configuration, name="nginx")
         return port
 
-    def _start_dduct(self) -> Program:
+    def start_dduct(self, name: str) -> Program:
+        """A dduct with a cache and an authority of its own, in the directory `name`."""
         port = free_port()
-        place = self.directory / "dduct"
+        place = self.directory / name
         place.mkdir()
         (place / "dduct.toml").write_text(
             f"""
@@ -165,7 +166,7 @@ class Bench:
             """
         )
         command = (sys.executable, ROOT / "dduct.py", "--cfg", place / "dduct.toml")
-        return self._start(port, *command, name="dduct-log")
+        return self._start(port, *command, name=f"{name}-log")
 
     def _start_squid(self) -> Optional[Program]:
         program = shutil.which("squid", path=os.environ["PATH"] + ":/usr/sbin")
