@@ -18,11 +18,13 @@ def try_lock(fd: int) -> bool:
 
 
 def is_locked(fd: int) -> bool:
-    """Whether somebody has the lock of an open file."""
+    """Whether somebody has the lock of an open file, as far as its file system tells."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError:
+        return False
     fcntl.flock(fd, fcntl.LOCK_UN)
     return False
 

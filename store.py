@@ -200,8 +200,10 @@ class Entry:
         if is_file(self.place, self._fd):
             self._store.remove(self.place)
 
-    def vouch(self) -> None:
-        """Its octets are right: bring them to the disk, and say so in its record. Raises OSError, Unstorable."""
+    def vouch(self, sha256: str = "") -> None:
+        """Its octets are right, and have this hash: bring them to the disk, and say so. Raises OSError, Unstorable."""
+        if sha256 and self.record.unhashed:
+            self._store.note_hash(self._fd, sha256)
         os.fsync(self._fd)
         self._store.note_durable(self)
 
@@ -283,9 +285,9 @@ class Store:
             return None
         # Published in an earlier boot and perhaps never written out: the name may have outlived the octets.
         trusted = alias or record.durable or record.boot == self.boot
-        if not trusted and record.unhashed:
-            trusted = is_locked(fd)  # then it was not: whoever fetched it is at its hash, on another machine
-            if not trusted:
+        if record.unhashed:
+            trusted = is_locked(fd)  # by whoever fetched it, on this machine or on another, and is at its hash
+            if not trusted and record.boot != self.boot:
                 os.close(fd)
                 return None
         return Entry(self, place, fd, record, trusted, identity_of(status))
@@ -398,7 +400,7 @@ class Store:
             entry.close()
 
     def note_hash(self, fd: int, sha256: str) -> None:
-        """The hash of a published object that had none yet. Raises Unstorable where that cannot be noted."""
+        """The hash of a published object that had none yet. Raises Unstorable where it cannot be noted."""
         with self._updating:
             try:
                 record = read_record(fd)
@@ -408,8 +410,11 @@ class Store:
                 self.write_record(fd, replace(record, sha256=sha256, unhashed=False))
 
     def note_durable(self, entry: Entry) -> None:
-        """An object has reached the disk. Raises Unstorable."""
-        self._update(entry, lambda record: replace(record, durable=True))
+        """An object has reached the disk. Raises Unstorable.
+
+        Where another process's step has undone the one that noted its hash, whoever opens it next hashes it anew.
+        """
+        self._update(entry, lambda record: replace(record, durable=not record.unhashed))
 
     def check_room(self) -> None:
         """Whether something new may be begun. Raises Unstorable where too little is free."""

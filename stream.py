@@ -326,6 +326,8 @@ class Stream:
             self._socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
         self.handshaking = self._serves = True
+        if self._tls is None:
+            raise ConnectionLost("connection closed before its TLS began")  # SSLSocket takes it for not connected
 
     def continue_tls(self) -> bool:
         """Take the handshake as far as it goes with what has arrived; whether it is over. Raises OSError."""

@@ -25,6 +25,7 @@ from fill import HOLD_BACK, Fill, FillFailed, FillState, Leftover, hesitation
 from follow import FillReader, ForeignFill
 from hashing import Hashes
 from store import Digest, Key, Lost, Metadata, Record, Unstorable
+from verify import Recheck
 
 ROOT = Path(__file__).resolve().parent.parent
 NAME = "https/some.thing/pool/x.deb"
@@ -556,7 +557,10 @@ def test_another_machine_trusts_who_is_still_at_it(cache: Cache, late: Fill) -> 
 def test_a_crash_before_the_hash_costs_the_object_only_after_the_next_boot(cache: Cache, late: Fill) -> None:
     late.publish()
     late.close()  # which is all that is left of a process that is killed: its locks are free
-    assert hit_body(Cache(cache.store.root)) == b"".join(PIECES)
+    found = Cache(cache.store.root).lookup(KEY)
+    assert found is not None and not found.entry.trusted
+    assert read_all(found.entry) == b"".join(PIECES)
+    found.entry.close()
     cache.store.boot = "the next one"
     assert cache.lookup(KEY) is None
     publish(cache, b"again")
@@ -580,6 +584,23 @@ def test_what_is_lost_before_it_is_hashed_is_unpublished(
         late.settle()
     late.close()
     assert not (cache.store.root / NAME).exists() and not parts(cache)
+
+
+def test_a_hash_that_another_process_has_undone_is_made_again(cache: Cache, late: Fill) -> None:
+    """It validates an object, and writes what it read of the record a moment before."""
+    late.publish()
+    stale = os.getxattr(cache.store.root / NAME, "user.dduct")
+    late._hash_the_rest()
+    os.setxattr(cache.store.root / NAME, "user.dduct", stale)
+    cache.store.settle(str(cache.store.root / NAME))
+    late.close()
+    assert not record_of(cache).durable
+    found = cache.lookup(KEY)
+    assert found is not None and not found.entry.trusted
+    assert read_all(Recheck(found.entry)) == b"".join(PIECES)
+    found.entry.close()
+    record = record_of(cache)
+    assert record.durable and record.sha256 == hashlib.sha256(b"".join(PIECES)).hexdigest()
 
 
 def test_what_has_taken_the_place_of_a_late_object_stays(cache: Cache, late: Fill) -> None:

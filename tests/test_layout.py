@@ -28,7 +28,7 @@ ROOMS: Dict[str, Set[str]] = {
     "fill": {"locks", "store", "hashing"},
     "follow": {"locks", "store", "fill"},
     "cache": {"store", "fill", "follow"},
-    "verify": {"store", "fill"},
+    "verify": {"locks", "store", "fill"},
     "hot": {"store"},
     "evict": {"locks", "store"},
     "nested": set(),

@@ -1026,6 +1026,17 @@ def test_a_peer_that_has_left_nothing_is_gone(pairs: Pairs, layer: str) -> None:
     assert time.monotonic() - before < SOON
 
 
+def test_tls_cannot_begin_with_a_peer_that_is_gone(pairs: Pairs) -> None:
+    """SSLSocket raises nothing there, and has nothing to shake hands with."""
+    near, far = pairs.streams()
+    far.abort()
+    select.select([near], [], [], PATIENCE)
+    with pytest.raises(OSError):
+        near.arrived()  # the kernel tells of the reset but once
+    with pytest.raises(ConnectionLost):
+        near.begin_tls(server_context())
+
+
 def test_a_peer_that_says_goodbye_is_answered(pairs: Pairs) -> None:
     near, far = connect(pairs, "tls server")
     far.shutdown_write()

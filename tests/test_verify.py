@@ -14,6 +14,7 @@ import pytest
 
 from cache import Cache, Lead
 from fill import HOLD_BACK, FillFailed
+from locks import try_lock
 from store import Digest, Entry, Key, Lost, Metadata, Record
 from verify import Findings, Recheck, total, verify
 
@@ -190,6 +191,9 @@ def test_what_nobody_has_hashed_before_the_machine_went_down(cache: Cache, tmp_p
     os.setxattr(path, "user.dduct", late.encode())
     assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # somebody is at it, perhaps
     os.setxattr(path, "user.dduct", replace(late, boot="earlier").encode())
+    with path.open("rb") as elsewhere:
+        assert try_lock(elsewhere.fileno())
+        assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # for certain
     assert verify(tmp_path, True, lambda _: None, lines.append).removed == 1
     assert lines == [f"{path}: the machine went down before its octets were hashed"]
 
