@@ -592,7 +592,7 @@ class Fill:
             self._store.prune(self._place)
         self._over(self)
         unhashed = state is FillState.PUBLISHED and self._hashes.late
-        if self._fd >= 0 and not unhashed:  # else other machines see by the lock that the hash is coming
+        if self._fd >= 0 and not unhashed:  # else everybody sees by the lock that the hash is coming
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         with self._changed:
             self.state, self._cause = state, cause

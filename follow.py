@@ -124,7 +124,7 @@ class ForeignFill:
                 # Whoever wanted to lead it may have found it locked by such a look, and leave it to us.
                 remove_part(self._place + PART_SUFFIX, self._fd)
             fcntl.flock(self._fd, fcntl.LOCK_UN)
-        # Its name counts no longer, for it may have been evicted since. Its leader hashes it last, when all is right.
+        # Its name counts no longer, for it may have been evicted since. Its leader says so last, when all is right.
         record = self._record()
         if record is not None and record.complete and record.length == os.fstat(self._fd).st_size:
             return FillState.PUBLISHED

@@ -227,7 +227,7 @@ class Store:
         self.keeps_metadata = self._probe_attributes()
         self.boot = boot_id()
         self.trouble = Seldom(_log)  # with the disk
-        # Guards the step from a record to the next one; between processes a lost step only costs a validation.
+        # Guards the step from a record to the next one; between processes a lost one costs a validation or a hash.
         self._updating = threading.Lock()
         self._known_places = lru_cache(maxsize=4096)(self._places)
 

@@ -79,7 +79,7 @@ def stack() -> Iterator[ExitStack]:
 
 
 def test_who_has_left_is_not_asked_what_he_wants(watching: Idle, stack: ExitStack) -> None:
-    guest = Guest(stack, Next.WATCH)
+    guest = Guest(stack, Next.WATCH, Next.WORK)  # the second is what he would have wanted
     guest.leaves = True
     assert watching.watch(guest, guest.resume)
     guest.far.sendall(b"last words")
