@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import time
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from stream import Stream
 
@@ -22,6 +22,7 @@ _PIPE_SIZE = 1024 * 1024  # as large as the kernel lets anybody have it
 _WORTH_A_PIPE = 64 * 1024  # octets that have gone one way without a pause
 _QUIET = 1.0  # seconds, after which nothing is moving
 _TURNS = 16  # of one way, before the other has its chance
+_BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL  # poll tells these unasked
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # fcntl(2); the fcntl module has names for them from Python 3.10 on
 
 
@@ -71,22 +72,27 @@ class _Pipe:
             self.close()
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
-    def fill(self) -> Optional[int]:
-        """Like `Stream.readinto_nowait`."""
-        try:
-            self.held = os.splice(self._source.fileno(), self._in, _PIPE_SIZE)
-        except BlockingIOError:
-            return None
-        return self.held
+    def carry(self) -> bool:
+        """As much as comes and goes without waiting, and then no more than it holds; whether anything came or went.
 
-    def empty(self) -> int:
-        """Like `Stream.send_nowait`."""
+        Raises OSError where the kernel cannot, or an end is broken.
+        """
+        source, sink, splice = self._source.fileno(), self._sink.fileno(), os.splice
+        moved = False
         try:
-            count = os.splice(self._out, self._sink.fileno(), self.held)
+            for _ in range(_TURNS):
+                if not self.held:
+                    self.held = splice(source, self._in, _PIPE_SIZE)
+                    if not self.held:
+                        break
+                    moved = True
+                self.held -= splice(self._out, sink, self.held)
+                moved = True
+                if self.held:
+                    break
         except BlockingIOError:
-            return 0
-        self.held -= count
-        return count
+            pass
+        return moved
 
     def taken_back(self) -> memoryview:
         """The octets in it, which it gives up."""
@@ -109,33 +115,32 @@ class _Direction:
         self._pending = memoryview(b"")
         self._pipe: Optional[_Pipe] = None
         self._can_splice = hasattr(os, "splice") and not (source.encrypted or sink.encrypted)  # from Python 3.10 on
+        self._may_hide = source.encrypted or source.buffered > 0
         self._carried = 0  # octets since it was quiet last
         self.ended = False  # the source has nothing more
         self.done = False  # and the sink knows
 
-    def wants_read(self) -> bool:
-        return not self.ended and not self.wants_write()
-
     def wants_write(self) -> bool:
         return bool(self._pending) or (self._pipe is not None and self._pipe.held > 0)
 
+    def awaits(self) -> Tuple[int, int]:
+        """A descriptor and the event of it without which nothing can be carried (poll(2))."""
+        if self.wants_write():
+            return self.sink.fileno(), select.POLLOUT
+        return self.source.fileno(), select.POLLIN
+
+    def holds_octets(self) -> bool:
+        """Whether there is something to read of which poll knows nothing."""
+        return self._may_hide and not (self.ended or self.wants_write()) and self.source.holds_octets()
+
     def move(self) -> bool:
         """Carry what can be carried without waiting; whether anything was."""
-        moved = False
-        for _ in range(_TURNS):
-            if self.done:
-                break
-            arrived = self._read() if self.wants_read() else False
-            sent = self._write() if self.wants_write() else 0
-            moved = moved or arrived or sent > 0
-            self._carried += sent
-            if self.wants_write() or not (arrived or sent):
-                break
-            if self.ended:
-                self.sink.shutdown_write()
-                self.done = True
-        self._lend()
-        return moved
+        if self._splice():
+            return True
+        if self._pipe is not None and self._pipe.held:
+            return False
+        # Something is there that is not for the pipe: an end, or urgent data, before which splice stops for ever.
+        return self._copy()
 
     def rest(self) -> None:
         """Nothing is moving: hold nothing that is not needed."""
@@ -149,48 +154,60 @@ class _Direction:
             self._pipe.close()
             self._pipe = None
 
-    def _read(self) -> bool:
+    def _copy(self) -> bool:
+        moved = False
+        for _ in range(_TURNS):
+            arrived = self._copy_in() if not (self.ended or self._pending) else False
+            sent = self._copy_out() if self._pending else 0
+            moved = moved or arrived or sent > 0
+            if self.ended and not self._pending:
+                self.sink.shutdown_write()
+                self.done = True
+            if self.ended or self._pending or not (arrived or sent) or self._worth_a_pipe():
+                break
+        self._lend()
+        return moved
+
+    def _copy_in(self) -> bool:
         """Take in what has come; whether anything has, if only the end."""
-        count = self._splice_in() if self._begin_to_splice() else self._copy_in()
-        self.ended = count == 0
-        return count is not None
-
-    def _write(self) -> int:
-        if self._pipe is not None and self._pipe.held:
-            try:
-                return self._pipe.empty()
-            except OSError as error:
-                self._splice_no_more(error)
-        sent = self.sink.send_nowait(self._pending)
-        self._pending = self._pending[sent:]
-        return sent
-
-    def _copy_in(self) -> Optional[int]:
         view = self._buffer.get()
         count = self.source.readinto_nowait(view)
-        if count is not None:
-            self._pending = view[:count]
-            self._buffer.note(count)
-        return count
+        if count is None:
+            return False
+        self.ended = count == 0
+        self._pending = view[:count]
+        self._buffer.note(count)
+        return True
 
-    def _begin_to_splice(self) -> bool:
-        """Whether the next octets are for the pipe."""
-        if self._pipe is None and self._can_splice and self._carried >= _WORTH_A_PIPE and not self.source.buffered:
-            try:
-                self._pipe = _Pipe(self.source, self.sink)
-            except OSError:
-                self._can_splice = False  # there are no more descriptors
-        return self._pipe is not None
+    def _copy_out(self) -> int:
+        sent = self.sink.send_nowait(self._pending)
+        self._pending = self._pending[sent:]
+        self._carried += sent
+        return sent
 
-    def _splice_in(self) -> Optional[int]:
+    def _splice(self) -> bool:
+        """Have the kernel carry what it can; whether it did."""
+        if self._pending or (self._pipe is None and not self._begin_to_splice()):
+            return False
         assert self._pipe is not None
         try:
-            count = self._pipe.fill()
+            return self._pipe.carry()
         except OSError as error:
             self._splice_no_more(error)
-            return self._copy_in()
-        # Neither an end nor nothing is believed: splice stops before urgent data for ever, and a read skips it.
-        return count or self._copy_in()
+            return False
+
+    def _begin_to_splice(self) -> bool:
+        """Whether the next octets are for the pipe, which is there now."""
+        if not self._worth_a_pipe():
+            return False
+        try:
+            self._pipe = _Pipe(self.source, self.sink)
+        except OSError:
+            self._can_splice = False  # there are no more descriptors
+        return self._can_splice
+
+    def _worth_a_pipe(self) -> bool:
+        return self._can_splice and self._carried >= _WORTH_A_PIPE and not self.source.buffered
 
     def _splice_no_more(self, error: OSError) -> None:
         """Go on by copying where the kernel cannot splice. Raises the error where it is one of the connection."""
@@ -222,36 +239,59 @@ def tunnel(client: Stream, origin: Stream, idle: float) -> None:
 
 
 def _carry(ways: Tuple[_Direction, _Direction], buffer: _Buffer, idle: float) -> None:
+    watch = _Watch(ways)
+    ready = list(ways)
     deadline = time.monotonic() + idle
-    while not all(way.done for way in ways):
-        moved = [way.move() for way in ways]
+    while True:
+        moved = False
+        for way in ready:
+            moved = way.move() or moved
+        if ways[0].done and ways[1].done:
+            return
         now = time.monotonic()
-        if any(moved):
+        if moved:
             deadline = now + idle
-            continue
-        if now >= deadline:
+        elif now >= deadline:
             raise socket.timeout("nothing has moved in the tunnel for too long")
-        if _wait(ways, min(_QUIET, deadline - now)):
+        ready = watch.wait(min(_QUIET, deadline - now))
+        if ready:
             continue
         buffer.drop()
         for way in ways:
             way.rest()
-        _wait(ways, max(0.0, deadline - time.monotonic()))
+        ready = watch.wait(max(0.0, deadline - time.monotonic()))
 
 
-def _wait(ways: Tuple[_Direction, _Direction], seconds: float) -> bool:
-    """Wait until one of the ways can move; False after `seconds`."""
-    events: Dict[int, int] = {}
-    for way in ways:
-        if way.done:
-            continue
-        if way.wants_read():
-            if way.source.holds_octets():
-                return True
-            events[way.source.fileno()] = events.get(way.source.fileno(), 0) | select.POLLIN
-        if way.wants_write():
-            events[way.sink.fileno()] = events.get(way.sink.fileno(), 0) | select.POLLOUT
-    poll = select.poll()
-    for fd, mask in events.items():
-        poll.register(fd, mask)
-    return bool(poll.poll(seconds * 1000))
+_Awaited = Tuple[_Direction, int, int]  # who, a descriptor, and an event of it
+
+
+class _Watch:
+    """What the kernel knows of the two ways of a tunnel."""
+
+    def __init__(self, ways: Tuple[_Direction, _Direction]) -> None:
+        self._ways = ways
+        self._poll = select.poll()
+        self._awaited: List[_Awaited] = []
+
+    def wait(self, seconds: float) -> List[_Direction]:
+        """The ways that can be moved; none after `seconds`."""
+        awaited = []
+        for way in self._ways:
+            if way.holds_octets():
+                return [way for way in self._ways if not way.done]
+            if not way.done:
+                awaited.append((way, *way.awaits()))
+        if awaited != self._awaited:
+            self._look_out_for(awaited)
+        found = dict(self._poll.poll(seconds * 1000))
+        return [way for way, fd, event in awaited if found.get(fd, 0) & (event | _BROKEN)]
+
+    def _look_out_for(self, awaited: List[_Awaited]) -> None:
+        for fd in {fd for _, fd, _ in self._awaited}:
+            self._poll.unregister(fd)
+        events: Dict[int, int] = {}
+        for _, fd, event in awaited:
+            events[fd] = events.get(fd, 0) | event
+        for fd, event in events.items():
+            self._poll.register(fd, event)
+        self._awaited = awaited

@@ -17,7 +17,7 @@ from typing import Callable, Iterator, List, Optional, Tuple
 
 import pytest
 from support.client import wait_until
-from support.pairs import HOST, PATIENCE, SOON, Pairs, client_context, in_thread, read_all, reset, server_context
+from support.pairs import HOST, PATIENCE, SOON, Inner, Pairs, client_context, in_thread, read_all, reset, server_context
 
 from certs import let_kernel_encrypt
 from http1 import HEAD_LIMIT, ProtocolError
@@ -223,42 +223,6 @@ def test_a_dripping_head_has_one_deadline(pairs: Pairs, layer: str) -> None:
         stream.read_head(PATIENCE)
     stop.set()
     dripping.result(PATIENCE)
-
-
-class Inner:
-    """The far end of TLS inside what the plain or encrypted stream `far` carries, record by record."""
-
-    def __init__(self, far: Stream, server: bool) -> None:
-        self.far = far
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = server_context() if server else client_context()
-        self.tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side=server, server_hostname=None if server else HOST
-        )
-
-    def handshake(self) -> None:
-        while True:
-            try:
-                self.tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self.far.send(self._outgoing.read())
-                self.fetch()
-                continue
-            self.far.send(self._outgoing.read())
-            return
-
-    def fetch(self) -> None:
-        view = memoryview(bytearray(1 << 16))
-        self._incoming.write(view[: self.far.readinto(view)])
-
-    def first_flight(self) -> bytes:
-        with pytest.raises(ssl.SSLWantReadError):
-            self.tls.do_handshake()
-        return self._outgoing.read()
-
-    def record(self, data: bytes) -> bytes:
-        self.tls.write(data)
-        return self._outgoing.read()
 
 
 def early_tls(pairs: Pairs) -> Tuple[Stream, Stream, bytes]:

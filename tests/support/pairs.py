@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import socket
@@ -106,6 +107,42 @@ def _contexts() -> Tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLContext]:
     client = tell_cut_from_end(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     client.load_verify_locations(cadata=pem.decode())
     return server, client, tell_cut_from_end(strict_server)
+
+
+class Inner:
+    """The far end of TLS inside what the plain or encrypted stream `far` carries, record by record."""
+
+    def __init__(self, far: Stream, server: bool) -> None:
+        self.far = far
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = server_context() if server else client_context()
+        self.tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server, server_hostname=None if server else HOST
+        )
+
+    def handshake(self) -> None:
+        while True:
+            try:
+                self.tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self.far.send(self._outgoing.read())
+                self.fetch()
+                continue
+            self.far.send(self._outgoing.read())
+            return
+
+    def fetch(self) -> None:
+        view = memoryview(bytearray(1 << 16))
+        self._incoming.write(view[: self.far.readinto(view)])
+
+    def first_flight(self) -> bytes:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        return self._outgoing.read()
+
+    def record(self, data: bytes) -> bytes:
+        self.tls.write(data)
+        return self._outgoing.read()
 
 
 class Pairs:
