@@ -12,17 +12,20 @@ import sys
 import termios
 from concurrent.futures import Future
 from typing import Callable, Iterator, List, Optional, Set
+from unittest.mock import Mock
 
 import pytest
 from support.client import wait_until
 from support.pairs import PATIENCE, Inner, Pairs, in_thread, read_all, reset, server_context
 
 import tunnel as room
+from stream import Stream
 
 BODY = os.urandom(6_000_000)
 SPLICES = hasattr(os, "splice")  # Python 3.10 and later
 needs_splice = pytest.mark.skipif(not SPLICES, reason="Python 3.9 knows no splice")
 Splice = Callable[..., int]
+IS_HERE = room._is_here
 
 
 class Ends:
@@ -49,6 +52,12 @@ def pairs() -> Iterator[Pairs]:
     with Pairs() as pairs:
         yield pairs
     assert pipes() == before
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ends are taken for other machines: for those, the kernel carries what it can."""
+    monkeypatch.setattr(room, "_is_here", lambda stream: False)
 
 
 @pytest.fixture
@@ -130,6 +139,55 @@ def test_the_kernel_carries_all_but_the_beginning(pairs: Pairs, spliced: List[in
 def test_a_few_words_take_no_pipe(pairs: Pairs, spliced: List[int]) -> None:
     exchange(Ends(pairs), b"hello", b"and goodbye")
     assert spliced == []
+
+
+def test_who_is_on_this_machine_gets_copies(pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_is_here", IS_HERE)
+    exchange(Ends(pairs), BODY, BODY[::-1])
+    assert spliced == []
+
+
+@pytest.mark.parametrize(
+    ("peer", "own", "here"),
+    [
+        ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.2", "127.0.0.1", True),
+        ("::1", "::1", True),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1", True),
+        ("192.0.2.7", "192.0.2.7", True),  # it has gone by the machine's name
+        ("192.0.2.8", "192.0.2.7", False),
+        ("", "192.0.2.7", False),  # it has left
+    ],
+)
+def test_who_is_on_this_machine(peer: str, own: str, here: bool) -> None:
+    stream = Mock(Stream, peer=peer, address=(own, 8443))
+    assert IS_HERE(stream) is here
+
+
+@pytest.mark.parametrize(("down", "yields"), [(BODY, True), (BODY[:50_000], False)])
+@pytest.mark.parametrize("by_kernel", [False, True])
+def test_a_busy_tunnel_lets_others_go_first(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, by_kernel: bool, down: bytes, yields: bool
+) -> None:
+    if not by_kernel:
+        monkeypatch.delattr(os, "splice", raising=False)
+    calls: List[None] = []
+    monkeypatch.setattr(room, "_let_others_run", lambda: calls.append(None))
+    exchange(Ends(pairs), b"up", down)
+    assert bool(calls) is yields
+
+
+def test_a_buffer_grows_with_what_comes_at_once() -> None:
+    buffer = room._Buffer()
+    sizes = []
+    for _ in range(8):
+        sizes.append(len(buffer.get()))
+        buffer.note(sizes[-1])
+    assert sizes == [16384, 32768, 65536, 131072, 262144, 524288, 524288, 524288]
+    buffer.drop()
+    assert len(buffer.get()) == 16384
+    buffer.note(16383)  # as TLS records do, which are never larger
+    assert len(buffer.get()) == 16384
 
 
 def test_what_was_read_ahead_comes_first(pairs: Pairs) -> None:
