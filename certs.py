@@ -10,10 +10,12 @@ Rules of this room:
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import ipaddress
 import logging
 import os
+import socket
 import ssl
 import stat
 import tempfile
@@ -547,13 +549,24 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 _OP_ENABLE_KTLS = 1 << 3  # ssl has a name for it from 3.12 on
+_TCP_ULP = 31  # linux/tcp.h
 _OP_PRIORITIZE_CHACHA = 1 << 21  # and none for this
 
 
 def let_kernel_encrypt(context: ssl.SSLContext) -> None:
     """Have connections encrypted by the kernel where it can; whether one is, `Stream.takes_files` finds out."""
-    if ssl.OPENSSL_VERSION_INFO >= (3,):
+    if ssl.OPENSSL_VERSION_INFO >= (3,) and _kernel_knows_tls():
         context.options |= _OP_ENABLE_KTLS
+
+
+def _kernel_knows_tls() -> bool:
+    """Whether asking is worth while: each connection would do so twice, and for root the kernel looks for a module."""
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_TCP, _TCP_ULP, b"tls")
+        except OSError as error:
+            return error.errno == errno.ENOTCONN  # it has looked at the connection, of which there is none
+    return True
 
 
 def server_context(pem: bytes) -> ssl.SSLContext:

@@ -206,8 +206,8 @@ class Stream:
         """Whether a read would return at once without asking the kernel (poll knows nothing of these octets)."""
         if self._buffer:
             return True
-        transport = self._transport
-        return isinstance(transport, (ssl.SSLSocket, NestedTls)) and transport.pending() > 0
+        tls = self._transport if isinstance(self._transport, NestedTls) else self._tls
+        return tls is not None and tls.pending() > 0
 
     def arrived(self) -> bool:
         """Take in what the peer has sent, without waiting; whether there is anything to read now."""
@@ -292,8 +292,9 @@ class Stream:
     def send_nowait(self, view: Buffer) -> int:
         """As much as the peer takes at once, perhaps nothing; what it did not take has to be sent next."""
         self._wait(0)
+        tls = self._tls
         try:
-            return self._transport.send(view)
+            return self._transport.send(view) if tls is None else int(tls.write(view))
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return 0
 

@@ -12,11 +12,11 @@ import fcntl
 import os
 import select
 import socket
-import sys
 import time
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Dict, Iterator, List, Optional, Tuple
 
 from access import is_loopback
+from idle import let_others_run
 from stream import Stream
 
 _MODEST, _LARGE = 16 * 1024, 512 * 1024
@@ -26,10 +26,6 @@ _QUIET = 1.0  # seconds, after which nothing is moving
 _TURNS = 16  # of one way, before the other has its chance
 _BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL  # poll tells these unasked
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # fcntl(2); the fcntl module has names for them from Python 3.10 on
-
-# Where processors are scarce, those go first who make or take what a tunnel carries: then there is more of it at a
-# time, for a quarter less work. (Python 3.9 would hold up all threads meanwhile: python/cpython#96078.)
-_let_others_run: Callable[[], None] = os.sched_yield if sys.version_info >= (3, 10) else lambda: None
 
 _Awaited = Tuple[int, int]  # a descriptor, and an event of it
 
@@ -135,7 +131,7 @@ class _Direction:
 
     def awaits(self) -> Optional[_Awaited]:
         """A descriptor and the event of it without which nothing can be carried (poll(2)); none when all has been."""
-        if self._pending or (self._pipe is not None and self._pipe.held):
+        if self.wants_write():
             return self._to_write
         return None if self.done else self._to_read
 
@@ -273,7 +269,7 @@ def _carry(ways: Tuple[_Direction, _Direction], buffer: _Buffer, idle: float) ->
         if moved:
             deadline = now + idle
             if any(way.busy() for way in moved):
-                _let_others_run()
+                let_others_run()
         elif now >= deadline:
             raise socket.timeout("nothing has moved in the tunnel for too long")
         ready = watch.wait(min(_QUIET, deadline - now))

@@ -38,7 +38,15 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from support.household import make_config
 from support.pairs import PATIENCE, SOON, in_thread
 
-from certs import CertificateAuthority, CertificateError, CertificateFiles, Identity, KeyPair, prepare
+from certs import (
+    CertificateAuthority,
+    CertificateError,
+    CertificateFiles,
+    Identity,
+    KeyPair,
+    let_kernel_encrypt,
+    prepare,
+)
 from leaves import LeafStore
 from server import identity
 
@@ -1097,3 +1105,35 @@ def test_the_root_that_clients_have_is_not_sent_to_them(authority: CertificateAu
     assert leaf is not None
     root = ssl.PEM_cert_to_DER_cert(authority.pem.decode())
     assert (len(flight) > len(leaf) + len(root)) is verifying
+
+
+# --- TLS by the kernel --------------------------------------------------------------------------
+
+OP_ENABLE_KTLS = 1 << 3
+
+
+@pytest.mark.skipif(ssl.OPENSSL_VERSION_INFO < (3,), reason="OpenSSL before 3 leaves the kernel out")
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [(errno.ENOENT, False), (errno.ENOPROTOOPT, False), (errno.EPERM, False), (errno.ENOTCONN, True), (0, True)],
+)
+def test_only_a_kernel_that_knows_tls_is_asked_to_encrypt(
+    monkeypatch: pytest.MonkeyPatch, said: int, asked: bool
+) -> None:
+    def setsockopt(sock: socket.socket, level: int, option: int, value: bytes) -> None:
+        assert (level, option, value) == (socket.IPPROTO_TCP, 31, b"tls")
+        if said:
+            raise OSError(said, os.strerror(said))
+
+    monkeypatch.setattr(socket.socket, "setsockopt", setsockopt)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    let_kernel_encrypt(context)
+    assert bool(context.options & OP_ENABLE_KTLS) is asked
+
+
+@pytest.mark.skipif(ssl.OPENSSL_VERSION_INFO < (3,), reason="OpenSSL before 3 leaves the kernel out")
+def test_this_kernel_is_asked_if_it_knows_tls() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    let_kernel_encrypt(context)
+    known = Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split()
+    assert bool(context.options & OP_ENABLE_KTLS) is ("tls" in known)

@@ -78,6 +78,20 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+def test_clients_go_first_when_processors_are_scarce(
+    watching: Idle, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time that Idle has answered all who have spoken, it lets others run before it looks again."""
+    turns: List[bool] = []
+    monkeypatch.setattr(idle, "let_others_run", lambda: turns.append(True))
+    guest = Guest(stack, Next.WATCH, Next.WORK)
+    assert watching.watch(guest, guest.resume)
+    guest.far.send(b"one")
+    wait_until(lambda: guest.heard == b"one" and bool(turns))
+    guest.far.send(b"two")
+    assert guest.resumed.wait(PATIENCE)
+
+
 def test_who_has_left_is_not_asked_what_he_wants(watching: Idle, stack: ExitStack) -> None:
     guest = Guest(stack, Next.WATCH, Next.WORK)  # the second is what he would have wanted
     guest.leaves = True
