@@ -48,7 +48,10 @@ class Answer:
 
 @dataclass
 class _Remembered:
-    """A request's answer, but for its age and the rest of its life; `said` is how it was when it was given last."""
+    """A request's answer, but for its age and the rest of its life; `said` is how it was when it was given last.
+
+    And `right_in` is the turn in which that was found to be right.
+    """
 
     hit: PlainHit
     size: int
@@ -56,6 +59,7 @@ class _Remembered:
     after_age: bytes
     after_ttl: bytes
     said: Optional[Tuple[int, int, Answer]] = None
+    right_in: Optional[float] = None
 
 
 _HOLES = re.compile(rb"(.*\r\nAge: )[0-9]+(\r\n.*\r\nCache-Status: dduct; hit)(?:; ttl=[0-9]+)?(\r\n.*)", re.DOTALL)
@@ -69,14 +73,17 @@ class Hot:
         self._known: Dict[Tuple[str, bytes], _Remembered] = {}
         self._held = 0  # octets in memory, more or less
 
-    def answer(self, kind: str, request: bytes, may_read: bool) -> Optional[Answer]:
+    def answer(self, kind: str, request: bytes, may_read: bool, turn: Optional[float] = None) -> Optional[Answer]:
         """The answer to a request on a `kind` of connection, if it is known and still right.
 
-        `may_read`: its body may be read from the disk if it is not in memory yet.
+        `may_read`: its body may be read from the disk if it is not in memory yet. What was right once in a `turn` is
+        right for the rest of it: all its requests were there before.
         """
         known = self._known.get((kind, request))
         if known is None or (known.said is None and not may_read):
             return None
+        if turn is not None and known.right_in == turn and known.said is not None:
+            return known.said[2]
         now = time.time()
         hit = known.hit
         if not hit.fetched_at <= now < hit.fresh_until or not _unchanged(hit, now):
@@ -84,6 +91,7 @@ class Hot:
             return None
         age = int(now - hit.born_at)
         ttl = _FOR_EVER if hit.fresh_until == float("inf") else int(hit.fresh_until - now)
+        known.right_in = turn
         if known.said is not None and known.said[:2] == (age, ttl):
             return known.said[2]
         return self._say(known, age, ttl)

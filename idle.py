@@ -43,7 +43,8 @@ class Guest(Protocol):
 
     After `give_up`, `resume` only hangs up, which takes no time; or, for a listener, wakes its own thread. Until then
     the descriptor is to stay open: the next connection would get its number. `has_left` is asked when the other end
-    sends no more, and whether it has left nothing to be read.
+    sends no more, and whether it has left nothing to be read. A `turn` is named by
+    the time at which `Idle` looked (`time.monotonic()`): what is answered in it had been said before.
     """
 
     @property
@@ -53,7 +54,7 @@ class Guest(Protocol):
 
     def has_left(self) -> bool: ...
 
-    def answer_at_once(self) -> Next: ...
+    def answer_at_once(self, turn: float) -> Next: ...
 
     def give_up(self) -> None: ...
 
@@ -126,7 +127,6 @@ class Idle:
     def _watch_all(self, epoll: select.epoll, wake: int) -> None:
         expired_at = time.monotonic()
         while True:
-            let_others_run()
             spoken = epoll.poll(_TICK)
             now = time.monotonic()
             for fd, events in spoken:
@@ -144,7 +144,7 @@ class Idle:
         if events & select.EPOLLRDHUP and _guarded(watched.guest.has_left):
             what = Next.END
         else:
-            what = _guarded(watched.guest.answer_at_once) or Next.END
+            what = _guarded(watched.guest.answer_at_once, now) or Next.END
         if what is Next.WATCH:
             watched.until = now + watched.guest.patience
         else:
@@ -174,10 +174,10 @@ class Idle:
         _guarded(watched.resume)
 
 
-def _guarded(step: Callable[[], _Result]) -> Optional[_Result]:
+def _guarded(step: Callable[..., _Result], *arguments: float) -> Optional[_Result]:
     """Have a guest do something. A bug is logged, and the end of that guest alone: this thread is everybody's."""
     try:
-        return step()
+        return step(*arguments)
     except Exception:  # noqa: BLE001 - a boundary, like a thread's edge
         _log.exception("A bug in dduct ended a connection")
         return None

@@ -242,7 +242,7 @@ class Listener(socketserver.ThreadingTCPServer):
         """No: what is wrong with it, accepting finds out."""
         return False
 
-    def answer_at_once(self) -> Next:
+    def answer_at_once(self, turn: float) -> Next:
         """Accept a connection. END where something has to be waited for: then this is over for `Idle`, not for us."""
         with self._accepting:
             if self._bell is None or not self._slots.acquire(0):

@@ -119,28 +119,32 @@ class Session:
         """Whether the client is gone, and nothing of what it has sent is to be looked at."""
         return not self._stream.handshaking and self._stream.deserted()
 
-    def answer_at_once(self) -> Next:
+    def answer_at_once(self, turn: float) -> Next:
         """Do what the client wants now, if that takes neither thought nor time."""
+        stream = self._stream
         try:
-            if self._stream.handshaking:
+            if stream.handshaking:
                 return self._continue_tls()
-            block = self._stream.head_arrived()
+            request = stream.peek()
             self._house = self._current()
-            if not block or self._house.draining.is_set():
-                return Next.END if self._stream.ended else Next.WORK
-            if block.startswith(b"CONNECT "):
-                return self._intercept_at_once(block)
-            answer = self._known(block, may_read=False)
-            if answer is None:
-                return Next.WORK
-            self._stream.skip(len(block))
-            self._unsent = memoryview(answer.octets)
+            if not request or self._house.draining.is_set():
+                return Next.END if stream.ended else Next.WORK
+            if request.startswith(b"CONNECT "):
+                return self._intercept_at_once(stream.head_arrived())
+            answer = self._known(request, False, turn)
+            if answer is None:  # or there is more than one request, or less
+                request = stream.head_arrived()
+                answer = self._known(request, False, turn)
+                if answer is None:
+                    return Next.WORK
+            stream.skip(len(request))
             self._note(answer, 0.0)
-            self._unsent = self._unsent[self._stream.send_nowait(self._unsent) :]
+            sent = stream.send_nowait(answer.octets)
         except OSError:
             return Next.WORK  # which finds it again
-        self.busy = bool(self._unsent)
-        return Next.WORK if self.busy or self._stream.holds_octets() else Next.WATCH
+        if sent < len(answer.octets):
+            self._unsent, self.busy = memoryview(answer.octets)[sent:], True
+        return Next.WORK if self.busy or stream.holds_octets() else Next.WATCH
 
     def give_up(self) -> None:
         """Have `run` hang up, whatever was to be done yet."""
@@ -169,7 +173,7 @@ class Session:
 
     def _answer_again(self, block: bytes) -> bool:
         """Answer a request as it was answered before, if that may be done without looking at it; whether it was."""
-        answer = self._known(block, may_read=True)
+        answer = self._known(block, True)
         if answer is None:
             self._repeats = 0
             return False
@@ -181,12 +185,12 @@ class Session:
             self._note(answer, time.monotonic() - started)
         return True
 
-    def _known(self, block: bytes, may_read: bool) -> Optional[Answer]:
+    def _known(self, block: bytes, may_read: bool, turn: Optional[float] = None) -> Optional[Answer]:
         """The answer to a request, if it is known."""
         access = self._house.access
         if self._client not in access.clients or (access.users is not None and self._where.inside is None):
             return None
-        return self._house.hot.answer(self._where.kind, block, may_read)
+        return self._house.hot.answer(self._where.kind, block, may_read, turn)
 
     def _intercept_at_once(self, block: bytes) -> Next:
         """Answer CONNECT for a host whose leaf is at hand, and begin its TLS. Raises OSError."""

@@ -222,6 +222,10 @@ class Stream:
             self._buffer += memoryview(chunk)[:count]
         return bool(self._buffer)
 
+    def peek(self) -> bytes:
+        """All that has arrived, without waiting; it stays, for `skip` or `read_head`. b"" where nothing has."""
+        return bytes(self._buffer) if self.arrived() else b""
+
     def deserted(self) -> bool:
         """Whether the peer, which sends no more, has left nothing to be read either: no request, and no close_notify.
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from dataclasses import replace
-from typing import Callable, List, Tuple
+from typing import Any, Callable, List, Tuple
 
 import pytest
 from support.client import Answer, wait_until
@@ -27,8 +27,8 @@ class Spy:
         hot = house.server._household.hot
         real = hot.answer
 
-        def answer(kind: str, request: bytes, may_read: bool) -> object:
-            found = real(kind, request, may_read)
+        def answer(*arguments: Any) -> object:
+            found = real(*arguments)
             self.answered += found is not None
             return found
 
@@ -207,3 +207,29 @@ def test_strangers_are_turned_away_all_the_same(build_house: Callable[..., House
         proxy = replace(house.config.proxy, allow_clients=("10.0.0.0/8",))
         house.server.reload(replace(house.config, proxy=proxy))
         assert client.get("/x.deb", f"{HOST}:{origin.port}").status == 403
+
+
+def test_what_is_right_once_in_a_turn_is_right_for_the_rest_of_it(house: House) -> None:
+    """All requests of a turn were there when it began; those of the next one may be answered otherwise."""
+    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(house, origin)
+    fetch_and_know(house, origin)
+    hot = house.server._household.hot
+    ((kind, request),) = hot._known
+    assert hot.answer(kind, request, True) is not None  # which has it in memory
+    first = hot.answer(kind, request, False, 1.0)
+    (house.files / house.stored()[0]).unlink()
+    assert first is not None and hot.answer(kind, request, False, 1.0) is first
+    assert hot.answer(kind, request, False, 2.0) is None
+    assert hot.answer(kind, request, False, 2.0) is None
+
+
+def test_without_a_turn_every_answer_is_looked_at(house: House) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(house, origin)
+    fetch_and_know(house, origin)
+    hot = house.server._household.hot
+    ((kind, request),) = hot._known
+    assert hot.answer(kind, request, True) is not None
+    (house.files / house.stored()[0]).unlink()
+    assert hot.answer(kind, request, True) is None

@@ -44,7 +44,7 @@ class Guest:
     def has_left(self) -> bool:
         return self.leaves and not self.sock.recv(1, socket.MSG_PEEK)
 
-    def answer_at_once(self) -> Next:
+    def answer_at_once(self, turn: float) -> Next:
         self.heard += self.sock.recv(100)
         return self._answers.pop(0)
 
@@ -76,20 +76,6 @@ def watching(threads: Threads) -> Iterator[Idle]:
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
-
-
-def test_clients_go_first_when_processors_are_scarce(
-    watching: Idle, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each time that Idle has answered all who have spoken, it lets others run before it looks again."""
-    turns: List[bool] = []
-    monkeypatch.setattr(idle, "let_others_run", lambda: turns.append(True))
-    guest = Guest(stack, Next.WATCH, Next.WORK)
-    assert watching.watch(guest, guest.resume)
-    guest.far.send(b"one")
-    wait_until(lambda: guest.heard == b"one" and bool(turns))
-    guest.far.send(b"two")
-    assert guest.resumed.wait(PATIENCE)
 
 
 def test_who_has_left_is_not_asked_what_he_wants(watching: Idle, stack: ExitStack) -> None:
@@ -140,12 +126,12 @@ def test_who_is_forgotten_in_the_round_in_which_he_has_spoken_is_not_missed(watc
     guests = [Guest(stack), Guest(stack)]
     answered: List[Guest] = []
 
-    def hold() -> Next:
+    def hold(turn: float) -> Next:
         held.set()
         assert gate.wait(PATIENCE)
         return Next.END
 
-    def forget(guest: Guest, other: Guest) -> Next:
+    def forget(guest: Guest, other: Guest, turn: float) -> Next:
         answered.append(guest)
         watching.forget(other)
         return Next.END
@@ -252,7 +238,7 @@ def test_a_newcomer_with_the_number_of_one_that_is_gone_stays(watching: Idle, st
     guest, newcomer = Guest(stack, what), Guest(stack, Next.END)
     number = guest.fileno()
 
-    def answer_at_once() -> Next:
+    def answer_at_once(turn: float) -> Next:
         guest.sock.close()
         os.dup2(newcomer.fileno(), number)
         newcomer.fileno = lambda: number  # type: ignore[method-assign]
