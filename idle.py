@@ -12,7 +12,6 @@ import enum
 import logging
 import os
 import select
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -24,10 +23,6 @@ _TICK = 1.0  # seconds: patience is measured this exactly
 
 
 _Result = TypeVar("_Result")
-
-# Where processors are scarce, clients and origins go first: then more has come when we look again, and takes less work.
-# It returns at once where nobody waits. (Python 3.9 would hold up all our threads meanwhile: python/cpython#96078.)
-let_others_run: Callable[[], None] = os.sched_yield if sys.version_info >= (3, 10) else lambda: None
 
 
 class Next(enum.Enum):

@@ -209,6 +209,7 @@ def test_strangers_are_turned_away_all_the_same(build_house: Callable[..., House
         assert client.get("/x.deb", f"{HOST}:{origin.port}").status == 403
 
 
+@pytest.mark.one_process
 def test_what_is_right_once_in_a_turn_is_right_for_the_rest_of_it(house: House) -> None:
     """All requests of a turn were there when it began; those of the next one may be answered otherwise."""
     origin = house.origin(Files({"/x.deb": BODY}, FRESH))
@@ -224,6 +225,7 @@ def test_what_is_right_once_in_a_turn_is_right_for_the_rest_of_it(house: House) 
     assert hot.answer(kind, request, False, 2.0) is None
 
 
+@pytest.mark.one_process
 def test_without_a_turn_every_answer_is_looked_at(house: House) -> None:
     origin = house.origin(Files({"/x.deb": BODY}, FRESH))
     settled(house, origin)

@@ -44,7 +44,7 @@ ROOMS: Dict[str, Set[str]] = {
     "setup_page": {"http1", "policy"},
     "pages": {"http1", "policy", "metrics", "setup_page"},
     "relay": {"http1", "values", "body", "policy", "upstream", "reply"},
-    "tunnel": {"access", "idle", "stream"},
+    "tunnel": {"access", "stream"},
     "filler": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "grants", "metrics", "upstream"},
     "deliver": {"store", "fill", "body", "selection", "reply", "http1"},
     "inquiry": {"http1", "store", "fill", "policy", "freshness", "selection", "filler", "relay", "upstream"},

@@ -172,7 +172,7 @@ def test_a_busy_tunnel_lets_others_go_first(
     if not by_kernel:
         monkeypatch.delattr(os, "splice", raising=False)
     calls: List[None] = []
-    monkeypatch.setattr(room, "let_others_run", lambda: calls.append(None))
+    monkeypatch.setattr(room, "_let_others_run", lambda: calls.append(None))
     exchange(Ends(pairs), b"up", down)
     assert bool(calls) is yields
 
