@@ -131,19 +131,19 @@ class Session:
                 return Next.END if stream.ended else Next.WORK
             if request.startswith(b"CONNECT "):
                 return self._intercept_at_once(stream.head_arrived())
-            answer = self._known(request, False, turn)
+            answer = self._known(request, may_read=False, turn=turn)
             if answer is None:  # or there is more than one request, or less
                 request = stream.head_arrived()
-                answer = self._known(request, False, turn)
+                answer = self._known(request, may_read=False, turn=turn)
                 if answer is None:
                     return Next.WORK
             stream.skip(len(request))
             self._note(answer, 0.0)
-            sent = stream.send_nowait(answer.octets)
+            self._unsent = memoryview(answer.octets)  # which `run` sends where this fails
+            self._unsent = self._unsent[stream.send_nowait(self._unsent) :]
         except OSError:
             return Next.WORK  # which finds it again
-        if sent < len(answer.octets):
-            self._unsent, self.busy = memoryview(answer.octets)[sent:], True
+        self.busy = bool(self._unsent)
         return Next.WORK if self.busy or stream.holds_octets() else Next.WATCH
 
     def give_up(self) -> None:
@@ -173,7 +173,7 @@ class Session:
 
     def _answer_again(self, block: bytes) -> bool:
         """Answer a request as it was answered before, if that may be done without looking at it; whether it was."""
-        answer = self._known(block, True)
+        answer = self._known(block, may_read=True)
         if answer is None:
             self._repeats = 0
             return False

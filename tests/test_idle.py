@@ -33,6 +33,7 @@ class Guest:
         self.patience = patience
         self._answers = list(answers)
         self.heard = b""
+        self.turns: List[float] = []
         self.given_up = False
         self.leaves = False  # as soon as the other end has, and all is read
         self.resumed = threading.Event()
@@ -45,6 +46,7 @@ class Guest:
         return self.leaves and not self.sock.recv(1, socket.MSG_PEEK)
 
     def answer_at_once(self, turn: float) -> Next:
+        self.turns.append(turn)
         self.heard += self.sock.recv(100)
         return self._answers.pop(0)
 
@@ -76,6 +78,18 @@ def watching(threads: Threads) -> Iterator[Idle]:
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
         yield stack
+
+
+def test_each_look_is_a_turn_of_its_own(watching: Idle, stack: ExitStack) -> None:
+    """Or what was right once would be right for ever."""
+    guest = Guest(stack, Next.WATCH, Next.WORK)
+    assert watching.watch(guest, guest.resume)
+    guest.far.send(b"one")
+    wait_until(lambda: guest.heard == b"one")
+    guest.far.send(b"two")
+    assert guest.resumed.wait(PATIENCE)
+    first, second = guest.turns
+    assert first < second
 
 
 def test_who_has_left_is_not_asked_what_he_wants(watching: Idle, stack: ExitStack) -> None:

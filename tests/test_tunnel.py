@@ -186,7 +186,7 @@ def test_a_buffer_grows_with_what_comes_at_once() -> None:
     assert sizes == [16384, 32768, 65536, 131072, 262144, 524288, 524288, 524288]
     buffer.drop()
     assert len(buffer.get()) == 16384
-    buffer.note(16383)  # as TLS records do, which are never larger
+    buffer.note(16383)  # there was room for more
     assert len(buffer.get()) == 16384
 
 
