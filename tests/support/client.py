@@ -74,7 +74,9 @@ class Client:
     def read(self, method: str = "GET") -> Answer:
         """The next response. A head that does not come is a ConnectionError."""
         head = self.read_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
-        status = int(head[0].split(" ")[1])
+        version, _, rest = head[0].partition(" ")
+        assert version in ("HTTP/1.0", "HTTP/1.1"), f"no beginning of a response: {head[0]!r}"
+        status = int(rest[:3])
         headers = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in head[1:]))
         answer = Answer(status, headers, b"", True)
         if method == "HEAD" or status in (204, 304) or status < 200 or (method == "CONNECT" and status == 200):
