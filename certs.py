@@ -10,12 +10,10 @@ Rules of this room:
 from __future__ import annotations
 
 import base64
-import errno
 import fcntl
 import ipaddress
 import logging
 import os
-import socket
 import ssl
 import stat
 import tempfile
@@ -40,7 +38,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ciphers import prefer_aes_128
+from openssl import prefer_aes_128
 
 _log = logging.getLogger("dduct.certs")
 
@@ -548,25 +546,7 @@ def _locked(directory: Path) -> Iterator[None]:
 # --- TLS contexts -------------------------------------------------------------------------------
 
 
-_OP_ENABLE_KTLS = 1 << 3  # ssl has a name for it from 3.12 on
-_TCP_ULP = 31  # linux/tcp.h
-_OP_PRIORITIZE_CHACHA = 1 << 21  # and none for this
-
-
-def let_kernel_encrypt(context: ssl.SSLContext) -> None:
-    """Have connections encrypted by the kernel where it can; whether one is, `Stream.takes_files` finds out."""
-    if ssl.OPENSSL_VERSION_INFO >= (3,) and _kernel_knows_tls():
-        context.options |= _OP_ENABLE_KTLS
-
-
-def _kernel_knows_tls() -> bool:
-    """Whether asking is worth while: each connection would do so twice, and for root the kernel looks for a module."""
-    with socket.socket() as probe:
-        try:
-            probe.setsockopt(socket.IPPROTO_TCP, _TCP_ULP, b"tls")
-        except OSError as error:
-            return error.errno == errno.ENOTCONN  # it has looked at the connection, of which there is none
-    return True
+_OP_PRIORITIZE_CHACHA = 1 << 21  # for which ssl has no name
 
 
 def server_context(pem: bytes) -> ssl.SSLContext:

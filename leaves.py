@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import ssl
 import threading
 import time
@@ -12,7 +13,8 @@ from typing import Callable, Optional, Set
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import CertificateAuthority, let_kernel_encrypt, not_after, server_context
+from certs import CertificateAuthority, not_after, server_context
+from openssl import let_kernel_encrypt, share_tickets
 
 _MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
 
@@ -28,7 +30,8 @@ class LeafStore:
     """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end.
 
     `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first. `verifying`: they
-    are for connections on which clients are asked for certificates; `ktls`: the kernel may encrypt.
+    are for connections on which clients are asked for certificates; `ktls`: the kernel may encrypt. Stores with the
+    same `ticket_secret` resume each other's sessions, with the same host.
     """
 
     def __init__(
@@ -37,12 +40,14 @@ class LeafStore:
         days: int,
         verifying: bool = False,
         ktls: bool = False,
+        ticket_secret: Optional[bytes] = None,
         capacity: int = 1024,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._authority = authority
         self._verifying = verifying
         self._ktls = ktls
+        self._ticket_secret = ticket_secret or secrets.token_bytes(32)
         self._days = days
         self._capacity = capacity
         self._clock = clock
@@ -99,6 +104,7 @@ class LeafStore:
         now = self._clock()
         left = not_after(pair.certificate).timestamp() - now
         context = server_context(pair.certificate_pem + self._authority.chain_pem + pair.key_pem)
+        share_tickets(context, self._ticket_secret + host.encode())
         if self._ktls:
             let_kernel_encrypt(context)
         if self._verifying:

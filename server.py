@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from typing import Callable, Dict, List, Optional, Tuple
 
 import certs
+import openssl
 from access import Access, AccessError, Networks, Users, is_loopback
 from cache import Cache
 from config import Address, Config, ParentProxy
@@ -83,6 +84,8 @@ class Server:
         self.counters = Counters(rows=worker_count(config))
         self._threads = Threads()
         self._idle = Idle(self._threads.spawn)
+        # For all that are forked, and for life: no client chooses which of them it meets.
+        self._ticket_secret = secrets.token_bytes(32)
         self._draining = threading.Event()
         self._lock = threading.Lock()  # guards _sessions
         self._sessions: Dict[Stream, Optional[Session]] = {}  # None while its handshake lasts
@@ -250,7 +253,7 @@ class Server:
             )
 
     def _make_leaves(self, config: Config) -> LeafStore:
-        return LeafStore(self._authority, *_of_leaves(config))
+        return LeafStore(self._authority, *_of_leaves(config), ticket_secret=self._ticket_secret)
 
     def _make_origins(self, config: Config) -> Origins:
         proxy = config.proxy
@@ -274,11 +277,16 @@ class Server:
         try:
             context = self._files.server_context()
             if config.proxy.ktls:
-                certs.let_kernel_encrypt(context)
+                openssl.let_kernel_encrypt(context)
+            asked_for = b""
             if config.proxy.require_client_cert:
+                asked_for = self._files.path("ca.crt").read_bytes()
                 # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(self._files.path("ca.crt"))
+            # A ticket lets in who has been let in before: nobody with one for a host, or from before a certificate was
+            # asked for. No host is named "/".
+            openssl.share_tickets(context, self._ticket_secret + b"/" + asked_for)
         except OSError as error:
             raise StartError(f'misc.cert_dir "{self._files.directory}" has no usable server.crt: {error}') from error
         context.sslsocket_class = NamedSocket

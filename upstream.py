@@ -27,8 +27,8 @@ from typing import Callable, Container, Dict, List, NamedTuple, NoReturn, Option
 import http1
 from access import is_listener, is_private_affair
 from body import BodyReader, BodyWriter
-from ciphers import prefer_aes_128
 from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
+from openssl import prefer_aes_128
 from stream import ConnectionLost, Stream, tell_cut_from_end
 
 REDIRECT_LIMIT = 10

@@ -10,8 +10,9 @@ import ssl
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Optional
 
 import pytest
 from support.client import Answer
@@ -253,6 +254,36 @@ def test_the_tls_port_may_ask_for_a_certificate(build_house: Build) -> None:
             client.start_tls(context, name)
             assert client.get("/healthz", "localhost" if name == HOST else HOST).status in (200, 404)
     assert house.fetch(origin, "/x.deb").body == BODY  # the plain port asks nobody
+
+
+@pytest.mark.one_process
+@pytest.mark.parametrize("name", [HOST, "origin.test"])  # dduct's own certificate, and a leaf that SNI has chosen
+def test_a_ticket_from_elsewhere_is_no_certificate(build_house: Build, name: str) -> None:
+    """What began where nobody is asked (in a tunnel, or before a reload) is not resumed where certificates are."""
+    house = build_house(require_client_cert=False)
+    certs = house.config.misc.cert_dir
+    context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
+
+    def visit(port: int, session: Optional[ssl.SSLSession] = None) -> ssl.SSLSession:
+        with house.client(port) as client:
+            if port == house.tcp_port:
+                assert client.connect(f"{name}:443").status == 200
+            client.start_tls(context, name, session)
+            client.get("/healthz", "localhost")  # with whose answer comes a ticket
+            assert client.tls.session_reused is (session is not None)
+            assert client.tls.session is not None
+            return client.tls.session
+
+    tunnelled, anonymous = (visit(port, visit(port)) for port in (house.tcp_port, house.tls_port))
+    house.server.reload(replace(house.config, proxy=replace(house.config.proxy, require_client_cert=True)))
+    for session in (tunnelled, anonymous, None):
+        with pytest.raises(OSError):
+            visit(house.tls_port, session)
+    visit(house.tcp_port, tunnelled)
+    context.load_cert_chain(certs / "client.crt", certs / "client.key")
+    certified = visit(house.tls_port)
+    house.server.reload(replace(house.server._config, misc=replace(house.config.misc, log_level="info")))
+    visit(house.tls_port, certified)
 
 
 def test_too_many_connections_are_told_so(build_house: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,17 +36,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from support.household import make_config
-from support.pairs import PATIENCE, SOON, in_thread
+from support.pairs import PATIENCE, SOON, in_thread, meet
 
-from certs import (
-    CertificateAuthority,
-    CertificateError,
-    CertificateFiles,
-    Identity,
-    KeyPair,
-    let_kernel_encrypt,
-    prepare,
-)
+from certs import CertificateAuthority, CertificateError, CertificateFiles, Identity, KeyPair, prepare
 from leaves import LeafStore
 from server import identity
 
@@ -932,7 +924,7 @@ def test_the_cheapest_cipher_is_chosen(
     version: ssl.TLSVersion, offered: str, chosen: str, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenSSL's own clients put AES-256 first. Those without AES in their processors put ChaCha20 first."""
-    monkeypatch.setattr("ciphers.has_aes", lambda _: True)
+    monkeypatch.setattr("openssl.has_aes", lambda _: True)
     leaves = LeafStore(prepare(made, IDENTITY), days=1)
     client = trusting(made / "ca.crt")
     client.maximum_version = version
@@ -1025,6 +1017,17 @@ def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> N
     assert list(place.iterdir()) == []
 
 
+def test_stores_with_one_secret_resume_each_other_s_sessions_with_the_same_host(
+    made: Path, authority: CertificateAuthority, leaves: LeafStore
+) -> None:
+    """As workers do, among which a client cannot choose."""
+    client = trusting(made / "ca.crt")
+    first, second = (LeafStore(authority, LEAF_DAYS, ticket_secret=b"x") for _ in range(2))
+    before = meet(first.context("a.test"), client, name="a.test")
+    for store, host, resumed in ((second, "a.test", True), (second, "b.test", False), (leaves, "a.test", False)):
+        assert meet(store.context(host), client, before.session, host).session_reused is resumed
+
+
 # --- an authority that is believed for little -------------------------------------------------------
 
 
@@ -1105,35 +1108,3 @@ def test_the_root_that_clients_have_is_not_sent_to_them(authority: CertificateAu
     assert leaf is not None
     root = ssl.PEM_cert_to_DER_cert(authority.pem.decode())
     assert (len(flight) > len(leaf) + len(root)) is verifying
-
-
-# --- TLS by the kernel --------------------------------------------------------------------------
-
-OP_ENABLE_KTLS = 1 << 3
-
-
-@pytest.mark.skipif(ssl.OPENSSL_VERSION_INFO < (3,), reason="OpenSSL before 3 leaves the kernel out")
-@pytest.mark.parametrize(
-    ("said", "asked"),
-    [(errno.ENOENT, False), (errno.ENOPROTOOPT, False), (errno.EPERM, False), (errno.ENOTCONN, True), (0, True)],
-)
-def test_only_a_kernel_that_knows_tls_is_asked_to_encrypt(
-    monkeypatch: pytest.MonkeyPatch, said: int, asked: bool
-) -> None:
-    def setsockopt(sock: socket.socket, level: int, option: int, value: bytes) -> None:
-        assert (level, option, value) == (socket.IPPROTO_TCP, 31, b"tls")
-        if said:
-            raise OSError(said, os.strerror(said))
-
-    monkeypatch.setattr(socket.socket, "setsockopt", setsockopt)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    let_kernel_encrypt(context)
-    assert bool(context.options & OP_ENABLE_KTLS) is asked
-
-
-@pytest.mark.skipif(ssl.OPENSSL_VERSION_INFO < (3,), reason="OpenSSL before 3 leaves the kernel out")
-def test_this_kernel_is_asked_if_it_knows_tls() -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    let_kernel_encrypt(context)
-    known = Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split()
-    assert bool(context.options & OP_ENABLE_KTLS) is ("tls" in known)

@@ -9,7 +9,7 @@ import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import pytest
 from support.client import Answer, Client
@@ -118,6 +118,19 @@ def test_one_client_connection_and_one_origin_connection_carry_many_requests(hou
     for n in range(10):
         assert client.get(f"/{n}", f"{HOST}:{origin.port}").body == BODY
     assert origin.accepted == 1
+
+
+def test_a_session_goes_on_in_whatever_process_has_the_next_connection(build_house: Build) -> None:
+    house = build_house(workers=2)
+    origin = house.origin(Files({"/x": BODY}))
+    session: Optional[ssl.SSLSession] = None
+    for _ in range(40):
+        with house.client() as client:
+            assert client.connect(f"{HOST}:{origin.port}").status == 200
+            client.start_tls(house.trust, HOST, session)
+            assert client.get("/x", f"{HOST}:{origin.port}").body == BODY
+            assert client.tls.session_reused is (session is not None)
+            session = client.tls.session
 
 
 def test_an_origin_that_hung_up_on_an_idle_connection_is_asked_again(house: House) -> None:

@@ -19,8 +19,8 @@ import pytest
 from support.client import wait_until
 from support.pairs import HOST, PATIENCE, SOON, Inner, Pairs, client_context, in_thread, read_all, reset, server_context
 
-from certs import let_kernel_encrypt
 from http1 import HEAD_LIMIT, ProtocolError
+from openssl import let_kernel_encrypt
 from stream import ConnectionLost, NamedSocket, Stream
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n"

@@ -57,9 +57,15 @@ class Client:
         self.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
         return self.read(method="CONNECT")
 
-    def start_tls(self, context: ssl.SSLContext, name: str) -> None:
-        """Go on inside TLS."""
-        self.sock = context.wrap_socket(self.sock, server_hostname=name, suppress_ragged_eofs=False)
+    def start_tls(self, context: ssl.SSLContext, name: str, session: Optional[ssl.SSLSession] = None) -> None:
+        """Go on inside TLS, with the session of an earlier connection where there is one."""
+        self.sock = context.wrap_socket(self.sock, server_hostname=name, suppress_ragged_eofs=False, session=session)
+
+    @property
+    def tls(self) -> ssl.SSLSocket:
+        """What it goes on inside."""
+        assert isinstance(self.sock, ssl.SSLSocket)
+        return self.sock
 
     def send(self, data: bytes) -> None:
         """Raw octets."""

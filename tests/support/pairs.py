@@ -44,6 +44,22 @@ def in_thread(function: Callable[..., T], *arguments: object) -> Future[T]:
     return future
 
 
+def meet(
+    server: ssl.SSLContext, client: ssl.SSLContext, session: Optional[ssl.SSLSession] = None, name: str = HOST
+) -> ssl.SSLObject:
+    """The client's end of a connection in memory, with the ticket it got."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    near = client.wrap_bio(to_client, to_server, server_hostname=name, session=session)
+    far = server.wrap_bio(to_server, to_client, server_side=True)
+    for one in (near, far, near):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            one.do_handshake()
+    far.do_handshake()
+    far.write(b"!")
+    assert near.read(1) == b"!"
+    return near
+
+
 def tcp_pair(buffers: Optional[int] = None) -> Tuple[socket.socket, socket.socket]:
     """Two connected sockets; `buffers` makes the kernel hold no more than about so many octets between them."""
     with socket.socket() as listener:
