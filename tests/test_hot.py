@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from dataclasses import replace
-from typing import Any, Callable, List, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 import pytest
 from support.client import Answer, wait_until
@@ -22,16 +22,19 @@ FRESH = [("Cache-Control", "max-age=600")]
 
 
 class Spy:
-    """Counts the answers that were given again."""
+    """Counts the answers that were given again, and notes in which turns."""
 
     def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answered = 0
+        self.turns: List[Optional[float]] = []
         hot = house.server._household.hot
         real = hot.answer
 
-        def answer(*arguments: Any) -> object:
-            found = real(*arguments)
-            self.answered += found is not None
+        def answer(kind: str, request: bytes, may_read: bool, turn: Optional[float] = None) -> object:
+            found = real(kind, request, may_read, turn)
+            if found is not None:
+                self.answered += 1
+                self.turns.append(turn)
             return found
 
         monkeypatch.setattr(hot, "answer", answer)
@@ -46,6 +49,7 @@ def settled(house: House, origin: Origin, path: str = "/x.deb") -> None:
     """The object is here, and everything is written that is written after its publication."""
     assert house.fetch(origin, path).status == 200
     house.settle()
+    wait_until(lambda: not house.server._sessions)  # the answer is remembered after the client has it
 
 
 def fetch_and_know(house: House, origin: Origin, path: str = "/x.deb") -> Answer:
@@ -69,6 +73,7 @@ def test_the_same_request_gets_the_same_answer(house: House, spy: Spy) -> None:
     assert all(without_age(answer) == without_age(answers[0]) for answer in answers)
     assert all((answer.get("cache-status") or "").startswith("dduct; hit; ttl=5") for answer in answers)
     assert house.counted(Counter.HITS) == 5 and len(origin.requests) == 1
+    assert spy.turns[0] is None and None not in spy.turns[-2:]  # a thread's, and then Idle's
 
 
 def test_age_and_ttl_go_on(house: House, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:

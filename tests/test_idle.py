@@ -288,6 +288,7 @@ def known(house: House, path: str = "/x.deb") -> Origin:
     house.settle()  # what was known before that has to be looked at again
     for _ in range(2):
         assert house.fetch(origin, path).body == BODY
+        wait_until(lambda: not house.server._sessions)  # what is remembered is so after the client has its answer
     return origin
 
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509 import load_pem_x509_certificate
+from support.client import wait_until
 
 from clients.test_registries import content, write_image
 from clients.workshop import REGISTRY, TOKENS, Dduct, Registry, Workshop, clean_environment, require, run
@@ -129,10 +130,11 @@ def test_a_private_registry_stays_private(workshop: Workshop, tokens: TokenServe
         return run(*skopeo, *options, image, f"dir:{tmp_path}/{name}", env=environment)
 
     pull("cold", "--src-creds", "alice:wonder")
-    bodies = blobs_of(registry)
+    bodies = sum(size for _, size in sizes(workshop, digests))
+    wait_until(lambda: blobs_of(registry) == bodies)
     pull("warm", "--src-creds", "alice:wonder")
     assert content(tmp_path / "cold") == content(tmp_path / "warm")
-    assert blobs_of(registry) == bodies == sum(size for _, size in sizes(workshop, digests))
+    assert blobs_of(registry) == bodies
     for options in ([], ["--src-creds", "alice:wrong"], ["--src-creds", "mallory:wonder"]):
         with pytest.raises(AssertionError, match=r"(?i)unauthorized|authentication required"):
             pull("refused", *options)
