@@ -76,8 +76,8 @@ class Hot:
     def answer(self, kind: str, request: bytes, may_read: bool, turn: Optional[float] = None) -> Optional[Answer]:
         """The answer to a request on a `kind` of connection, if it is known and still right.
 
-        `may_read`: its body may be read from the disk if it is not in memory yet. What was right once in a `turn` is
-        right for the rest of it: all its requests were there before.
+        `may_read`: its body may be read from the disk if it is not in memory yet. What was right once in a `turn`
+        is right for the rest of it: all its requests had begun to arrive before.
         """
         known = self._known.get((kind, request))
         if known is None or (known.said is None and not may_read):

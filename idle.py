@@ -38,8 +38,8 @@ class Guest(Protocol):
 
     After `give_up`, `resume` only hangs up, which takes no time; or, for a listener, wakes its own thread. Until then
     the descriptor is to stay open: the next connection would get its number. `has_left` is asked when the other end
-    sends no more, and whether it has left nothing to be read. All that is answered in a `turn` had been said when it
-    began; it is named by that time (`time.monotonic()`).
+    sends no more, and whether it has left nothing to be read. All that is answered in a `turn` had begun to arrive
+    when it began; it is named by that time (`time.monotonic()`).
     """
 
     @property

@@ -278,15 +278,15 @@ class Server:
             context = self._files.server_context()
             if config.proxy.ktls:
                 openssl.let_kernel_encrypt(context)
-            asked_for = b""
             if config.proxy.require_client_cert:
-                asked_for = self._files.path("ca.crt").read_bytes()
                 # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(self._files.path("ca.crt"))
-            # A ticket lets in who has been let in before: nobody with one for a host, or from before a certificate was
-            # asked for. No host is named "/".
-            openssl.share_tickets(context, self._ticket_secret + b"/" + asked_for)
+                # Whoever resumes shows nothing: a ticket would let in after its certificate has ended.
+                context.num_tickets = 0
+                context.options |= ssl.OP_NO_TICKET
+            else:
+                openssl.share_tickets(context, self._ticket_secret + b"/")  # no host is named so
         except OSError as error:
             raise StartError(f'misc.cert_dir "{self._files.directory}" has no usable server.crt: {error}') from error
         context.sslsocket_class = NamedSocket

@@ -280,10 +280,22 @@ def test_a_ticket_from_elsewhere_is_no_certificate(build_house: Build, name: str
         with pytest.raises(OSError):
             visit(house.tls_port, session)
     visit(house.tcp_port, tunnelled)
+
+
+@pytest.mark.parametrize("name", [HOST, "origin.test"])
+def test_where_certificates_are_asked_for_each_connection_shows_one(build_house: Build, name: str) -> None:
+    """It may have ended since the last."""
+    house = build_house(require_client_cert=True)
+    certs = house.config.misc.cert_dir
+    context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
     context.load_cert_chain(certs / "client.crt", certs / "client.key")
-    certified = visit(house.tls_port)
-    house.server.reload(replace(house.server._config, misc=replace(house.config.misc, log_level="info")))
-    visit(house.tls_port, certified)
+    session: Optional[ssl.SSLSession] = None
+    for _ in range(3):
+        with house.client(house.tls_port) as client:
+            client.start_tls(context, name, session)
+            client.get("/healthz", "localhost")
+            assert not client.tls.session_reused
+            session = client.tls.session
 
 
 def test_too_many_connections_are_told_so(build_house: Build, monkeypatch: pytest.MonkeyPatch) -> None:
