@@ -27,6 +27,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 _SSL_CTRL_SET_TLSEXT_TICKET_KEYS = 59
 _OP_ENABLE_KTLS = 1 << 3  # ssl has a name for it from 3.12 on
 _TCP_ULP = 31  # linux/tcp.h
+_ENOTSUPP = 524  # the kernel's own, and what older ones say for ENOTCONN
 
 # --- Suites -------------------------------------------------------------------------------------
 
@@ -95,11 +96,11 @@ def let_kernel_encrypt(context: ssl.SSLContext) -> None:
 
 def _kernel_knows_tls() -> bool:
     """Whether asking is worth while: each connection would do so twice, and for root the kernel looks for a module."""
-    with socket.socket() as probe:
-        try:
+    try:
+        with socket.socket() as probe:
             probe.setsockopt(socket.IPPROTO_TCP, _TCP_ULP, b"tls")
-        except OSError as error:
-            return error.errno == errno.ENOTCONN  # it has looked at the connection, of which there is none
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, _ENOTSUPP)  # it has looked at the connection, of which there is none
     return True
 
 

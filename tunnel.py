@@ -28,8 +28,9 @@ _BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL  # poll tells these 
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # fcntl(2); the fcntl module has names for them from Python 3.10 on
 
 # Where processors are scarce, client and origin go first: then more has come when we look again, and takes less work.
-# It returns at once where nobody waits. (Python 3.9 would hold up all our threads meanwhile: python/cpython#96078.)
-_let_others_run: Callable[[], None] = os.sched_yield if sys.version_info >= (3, 10) else lambda: None
+# It returns at once where nobody waits. Older Pythons would hold up all our threads meanwhile (python/cpython#96078).
+_YIELDS_ALONE = sys.version_info >= (3, 11, 1) or (3, 10, 9) <= sys.version_info < (3, 11)
+_let_others_run: Callable[[], None] = os.sched_yield if _YIELDS_ALONE else lambda: None
 
 _Awaited = Tuple[int, int]  # a descriptor, and an event of it
 

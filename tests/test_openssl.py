@@ -176,7 +176,14 @@ OP_ENABLE_KTLS = 1 << 3
 @pytest.mark.skipif(ssl.OPENSSL_VERSION_INFO < (3,), reason="OpenSSL before 3 leaves the kernel out")
 @pytest.mark.parametrize(
     ("said", "asked"),
-    [(errno.ENOENT, False), (errno.ENOPROTOOPT, False), (errno.EPERM, False), (errno.ENOTCONN, True), (0, True)],
+    [
+        (errno.ENOENT, False),
+        (errno.ENOPROTOOPT, False),
+        (errno.EPERM, False),
+        (errno.ENOTCONN, True),
+        (524, True),
+        (0, True),
+    ],
 )
 def test_only_a_kernel_that_knows_tls_is_asked_to_encrypt(
     monkeypatch: pytest.MonkeyPatch, said: int, asked: bool
