@@ -265,8 +265,6 @@ class Fill:
         """
         self._verify()
         kept = self._window is None and self._put_in_place()
-        with self._changed:
-            self._released = self.length = self._size
         self._finish(FillState.PUBLISHED if kept else FillState.UNKEPT)
         return kept
 
@@ -595,5 +593,7 @@ class Fill:
         if self._fd >= 0 and not unhashed:  # else everybody sees by the lock that the hash is coming
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         with self._changed:
+            if state in _COMPLETE:  # only now: whoever has the whole object finds it in its place, and no fill of it
+                self._released = self.length = self._size
             self.state, self._cause = state, cause
             self._changed.notify_all()

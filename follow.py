@@ -138,10 +138,13 @@ class ForeignFill:
             return None
 
     def _size(self) -> int:
+        """Octets that may be read: all but some, until the whole is known to be in its place."""
         size = os.fstat(self._fd).st_size
-        if self.state is FillState.PUBLISHED or not self._held_back:
+        if self.state is FillState.PUBLISHED:
             return size
-        return size - HOLD_BACK
+        if self._held_back:
+            return size - HOLD_BACK
+        return size if self.length is None else min(size, self.length - 1)
 
 
 AnyFill = Union[Fill, ForeignFill]
