@@ -66,10 +66,10 @@ class Idle:
 
     def __init__(self, spawn: Callable[[str, Callable[[], None]], None]) -> None:
         self._spawn = spawn
-        self._lock = threading.Lock()  # guards the three below
-        self._epoll: Optional[select.epoll] = None  # while `run` does
+        self._lock = threading.Lock()  # guards the four below
+        self._epoll: Optional[select.epoll] = None  # from `open` to the end of `run`
         self._watched: Dict[int, _Watched] = {}  # by descriptor
-        self._bell = -1
+        self._wake = self._bell = -1
 
     def watch(self, guest: Guest, resume: Callable[[], None]) -> bool:
         """Take a connection; whether that was possible. If so, it is no longer the caller's."""
@@ -96,22 +96,30 @@ class Idle:
                 del self._watched[guest.fileno()]
                 self._epoll.unregister(guest.fileno())
 
+    def open(self) -> None:
+        """Take connections, and heed `stop`, from now on, however late the thread of `run` begins. Harmless twice."""
+        with self._lock:
+            if self._epoll is None:
+                self._epoll = select.epoll()
+                self._wake, self._bell = os.pipe()
+                self._epoll.register(self._wake, select.EPOLLIN)
+
     def run(self) -> None:
         """Watch and answer, in this thread, until `stop`."""
-        with select.epoll() as epoll:
-            wake, bell = os.pipe()
+        self.open()
+        epoll = self._epoll
+        assert epoll is not None
+        with epoll:
             try:
-                epoll.register(wake, select.EPOLLIN)
-                with self._lock:
-                    self._epoll, self._bell = epoll, bell
-                self._watch_all(epoll, wake)
+                self._watch_all(epoll, self._wake)
             finally:
                 with self._lock:
-                    self._epoll, self._bell = None, -1
+                    ends = self._wake, self._bell
+                    self._epoll, self._wake, self._bell = None, -1, -1
                 for fd, watched in list(self._watched.items()):
                     self._let_go(epoll, fd, watched, Next.WORK)
-                os.close(wake)
-                os.close(bell)
+                for end in ends:
+                    os.close(end)
 
     def stop(self) -> None:
         """Watch no more: threads go on with whoever is here. Harmless twice."""

@@ -119,6 +119,7 @@ class Server:
         self.counters.use(number)
         if number == 0:
             self._threads.spawn("evictor", self._evictor.run)
+        self._idle.open()
         self._threads.spawn("idle", self._idle.run)
         for listener in self._listeners:
             listener.start()

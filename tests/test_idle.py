@@ -81,6 +81,16 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+def test_what_happens_before_its_thread_has_begun_is_not_lost(stack: ExitStack, threads: Threads) -> None:
+    watching = Idle(threads.spawn)
+    watching.open()
+    guest = Guest(stack)
+    assert watching.watch(guest, guest.resume)
+    watching.stop()
+    watching.run()
+    assert guest.resumed.wait(PATIENCE)
+
+
 def test_each_look_is_a_turn_of_its_own(watching: Idle, stack: ExitStack) -> None:
     """Or what was right once would be right for ever."""
     guest = Guest(stack, Next.WATCH, Next.WORK)
@@ -423,16 +433,23 @@ def test_a_client_that_had_to_wait_for_its_answer_is_idle_again(house: House, mo
             assert client.get(path, f"{HOST}:{origin.port}").status == status  # and nothing is sent twice
 
 
-def test_a_handshake_that_drips_is_a_thread_s(house: House) -> None:
+def test_a_handshake_that_drips_is_a_thread_s(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     origin = known(house)
     with house.client() as client:
         assert client.connect(f"{HOST}:{origin.port}").status == 200
         session = alone(house)
         wait_until(lambda: session._stream.handshaking)  # it is told of the way through before that
-        for octet in (b"\x16", b"\x03", b"\x01"):
-            before = session._tls_turns
+        steps, step = [0], session._stream.continue_tls
+
+        def count() -> bool:
+            over = step()
+            steps[0] += 1  # now it has read the octet, and cannot read two at once
+            return over
+
+        monkeypatch.setattr(session._stream, "continue_tls", count)
+        for turn, octet in enumerate((b"\x16", b"\x03", b"\x01"), 1):
             client.send(octet)
-            wait_until(lambda before=before: session._tls_turns < before)  # type: ignore[misc]
+            wait_until(lambda turn=turn: steps[0] == turn)  # type: ignore[misc]
         wait_until(lambda: work(house) == (1, 0))
 
 
