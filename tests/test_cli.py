@@ -334,11 +334,19 @@ def test_several_workers_share_the_work_the_cache_and_the_counters(
 
             assert set(pool.map(fetch, range(40))) == {BODY}
         assert origin.count("/0.deb") == origin.count("/1.deb") == 1
-    with Client(tcp) as client:
+    # Hits are counted when they are sent, and octets when they are in their place.
+    wait_until(lambda: sum(numbers(tcp)[name] for name in ("hits", "collapsed")) >= 38)
+    wait_until(lambda: numbers(tcp)["stored_bytes"] >= 2 * len(BODY))
+    counted = numbers(tcp)
+    assert counted["fills"] == 2 and counted["hits"] + counted["collapsed"] == 38
+    assert counted["stored_bytes"] == 2 * len(BODY)
+
+
+def numbers(port: int) -> Dict[str, int]:
+    """What all workers have counted."""
+    with Client(port) as client:
         page = client.get("/metrics", "localhost").body.decode()
-    numbers = dict(re.findall(r"^dduct_(\w+)_total (\d+)$", page, re.MULTILINE))
-    assert numbers["fills"] == "2" and int(numbers["hits"]) + int(numbers["collapsed"]) == 38
-    assert numbers["stored_bytes"] == str(2 * len(BODY))
+    return {name: int(value) for name, value in re.findall(r"^dduct_(\w+)_total (\d+)$", page, re.MULTILINE)}
 
 
 def test_a_worker_that_dies_is_started_again(configuration: Path, start: Callable[[Path], Process]) -> None:

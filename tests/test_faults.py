@@ -258,7 +258,8 @@ def test_an_origin_that_breaks_off_for_ever_is_given_up(house: House, monkeypatc
     breaking = Breaking(*range(100_000, 1_900_000, 100_000))
     origin = house.origin(breaking)
     assert not house.fetch(origin, "/x.deb").whole
-    assert len(breaking.ranges) == 3 and house.stored() == []
+    # Three attempts; and three more where it was over before its client had had anything, and was begun anew.
+    assert len(breaking.ranges) in (3, 6) and house.stored() == []
 
 
 # --- leaders that die, fills that nobody wants, objects that are damaged ------------------------------
@@ -633,8 +634,9 @@ def test_a_file_that_the_kernel_cannot_send_is_read_or_fetched_anew(
     assert len(origin.requests) == 1
 
 
+@pytest.mark.one_process
 def test_a_file_for_a_client_that_takes_nothing_ends_in_time(build_house: Callable[..., House]) -> None:
-    house = build_house(idle_timeout=0.3)
+    house = build_house(idle_timeout=1.0)
     body = bytes(30_000_000)
     origin = house.origin(Files({"/x.deb": body}), tls=False)
     host = f"{HOST}:{origin.port}"
@@ -643,5 +645,5 @@ def test_a_file_for_a_client_that_takes_nothing_ends_in_time(build_house: Callab
     with house.client() as client:
         client.send(f"GET http://{host}/x.deb HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         client.read_until(b"\r\n\r\n")
-        time.sleep(1.0)
+        wait_until(lambda: not house.server._sessions)
         assert len(client._exactly(len(body))) < len(body)

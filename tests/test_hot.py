@@ -84,9 +84,8 @@ def test_age_and_ttl_go_on(house: House, spy: Spy, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(time, "time", lambda: now() + 100)
     answer = house.fetch(origin, "/x.deb")
     assert spy.answered == 1
-    assert answer.get("age") in ("100", "101", "102") and (answer.get("cache-status") or "").startswith(
-        "dduct; hit; ttl=49"
-    )
+    assert 100 <= int(answer.get("age") or 0) < 110  # the disk takes its time to settle
+    assert (answer.get("cache-status") or "").startswith("dduct; hit; ttl=49")
     monkeypatch.setattr(time, "time", lambda: now() + 601)
     assert house.fetch(origin, "/x.deb").body == BODY
     assert spy.answered == 1 and len(origin.requests) == 2  # stale: it is validated

@@ -141,9 +141,10 @@ def test_a_parent_gets_the_credentials_and_nobody_else_does(build_house: Build) 
 
 def test_a_parent_that_is_dduct_itself_is_508(build_house: Build) -> None:
     with socket.socket() as free:
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # dduct may have the port as well, and nobody else
         free.bind((HOST, 0))
         port = int(free.getsockname()[1])
-    house = build_house(tcp_bind=Address(HOST, port), upstream_proxy=ParentProxy(False, Address(HOST, port)))
+        house = build_house(tcp_bind=Address(HOST, port), upstream_proxy=ParentProxy(False, Address(HOST, port)))
     origin = house.origin(Files({"/x.deb": BODY}))
     assert house.fetch(origin, "/x.deb").status == 508
 

@@ -244,10 +244,9 @@ def test_a_head_in_a_dripping_record_has_one_deadline_under_nested_tls(pairs: Pa
     stream.timeout = 4 * SOON
     stop = threading.Event()
     dripping = in_thread(drip, far, record, stop)
-    started = time.monotonic()
     with pytest.raises(socket.timeout):
         stream.read_head(4 * SOON)
-    assert time.monotonic() - started < 40 * SOON
+    assert not dripping.done()  # however slow this machine is: the whole record takes longer
     stop.set()
     dripping.result(PATIENCE)
 
@@ -377,13 +376,15 @@ def read_slowly(stream: Stream, far: Stream, go_on: Callable[[], int]) -> None:
     sent = 0
     while count := stream.send_nowait(memoryview(MEGABYTES)[: 1 << 16]):
         sent += count
-    stream.timeout = 1.0
+    stream.timeout = 2.0
     sending = in_thread(go_on)
     view, got = memoryview(bytearray(25_000)), 0
-    pace = threading.Event()
-    for _ in range(50):
-        got += far.readinto(view)
-        pace.wait(0.05)
+    pace, began = threading.Event(), time.monotonic()
+    while (elapsed := time.monotonic() - began) < 2.5 * stream.timeout:
+        if got < 250_000 * elapsed:
+            got += far.readinto(view)  # also what it was late for
+        else:
+            pace.wait(0.05)
     drained = in_thread(read_much, far, view, got, sent)
     sent += sending.result(PATIENCE)
     stream.cut()
@@ -987,7 +988,7 @@ def test_a_peer_that_has_left_nothing_is_gone(pairs: Pairs, layer: str) -> None:
     assert near.deserted() and near.ended
     before = time.monotonic()
     near.close()
-    assert time.monotonic() - before < SOON
+    assert time.monotonic() - before < PATIENCE / 2
 
 
 def test_tls_cannot_begin_with_a_peer_that_is_gone(pairs: Pairs) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Iterator, List
 
 import pytest
 from clients.workshop import require
+from support.client import wait_until
 
 from packages.yard import PROXY, ROOT, Yard, run, tool
 
@@ -110,8 +111,8 @@ def test_it_ends_in_good_order(engine: Engine, container: str, yard: Yard) -> No
     assert engine.inspect("container", container)["State"]["ExitCode"] == 0
     engine.run("start", container)  # with the authority that it has
     yard.wait_until_healthy()
-    log = engine.run("logs", container)
-    assert log.count('Write "/var/lib/dduct/certs/ca.key"') == 1 and log.count("Listening on 0.0.0.0:8000") == 2
+    wait_until(lambda: engine.run("logs", container).count("Listening on 0.0.0.0:8000") == 2)
+    assert engine.run("logs", container).count('Write "/var/lib/dduct/certs/ca.key"') == 1
 
 
 def test_the_image_holds_the_program_and_no_tools(engine: Engine) -> None:

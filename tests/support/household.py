@@ -100,6 +100,7 @@ class House:
         if self.config.proxy.workers > 1:
             self._stack.enter_context(second_worker(self.server))
         self.server.start()
+        wait_until((self.files / ".evictor").exists)  # from now on nothing appears there by itself
         self.tcp_port, self.tls_port = (address.port for address in self.server.addresses)
         self.trust = ssl.create_default_context(cafile=str(self.config.misc.cert_dir / "ca.crt"))
         self.trust.verify_flags |= ssl.VERIFY_X509_STRICT
@@ -158,8 +159,9 @@ class House:
 
     def stored(self) -> Sequence[str]:
         """Every file in the cache, by its path below the root; dduct's own lock file is none."""
-        files = (path for path in self.files.rglob("*") if path.is_file() and path.name != ".evictor")
-        return sorted(str(path.relative_to(self.files)) for path in files)
+        # rglob, before Python 3.12, raises where a directory goes meanwhile.
+        files = (Path(directory, name) for directory, _, names in os.walk(self.files) for name in names)
+        return sorted(str(path.relative_to(self.files)) for path in files if path.is_file() and path.name != ".evictor")
 
 
 def filters(*patterns: str) -> Any:
