@@ -24,6 +24,7 @@ _SHARED_LIBRARY = ".so"
 # Where CPython is known to keep its SSL_CTX: in the first field of the object.
 _LAYOUT_KNOWN = sys.implementation.name == "cpython" and (3, 9) <= sys.version_info < (3, 15)
 _CPUINFO = Path("/proc/cpuinfo")
+_SSL_CTRL_SET_SESS_CACHE_MODE, _SSL_SESS_CACHE_OFF = 44, 0
 _SSL_CTRL_SET_TLSEXT_TICKET_KEYS = 59
 _OP_ENABLE_KTLS = 1 << 3  # ssl has a name for it from 3.12 on
 _TCP_ULP = 31  # linux/tcp.h
@@ -83,6 +84,18 @@ def share_tickets(context: ssl.SSLContext, secret: bytes) -> None:
     if size > 0:
         keys = hashlib.shake_256(secret).digest(size)
         library.SSL_CTX_ctrl(address, _SSL_CTRL_SET_TLSEXT_TICKET_KEYS, size, keys)
+
+
+def resume_nothing(context: ssl.SSLContext) -> None:
+    """Have every connection of a server shake hands in full: whoever resumes shows no certificate.
+
+    Where OpenSSL cannot be told, TLS 1.2 without tickets still resumes in this context, for two hours at most.
+    """
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
+    library = _library()
+    if library is not None:
+        library.SSL_CTX_ctrl(_address(context), _SSL_CTRL_SET_SESS_CACHE_MODE, _SSL_SESS_CACHE_OFF, None)
 
 
 # --- TLS by the kernel --------------------------------------------------------------------------

@@ -283,9 +283,7 @@ class Server:
                 # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(self._files.path("ca.crt"))
-                # Whoever resumes shows nothing: a ticket would let in after its certificate has ended.
-                context.num_tickets = 0
-                context.options |= ssl.OP_NO_TICKET
+                openssl.resume_nothing(context)  # a session would let in after its certificate has ended
             else:
                 openssl.share_tickets(context, self._ticket_secret + b"/")  # no host is named so
         except OSError as error:

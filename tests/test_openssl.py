@@ -199,6 +199,16 @@ def test_only_a_kernel_that_knows_tls_is_asked_to_encrypt(
     assert bool(context.options & OP_ENABLE_KTLS) is asked
 
 
+def test_a_probe_without_a_descriptor_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    monkeypatch.setattr("openssl.socket.socket", refuse)
+    let_kernel_encrypt(context)
+    assert not context.options & OP_ENABLE_KTLS
+
+
 @pytest.mark.skipif(ssl.OPENSSL_VERSION_INFO < (3,), reason="OpenSSL before 3 leaves the kernel out")
 def test_this_kernel_is_asked_if_it_knows_tls() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
