@@ -17,15 +17,18 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Iterable, Iterator, List, Optional, Tuple
+from typing import Iterable, List, Optional, Tuple
 from urllib.parse import urljoin
+
+from headers import Field as Field
+from headers import Headers as Headers
+from headers import canonical as canonical
+from headers import is_credential as is_credential
 
 REQUEST_LINE_LIMIT = 16 * 1024
 HEAD_LIMIT = 64 * 1024
 FIELD_LIMIT = 200
 CHUNK_LINE_LIMIT = 4 * 1024
-
-Field = Tuple[bytes, bytes]
 
 
 class ProtocolError(Exception):
@@ -41,126 +44,6 @@ class ProtocolError(Exception):
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 # Every octet RFC 9110 §5.5 forbids in a field value, and every CR or LF that is not one CRLF.
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n")
-
-# One element of a list (RFC 9110 §5.6.1); a quote that nobody closes reaches to the end.
-_ELEMENT = re.compile(rb'(?:[^,"]|"(?:[^"\\]|\\.)*(?:"|$))+', re.DOTALL)
-
-# RFC 9110 §7.6.1, and the fields that speak to the next hop alone (§11.7; Proxy-Connection: curl, old browsers).
-_HOP_BY_HOP = frozenset(
-    [
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authentication-info",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"transfer-encoding",
-        b"upgrade",
-    ]
-)
-
-# Fields by which a client proves who it is to an origin: the standard ones, and what GitLab, Artifactory, AWS and
-# others have invented beside them.
-_CREDENTIALS = frozenset([b"authorization", b"cookie", b"token", b"x-jfrog-art-api", b"apikey"])
-_CREDENTIAL_ENDINGS = (b"-token", b"-key", b"-apikey", b"-auth", b"-authorization", b"-secret", b"-password")
-# Keys that open nothing, or nothing at an origin.
-_HARMLESS_KEYS = (b"sec-websocket-key", b"idempotency-key", b"surrogate-key", b"cache-key", b"proxy-authorization")
-
-# Names whose usual spelling is not plain title case.
-_SPELLING = {
-    b"content-md5": b"Content-MD5",
-    b"dnt": b"DNT",
-    b"etag": b"ETag",
-    b"te": b"TE",
-    b"www-authenticate": b"WWW-Authenticate",
-}
-
-
-class Headers:
-    """The field lines of one message: order, case and repeats kept, looked up without case."""
-
-    __slots__ = ("_fields", "_index")
-
-    def __init__(self, fields: Iterable[Field] = ()) -> None:
-        self._fields: List[Field] = list(fields)
-        self._index: dict[bytes, bytes] = {}
-        index = self._index
-        for name, value in self._fields:
-            key = name.lower()
-            # RFC 9110 §5.3: repeated lines are one list.
-            index[key] = index[key] + b", " + value if key in index else value
-
-    def __iter__(self) -> Iterator[Field]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
-
-    def __contains__(self, name: bytes) -> bool:
-        return name in self._index
-
-    def __repr__(self) -> str:
-        return f"Headers({self._fields!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Headers) and self._fields == other._fields
-
-    def __hash__(self) -> int:
-        return hash(tuple(self._fields))
-
-    def get(self, name: bytes) -> Optional[bytes]:
-        """The value of the lower-case `name`; repeated lines joined by a comma (RFC 9110 §5.3)."""
-        return self._index.get(name)
-
-    def get_all(self, name: bytes) -> List[bytes]:
-        """The value of every line called by the lower-case `name`, in order."""
-        if name not in self._index:
-            return []
-        return [value for field, value in self._fields if field.lower() == name]
-
-    def tokens(self, name: bytes) -> List[bytes]:
-        """The comma-separated elements of a field, lower-case, empty ones left out (RFC 9110 §5.6.1)."""
-        return [element.lower() for element in self.elements(name)]
-
-    def elements(self, name: bytes) -> List[bytes]:
-        """The comma-separated elements of a field as they are; a comma in a quoted string separates nothing."""
-        value = self._index.get(name)
-        if value is None:
-            return []
-        parts = _ELEMENT.findall(value) if b'"' in value else value.split(b",")
-        stripped = (part.strip(b" \t") for part in parts)
-        return [part for part in stripped if part]
-
-    def without(self, names: Iterable[bytes]) -> Headers:
-        """A copy that lacks the given lower-case names."""
-        dropped = frozenset(names)
-        return Headers(field for field in self._fields if field[0].lower() not in dropped)
-
-    def credentials(self) -> List[Field]:
-        """The fields by which a client proves who it is."""
-        return [field for field in self._fields if is_credential(field[0].lower())]
-
-    def end_to_end(self) -> Headers:
-        """A copy without what belongs to one connection: RFC 9110 §7.6.1, nominated fields included."""
-        return self.without(_HOP_BY_HOP.union(self.tokens(b"connection")))
-
-
-def is_credential(name: bytes) -> bool:
-    """Whether a field with this lower-case name is one by which a client proves who it is."""
-    return name in _CREDENTIALS or (name.endswith(_CREDENTIAL_ENDINGS) and not name.endswith(_HARMLESS_KEYS))
-
-
-@lru_cache(maxsize=1024)
-def canonical(name: bytes) -> bytes:
-    """`content-length` → `Content-Length`; a name with capitals stays as its sender wrote it.
-
-    Origins behind HTTP/2 front ends send lower-case names; librepo compares `Content-Length: ` literally.
-    """
-    if not name.islower():
-        return name
-    return _SPELLING.get(name) or b"-".join(part.capitalize() for part in name.split(b"-"))
-
 
 # --- heads --------------------------------------------------------------------------------------
 
