@@ -18,7 +18,6 @@ from typing import Optional, Tuple
 import freshness
 import hot
 import selection
-from body import IncompleteBody
 from cache import Follow, Hit, Lead
 from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
@@ -30,18 +29,17 @@ from http1 import RequestHead, Target
 from inquiry import Inquiry, stored_fields, version
 from metrics import Counter
 from policy import Name
+from recovery import HEAD_TIMEOUT, Recovery, checked
 from relay import forward
 from reply import Reply
 from selection import Selection
 from store import Entry, Lost, Metadata, Unstorable
 from upstream import Exchange, UpstreamError
-from verify import Recheck
 
 _log = logging.getLogger("dduct.fetch")
 
 _CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks fills faster than we can join them
 _SETBACKS_AT_MOST = 2  # then the client is told
-_PATIENCE = 120.0  # seconds a follower waits for the leader's answer from the origin
 # What makes the answer to a request another one than to the next.
 _OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
 _OF_OUR_ASKING = (206, 304, 416)  # answers to what dduct has asked, and perhaps not this client
@@ -79,6 +77,7 @@ class CachedFetch:
         self._key = key_of(name)
         self._digest = "" if self._key.digest is None else str(self._key.digest)
         self._inquiry = Inquiry(services, request, target, name, near, reply.interim)
+        self._recovery = Recovery(self._cache, self._key, self._inquiry, self._start)
         self._url = self._inquiry.url
         self._arrived_at = time.time()
         self._credentials = _credentials(request, name)
@@ -183,7 +182,7 @@ class CachedFetch:
 
     def _follow(self, claim: Follow, stale: Optional[_Stale]) -> bool:
         fill = claim.reader.fill
-        state = fill.wait_head(_PATIENCE)
+        state = fill.wait_head(HEAD_TIMEOUT)
         if state is FillState.GONE:
             return False
         if state in (FillState.DECLINED, FillState.ASKING):
@@ -321,53 +320,6 @@ class CachedFetch:
             resumable = freshness.strong_etag(exchange.head.headers) is not None
             fill.begin(metadata, exchange.body.length, resumable)
 
-    # Lost
-
-    def _elsewhere(self, sent: Metadata, length: Optional[int], owned: ExitStack, offset: int) -> Source:
-        """Another way to the octets from `offset` on of a representation that is being sent. Raises FillFailed.
-
-        The leader may have died, or the disk: the object may be here by now, or be fetched again.
-        """
-        etag = freshness.strong_etag(stored_fields(sent))
-        if etag is None or length is None:
-            raise FillFailed("there is no way to tell whether the rest is of the same object")
-        try:
-            found = self._claimed_again(owned)
-            if found is None:
-                rest = _Rest(self._inquiry.rest(etag, offset, length), length, offset)
-                source: Source = owned.enter_context(closing(rest))
-                return source
-        except UpstreamError as error:
-            raise FillFailed(error) from error
-        source, metadata = found
-        if freshness.strong_etag(stored_fields(metadata)) != etag or source.length != length:
-            raise FillFailed("it is another object by now")
-        return source
-
-    def _claimed_again(self, owned: ExitStack) -> Optional[Tuple[Source, Metadata]]:
-        """The object from the cache, if it can be had there. Raises UpstreamError."""
-        try:
-            claim = self._cache.claim(self._key)
-        except Unstorable:
-            return None
-        if isinstance(claim, Hit):
-            owned.callback(claim.entry.close)
-            return (_checked(claim.entry), claim.metadata) if claim.metadata is not None else None
-        if isinstance(claim, Follow):
-            owned.callback(claim.reader.close)
-            claim.reader.fill.wait_head(_PATIENCE)
-            metadata = claim.reader.fill.metadata
-            return None if metadata is None else (claim.reader, metadata)
-        with ExitStack() as leading:
-            leading.callback(claim.fill.close)
-            asked_at = time.time()
-            exchange = self._inquiry.whole_or_rest(claim.fill.leftover)
-            leading.callback(exchange.close)
-            started = self._start(claim.fill, exchange, asked_at, leading)
-        if started is not None:
-            owned.callback(started[0].close)
-        return started
-
     # What the origin says
 
     def _introduction(self, source: Source, brought: Metadata) -> Optional[Metadata]:
@@ -462,7 +414,7 @@ class CachedFetch:
 
     def _send_hit(self, entry: Entry, metadata: Metadata, counter: Counter, note: str) -> bool:
         self._reply.note = note
-        if not self._send(_checked(entry), metadata):
+        if not self._send(checked(entry), metadata):
             self._services.counters.add(Counter.DAMAGED)
             return False
         self._services.counters.add(counter)
@@ -491,7 +443,7 @@ class CachedFetch:
             return True
         with ExitStack() as owned:
             file = source.fileno() if isinstance(source, Entry) else None
-            supply = Supply(source, partial(self._elsewhere, metadata, length, owned), file)
+            supply = Supply(source, partial(self._recovery.elsewhere, metadata, length, owned), file)
             try:
                 deliver(self._reply, supply, chosen)
             except FillFailed as error:
@@ -512,39 +464,6 @@ class CachedFetch:
             if self._setbacks >= _SETBACKS_AT_MOST:
                 raise _as_upstream_error(error.cause) from error
         return None
-
-
-class _Rest:
-    """What an origin sends of an object from some offset on, as a source."""
-
-    def __init__(self, exchange: Exchange, length: int, offset: int) -> None:
-        self._exchange = exchange
-        self._offset = offset  # of what comes next
-        self.length: Optional[int] = length
-
-    def ready(self, offset: int, whole: bool) -> bool:
-        """It is on its way."""
-        return False
-
-    def read_at(self, view: memoryview, offset: int) -> int:
-        """The next octets. Raises Lost where others are wanted, FillFailed."""
-        if offset != self._offset:
-            raise Lost("the origin is sending what comes before")
-        try:
-            count = self._exchange.body.readinto(view)
-        except IncompleteBody as error:
-            raise FillFailed(error) from error
-        self._offset += count
-        return count
-
-    def close(self) -> None:
-        """Give the connection back."""
-        self._exchange.close()
-
-
-def _checked(entry: Entry) -> Source:
-    """An entry as a source that gives out nothing wrong."""
-    return entry if entry.trusted else Recheck(entry)
 
 
 def _credentials(request: RequestHead, name: Name) -> bytes:

@@ -49,8 +49,10 @@ ROOMS: Dict[str, Set[str]] = {
     "filler": {"http1", "store", "fill", "cache", "body", "policy", "freshness", "grants", "metrics", "upstream"},
     "deliver": {"store", "fill", "body", "selection", "reply", "http1"},
     "inquiry": {"http1", "store", "fill", "policy", "freshness", "selection", "filler", "relay", "upstream"},
+    "recovery": {"inquiry", "follow", "deliver", "verify", "store", "fill", "cache", "body", "freshness", "upstream"},
     "fetch": {
         "filler",
+        "recovery",
         "hot",
         "inquiry",
         "follow",
