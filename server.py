@@ -17,7 +17,8 @@ import certs
 import openssl
 from access import Access, AccessError, Networks, Users, is_loopback
 from cache import Cache
-from config import Address, Config, ParentProxy
+from config import Config
+from config_values import Address, ParentProxy
 from evict import Evictor, Limits
 from filler import Services
 from freshness import FreshnessRules

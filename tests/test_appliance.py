@@ -31,7 +31,8 @@ import config
 import dduct
 from access import Users
 from certs import CertificateAuthority
-from config import Address, Config
+from config import Config
+from config_values import Address
 
 DEFAULTS = config.defaults(Path("/nowhere"))
 SOURCE = (APPLIANCE / "appliance.sh").read_text("utf-8")

@@ -13,7 +13,8 @@ from typing import Any, Dict, Iterator, List, Tuple
 import pytest
 
 import config
-from config import Address, ConfigError, ParentProxy
+from config import ConfigError
+from config_values import Address, ParentProxy
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = r"""

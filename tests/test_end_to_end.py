@@ -18,7 +18,7 @@ from support.origin import Asked, Connection, Files, Gate, Origin
 from support.pairs import reset
 
 from certs import CertificateAuthority
-from config import Address
+from config_values import Address
 from stream import Stream
 
 BODY = os.urandom(300_000)

@@ -15,7 +15,7 @@ from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Origin
 
 import access
-from config import Address, ParentProxy
+from config_values import Address, ParentProxy
 
 Build = Callable[..., House]
 BODY = os.urandom(300_000)

@@ -13,7 +13,8 @@ from typing import Any, Iterator, List, Optional, Sequence
 
 import config as configuration
 from certs import CertificateAuthority
-from config import Address, Config
+from config import Config
+from config_values import Address
 from fill import Fill
 from leaves import LeafStore
 from metrics import Counter, Counters
