@@ -18,6 +18,7 @@ from typing import Optional, Tuple
 import freshness
 import hot
 import selection
+import validation
 from cache import Follow, Hit, Lead
 from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
@@ -317,7 +318,7 @@ class CachedFetch:
             fill.resume(metadata)
             self._services.counters.add(Counter.RESUMED)
         else:
-            resumable = freshness.strong_etag(exchange.head.headers) is not None
+            resumable = validation.strong_etag(exchange.head.headers) is not None
             fill.begin(metadata, exchange.body.length, resumable)
 
     # What the origin says
@@ -349,12 +350,12 @@ class CachedFetch:
         fields = stored_fields(metadata)
         with closing(exchange):
             head = exchange.head
-            if head.status == 304 and freshness.selects(head, fields):
+            if head.status == 304 and validation.selects(head, fields):
                 return self._granted(metadata)
             if head.status in (200, 206):
-                if freshness.same_representation(head, fields, length, self._digest):
+                if validation.same_representation(head, fields, length, self._digest):
                     return self._granted(metadata)
-                if freshness.another_representation(head, fields) and self._inquiry.not_storable(exchange) is None:
+                if validation.another_representation(head, fields) and self._inquiry.not_storable(exchange) is None:
                     return _Admission.CHANGED
             self._services.grants.forget(self._credentials, self._key.name, version(metadata))
             self._pass_on(exchange, "fwd=request")

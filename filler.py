@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Callable
 
-import freshness
+import validation
 from body import BUFFER_SIZE, IncompleteBody, new_buffer
 from cache import Cache
 from fill import DigestMismatch, Fill, FillFailed
@@ -134,10 +134,10 @@ class _Filler:
         Only a strong validator shows that the rest belongs to the same representation (RFC 9110 §14.2, §13.1.5).
         """
         fill, services = self._fill, self._services
-        etag = freshness.strong_etag(self._exchange.head.headers)
+        etag = validation.strong_etag(self._exchange.head.headers)
         if etag is None or not fill.length or not fill.size:
             raise UpstreamError("the origin broke off, and nothing says that the rest would be of the same object")
-        conditions = freshness.rest_conditions(etag, fill.size)
+        conditions = validation.rest_conditions(etag, fill.size)
         headers = Headers([*self._request.headers.without([b"range", b"if-range"]), *conditions])
         rest = replace(self._request, headers=headers, on_interim=lambda _: None)
         for pause in self._pauses:
@@ -149,7 +149,7 @@ class _Filler:
             except UpstreamError as error:
                 _log.info("Cannot be resumed yet: %s", error)
                 continue
-            if freshness.is_rest(exchange.head, etag, fill.size, fill.length):
+            if validation.is_rest(exchange.head, etag, fill.size, fill.length):
                 services.counters.add(Counter.RESUMED)
                 return exchange
             exchange.close()

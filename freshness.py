@@ -1,4 +1,4 @@
-"""RFC 9111 as decisions: what may be kept, how long it is fresh, what a validation means. Values in, a value out.
+"""RFC 9111 as decisions: what may be kept, and how long it is fresh. Values in, a value out.
 
 Nothing here waits, logs, or touches a socket, a file or a clock; times are given, in seconds since the epoch.
 """
@@ -114,7 +114,7 @@ def only_if_cached(request: RequestHead) -> bool:
 # --- what may be kept ---------------------------------------------------------------------------
 
 # Fields that belong to one transfer, one hop or one client and not to the representation.
-_NOT_STORED = frozenset(
+NOT_STORED = frozenset(
     [
         b"accept-ranges",
         b"age",
@@ -179,10 +179,10 @@ def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
 
 def stored_fields(response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
     """The fields that are kept with the representation; what does not fit goes, the inessential first."""
-    fields = list(response.headers.end_to_end().without(_NOT_STORED))
+    fields = list(response.headers.end_to_end().without(NOT_STORED))
     if b"date" not in response.headers:
         fields.append((b"Date", values.format_date(now)))  # RFC 9110 §6.6.1
-    return _within_budget(fields)
+    return within_budget(fields)
 
 
 def initial_age(response: ResponseHead, asked_at: float, now: float) -> float:
@@ -216,7 +216,8 @@ def varies(request: RequestHead, vary: Iterable[FieldText]) -> bool:
     return any(_normal(request.headers.get(name.encode("latin-1"))) != value for name, value in vary)
 
 
-def _within_budget(fields: List[Field]) -> Tuple[FieldText, ...]:
+def within_budget(fields: List[Field]) -> Tuple[FieldText, ...]:
+    """The fields that there is room for, the essential ones first."""
     kept = []
     room = _FIELDS_BUDGET
     for essential in (True, False):
@@ -358,114 +359,3 @@ def _within(wanted: Directives, age: float, ttl: float, binding: bool) -> bool:
     if binding or b"max-stale" not in wanted or b"min-fresh" in wanted:
         return False
     return wanted.bare(b"max-stale") or -ttl <= (wanted.seconds(b"max-stale") or 0)
-
-
-# --- validation ---------------------------------------------------------------------------------
-
-
-def validators(fields: Headers) -> List[Field]:
-    """The conditions of a request that validates a stored response (RFC 9111 §4.3.1)."""
-    conditions = []
-    etag, modified = fields.get(b"etag"), fields.get(b"last-modified")
-    if etag is not None:
-        conditions.append((b"If-None-Match", etag))
-    if modified is not None:
-        conditions.append((b"If-Modified-Since", modified))
-    return conditions
-
-
-def selects(response: ResponseHead, fields: Headers) -> bool:
-    """Whether a 304 is about the response that is stored with `fields` (RFC 9111 §4.3.4)."""
-    sent, stored = response.headers.get(b"etag"), fields.get(b"etag")
-    if sent is None or stored is None:
-        return True
-    return weak(sent) == weak(stored)
-
-
-def same_representation(response: ResponseHead, fields: Headers, length: Optional[int], digest: str = "") -> bool:
-    """Whether a 200 or 206 to a later request proves that its origin still has what is stored, `length` octets.
-
-    `digest`: what is stored can be nothing else than what has it (`sha256:…`), and is known by less.
-    """
-    named = response.headers.get(b"docker-content-digest")
-    if digest and named is not None:
-        return named == digest.encode()
-    compared = _validators_agree(response, fields)
-    if compared is not None:
-        return compared
-    sent = response.headers.get(b"content-length")
-    if response.status != 200 or length is None or sent != b"%d" % length:
-        return False
-    return bool(digest) or response.headers.get(b"content-type") == fields.get(b"content-type")
-
-
-def repeats(response: ResponseHead, fields: Headers, length: Optional[int], elsewhere: bool) -> bool:
-    """Whether a 200 is, octet for octet, what is stored: an origin that knows no conditions sends it again.
-
-    `elsewhere`: it comes from another mirror than the stored one did. They keep times, and make tags of their own.
-    """
-    if response.status != 200 or length is None or response.headers.get(b"content-length") != b"%d" % length:
-        return False
-    etag, modified = strong_etag(response.headers), response.headers.get(b"last-modified")
-    if etag is not None and etag == strong_etag(fields):
-        return True
-    return elsewhere and modified is not None and modified == fields.get(b"last-modified")
-
-
-def another_representation(response: ResponseHead, fields: Headers) -> bool:
-    """Whether it proves that its origin has something else by now."""
-    return _validators_agree(response, fields) is False
-
-
-def _validators_agree(response: ResponseHead, fields: Headers) -> Optional[bool]:
-    """What the first validator says that both have; None where there is none."""
-    for name in (b"etag", b"last-modified"):
-        sent, stored = response.headers.get(name), fields.get(name)
-        if sent is not None and stored is not None:
-            return weak(sent) == weak(stored)
-    return None
-
-
-# RFC 9111 §3.2: a 304 must not change what the stored octets depend on.
-def strong_etag(fields: Headers) -> Optional[bytes]:
-    """What shows, and nothing else does, that two parts are of one representation (RFC 9110 §13.1.5, §14.2)."""
-    etag = fields.get(b"etag")
-    return etag if etag is not None and etag.startswith(b'"') else None
-
-
-def rest_conditions(etag: bytes, offset: int) -> List[Field]:
-    """The fields that ask for the octets from `offset` on, if the representation is still the one with `etag`."""
-    return [(b"Range", b"bytes=%d-" % offset), (b"If-Range", etag)]
-
-
-def is_rest(response: ResponseHead, etag: bytes, offset: int, length: int) -> bool:
-    """Whether an answer is exactly what `rest_conditions` have asked for, of `length` octets in all."""
-    if response.status != 206 or response.headers.get(b"etag") != etag:
-        return False
-    return response.headers.get(b"content-range") == b"bytes %d-%d/%d" % (offset, length - 1, length)
-
-
-_NOT_UPDATED = frozenset([b"content-encoding", b"content-range", b"content-type", *_NOT_STORED])
-
-
-def updated_fields(fields: Headers, response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
-    """The stored fields after a 304: its own replace those of the same name (RFC 9111 §3.2)."""
-    fresh = response.headers.end_to_end().without(_NOT_UPDATED)
-    kept = fields.without([*(name.lower() for name, _ in fresh), b"date"])
-    date = [] if b"date" in fresh else [(b"Date", values.format_date(now))]
-    return _within_budget([*kept, *fresh, *date])
-
-
-def weak(etag: bytes) -> bytes:
-    """An entity tag for weak comparison (RFC 9110 §8.8.3.2)."""
-    return etag[2:] if etag.startswith(b"W/") else etag
-
-
-# --- invalidation -------------------------------------------------------------------------------
-
-_SAFE = frozenset([b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH"])
-
-
-def invalidates(method: bytes, status: int) -> bool:
-    """Whether an answer to a method means that what is stored of its target is outdated (RFC 9111 §4.4)."""
-    return method not in _SAFE and 200 <= status < 400

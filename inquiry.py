@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from typing import Callable, Iterable, List, Optional, Tuple
 
 import freshness
+import validation
 from fill import Leftover
 from filler import Services
 from http1 import Field, Headers, RequestHead, ResponseHead, Target
@@ -80,8 +81,8 @@ class Inquiry:
     def whether_still_good(self, metadata: Metadata) -> Exchange:
         """Ask for the whole, unless it is what is stored: a 304 says so."""
         fields = stored_fields(metadata)
-        exchange = self.whole(freshness.validators(fields))
-        if exchange.head.status != 304 or freshness.selects(exchange.head, fields):
+        exchange = self.whole(validation.validators(fields))
+        if exchange.head.status != 304 or validation.selects(exchange.head, fields):
             return exchange
         exchange.close()  # it speaks of something that is not here
         return self.whole()
@@ -91,7 +92,7 @@ class Inquiry:
         etag = self._validator(leftover)
         if etag is None or leftover is None:
             return self.whole()
-        exchange = self.whole(freshness.rest_conditions(etag, leftover.size))
+        exchange = self.whole(validation.rest_conditions(etag, leftover.size))
         if self.is_rest(exchange, leftover) or exchange.head.status not in (206, 416):
             return exchange
         exchange.close()  # it sends a part, and not the one that is wanted
@@ -99,8 +100,8 @@ class Inquiry:
 
     def rest(self, etag: bytes, offset: int, length: int) -> Exchange:
         """Ask for the octets from `offset` on, of the representation with this strong validator and length."""
-        exchange = self.whole(freshness.rest_conditions(etag, offset))
-        if freshness.is_rest(exchange.head, etag, offset, length):
+        exchange = self.whole(validation.rest_conditions(etag, offset))
+        if validation.is_rest(exchange.head, etag, offset, length):
             return exchange
         exchange.close()
         raise UpstreamError("the origin does not send the rest")
@@ -112,7 +113,7 @@ class Inquiry:
         nothing: that is leave.
         """
         self._check_permission()
-        conditions = freshness.validators(stored_fields(metadata))
+        conditions = validation.validators(stored_fields(metadata))
         probe = self._request_for(self._request.method, [*conditions, (b"Accept-Encoding", b"identity")])
         exchange = self._services.origins.exchange(probe)
         target = exchange.redirect()
@@ -133,7 +134,7 @@ class Inquiry:
         etag = self._validator(leftover)
         if etag is None or leftover is None:
             return False
-        return freshness.is_rest(exchange.head, etag, leftover.size, leftover.length)
+        return validation.is_rest(exchange.head, etag, leftover.size, leftover.length)
 
     def not_storable(self, exchange: Exchange) -> Optional[str]:
         """Why an answer may not be kept; None where it may."""
@@ -166,7 +167,7 @@ class Inquiry:
         elsewhere = (
             target is not None and bool(stored.redirect) and _origin_of(str(target)) != _origin_of(stored.redirect)
         )
-        repeated = freshness.repeats(exchange.head, stored_fields(stored), length, elsewhere)
+        repeated = validation.repeats(exchange.head, stored_fields(stored), length, elsewhere)
         return repeated and self.not_storable(exchange) is None
 
     def may_be_introduced_to(self, brought: Metadata) -> bool:
@@ -184,7 +185,7 @@ class Inquiry:
         if self.not_storable(exchange) is not None or (brought.near and not exchange.near):
             return False
         if brought.restricted:
-            return freshness.same_representation(exchange.head, Headers(), length, digest)
+            return validation.same_representation(exchange.head, Headers(), length, digest)
         return None in (exchange.body.length, length) or exchange.body.length == length
 
     def renewed(self, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
@@ -194,7 +195,7 @@ class Inquiry:
         """
         found = self.describe(exchange, asked_at)
         now = found.fetched_at
-        fields = freshness.updated_fields(stored_fields(stored), exchange.head, now)
+        fields = validation.updated_fields(stored_fields(stored), exchange.head, now)
         return replace(
             stored,
             fields=self._limited(fields, exchange, now, found.age),
@@ -223,7 +224,7 @@ class Inquiry:
             return None
         if self.varies(leftover.metadata):
             return None
-        return freshness.strong_etag(stored_fields(leftover.metadata))
+        return validation.strong_etag(stored_fields(leftover.metadata))
 
     def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
         return self._made_of(method, Headers([*self.sent.headers, *fields]))
@@ -247,7 +248,7 @@ def version(metadata: Metadata) -> str:
 
     A strong tag outlives a validation; without one, every validation has to be taken for a change.
     """
-    etag = freshness.strong_etag(stored_fields(metadata))
+    etag = validation.strong_etag(stored_fields(metadata))
     return repr(metadata.fetched_at) if etag is None else etag.decode("latin-1")
 
 

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack, closing
 from typing import Callable, Optional, Tuple
 
-import freshness
+import validation
 from body import IncompleteBody
 from cache import Cache, Follow, Hit
 from deliver import Source
@@ -37,7 +37,7 @@ class Recovery:
 
         The leader may have died, or the disk: the object may be here by now, or be fetched again.
         """
-        etag = freshness.strong_etag(stored_fields(sent))
+        etag = validation.strong_etag(stored_fields(sent))
         if etag is None or length is None:
             raise FillFailed("there is no way to tell whether the rest is of the same object")
         try:
@@ -49,7 +49,7 @@ class Recovery:
         except UpstreamError as error:
             raise FillFailed(error) from error
         source, metadata = found
-        if freshness.strong_etag(stored_fields(metadata)) != etag or source.length != length:
+        if validation.strong_etag(stored_fields(metadata)) != etag or source.length != length:
             raise FillFailed("it is another object by now")
         return source
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import List, Optional, Tuple
 
 import values
-from freshness import weak
 from http1 import Field, Headers, RequestHead
+from validation import weak
 
 # What makes a request one for less, or for something else, than the whole representation.
 CONDITIONS = (

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Callable, Dict, Optional, Tuple, Union
 
-import freshness
 import http1
 import pages
 import policy
+import validation
 from access import Access
 from body import BodyReader, IncompleteBody
 from fetch import CachedFetch
@@ -352,7 +352,7 @@ class Session:
         )
         exchange = services.origins.exchange(request)
         try:
-            if freshness.invalidates(head.method, exchange.head.status):
+            if validation.invalidates(head.method, exchange.head.status):
                 self._invalidate(decision.target, exchange.head)
             services.counters.add(Counter.RELAYED)
             if exchange.head.status == 101:

@@ -7,6 +7,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 import pytest
 
 import freshness
+import validation
 import values
 from freshness import FreshnessRules, Stored, directives_of
 from http1 import Headers, RequestHead, ResponseHead
@@ -507,7 +508,7 @@ RENEWALS = [
 @pytest.mark.parametrize("renewal", RENEWALS, ids=lambda renewal: renewal.rule)
 def test_a_304_renews_the_stored_fields(renewal: Renewal) -> None:
     validated = response(renewal.validation, 304)
-    after = dict(freshness.updated_fields(fields(renewal.before + " | Date: {-60}"), validated, NOW))
+    after = dict(validation.updated_fields(fields(renewal.before + " | Date: {-60}"), validated, NOW))
     assert after == {**renewal.after, "Date": date(0)}
 
 
@@ -521,7 +522,7 @@ CONDITIONS = [
 
 @pytest.mark.parametrize(("rule", "before", "conditions"), CONDITIONS, ids=[row[0] for row in CONDITIONS])
 def test_a_validation_is_conditional_on_what_is_stored(rule: str, before: str, conditions: List[str]) -> None:
-    assert [name.decode() for name, _ in freshness.validators(fields(before))] == conditions
+    assert [name.decode() for name, _ in validation.validators(fields(before))] == conditions
 
 
 SELECTIONS = [
@@ -536,7 +537,7 @@ SELECTIONS = [
 
 @pytest.mark.parametrize(("rule", "before", "answer", "meant"), SELECTIONS, ids=[row[0] for row in SELECTIONS])
 def test_a_304_speaks_of_what_is_stored_or_of_something_else(rule: str, before: str, answer: str, meant: bool) -> None:
-    assert freshness.selects(response(answer, 304), fields(before)) is meant
+    assert validation.selects(response(answer, 304), fields(before)) is meant
 
 
 SAME = [
@@ -562,9 +563,9 @@ SAME = [
 
 @pytest.mark.parametrize(("before", "answer", "status", "same"), SAME)
 def test_an_origin_shows_whether_it_has_the_same_as_before(before: str, answer: str, status: int, same: bool) -> None:
-    assert freshness.same_representation(response(answer, status), fields(before), 5) is same
+    assert validation.same_representation(response(answer, status), fields(before), 5) is same
     if same:
-        assert not freshness.another_representation(response(answer, status), fields(before))
+        assert not validation.another_representation(response(answer, status), fields(before))
 
 
 @pytest.mark.parametrize(
@@ -580,7 +581,7 @@ def test_an_origin_shows_whether_it_has_the_same_as_before(before: str, answer: 
 )
 def test_what_cannot_be_compared_is_not_another(before: str, answer: str, another: bool) -> None:
     """It may be a page to log in."""
-    assert freshness.another_representation(response(answer), fields(before)) is another
+    assert validation.another_representation(response(answer), fields(before)) is another
 
 
 DIGEST = "sha256:" + 64 * "1"
@@ -599,7 +600,7 @@ DIGEST = "sha256:" + 64 * "1"
 )
 def test_what_a_digest_names_is_the_same_by_less(answer: str, status: int, same: bool) -> None:
     stored = fields("Content-Type: a/b")
-    assert freshness.same_representation(response(answer, status), stored, 5, DIGEST) is same
+    assert validation.same_representation(response(answer, status), stored, 5, DIGEST) is same
 
 
 # --- redirects --------------------------------------------------------------------------------------
@@ -685,7 +686,7 @@ INVALIDATIONS = [
 
 @pytest.mark.parametrize(("rule", "method", "status", "expected"), INVALIDATIONS, ids=[r[0] for r in INVALIDATIONS])
 def test_an_unsafe_method_invalidates(rule: str, method: bytes, status: int, expected: bool) -> None:
-    assert freshness.invalidates(method, status) is expected
+    assert validation.invalidates(method, status) is expected
 
 
 @pytest.mark.parametrize(

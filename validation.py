@@ -1,0 +1,122 @@
+"""RFC 9111 §4.3 and §4.4 as decisions: how a stored response is validated, and what the answers mean for it.
+
+Values in, a value out, as in `freshness`.
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple
+
+import values
+from freshness import NOT_STORED, FieldText, within_budget
+from http1 import Field, Headers, ResponseHead
+
+# --- validation ---------------------------------------------------------------------------------
+
+
+def validators(fields: Headers) -> List[Field]:
+    """The conditions of a request that validates a stored response (RFC 9111 §4.3.1)."""
+    conditions = []
+    etag, modified = fields.get(b"etag"), fields.get(b"last-modified")
+    if etag is not None:
+        conditions.append((b"If-None-Match", etag))
+    if modified is not None:
+        conditions.append((b"If-Modified-Since", modified))
+    return conditions
+
+
+def selects(response: ResponseHead, fields: Headers) -> bool:
+    """Whether a 304 is about the response that is stored with `fields` (RFC 9111 §4.3.4)."""
+    sent, stored = response.headers.get(b"etag"), fields.get(b"etag")
+    if sent is None or stored is None:
+        return True
+    return weak(sent) == weak(stored)
+
+
+def same_representation(response: ResponseHead, fields: Headers, length: Optional[int], digest: str = "") -> bool:
+    """Whether a 200 or 206 to a later request proves that its origin still has what is stored, `length` octets.
+
+    `digest`: what is stored can be nothing else than what has it (`sha256:…`), and is known by less.
+    """
+    named = response.headers.get(b"docker-content-digest")
+    if digest and named is not None:
+        return named == digest.encode()
+    compared = _validators_agree(response, fields)
+    if compared is not None:
+        return compared
+    sent = response.headers.get(b"content-length")
+    if response.status != 200 or length is None or sent != b"%d" % length:
+        return False
+    return bool(digest) or response.headers.get(b"content-type") == fields.get(b"content-type")
+
+
+def repeats(response: ResponseHead, fields: Headers, length: Optional[int], elsewhere: bool) -> bool:
+    """Whether a 200 is, octet for octet, what is stored: an origin that knows no conditions sends it again.
+
+    `elsewhere`: it comes from another mirror than the stored one did. They keep times, and make tags of their own.
+    """
+    if response.status != 200 or length is None or response.headers.get(b"content-length") != b"%d" % length:
+        return False
+    etag, modified = strong_etag(response.headers), response.headers.get(b"last-modified")
+    if etag is not None and etag == strong_etag(fields):
+        return True
+    return elsewhere and modified is not None and modified == fields.get(b"last-modified")
+
+
+def another_representation(response: ResponseHead, fields: Headers) -> bool:
+    """Whether it proves that its origin has something else by now."""
+    return _validators_agree(response, fields) is False
+
+
+def _validators_agree(response: ResponseHead, fields: Headers) -> Optional[bool]:
+    """What the first validator says that both have; None where there is none."""
+    for name in (b"etag", b"last-modified"):
+        sent, stored = response.headers.get(name), fields.get(name)
+        if sent is not None and stored is not None:
+            return weak(sent) == weak(stored)
+    return None
+
+
+def strong_etag(fields: Headers) -> Optional[bytes]:
+    """What shows, and nothing else does, that two parts are of one representation (RFC 9110 §13.1.5, §14.2)."""
+    etag = fields.get(b"etag")
+    return etag if etag is not None and etag.startswith(b'"') else None
+
+
+def rest_conditions(etag: bytes, offset: int) -> List[Field]:
+    """The fields that ask for the octets from `offset` on, if the representation is still the one with `etag`."""
+    return [(b"Range", b"bytes=%d-" % offset), (b"If-Range", etag)]
+
+
+def is_rest(response: ResponseHead, etag: bytes, offset: int, length: int) -> bool:
+    """Whether an answer is exactly what `rest_conditions` have asked for, of `length` octets in all."""
+    if response.status != 206 or response.headers.get(b"etag") != etag:
+        return False
+    return response.headers.get(b"content-range") == b"bytes %d-%d/%d" % (offset, length - 1, length)
+
+
+# RFC 9111 §3.2: a 304 must not change what the stored octets depend on.
+_NOT_UPDATED = frozenset([b"content-encoding", b"content-range", b"content-type", *NOT_STORED])
+
+
+def updated_fields(fields: Headers, response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
+    """The stored fields after a 304: its own replace those of the same name (RFC 9111 §3.2)."""
+    fresh = response.headers.end_to_end().without(_NOT_UPDATED)
+    kept = fields.without([*(name.lower() for name, _ in fresh), b"date"])
+    date = [] if b"date" in fresh else [(b"Date", values.format_date(now))]
+    return within_budget([*kept, *fresh, *date])
+
+
+def weak(etag: bytes) -> bytes:
+    """An entity tag for weak comparison (RFC 9110 §8.8.3.2)."""
+    return etag[2:] if etag.startswith(b"W/") else etag
+
+
+# --- invalidation -------------------------------------------------------------------------------
+
+_SAFE = frozenset([b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"REPORT", b"SEARCH"])
+
+
+def invalidates(method: bytes, status: int) -> bool:
+    """Whether an answer to a method means that what is stored of its target is outdated (RFC 9111 §4.4)."""
+    return method not in _SAFE and 200 <= status < 400
