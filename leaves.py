@@ -13,8 +13,8 @@ from typing import Callable, Optional, Set
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from certs import CertificateAuthority, not_after, server_context
-from openssl import let_kernel_encrypt, share_tickets
+from authority import CertificateAuthority, not_after
+from openssl import let_kernel_encrypt, server_context, share_tickets
 
 _MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
 

@@ -11,7 +11,8 @@ import pytest
 from support.household import House, make_config
 from support.leaks import Watch
 
-from certs import CertificateAuthority, prepare
+from authority import CertificateAuthority
+from certs import prepare
 from server import identity
 
 

@@ -30,7 +30,7 @@ from support.appliance import ADDRESSES, APPLIANCE, OPENNEBULA, ROOT, Appliance,
 import config
 import dduct
 from access import Users
-from certs import CertificateAuthority
+from authority import CertificateAuthority
 from config import Config
 from config_values import Address
 

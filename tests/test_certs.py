@@ -38,7 +38,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from support.household import make_config
 from support.pairs import PATIENCE, SOON, in_thread, meet
 
-from certs import CertificateAuthority, CertificateError, CertificateFiles, Identity, KeyPair, prepare
+from authority import CertificateAuthority, KeyPair
+from certs import CertificateError, CertificateFiles, Identity, prepare
 from leaves import LeafStore
 from server import identity
 

@@ -17,7 +17,7 @@ from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin
 from support.pairs import reset
 
-from certs import CertificateAuthority
+from authority import CertificateAuthority
 from config_values import Address
 from stream import Stream
 

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support.pairs import HOST, meet
 
 import openssl
-from certs import CertificateAuthority, server_context
-from openssl import has_aes, let_kernel_encrypt, prefer_aes_128, share_tickets, suites
+from authority import CertificateAuthority
+from openssl import has_aes, let_kernel_encrypt, prefer_aes_128, server_context, share_tickets, suites
 
 FAST = "TLS_AES_128_GCM_SHA256"
 

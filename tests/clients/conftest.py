@@ -7,7 +7,7 @@ from typing import Iterator
 
 import pytest
 
-from certs import CertificateAuthority
+from authority import CertificateAuthority
 from clients.workshop import Workshop
 
 

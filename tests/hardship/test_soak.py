@@ -23,7 +23,7 @@ from support.origin import Asked, Connection, Origin
 from support.process import Process, write
 from support.trouble import Plan, Trouble
 
-from certs import CertificateAuthority
+from authority import CertificateAuthority
 from hardship.measure import Dduct
 from leaves import LeafStore
 

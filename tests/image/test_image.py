@@ -20,7 +20,7 @@ from support.client import Answer, Client
 from support.documented import check_size
 from support.origin import Asked, Connection, Files, Origin
 
-from certs import CertificateAuthority
+from authority import CertificateAuthority
 from image.guest import HOST, IMAGE, MAC, Guest, need
 from leaves import LeafStore
 

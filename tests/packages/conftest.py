@@ -11,7 +11,7 @@ from typing import Callable, Iterator
 import pytest
 from clients.workshop import require
 
-from certs import CertificateAuthority
+from authority import CertificateAuthority
 from packages.yard import MANIFESTS, ROOT, Debian, Yard, build_base, build_root, once, run, tool
 
 

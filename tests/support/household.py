@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence
 
 import config as configuration
-from certs import CertificateAuthority
+from authority import CertificateAuthority
 from config import Config
 from config_values import Address
 from fill import Fill
