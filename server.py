@@ -19,6 +19,7 @@ from access import Access, AccessError, Networks, Users, is_loopback
 from cache import Cache
 from config import Config
 from config_values import Address, ParentProxy
+from dialling import Parent, Settings
 from evict import Evictor, Limits
 from filler import Services
 from freshness import FreshnessRules
@@ -33,7 +34,7 @@ from policy import Hosts, Naming, Parameters, Rules, Where
 from session import Household, Session
 from setup_page import About
 from stream import NamedSocket, Stream
-from upstream import Origins, Parent, Settings
+from upstream import Origins
 
 _log = logging.getLogger("dduct")
 

@@ -217,7 +217,7 @@ def test_a_parent_elsewhere_resolves_names_itself(build_house: Build, monkeypatc
     """What a name means here says nothing of there: whether it may be reached is for the parent to judge."""
     resolve(monkeypatch, {"inner.test": HOST})
     real = access.is_private_affair
-    monkeypatch.setattr("upstream.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    monkeypatch.setattr("dialling.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
     monkeypatch.setattr("server.is_loopback", lambda client: False)
     parent = ScriptedParent(b"HTTP/1.1 200 OK\r\n\r\n")
     with Origin(parent, host="127.0.0.3") as listening:
