@@ -11,9 +11,9 @@ import enum
 import logging
 import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Optional, Tuple
+from typing import Optional
 
 import freshness
 import hot
@@ -22,8 +22,8 @@ import validation
 from cache import Follow, Hit, Lead
 from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
-from filler import Services, carry, key_of
-from follow import FillReader
+from filler import Services, key_of
+from filling import Filling
 from freshness import Assessment, Stored
 from hot import PlainHit
 from http1 import RequestHead, Target
@@ -78,7 +78,8 @@ class CachedFetch:
         self._key = key_of(name)
         self._digest = "" if self._key.digest is None else str(self._key.digest)
         self._inquiry = Inquiry(services, request, target, name, near, reply.interim)
-        self._recovery = Recovery(self._cache, self._key, self._inquiry, self._start)
+        self._filling = Filling(services, self._key, self._inquiry, self._granted)
+        self._recovery = Recovery(self._cache, self._key, self._inquiry, self._filling.start)
         self._url = self._inquiry.url
         self._arrived_at = time.time()
         self._credentials = _credentials(request, name)
@@ -241,7 +242,7 @@ class CachedFetch:
                 failure = UpstreamError(f"the origin answers {status}", status)
                 fill.fail(failure)
                 return self._send_stale(stale, failure)
-            started = self._start(fill, exchange, asked_at, owned)
+            started = self._filling.start(fill, exchange, asked_at, owned)
             if started is None:
                 if stale is not None and status in _OUTDATED:
                     self._cache.remove(self._key)
@@ -253,73 +254,10 @@ class CachedFetch:
             return self._send(reader, metadata)
 
     def _renew(self, fill: Fill, stale: _Stale, exchange: Exchange, asked_at: float) -> bool:
-        """The origin says that what is stored is still good (RFC 9111 §4.3.4)."""
-        metadata = self._inquiry.renewed(stale.metadata, exchange, asked_at)
-        closed = metadata.restricted and not stale.metadata.restricted  # and has to be known to be
-        try:
-            self._cache.refresh(stale.entry, metadata)
-            closed = closed and not self._cache.store.keeps_metadata
-        except Unstorable as error:
-            _log.debug("Validated, but cannot be noted so: %s: %s", self._url, error)
-        if closed:
-            self._cache.remove(self._key)
-        fill.renew()
-        exchange.close()
+        metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
         self._granted(metadata)
         note = f"fwd=stale; fwd-status={exchange.head.status}"
         return self._send_hit(stale.entry, metadata, Counter.VALIDATED, note)
-
-    def _start(
-        self, fill: Fill, exchange: Exchange, asked_at: float, owned: ExitStack
-    ) -> Optional[Tuple[FillReader, Metadata]]:
-        """Give fill and exchange, until now `owned`, to a filler, and get a reader like any other; or decline."""
-        metadata = self._begin(fill, exchange, asked_at)
-        if metadata is None:
-            return None
-        reader = self._cache.reader(fill)
-        owned.callback(reader.close)
-        work = partial(carry, fill, exchange, self._inquiry.whole_request(), self._url, self._services)
-        try:
-            self._services.spawn("fill", work)
-        except RuntimeError as error:  # there are too many threads already
-            _log.warning("Not kept: %s: %s", self._url, error)
-            fill.decline()
-            return None
-        owned.pop_all()
-        return reader, metadata
-
-    def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Optional[Metadata]:
-        """Start the fill, or decline it and return None."""
-        metadata = self._inquiry.describe(exchange, asked_at)
-        if self._inquiry.is_rest(exchange, fill.leftover) and fill.leftover is not None:
-            reason = None
-            left = fill.leftover.metadata
-            metadata = replace(left, restricted=left.restricted or metadata.restricted, near=left.near or metadata.near)
-        else:
-            reason = self._inquiry.not_storable(exchange)
-            if reason is None and not exchange.body.delimited and self._key.digest is None:
-                reason = "nothing but the end of its connection says where it ends"
-        if reason is None and metadata.restricted and not self._cache.store.keeps_metadata:
-            reason = "it needs authorisation, and the file system keeps no metadata to say so"
-        if reason is None:
-            try:
-                self._begin_or_resume(fill, exchange, metadata)
-                self._services.counters.add(Counter.FILLS)
-                self._granted(metadata)
-                return metadata
-            except Unstorable as error:
-                reason = str(error)
-        _log.debug("Not kept: %s: %s", self._url, reason)
-        fill.decline()
-        return None
-
-    def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata) -> None:
-        if self._inquiry.is_rest(exchange, fill.leftover):
-            fill.resume(metadata)
-            self._services.counters.add(Counter.RESUMED)
-        else:
-            resumable = validation.strong_etag(exchange.head.headers) is not None
-            fill.begin(metadata, exchange.body.length, resumable)
 
     # What the origin says
 

@@ -79,8 +79,10 @@ ROOMS: Dict[str, Set[str]] = {
         "upstream",
     },
     "recovery": {"inquiry", "follow", "deliver", "verify", "store", "fill", "cache", "body", "validation", "upstream"},
+    "filling": {"filler", "inquiry", "follow", "store", "fill", "validation", "metrics", "upstream"},
     "fetch": {
         "filler",
+        "filling",
         "recovery",
         "hot",
         "inquiry",
