@@ -9,7 +9,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import List, Optional, Tuple
 
-RANGES_LIMIT = 256  # dnf asks for so many pieces of a zchunk file at once
+RANGES_LIMIT = 1000  # zstd:chunked layers are asked for in so many pieces at once, zchunk files in 256
 _RANGES = re.compile(rb"bytes[ \t]*=(.*)", re.IGNORECASE | re.DOTALL)
 _RANGE = re.compile(rb"([0-9]{0,18})[ \t]*-[ \t]*([0-9]{0,18})")
 

@@ -1156,6 +1156,26 @@ def test_several_ranges_are_parts_of_one_answer(house: House) -> None:
         assert f"bytes 100-103/{len(BODY)}".encode() in parts[2]
 
 
+@pytest.mark.parametrize("count", [300, 1000])
+def test_a_thousand_ranges_are_parts_of_one_answer(house: House, count: int) -> None:
+    """As zstd:chunked layers are asked for; here between numbers of as many digits as those of the largest have."""
+    origin = house.origin(Shelf(*FRESH))
+    starts = [place * 7 for place in range(count)]
+    wanted = ",".join(f"{start:013}-{start + 2:013}" for start in starts)
+    for _ in ("cold", "warm"):
+        answer = house.fetch(origin, "/x.deb", f"Range: bytes={wanted}")
+        assert answer.status == 206
+        boundary = (answer.get("content-type") or "").partition("=")[2].encode()
+        parts = [part.partition(b"\r\n\r\n")[2][:-2] for part in answer.body.split(b"--" + boundary)[1:-1]]
+        assert parts == [BODY[start : start + 3] for start in starts]
+
+
+def test_more_than_a_thousand_ranges_get_the_whole(house: House) -> None:
+    origin = house.origin(Shelf(*FRESH))
+    answer = house.fetch(origin, "/x.deb", "Range: bytes=" + ",".join(["0-0"] * 1001))
+    assert (answer.status, answer.body) == (200, BODY)
+
+
 def test_absurd_ranges_get_no_more_than_the_whole(house: House) -> None:
     origin = house.origin(Shelf(*FRESH))
     answer = house.fetch(origin, "/x.deb", "Range: bytes=" + ",".join(["0-"] * 100))

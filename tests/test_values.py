@@ -31,7 +31,7 @@ RANGES: List[Tuple[bytes, Wanted]] = [
     (b"bytes=0-5,", [(0, 5)]),  # RFC 9110 §5.6.1.2: empty elements count for nothing
     (b"bytes=,0-5", [(0, 5)]),
     (b"bytes=" + b",".join([b"1-1"] * 256), [(1, 1)] * 256),
-    (b"bytes=" + b",".join([b"1-1"] * 257), []),
+    (b"bytes=" + b",".join([b"1-1"] * 1001), []),
     (b"bytes=0-5,5-4", []),
     (b"bytes=0-5,x", []),
     # RFC 9110 §14.1.1, §14.2: invalid ones, and other units are ignored
