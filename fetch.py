@@ -128,6 +128,9 @@ class CachedFetch:
     # Hit
 
     def _hit(self, hit: Hit) -> bool:
+        if self._request.method == b"HEAD" and hit.metadata is None:
+            self._relay()  # whether this URL redirects is not known yet
+            return True
         metadata = hit.metadata or self._introduction(hit.entry, hit.entry.record.metadata)
         if metadata is None:
             return True
@@ -141,6 +144,8 @@ class CachedFetch:
         assessment = self._assess(hit.entry, metadata)
         if not assessment.usable:
             return self._validate(_Stale(hit.entry, metadata, assessment))
+        if metadata.redirect and self._head_was_redirected():
+            return True
         if metadata.restricted:
             admission = self._admit(metadata, hit.entry.length)
             if admission is _Admission.CHANGED:
@@ -153,6 +158,25 @@ class CachedFetch:
             until = assessment.ttl + assessment.age + born_at
             self.plain_hit = PlainHit(hit.identities, self._url, born_at, metadata.fetched_at, until)
         return sent
+
+    def _head_was_redirected(self) -> bool:
+        """Whether the origin itself has answered a HEAD whose URL redirects; else what is stored has to do.
+
+        The fields of the redirect are in no record, and some clients ask for nothing else.
+        """
+        if self._request.method != b"HEAD" or self._inquiry.only_if_cached:
+            return False
+        try:
+            exchange = self._inquiry.as_it_is()
+        except UpstreamError as error:
+            _log.info("HEAD is answered from the cache: %s: %s", self._url, error)
+            return False
+        with closing(exchange):
+            if exchange.head.status >= 500:
+                _log.info("HEAD is answered from the cache: %s: the origin answers %d", self._url, exchange.head.status)
+                return False
+            self._forward(exchange, "fwd=request")
+            return True
 
     def _is_plain(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> bool:
         """Whether nothing of this request or of this moment made a difference to the answer, which is anybody's."""
@@ -313,9 +337,7 @@ class CachedFetch:
     def _relay(self) -> None:
         """Ask the origin for this client alone."""
         with closing(self._inquiry.as_it_is()) as exchange:
-            self._services.counters.add(Counter.RELAYED)
-            self._reply.note = "fwd=bypass"
-            forward(self._reply, exchange)
+            self._forward(exchange, "fwd=bypass")
 
     def _relay_or(self, stale: Optional[_Stale]) -> bool:
         """Relay, or use the stale object if the origin cannot be asked."""
@@ -336,9 +358,12 @@ class CachedFetch:
             exchange.close()
             self._relay()
         else:
-            self._services.counters.add(Counter.RELAYED)
-            self._reply.note = note
-            forward(self._reply, exchange)
+            self._forward(exchange, note)
+
+    def _forward(self, exchange: Exchange, note: str) -> None:
+        self._services.counters.add(Counter.RELAYED)
+        self._reply.note = note
+        forward(self._reply, exchange)
 
     def _may_use(self, stale: Optional[_Stale]) -> bool:
         """Whether a stale object will do now that its origin cannot be asked."""

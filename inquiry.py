@@ -19,7 +19,7 @@ from selection import CONDITIONS
 from store import FieldText, Metadata
 from upstream import Exchange, Request, UpstreamError
 
-_REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering
+_REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering; of a longer one, its origin is
 # What some origins heed instead of the URL, the method or the connection: of one client's making, and in no name.
 _REWRITING = frozenset([b"forwarded", b"x-original-url", b"x-original-host", b"x-rewrite-url", b"x-host", b"x-real-ip"])
 _REWRITING_PREFIXES = (b"x-forwarded-", b"x-http-method", b"x-http-host", b"x-method-override")
@@ -156,7 +156,7 @@ class Inquiry:
             vary=freshness.vary_fields(self.sent, exchange.head),
             age=age,
             near=exchange.near,
-            redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "",
+            redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "/".join(_origin_of(redirect)),
         )
 
     def still_good(self, exchange: Exchange, stored: Metadata, length: Optional[int]) -> bool:

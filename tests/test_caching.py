@@ -377,6 +377,72 @@ def test_what_a_redirect_leads_to_now_is_validated_through_it(house: House, said
     assert origin.body_sent + store.body_sent == moved + len(release(1)) + len(release(2))
 
 
+HUB_PLACES = ["/x.zip", "/" + "long/" * 120 + "x.zip"]
+
+
+class Hub:
+    """A hub that redirects to a store, and says of the object in the redirect what the store does not."""
+
+    def __init__(self, house: House, *said: Field, place: str) -> None:
+        self.store = house.origin(Shelf(*FRESH))
+        self.fields = [("X-Linked-ETag", '"hub"'), ("X-Repo-Commit", "c0ffee"), *said]
+        self.location = f"https://{HOST}:{self.store.port}{place}"
+        self.failure: object = None
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        if self.failure == "away":
+            connection.reset()
+        elif self.failure is not None:
+            connection.respond(503, [], b"", head_only=True)
+        else:
+            connection.respond(302, [("Location", self.location), *self.fields], b"there", asked.method == "HEAD")
+
+
+def says_what_the_hub_says(answer: Answer, hub: Hub) -> bool:
+    told = [answer.get(name) for name in ("location", "x-linked-etag", "x-repo-commit")]
+    return answer.status == 302 and told == [hub.location, '"hub"', "c0ffee"]
+
+
+@pytest.mark.parametrize("place", HUB_PLACES, ids=["short", "long"])
+@pytest.mark.parametrize("said", [(), FRESH, (("Cache-Control", "no-store"),)], ids=["nothing", "fresh", "no-store"])
+def test_head_of_what_redirects_gets_the_redirects_own_fields(
+    house: House, said: Tuple[Field, ...], place: str
+) -> None:
+    hub = Hub(house, *said, place=place)
+    origin = house.origin(hub)
+    client = house.inside(origin)
+    assert says_what_the_hub_says(ask(client, origin, "/x.zip", method="HEAD"), hub)
+    assert ask(client, origin, "/x.zip").body == BODY
+    for _ in range(2):
+        assert says_what_the_hub_says(ask(client, origin, "/x.zip", method="HEAD"), hub)
+    assert ask(client, origin, "/x.zip").body == BODY and hub.store.count(place) <= 1 + (said != FRESH)
+
+
+@pytest.mark.parametrize("failure", ["away", 503])
+def test_head_of_what_redirects_is_answered_from_the_cache_where_the_origin_is_away(
+    house: House, failure: object
+) -> None:
+    hub = Hub(house, *FRESH, place="/x.zip")
+    origin = house.origin(hub)
+    assert house.fetch(origin, "/x.zip").body == BODY
+    hub.failure = failure
+    with house.inside(origin) as client:
+        answer = ask(client, origin, "/x.zip", method="HEAD")
+        assert (answer.status, answer.get("content-length")) == (200, str(len(BODY)))
+        asked = len(origin.requests)
+        assert ask(client, origin, "/x.zip", "Cache-Control: only-if-cached", method="HEAD").status == 200
+        assert len(origin.requests) == asked
+
+
+def test_head_of_what_only_another_url_has_brought_is_its_own_origins_answer(house: House) -> None:
+    digest = hashlib.sha256(BODY).hexdigest()
+    hub = Hub(house, *FRESH, place=f"/v2/x/blobs/sha256:{digest}")
+    origin = house.origin(hub)
+    assert house.fetch(hub.store, f"/v2/x/blobs/sha256:{digest}").body == BODY
+    with house.inside(origin) as client:
+        assert says_what_the_hub_says(ask(client, origin, f"/v2/y/blobs/sha256:{digest}", method="HEAD"), hub)
+
+
 @pytest.mark.parametrize("changed", ["", "length", "time"])
 def test_mirrors_that_a_redirect_chooses_from_are_known_to_have_the_same(house: House, changed: str) -> None:
     """They keep times, and make tags of their own: no object is fetched again because another one is asked."""
