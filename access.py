@@ -16,13 +16,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Dict, Iterable, NamedTuple, Optional, Set, Tuple, Union
 
+from password_queue import PasswordQueue
+
 IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 _COST = 14  # scrypt's N is 2 to this: about 50 ms and 16 MiB
 _COST_AT_LEAST, _COST_AT_MOST = 10, 19  # beyond which OpenSSL would want more memory than it can be told of
 _BLOCK, _PARALLEL, _SALT = 8, 1, 16
-_HASHING_AT_ONCE = 2  # who guesses passwords has no more of the machine than that
 _REMEMBERED_AT_MOST = 4096
+_USER_SHOWN = 64  # bytes of a user's name in the log
+_SAME_AT_MOST = 15.0  # seconds to wait for a check of the very same credentials
 
 # Cloud metadata services outside the link-local networks (AWS and Google over IPv6, Alibaba, Azure).
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")))
@@ -152,6 +155,13 @@ def hash_password(user: str, password: str) -> str:
     return line
 
 
+class UserLine(NamedTuple):
+    """A user as the auth_file had them when they proved who they are."""
+
+    name: str
+    hashed: _Hash
+
+
 class Users:
     """The users of an auth_file. Raises AccessError."""
 
@@ -167,12 +177,16 @@ class Users:
         # Whoever is nobody takes as long as somebody.
         self._nobody = _Hash(_COST, bytes(_SALT), bytes(32))
         self._secret = secrets.token_bytes(32)
-        self._hashing = threading.Semaphore(_HASHING_AT_ONCE)
-        self._lock = threading.Lock()  # guards _known
+        self._queue = PasswordQueue()
+        self._lock = threading.Lock()  # guards the two below
         self._known: Set[bytes] = set()  # credentials that were right, as keyed hashes
+        self._hashing: Dict[bytes, threading.Event] = {}  # credentials that are being checked; set when that is over
 
-    def check(self, field: Optional[bytes]) -> Optional[str]:
-        """The user whom a Proxy-Authorization field (RFC 7617) proves, or None."""
+    def check(self, field: Optional[bytes], address: str = "") -> Optional[str]:
+        """The user whom a Proxy-Authorization field (RFC 7617) proves, or None.
+
+        Raises TooManyPasswords where its address sends more than can be checked. What is remembered never waits.
+        """
         match = None if field is None else _BASIC.fullmatch(field)
         if match is None:
             return None
@@ -183,18 +197,43 @@ class Users:
             return None
         if not colon:
             return None
-        if self.remembers(field):
-            return name
         proof = self._proof(match)
-        with self._hashing:
-            right = self._hashes.get(name, self._nobody).matches(password) and name in self._hashes
-        if not right:
-            return None
         with self._lock:
-            if len(self._known) >= _REMEMBERED_AT_MOST:
-                self._known.clear()
-            self._known.add(proof)
-        return name
+            if proof in self._known:
+                return name
+            same = self._hashing.get(proof)
+            if same is None:
+                mine = self._hashing[proof] = threading.Event()
+        if same is not None:  # a client that begins with several connections is hashed for once
+            same.wait(_SAME_AT_MOST)
+            return name if self.remembers(field) else None
+        try:
+            return name if self._hash(name, password, proof, address) else None
+        finally:
+            with self._lock:
+                del self._hashing[proof]
+            mine.set()
+
+    def line_of(self, name: str) -> Optional[UserLine]:
+        """What the file says of a user now: equal to what it said before if the password is the same."""
+        hashed = self._hashes.get(name)
+        return None if hashed is None else UserLine(name, hashed)
+
+    def holds(self, line: UserLine) -> bool:
+        """Whether a user is still there, with the same password."""
+        return self._hashes.get(line.name) == line.hashed
+
+    def _hash(self, name: str, password: bytes, proof: bytes, address: str) -> bool:
+        """Whether a password is right; one that is will be remembered. Raises TooManyPasswords."""
+        with self._queue.turn(address):
+            right = self._hashes.get(name, self._nobody).matches(password) and name in self._hashes
+        self._queue.note(address, right)
+        if right:
+            with self._lock:
+                if len(self._known) >= _REMEMBERED_AT_MOST:
+                    self._known.clear()
+                self._known.add(proof)
+        return right
 
     def remembers(self, field: Optional[bytes]) -> bool:
         """Whether a Proxy-Authorization field is known to be right. Unlike `check`, this takes no time."""
@@ -221,6 +260,16 @@ class Users:
             raise AccessError(f"{where}: expected base64 after the $") from None
         if not _COST_AT_LEAST <= int(cost) <= _COST_AT_MOST:
             raise AccessError(f"{where}: expected a cost (ln) from {_COST_AT_LEAST} to {_COST_AT_MOST}")
+
+
+def claimed_user(field: bytes) -> bytes:
+    """The user whom a Proxy-Authorization field names, right or wrong, and never the password."""
+    match = _BASIC.fullmatch(field)
+    try:
+        user, colon, _ = base64.b64decode(b"" if match is None else match.group(1)).partition(b":")
+    except ValueError:
+        return b"?"
+    return user[:_USER_SHOWN] if colon else b"?"
 
 
 def _scrypt(password: bytes, cost: int, salt: bytes) -> bytes:

@@ -31,6 +31,8 @@ class Counter(enum.Enum):
     UNSTORABLE = ("unstorable", "Requests relayed because their object cannot have a name in the cache")
     TUNNELS = ("tunnels", "Connections carried blind")
     INTERCEPTED = ("intercepted", "Connections that were intercepted")
+    WRONG_PASSWORDS = ("wrong_passwords", "Requests whose user or password was wrong")
+    PASSWORDS_PUT_OFF = ("passwords_put_off", "Requests whose password was not checked, for its address sent too many")
     REFUSED = ("refused", "Requests that were malformed or not allowed")
 
 

@@ -21,7 +21,7 @@ import http1
 import pages
 import policy
 import validation
-from access import Access
+from access import Access, claimed_user
 from body import BodyReader, IncompleteBody
 from fetch import CachedFetch
 from filler import Services
@@ -30,6 +30,8 @@ from http1 import BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead
 from idle import Next
 from leaves import LeafStore
 from metrics import Counter
+from notices import PerAddress
+from password_queue import TooManyPasswords
 from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
 from relay import forward, outgoing, wants_upgrade
 from reply import Reply
@@ -63,6 +65,7 @@ class Household:
     tls: ssl.SSLContext
     idle_timeout: float
     draining: threading.Event
+    repeated: PerAddress = field(default_factory=lambda: PerAddress(_log, seconds=10.0))
     entrances: Dict[Tuple[str, bytes], Where] = field(default_factory=dict)  # where a CONNECT has led before
 
 
@@ -307,9 +310,24 @@ class Session:
             return decision
         if head.method != b"CONNECT" and head.target.startswith(b"/"):
             return policy.Refuse(403, "proxy.auth_file asks for a password, which only a proxy's client can send")
-        if users.check(head.headers.get(b"proxy-authorization")) is None:
+        field = head.headers.get(b"proxy-authorization")
+        try:
+            user = users.check(field, self._client)
+        except TooManyPasswords:
+            self._house.services.counters.add(Counter.PASSWORDS_PUT_OFF)
+            return policy.Refuse(429, f"too many passwords from {self._client} at a time (proxy.auth_file)")
+        if user is None:
+            if field is not None:
+                self._house.services.counters.add(Counter.WRONG_PASSWORDS)
+                name = _one_line(claimed_user(field))
+                self._tell("password", "wrong password for %s (proxy.auth_file)", name)
             return policy.Refuse(407, "user and password, please (proxy.auth_file)")
         return decision
+
+    def _tell(self, kind: str, message: str, *arguments: object) -> None:
+        """Log what a client may cause as often as it likes; of one kind and address there is a line now and then."""
+        key = f"{kind} {self._client}"
+        self._house.repeated.write(logging.INFO, key, f"%s: {message}", self._client, *arguments)
 
     def _dispatch(
         self, decision: policy.Decision, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply

@@ -10,18 +10,20 @@ import ssl
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, List, Optional
 
 import pytest
-from support.client import Answer
+from support.client import Answer, wait_until
 from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate
 
 import access
 import server
 from access import AccessError, Networks, Users, hash_password
+from metrics import Counter
 
 ROOT = Path(__file__).resolve().parent.parent
 Build = Callable[..., House]
@@ -231,6 +233,59 @@ def test_passwords_are_never_hashed_by_the_thread_of_all_connections(
             client.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{field}\r\n\r\n".encode())
             assert client.read(method="CONNECT").status == status
     assert hashed == ["session", "session"]
+
+
+def test_guesses_in_flight_do_not_delay_who_knows(
+    build_house: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is remembered waits for nobody; beyond a few guesses, an address is told so at once; the log says who."""
+    house = build_house(auth_file=file_of_users)
+    url = f"http://{HOST}:{house.origin(Files({'/x.deb': BODY}), tls=False).port}/x.deb"
+    good = f"Proxy-Authorization: {basic('lab', 'p@ss:word').decode()}"
+    assert get(house, url, good).body == BODY
+    gate, real = threading.Event(), access._scrypt
+
+    def scrypt(password: bytes, cost: int, salt: bytes) -> bytes:
+        assert gate.wait(20)
+        return real(password, cost, salt)
+
+    monkeypatch.setattr(access, "_scrypt", scrypt)
+    with caplog.at_level("INFO"), ThreadPoolExecutor(10) as pool:
+        try:
+            guesses = [
+                pool.submit(get, house, url, f"Proxy-Authorization: {basic('lab', f'guess{number}').decode()}")
+                for number in range(10)
+            ]
+            house.counted(Counter.PASSWORDS_PUT_OFF, 5)
+            assert get(house, url, good).body == BODY
+        finally:
+            gate.set()
+        statuses = sorted(guess.result(30).status for guess in guesses)
+    assert statuses == [407] * 5 + [429] * 5
+    assert house.counted(Counter.WRONG_PASSWORDS, 5) == 5
+    lines = [record.getMessage() for record in caplog.records if "wrong password" in record.getMessage()]
+    assert lines == [f"{HOST}: wrong password for lab (proxy.auth_file)"]
+    assert "guess" not in caplog.text
+
+
+def test_the_same_credentials_are_hashed_once_however_many_come_at_once(
+    file_of_users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users, gate, real = Users(file_of_users), threading.Event(), access._scrypt
+    hashed: List[bytes] = []
+
+    def scrypt(password: bytes, cost: int, salt: bytes) -> bytes:
+        hashed.append(password)
+        assert gate.wait(20)
+        return real(password, cost, salt)
+
+    monkeypatch.setattr(access, "_scrypt", scrypt)
+    with ThreadPoolExecutor(10) as pool:
+        checks = [pool.submit(users.check, basic("lab", "p@ss:word"), "a") for _ in range(10)]
+        wait_until(lambda: bool(hashed))
+        gate.set()
+        assert [check.result(30) for check in checks] == ["lab"] * 10
+    assert hashed == [b"p@ss:word"] and not users._hashing
 
 
 def test_a_users_file_that_is_wrong_stops_the_start(tmp_path: Path, build_house: Build) -> None:

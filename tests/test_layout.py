@@ -23,7 +23,8 @@ ROOMS: Dict[str, Set[str]] = {
     "authority": set(),
     "certs": {"authority", "openssl"},
     "leaves": {"authority", "openssl"},
-    "access": set(),
+    "password_queue": set(),
+    "access": {"password_queue"},
     "notices": set(),
     "locks": set(),
     "store": {"locks", "notices"},
@@ -104,6 +105,8 @@ ROOMS: Dict[str, Set[str]] = {
     | {"upstream", "reply", "relay"},
     "session": {
         "access",
+        "notices",
+        "password_queue",
         "http1",
         "leaves",
         "stream",
