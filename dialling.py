@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Container, NoReturn, Optional, Set, Tuple
 
 import http1
-from access import is_listener, is_private_affair
+from addresses import is_listener, is_private_affair
 from http1 import Authority, Field
 from openssl import prefer_aes_128
 from response_head import next_head

@@ -15,7 +15,8 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 import certs
 import openssl
-from access import Access, AccessError, Networks, Users, is_loopback
+from access import Access, AccessError, Users
+from addresses import Networks, is_loopback
 from cache import Cache
 from config import Config
 from config_values import Address, ParentProxy

@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
-from access import is_loopback
+from addresses import is_loopback
 from stream import Stream
 
 _MODEST, _LARGE = 16 * 1024, 512 * 1024

@@ -21,8 +21,10 @@ from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate
 
 import access
+import addresses
 import server
-from access import AccessError, Networks, Users, hash_password
+from access import AccessError, Users, hash_password
+from addresses import Networks
 from metrics import Counter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +75,7 @@ BODY = os.urandom(50_000)
     ],
 )
 def test_some_addresses_are_the_machines_own_affair(address: str, private: bool) -> None:
-    assert access.is_private_affair(address) is private
+    assert addresses.is_private_affair(address) is private
 
 
 def test_networks_hold_addresses() -> None:
@@ -385,7 +387,7 @@ def test_too_many_connections_are_told_so(build_house: Build, monkeypatch: pytes
 def from_afar(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Make dduct believe that its clients are on another machine, or not."""
     afar = [False]
-    real = access.is_loopback
+    real = addresses.is_loopback
     monkeypatch.setattr("server.is_loopback", lambda client: real(client) and not afar[0])
 
     def pretend(value: bool = True) -> None:
@@ -443,7 +445,7 @@ def test_a_redirect_does_not_help(
 
     outer = house.origin(away, tls=False, host="127.0.0.3")
     # One address of this machine plays one of the world outside.
-    real = access.is_private_affair
+    real = addresses.is_private_affair
     monkeypatch.setattr("dialling.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
     from_afar(True)
     assert get(house, f"http://127.0.0.3:{outer.port}/x.deb").status == 403
@@ -460,7 +462,7 @@ def test_what_this_machine_led_to_is_for_it_alone(
         connection.respond(307, [("Location", f"http://127.0.0.3:{outer.port}/y.deb")], b"")
 
     inner = house.origin(away, tls=False)
-    real = access.is_private_affair
+    real = addresses.is_private_affair
     monkeypatch.setattr("dialling.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
     url = f"http://{HOST}:{inner.port}/x.deb"
     assert get(house, url).body == BODY
@@ -474,7 +476,7 @@ def test_no_other_origin_opens_what_this_machine_has_by_a_digest(
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     inner = house.origin(Files({path: BODY}), tls=False)
     outer = house.origin(Files({path: b"!" * len(BODY)}), tls=False, host="127.0.0.3")
-    real = access.is_private_affair
+    real = addresses.is_private_affair
     monkeypatch.setattr("dialling.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
     assert get(house, f"http://{HOST}:{inner.port}{path}").body == BODY
     for afar in (False, True):  # nor is it open to others for having been asked for from here

@@ -14,7 +14,7 @@ import pytest
 from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Origin
 
-import access
+import addresses
 from config_values import Address, ParentProxy
 
 Build = Callable[..., House]
@@ -216,7 +216,7 @@ def test_what_a_parent_on_this_machine_has_from_it_is_for_it_alone(
 def test_a_parent_elsewhere_resolves_names_itself(build_house: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a name means here says nothing of there: whether it may be reached is for the parent to judge."""
     resolve(monkeypatch, {"inner.test": HOST})
-    real = access.is_private_affair
+    real = addresses.is_private_affair
     monkeypatch.setattr("dialling.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
     monkeypatch.setattr("server.is_loopback", lambda client: False)
     parent = ScriptedParent(b"HTTP/1.1 200 OK\r\n\r\n")
