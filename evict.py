@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
 
 from locks import is_file, try_lock
-from store import PART_SUFFIX, boot_id, files_below, leftover_record
+from ownfiles import PART_SUFFIX, files_below, is_reached_directly, prune
+from store import boot_id, leftover_record
 
 _log = logging.getLogger("dduct.evict")
 
@@ -150,6 +151,7 @@ class Evictor:
             except OSError:
                 continue  # gone meanwhile
             if entry.name.endswith(PART_SUFFIX) and _remove_leftover(entry.path, self._boot, oldest):
+                prune(os.path.dirname(entry.path), self._root)
                 continue
             octets = status.st_blocks * _BLOCK
             used += octets
@@ -168,8 +170,10 @@ class Evictor:
             if freed >= excess:
                 break
             try:
-                if max(os.stat(path).st_atime, last_used) > last_used:
+                if max(os.lstat(path).st_atime, last_used) > last_used:
                     continue  # used since
+                if not is_reached_directly(self._root, path):
+                    continue  # somebody has put a link in the place of a folder
                 if not path.endswith(PART_SUFFIX):
                     os.unlink(path)
                 elif not _remove_leftover(path, self._boot, float("inf")):
@@ -178,7 +182,7 @@ class Evictor:
                 continue
             freed += octets
             self._evicted()
-            _prune(os.path.dirname(path), self._root)
+            prune(os.path.dirname(path), self._root)
         if freed:
             _log.info("Removed %d MB of the least recently used objects", freed // 1_000_000)
         return freed
@@ -205,12 +209,3 @@ def _remove_leftover(path: str, boot: str, oldest: float) -> bool:
         return False
     finally:
         os.close(fd)  # and with it the lock
-
-
-def _prune(directory: str, root: str) -> None:
-    while len(directory) > len(root):
-        try:
-            os.rmdir(directory)
-        except OSError:
-            return  # in use
-        directory = os.path.dirname(directory)

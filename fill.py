@@ -17,8 +17,8 @@ from typing import Callable, Dict, Optional
 
 from hashing import Hashes
 from locks import is_file, is_of_interest, try_lock
+from ownfiles import PART_SUFFIX
 from store import (
-    PART_SUFFIX,
     Key,
     Lost,
     Metadata,

@@ -13,8 +13,8 @@ from typing import Iterator, Optional, Union
 
 from fill import HOLD_BACK, LOOKS_APART, PIECE, Fill, FillState, hesitation
 from locks import is_file, show_interest, try_lock
+from ownfiles import PART_SUFFIX
 from store import (
-    PART_SUFFIX,
     Lost,
     Metadata,
     Record,

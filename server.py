@@ -235,6 +235,7 @@ class Server:
         except OSError as error:
             raise StartError(f'misc.file_dir "{root}" cannot be used: {error.strerror or error}') from error
         _log.info('Files "%s"', root)
+        _warn_of_what_is_not_ours(cache)
         if not cache.store.keeps_metadata:
             _log.warning(
                 'misc.file_dir "%s" is on a file system without user extended attributes: what needs authorisation '
@@ -401,6 +402,24 @@ def _about(config: Config, ca_pem: bytes) -> About:
     hosts = (*config.certs.server_dns_sans, *config.certs.server_ip_sans)
     filters = tuple(pattern.pattern for pattern in config.proxy.filters)
     return About(ca_pem, hosts, filters, config.proxy.auth_file is not None)
+
+
+def _warn_of_what_is_not_ours(cache: Cache) -> None:
+    root, (foreign, closed) = cache.store.root, cache.store.outside
+    if foreign is not None:
+        _log.warning(
+            'misc.file_dir "%s" holds what is not dduct\'s, such as "%s": it is never touched, but the room that it '
+            "takes counts against cache.min_free and cannot be freed; a directory of its own is better",
+            root,
+            foreign,
+        )
+    for name in closed:
+        _log.warning(
+            'misc.file_dir: "%s/%s" is a link, a mount point or no folder: nothing is kept there; let misc.file_dir '
+            "itself lead to where files are to be",
+            root,
+            name,
+        )
 
 
 def _limits(config: Config) -> Limits:

@@ -23,14 +23,14 @@ from dataclasses import asdict, dataclass, replace
 from email.utils import formatdate
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple, Optional, Tuple
 
 from locks import is_file, is_locked, try_lock
 from notices import Seldom
+from ownfiles import PART_SUFFIX, is_reached_directly, outside, prune
 
 ATTRIBUTE = "user.dduct"
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
-PART_SUFFIX = ".dduct"
 _NAME_LIMIT = 255 - len(PART_SUFFIX)
 _FORMAT = 1
 ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
@@ -224,6 +224,7 @@ class Store:
         self.root = root
         self.min_free = min_free
         root.mkdir(parents=True, exist_ok=True)
+        self.outside = outside(str(root))
         self.keeps_metadata = self._probe_attributes()
         self.boot = boot_id()
         self.trouble = Seldom(_log)  # with the disk
@@ -240,6 +241,9 @@ class Store:
                 raise Unstorable("over-long segment in its path")
             if part.endswith(PART_SUFFIX):
                 raise Unstorable(f"its path ends a segment in {PART_SUFFIX}")
+        folder = name.partition("/")[0]
+        if folder in self.outside.closed:
+            raise Unstorable(f"{folder} in misc.file_dir is a link, a mount point or no folder")
         return f"{self.root}/{name}"
 
     def places(self, key: Key) -> Places:
@@ -295,6 +299,8 @@ class Store:
     def open_part(self, place: str) -> int:
         """Open the file that grows beside `place`, made with its directories, never truncated. Raises Unstorable."""
         part = place + PART_SUFFIX
+        if not is_reached_directly(str(self.root), part):
+            raise Unstorable("a folder in its path is a symbolic link")
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         for _ in range(_MKDIR_ATTEMPTS):
             try:
@@ -329,13 +335,7 @@ class Store:
 
     def prune(self, place: str) -> None:
         """Remove the directories above `place` that hold nothing: those made for an object that was not kept."""
-        directory = os.path.dirname(place)
-        while len(directory) > len(str(self.root)):
-            try:
-                os.rmdir(directory)
-            except OSError:
-                return  # in use
-            directory = os.path.dirname(directory)
+        prune(os.path.dirname(place), str(self.root))
 
     def write_record(self, fd: int, record: Record) -> None:
         """Set the attribute of an open file; raises Unstorable. A no-op where the file system has none."""
@@ -374,6 +374,8 @@ class Store:
 
     def remove(self, place: str) -> None:
         """Unpublish an object, if there is one; who reads it reads on."""
+        if not is_reached_directly(str(self.root), place):
+            return  # a link leads to what is not ours to remove
         try:
             os.unlink(place)
         except OSError as error:
@@ -486,24 +488,6 @@ class Store:
         finally:
             probe.unlink()
         return True
-
-
-def files_below(directory: str) -> Iterator[os.DirEntry[str]]:
-    """All files below a directory but those of dduct's own at the top, whose names begin with a dot."""
-    pending = [directory]
-    while pending:
-        place = pending.pop()
-        try:
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                    elif entry.is_file(follow_symlinks=False) and not (
-                        place == directory and entry.name.startswith(".")
-                    ):
-                        yield entry
-        except OSError:
-            continue  # gone meanwhile, or not ours to read
 
 
 def read_record(fd: int) -> Optional[Record]:

@@ -12,7 +12,8 @@ from typing import Callable, Iterator, Optional
 
 from fill import HOLD_BACK, FillFailed
 from locks import is_locked
-from store import PART_SUFFIX, Entry, Lost, Record, Unstorable, boot_id, files_below, read_octets, read_record
+from ownfiles import PART_SUFFIX, files_below
+from store import Entry, Lost, Record, Unstorable, boot_id, read_octets, read_record
 
 _log = logging.getLogger("dduct.verify")
 

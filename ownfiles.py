@@ -1,0 +1,145 @@
+"""Which files below the cache's directory are dduct's own: nothing else there is ever removed, or even looked at.
+
+* Own are the folders of `OWN_FOLDERS`, and in them what lies where an object can lie: below a host or, for what is
+  named by a digest, under exactly that name. Files that were copied in there by hand count as objects.
+* Symbolic links, mount points and other file systems are not followed: what lies behind them is somebody else's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import Iterator, List, NamedTuple, Optional, Set, Tuple
+
+PART_SUFFIX = ".dduct"
+ASIDE = ".dduct"  # a folder below each host, which no URL can name: segments that end in PART_SUFFIX are no names
+OWN_FOLDERS = ("http", "https", "sha256", "sha512", "blake2b")
+_NAMED_BY_URL = frozenset(["http", "https"])
+_NOT_FOREIGN = frozenset([".evictor", "lost+found", *OWN_FOLDERS])
+_PROBE_PREFIX = ".probe-"
+_HEX = re.compile("[0-9a-f]+")
+_MOUNTS = "/proc/self/mountinfo"
+_MOUNT_POINT = 4  # the number of this field of a line (proc_pid_mountinfo(5))
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+class Outside(NamedTuple):
+    """What lies in the cache's directory and is not dduct's: an example of each kind, if there is one."""
+
+    foreign: Optional[str]
+    closed: Tuple[str, ...]  # own folders that are a link, a mount point or no folder
+
+
+def own_entries(root: str) -> Iterator[os.DirEntry[str]]:
+    """All own files below a directory, and the folders that hold them; a folder comes before what it holds."""
+    mounts = _mounts_below(root)
+    try:
+        device = os.stat(root).st_dev
+    except OSError:
+        return
+    pending: List[Tuple[str, int, str]] = [(f"{root}/{name}", 0, name) for name in OWN_FOLDERS]
+    pending = [(path, level, top) for path, level, top in pending if _is_own_folder(path, device, mounts)]
+    while pending:
+        place, level, top = pending.pop()
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.path not in mounts and entry.stat(follow_symlinks=False).st_dev == device:
+                            pending.append((entry.path, level + 1, top))
+                            yield entry
+                    elif entry.is_file(follow_symlinks=False) and _is_object(entry, place, level, top):
+                        yield entry
+        except OSError:
+            continue  # gone meanwhile, or not ours to read
+
+
+def files_below(root: str) -> Iterator[os.DirEntry[str]]:
+    """All own files below a directory."""
+    return (entry for entry in own_entries(root) if not entry.is_dir(follow_symlinks=False))
+
+
+def outside(root: str) -> Outside:
+    """What in a cache's directory is not dduct's own, as far as its first level shows."""
+    mounts = _mounts_below(root)
+    device = os.stat(root).st_dev
+    closed = tuple(
+        name
+        for name in OWN_FOLDERS
+        if os.path.lexists(f"{root}/{name}") and not _is_own_folder(f"{root}/{name}", device, mounts)
+    )
+    foreign = (
+        name for name in sorted(os.listdir(root)) if name not in _NOT_FOREIGN and not name.startswith(_PROBE_PREFIX)
+    )
+    return Outside(next(foreign, None), closed)
+
+
+def is_reached_directly(root: str, path: str) -> bool:
+    """Whether no folder between root and a path is a symbolic link: else the path names something elsewhere."""
+    directory = os.path.dirname(path)
+    while len(directory) > len(root):
+        try:
+            if stat.S_ISLNK(os.lstat(directory).st_mode):
+                return False
+        except OSError:
+            pass  # it is not there yet
+        directory = os.path.dirname(directory)
+    return True
+
+
+def prune(directory: str, root: str) -> Tuple[int, int]:
+    """Remove a folder that holds nothing, and those above it, below the root; how many, and the bytes they took."""
+    count = size = 0
+    while len(directory) > len(root):
+        try:
+            taken = room_of(os.lstat(directory))
+            os.rmdir(directory)
+        except OSError:
+            break  # in use
+        count, size = count + 1, size + taken
+        directory = os.path.dirname(directory)
+    return count, size
+
+
+_BLOCK = 512  # bytes; the unit of st_blocks
+_LEAST = 1024  # bytes: what an inode costs at least, where a file system says that it takes no block
+
+
+def room_of(status: os.stat_result) -> int:
+    """Bytes that a file or folder takes on its disk."""
+    return max(status.st_blocks * _BLOCK, _LEAST)
+
+
+def _is_own_folder(path: str, device: int, mounts: Set[str]) -> bool:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_dev == device and path not in mounts
+
+
+def _is_object(entry: os.DirEntry[str], place: str, level: int, top: str) -> bool:
+    """Whether a regular file is where an object, an alias or a growing file can be."""
+    if top in _NAMED_BY_URL:
+        return level >= 1
+    if level != 1:
+        return False
+    name = entry.name
+    if name.endswith(PART_SUFFIX):
+        name = name[: -len(PART_SUFFIX)]
+        if name.startswith("."):
+            return True  # a fresh one, which is about to be renamed
+    return name.startswith(os.path.basename(place)) and _HEX.fullmatch(name) is not None
+
+
+def _mounts_below(root: str) -> Set[str]:
+    """Where something is mounted below a directory, as paths that begin as `root` does."""
+    real = os.path.realpath(root)
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as lines:
+            places = [line.split(" ")[_MOUNT_POINT] for line in lines]
+    except (OSError, IndexError):
+        return set()
+    points = (_ESCAPE.sub(lambda match: chr(int(match.group(1), 8)), place) for place in places)
+    return {root + point[len(real) :] for point in points if point.startswith(real + "/")}
