@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Callable, Iterable, List, Optional, Tuple
 
 import freshness
@@ -81,7 +81,10 @@ class Inquiry:
     def whether_still_good(self, metadata: Metadata) -> Exchange:
         """Ask for the whole, unless it is what is stored: a 304 says so."""
         fields = stored_fields(metadata)
-        exchange = self.whole(validation.validators(fields))
+        self._check_permission()
+        question = self.whole_request(validation.validators(fields))
+        confirms = partial(validation.confirms, fields=fields)
+        exchange = self._services.origins.follow(replace(question, confirms=confirms))
         if exchange.head.status != 304 or validation.selects(exchange.head, fields):
             return exchange
         exchange.close()  # it speaks of something that is not here
@@ -115,6 +118,8 @@ class Inquiry:
         self._check_permission()
         conditions = validation.validators(stored_fields(metadata))
         probe = self._request_for(self._request.method, [*conditions, (b"Accept-Encoding", b"identity")])
+        # More than for a validation: whoever gets another's answer must not be let in by it.
+        probe = replace(probe, confirms=partial(validation.names, fields=stored_fields(metadata)))
         exchange = self._services.origins.exchange(probe)
         target = exchange.redirect()
         if target is None:

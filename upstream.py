@@ -2,6 +2,9 @@
 
 Rules of this room:
 
+* A connection that has brought an answer without a body (HEAD, 204, 304, Content-Length: 0) brings nothing after that
+  but a 304 that confirms what was asked. A broken origin may send a body all the same, and late: it would be taken for
+  the answer to the next request, and be another URL's.
 * A connection over which somebody has logged in as such (NTLM, Negotiate) is not kept: it would be anybody's.
 * http.client sends requests and keeps count of a connection's state. Response heads and bodies are read by this
   project's own strict parser, for http.client's lenient one ends short bodies silently, splits heads at bare CRs,
@@ -37,7 +40,7 @@ _LOGS_CONNECTIONS_IN = re.compile(rb"(?i)(?:^|[\s,])(?:ntlm|negotiate)(?:$|[\s,]
 
 
 class _Stale(Exception):
-    """A kept-alive connection ended before it brought any answer; the request may be sent on another one."""
+    """A kept-alive connection brought no answer, or what is none; the request may be sent on another one."""
 
 
 class OriginResponse(http.client.HTTPResponse):
@@ -94,6 +97,7 @@ class _Origin:
     scheme: str
     authority: Authority
     near: bool  # or a connection that one client may have would be another's, too
+    bodiless: bool = False  # its connections have brought an answer without a body
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class Request:
 
     `expects`: the origin is to say whether it wants the body; `upgrade`: it may answer 101 and switch protocols;
     `on_interim` is told every interim response (RFC 9110 §15.2) but 100. `near`: it comes from this very machine, and
-    may go to what is its own affair.
+    may go to what is its own affair. `confirms` says which 304 to it is proof enough over a connection that brings
+    nothing else; None where none is.
     """
 
     method: bytes
@@ -114,6 +119,7 @@ class Request:
     expects: bool = False
     upgrade: bool = False
     on_interim: Callable[[ResponseHead], None] = lambda _: None
+    confirms: Optional[Callable[[ResponseHead], bool]] = None
 
     def redirected(self, target: Target) -> Request:
         """The same at another URL. Credentials stay behind when host, port or scheme change: S3 answers 400 to them."""
@@ -142,6 +148,7 @@ class Exchange:
         self._response = response
         self._closed = False
         self._logs_in = _logs_in(request, response.head)
+        self._bodiless = response.body.complete  # before anything was read of it
         self.method = request.method
         self.target = request.target
         self.hops: Tuple[Hop, ...] = ()  # the redirects that `follow` has followed to it
@@ -164,9 +171,12 @@ class Exchange:
         return self._connection.stream
 
     def redirect(self) -> Optional[Target]:
-        """Where the answer sends us, or None where it does not, or to nowhere that http1 understands."""
+        """Where the answer sends us, or None where it does not, or to nowhere that http1 understands.
+
+        A redirect that sets a cookie sends the client: what it leads to may be another thing without that cookie.
+        """
         location = self.head.headers.get(b"location")
-        if self.head.status not in _REDIRECTS or location is None:
+        if self.head.status not in _REDIRECTS or location is None or b"set-cookie" in self.head.headers:
             return None
         return http1.resolve(self.target, location)
 
@@ -178,7 +188,15 @@ class Exchange:
         self._response.close()
         reusable = self.head.persistent and self.body.delimited and not self._connection.spoiled
         reusable = reusable and self.head.status != 101 and not self._logs_in and self.body.drain(_DRAINED_AT_MOST)
+        if self._bodiless:
+            self._connection.origin = replace(self._connection.origin, bodiless=True)
         self._origins.give_back(self._connection, reusable)
+
+    def discard(self) -> None:
+        """Hang up, whatever the answer is."""
+        self._closed = True
+        self._response.close()
+        self._origins.give_back(self._connection, reusable=False)
 
 
 class Origins:
@@ -197,27 +215,30 @@ class Origins:
         origin = _Origin(request.target.scheme, request.target.authority, request.near)
         # What cannot be sent twice is not risked on a connection that may be dying (RFC 9110 §9.2.2).
         if request.method in _REPLAYABLE and request.body is None:
-            kept = self._take(origin)
-            while kept is not None:
-                try:
-                    return self._ask(kept, request, reused=True)
-                except _Stale:
-                    kept = self._take(origin)
+            found = self._confirmation(origin, request) or self._ask_again(origin, request)
+            if found is not None:
+                return found
         return self._ask(self._open(origin), request, reused=False)
 
     def follow(self, request: Request) -> Exchange:
-        """The same, following redirects. One from https to http, or to nowhere, is handed out as it is."""
+        """The same, following redirects.
+
+        One from https to http, to nowhere, or to where it has come from is handed out as it is, and so is the one after
+        REDIRECT_LIMIT: the client may know better what to do about it.
+        """
+        first = request.target
         hops: Tuple[Hop, ...] = ()
-        for _ in range(REDIRECT_LIMIT + 1):
+        while True:
             exchange = self.exchange(request)
             exchange.hops = hops
             target = exchange.redirect()
             if target is None or (request.target.scheme, target.scheme) == ("https", "http"):
                 return exchange
+            if target == first or any(target == hop.target for hop in hops) or len(hops) == REDIRECT_LIMIT:
+                return exchange
             exchange.close()
             hops = (*hops, Hop(exchange.head, target, exchange.near))
             request = request.redirected(target)
-        raise UpstreamError(f"more than {REDIRECT_LIMIT} redirects, the last to {request.target.host_field}")
 
     def hang_up(self, stream: Stream, broken: bool = False) -> None:
         """End a connection that `dial` made."""
@@ -254,13 +275,33 @@ class Origins:
                 self._dialler.start_tls(stream, origin.authority)
         return _Connection(origin, stream, self._dialler.is_private(stream, host), to_parent)
 
+    def _ask_again(self, origin: _Origin, request: Request) -> Optional[Exchange]:
+        """Send a request over a connection that was kept; None where there is none that lives."""
+        kept = self._take(origin)
+        while kept is not None:
+            try:
+                return self._ask(kept, request, reused=True)
+            except _Stale:
+                kept = self._take(origin)
+        return None
+
+    def _confirmation(self, origin: _Origin, request: Request) -> Optional[Exchange]:
+        """A 304 that confirms, over a connection that brings nothing else; None where there is none to be had."""
+        if request.confirms is None:
+            return None
+        exchange = self._ask_again(replace(origin, bodiless=True), replace(request, on_interim=lambda _: None))
+        if exchange is None or (exchange.head.status == 304 and request.confirms(exchange.head)):
+            return exchange
+        exchange.discard()
+        return None
+
     def _ask(self, connection: _Connection, request: Request, reused: bool) -> Exchange:
         try:
             response = _send(connection, request)
             return Exchange(self, connection, response, request)
         except (OSError, http1.ProtocolError, http.client.HTTPException, UnicodeError) as error:
             self.give_back(connection, reusable=False)
-            if reused and isinstance(error, (ConnectionError, ConnectionLost, ssl.SSLError)):
+            if reused and isinstance(error, (ConnectionError, ConnectionLost, ssl.SSLError, http1.ProtocolError)):
                 raise _Stale from error
             raise translated(error, f"no answer from {request.target.authority}") from error
         except BaseException:

@@ -33,6 +33,27 @@ def selects(response: ResponseHead, fields: Headers) -> bool:
     return weak(sent) == weak(stored)
 
 
+def confirms(response: ResponseHead, fields: Headers) -> bool:
+    """Whether a 304 names a validator of the response that is stored with `fields`, or says nothing at all.
+
+    For a connection on which something else may arrive: nothing of that is taken over.
+    """
+    if names(response, fields):
+        return True
+    modified = response.headers.get(b"last-modified")
+    if b"etag" in response.headers or b"etag" in fields or modified is None:
+        return all(name.lower() in _SAYING_NOTHING for name, _ in response.headers)
+    return modified == fields.get(b"last-modified")
+
+
+_SAYING_NOTHING = frozenset([b"date", b"server", b"connection", b"keep-alive", b"content-length"])
+
+
+def names(response: ResponseHead, fields: Headers) -> bool:
+    """Whether a 304 itself names the entity tag of the response that is stored with `fields`."""
+    return b"etag" in response.headers and b"etag" in fields and selects(response, fields)
+
+
 def same_representation(response: ResponseHead, fields: Headers, length: Optional[int], digest: str = "") -> bool:
     """Whether a 200 or 206 to a later request proves that its origin still has what is stored, `length` octets.
 
