@@ -86,6 +86,15 @@ def _is_local(host: str) -> bool:
         return host in ("0.0.0.0", "::") or probe.getsockname()[0] == host.partition("%")[0]
 
 
+def is_network(text: str) -> bool:
+    """Whether it is an address or a network, and no name."""
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
+
+
 class Networks:
     """A set of addresses, given as networks such as `10.0.0.0/8` and `::1`."""
 
@@ -97,5 +106,5 @@ class Networks:
         return isinstance(text, str) and self._holds(text)
 
     def _look_up(self, text: str) -> bool:
-        address = parse_address(text)
+        address = parse_address(text) or _parse_number(text)
         return address is not None and any(address in network for network in self._networks)

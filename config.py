@@ -46,9 +46,12 @@ class Proxy:
     tls_bind: Optional[Address]
     filters: Tuple[re.Pattern[str], ...]
     idle_timeout: float
+    connect_timeout: float
     upstream_timeout: float
+    relay_timeout: float
     upstream_ca: Optional[Path]
     upstream_insecure: Tuple[str, ...]
+    client_cert_hosts: Tuple[str, ...]
     upstream_proxy: Optional[ParentProxy]
     no_upstream_proxy: Tuple[str, ...]
     allow_clients: Tuple[str, ...]
@@ -132,11 +135,14 @@ _SCHEMA = (
         read.list_of(read.filter_pattern),
     ),
     _Key("proxy", "idle_timeout", "60s", read.seconds),
+    _Key("proxy", "connect_timeout", "10s", read.seconds),
     _Key("proxy", "upstream_timeout", "30s", read.seconds),
+    _Key("proxy", "relay_timeout", "5m", read.seconds),
     _Key("proxy", "upstream_ca", "", read.readable("a PEM file")),
-    _Key("proxy", "upstream_insecure", [], read.list_of(read.host_or_ip)),
+    _Key("proxy", "upstream_insecure", [], read.list_of(read.host_or_network)),
+    _Key("proxy", "client_cert_hosts", [], read.list_of(read.host_or_network_or_all)),
     _Key("proxy", "upstream_proxy", "", read.proxy_url),
-    _Key("proxy", "no_upstream_proxy", [], read.list_of(read.host_or_ip)),
+    _Key("proxy", "no_upstream_proxy", [], read.list_of(read.host_or_network)),
     _Key(
         "proxy",
         "allow_clients",

@@ -266,6 +266,26 @@ def host_or_ip(value: Any, base: Path) -> str:
         return host_pattern(value, base)
 
 
+def host_or_network(value: Any, base: Path) -> str:
+    """A name, `*.name` (`.name` is the same), an address or a network."""
+    text = string(value, base)
+    if "/" in text:
+        return network(value, base)
+    try:
+        return ip(value, base)
+    except Expected:
+        pass
+    try:
+        return host_pattern(f"*{text}" if text.startswith(".") else text, base)
+    except Expected:
+        raise Expected("a host name, '*.name', an address or a network, without scheme, port and path") from None
+
+
+def host_or_network_or_all(value: Any, base: Path) -> str:
+    """The same, or `*` for every host."""
+    return "*" if value == "*" else host_or_network(value, base)
+
+
 def filter_pattern(value: Any, base: Path) -> re.Pattern[str]:
     """A regular expression whose named groups are parts of one hash."""
     text = string(value, base)

@@ -4,10 +4,12 @@ Rules of this module:
 
 * Taking one and giving one back cost the same however many there are: `_by_age` begins with the oldest.
 * What has to be closed is returned, and closed without the lock.
+* What an origin has closed, or what is too old, is found by `sweep` without any traffic: it would stay in CLOSE-WAIT.
 """
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections import OrderedDict, deque
@@ -16,6 +18,7 @@ from typing import Callable, Deque, Dict, Generic, Hashable, List, Optional, Pro
 IDLE_TIMEOUT = 30.0  # seconds; most servers hang up later than that
 MAX_IDLE_PER_ORIGIN = 32
 MAX_IDLE = 1024
+_SWEEP_INTERVAL = 5.0  # seconds
 
 
 class Pooled(Protocol):
@@ -23,6 +26,8 @@ class Pooled(Protocol):
 
     origin: Hashable
     idle_since: float
+
+    def fileno(self) -> int: ...
 
 
 _C = TypeVar("_C", bound=Pooled)
@@ -33,6 +38,7 @@ class ConnectionPool(Generic[_C]):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._swept_at = clock()  # of the one thread that sweeps
         self._lock = threading.Lock()  # guards the three below
         self._by_origin: Dict[Hashable, Deque[_C]] = {}  # the youngest last
         self._by_age: OrderedDict[int, _C] = OrderedDict()  # by id; the oldest first
@@ -67,6 +73,20 @@ class ConnectionPool(Generic[_C]):
         """Whether a connection has been idle for too long to be used again."""
         return self._clock() - connection.idle_since > IDLE_TIMEOUT
 
+    def sweep(self) -> List[_C]:
+        """Those that are of no more use, every few seconds; returns what has to be closed. For one thread."""
+        now = self._clock()
+        if now - self._swept_at < _SWEEP_INTERVAL:
+            return []
+        self._swept_at = now
+        with self._lock:
+            found = self._expired()
+            idle = list(self._by_age.values())
+        # Whoever takes one of them meanwhile is not asked: it counts only while it is still here.
+        dead = _readable(idle)
+        with self._lock:
+            return found + [connection for connection in dead if self._remove(connection)]
+
     def retire(self) -> List[_C]:
         """Keep nothing any more; returns what has to be closed."""
         with self._lock:
@@ -84,6 +104,15 @@ class ConnectionPool(Generic[_C]):
             found.append(self._pop_oldest())
         return found
 
+    def _remove(self, connection: _C) -> bool:
+        if self._by_age.pop(id(connection), None) is None:
+            return False
+        kept = self._by_origin[connection.origin]
+        kept.remove(connection)  # of a few
+        if not kept:
+            del self._by_origin[connection.origin]
+        return True
+
     def _pop_oldest(self) -> _C:
         _, connection = self._by_age.popitem(last=False)
         kept = self._by_origin[connection.origin]
@@ -91,3 +120,13 @@ class ConnectionPool(Generic[_C]):
         if not kept:
             del self._by_origin[connection.origin]
         return connection
+
+
+def _readable(idle: List[_C]) -> List[_C]:
+    """Which of some connections have been closed by their origin, or speak out of turn."""
+    poll = select.poll()
+    by_descriptor = {connection.fileno(): connection for connection in idle}
+    by_descriptor.pop(-1, None)  # closed meanwhile
+    for descriptor in by_descriptor:
+        poll.register(descriptor, select.POLLIN)
+    return [by_descriptor[descriptor] for descriptor, _ in poll.poll(0)]

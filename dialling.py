@@ -13,15 +13,14 @@ import socket
 import ssl
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Container, NoReturn, Optional, Set, Tuple
 
 import http1
 from addresses import is_listener, is_private_affair
 from http1 import Authority, Field
-from openssl import prefer_aes_128
-from response_head import next_head
-from stream import ConnectionLost, Stream, tell_cut_from_end
+from origin_tls import OriginTls, TlsSettings
+from response_head import AnswerHeads
+from stream import ConnectionLost, Stream
 
 
 class UpstreamError(Exception):
@@ -51,16 +50,16 @@ class Parent:
 
 @dataclass(frozen=True)
 class Settings:
-    """`timeout` is in seconds: for connecting, for the handshake, and for each wait for the next octets.
+    """Times in seconds. `connect_timeout`: to look a name up and connect, to shake hands, and for a parent's CONNECT.
+    `fill_timeout` (what may be kept) and `relay_timeout` (all else): for an answer, and for each wait within it.
 
-    `ca` is a PEM file trusted beside the system's; `client_certificate` is (certificate, key), offered where asked for.
     All hosts but those in `direct` are reached through `parent`, where there is one; `via` is dduct's name there.
     """
 
-    timeout: float
-    ca: Optional[Path] = None
-    insecure: Container[str] = ()
-    client_certificate: Optional[Tuple[Path, Path]] = None
+    connect_timeout: float
+    fill_timeout: float
+    relay_timeout: float
+    tls: TlsSettings
     own_addresses: Tuple[Tuple[str, int], ...] = ()
     parent: Optional[Parent] = None
     direct: Container[str] = ()
@@ -68,12 +67,11 @@ class Settings:
 
 
 class Dialler:
-    """Makes connections, and knows those in use. Raises OSError (ssl.SSLError too) on unusable certificate files."""
+    """Makes connections, and knows those in use. Raises UnusableCertificate."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._verifying = _client_context(settings, verify=True)
-        self._trusting = _client_context(settings, verify=False)
+        self._tls = OriginTls(settings.tls)
         self._lock = threading.Lock()  # guards the two below
         self._in_use: Set[Stream] = set()
         self._closed = False
@@ -111,9 +109,8 @@ class Dialler:
 
     def start_tls(self, stream: Stream, authority: Authority) -> None:
         """TLS to an origin. Raises UpstreamError; the connection is closed then."""
-        context = self._trusting if authority.host in self._settings.insecure else self._verifying
         try:
-            stream.start_tls(context, authority.host)
+            stream.start_tls(self._tls.context(authority.host), authority.host)
         except (OSError, ValueError) as error:
             self.hang_up(stream, broken=True)
             raise translated(error, f"no trusted TLS connection to {authority}") from error
@@ -165,7 +162,9 @@ class Dialler:
             # Judged by the address that is dialled: a name may mean another one at every look.
             _check_whose_affair(str(address[0]), authority, near)
             try:
-                return self._track(Stream(self._connect(family, kind, protocol, address), self._settings.timeout))
+                return self._track(
+                    Stream(self._connect(family, kind, protocol, address), self._settings.connect_timeout)
+                )
             except OSError as error:
                 failure = error
         raise translated(failure, f"cannot connect to {authority}")
@@ -175,9 +174,7 @@ class Dialler:
         fields = [(b"Host", str(authority).encode()), (b"Via", self._settings.via), *parent.fields]
         lines = [b"CONNECT %s HTTP/1.1" % str(authority).encode(), *(b"%s: %s" % field for field in fields)]
         stream.send(b"\r\n".join([*lines, b"", b""]))
-        head = next_head(stream, stream.timeout)
-        while head.interim:
-            head = next_head(stream, stream.timeout)
+        head = AnswerHeads(stream).final(stream.timeout)
         if not 200 <= head.status < 300:
             reason = head.reason.decode("latin-1")
             remedy = "; proxy.upstream_proxy wants user:password" if head.status == 407 else ""
@@ -186,7 +183,7 @@ class Dialler:
     def _connect(self, family: int, kind: int, protocol: int, address: object) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(self._settings.timeout)
+            sock.settimeout(self._settings.connect_timeout)
             sock.connect(address)  # type: ignore[arg-type]
         except BaseException:
             sock.close()
@@ -229,25 +226,11 @@ def _is_private_behind(parent: Stream, host: str) -> bool:
     return any(is_private_affair(str(address[0])) for *_, address in addresses)
 
 
-def _client_context(settings: Settings, verify: bool) -> ssl.SSLContext:
-    context = tell_cut_from_end(ssl.create_default_context())
-    # Python 3.13 turned this on; laboratories' own authorities often lack an extension it asks for.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    prefer_aes_128(context)
-    if settings.ca is not None:
-        context.load_verify_locations(settings.ca)
-    if settings.client_certificate is not None:
-        context.load_cert_chain(*settings.client_certificate)
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+def translated(error: BaseException, what: str, key: str = "proxy.connect_timeout") -> UpstreamError:
+    """An error of the network or of the origin as one line for a client, with the remedy where there is one.
 
-
-def translated(error: BaseException, what: str) -> UpstreamError:
-    """An error of the network or of the origin as one line for a client, with the remedy where there is one."""
+    `key` is the one that has bounded a wait.
+    """
     if isinstance(error, UpstreamError):
         return error
     if isinstance(error, http1.ProtocolError):
@@ -256,7 +239,7 @@ def translated(error: BaseException, what: str) -> UpstreamError:
         remedy = "name its authority in proxy.upstream_ca, or the host in proxy.upstream_insecure"
         return UpstreamError(f"{what}: {error.verify_message.rstrip('.')}; {remedy}")
     if isinstance(error, socket.timeout):
-        return UpstreamError(f"{what}: nothing for too long (proxy.upstream_timeout)", 504)
+        return UpstreamError(f"{what}: nothing for too long ({key})", 504)
     return UpstreamError(f"{what}: {_say(error)}")
 
 

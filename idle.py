@@ -62,10 +62,16 @@ class _Watched:
 
 
 class Idle:
-    """Those who are watched. `spawn` starts a thread with their `resume` when something is to be done for one."""
+    """Those who are watched. `spawn` starts a thread with their `resume` when something is to be done for one.
 
-    def __init__(self, spawn: Callable[[str, Callable[[], None]], None]) -> None:
+    `upkeep` is called once a second, and takes no time.
+    """
+
+    def __init__(
+        self, spawn: Callable[[str, Callable[[], None]], None], upkeep: Callable[[], None] = lambda: None
+    ) -> None:
         self._spawn = spawn
+        self._upkeep = upkeep
         self._lock = threading.Lock()  # guards the four below
         self._epoll: Optional[select.epoll] = None  # from `open` to the end of `run`
         self._watched: Dict[int, _Watched] = {}  # by descriptor
@@ -138,6 +144,7 @@ class Idle:
                 self._answer(epoll, fd, events, now)
             if now - expired_at >= _TICK:
                 self._expire(epoll, now)
+                _guarded(self._upkeep)
                 expired_at = now
 
     def _answer(self, epoll: select.epoll, fd: int, events: int, now: float) -> None:

@@ -17,7 +17,7 @@ from policy import Name
 from relay import outgoing
 from selection import CONDITIONS
 from store import FieldText, Metadata
-from upstream import Exchange, Request, UpstreamError
+from upstream import Exchange, Purpose, Request, UpstreamError
 
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering; of a longer one, its origin is
 # What some origins heed instead of the URL, the method or the connection: of one client's making, and in no name.
@@ -67,7 +67,7 @@ class Inquiry:
         """What the client itself has asked."""
         self._check_permission()
         headers = outgoing(self._request, self._services.via)
-        return self._services.origins.exchange(self._made_of(self._request.method, headers))
+        return self._services.origins.exchange(self._made_of(self._request.method, headers, Purpose.RELAY))
 
     def whole_request(self, conditions: Iterable[Field] = ()) -> Request:
         """The request for the whole representation, as its origin stores it (never re-encoded)."""
@@ -232,10 +232,10 @@ class Inquiry:
         return validation.strong_etag(stored_fields(leftover.metadata))
 
     def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
-        return self._made_of(method, Headers([*self.sent.headers, *fields]))
+        return self._made_of(method, Headers([*self.sent.headers, *fields]), Purpose.FILL)
 
-    def _made_of(self, method: bytes, headers: Headers) -> Request:
-        return Request(method, self._target, headers, self._near, on_interim=self._on_interim)
+    def _made_of(self, method: bytes, headers: Headers, purpose: Purpose) -> Request:
+        return Request(method, self._target, headers, self._near, purpose, on_interim=self._on_interim)
 
     def _check_permission(self) -> None:
         if self.only_if_cached:

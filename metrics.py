@@ -33,6 +33,7 @@ class Counter(enum.Enum):
     INTERCEPTED = ("intercepted", "Connections that were intercepted")
     WRONG_PASSWORDS = ("wrong_passwords", "Requests whose user or password was wrong")
     PASSWORDS_PUT_OFF = ("passwords_put_off", "Requests whose password was not checked, for its address sent too many")
+    INTERIM_FLOODS = ("interim_floods", "Origins that sent interim answers (1xx) without an end, and were given up")
     REFUSED = ("refused", "Requests that were malformed or not allowed")
 
 

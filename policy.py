@@ -12,6 +12,7 @@ from typing import Container, Dict, Iterable, List, Optional, Tuple, Union
 from urllib.parse import unquote_plus
 
 import http1
+from addresses import Networks, is_network
 from http1 import Authority, Headers, RequestHead, Target
 
 
@@ -54,6 +55,19 @@ class Hosts:
                 return True
             _, dot, parent = parent.partition(".")
         return False
+
+
+class HostList(Hosts):
+    """The same with addresses in any spelling, networks, and `*` for every host. No name is looked up."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        patterns = list(patterns)
+        super().__init__(patterns)
+        self._all = "*" in patterns
+        self._networks = Networks(pattern for pattern in patterns if is_network(pattern))
+
+    def __contains__(self, host: object) -> bool:
+        return self._all or super().__contains__(host) or host in self._networks
 
 
 @dataclass(frozen=True, eq=False)  # there is one at a time, and it is looked up by identity

@@ -44,6 +44,7 @@ def wants_upgrade(request: RequestHead) -> bool:
 def forward(reply: Reply, exchange: Exchange) -> None:
     """Pass an origin's answer on, streaming. An answer that breaks off is broken off here too."""
     head = exchange.head
+    exchange.relayed()
     fields = [*head.headers.end_to_end()]
     if b"date" not in head.headers:
         fields.append((b"Date", values.format_date(time.time())))  # RFC 9110 §6.6.1

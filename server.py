@@ -31,7 +31,8 @@ from idle import Idle
 from leaves import LeafStore
 from listener import Listener, Slots, Threads, bind
 from metrics import Counter, Counters
-from policy import Hosts, Naming, Parameters, Rules, Where
+from origin_tls import TlsSettings, UnusableCertificate
+from policy import HostList, Hosts, Naming, Parameters, Rules, Where
 from session import Household, Session
 from setup_page import About
 from stream import NamedSocket, Stream
@@ -40,7 +41,7 @@ from upstream import Origins
 _log = logging.getLogger("dduct")
 
 _FORCED_END = 3.0  # seconds for threads to notice that their sockets are gone
-_PATIENCE = 10  # times the upstream_timeout
+_PATIENCE = 10  # times what an origin may take to be connected and to say something
 _WORKERS_AT_MOST = 8  # unless the configuration says more
 
 
@@ -86,7 +87,7 @@ class Server:
         self._via = b"1.1 dduct-" + secrets.token_hex(4).encode()
         self.counters = Counters(rows=worker_count(config))
         self._threads = Threads()
-        self._idle = Idle(self._threads.spawn)
+        self._idle = Idle(self._threads.spawn, self._sweep_connections)
         # For all that are forked, and for life: no client chooses which of them it meets.
         self._ticket_secret = secrets.token_bytes(32)
         self._draining = threading.Event()
@@ -140,7 +141,7 @@ class Server:
         self._outdated.add(before.services.origins)
         self._evictor.limits = _limits(config)
         self.cache.store.min_free = config.cache.min_free or 0
-        self.cache.patience = _PATIENCE * config.proxy.upstream_timeout
+        self.cache.patience = _patience(config)
         self._slots.resize(config.proxy.max_connections)
         if announce:
             _announce_differences(wanted, config)
@@ -230,7 +231,7 @@ class Server:
         root = self._config.misc.file_dir
         try:
             # Leaders give up by themselves, after several attempts; this is for one that is stuck.
-            patience = _PATIENCE * self._config.proxy.upstream_timeout
+            patience = _patience(self._config)
             cache = Cache(root, patience, self._config.cache.min_free or 0)
         except OSError as error:
             raise StartError(f'misc.file_dir "{root}" cannot be used: {error.strerror or error}') from error
@@ -263,19 +264,24 @@ class Server:
     def _make_origins(self, config: Config) -> Origins:
         proxy = config.proxy
         settings = Settings(
-            timeout=proxy.upstream_timeout,
-            ca=proxy.upstream_ca,
-            insecure=Hosts(proxy.upstream_insecure),
-            client_certificate=(self._files.path("client.crt"), self._files.path("client.key")),
+            connect_timeout=proxy.connect_timeout,
+            fill_timeout=proxy.upstream_timeout,
+            relay_timeout=max(proxy.relay_timeout, proxy.upstream_timeout),
+            tls=TlsSettings(
+                ca=proxy.upstream_ca,
+                insecure=HostList(proxy.upstream_insecure),
+                client_certificate=(self._files.path("client.crt"), self._files.path("client.key")),
+                client_cert_hosts=HostList(proxy.client_cert_hosts) if proxy.client_cert_hosts else None,
+            ),
             own_addresses=tuple((address.host, address.port) for address in self.addresses),
             parent=_parent(proxy.upstream_proxy),
-            direct=Hosts(proxy.no_upstream_proxy),
+            direct=HostList(proxy.no_upstream_proxy),
             via=self._via,
         )
         try:
-            return Origins(settings)
-        except OSError as error:
-            raise StartError(f'proxy.upstream_ca "{proxy.upstream_ca}" cannot be used: {error}') from error
+            return Origins(settings, self.counters)
+        except UnusableCertificate as error:
+            raise StartError(str(error)) from error
 
     def _tls_context(self, config: Config) -> ssl.SSLContext:
         """dduct's own certificate, or a minted one where the client asks for a host that is to be intercepted."""
@@ -304,6 +310,9 @@ class Server:
         sock.server_name = name.lower()
         if sock.server_name in rules.intercept and sock.server_name not in rules.own_names:
             sock.context = household.leaves.context(sock.server_name)
+
+    def _sweep_connections(self) -> None:
+        self._household.services.origins.sweep()
 
     def _note_growth(self, octets: int) -> None:
         self.counters.add(Counter.STORED_OCTETS, octets)
@@ -392,6 +401,11 @@ def _access(config: Config) -> Access:
     except AccessError as error:
         raise StartError(str(error)) from error
     return Access(Networks(config.proxy.allow_clients), users)
+
+
+def _patience(config: Config) -> float:
+    """How long a leader may be without any progress, in seconds, before those who follow it take it for stuck."""
+    return _PATIENCE * (config.proxy.connect_timeout + config.proxy.upstream_timeout)
 
 
 def _of_leaves(config: Config) -> Tuple[int, bool, bool]:

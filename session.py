@@ -38,7 +38,7 @@ from reply import Reply
 from setup_page import About
 from stream import Stream
 from tunnel import tunnel
-from upstream import Request, UpstreamError
+from upstream import Purpose, Request, UpstreamError
 
 _log = logging.getLogger("dduct.session")
 
@@ -362,6 +362,7 @@ class Session:
             target=decision.target,
             headers=outgoing(head, self._via, upgrade),
             near=self._where.near,
+            purpose=Purpose.RELAY,
             framing=framing,
             body=None if framing.kind is Framing.NONE else body,
             expects=_expects_continue(head, framing),

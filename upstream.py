@@ -13,6 +13,7 @@ Rules of this room:
 
 from __future__ import annotations
 
+import enum
 import http.client
 import re
 import socket
@@ -28,7 +29,8 @@ from connection_pool import ConnectionPool
 from dialling import Dialler, Settings, translated
 from dialling import UpstreamError as UpstreamError  # for those who ask origins
 from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
-from response_head import next_head
+from metrics import Counter, Counters
+from response_head import AnswerHeads, InterimFlood
 from stream import ConnectionLost, Stream
 
 REDIRECT_LIMIT = 10
@@ -49,19 +51,18 @@ class OriginResponse(http.client.HTTPResponse):
     head: ResponseHead
     body: BodyReader
 
-    def __init__(self, sock: Stream, request: Request, early: Optional[ResponseHead], **_: object) -> None:
+    def __init__(
+        self, sock: Stream, request: Request, heads: AnswerHeads, early: Optional[ResponseHead], **_: object
+    ) -> None:
         super().__init__(sock, method=request.method.decode("ascii"))  # type: ignore[arg-type]
         self._stream = sock
         self._request = request
+        self._heads = heads
         self._early = early
 
     def begin(self, **_: object) -> None:
         """Read the final head, unless it came early. Raises ProtocolError(502), ConnectionLost, or another OSError."""
-        head = self._early or next_head(self._stream, self._stream.timeout)
-        while head.interim:
-            if head.status != 100:  # that one, our sending of the body has asked for
-                self._request.on_interim(head)
-            head = next_head(self._stream, self._stream.timeout)
+        head = self._early or self._heads.final(self._stream.timeout)
         if head.status == 101 and not self._request.upgrade:
             raise http1.ProtocolError("origin switched protocols without being asked to", 502)
         self.head = head
@@ -88,6 +89,7 @@ class _Connection(http.client.HTTPConnection):
         self.stream = stream
         self.to_parent = to_parent  # what a parent proxy, which wants absolute targets, is told; None without one
         self.idle_since = 0.0
+        self.fileno = stream.fileno
         self.private = private  # it leads to what is this machine's own affair
         self.spoiled = False  # the end of the request was never sent
 
@@ -98,6 +100,13 @@ class _Origin:
     authority: Authority
     near: bool  # or a connection that one client may have would be another's, too
     bodiless: bool = False  # its connections have brought an answer without a body
+
+
+class Purpose(enum.Enum):
+    """What an answer is for, and with that for how long its origin may be silent."""
+
+    FILL = "may be kept: others may wait for it, and it can be asked for again"
+    RELAY = "for one client alone, who may give up by themselves: long polls, events, slow reports"
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ class Request:
     target: Target
     headers: Headers
     near: bool
+    purpose: Purpose
     framing: BodyFraming = http1.NO_BODY
     body: Optional[BodyReader] = None
     expects: bool = False
@@ -170,6 +180,10 @@ class Exchange:
         """The connection itself, for what follows a 101."""
         return self._connection.stream
 
+    def relayed(self) -> None:
+        """What follows is for its client alone, and may pause for as long as what is relayed may."""
+        self._connection.stream.timeout = self._origins.relay_timeout
+
     def redirect(self) -> Optional[Target]:
         """Where the answer sends us, or None where it does not, or to nowhere that http1 understands.
 
@@ -200,15 +214,28 @@ class Exchange:
 
 
 class Origins:
-    """All connections to origins. Raises OSError (ssl.SSLError too) where its certificate files are unusable."""
+    """All connections to origins. Raises UnusableCertificate."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: Settings, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._counters = counters
+        self._silence = {
+            Purpose.FILL: (settings.fill_timeout, "proxy.upstream_timeout"),
+            Purpose.RELAY: (settings.relay_timeout, "proxy.relay_timeout"),
+        }
         self._dialler = Dialler(settings)
         self._pool: ConnectionPool[_Connection] = ConnectionPool(clock)
 
+    @property
+    def relay_timeout(self) -> float:
+        """The longest silence of what is relayed, in seconds."""
+        return self._settings.relay_timeout
+
     def dial(self, authority: Authority, near: bool) -> Stream:
         """A connection for a tunnel; `hang_up()` ends it. Raises UpstreamError (403, 502, 504, 508)."""
-        return self._dialler.dial(authority, near)
+        stream = self._dialler.dial(authority, near)
+        stream.timeout = self._settings.relay_timeout
+        return stream
 
     def exchange(self, request: Request) -> Exchange:
         """Send one request and read the head of its answer. Raises UpstreamError (502, 504, 508)."""
@@ -249,6 +276,11 @@ class Origins:
         self._dialler.release(connection.stream)
         for surplus in self._pool.put(connection) if reusable else [connection]:
             surplus.close()
+
+    def sweep(self) -> None:
+        """Close idle connections that are of no more use, now and then; waits for nothing."""
+        for connection in self._pool.sweep():
+            connection.close()
 
     def retire(self) -> None:
         """Keep no connection for later; those in use are not touched."""
@@ -296,6 +328,8 @@ class Origins:
         return None
 
     def _ask(self, connection: _Connection, request: Request, reused: bool) -> Exchange:
+        timeout, key = self._silence[request.purpose]
+        connection.stream.timeout = timeout
         try:
             response = _send(connection, request)
             return Exchange(self, connection, response, request)
@@ -303,7 +337,9 @@ class Origins:
             self.give_back(connection, reusable=False)
             if reused and isinstance(error, (ConnectionError, ConnectionLost, ssl.SSLError, http1.ProtocolError)):
                 raise _Stale from error
-            raise translated(error, f"no answer from {request.target.authority}") from error
+            if isinstance(error, InterimFlood):
+                self._counters.add(Counter.INTERIM_FLOODS)
+            raise translated(error, f"no answer from {request.target.authority}", key) from error
         except BaseException:
             self.give_back(connection, reusable=False)
             raise
@@ -338,27 +374,29 @@ def _send(connection: _Connection, request: Request) -> OriginResponse:
     if request.expects:
         connection.putheader("Expect", "100-continue")
     connection.endheaders()
-    early = _send_body(connection, request)
-    connection.response_class = partial(OriginResponse, request=request, early=early)  # type: ignore[assignment]
+    heads = AnswerHeads(connection.stream, request.on_interim)
+    early = _send_body(connection, request, heads)
+    response_class = partial(OriginResponse, request=request, heads=heads, early=early)
+    connection.response_class = response_class  # type: ignore[assignment]
     response = connection.getresponse()
     assert isinstance(response, OriginResponse)
     return response
 
 
-def _send_body(connection: _Connection, request: Request) -> Optional[ResponseHead]:
+def _send_body(connection: _Connection, request: Request, heads: AnswerHeads) -> Optional[ResponseHead]:
     """Send what the origin wants of the body; its final head, if that came before the end of it."""
     if request.body is None:
         return None
     stream = connection.stream
-    head = _await_go_ahead(stream, request) if request.expects else None
+    head = _await_go_ahead(heads) if request.expects else None
     if head is not None:
         connection.spoiled = True
         return head
     writer = BodyWriter(stream, request.framing)
     for piece in request.body.chunks(memoryview(bytearray(64 * 1024))):
         if stream.arrived():
-            head = _hear(stream, request)
-            if head is not None:
+            head = heads.next(stream.timeout)
+            if not head.interim:
                 connection.spoiled = True
                 return head
         try:
@@ -370,26 +408,15 @@ def _send_body(connection: _Connection, request: Request) -> Optional[ResponseHe
     return None
 
 
-def _await_go_ahead(stream: Stream, request: Request) -> Optional[ResponseHead]:
+def _await_go_ahead(heads: AnswerHeads) -> Optional[ResponseHead]:
     """Wait a little for 100 Continue (RFC 9110 §10.1.1); the final head, if that is the answer."""
     deadline = time.monotonic() + _CONTINUE_PATIENCE
     while True:
         try:
-            head = next_head(stream, max(0.001, deadline - time.monotonic()))
+            head = heads.next(max(0.001, deadline - time.monotonic()))
         except socket.timeout:
             return None  # an origin that has never heard of Expect: it waits for the body
         if head.status == 100:
             return None
         if not head.interim:
             return head
-        request.on_interim(head)
-
-
-def _hear(stream: Stream, request: Request) -> Optional[ResponseHead]:
-    """The head that is arriving while the body leaves, if it is final."""
-    head = next_head(stream, stream.timeout)
-    if not head.interim:
-        return head
-    if head.status != 100:
-        request.on_interim(head)
-    return None

@@ -148,6 +148,12 @@ GOOD: List[Tuple[str, str, Any]] = [
     ("proxy.no_upstream_proxy", "['*.Lab', '::1', '10.0.0.1']", ("*.lab", "::1", "10.0.0.1")),
     ("certs.server_dns_sans", "['*.A.example.', 'b']", ("*.a.example", "b")),
     ("certs.server_ip_sans", "['0:0::1']", ("::1",)),
+    (
+        "proxy.no_upstream_proxy",
+        "['.Lab', '*.svc', 'a.', '[::1]', '10.0.0.0/8', 'FD00::/8']",
+        ("*.lab", "*.svc", "a", "::1", "10.0.0.0/8", "fd00::/8"),
+    ),
+    ("proxy.client_cert_hosts", "['*']", ("*",)),
     ("certs.p12_pass", "''", ""),
     ("misc.log_level", "'WARN'", "warn"),
 ]
@@ -190,7 +196,10 @@ BAD: Dict[str, List[str]] = {
         "'0.0001s'",
         f"0x{'f' * 5000}",
     ],
+    "proxy.connect_timeout": ["''", "'0s'", "[]"],
     "proxy.upstream_timeout": ["''", "'0s'"],
+    "proxy.relay_timeout": ["''", "'0s'", "-1"],
+    "proxy.client_cert_hosts": ["'*'", "['']", "['https://a']", "['a:443']", "['10.0.0.1/8']", "[5]"],
     "proxy.upstream_ca": ["'nowhere.pem'", "5", "'.'"],
     "proxy.upstream_insecure": ["'a'", "['https://a']", "['a/b']", "[5]", "['']"],
     "proxy.upstream_proxy": [
@@ -202,7 +211,7 @@ BAD: Dict[str, List[str]] = {
         "5",
         "'http://a..b:80'",
     ],
-    "proxy.no_upstream_proxy": ["['*']", "'a'"],
+    "proxy.no_upstream_proxy": ["['*']", "'a'", "['.']", "['10.0.0.1/8']", "['a:80']", "['fe80::1%eth0']", "['*.*.a']"],
     "proxy.allow_clients": ["'::1'", "['10.0.0.1/8']", "['a']", "[5]"],
     "proxy.auth_file": ["'nowhere'", "5", "'.'"],
     "proxy.require_client_cert": ["1", "'no'"],

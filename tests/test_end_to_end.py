@@ -728,24 +728,6 @@ def test_an_origin_that_shows_another_hosts_certificate_is_502(
     assert answer.status == 502 and b"mismatch" in answer.body
 
 
-def test_the_client_certificate_is_offered_where_it_is_asked_for(
-    house: House, origin_authority: CertificateAuthority
-) -> None:
-    from leaves import LeafStore
-
-    context = LeafStore(origin_authority, 9).context(HOST)
-    context.load_verify_locations(house.config.misc.cert_dir / "ca.crt")
-    context.verify_mode = ssl.CERT_REQUIRED
-
-    def handler(asked: Asked, connection: Connection) -> None:
-        assert isinstance(connection.sock, ssl.SSLSocket)
-        certificate = connection.sock.getpeercert() or {}
-        connection.respond(200, [], str(certificate.get("subject")).encode())
-
-    with Origin(handler, context) as origin:
-        assert b"client.dduct.rs" in house.fetch(origin, "/who").body
-
-
 # --- broken transfers ---------------------------------------------------------------------------
 
 ENDS: Dict[str, Callable[[Connection], None]] = {

@@ -34,7 +34,9 @@ def make_config(directory: Path, origin_ca: Optional[Path], **keys: Any) -> Conf
         "tls_bind": anywhere,
         "upstream_ca": origin_ca,
         "idle_timeout": 20.0,
+        "connect_timeout": 10.0,
         "upstream_timeout": 10.0,
+        "relay_timeout": 10.0,
         "workers": 1,
         **{key: value for key, value in keys.items() if hasattr(base.proxy, key)},
     }
