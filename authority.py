@@ -106,12 +106,12 @@ class CertificateAuthority:
         names = [_general_name(host) for host in hosts]
         return self._issue(key, common_name, names, ExtendedKeyUsageOID.SERVER_AUTH, _from_now(days))
 
-    def issue_leaf(self, key: PrivateKey, host: str, days: int) -> KeyPair:
-        """A host's certificate with a life of `days` in all, which is what clients count."""
+    def issue_leaf(self, key: PrivateKey, host: str, days: int, now: Optional[float] = None) -> KeyPair:
+        """A host's certificate with a life of `days` in all, which is what clients count, by the caller's clock."""
         name = _general_name(host)
         # OpenSSL takes an IPv4 address in a subject for a DNS name, which name constraints do not permit.
         subject = "" if isinstance(name, x509.IPAddress) and self._constraints is not None else host
-        return self._issue(key, subject, [name], ExtendedKeyUsageOID.SERVER_AUTH, _in_all(days))
+        return self._issue(key, subject, [name], ExtendedKeyUsageOID.SERVER_AUTH, _in_all(days, now))
 
     def issue_client(self, key: PrivateKey, common_name: str, days: int) -> KeyPair:
         """A client's certificate."""
@@ -181,9 +181,10 @@ def _from_now(days: int) -> Life:
     return now - _CLOCK_SKEW, now + timedelta(days=days)
 
 
-def _in_all(days: int) -> Life:
+def _in_all(days: int, now: Optional[float]) -> Life:
     life = timedelta(days=days)
-    begin = datetime.now(timezone.utc).replace(microsecond=0) - min(_CLOCK_SKEW, life / 4)
+    moment = datetime.now(timezone.utc) if now is None else datetime.fromtimestamp(now, timezone.utc)
+    begin = moment.replace(microsecond=0) - min(_CLOCK_SKEW, life / 4)
     return begin, begin + life
 
 

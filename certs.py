@@ -83,6 +83,10 @@ class CertificateFiles:
         pem = self.path("server.crt").read_bytes() + self.path("server.key").read_bytes()
         return server_context(pem)
 
+    def server_valid_from(self) -> float:
+        """When dduct's own certificate begins to be valid. Raises OSError, CertificateError."""
+        return not_before(_read_certificate(self.path("server.crt"), _issued_anew("server"))).timestamp()
+
 
 def prepare(directory: Path, identity: Identity) -> CertificateAuthority:
     """Make what is missing in `directory`, check what is there, and return the authority. Raises CertificateError."""
@@ -148,7 +152,7 @@ def _issued(
     files: CertificateFiles, name: str, issue: Callable[[], KeyPair], password: str, authority: CertificateAuthority
 ) -> None:
     """Make or check NAME.key, NAME.crt and NAME.p12."""
-    remedy = f"delete {name}.key, {name}.crt and {name}.p12 there and restart: they will be issued anew"
+    remedy = _issued_anew(name)
     pair = _read_pair(files, name, remedy)
     bundle = files.path(f"{name}.p12")
     if pair is None:
@@ -163,6 +167,10 @@ def _issued(
             name.encode(), pair.key, pair.certificate, [authority.certificate], encryption
         )
         _write(bundle, data, 0o600)
+
+
+def _issued_anew(name: str) -> str:
+    return f"delete {name}.key, {name}.crt and {name}.p12 there and restart: they will be issued anew"
 
 
 def _read_pair(files: CertificateFiles, name: str, remedy: str) -> Optional[KeyPair]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import ssl
 import threading
@@ -13,8 +14,11 @@ from typing import Callable, Optional, Set
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from authority import CertificateAuthority, not_after
+from authority import CertificateAuthority, not_after, not_before
+from notices import Seldom
 from openssl import let_kernel_encrypt, server_context, share_tickets
+
+_log = logging.getLogger("dduct.leaves")
 
 _MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
 
@@ -23,11 +27,17 @@ _MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks 
 class _Leaf:
     certificate: x509.Certificate
     context: ssl.SSLContext
+    usable_from: float
     renew_at: float
+
+    def is_good(self, now: float) -> bool:
+        """Whether clients may get it. A clock that was ahead leaves certificates that are not valid yet."""
+        return self.usable_from <= now < self.renew_at
 
 
 class LeafStore:
-    """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end.
+    """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end, and
+    where the clock was ahead when they were minted.
 
     `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first. `verifying`: they
     are for connections on which clients are asked for certificates; `ktls`: the kernel may encrypt. Stores with the
@@ -51,6 +61,7 @@ class LeafStore:
         self._days = days
         self._capacity = capacity
         self._clock = clock
+        self._trouble = Seldom(_log)
         self._key = ec.generate_private_key(ec.SECP256R1())  # RSA-3072 would cost 90 times as much per handshake
         self._lock = threading.Lock()  # guards the two below; minting happens outside
         self._minted = threading.Condition(self._lock)
@@ -65,7 +76,7 @@ class LeafStore:
         """The same, if that takes no minting."""
         with self._lock:
             leaf = self._leaves.get(host)
-            if leaf is None or self._clock() >= leaf.renew_at:
+            if leaf is None or not leaf.is_good(self._clock()):
                 return None
             self._leaves.move_to_end(host)
             return leaf.context
@@ -78,7 +89,7 @@ class LeafStore:
         with self._lock:
             while True:
                 leaf = self._leaves.get(host)
-                if leaf is not None and self._clock() < leaf.renew_at:
+                if leaf is not None and leaf.is_good(self._clock()):
                     self._leaves.move_to_end(host)
                     return leaf
                 if host not in self._minting:
@@ -100,9 +111,10 @@ class LeafStore:
         return leaf
 
     def _mint(self, host: str) -> _Leaf:
-        pair = self._authority.issue_leaf(self._key, host, self._days)
         now = self._clock()
-        left = not_after(pair.certificate).timestamp() - now
+        self._look_at_clock(now)
+        pair = self._authority.issue_leaf(self._key, host, self._days, now)
+        begin, end = not_before(pair.certificate).timestamp(), not_after(pair.certificate).timestamp()
         context = server_context(pair.certificate_pem + self._authority.chain_pem + pair.key_pem)
         share_tickets(context, self._ticket_secret + host.encode())
         if self._ktls:
@@ -111,4 +123,13 @@ class LeafStore:
             # It is the context chosen by SNI that verifies. Elsewhere a known authority only has OpenSSL verify our
             # own leaf, and send the root along, with each handshake.
             context.load_verify_locations(cadata=self._authority.pem.decode())
-        return _Leaf(pair.certificate, context, now + left * 3 / 4)
+        # Where the clock turns out to have been ahead, half of what a leaf is dated back stays for clients' own clocks.
+        return _Leaf(pair.certificate, context, (begin + now) / 2, now + (end - now) * 3 / 4)
+
+    def _look_at_clock(self, now: float) -> None:
+        begin = not_before(self._authority.certificate)
+        if now < begin.timestamp():
+            self._trouble.warning(
+                "Clients cannot trust ca.crt before %s: the clock was ahead when it was made, or is behind now",
+                f"{begin:%Y-%m-%d %H:%M} UTC",
+            )

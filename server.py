@@ -8,6 +8,7 @@ import secrets
 import socket
 import ssl
 import threading
+import time
 import weakref
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -82,8 +83,9 @@ class Server:
     certs.CertificateError and StartError.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
         self._config = config
+        self._clock = clock  # what certificates are judged by
         self._via = b"1.1 dduct-" + secrets.token_hex(4).encode()
         self.counters = Counters(rows=worker_count(config))
         self._threads = Threads()
@@ -209,6 +211,7 @@ class Server:
             access=_access(config),
             about=_about(config, self._authority.pem),
             tls=self._tls_context(config),
+            tls_valid_from=self._files.server_valid_from(),
             idle_timeout=config.proxy.idle_timeout,
             draining=self._draining,
         )
@@ -259,7 +262,7 @@ class Server:
             )
 
     def _make_leaves(self, config: Config) -> LeafStore:
-        return LeafStore(self._authority, *_of_leaves(config), ticket_secret=self._ticket_secret)
+        return LeafStore(self._authority, *_of_leaves(config), ticket_secret=self._ticket_secret, clock=self._clock)
 
     def _make_origins(self, config: Config) -> Origins:
         proxy = config.proxy
@@ -303,13 +306,16 @@ class Server:
         return context
 
     def _choose_leaf(self, sock: NamedSocket, name: Optional[str], _: ssl.SSLContext) -> None:
-        if name is None:
-            return
         household = self._household
         rules = household.rules
-        sock.server_name = name.lower()
-        if sock.server_name in rules.intercept and sock.server_name not in rules.own_names:
-            sock.context = household.leaves.context(sock.server_name)
+        host = sock.server_name = None if name is None else name.lower()
+        if host is not None and host in rules.intercept and host not in rules.own_names:
+            sock.context = household.leaves.context(host)
+        elif self._clock() < household.tls_valid_from:
+            # The clock was ahead when server.crt was made. Until that is valid, leaves take its place.
+            if host is None or host not in rules.own_names:
+                host = sock.getsockname()[0].replace("::ffff:", "", 1).partition("%")[0]
+            sock.context = household.leaves.context(host)
 
     def _sweep_connections(self) -> None:
         self._household.services.origins.sweep()

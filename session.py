@@ -63,6 +63,7 @@ class Household:
     hot: Hot
     about: About
     tls: ssl.SSLContext
+    tls_valid_from: float  # when its certificate begins to be valid
     idle_timeout: float
     draining: threading.Event
     repeated: PerAddress = field(default_factory=lambda: PerAddress(_log, seconds=10.0))

@@ -818,6 +818,42 @@ def test_a_leaf_is_issued_again_well_before_it_ends(authority: CertificateAuthor
     assert mint.hosts == ["a", "a"]
 
 
+DAY = 86400.0
+
+
+@pytest.mark.parametrize("ask", [LeafStore.context, LeafStore.at_hand])
+@pytest.mark.parametrize(("ahead", "same"), [(30 * DAY, False), (1000 * DAY, False), (1.5 * DAY, False), (60, True)])
+def test_a_leaf_minted_while_the_clock_was_ahead_is_minted_anew(
+    authority: CertificateAuthority,
+    mint: Mint,
+    ahead: float,
+    same: bool,
+    ask: Callable[[LeafStore, str], Optional[ssl.SSLContext]],
+) -> None:
+    """Some of what it is dated back has to be left, too: the clocks of clients may be late."""
+    now = [time.time() + ahead]
+    store = LeafStore(authority, LEAF_DAYS, clock=lambda: now[0])
+    first = store.context("a")
+    now[0] = time.time()
+    assert (ask(store, "a") is first) is same
+    again = store.context("a")
+    assert ask(store, "a") is again  # and it stays
+    assert moment(store.certificate("a"), "not_valid_before") < datetime.now(timezone.utc) - timedelta(hours=20)
+    assert mint.hosts == (["a"] if same else ["a", "a"])
+
+
+def test_an_authority_made_while_the_clock_was_ahead_is_said_when_clients_cannot_trust_it(
+    authority: CertificateAuthority, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin = moment(authority.certificate, "not_valid_before")
+    store = LeafStore(authority, LEAF_DAYS, clock=lambda: begin.timestamp() - DAY)
+    with caplog.at_level(logging.WARNING, "dduct.leaves"):
+        store.context("a")
+        store.context("b")
+    (line,) = caplog.messages
+    assert f"before {begin:%Y-%m-%d %H:%M}" in line and "clock" in line
+
+
 def test_a_leaf_key_never_touches_the_disk(
     authority: CertificateAuthority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

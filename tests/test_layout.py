@@ -22,7 +22,7 @@ ROOMS: Dict[str, Set[str]] = {
     "openssl": set(),
     "authority": set(),
     "certs": {"authority", "openssl"},
-    "leaves": {"authority", "openssl"},
+    "leaves": {"authority", "notices", "openssl"},
     "addresses": set(),
     "password_queue": set(),
     "access": {"addresses", "password_queue"},
