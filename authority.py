@@ -255,6 +255,14 @@ def _is_within(name: x509.GeneralName, subtree: x509.GeneralName) -> bool:
     return isinstance(network, (ipaddress.IPv4Network, ipaddress.IPv6Network)) and name.value in network
 
 
+def may_sign(certificate: x509.Certificate) -> bool:
+    """Whether clients believe what it signs (RFC 5280 §4.2.1.3); where it says nothing, they do."""
+    try:
+        return bool(certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign)
+    except x509.ExtensionNotFound:
+        return True
+
+
 def not_after(certificate: x509.Certificate) -> datetime:
     """When it ends."""
     return _aware(certificate, "not_valid_after")

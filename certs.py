@@ -10,9 +10,11 @@ Rules of this room:
 from __future__ import annotations
 
 import base64
+import errno
 import fcntl
 import logging
 import os
+import re
 import ssl
 import stat
 import tempfile
@@ -34,13 +36,17 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 
-from authority import CertificateAuthority, KeyPair, PrivateKey, not_after, not_before
+from authority import CertificateAuthority, KeyPair, PrivateKey, may_sign, not_after, not_before
 from openssl import server_context
 
 _log = logging.getLogger("dduct.certs")
 
 _EXPIRY_WARNING = timedelta(days=30)
 _PSS_ONLY = bytes.fromhex("06092a864886f70d01010a")  # the OID 1.2.840.113549.1.1.10 in DER
+_PAIRS = ("ca", "server", "client")
+_OF_AN_AUTHORITY = re.compile(r"(?:ca|server|client|leaf|leaves)(?:\..*)?", re.DOTALL)
+_LISTED_AT_MOST = 20  # names of files in a message
+_LARGEST_FILE = 1024 * 1024  # bytes of a PEM file: a chain may be there, and words about it
 _PEM_END = b"-----END CERTIFICATE-----"
 
 
@@ -91,36 +97,111 @@ class CertificateFiles:
 def prepare(directory: Path, identity: Identity) -> CertificateAuthority:
     """Make what is missing in `directory`, check what is there, and return the authority. Raises CertificateError."""
     files = CertificateFiles(directory)
-    try:
+    with _named_errors(directory):
+        _check_link(directory)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if directory.stat().st_mode & stat.S_IWOTH:
-            raise CertificateError(
-                f'misc.cert_dir "{directory}" is writable by everybody; chmod 700 it, and see who was'
-            )
+        _check_directory(directory)
         with _locked(directory):
-            authority = _authority(files, identity)
+            for name in _PAIRS:
+                _recover(files, name)
+            authority = _read_authority(files) or _make_authority(files, identity)
             _server(files, identity, authority)
             _client(files, identity, authority)
+            for concern in _concerns(files):
+                _log.warning("%s", concern)
+    return authority
+
+
+def inspect(directory: Path) -> Tuple[str, ...]:
+    """What `prepare` would warn of in `directory`; nothing is touched. Raises CertificateError where it would."""
+    files = CertificateFiles(directory)
+    with _named_errors(directory):
+        _check_link(directory)
+        if not directory.exists():
+            _check_writable(directory)
+            return ()
+        _check_directory(directory)
+        authority = _read_authority(files)
+        missing = authority is None
+        for name in ("server", "client"):
+            pair = None if authority is None else _read_issued(files, name, authority)
+            missing = missing or pair is None or not files.path(f"{name}.p12").exists()
+        if missing:
+            _check_writable(directory)
+        return tuple(_concerns(files))
+
+
+@contextmanager
+def _named_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise CertificateError(
             f'cannot use "{error.filename or directory}" in misc.cert_dir: {error.strerror or error}'
         ) from error
-    return authority
 
 
-def _authority(files: CertificateFiles, identity: Identity) -> CertificateAuthority:
+def _check_link(directory: Path) -> None:
+    if directory.is_symlink() and not directory.exists():
+        raise CertificateError(
+            f'misc.cert_dir "{directory}" is a link to "{os.readlink(directory)}", which is not there; mount or make it'
+        )
+
+
+def _check_directory(directory: Path) -> None:
+    status = directory.stat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+    if status.st_mode & stat.S_IWOTH:
+        raise CertificateError(f'misc.cert_dir "{directory}" is writable by everybody; chmod 700 it, and see who was')
+
+
+def _check_writable(directory: Path) -> None:
+    """Raises OSError where nothing can be made in `directory`, be it there or not."""
+    existing = directory
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    if not stat.S_ISDIR(existing.stat().st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(existing))
+
+
+def _concerns(files: CertificateFiles) -> Iterator[str]:
+    """What works, and should not stay so."""
+    for name in _PAIRS:
+        key_path, certificate_path = _locate(files, name)
+        for path in (key_path, files.path(f"{name}.p12")):
+            if path.exists() and path.stat().st_mode & 0o077:
+                mode = stat.S_IMODE(path.stat().st_mode)
+                yield f'"{path}" can be read by other users (mode {mode:04o}): chmod 600 it'
+        if not certificate_path.exists():
+            continue
+        certificate = _read_certificate(certificate_path, "")
+        end = not_after(certificate)
+        if datetime.now(timezone.utc) > end - _EXPIRY_WARNING:
+            yield f'"{certificate_path}" expires on {end:%Y-%m-%d}'
+        if name == "ca" and not may_sign(certificate):
+            yield f'"{certificate_path}" may not sign (keyUsage without keyCertSign): clients will refuse all it issues'
+
+
+def _read_authority(files: CertificateFiles) -> Optional[CertificateAuthority]:
+    """The authority that is there, None where there has never been one. Raises CertificateError, OSError."""
+    remains = _remains(files.directory)
     remedy = (
-        "restore it from a backup, or delete ca.*, server.* and client.* there and restart for a new authority, "
-        "which every client then has to trust anew"
+        f"restore it from a backup, or delete ca.*, server.* and client.* there ({remains}) and restart for a new "
+        "authority, which every client then has to trust anew"
     )
     pair = _read_pair(files, "ca", remedy)
     if pair is None:
-        only_for = identity.hosts if identity.name_constraints else None
-        authority = CertificateAuthority.generate(
-            identity.ca_cn, identity.rsa_key_bits, identity.days_from_now, only_for
-        )
-        _write_pair(files, "ca", authority.key_pem, authority.pem)
-        return authority
+        if remains:
+            # A new authority, made in silence, would be one that no client trusts.
+            raise CertificateError(
+                f'misc.cert_dir "{files.directory}" holds {remains}, but neither ca.key nor ca.crt; restore both from '
+                "a backup, or delete all of these and restart for a new authority, which every client then has to "
+                "trust anew"
+            )
+        return None
     try:
         constraints = pair.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         is_authority = constraints.ca
@@ -129,6 +210,19 @@ def _authority(files: CertificateFiles, identity: Identity) -> CertificateAuthor
     if not is_authority:
         raise CertificateError(f'"{files.path("ca.crt")}" is no certificate authority (basicConstraints CA); {remedy}')
     return CertificateAuthority(pair)
+
+
+def _remains(directory: Path) -> str:
+    """What there is of an authority and of what it has issued, as a list for a message."""
+    names = sorted(name for name in os.listdir(directory) if _OF_AN_AUTHORITY.fullmatch(name))
+    return ", ".join(names[:_LISTED_AT_MOST]) + (", …" if len(names) > _LISTED_AT_MOST else "")
+
+
+def _make_authority(files: CertificateFiles, identity: Identity) -> CertificateAuthority:
+    only_for = identity.hosts if identity.name_constraints else None
+    authority = CertificateAuthority.generate(identity.ca_cn, identity.rsa_key_bits, identity.days_from_now, only_for)
+    _write_pair(files, "ca", authority.key_pem, authority.pem)
+    return authority
 
 
 def _server(files: CertificateFiles, identity: Identity, authority: CertificateAuthority) -> None:
@@ -152,15 +246,12 @@ def _issued(
     files: CertificateFiles, name: str, issue: Callable[[], KeyPair], password: str, authority: CertificateAuthority
 ) -> None:
     """Make or check NAME.key, NAME.crt and NAME.p12."""
-    remedy = _issued_anew(name)
-    pair = _read_pair(files, name, remedy)
+    pair = _read_issued(files, name, authority)
     bundle = files.path(f"{name}.p12")
     if pair is None:
         pair = issue()
         _write_pair(files, name, pair.key_pem, pair.certificate_pem)
-        bundle.unlink() if bundle.exists() else None
-    elif not authority.issued(pair.certificate):
-        raise CertificateError(f'"{files.path(name + ".crt")}" was not issued by "{files.path("ca.crt")}"; {remedy}')
+        bundle.unlink(missing_ok=True)
     if not bundle.exists():
         encryption = BestAvailableEncryption(password.encode()) if password else NoEncryption()
         data = pkcs12.serialize_key_and_certificates(
@@ -169,20 +260,25 @@ def _issued(
         _write(bundle, data, 0o600)
 
 
+def _read_issued(files: CertificateFiles, name: str, authority: CertificateAuthority) -> Optional[KeyPair]:
+    """NAME.key and NAME.crt, as `authority` has issued them; None where there is neither."""
+    pair = _read_pair(files, name, _issued_anew(name))
+    if pair is not None and not authority.issued(pair.certificate):
+        raise CertificateError(
+            f'"{files.path(name + ".crt")}" was not issued by "{files.path("ca.crt")}"; restore the ca.key and ca.crt '
+            f"that it belongs to, or {_issued_anew(name)}"
+        )
+    return pair
+
+
 def _issued_anew(name: str) -> str:
     return f"delete {name}.key, {name}.crt and {name}.p12 there and restart: they will be issued anew"
 
 
 def _read_pair(files: CertificateFiles, name: str, remedy: str) -> Optional[KeyPair]:
     """NAME.key and NAME.crt, checked; None where there is neither. Raises CertificateError, OSError."""
-    key_path, certificate_path = files.path(f"{name}.key"), files.path(f"{name}.crt")
-    pending = _pending(certificate_path)
-    if pending.exists():  # a start broke off between the two
-        if key_path.exists() and not certificate_path.exists():
-            os.replace(pending, certificate_path)
-        else:
-            pending.unlink()
-    present = [path for path in (key_path, certificate_path) if path.exists()]
+    key_path, certificate_path = _locate(files, name)
+    present = [path for path in (key_path, certificate_path) if os.path.lexists(path)]
     if not present:
         return None
     if len(present) == 1:
@@ -196,14 +292,46 @@ def _read_pair(files: CertificateFiles, name: str, remedy: str) -> Optional[KeyP
         raise CertificateError(f'"{certificate_path}" expired on {not_after(pair.certificate):%Y-%m-%d}; {remedy}')
     if now < not_before(pair.certificate):
         start = not_before(pair.certificate)
-        raise CertificateError(f'"{certificate_path}" is not valid before {start:%Y-%m-%d}; is the clock right?')
-    if now > not_after(pair.certificate) - _EXPIRY_WARNING:
-        _log.warning('"%s" expires on %s', certificate_path, f"{not_after(pair.certificate):%Y-%m-%d}")
+        raise CertificateError(
+            f'"{certificate_path}" is not valid before {start:%Y-%m-%d %H:%M} UTC, and the clock says '
+            f"{now:%Y-%m-%d %H:%M} UTC: set the clock right; if it was ahead when the certificate was made, {remedy}"
+        )
     return pair
 
 
+def _locate(files: CertificateFiles, name: str) -> Tuple[Path, Path]:
+    """Where key and certificate are, or would be; where a start broke off between the two, the latter is pending."""
+    key, certificate = files.path(f"{name}.key"), files.path(f"{name}.crt")
+    pending = _pending(certificate)
+    broke_off = pending.exists() and os.path.lexists(key) and not os.path.lexists(certificate)
+    return key, pending if broke_off else certificate
+
+
+def _recover(files: CertificateFiles, name: str) -> None:
+    """Go on from where a start broke off."""
+    pending = _pending(files.path(f"{name}.crt"))
+    if _locate(files, name)[1] == pending:
+        os.replace(pending, files.path(f"{name}.crt"))
+    else:
+        pending.unlink(missing_ok=True)
+
+
+def _read(path: Path, remedy: str) -> bytes:
+    """A file's content. What is none (a device, a pipe) may never end, and is not read at all."""
+    if path.is_symlink() and not path.exists():
+        raise CertificateError(f'"{path}" is a link to "{os.readlink(path)}", which is not there; {remedy}')
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise CertificateError(f'"{path}" is no regular file; {remedy}')
+    with path.open("rb") as file:
+        data = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE:
+        raise CertificateError(f'"{path}" is too large for a key or a certificate; {remedy}')
+    return data
+
+
 def _read_key(path: Path, remedy: str) -> PrivateKey:
-    data = path.read_bytes()
+    data = _read(path, remedy)
     try:
         key = load_pem_private_key(data, password=None)
     except TypeError:
@@ -221,7 +349,7 @@ def _read_key(path: Path, remedy: str) -> PrivateKey:
 
 
 def _read_certificate(path: Path, remedy: str) -> x509.Certificate:
-    data = path.read_bytes()
+    data = _read(path, remedy)
     end = data.find(_PEM_END)
     try:
         # Of a chain the first certificate counts.

@@ -39,7 +39,7 @@ from support.household import make_config
 from support.pairs import PATIENCE, SOON, in_thread, meet
 
 from authority import CertificateAuthority, KeyPair
-from certs import CertificateError, CertificateFiles, Identity, prepare
+from certs import CertificateError, CertificateFiles, Identity, inspect, prepare
 from leaves import LeafStore
 from server import identity
 
@@ -535,6 +535,135 @@ def test_a_server_certificate_of_another_authority_is_refused(copy: Path, common
     put_own_authority(copy, hand_made(own_key, common_name))
     line = complaint(copy, "server.crt", "was not issued by", *REMEDIES["server"])
     assert f'"{copy / "ca.crt"}"' in line
+
+
+OF_THE_AUTHORITY = ("ca.key", "ca.crt")
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        tuple(name for name in FILES if name not in OF_THE_AUTHORITY),
+        ("server.crt",),
+        ("server.key",),
+        ("client.p12",),
+        ("client.crt", "client.key"),
+    ],
+)
+def test_where_the_authority_has_got_lost_no_new_one_is_made(copy: Path, left: Tuple[str, ...]) -> None:
+    for name in set(FILES) - set(left):
+        (copy / name).unlink()
+    before = content(copy)
+    for act in (lambda: prepare(copy, IDENTITY), lambda: inspect(copy)):
+        with pytest.raises(CertificateError) as caught:
+            act()
+        line = str(caught.value)
+        assert "\n" not in line and f'misc.cert_dir "{copy}"' in line
+        assert all(word in line for word in (*left, "neither ca.key nor ca.crt", "backup", "delete"))
+        assert content(copy) == before
+
+
+@pytest.mark.parametrize("name", ["ca.key", "ca.crt", "server.key", "client.crt"])
+def test_a_link_to_nothing_is_refused_and_not_replaced(copy: Path, name: str) -> None:
+    """What it leads to may just not be mounted."""
+    (copy / name).unlink()
+    (copy / name).symlink_to("/nowhere/at/all")
+    with pytest.raises(CertificateError, match=rf'/{name}" is a link to "/nowhere/at/all", which is not there'):
+        prepare(copy, IDENTITY)
+    assert (copy / name).is_symlink()
+
+
+@pytest.mark.parametrize("name", ["ca.key", "ca.crt"])
+def test_both_of_an_authority_as_links_to_nothing_are_refused(tmp_path: Path, name: str) -> None:
+    for other in OF_THE_AUTHORITY:
+        (tmp_path / other).symlink_to("/nowhere/at/all")
+    with pytest.raises(CertificateError, match="is a link to"):
+        prepare(tmp_path, IDENTITY)
+    assert names_in(tmp_path) == ("ca.crt", "ca.key")
+
+
+def test_a_directory_that_is_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "certs").symlink_to("not-mounted")
+    with pytest.raises(CertificateError, match=r'misc\.cert_dir ".*/certs" is a link to "not-mounted"'):
+        prepare(tmp_path / "certs", IDENTITY)
+
+
+@pytest.mark.parametrize("name", ["ca.key", "ca.crt"])
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(CertificateError, match=rf'/{name}" is no regular file'):
+        in_thread(prepare, copy, IDENTITY).result(PATIENCE)
+
+
+def test_a_file_too_large_for_a_certificate_is_refused(copy: Path) -> None:
+    with (copy / "ca.crt").open("wb") as file:
+        file.truncate(64 * 1024 * 1024)
+    complaint(copy, "ca.crt", "too large", *REMEDIES["ca"])
+
+
+def test_what_a_first_start_has_not_finished_is_no_remains(tmp_path: Path) -> None:
+    """Nobody has seen an authority whose certificate never got its name."""
+    (tmp_path / ".ca.crt.pending").write_bytes(b"-----BEGIN")
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "README").touch()
+    prepare(tmp_path, IDENTITY)
+    assert set(FILES) < set(names_in(tmp_path)) and ".ca.crt.pending" not in names_in(tmp_path)
+
+
+# --- looked at, and not touched -----------------------------------------------------------------
+
+
+def test_inspecting_touches_nothing(made: Path, tmp_path: Path) -> None:
+    before = {path.name: (path.stat().st_mtime_ns, path.stat().st_mode) for path in made.iterdir()}
+    assert inspect(made) == ()
+    assert inspect(tmp_path / "new/deeper") == ()
+    assert {path.name: (path.stat().st_mtime_ns, path.stat().st_mode) for path in made.iterdir()} == before
+    assert names_in(tmp_path) == ()
+
+
+def test_inspecting_sees_what_the_next_start_makes_good(copy: Path) -> None:
+    os.replace(copy / "ca.crt", copy / ".ca.crt.pending")
+    before = content(copy)
+    assert inspect(copy) == ()
+    assert content(copy) == before
+
+
+@pytest.mark.parametrize("name", ["ca.key", "ca.crt", "server.key", "client.crt"])
+def test_inspecting_refuses_in_the_words_of_a_start(copy: Path, name: str) -> None:
+    (copy / name).write_bytes(b"spoiled")
+    with pytest.raises(CertificateError) as caught:
+        inspect(copy)
+    assert complaint(copy, name) == str(caught.value)
+
+
+def test_inspecting_refuses_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/certs"):
+        with pytest.raises(CertificateError, match=r'cannot use ".*/file" in misc\.cert_dir: Not a directory'):
+            inspect(tmp_path / place)
+
+
+@pytest.mark.parametrize("permissions", [0o604, 0o640])
+@pytest.mark.parametrize("name", ["ca.key", "server.key", "client.p12"])
+def test_a_key_that_others_can_read_is_said(copy: Path, name: str, permissions: int) -> None:
+    (copy / name).chmod(permissions)
+    with writes() as lines:
+        prepare(copy, IDENTITY)
+    (line,) = lines
+    assert inspect(copy) == (line,)
+    assert str(copy / name) in line and f"{permissions:04o}" in line and "chmod 600" in line
+
+
+def test_an_authority_that_may_not_sign_is_said(tmp_path: Path) -> None:
+    done = openssl(
+        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "90", "-subj", "/CN=mine"),
+        *("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=digitalSignature"),
+        *("-keyout", tmp_path / "ca.key", "-out", tmp_path / "ca.crt"),
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = inspect(tmp_path)
+    assert "ca.crt" in line and "keyCertSign" in line
 
 
 def test_a_directory_in_place_of_a_file_is_refused(copy: Path) -> None:
