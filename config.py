@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 import config_values as read
+from config_paths import misplaced
 from config_values import Address, ParentProxy
 
 
@@ -206,6 +207,9 @@ _SCHEMA = (
     _Key("certs", "leaf_days", 199, read.whole(1, 825)),
     _Key("certs", "name_constraints", False, read.boolean),
 )
+# OpenSSL's NAME_CHECK_MAX: names of a certificate times constraints of its authority.
+_COMPARISONS_AT_MOST = 2**20
+_CONSTRAINED_HOSTS_AT_MOST = 1020
 _SECRET = ("certs.p12_pass",)
 _SECTIONS = ("misc", "proxy", "cache", "certs")
 
@@ -252,7 +256,7 @@ def _build(document: Mapping[str, Any], base: Path, home: Path, source: Optional
         Certs(**values["certs"]),
         source,
     )
-    for problem in _misfits(config):
+    for problem in _misfits(config, home):
         raise ConfigError(where + problem)
     return config
 
@@ -272,8 +276,14 @@ def _strangers(document: Mapping[str, Any]) -> Iterator[str]:
                     yield f"unknown key {read.short(f'{section}.{name}')}{_nearest(f'{section}.{name}', keys)}"
 
 
-def _misfits(config: Config) -> Iterator[str]:
+def _misfits(config: Config, home: Path) -> Iterator[str]:
     """What is wrong beside the rest, one line each."""
+    files = {
+        "proxy.auth_file": config.proxy.auth_file,
+        "proxy.upstream_ca": config.proxy.upstream_ca,
+        "this file": config.source,
+    }
+    yield from misplaced(config.misc.cert_dir, config.misc.file_dir, home, files)
     if config.proxy.tcp_bind is None and config.proxy.tls_bind is None:
         yield "proxy.tcp_bind and proxy.tls_bind are both '': expected at least one address"
     certs = config.certs
@@ -285,6 +295,25 @@ def _misfits(config: Config) -> Iterator[str]:
             read.host_or_ip(value, Path())
         except read.Expected:
             yield f"certs.{name} = {read.brief(value)}: expected a host name (certs.name_constraints, or no SANs)"
+    if certs.name_constraints:
+        yield from _too_many_constraints(certs)
+
+
+def comparisons(certs: Certs) -> int:
+    """How often a client compares a name with a constraint to verify server.crt, where those are as configured."""
+    hosts = (*certs.server_dns_sans, *certs.server_ip_sans)
+    constraints = {host.replace("*.", "", 1) for host in (*hosts, certs.server_cn, certs.client_cn)}
+    return (len(hosts or (certs.server_cn,)) + 1) * (len(constraints) + (0 if certs.server_ip_sans else 2))
+
+
+def _too_many_constraints(certs: Certs) -> Iterator[str]:
+    if comparisons(certs) > _COMPARISONS_AT_MOST:
+        count = len(certs.server_dns_sans) + len(certs.server_ip_sans)
+        yield (
+            f"certs.name_constraints = true with {count} hosts: expected at most about {_CONSTRAINED_HOSTS_AT_MOST}; "
+            f"OpenSSL compares {_COMPARISONS_AT_MOST} pairs of name and constraint, and refuses server.crt beyond; "
+            "list '*.' names instead, or set it to false"
+        )
 
 
 def _nearest(name: str, known: List[str]) -> str:

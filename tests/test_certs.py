@@ -38,6 +38,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from support.household import make_config
 from support.pairs import PATIENCE, SOON, in_thread, meet
 
+import config
 from authority import CertificateAuthority, KeyPair
 from certs import CertificateError, CertificateFiles, Identity, inspect, prepare
 from leaves import LeafStore
@@ -1233,6 +1234,21 @@ def test_a_constrained_authority_vouches_for_dduct_and_its_clients(
     assert extension.critical
     assert_verifies(directory / "ca.crt", directory / "server.crt", "-purpose", "sslserver")
     assert_verifies(directory / "ca.crt", directory / "client.crt", "-purpose", "sslclient")
+
+
+@pytest.mark.parametrize(
+    ("count", "addresses"), [(1021, ("127.0.0.1",)), (1022, ("127.0.0.1",)), (1021, ()), (1022, ())]
+)
+def test_openssl_verifies_as_many_constrained_hosts_as_the_configuration_takes(
+    tmp_path: Path, count: int, addresses: Tuple[str, ...]
+) -> None:
+    hosts = tuple(f"h{number}.test" for number in range(count))
+    settings = config.defaults(tmp_path).certs
+    comparisons = config.comparisons(replace(settings, server_dns_sans=hosts, server_ip_sans=addresses))
+    names = replace(IDENTITY, name_constraints=True, server_dns_sans=hosts, server_ip_sans=addresses)
+    prepare(tmp_path / "certs", names)
+    done = openssl("verify", "-CAfile", tmp_path / "certs/ca.crt", tmp_path / "certs/server.crt")
+    assert (done.returncode == 0) is (comparisons <= 2**20)
 
 
 def test_without_a_listed_address_no_address_is_believed(tmp_path: Path) -> None:
