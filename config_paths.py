@@ -13,8 +13,8 @@ import os
 from pathlib import Path
 from typing import Iterator, Mapping, Optional
 
-# What the cache makes below file_dir: by scheme, and by the hash that names an object.
-_CACHE_FOLDERS = ("http", "https", "sha256", "sha512", "blake2b")
+from ownfiles import OWN_FOLDERS
+
 # Directories that are never anybody's own.
 _SHARED = [
     *map(Path, ("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/proc", "/root", "/run", "/sbin", "/sys")),
@@ -37,8 +37,8 @@ def misplaced(cert_dir: Path, file_dir: Path, program: Path, files: Mapping[str,
         )
     if _is_same(_resolved(file_dir), _resolved(program)):
         yield f"misc.file_dir = '{file_dir}' is where the program is: expected a directory of the cache's own"
-    for key, path in {"the program": program, **files}.items():
-        for folder in _CACHE_FOLDERS:
+    for key, path in {**files, "the program": program}.items():
+        for folder in OWN_FOLDERS:
             if path is not None and _is_within(path, file_dir / folder):
                 shown = f"{key} = '{path}'" if "." in key else f"{key} ('{path}')"
                 yield (
