@@ -60,6 +60,7 @@ class Proxy:
     require_client_cert: bool
     ktls: bool
     max_connections: int
+    max_silent_per_client: int
     workers: int
 
 
@@ -164,6 +165,7 @@ _SCHEMA = (
     _Key("proxy", "require_client_cert", False, read.boolean),
     _Key("proxy", "ktls", True, read.boolean),
     _Key("proxy", "max_connections", 4096, read.whole(1, 1_000_000)),
+    _Key("proxy", "max_silent_per_client", 0, read.whole(0, 1_000_000)),
     _Key("proxy", "workers", 0, read.whole(0, 64)),
     _Key("cache", "max_size", "", read.size),
     _Key("cache", "min_free", "1G", read.size),

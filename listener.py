@@ -23,10 +23,8 @@ _WAITING_AT_MOST = 64  # threads without work
 _WAITING_FOR = 5.0  # seconds
 _BACKLOG = 1024
 _END = 5.0  # seconds for an accepting thread to be out of its loop
-_SLOT_PATIENCE = 1.0  # seconds for another connection to end
 _SCARCITY_PAUSE = 0.1  # seconds
 _END_OF_IDLE, _END_OF_ALL = b"?", b"!"  # what rings a listener's bell
-_TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Threads:
@@ -116,45 +114,14 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-class Slots:
-    """Places for connections; how many there are may change while they are taken."""
-
-    def __init__(self, count: int) -> None:
-        self._lock = threading.Lock()  # guards the two below
-        self._changed = threading.Condition(self._lock)
-        self._count = count
-        self._free = count
-
-    def acquire(self, seconds: float) -> bool:
-        """Take one, waiting for it at most so long; whether there was one."""
-        with self._lock:
-            found = self._free > 0 or self._changed.wait_for(lambda: self._free > 0, seconds)
-            self._free -= found
-            return found
-
-    def release(self) -> None:
-        """Give one back."""
-        with self._lock:
-            self._free += 1
-            self._changed.notify()
-
-    def resize(self, count: int) -> None:
-        """From now on there are so many in all; nobody loses the one he has."""
-        with self._lock:
-            self._free += count - self._count
-            self._count = count
-            self._changed.notify_all()
-
-
 class Listener(socketserver.ThreadingTCPServer):
-    """A listening socket; every connection is for `serve`, if one of `slots` is free for it.
+    """A listening socket; every connection is for `serve`, which is given the socket and the client's address.
 
-    `serve` is given the socket, the client's address and what to call, once, when the connection is over. It must not
-    wait for anything. Where it raises OSError or RuntimeError, the connection is still the listener's.
+    It must not wait for anything, and the socket is its own from then on.
 
     As long as accepting takes no waiting, the thread does it that watches all idle connections: a second thread would
     fight with that one for the interpreter, at the cost of a sixth of all new connections. The listener's own thread
-    takes over where there is something to wait for: a place, or a descriptor.
+    takes over where there is something to wait for: a descriptor.
     """
 
     daemon_threads = True
@@ -165,12 +132,10 @@ class Listener(socketserver.ThreadingTCPServer):
         self,
         sock: socket.socket,
         threads: Threads,
-        slots: Slots,
-        serve: Callable[[socket.socket, str, Callable[[], None]], None],
+        serve: Callable[[socket.socket, str], None],
         idle: Idle,
     ) -> None:
         self._spawn = threads.spawn
-        self._slots = slots
         self._serve = serve
         self._idle = idle
         self._trouble = Seldom(_log)
@@ -245,12 +210,11 @@ class Listener(socketserver.ThreadingTCPServer):
     def answer_at_once(self, turn: float) -> Next:
         """Accept a connection. END where something has to be waited for: then this is over for `Idle`, not for us."""
         with self._accepting:
-            if self._bell is None or not self._slots.acquire(0):
+            if self._bell is None:
                 return Next.END
             try:
                 request, client_address = super().get_request()
             except OSError as error:
-                self._slots.release()
                 return Next.WATCH if isinstance(error, BlockingIOError) else Next.END  # another process was faster
             self._hand_on(request, client_address)
             return Next.WATCH
@@ -267,11 +231,8 @@ class Listener(socketserver.ThreadingTCPServer):
     # As a socketserver
 
     def process_request(self, request: socket.socket, client_address: Tuple[str, int]) -> None:  # type: ignore[override]
-        """Hand an accepted connection on, when there is a place for it."""
-        if self._slots.acquire(_SLOT_PATIENCE):
-            self._hand_on(request, client_address)
-        else:
-            self._turn_away(request)
+        """Hand an accepted connection on."""
+        self._hand_on(request, client_address)
 
     def get_request(self) -> Tuple[socket.socket, Tuple[str, int]]:
         """Accept a connection. One that cannot be had for want of descriptors waits a little, and is not spun for."""
@@ -284,23 +245,8 @@ class Listener(socketserver.ThreadingTCPServer):
             raise
 
     def _hand_on(self, request: socket.socket, client_address: Tuple[str, int]) -> None:
-        """A connection has a place."""
         try:
-            self._serve(request, client_address[0], self._slots.release)
-        except (OSError, RuntimeError) as error:
-            self._slots.release()
-            self._trouble.warning("No room for a connection: %s", error)
-            self._turn_away(request)
+            self._serve(request, client_address[0])
         except BaseException:
-            self._slots.release()
             request.close()
             raise
-
-    def _turn_away(self, request: socket.socket) -> None:
-        """Say that there are too many, to a client that can be told without waiting for it."""
-        request.setblocking(False)
-        try:
-            request.send(_TOO_MANY)
-        except OSError:
-            pass  # it may as well find out by itself
-        request.close()

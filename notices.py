@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from typing import Callable
+from typing import Callable, Tuple
 
-_ADDRESSES_REMEMBERED = 4096  # the oldest is forgotten first
+_KEYS_REMEMBERED = 4096  # the oldest is forgotten first
 
 
 class Seldom:
@@ -37,23 +37,31 @@ class Seldom:
 
 
 class PerAddress:
-    """Lines of one sort, at most one in `seconds` for each client address."""
+    """Lines of one sort, at most `burst` in `seconds` for each key: a client's address, with what the line is about."""
 
-    def __init__(self, log: logging.Logger, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        log: logging.Logger,
+        burst: int = 5,
+        seconds: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._log = log
+        self._burst = burst
         self._seconds = seconds
         self._clock = clock
-        self._lock = threading.Lock()  # guards _silent_until
-        self._silent_until: OrderedDict[str, float] = OrderedDict()  # by address, the oldest first
+        self._lock = threading.Lock()  # guards _periods
+        self._periods: OrderedDict[str, Tuple[float, int]] = OrderedDict()  # by key: its end, and the lines in it
 
-    def write(self, level: int, address: str, message: str, *arguments: object) -> None:
-        """Log it, unless this address has had its line lately."""
+    def write(self, level: int, key: str, message: str, *arguments: object) -> None:
+        """Log it, unless there have been enough such lines lately."""
         now = self._clock()
         with self._lock:
-            if now < self._silent_until.get(address, now):
-                return
-            self._silent_until.pop(address, None)
-            self._silent_until[address] = now + self._seconds
-            if len(self._silent_until) > _ADDRESSES_REMEMBERED:
-                self._silent_until.popitem(last=False)
-        self._log.log(level, message, *arguments)
+            end, count = self._periods.pop(key, (0.0, 0))
+            if now >= end:
+                end, count = now + self._seconds, 0
+            self._periods[key] = end, count + 1
+            if len(self._periods) > _KEYS_REMEMBERED:
+                self._periods.popitem(last=False)
+        if count < self._burst:
+            self._log.log(level, message, *arguments)

@@ -5,38 +5,38 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import ssl
 import threading
 import time
 import weakref
 from dataclasses import replace
-from functools import lru_cache, partial
-from typing import Callable, Dict, List, Optional, Tuple
+from functools import partial
+from typing import Callable, List, Optional, Tuple
 
 import certs
 import openssl
 from access import Access, AccessError, Users
-from addresses import Networks, is_loopback
+from addresses import Networks
 from cache import Cache
 from config import Config
 from config_values import Address, ParentProxy
+from connections import Connections
 from dialling import Parent, Settings
 from evict import Evictor, Limits
 from filler import Services
 from freshness import FreshnessRules
 from grants import Grants
 from hot import Hot
-from http1 import Authority
 from idle import Idle
 from leaves import LeafStore
-from listener import Listener, Slots, Threads, bind
+from listener import Listener, Threads, bind
 from metrics import Counter, Counters
 from origin_tls import TlsSettings, UnusableCertificate
-from policy import HostList, Hosts, Naming, Parameters, Rules, Where
-from session import Household, Session
+from places import Places
+from policy import HostList, Hosts, Naming, Parameters, Rules
+from session import Household
 from setup_page import About
-from stream import NamedSocket, Stream
+from stream import NamedSocket
 from upstream import Origins
 
 _log = logging.getLogger("dduct")
@@ -93,8 +93,8 @@ class Server:
         # For all that are forked, and for life: no client chooses which of them it meets.
         self._ticket_secret = secrets.token_bytes(32)
         self._draining = threading.Event()
-        self._lock = threading.Lock()  # guards _sessions
-        self._sessions: Dict[Stream, Optional[Session]] = {}  # None while its handshake lasts
+        places = Places(config.proxy.max_connections, config.proxy.max_silent_per_client)
+        self.connections = Connections(self._idle, self._threads.spawn, places, time.monotonic)
         self._authority = certs.prepare(config.misc.cert_dir, identity(config))
         self._files = certs.CertificateFiles(config.misc.cert_dir)
         self.cache = self._open_cache()
@@ -105,7 +105,6 @@ class Server:
             partial(self.counters.add, Counter.EVICTED),
         )
         self._outdated: weakref.WeakSet[Origins] = weakref.WeakSet()  # from before a reload, as long as they are in use
-        self._slots = Slots(config.proxy.max_connections)
         self._listeners: List[Listener] = []
         try:
             self._bind()
@@ -114,6 +113,7 @@ class Server:
         except BaseException:
             self.close()
             raise
+        self.connections.judge_by(lambda: self._household)
 
     @property
     def addresses(self) -> List[Address]:
@@ -144,7 +144,7 @@ class Server:
         self._evictor.limits = _limits(config)
         self.cache.store.min_free = config.cache.min_free or 0
         self.cache.patience = _patience(config)
-        self._slots.resize(config.proxy.max_connections)
+        self.connections.places.resize(config.proxy.max_connections, config.proxy.max_silent_per_client)
         if announce:
             _announce_differences(wanted, config)
             self._announce(config)
@@ -154,13 +154,13 @@ class Server:
         self._draining.set()
         self._evictor.stop()
         self.close()
-        self._cancel_sessions(idle_only=True)
+        self.connections.cancel(idle_only=True)
         self._idle.stop()
         if not self._threads.join(grace):
             _log.warning("Ending transfers that are not through after %g s", grace)
         for origins in [*self._outdated, self._household.services.origins]:
             origins.close()
-        self._cancel_sessions(idle_only=False)
+        self.connections.cancel(idle_only=False)
         if not self._threads.join(_FORCED_END):
             _log.warning("Some connections would not end")
 
@@ -258,7 +258,7 @@ class Server:
             except OSError as error:
                 raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}") from error
             self._listeners.append(
-                Listener(sock, self._threads, self._slots, partial(self._accept, encrypted), self._idle)
+                Listener(sock, self._threads, partial(self.connections.accept, encrypted), self._idle)
             )
 
     def _make_leaves(self, config: Config) -> LeafStore:
@@ -323,82 +323,6 @@ class Server:
     def _note_growth(self, octets: int) -> None:
         self.counters.add(Counter.STORED_OCTETS, octets)
         self._evictor.look()
-
-    # Connections
-
-    def _accept(self, encrypted: bool, sock: socket.socket, client: str, over: Callable[[], None]) -> None:
-        """A new connection; `over` is called at its end. Raises OSError or RuntimeError where there is no room for it.
-
-        Whoever has spoken in the clear needs a thread only when it is known for what.
-        """
-        stream = Stream(sock, self._config.proxy.idle_timeout)
-        where = _arrival(*stream.address, is_loopback(client))
-        end = partial(self._end, stream, over)
-        with self._lock:
-            self._sessions[stream] = None
-        try:
-            if encrypted:
-                self._threads.spawn("session", partial(self._shake_hands, stream, client, where, end))
-            else:
-                self._begin(stream, client, where, end)
-        except RuntimeError:
-            with self._lock:
-                del self._sessions[stream]
-            raise
-
-    def _shake_hands(self, stream: Stream, client: str, where: Where, end: Callable[[], None]) -> None:
-        try:
-            stream.start_tls(self._household.tls)
-        except OSError as error:
-            _log.debug("%s: no TLS connection: %s", client, error)
-            end()
-            return
-        except BaseException:
-            end()
-            raise
-        where = replace(where, encrypted=True, server_name=stream.server_name)
-        self._attend(self._make_session(stream, client, where), end)
-
-    def _begin(self, stream: Stream, client: str, where: Where, end: Callable[[], None]) -> None:
-        session = self._make_session(stream, client, where)
-        resume = partial(self._attend, session, end)
-        if not self._idle.watch(session, resume):
-            self._threads.spawn("session", resume)
-
-    def _make_session(self, stream: Stream, client: str, where: Where) -> Session:
-        session = Session(stream, client, where, lambda: self._household)
-        with self._lock:
-            self._sessions[stream] = session
-        return session
-
-    def _attend(self, session: Session, end: Callable[[], None]) -> None:
-        """Serve a connection as long as it takes a thread."""
-        try:
-            while session.run():
-                if self._idle.watch(session, partial(self._attend, session, end)):
-                    return
-        except BaseException:
-            end()
-            raise
-        end()
-
-    def _end(self, stream: Stream, over: Callable[[], None]) -> None:
-        stream.cut()
-        with self._lock:
-            del self._sessions[stream]
-        over()
-
-    def _cancel_sessions(self, idle_only: bool) -> None:
-        with self._lock:
-            sessions = list(self._sessions.items())
-        for stream, session in sessions:
-            if not (idle_only and session is not None and session.busy):
-                stream.cancel()
-
-
-@lru_cache(maxsize=4096)
-def _arrival(host: str, port: int, near: bool) -> Where:
-    return Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), near)
 
 
 def _access(config: Config) -> Access:

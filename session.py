@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Callable, Dict, Optional, Tuple, Union
 
+import first_bytes
 import http1
 import pages
 import policy
@@ -30,7 +31,7 @@ from http1 import BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead
 from idle import Next
 from leaves import LeafStore
 from metrics import Counter
-from notices import PerAddress
+from notices import PerAddress, Seldom
 from password_queue import TooManyPasswords
 from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
 from relay import forward, outgoing, wants_upgrade
@@ -66,20 +67,33 @@ class Household:
     tls_valid_from: float  # when its certificate begins to be valid
     idle_timeout: float
     draining: threading.Event
-    repeated: PerAddress = field(default_factory=lambda: PerAddress(_log, seconds=10.0))
+    repeated: PerAddress = field(default_factory=lambda: PerAddress(_log))
+    trouble: Seldom = field(default_factory=lambda: Seldom(_log, seconds=10.0))
     entrances: Dict[Tuple[str, bytes], Where] = field(default_factory=dict)  # where a CONNECT has led before
 
 
 class Session:
-    """Serves one connection. Each request is judged by what `household` is when it arrives."""
+    """Serves one connection. Each request is judged by what `household` is when it arrives.
 
-    def __init__(self, stream: Stream, client: str, where: Where, household: Callable[[], Household]) -> None:
+    `proved` is told once, when a request has been accepted.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        client: str,
+        where: Where,
+        household: Callable[[], Household],
+        proved: Callable[[], None] = lambda: None,
+    ) -> None:
         self._stream = stream
         self._client = client
         self._where = where
         self._current = household
         self._house = household()
         self._via = self._house.services.via
+        self._proved: Optional[Callable[[], None]] = proved
+        self._waiting_since = time.monotonic()  # for the client, if it is not busy
         self.busy = False  # between the first octet of a request and the last of its response
         self._repeats = 0  # requests in succession that were known
         self._unsent = memoryview(b"")  # what `answer_at_once` could not send at once
@@ -90,6 +104,11 @@ class Session:
     def patience(self) -> float:
         """How long the next request may take to come, in seconds."""
         return self._house.idle_timeout
+
+    @property
+    def silent_since(self) -> Optional[float]:
+        """Since when it has waited for its client (`time.monotonic()`); None while it answers."""
+        return None if self.busy else self._waiting_since
 
     def fileno(self) -> int:
         """The connection's descriptor."""
@@ -107,7 +126,7 @@ class Session:
             if self._stream.handshaking and not self._ending and not self._take_tls_on(self._stream.finish_tls):
                 return False
             while not self._ending and not self._house.draining.is_set() and self._serve_one():
-                self.busy = False
+                self.busy, self._waiting_since = False, time.monotonic()
                 if self._repeats >= _REPEATS and not self._stream.holds_octets():
                     return True
             self._stream.close()
@@ -143,6 +162,7 @@ class Session:
                     return Next.WORK
             stream.skip(len(request))
             self._note(answer, 0.0)
+            self._waiting_since = turn
             self._unsent = memoryview(answer.octets)  # which `run` sends where this fails
             self._unsent = self._unsent[stream.send_nowait(self._unsent) :]
         except OSError:
@@ -156,6 +176,8 @@ class Session:
 
     def _serve_one(self) -> bool:
         """One request and its response; whether another may follow. Raises OSError when the client is gone."""
+        if self._speaks_otherwise():
+            return False
         try:
             block = self._stream.read_head(self._house.idle_timeout)
             if not block:
@@ -174,6 +196,21 @@ class Session:
             self._stream.linger(_LINGER)
             return False
         return self._answer(block, head, framing)
+
+    def _speaks_otherwise(self) -> bool:
+        """Whether what has arrived cannot be a request of http/1; then its client has been told so."""
+        start = self._stream.start_of_buffer(first_bytes.ENOUGH)
+        plain = not self._stream.encrypted
+        if not start or (start[:1].isalpha() and not start.startswith(b"PRI")):
+            return False
+        wrong = first_bytes.wrong_on_plain(start) if plain else first_bytes.wrong_inside(start)
+        if wrong is None:
+            return False
+        self._house.services.counters.add(Counter.WRONG_PROTOCOL)
+        self._tell("protocol", wrong.line)
+        self._stream.send(wrong.data)
+        self._stream.linger(_LINGER)
+        return True
 
     def _answer_again(self, block: bytes) -> bool:
         """Answer a request as it was answered before, if that may be done without looking at it; whether it was."""
@@ -205,6 +242,7 @@ class Session:
         if context is None:
             return Next.WORK
         self._stream.skip(len(block))
+        self._prove()
         self._house.services.counters.add(Counter.INTERCEPTED)
         _log.debug("%s CONNECT %s 200", self._client, inside.inside)
         self._where = inside
@@ -253,7 +291,15 @@ class Session:
             return False
         return True
 
+    def _prove(self) -> None:
+        """A request was accepted."""
+        proved, self._proved = self._proved, None
+        if proved is not None:
+            proved()
+
     def _note(self, answer: Answer, seconds: float) -> None:
+        if self._proved is not None:
+            self._prove()
         self._house.services.counters.add(Counter.HITS)
         _log.info("%s GET %s 200 %d %.3fs %s", self._client, answer.url, answer.length, seconds, answer.note)
 
@@ -268,6 +314,8 @@ class Session:
         decision, remark = None, ""
         try:
             decision = self._decide(head, framing)
+            if not isinstance(decision, policy.Refuse):
+                self._prove()
             if isinstance(decision, Fetch):
                 what = str(decision.target).partition("?")[0]
             if isinstance(decision, (Tunnel, Intercept)):

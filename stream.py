@@ -226,6 +226,30 @@ class Stream:
         """All that has arrived, without waiting; it stays, for `skip` or `read_head`. b"" where nothing has."""
         return bytes(self._buffer) if self.arrived() else b""
 
+    def look_ahead(self, count: int) -> Optional[bytes]:
+        """The next bytes, without waiting for them, and without taking them out of the socket; b"" at the end.
+
+        None where nothing has come. Under TLS, what it takes to know is read. Raises OSError.
+        """
+        if not self._buffer and not self.encrypted:
+            try:
+                self._wait(0)
+                return self._socket.recv(count, socket.MSG_PEEK)
+            except BlockingIOError:
+                return None
+        if not self.arrived():
+            return b"" if self.ended else None
+        return bytes(self._buffer[:count])
+
+    def start_of_buffer(self, count: int) -> bytes:
+        """What has been read and not been used yet."""
+        return bytes(self._buffer[:count])
+
+    def give_away(self) -> socket.socket:
+        """The socket, for somebody else to close. Only where nothing encrypts."""
+        self._closed = True
+        return self._socket
+
     def deserted(self) -> bool:
         """Whether the peer, which sends no more, has left nothing to be read either: no request, and no close_notify.
 

@@ -217,6 +217,7 @@ BAD: Dict[str, List[str]] = {
     "proxy.require_client_cert": ["1", "'no'"],
     "proxy.ktls": ["1", "'yes'"],
     "proxy.workers": ["-1", "'all'", "65"],
+    "proxy.max_silent_per_client": ["-1", "'many'", "true"],
     "proxy.max_connections": ["0", "'many'", "1.5"],
     "cache.max_size": [
         "'much'",

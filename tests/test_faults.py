@@ -645,5 +645,5 @@ def test_a_file_for_a_client_that_takes_nothing_ends_in_time(build_house: Callab
     with house.client() as client:
         client.send(f"GET http://{host}/x.deb HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         client.read_until(b"\r\n\r\n")
-        wait_until(lambda: not house.server._sessions)
+        wait_until(lambda: not house.server.connections)
         assert len(client._exactly(len(body))) < len(body)

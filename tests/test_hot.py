@@ -49,7 +49,7 @@ def settled(house: House, origin: Origin, path: str = "/x.deb") -> None:
     """The object is here, and everything is written that is written after its publication."""
     assert house.fetch(origin, path).status == 200
     house.settle()
-    wait_until(lambda: not house.server._sessions)  # the answer is remembered after the client has it
+    wait_until(lambda: not house.server.connections)  # the answer is remembered after the client has it
 
 
 def fetch_and_know(house: House, origin: Origin, path: str = "/x.deb") -> Answer:

@@ -298,16 +298,16 @@ def known(house: House, path: str = "/x.deb") -> Origin:
     house.settle()  # what was known before that has to be looked at again
     for _ in range(2):
         assert house.fetch(origin, path).body == BODY
-        wait_until(lambda: not house.server._sessions)  # what is remembered is so after the client has its answer
+        wait_until(lambda: not house.server.connections)  # what is remembered is so after the client has its answer
     return origin
 
 
 def alone(house: House) -> Session:
     """The session of the one client there is, when those before it are gone, whose ends dduct may see late."""
-    wait_until(lambda: len(house.server._sessions) == 1)
-    (session,) = house.server._sessions.values()
-    assert session is not None
-    return session
+    wait_until(lambda: len(house.server.connections) == 1)
+    (connection,) = house.server.connections._all.values()
+    assert connection.session is not None
+    return connection.session
 
 
 def test_a_newcomer_takes_no_thread_before_it_wants_something(house: House) -> None:
@@ -362,8 +362,7 @@ def test_a_client_that_does_not_trust_us_is_told_of_in_the_log(house: House, cap
 
 
 def slots_taken(house: House) -> int:
-    slots = house.server._slots
-    return slots._count - slots._free
+    return house.server.connections.places.taken
 
 
 def test_connections_whose_handshakes_fail_leave_nothing_and_throw_nobody_out(house: House) -> None:
@@ -393,7 +392,7 @@ def test_connections_whose_handshakes_fail_leave_nothing_and_throw_nobody_out(ho
         for other in honest:
             other.result(20)
     assert set(answers) == {200}
-    wait_until(lambda: not house.server._sessions and not slots_taken(house))
+    wait_until(lambda: not house.server.connections and not slots_taken(house))
 
 
 def test_a_connection_that_breaks_as_its_tls_begins_ends_alone(house: House) -> None:
@@ -405,7 +404,7 @@ def test_a_connection_that_breaks_as_its_tls_begins_ends_alone(house: House) -> 
     for _ in range(5):
         with house.client() as client:
             client.send(head + b"\x16\x03\x01more")
-    wait_until(lambda: not house.server._sessions and not slots_taken(house))
+    wait_until(lambda: not house.server.connections and not slots_taken(house))
     assert house.server._idle._epoll is not None
     assert house.fetch(origin, "/x.deb").body == BODY
 

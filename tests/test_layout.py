@@ -109,6 +109,7 @@ ROOMS: Dict[str, Set[str]] = {
     | {"upstream", "reply", "relay"},
     "session": {
         "access",
+        "first_bytes",
         "notices",
         "password_queue",
         "http1",
@@ -125,10 +126,17 @@ ROOMS: Dict[str, Set[str]] = {
     }
     | {"relay", "tunnel", "filler", "fetch", "hot", "idle"},
     "listener": {"idle", "notices"},
+    "places": set(),
+    "first_bytes": set(),
+    "refusals": {"idle"},
+    "connections": {"access", "addresses", "first_bytes", "http1", "idle", "metrics", "places", "policy", "refusals"}
+    | {"session", "stream"},
     "idle": set(),
     "server": {
         "access",
         "addresses",
+        "connections",
+        "places",
         "idle",
         "listener",
         "config",

@@ -7,20 +7,19 @@ import logging
 import queue
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from typing import Callable, Iterator, List, Tuple, Union
+from typing import Iterator, List, Tuple, Union
 
 import pytest
 from support.client import wait_until
 
 from idle import Idle
-from listener import Listener, Slots, Threads, bind
+from listener import Listener, Threads, bind
 
 PATIENCE = 20.0
 
-Connection = Tuple[socket.socket, str, Callable[[], None]]
+Connection = Tuple[socket.socket, str]
 
 
 def wait_for(what: Union[threading.Barrier, threading.Event]) -> None:
@@ -84,28 +83,11 @@ def test_a_bug_ends_its_work_alone(caplog: pytest.LogCaptureFixture) -> None:
     assert "A bug in dduct ended the thread buggy" in caplog.text
 
 
-def test_slots_can_be_more_or_fewer_while_they_are_taken() -> None:
-    slots = Slots(2)
-    assert slots.acquire(0) and slots.acquire(0) and not slots.acquire(0)
-    slots.resize(3)
-    assert slots.acquire(0) and not slots.acquire(0)
-    slots.resize(1)
-    slots.release()
-    slots.release()
-    assert not slots.acquire(0)
-    slots.release()
-    assert slots.acquire(0) and not slots.acquire(0)
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(slots.acquire, PATIENCE)
-        slots.release()
-        assert waiting.result(PATIENCE)
-
-
 def test_a_listener_ends_when_its_socket_listens_no_more_and_does_not_spin() -> None:
     """As when the process above shuts it down for all; `stop` then finds nothing to wait for."""
     threads = Threads()
     sock = bind("127.0.0.1", 0)
-    listener = Listener(sock, threads, Slots(1), lambda *_: None, Idle(threads.spawn))
+    listener = Listener(sock, threads, lambda *_: None, Idle(threads.spawn))
     listener.start()
     sock.shutdown(socket.SHUT_RDWR)
     assert threads.join(PATIENCE)
@@ -114,18 +96,18 @@ def test_a_listener_ends_when_its_socket_listens_no_more_and_does_not_spin() -> 
 
 
 @contextmanager
-def accepting(slots: Slots) -> Iterator[Tuple[Listener, queue.Queue[Connection]]]:
-    """A listener whose connections are watched for by another thread, and what it serves: socket, thread, `over`."""
+def accepting() -> Iterator[Tuple[Listener, queue.Queue[Connection]]]:
+    """A listener whose connections are watched for by another thread, and what it serves: socket, thread."""
     threads = Threads()
     idle = Idle(threads.spawn)
     served: queue.Queue[Connection] = queue.Queue()
     threads.spawn("idle", idle.run)
     wait_until(lambda: idle._epoll is not None)
 
-    def serve(connection: socket.socket, _: str, over: Callable[[], None]) -> None:
-        served.put((connection, threading.current_thread().name, over))
+    def serve(connection: socket.socket, _: str) -> None:
+        served.put((connection, threading.current_thread().name))
 
-    listener = Listener(bind("127.0.0.1", 0), threads, slots, serve, idle)
+    listener = Listener(bind("127.0.0.1", 0), threads, serve, idle)
     listener.start()
     wait_until(lambda: bool(idle._watched))
     try:
@@ -138,44 +120,12 @@ def accepting(slots: Slots) -> Iterator[Tuple[Listener, queue.Queue[Connection]]
 
 
 def test_what_takes_no_waiting_is_accepted_by_the_thread_that_watches() -> None:
-    with accepting(Slots(10)) as (listener, served):
+    with accepting() as (listener, served):
         for _ in range(3):
             with socket.create_connection(listener.address):
-                connection, thread, over = served.get(timeout=PATIENCE)
+                connection, thread = served.get(timeout=PATIENCE)
                 connection.close()
-                over()
                 assert thread == "idle"
-
-
-def test_what_takes_waiting_is_accepted_by_the_listeners_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("listener._SLOT_PATIENCE", PATIENCE)
-    with accepting(Slots(1)) as (listener, served), ExitStack() as stack:
-        for _ in range(2):
-            stack.enter_context(socket.create_connection(listener.address))
-        first, thread, over = served.get(timeout=PATIENCE)
-        stack.enter_context(first)
-        assert thread == "idle"
-        wait_until(lambda: not listener._idle._watched)  # it has found that there is no place for the second
-        assert served.empty()
-        over()
-        second, thread, over = served.get(timeout=PATIENCE)
-        stack.enter_context(second)
-        assert thread == "listener"
-        over()
-        stack.enter_context(socket.create_connection(listener.address))
-        third, thread, over = served.get(timeout=PATIENCE)
-        stack.enter_context(third)
-        assert thread == "idle"
-        over()
-
-
-def test_who_finds_no_place_in_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("listener._SLOT_PATIENCE", 0.01)
-    with accepting(Slots(0)) as (listener, served):
-        for _ in range(2):
-            with socket.create_connection(listener.address, PATIENCE) as client:
-                assert client.recv(1000).startswith(b"HTTP/1.1 503 ")
-        assert served.empty()
 
 
 def test_a_listener_takes_over_when_there_is_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,37 +138,31 @@ def test_a_listener_takes_over_when_there_is_no_descriptor(monkeypatch: pytest.M
             raise failures.pop()
         return accept(sock)
 
-    with accepting(Slots(1)) as (listener, served):
+    with accepting() as (listener, served):
         monkeypatch.setattr(socket.socket, "accept", scarce)
         with socket.create_connection(listener.address):
-            connection, _, over = served.get(timeout=PATIENCE)
+            connection, _ = served.get(timeout=PATIENCE)
             connection.close()
-            over()
         assert not failures
         with socket.create_connection(listener.address):  # and no place is lost
-            connection, _, over = served.get(timeout=PATIENCE)
+            connection, _ = served.get(timeout=PATIENCE)
             connection.close()
-            over()
 
 
 def test_a_bug_in_serving_ends_its_connection_alone(caplog: pytest.LogCaptureFixture) -> None:
     threads = Threads()
     idle = Idle(threads.spawn)
     threads.spawn("idle", idle.run)
-    slots = Slots(1)
     wait_until(lambda: idle._epoll is not None)
 
     def serve(*_: object) -> None:
         raise ZeroDivisionError
 
-    listener = Listener(bind("127.0.0.1", 0), threads, slots, serve, idle)
+    listener = Listener(bind("127.0.0.1", 0), threads, serve, idle)
     listener.start()
     wait_until(lambda: bool(idle._watched))
-    with caplog.at_level(logging.CRITICAL):
-        with socket.create_connection(listener.address, PATIENCE) as client:
-            assert client.recv(1) == b""
-        wait_until(lambda: slots.acquire(0))
-        slots.release()
+    with caplog.at_level(logging.CRITICAL), socket.create_connection(listener.address, PATIENCE) as client:
+        assert client.recv(1) == b""
     listener.stop()
     idle.stop()
     assert threads.join(PATIENCE)
@@ -229,13 +173,12 @@ def test_one_process_that_stops_does_not_stop_the_others() -> None:
     sock = bind(*address)
     came = threading.Event()
 
-    def serve(connection: socket.socket, _: str, over: Callable[[], None]) -> None:
+    def serve(connection: socket.socket, _: str) -> None:
         connection.close()
-        over()
         came.set()
 
-    one = Listener(sock.dup(), threads, Slots(1), serve, Idle(threads.spawn))
-    other = Listener(sock, threads, Slots(1), serve, Idle(threads.spawn))
+    one = Listener(sock.dup(), threads, serve, Idle(threads.spawn))
+    other = Listener(sock, threads, serve, Idle(threads.spawn))
     for listener in (one, other):
         listener.start()
     one.stop()

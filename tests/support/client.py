@@ -41,8 +41,9 @@ class Answer:
 class Client:
     """A connection to dduct, through CONNECT where `tunnel` says so, with TLS inside where `ca` is given."""
 
-    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        self.sock: socket.socket = socket.create_connection((host, port), TIMEOUT)
+    def __init__(self, port: int, host: str = "127.0.0.1", source: str = "") -> None:
+        come_from = (source, 0) if source else None
+        self.sock: socket.socket = socket.create_connection((host, port), TIMEOUT, come_from)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = b""
 
