@@ -24,6 +24,7 @@ else:
 import config_values as read
 from config_paths import misplaced
 from config_values import Address, ParentProxy
+from moving_names import VOLATILE
 
 
 class ConfigError(Exception):
@@ -71,6 +72,8 @@ class CacheSettings:
     max_size: Optional[int]
     min_free: Optional[int]
     fresh_for: float
+    heuristic_max: float
+    volatile: Tuple[re.Pattern[str], ...]
     stale_if_error: bool
     obey_no_store: bool
     auth_grace: float
@@ -169,7 +172,9 @@ _SCHEMA = (
     _Key("proxy", "workers", 0, read.whole(0, 64)),
     _Key("cache", "max_size", "", read.size),
     _Key("cache", "min_free", "1G", read.size),
-    _Key("cache", "fresh_for", "1d", read.seconds),
+    _Key("cache", "fresh_for", "1d", read.seconds_or_none),
+    _Key("cache", "heuristic_max", "7d", read.seconds_or_none),
+    _Key("cache", "volatile", list(VOLATILE), read.list_of(read.path_pattern)),
     _Key("cache", "stale_if_error", True, read.boolean),
     _Key("cache", "obey_no_store", True, read.boolean),
     _Key("cache", "auth_grace", "60s", read.seconds_or_none),

@@ -153,6 +153,7 @@ def address(value: Any, base: Path) -> Optional[Address]:
 _PROXY_URL = re.compile(r"(https?)://(?:([^@/\s]*:[^@/\s]*)@)?([^@/\s]+)/?")
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SHORTEST, _LONGEST = 0.001, 30 * 86400.0  # seconds
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)")
 
 
@@ -166,13 +167,19 @@ def _written(value: Any, *kinds: type) -> str:
 
 def seconds(value: Any, _: Path) -> float:
     """A time."""
+    found = _duration(value)
+    if found is None or found < _SHORTEST:
+        raise Expected("a time such as '30s', '5m', '2h' or '1d', above 0 and up to 30 days")
+    return found
+
+
+def _duration(value: Any) -> Optional[float]:
+    """A time in seconds; None for what is none, or too long."""
     match = _DURATION.fullmatch(_written(value, str, int, float))
     if match is None:
-        raise Expected("a time such as '30s', '5m', '2h' or '1d'")
-    seconds = float(match.group(1)) * _UNITS[match.group(2)]
-    if not 0.001 <= seconds <= 30 * 86400:
-        raise Expected("a time from a millisecond to 30 days")
-    return seconds
+        return None
+    found = float(match.group(1)) * _UNITS[match.group(2)]
+    return found if found <= _LONGEST else None
 
 
 _SIZES = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
@@ -192,11 +199,12 @@ def size(value: Any, _: Path) -> Optional[int]:
     return int(octets)
 
 
-def seconds_or_none(value: Any, base: Path) -> float:
+def seconds_or_none(value: Any, _: Path) -> float:
     """A time that may be 0."""
-    if re.fullmatch("0[smhd]?", _written(value, str, int)):
-        return 0.0
-    return seconds(value, base)
+    found = _duration(value)
+    if found is None or 0 < found < _SHORTEST:
+        raise Expected("a time such as '30s', '5m', '2h' or '1d', up to 30 days, or 0")
+    return found
 
 
 def whole(lowest: int, highest: int) -> Callable[[Any, Path], int]:
@@ -286,13 +294,18 @@ def host_or_network_or_all(value: Any, base: Path) -> str:
     return "*" if value == "*" else host_or_network(value, base)
 
 
-def filter_pattern(value: Any, base: Path) -> re.Pattern[str]:
-    """A regular expression whose named groups are parts of one hash."""
+def path_pattern(value: Any, base: Path) -> re.Pattern[str]:
+    """A regular expression that is searched in paths."""
     text = string(value, base)
     try:
-        pattern = re.compile(text)
+        return re.compile(text)
     except (re.error, ValueError, OverflowError, RecursionError) as error:
         raise Expected(f"a regular expression ({error})") from None
+
+
+def filter_pattern(value: Any, base: Path) -> re.Pattern[str]:
+    """A regular expression whose named groups are parts of one hash."""
+    pattern = path_pattern(value, base)
     hashes = {group.partition("_")[0] for group in pattern.groupindex}
     if len(hashes) > 1 or not hashes.issubset(HASHES):
         raise Expected(f"no named groups but those of one hash ({', '.join(HASHES)}; further parts of it: sha256_2, …)")

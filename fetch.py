@@ -24,7 +24,7 @@ from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
 from filler import Services, key_of
 from filling import Filling
-from freshness import Assessment, Stored
+from freshness import Assessment, Basis, Stored
 from hot import PlainHit
 from http1 import RequestHead, Target
 from inquiry import Inquiry, stored_fields, version
@@ -84,6 +84,7 @@ class CachedFetch:
         self._arrived_at = time.time()
         self._credentials = _credentials(request, name)
         self._signed = bool(name.signature)
+        self._volatile = name.volatile
         self.plain_hit: Optional[PlainHit] = None
         self._setbacks = 0  # fills that failed before this client had anything of them
         # Neither may bring an object here, and so neither may lead those who want one.
@@ -183,13 +184,16 @@ class CachedFetch:
         headers = self._request.headers
         asks_for_more = self._credentials or any(name in headers for name in _OF_ITS_OWN)
         plain = entry.trusted and entry.record.length <= hot.SMALL and self._request.method == b"GET"
-        return plain and assessment.ttl > 0 and not (asks_for_more or metadata.restricted)
+        lasts = assessment.ttl > 0 and assessment.basis is not Basis.VOLATILE
+        return plain and lasts and not (asks_for_more or metadata.restricted)
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
         stored = _stored(metadata)
         if self._key.digest is not None and entry.record.sha256:
-            return Assessment(True, True, stored.age(time.time()), float("inf"))  # it can never be anything else
-        return freshness.assess(self._request, stored, self._services.freshness, time.time(), self._arrived_at)
+            age = stored.age(time.time())
+            return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # it can never be anything else
+        rules, now = self._services.freshness, time.time()
+        return freshness.assess(self._request, stored, rules, now, self._arrived_at, self._volatile)
 
     def _validate(self, stale: _Stale) -> bool:
         """Have the origin asked about an object, by this client or by another that is at it already."""

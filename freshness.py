@@ -5,6 +5,7 @@ Nothing here waits, logs, or touches a socket, a file or a clock; times are give
 
 from __future__ import annotations
 
+import enum
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,14 +21,15 @@ _DELTA_LIMIT = 2**31  # RFC 9111 §1.2.2
 _IMMUTABLE = 365 * 86400.0  # RFC 8246 names no time; this one stands for ever
 _CLOCK_SLACK = 1.0  # seconds
 _HEURISTIC_SHARE = 0.1
-_HEURISTIC_AT_MOST = 7 * 86400.0  # beyond that a guess costs more than a conditional request
 
 
 @dataclass(frozen=True)
 class FreshnessRules:
-    """The configured part: `fresh_for` in seconds, where the origin says nothing."""
+    """The configured part. Where the origin says nothing, `fresh_for` counts, or a share of the time since the last
+    modification, up to `heuristic_max`; both are in seconds, and a `heuristic_max` of 0 allows no guess at all."""
 
     fresh_for: float = 86400.0
+    heuristic_max: float = 7 * 86400.0
     stale_if_error: bool = True
     obey_no_store: bool = True
 
@@ -246,8 +248,8 @@ def lifetime(stored: Stored, rules: FreshnessRules) -> float:
         return explicit
     modified = values.parse_date(stored.fields.get(b"last-modified") or b"")
     if modified is None:
-        return rules.fresh_for
-    return min(max(0.0, _made_at(stored) - modified) * _HEURISTIC_SHARE, _HEURISTIC_AT_MOST)
+        return rules.fresh_for if rules.heuristic_max else 0.0
+    return min(max(0.0, _made_at(stored) - modified) * _HEURISTIC_SHARE, rules.heuristic_max)
 
 
 def _explicit_lifetime(stored: Stored) -> Optional[float]:
@@ -313,23 +315,35 @@ def _name_of(directive: bytes) -> bytes:
 # --- may it be used -----------------------------------------------------------------------------
 
 
+class Basis(enum.Enum):
+    """What says for how long a stored response is fresh."""
+
+    EXPLICIT = "its origin"
+    HEURISTIC = "a guess"
+    VOLATILE = "its name: not at all"
+    DIGEST = "its name: for ever"
+
+
 @dataclass(frozen=True)
 class Assessment:
     """Whether a stored response may be used: as it is, or at least where its origin cannot be asked.
 
-    `ttl` is in seconds and negative for a stale one.
+    `ttl` is in seconds and negative for a stale one; what is volatile is asked about however long it has left.
     """
 
     usable: bool
     usable_on_error: bool
     age: float
     ttl: float
+    basis: Basis
 
 
-def assess(request: RequestHead, stored: Stored, rules: FreshnessRules, now: float, asked_at: float) -> Assessment:
+def assess(
+    request: RequestHead, stored: Stored, rules: FreshnessRules, now: float, asked_at: float, volatile: bool = False
+) -> Assessment:
     """RFC 9111 §4, §4.2.4, §5.2.1: may a response be used for a request that arrived at `asked_at`?
 
-    One that came or was validated since then may be, whatever else is said.
+    One that came or was validated since then may be, whatever else is said; of a `volatile` name nothing else may.
     """
     said, wanted = directives_of(stored.fields), directives_of(request.headers)
     age = stored.age(now)
@@ -339,6 +353,7 @@ def assess(request: RequestHead, stored: Stored, rules: FreshnessRules, now: flo
     # A time in the future is one of a clock that was wrong, and says nothing.
     usable = now + _CLOCK_SLACK >= stored.fetched_at >= asked_at or (
         not no_cache
+        and not volatile
         and b"no-cache" not in said
         and stored.fetched_at <= now + _CLOCK_SLACK
         and _within(wanted, age, ttl, binding)
@@ -346,7 +361,13 @@ def assess(request: RequestHead, stored: Stored, rules: FreshnessRules, now: flo
     grace = said.seconds(b"stale-if-error")  # RFC 5861 §4
     on_error = ttl > 0 or (not binding and (grace is None or -ttl <= grace))
     on_error = on_error and rules.stale_if_error and not no_cache and b"no-cache" not in said
-    return Assessment(usable, on_error, age, ttl)
+    return Assessment(usable, on_error, age, ttl, _basis(stored, volatile))
+
+
+def _basis(stored: Stored, volatile: bool) -> Basis:
+    if volatile:
+        return Basis.VOLATILE
+    return Basis.HEURISTIC if _explicit_lifetime(stored) is None else Basis.EXPLICIT
 
 
 def _within(wanted: Directives, age: float, ttl: float, binding: bool) -> bool:

@@ -30,10 +30,12 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Naming:
-    """What is kept, by patterns that are searched in paths, and which query parameters make no difference."""
+    """What is kept, and what of it is `volatile`, by patterns that are searched in paths; and which query parameters
+    make no difference."""
 
     filters: Tuple[re.Pattern[str], ...]
     ignored: Parameters
+    volatile: Tuple[re.Pattern[str], ...] = ()
 
 
 class Hosts:
@@ -121,11 +123,13 @@ class Name:
     """What an object is called in the cache: a path, and the digest that its URL promises, as (algorithm, hex).
 
     `signature` is what of the query does not belong to the name; like a password, it says that this client may have it.
+    What is `volatile` is never served without asking its origin.
     """
 
     path: str
     digest: Optional[Tuple[str, str]] = None
     signature: str = field(default="", compare=False)
+    volatile: bool = False
 
 
 @dataclass(frozen=True)
@@ -291,8 +295,19 @@ def storage_name(target: Target, naming: Naming) -> Optional[Name]:
         match = pattern.search(path)
         if match is not None:
             query, signature = _split_query(target.query, naming.ignored)
-            return Name(f"{target.scheme}/{target.host_field}{path}{query}", _digest(match), signature)
+            place, digest = f"{target.scheme}/{target.host_field}{path}{query}", _digest(match)
+            return Name(place, digest, signature, digest is None and _is_volatile(path, naming))
     return None
+
+
+# A name that holds a hash is not given to anything else, wherever it is: 32 digits are an MD5.
+_HASH = re.compile("(?<![0-9A-Fa-f])[0-9A-Fa-f]{32,}(?![0-9A-Fa-f])")
+
+
+def _is_volatile(path: str, naming: Naming) -> bool:
+    if _HASH.search(path.rpartition("/")[2]):
+        return False
+    return any(pattern.search(path) for pattern in naming.volatile)
 
 
 def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, str]:

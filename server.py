@@ -192,6 +192,7 @@ class Server:
                 origins=self._make_origins(config),
                 freshness=FreshnessRules(
                     fresh_for=config.cache.fresh_for,
+                    heuristic_max=config.cache.heuristic_max,
                     stale_if_error=config.cache.stale_if_error,
                     obey_no_store=config.cache.obey_no_store,
                 ),
@@ -204,7 +205,7 @@ class Server:
             rules=Rules(
                 intercept=Hosts([*config.certs.server_dns_sans, *config.certs.server_ip_sans]),
                 own_names=Hosts([config.certs.server_cn, "localhost"]),
-                naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query)),
+                naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query), config.cache.volatile),
             ),
             hot=Hot(),
             leaves=leaves,

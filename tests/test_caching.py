@@ -13,7 +13,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 import pytest
 from pytest import MonkeyPatch
-from support.client import Answer, Client
+from support.client import Answer, Client, wait_until
 from support.household import HOST, House
 from support.origin import Asked, Connection, Gate, Origin
 
@@ -1403,3 +1403,58 @@ def test_threads_do_not_lose_counts(house: House) -> None:
     for thread in threads:
         thread.join()
     assert house.counters.value(Counter.HITS) == 4000
+
+
+# --- volatile names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", ["public", "max-age=120", "max-age=120, immutable"])
+def test_a_volatile_object_is_validated_on_every_request(house: House, said: str) -> None:
+    shelf = Shelf(("Cache-Control", said))
+    shelf.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
+    origin = house.origin(shelf)
+    path = "/dists/stable/main/binary-amd64/Packages.gz"
+    assert [house.fetch(origin, path).body for _ in range(3)] == [BODY] * 3
+    assert shelf.answers == [200, 304, 304] and origin.body_sent == len(BODY)
+    shelf.body, shelf.etag, shelf.modified = OTHER, '"2"', "Tue, 02 Jan 2024 00:00:00 GMT"
+    assert house.fetch(origin, path).body == OTHER
+
+
+def test_a_volatile_object_is_never_answered_from_memory(house: House) -> None:
+    shelf = Shelf(*FRESH, body=b"small")
+    origin = house.origin(shelf)
+    with house.inside(origin) as client:
+        bodies = [client.get("/x/repodata.json.zst", f"{HOST}:{origin.port}").body for _ in range(6)]
+    assert bodies == [b"small"] * 6 and len(origin.requests) == 6
+
+
+def test_many_clients_of_a_volatile_object_cause_one_validation(house: House) -> None:
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    house.fetch(origin, "/APKINDEX.tar.gz")
+    shelf.before = Gate()
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(house.fetch, origin, "/APKINDEX.tar.gz") for _ in range(8)]
+        shelf.before.reached()
+        wait_until(lambda: sum(fill._users for fill in house.fills()) == 8)
+        shelf.before.open()
+    assert {answer.result().body for answer in answers} == {BODY}
+    assert shelf.answers == [200, 304]
+
+
+def test_a_volatile_object_is_better_than_none(house: House) -> None:
+    shelf = Shelf(("Cache-Control", "max-age=600, must-revalidate"))
+    origin = house.origin(shelf)
+    house.fetch(origin, "/PACKAGES.gz")
+    shelf.dead = True
+    answer = house.fetch(origin, "/PACKAGES.gz")
+    assert answer.body == BODY and house.counted(Counter.STALE) == 1
+
+
+def test_patterns_of_ones_own_say_what_is_volatile(build_house: Build) -> None:
+    house = build_house(volatile=(re.compile("^/mine/"),))
+    shelf = Shelf(*FRESH)
+    origin = house.origin(shelf)
+    for path in ("/mine/a.deb", "/mine/a.deb", "/Packages.gz", "/Packages.gz"):
+        assert house.fetch(origin, path).body == BODY
+    assert shelf.answers == [200, 304, 200]

@@ -9,7 +9,7 @@ import pytest
 import freshness
 import validation
 import values
-from freshness import FreshnessRules, Stored, directives_of
+from freshness import Basis, FreshnessRules, Stored, directives_of
 from http1 import Headers, RequestHead, ResponseHead
 
 NOW = 1_800_000_000.0
@@ -103,6 +103,35 @@ LIVES = [
     Life("the origin says nothing: cache.fresh_for", "Content-Type: x/y", DAY),
     Life("the origin says nothing at all", "", DAY),
 ]
+
+
+def test_a_guess_has_a_bound_of_its_own() -> None:
+    modified = Stored(fields("Last-Modified: {-8640000}"), NOW)
+    for bound, seconds in ((7 * DAY, 7 * DAY), (30 * DAY, 10 * DAY), (60, 60), (0, 0)):
+        assert freshness.lifetime(modified, FreshnessRules(heuristic_max=bound)) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("lines", ["", "Last-Modified: {-8640000}"])
+def test_without_guesses_what_its_origin_says_nothing_about_is_never_fresh(lines: str) -> None:
+    rules = FreshnessRules(heuristic_max=0)
+    assert freshness.lifetime(Stored(fields(lines), NOW), rules) == 0
+    assert freshness.lifetime(Stored(fields(lines + " | Cache-Control: max-age=60"), NOW), rules) == 60
+    assert freshness.lifetime(Stored(fields(""), NOW), FreshnessRules(fresh_for=0)) == 0
+
+
+@pytest.mark.parametrize("lines", ["", "Cache-Control: max-age=60", "Cache-Control: max-age=60, immutable"])
+@pytest.mark.parametrize("asked", ["", "Cache-Control: max-stale", "Cache-Control: max-age=60"])
+def test_what_is_volatile_is_asked_about_however_fresh_it_is(lines: str, asked: str) -> None:
+    stored = Stored(fields(lines), NOW)
+    assessment = freshness.assess(request(asked), stored, RULES, NOW + 1, NOW + 0.5, volatile=True)
+    assert (assessment.usable, assessment.usable_on_error) == (False, True)
+    assert assessment.basis is Basis.VOLATILE
+    assert freshness.assess(request(asked), stored, RULES, NOW + 1, NOW, volatile=True).usable  # validated since
+
+
+@pytest.mark.parametrize(("lines", "basis"), [("", "HEURISTIC"), ("Expires: {9}", "EXPLICIT"), ("Age: 5", "HEURISTIC")])
+def test_whether_a_lifetime_is_a_guess_is_known(lines: str, basis: str) -> None:
+    assert freshness.assess(request(), Stored(fields(lines), NOW), RULES, NOW, NOW).basis is Basis[basis]
 
 
 @pytest.mark.parametrize("life", LIVES, ids=lambda life: life.rule)
