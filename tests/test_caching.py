@@ -331,7 +331,7 @@ class Releases:
         etag = f'"{asked.target.partition("?")[0]}"'
         if self.dead:
             connection.reset()
-        elif asked.target == "/latest.zip":
+        elif asked.target == "/newest.zip":
             location = f"{self.store}/v{self.latest}.zip?X-Amz-Signature={len(etag)}"
             connection.respond(self.status, [("Location", location), *self.said], b"moved")
         elif asked.get("if-none-match") == etag:
@@ -361,18 +361,18 @@ def test_what_a_redirect_leads_to_now_is_validated_through_it(house: House, said
     origin, store = house.origin(releases), house.origin(releases)
     releases.store = f"https://{HOST}:{store.port}" if elsewhere else ""
     for _ in range(3):
-        answer = house.fetch(origin, "/latest.zip")
+        answer = house.fetch(origin, "/newest.zip")
         assert answer.body == release(1)
         assert "31536000" not in (answer.get("cache-control") or "")  # whoever caches behind us is told, too
     end = store if elsewhere else origin
-    assert [asked.get("if-none-match") for asked in end.requests if asked.target != "/latest.zip"] == [
+    assert [asked.get("if-none-match") for asked in end.requests if asked.target != "/newest.zip"] == [
         None,
         release(1).decode(),
         release(1).decode(),
     ]
     releases.latest = 2
-    assert [house.fetch(origin, "/latest.zip").body for _ in range(2)] == [release(2)] * 2
-    assert origin.count("/latest.zip") == 5
+    assert [house.fetch(origin, "/newest.zip").body for _ in range(2)] == [release(2)] * 2
+    assert origin.count("/newest.zip") == 5
     moved = 5 * len(b"moved")
     assert origin.body_sent + store.body_sent == moved + len(release(1)) + len(release(2))
 
@@ -478,8 +478,8 @@ def test_a_redirect_that_holds_for_a_while_is_not_asked_about_meanwhile(
     releases = Releases(*said, status=status)
     origin = house.origin(releases)
     for _ in range(3):
-        assert house.fetch(origin, "/latest.zip").body == release(1)
-    assert origin.count("/latest.zip") == 1
+        assert house.fetch(origin, "/newest.zip").body == release(1)
+    assert origin.count("/newest.zip") == 1
 
 
 def test_the_shortest_lived_redirect_counts(house: House) -> None:
@@ -499,8 +499,8 @@ def test_a_private_redirect_is_for_those_whom_its_origin_lets_in(house: House) -
     releases = Releases(("Cache-Control", "private, max-age=1000"))
     origin = house.origin(releases)
     for _ in range(3):
-        assert house.fetch(origin, "/latest.zip").body == release(1)
-    assert origin.count("/latest.zip") > 3
+        assert house.fetch(origin, "/newest.zip").body == release(1)
+    assert origin.count("/newest.zip") > 3
 
 
 def test_what_a_digest_names_is_the_same_however_it_is_found(house: House) -> None:
@@ -522,9 +522,9 @@ def test_a_redirect_that_cannot_be_asked_about_is_as_it_was(build_house: Build, 
     house = build_house(stale_if_error=obeyed)
     releases = Releases()
     origin = house.origin(releases)
-    assert house.fetch(origin, "/latest.zip").body == release(1)
+    assert house.fetch(origin, "/newest.zip").body == release(1)
     releases.dead = True
-    answer = house.fetch(origin, "/latest.zip")
+    answer = house.fetch(origin, "/newest.zip")
     assert (answer.status, answer.body == release(1)) == ((200, True) if obeyed else (502, False))
 
 
@@ -930,7 +930,7 @@ def test_a_redirect_within_the_host_is_no_leave_yet(build_house: Build) -> None:
     house = build_house(auth_grace=0.0)
 
     def handler(asked: Asked, connection: Connection) -> None:
-        if asked.target == "/latest.zip":
+        if asked.target == "/newest.zip":
             connection.respond(302, [("Location", "/v2/real.zip"), ("Cache-Control", "max-age=1000")])
         elif asked.get("authorization") != "Bearer good":
             connection.respond(401, [("WWW-Authenticate", "Basic")], b"who are you?")
@@ -940,10 +940,10 @@ def test_a_redirect_within_the_host_is_no_leave_yet(build_house: Build) -> None:
             connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
 
     origin = house.origin(handler)
-    assert house.fetch(origin, "/latest.zip", GOOD).body == BODY
+    assert house.fetch(origin, "/newest.zip", GOOD).body == BODY
     for fields in ([], ["Authorization: Bearer bad"]):
-        assert BODY not in house.fetch(origin, "/latest.zip", *fields).body
-    assert house.fetch(origin, "/latest.zip", GOOD).body == BODY
+        assert BODY not in house.fetch(origin, "/newest.zip", *fields).body
+    assert house.fetch(origin, "/newest.zip", GOOD).body == BODY
     assert origin.body_sent == len(BODY) + 2 * len(b"who are you?")
 
 
