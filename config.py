@@ -78,6 +78,7 @@ class CacheSettings:
     obey_no_store: bool
     auth_grace: float
     ignore_query: Tuple[str, ...]
+    harmless_fields: Tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ _SCHEMA = (
         ],
         read.list_of(read.parameter),
     ),
+    _Key("cache", "harmless_fields", [], read.list_of(read.harmless_field)),
     _Key("certs", "rsa_key_bits", 3072, read.whole(2048, 8192)),
     _Key("certs", "days_from_now", 3072, read.whole(1, 36500)),
     _Key("certs", "ca_cn", "dduct", read.common_name),

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Tuple
 from urllib.parse import unquote
 
+from request_fields import covers_credentials
+
 HASHES = ("sha256", "sha512", "blake2b", "sha1", "md5")
 LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
@@ -317,6 +319,19 @@ def boolean(value: Any, _: Path) -> bool:
     if not isinstance(value, bool):
         raise Expected("true or false")
     return value
+
+
+_FIELD_NAMES = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+\*?")
+
+
+def harmless_field(value: Any, base: Path) -> str:
+    """The name of a request field that is no credential, or the beginning of many."""
+    name = string(value, base)
+    if not _FIELD_NAMES.fullmatch(name):
+        raise Expected("the name of a request field, or its beginning and a '*'")
+    if covers_credentials(name):
+        raise Expected("the name of a request field that is never a credential, as authorization and cookie always are")
+    return name
 
 
 def parameter(value: Any, base: Path) -> str:

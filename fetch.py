@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Optional
+from typing import Iterable, Optional
 
 import freshness
 import hot
@@ -26,7 +26,7 @@ from filler import Services, key_of
 from filling import Filling
 from freshness import Assessment, Basis, Stored
 from hot import PlainHit
-from http1 import RequestHead, Target
+from http1 import Field, RequestHead, Target
 from inquiry import Inquiry, stored_fields, version
 from metrics import Counter
 from policy import Name
@@ -82,7 +82,7 @@ class CachedFetch:
         self._recovery = Recovery(self._cache, self._key, self._inquiry, self._filling.start)
         self._url = self._inquiry.url
         self._arrived_at = time.time()
-        self._credentials = _credentials(request, name)
+        self._credentials = _credentials(services.names.opening(request.headers), name)
         self._signed = bool(name.signature)
         self._volatile = name.volatile
         self.plain_hit: Optional[PlainHit] = None
@@ -434,10 +434,10 @@ class CachedFetch:
         return None
 
 
-def _credentials(request: RequestHead, name: Name) -> bytes:
+def _credentials(opening: Iterable[Field], name: Name) -> bytes:
     """All that this client has to show for itself; nothing where that is nothing."""
-    fields = (b": ".join(field) for field in request.headers.credentials())
-    return b"\n".join([*fields, name.signature.encode()]).strip(b"\n")
+    fields = (b": ".join(field) for field in opening)
+    return b"\n".join([*fields, name.signature.encode(), name.secrets.encode()]).strip(b"\n")
 
 
 def _stored(metadata: Metadata) -> Stored:

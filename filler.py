@@ -16,6 +16,7 @@ from grants import Grants
 from http1 import Headers
 from metrics import Counter, Counters
 from policy import Name
+from request_fields import RequestFields
 from store import Digest, Key, Lost, Unstorable
 from upstream import Exchange, Origins, Request, UpstreamError
 
@@ -35,6 +36,7 @@ class Services:
     origins: Origins
     freshness: FreshnessRules
     grants: Grants
+    names: RequestFields
     counters: Counters
     via: bytes
     spawn: Callable[[str, Callable[[], None]], None]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Dict, Iterable, List, Optional, Tuple
 
-import http1
 import values
 from http1 import Field, Headers, RequestHead, ResponseHead
+from request_fields import DEFAULT, RequestFields
 
 FieldText = Tuple[str, str]
 
@@ -169,9 +169,11 @@ def not_storable(
     return None
 
 
-def restricted(request: RequestHead, response: ResponseHead, rules: FreshnessRules) -> bool:
+def restricted(
+    request: RequestHead, response: ResponseHead, rules: FreshnessRules, names: RequestFields = DEFAULT
+) -> bool:
     """Whether every other client has to be let in by the origin itself (RFC 9111 §3.5, and stricter)."""
-    return bool(request.headers.credentials()) or is_private(response, rules)
+    return bool(names.opening(request.headers)) or is_private(response, rules)
 
 
 def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
@@ -199,17 +201,17 @@ def initial_age(response: ResponseHead, asked_at: float, now: float) -> float:
     return apparent if said is None else max(apparent, said + max(0.0, now - asked_at))
 
 
-def vary_fields(request: RequestHead, response: ResponseHead) -> Tuple[FieldText, ...]:
+def vary_fields(request: RequestHead, response: ResponseHead, names: RequestFields = DEFAULT) -> Tuple[FieldText, ...]:
     """The request fields that the response depended on, to be matched by later requests (RFC 9111 §4.1).
 
     Accept-Encoding is not among them, for origins are always asked for `identity`. Credentials are never written down:
     where there were any, `restricted` covers them; where there were none, that is what is to be matched.
     """
-    known = bool(request.headers.credentials())
+    known = bool(names.opening(request.headers))
     return tuple(
         (name.decode("latin-1"), _normal(request.headers.get(name)))
         for name in response.headers.tokens(b"vary")
-        if name != b"accept-encoding" and not (known and http1.is_credential(name))
+        if name != b"accept-encoding" and not (known and names.opens(name))
     )
 
 

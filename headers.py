@@ -26,13 +26,6 @@ _HOP_BY_HOP = frozenset(
     ]
 )
 
-# Fields by which a client proves who it is to an origin: the standard ones, and what GitLab, Artifactory, AWS and
-# others have invented beside them.
-_CREDENTIALS = frozenset([b"authorization", b"cookie", b"token", b"x-jfrog-art-api", b"apikey"])
-_CREDENTIAL_ENDINGS = (b"-token", b"-key", b"-apikey", b"-auth", b"-authorization", b"-secret", b"-password")
-# Keys that open nothing, or nothing at an origin.
-_HARMLESS_KEYS = (b"sec-websocket-key", b"idempotency-key", b"surrogate-key", b"cache-key", b"proxy-authorization")
-
 # Names whose usual spelling is not plain title case.
 _SPELLING = {
     b"content-md5": b"Content-MD5",
@@ -103,18 +96,9 @@ class Headers:
         dropped = frozenset(names)
         return Headers(field for field in self._fields if field[0].lower() not in dropped)
 
-    def credentials(self) -> List[Field]:
-        """The fields by which a client proves who it is."""
-        return [field for field in self._fields if is_credential(field[0].lower())]
-
     def end_to_end(self) -> Headers:
         """A copy without what belongs to one connection: RFC 9110 §7.6.1, nominated fields included."""
         return self.without(_HOP_BY_HOP.union(self.tokens(b"connection")))
-
-
-def is_credential(name: bytes) -> bool:
-    """Whether a field with this lower-case name is one by which a client proves who it is."""
-    return name in _CREDENTIALS or (name.endswith(_CREDENTIAL_ENDINGS) and not name.endswith(_HARMLESS_KEYS))
 
 
 @lru_cache(maxsize=1024)

@@ -23,7 +23,6 @@ from urllib.parse import urljoin
 from headers import Field as Field
 from headers import Headers as Headers
 from headers import canonical as canonical
-from headers import is_credential as is_credential
 
 REQUEST_LINE_LIMIT = 16 * 1024
 HEAD_LIMIT = 64 * 1024

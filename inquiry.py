@@ -20,9 +20,6 @@ from store import FieldText, Metadata
 from upstream import Exchange, Purpose, Request, UpstreamError
 
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering; of a longer one, its origin is
-# What some origins heed instead of the URL, the method or the connection: of one client's making, and in no name.
-_REWRITING = frozenset([b"forwarded", b"x-original-url", b"x-original-host", b"x-rewrite-url", b"x-host", b"x-real-ip"])
-_REWRITING_PREFIXES = (b"x-forwarded-", b"x-http-method", b"x-http-host", b"x-method-override")
 
 
 class Inquiry:
@@ -44,7 +41,7 @@ class Inquiry:
         self._request = request
         self._target = target
         self._near = near
-        self._signed = bool(name.signature)
+        self._signed = bool(name.signature or name.secrets)
         self._lasts = name.digest is not None  # it can never be anything else, wherever it is found
         self._on_interim = on_interim
         self.only_if_cached = freshness.only_if_cached(request)
@@ -55,7 +52,7 @@ class Inquiry:
     def sent(self) -> RequestHead:
         """The request as its origin gets it: what an answer may depend on."""
         fields = outgoing(self._request, self._services.via).without([*CONDITIONS, b"accept-encoding"])
-        return replace(self._request, headers=Headers(field for field in fields if not _rewrites(field[0].lower())))
+        return replace(self._request, headers=self._services.names.on_behalf_of_all(fields))
 
     def varies(self, metadata: Metadata) -> bool:
         """Whether what is stored was chosen for another kind of request."""
@@ -149,7 +146,7 @@ class Inquiry:
     def describe(self, exchange: Exchange, asked_at: float) -> Metadata:
         """What is to be kept of an answer's head, and of the redirects that have led to it."""
         now = time.time()
-        rules = self._services.freshness
+        rules, names = self._services.freshness, self._services.names
         redirect = "" if exchange.redirected_to is None else bare(exchange.redirected_to)
         private = any(freshness.is_private(hop.head, rules) for hop in exchange.hops)
         age = freshness.initial_age(exchange.head, asked_at, now)
@@ -157,8 +154,8 @@ class Inquiry:
             url=self.place,
             fields=self._limited(freshness.stored_fields(exchange.head, now), exchange, now, age),
             fetched_at=now,
-            restricted=self._signed or private or freshness.restricted(self._request, exchange.head, rules),
-            vary=freshness.vary_fields(self.sent, exchange.head),
+            restricted=self._signed or private or freshness.restricted(self.sent, exchange.head, rules, names),
+            vary=freshness.vary_fields(self.sent, exchange.head, names),
             age=age,
             near=exchange.near,
             redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "/".join(_origin_of(redirect)),
@@ -235,7 +232,8 @@ class Inquiry:
         return self._made_of(method, Headers([*self.sent.headers, *fields]), Purpose.FILL)
 
     def _made_of(self, method: bytes, headers: Headers, purpose: Purpose) -> Request:
-        return Request(method, self._target, headers, self._near, purpose, on_interim=self._on_interim)
+        names = self._services.names
+        return Request(method, self._target, headers, self._near, purpose, on_interim=self._on_interim, names=names)
 
     def _check_permission(self) -> None:
         if self.only_if_cached:
@@ -271,7 +269,3 @@ def _mark_of(name: Name) -> str:
 def _origin_of(url: str) -> List[str]:
     """Scheme and authority."""
     return url.split("/", 3)[:3]
-
-
-def _rewrites(name: bytes) -> bool:
-    return name in _REWRITING or name.startswith(_REWRITING_PREFIXES)

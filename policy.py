@@ -123,6 +123,7 @@ class Name:
     """What an object is called in the cache: a path, and the digest that its URL promises, as (algorithm, hex).
 
     `signature` is what of the query does not belong to the name; like a password, it says that this client may have it.
+    So do `secrets`, the parameters that look like passwords although they belong to the name.
     What is `volatile` is never served without asking its origin.
     """
 
@@ -130,6 +131,7 @@ class Name:
     digest: Optional[Tuple[str, str]] = None
     signature: str = field(default="", compare=False)
     volatile: bool = False
+    secrets: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -294,9 +296,9 @@ def storage_name(target: Target, naming: Naming) -> Optional[Name]:
     for pattern in naming.filters:
         match = pattern.search(path)
         if match is not None:
-            query, signature = _split_query(target.query, naming.ignored)
+            query, signature, secrets = _split_query(target.query, naming.ignored)
             place, digest = f"{target.scheme}/{target.host_field}{path}{query}", _digest(match)
-            return Name(place, digest, signature, digest is None and _is_volatile(path, naming))
+            return Name(place, digest, signature, digest is None and _is_volatile(path, naming), secrets)
     return None
 
 
@@ -310,15 +312,37 @@ def _is_volatile(path: str, naming: Naming) -> bool:
     return any(pattern.search(path) for pattern in naming.volatile)
 
 
-def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, str]:
-    """What of a query makes another object, as the end of a file name, and what only signs it."""
+def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, str, str]:
+    """What of a query makes another object, as the end of a file name; what only signs it; and what else is secret."""
     kept: List[str] = []
     signing: List[str] = []
+    secrets: List[str] = []
     for parameter in (query or "").split("&"):
-        signs = unquote_plus(parameter.partition("=")[0]) in ignored
+        name = unquote_plus(parameter.partition("=")[0])
+        signs = name in ignored
         (signing if signs else kept).append(parameter)
+        if not signs and looks_secret(name):
+            secrets.append(parameter)
     # A slash in a query must not make a directory.
-    return "?" + "&".join(kept).replace("/", "%2F") if any(kept) else "", "&".join(signing)
+    path = "?" + "&".join(kept).replace("/", "%2F") if any(kept) else ""
+    return path, "&".join(signing), "&".join(secrets)
+
+
+_WORDS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_SECRET_WORDS = frozenset(
+    [
+        *("apikey", "auth", "authorization", "authorisation", "bearer", "credential", "credentials", "hmac", "jwt"),
+        *("key", "otp", "pass", "passphrase", "passwd", "password", "pw", "pwd", "secret", "session", "sessionid"),
+        *("sid", "sig", "sign", "signature", "ticket", "token", "tokens"),
+    ]
+)
+_SECRET_ENDINGS = ("apikey", "accesskey", "authkey", "password", "secret", "sessionid", "signature", "token")
+
+
+def looks_secret(parameter: str) -> bool:
+    """Whether a query parameter's name is one under which secrets are sent: `api_key`, `accessToken`, `X-Auth`."""
+    words = {word.lower() for word in _WORDS.findall(parameter)}
+    return not words.isdisjoint(_SECRET_WORDS) or parameter.lower().endswith(_SECRET_ENDINGS)
 
 
 def _decode_unreserved(match: re.Match[str]) -> str:

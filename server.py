@@ -34,6 +34,7 @@ from metrics import Counter, Counters
 from origin_tls import TlsSettings, UnusableCertificate
 from places import Places
 from policy import HostList, Hosts, Naming, Parameters, Rules
+from request_fields import RequestFields
 from session import Household
 from setup_page import About
 from stream import NamedSocket
@@ -197,6 +198,7 @@ class Server:
                     obey_no_store=config.cache.obey_no_store,
                 ),
                 grants=Grants(config.cache.auth_grace),
+                names=RequestFields(config.cache.harmless_fields),
                 counters=self.counters,
                 via=self._via,
                 spawn=self._threads.spawn,

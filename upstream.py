@@ -30,6 +30,7 @@ from dialling import Dialler, Settings, translated
 from dialling import UpstreamError as UpstreamError  # for those who ask origins
 from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
 from metrics import Counter, Counters
+from request_fields import DEFAULT, RequestFields
 from response_head import AnswerHeads, InterimFlood
 from stream import ConnectionLost, Stream
 
@@ -130,14 +131,13 @@ class Request:
     upgrade: bool = False
     on_interim: Callable[[ResponseHead], None] = lambda _: None
     confirms: Optional[Callable[[ResponseHead], bool]] = None
+    names: RequestFields = DEFAULT  # which of its fields may be credentials
 
     def redirected(self, target: Target) -> Request:
         """The same at another URL. Credentials stay behind when host, port or scheme change: S3 answers 400 to them."""
-        moved = (target.scheme, target.authority) != (self.target.scheme, self.target.authority)
-        if moved:
-            headers = Headers(field for field in self.headers if not http1.is_credential(field[0].lower()))
-        else:
-            headers = self.headers
+        headers = self.headers
+        if (target.scheme, target.authority) != (self.target.scheme, self.target.authority):
+            headers = Headers(field for field in headers if not self.names.opens(field[0]))
         return replace(self, target=target, headers=headers)
 
 

@@ -145,6 +145,7 @@ GOOD: List[Tuple[str, str, Any]] = [
     ("cache.auth_grace", "0", 0.0),
     ("cache.stale_if_error", "false", False),
     ("cache.ignore_query", "[]", ()),
+    ("cache.harmless_fields", "['X-Build', 'x-ci-*']", ("X-Build", "x-ci-*")),
     ("proxy.upstream_proxy", "''", None),
     ("proxy.upstream_proxy", "'http://proxy:3128'", ParentProxy(False, Address("proxy", 3128))),
     ("proxy.upstream_proxy", "'https://[::1]:443/'", ParentProxy(True, Address("::1", 443))),
@@ -242,6 +243,10 @@ BAD: Dict[str, List[str]] = {
     "cache.obey_no_store": ["0"],
     "cache.auth_grace": ["-1", "false", "'x'"],
     "cache.ignore_query": ["'a'", "['']", "['a=b']", "['*a']", "[1]"],
+    "cache.harmless_fields": [
+        *("'x-a'", "['']", "['*']", "['x y']", "['x:']", "['*-id']", "[1]"),
+        *("['Authorization']", "['cookie']", "['proxy_authorization']", "['auth*']", "['Proxy-*']", "['c*']"),
+    ],
     "certs.rsa_key_bits": ["1024", "9000", "'3072'", "3072.0", "true"],
     "certs.days_from_now": ["0", "100000", "'1d'"],
     "certs.ca_cn": ["''", f"'{'x' * 65}'", f"'{'ü' * 33}'", "5"],

@@ -240,3 +240,18 @@ def test_a_filter_names_its_digest(pattern: str, path: str, digest: Optional[Tup
     naming = Naming((re.compile(pattern),), Parameters(()))
     name = policy.storage_name(Target("https", Authority("h", 443), path), naming)
     assert name is not None and name.digest == digest
+
+
+@pytest.mark.parametrize(
+    ("parameter", "secret"),
+    [
+        *((name, True) for name in ("api_key", "apiKey", "APIKey", "access_token", "X-Auth", "accesstoken", "key")),
+        *(
+            (name, True)
+            for name in ("private-token", "sessionId", "PHPSESSIONID", "password", "userSecret", "auth.sig")
+        ),
+        *((name, False) for name in ("", "v", "version", "keyboard", "author", "tokenizer", "monkey", "ns", "passage")),
+    ],
+)
+def test_a_parameter_is_secret_by_the_words_of_its_name(parameter: str, secret: bool) -> None:
+    assert policy.looks_secret(parameter) is secret
