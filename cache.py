@@ -74,11 +74,13 @@ class Cache:
             hit = self._lookup(key, places, beyond)
             if hit is not None:
                 return hit
+            place = self.store.vacant(places.object)
             with self._lock:
                 fill = self._fills.get(places.object)
                 if fill is None:
                     over = partial(self._forget, places.object)
-                    mine = self._fills[places.object] = Fill(self.store, key, places, over, beyond)
+                    mine = Fill(self.store, key, Places(place, places.alias), over, beyond)
+                    self._fills[places.object] = mine
                 else:
                     fill.attach()
             ownership = mine.own() if fill is None else fill.wait_owned()
@@ -89,9 +91,9 @@ class Cache:
             if ownership is Ownership.FOREIGN and not self.store.keeps_metadata:
                 raise Unstorable("another process fetches it, and the file system keeps no metadata to read along by")
             if ownership is Ownership.FOREIGN:
-                growing = self.store.open_growing(places.object)
+                growing = self.store.open_growing(place)
                 if growing is not None:
-                    foreign = ForeignFill(places.object, growing, key.digest is not None)
+                    foreign = ForeignFill(place, growing, key.digest is not None)
                     return Follow(FillReader(foreign, self.patience))
 
     def reader(self, fill: Fill) -> FillReader:
@@ -112,7 +114,7 @@ class Cache:
     def remove(self, key: Key) -> None:
         """Its origin has said that this URL's object is no longer what it was. Raises Unstorable."""
         places = self.store.places(key)
-        self.store.remove(places.alias or places.object)
+        self.store.forget(places.alias or places.object)
 
     def _lookup(self, key: Key, places: Places, beyond: Optional[Version] = None) -> Optional[Hit]:
         entry = self.store.open_entry(places.object)

@@ -26,6 +26,7 @@ from access import AccessError, hash_password
 from certs import CertificateError
 from config import Config, ConfigError
 from notify import Manager
+from redaction import without_queries
 from server import Server, StartError, worker_count
 from workers import SIGNALS, STOP, Workers, follow_parent, wait_for_signal
 
@@ -62,7 +63,7 @@ class _Formatter(logging.Formatter):
         if not message.isprintable():
             message = "".join(c if c.isprintable() else "?" for c in message)
         line = f"[{when} {level:<5} {record.name}] {message}"
-        return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
+        return line if not record.exc_info else f"{line}\n{without_queries(self.formatException(record.exc_info))}"
 
 
 class _Handler(logging.Handler):

@@ -18,6 +18,7 @@ from typing import Callable, Iterator, List, Optional, Tuple
 
 from locks import is_file, try_lock
 from ownfiles import PART_SUFFIX, files_below, is_reached_directly, prune
+from redaction import reason_of, shown
 from store import boot_id, leftover_record
 
 _log = logging.getLogger("dduct.evict")
@@ -202,10 +203,10 @@ def _remove_leftover(path: str, boot: str, oldest: float) -> bool:
         # Whoever opened it meanwhile finds out, once he has the lock, that it has lost its name.
         if is_file(path, fd):
             os.unlink(path)
-            _log.info("Removed what a crash has left: %s", path)
+            _log.info("Removed what a crash has left: %s", shown(path))
         return True
     except OSError as error:
-        _log.warning("Cannot remove %s: %s", path, error)
+        _log.warning("Cannot remove %s: %s", shown(path), reason_of(error))
         return False
     finally:
         os.close(fd)  # and with it the lock

@@ -80,7 +80,7 @@ class CachedFetch:
         self._inquiry = Inquiry(services, request, target, name, near, reply.interim)
         self._filling = Filling(services, self._key, self._inquiry, self._granted)
         self._recovery = Recovery(self._cache, self._key, self._inquiry, self._filling.start)
-        self._url = self._inquiry.url
+        self._url = self._inquiry.shown
         self._arrived_at = time.time()
         self._credentials = _credentials(services.names.opening(request.headers), name)
         self._signed = bool(name.signature)

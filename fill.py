@@ -18,6 +18,7 @@ from typing import Callable, Dict, Optional
 from hashing import Hashes
 from locks import is_file, is_of_interest, try_lock
 from ownfiles import PART_SUFFIX
+from redaction import reason_of, shown
 from store import (
     Key,
     Lost,
@@ -32,12 +33,12 @@ from store import (
     read_octets,
     remove_part,
 )
+from window import WINDOW_LIMIT, Window
 
 # The last octets of a digest-named object stay here until the digest agrees, so that nobody holds a whole wrong one.
 HOLD_BACK = 64 * 1024
 
 _REHASHED_AT_ONCE = 1024 * 1024  # octets
-_WINDOW = 4 * 1024 * 1024  # octets of a fill without a disk; that much a reader may lag behind
 _LAGGARD_PATIENCE = 30.0  # seconds for the slowest reader of a fill without a disk
 _CROWD = 16  # readers; more of them look by themselves whether there is more
 _CROWD_SHORTEST, _CROWD_LONGEST = 0.005, 0.1  # seconds between two such looks
@@ -106,40 +107,6 @@ class DigestMismatch(FillFailed):
     """The octets are not those that the object's name promises."""
 
 
-class _Window:
-    """The latest octets of a fill that the disk no longer takes: those from `first` up to `end`."""
-
-    def __init__(self, first: int) -> None:
-        self.beginning = first  # what lies before is on the disk
-        self.first = first
-        self._octets = bytearray()
-
-    @property
-    def size(self) -> int:
-        return len(self._octets)
-
-    @property
-    def end(self) -> int:
-        return self.first + len(self._octets)
-
-    def has_dropped(self, offset: int) -> bool:
-        """Whether the octets at `offset` were here and are gone."""
-        return self.beginning <= offset < self.first
-
-    def append(self, data: memoryview) -> None:
-        self._octets += data
-
-    def drop_before(self, offset: int) -> None:
-        surplus = min(max(0, offset - self.first), len(self._octets))
-        del self._octets[:surplus]
-        self.first += surplus
-
-    def read(self, view: memoryview, offset: int) -> int:
-        octets = memoryview(self._octets)[offset - self.first :][: len(view)]
-        view[: len(octets)] = octets
-        return len(octets)
-
-
 class Fill:
     """One transfer into one growing file: written by its leader, read by any number of threads meanwhile.
 
@@ -160,13 +127,14 @@ class Fill:
         self._beyond = beyond
         self._digest = key.digest
         self._place, self._alias = places.object, places.alias
+        self._published_at = self._place  # unless a folder gets in its way
         self._over = over
         self._fd = -1
         self._hashes = Hashes(key.digest)
         self._size = 0
         # Guards all below, and is notified on every change of them; `available` looks at one without.
         self._changed = threading.Condition()
-        self._window: Optional[_Window] = None  # what the disk would not take
+        self._window: Optional[Window] = None  # what the disk would not take
         self._positions: Dict[object, int] = {}  # of the readers: what lies before is of no more use to them
         self._users = 1  # descriptors' users: the leader, and every attached reader
         self._released = 0  # octets that readers may have
@@ -277,7 +245,7 @@ class Fill:
             return
         if self._hashes.late:
             self._hash_the_rest()
-        self._store.settle(self._place)
+        self._store.settle(self._published_at)
         if self._alias is not None:
             with contextlib.suppress(Unstorable):  # then there is no alias either; see write_alias
                 self._store.settle(self._alias, alias=True)
@@ -469,12 +437,12 @@ class Fill:
             while done < len(data):
                 done += os.pwrite(self._fd, data[done:], self._size + done)
         except OSError as error:
-            self._store.trouble.warning("Goes on without the disk: %s: %s", self._place, error.strerror or error)
+            self._store.trouble.warning("Goes on without the disk: %s: %s", shown(self._place), reason_of(error))
             # Nobody may join who needs the beginning, and the room is of more use to others.
             remove_part(self._place + PART_SUFFIX, self._fd)
             self._over(self)
             with self._changed:
-                self._window = _Window(self._size + done)
+                self._window = Window(self._size + done)
         return done
 
     def _write_to_memory(self, data: memoryview) -> None:
@@ -486,7 +454,7 @@ class Fill:
             def has_room() -> bool:
                 assert window is not None
                 window.drop_before(min(self._positions.values(), default=window.end))
-                return window.size + len(data) <= _WINDOW
+                return window.size + len(data) <= WINDOW_LIMIT
 
             before = dict(self._positions)
             while not self._changed.wait_for(has_room, _LAGGARD_PATIENCE):
@@ -510,9 +478,9 @@ class Fill:
             # The alias first: whoever finds the object finds out from where, and need not ask the origin again.
             if self._alias is not None and self._digest is not None:
                 self._store.write_alias(self._alias, self._digest, self.metadata)
-            os.replace(self._place + PART_SUFFIX, self._place)
+            self._published_at = self._store.put_in_place(self._place)
         except (OSError, Unstorable) as error:
-            self._store.trouble.warning("Cannot keep %s: %s", self._place, error)
+            self._store.trouble.warning("Cannot keep %s: %s", shown(self._place), reason_of(error))
             return False
         return True
 
@@ -521,8 +489,8 @@ class Fill:
             self.catch_up()
             self._store.note_hash(self._fd, self._hashes.sha256)
         except (FillFailed, Lost):
-            if is_file(self._place, self._fd):
-                self._store.remove(self._place)
+            if is_file(self._published_at, self._fd):
+                self._store.remove(self._published_at)
             raise
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)

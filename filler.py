@@ -16,6 +16,7 @@ from grants import Grants
 from http1 import Headers
 from metrics import Counter, Counters
 from policy import Name
+from redaction import reason_of
 from request_fields import RequestFields
 from store import Digest, Key, Lost, Unstorable
 from upstream import Exchange, Origins, Request, UpstreamError
@@ -166,7 +167,7 @@ class _Filler:
         except (FillFailed, Lost) as error:
             _log.warning("Not kept: %s: %s", self._url, error)
         except (OSError, Unstorable) as error:
-            _log.warning("Kept, but perhaps not past a loss of power: %s: %s", self._url, error)
+            _log.warning("Kept, but perhaps not past a loss of power: %s: %s", self._url, reason_of(error))
 
 
 def key_of(name: Name) -> Key:

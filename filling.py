@@ -29,7 +29,7 @@ class Filling:
         self._key = key
         self._inquiry = inquiry
         self._on_begun = on_begun
-        self._url = inquiry.url
+        self._url = inquiry.shown
 
     def start(
         self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack

@@ -14,6 +14,7 @@ from fill import Leftover
 from filler import Services
 from http1 import Field, Headers, RequestHead, ResponseHead, Target
 from policy import Name
+from redaction import shown
 from relay import outgoing
 from selection import CONDITIONS
 from store import FieldText, Metadata
@@ -46,6 +47,7 @@ class Inquiry:
         self._on_interim = on_interim
         self.only_if_cached = freshness.only_if_cached(request)
         self.url = bare(target)
+        self.shown = shown(self.url)  # in the log
         self.place = self.url + _mark_of(name)
 
     @cached_property

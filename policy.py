@@ -14,6 +14,7 @@ from urllib.parse import unquote_plus
 import http1
 from addresses import Networks, is_network
 from http1 import Authority, Headers, RequestHead, Target
+from redaction import nameable, nameable_path
 
 
 class Parameters:
@@ -290,14 +291,15 @@ def storage_name(target: Target, naming: Naming) -> Optional[Name]:
     """The name under which a target may be kept; None where no filter matches its path.
 
     Percent-encoded unreserved characters are the same as plain ones (RFC 3986 §6.2.2.2): apt writes `%2b` and `%7e`
-    where others do not. Whether a file can have the name is for the cache to say.
+    where others do not. No name has the value of a parameter that looks like a secret, but its hash. Whether a file can
+    have the name is for the cache to say.
     """
     path = _ESCAPE.sub(_decode_unreserved, target.path)
     for pattern in naming.filters:
         match = pattern.search(path)
         if match is not None:
             query, signature, secrets = _split_query(target.query, naming.ignored)
-            place, digest = f"{target.scheme}/{target.host_field}{path}{query}", _digest(match)
+            place, digest = f"{target.scheme}/{target.host_field}{nameable_path(path)}{query}", _digest(match)
             return Name(place, digest, signature, digest is None and _is_volatile(path, naming), secrets)
     return None
 
@@ -320,7 +322,7 @@ def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, st
     for parameter in (query or "").split("&"):
         name = unquote_plus(parameter.partition("=")[0])
         signs = name in ignored
-        (signing if signs else kept).append(parameter)
+        (signing if signs else kept).append(parameter if signs else nameable(parameter))
         if not signs and looks_secret(name):
             secrets.append(parameter)
     # A slash in a query must not make a directory.

@@ -34,6 +34,7 @@ from metrics import Counter
 from notices import PerAddress, Seldom
 from password_queue import TooManyPasswords
 from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
+from redaction import shown
 from relay import forward, outgoing, wants_upgrade
 from reply import Reply
 from setup_page import About
@@ -317,7 +318,7 @@ class Session:
             if not isinstance(decision, policy.Refuse):
                 self._prove()
             if isinstance(decision, Fetch):
-                what = str(decision.target).partition("?")[0]
+                what = shown(str(decision.target))
             if isinstance(decision, (Tunnel, Intercept)):
                 return self._connect(decision, reply)
             plain_hit = self._dispatch(decision, head, body, framing, reply)
@@ -506,9 +507,9 @@ def _shown(target: bytes) -> str:
     What can be taken apart in other ways is not shown, for a password may have any character.
     """
     if target.startswith(b"/"):
-        return _one_line(target.partition(b"?")[0])
+        return shown(_one_line(target))
     match = _URL.fullmatch(target)
-    return "?" if match is None else _one_line((match.group(1) or b"") + match.group(2))
+    return "?" if match is None else shown(_one_line((match.group(1) or b"") + match.group(2)))
 
 
 def _one_line(raw: bytes) -> str:

@@ -25,13 +25,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional, Tuple
 
+from locations import aside_of, make_folders, objection, vacant
 from locks import is_file, is_locked, try_lock
 from notices import Seldom
 from ownfiles import PART_SUFFIX, is_reached_directly, outside, prune
+from redaction import reason_of, shown
 
 ATTRIBUTE = "user.dduct"
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
-_NAME_LIMIT = 255 - len(PART_SUFFIX)
 _FORMAT = 1
 ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
 _MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making and our using it
@@ -234,13 +235,9 @@ class Store:
 
     def place(self, name: str) -> str:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""
-        for part in name.split("/"):
-            if part in ("", ".", "..") or "\0" in part:
-                raise Unstorable("empty, dot or NUL segment in its path")
-            if len(part.encode()) > _NAME_LIMIT:
-                raise Unstorable("over-long segment in its path")
-            if part.endswith(PART_SUFFIX):
-                raise Unstorable(f"its path ends a segment in {PART_SUFFIX}")
+        reason = objection(str(self.root), name)
+        if reason is not None:
+            raise Unstorable(reason)
         folder = name.partition("/")[0]
         if folder in self.outside.closed:
             raise Unstorable(f"{folder} in misc.file_dir is a link, a mount point or no folder")
@@ -259,21 +256,26 @@ class Store:
             return Places(named, None)
         return Places(self.place(f"{key.digest.algorithm}/{key.digest.hex[:2]}/{key.digest.hex}"), named)
 
-    def open_entry(self, place: str) -> Optional[Entry]:
-        """The published object at `place`; None where there is none, or only a damaged one.
+    def vacant(self, place: str) -> str:
+        """Where what belongs to `place` is to be written: there, or aside where another's is in its way."""
+        return vacant(str(self.root), place)
 
-        Raises Unstorable where the name belongs to a directory.
-        """
-        return self._open(place, alias=False)
+    def open_entry(self, place: str) -> Optional[Entry]:
+        """The published object of `place`, wherever it lies; None where there is none, or only a damaged one."""
+        return self._find(place, alias=False)
 
     def open_alias(self, place: str) -> Optional[Entry]:
-        """The alias at `place`, like `open_entry`. Neither passes for the other: filters change, and files stay."""
-        return self._open(place, alias=True)
+        """The alias of `place`, like `open_entry`. Neither passes for the other: filters change, and files stay."""
+        return self._find(place, alias=True)
+
+    def _find(self, place: str, alias: bool) -> Optional[Entry]:
+        entry = self._open(place, alias)
+        return self._open(aside_of(str(self.root), place), alias) if entry is None else entry
 
     def _open(self, place: str, alias: bool) -> Optional[Entry]:
         try:
             fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise Unstorable(error.strerror or str(error)) from error
@@ -350,8 +352,9 @@ class Store:
     def write_alias(self, place: str, digest: Digest, metadata: Metadata) -> None:
         """Note at a URL's place that it serves the object of a digest; losing that memory costs one question.
 
-        Does nothing where another process is at it, or where the place cannot be a file.
+        Does nothing where another process is at it, or where no file can be made.
         """
+        place = self.vacant(place)
         part = place + PART_SUFFIX
         try:
             fd = self.open_part(place)
@@ -361,9 +364,9 @@ class Store:
             if try_lock(fd) and is_file(part, fd):
                 os.ftruncate(fd, 0)
                 self.write_record(fd, Record(metadata, 0, alias=str(digest), boot=self.boot))
-                os.replace(part, place)
+                self.put_in_place(place)
         except (OSError, Unstorable) as error:
-            self.trouble.warning("Cannot note that %s has %s: %s", metadata.url, digest, error)
+            self.trouble.warning("Cannot note that %s has %s: %s", shown(metadata.url), digest, reason_of(error))
             remove_part(part, fd)
         finally:
             os.close(fd)
@@ -372,6 +375,28 @@ class Store:
         """Replace what is known of a published object. It says nothing of its octets. Raises Unstorable."""
         self._update(entry, lambda record: replace(record, metadata=metadata))
 
+    def put_in_place(self, place: str) -> str:
+        """Rename what has grown beside `place`, or aside where a folder is in its way; its path. Raises OSError."""
+        part = place + PART_SUFFIX
+        try:
+            os.replace(part, place)
+            return place
+        except (IsADirectoryError, FileExistsError):
+            pass
+        aside = aside_of(str(self.root), place)
+        for _ in range(_MKDIR_ATTEMPTS - 1):
+            with contextlib.suppress(FileNotFoundError):
+                make_folders(aside)
+                os.replace(part, aside)
+                return aside
+        raise FileNotFoundError(errno.ENOENT, "its directory vanishes again and again")
+
+    def forget(self, place: str) -> None:
+        """Unpublish what belongs to `place`, wherever it lies."""
+        for one in (place, aside_of(str(self.root), place)):
+            if not os.path.isdir(one):
+                self.remove(one)
+
     def remove(self, place: str) -> None:
         """Unpublish an object, if there is one; who reads it reads on."""
         if not is_reached_directly(str(self.root), place):
@@ -379,8 +404,8 @@ class Store:
         try:
             os.unlink(place)
         except OSError as error:
-            if not isinstance(error, FileNotFoundError):
-                _log.warning("Cannot remove %s: %s", place, error)
+            if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+                _log.warning("Cannot remove %s: %s", shown(place), reason_of(error))
             return
         self.prune(place)
 
@@ -389,7 +414,7 @@ class Store:
 
         What the disk has lost on the way is unpublished: who reads it next may find anything.
         """
-        entry = self._open(place, alias)
+        entry = self._find(place, alias)
         if entry is None:
             return  # evicted or replaced since
         try:
@@ -441,7 +466,7 @@ class Store:
 
     def _read_record(self, fd: int, status: os.stat_result, place: str) -> Optional[Record]:
         if not stat.S_ISREG(status.st_mode):
-            raise Unstorable("its name belongs to a directory")
+            return None
         try:
             record = read_record(fd)
         except ValueError:
@@ -470,7 +495,7 @@ class Store:
 
     def _make_parents(self, path: str) -> None:
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            make_folders(path)
         except (FileNotFoundError, FileExistsError):
             pass  # pruned again meanwhile
         except OSError as error:
@@ -542,7 +567,7 @@ def remove_part(part: str, fd: int) -> None:
         if is_file(part, fd):
             os.unlink(part)
     except OSError as error:
-        _log.warning("Cannot remove %s: %s", part, error)
+        _log.warning("Cannot remove %s: %s", shown(part), reason_of(error))
 
 
 def boot_id() -> str:

@@ -13,6 +13,7 @@ from typing import Callable, Iterator, Optional
 from fill import HOLD_BACK, FillFailed
 from locks import is_locked
 from ownfiles import PART_SUFFIX, files_below
+from redaction import reason_of, shown
 from store import Entry, Lost, Record, Unstorable, boot_id, read_octets, read_record
 
 _log = logging.getLogger("dduct.verify")
@@ -85,7 +86,7 @@ class Recheck:
         try:
             self._entry.vouch(sha256)
         except (OSError, Unstorable) as error:
-            _log.debug("Right, but cannot be noted so: %s", error)
+            _log.debug("Right, but cannot be noted so: %s", reason_of(error))
 
 
 @dataclass
@@ -110,13 +111,13 @@ def verify(root: Path, fix: bool, progress: Callable[[Findings], None], tell: Ca
         if reason is None:
             continue
         findings.damaged += 1
-        tell(f"{path}: {reason}")
+        tell(f"{shown(path)}: {reason}")
         if fix:
             try:
                 os.unlink(path)
                 findings.removed += 1
             except OSError as error:
-                tell(f"{path}: cannot be removed: {error.strerror or error}")
+                tell(f"{shown(path)}: cannot be removed: {reason_of(error)}")
     return findings
 
 

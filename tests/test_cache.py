@@ -12,9 +12,10 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Union, cast
+from typing import Any, Callable, List, Optional, Tuple, Union, cast
 
 import pytest
 from support.client import wait_until
@@ -399,15 +400,15 @@ def test_directories_made_for_nothing_are_removed_again(cache: Cache) -> None:
 def test_a_directory_that_is_removed_while_it_is_made_is_made_again(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, failures = os.makedirs, [2]
+    real, failures = os.mkdir, [2]
 
-    def makedirs(*arguments: Any, **more: Any) -> None:
+    def mkdir(*arguments: Any, **more: Any) -> None:
         if failures[0]:
             failures[0] -= 1
             raise FileNotFoundError(errno.ENOENT, "pruned")
         real(*arguments, **more)
 
-    monkeypatch.setattr(os, "makedirs", makedirs)
+    monkeypatch.setattr(os, "mkdir", mkdir)
     publish(cache, b"body")
     assert hit_body(cache) == b"body"
 
@@ -419,13 +420,85 @@ def test_a_name_that_no_file_can_have_is_unstorable_and_leaves_nothing(cache: Ca
     assert list(cache.store.root.iterdir()) == []
 
 
-def test_a_file_in_the_way_of_a_directory_and_the_reverse_are_unstorable(cache: Cache) -> None:
-    publish(cache, b"body")
-    with pytest.raises(Unstorable):
-        cache.claim(Key(NAME + "/below.deb"))
-    with pytest.raises(Unstorable):
-        cache.claim(Key("https/some.thing/pool"))
-    assert hit_body(cache) == b"body"
+ABOVE, BELOW = Key(NAME), Key(NAME + "/below.deb")
+
+
+@pytest.mark.parametrize("order", [(ABOVE, BELOW), (BELOW, ABOVE)])
+def test_a_file_in_the_way_of_a_folder_and_the_reverse_are_kept_both(cache: Cache, order: Tuple[Key, Key]) -> None:
+    for key in order:
+        publish(cache, key.name.encode(), key)
+    for other in (cache, Cache(cache.store.root)):
+        assert [hit_body(other, key) for key in order] == [key.name.encode() for key in order]
+    for key in order:
+        cache.remove(key)
+        assert cache.lookup(key) is None
+    assert list(cache.store.root.iterdir()) == []
+
+
+def test_a_folder_that_appears_while_an_object_grows_does_not_lose_it(cache: Cache) -> None:
+    above = lead(cache, ABOVE)
+    above.begin(META, 5)
+    publish(cache, b"below", BELOW)
+    with closing(follow(cache, ABOVE)):  # it is still the same fill, here and in other processes
+        pass
+    with closing(follow(Cache(cache.store.root), ABOVE)):
+        pass
+    above.write(view(b"above"))
+    assert above.publish()
+    above.settle()
+    above.close()
+    assert (hit_body(cache, ABOVE), hit_body(Cache(cache.store.root), BELOW)) == (b"above", b"below")
+
+
+def test_what_lies_aside_is_replaced_where_it_lies(cache: Cache) -> None:
+    publish(cache, b"below", BELOW)
+    publish(cache, b"old", ABOVE)
+    cache.remove(BELOW)  # its place is free by now
+    found = cache.lookup(ABOVE)
+    assert found is not None
+    with closing(found.entry):
+        claim = cache.claim(ABOVE, found.entry.version)
+    assert isinstance(claim, Lead)
+    claim.fill.begin(META, 3)
+    claim.fill.write(view(b"new"))
+    assert claim.fill.publish()
+    claim.fill.close()
+    assert hit_body(cache, ABOVE) == b"new"
+    assert len([path for path in cache.store.root.rglob("*") if path.is_file()]) == 1
+
+
+def test_aliases_lie_aside_as_well(cache: Cache) -> None:
+    digest = Digest("sha256", hashlib.sha256(b"layer").hexdigest())
+    for key in (Key(ABOVE.name, digest), Key(BELOW.name, digest)):
+        found = cache.lookup(key)
+        if found is None:
+            publish(cache, b"layer", key)
+        else:
+            found.entry.close()
+        cache.introduce(key, META)
+    for key in (Key(ABOVE.name, digest), Key(BELOW.name, digest)):
+        found = Cache(cache.store.root).lookup(key)
+        assert found is not None and found.metadata == META
+        found.entry.close()
+
+
+@pytest.mark.parametrize("levels", [33, 500, 1200, 3000])
+def test_deep_names_are_unstorable(cache: Cache, levels: int) -> None:
+    deep = "/".join(["https/h", *["d"] * levels, "x.deb"])
+    with pytest.raises(Unstorable, match="levels"):
+        cache.claim(Key(deep))
+    digest = Digest("sha256", hashlib.sha256(b"layer").hexdigest())
+    with pytest.raises(Unstorable, match="levels"):
+        cache.claim(Key(deep, digest))
+    assert list(cache.store.root.iterdir()) == []
+
+
+def test_long_names_are_unstorable_and_those_at_the_limits_are_not(cache: Cache) -> None:
+    with pytest.raises(Unstorable, match="over-long path"):
+        cache.claim(Key("https/h/" + "/".join(["d" * 200] * 11)))
+    deep = Key("/".join(["https/h", *["d"] * 30, "x.deb"]))
+    publish(cache, b"deep", deep)
+    assert hit_body(cache, deep) == b"deep"
 
 
 def test_a_file_that_was_taken_away_is_not_published_in_its_successor_s_name(pair: List[Cache]) -> None:
@@ -659,12 +732,17 @@ def test_a_claim_that_cannot_open_its_file_releases_those_who_came_after(cache: 
                 claim.result(20)
 
 
-def test_a_disk_that_breaks_at_publication_keeps_nothing_from_the_readers(cache: Cache) -> None:
+def test_a_disk_that_breaks_at_publication_keeps_nothing_from_the_readers(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
     fill = lead(cache)
     reader = follow(cache)
     fill.begin(META, 3)
     fill.write(view(b"abc"))
-    (cache.store.root / NAME).mkdir()  # os.replace will refuse
+    monkeypatch.setattr(os, "replace", refuse)
     assert fill.publish() is False
     assert fill.state is FillState.UNKEPT
     assert read_all(reader) == b"abc"
@@ -768,7 +846,7 @@ def test_nobody_new_joins_a_fill_without_the_disk(cache: Cache, monkeypatch: pyt
 def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded, and nobody loses anything who goes on reading."""
     FullDisk(monkeypatch, 0)
-    monkeypatch.setattr("fill._WINDOW", 1000)
+    monkeypatch.setattr("fill.WINDOW_LIMIT", 1000)
     fill = lead(cache)
     slow, fast = follow(cache), follow(cache)
     fill.begin(META, None)
@@ -807,7 +885,7 @@ def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypat
 
 def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     FullDisk(monkeypatch, 0)
-    monkeypatch.setattr("fill._WINDOW", 1000)
+    monkeypatch.setattr("fill.WINDOW_LIMIT", 1000)
     monkeypatch.setattr("fill._LAGGARD_PATIENCE", 0.05)
     fill = lead(cache)
     still = follow(cache)
@@ -824,7 +902,7 @@ def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatc
 def test_a_reader_that_is_given_up_holds_nobody_up_any_more(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by where it stood, nor by coming back to hear that it has lost."""
     FullDisk(monkeypatch, 0)
-    monkeypatch.setattr("fill._WINDOW", 1000)
+    monkeypatch.setattr("fill.WINDOW_LIMIT", 1000)
     monkeypatch.setattr("fill._LAGGARD_PATIENCE", 0.2)
     fill = lead(cache)
     still, fast = follow(cache), follow(cache)

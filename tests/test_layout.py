@@ -31,19 +31,22 @@ ROOMS: Dict[str, Set[str]] = {
     "access": {"addresses", "password_queue"},
     "notices": set(),
     "locks": set(),
+    "redaction": set(),
     "ownfiles": set(),
-    "store": {"locks", "notices", "ownfiles"},
+    "locations": {"ownfiles"},
+    "store": {"locations", "redaction", "locks", "notices", "ownfiles"},
     "hashing": {"store"},
-    "fill": {"locks", "ownfiles", "store", "hashing"},
+    "window": set(),
+    "fill": {"window", "redaction", "locks", "ownfiles", "store", "hashing"},
     "follow": {"locks", "ownfiles", "store", "fill"},
     "cache": {"store", "fill", "follow"},
-    "verify": {"locks", "ownfiles", "store", "fill"},
+    "verify": {"redaction", "locks", "ownfiles", "store", "fill"},
     "hot": {"store"},
-    "evict": {"locks", "ownfiles", "store"},
+    "evict": {"redaction", "locks", "ownfiles", "store"},
     "nested": set(),
     "stream": {"http1", "nested"},
     "body": {"http1", "stream"},
-    "policy": {"addresses", "http1"},
+    "policy": {"addresses", "redaction", "http1"},
     "freshness": {"http1", "values", "request_fields"},
     "validation": {"http1", "values", "freshness"},
     "selection": {"http1", "values", "validation"},
@@ -70,6 +73,7 @@ ROOMS: Dict[str, Set[str]] = {
     "tunnel": {"addresses", "stream"},
     "filler": {
         "request_fields",
+        "redaction",
         "http1",
         "store",
         "fill",
@@ -84,6 +88,7 @@ ROOMS: Dict[str, Set[str]] = {
     },
     "deliver": {"store", "fill", "body", "selection", "reply", "http1"},
     "inquiry": {
+        "redaction",
         "http1",
         "store",
         "fill",
@@ -120,6 +125,7 @@ ROOMS: Dict[str, Set[str]] = {
     }
     | {"upstream", "reply", "relay"},
     "session": {
+        "redaction",
         "access",
         "first_bytes",
         "notices",
@@ -171,7 +177,7 @@ ROOMS: Dict[str, Set[str]] = {
     | {"evict", "filler", "session", "hot", "setup_page"},
     "notify": set(),
     "workers": set(),
-    "dduct": {"access", "config", "certs", "notify", "server", "verify", "workers"},
+    "dduct": {"redaction", "access", "config", "certs", "notify", "server", "verify", "workers"},
 }
 THIRD_PARTY = {"cryptography", "tomli"}
 # The edge of every thread, process, idle connection and reload.

@@ -12,6 +12,7 @@ import config
 import policy
 from http1 import Authority, Headers, ProtocolError, RequestHead, Target
 from policy import Fetch, Hosts, Intercept, LastStop, Name, Naming, Own, Parameters, Refuse, Rules, Tunnel, Where
+from redaction import nameable, nameable_path
 
 DEFAULTS = config.defaults(Path("/nowhere"))
 NAMING = Naming(DEFAULTS.proxy.filters, Parameters(DEFAULTS.cache.ignore_query))
@@ -196,7 +197,8 @@ NAMES: List[Tuple[str, Optional[Name]]] = [
     ("/a.gz?X-Goog-Signature=1&generation=2", Name("https/h/a.gz?generation=2")),
     ("/a.gz?se=1&sp=r&sv=2&sr=b&sig=x%3D&rscd=attachment", Name("https/h/a.gz?rscd=attachment")),
     ("/a.gz?Expires=1&Signature=2&Key-Pair-Id=3&Policy=4", Name("https/h/a.gz")),
-    ("/a.gz?secret=1&service=2", Name("https/h/a.gz?secret=1&service=2")),
+    ("/a.gz?secret=1&service=2", Name(f"https/h/a.gz?secret={nameable('secret=1').partition('=')[2]}&service=2")),
+    ("/a;v=1;jsessionid=77/x.gz", Name("https/h" + nameable_path("/a;v=1;jsessionid=77/x.gz"))),
 ]
 
 

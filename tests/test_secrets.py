@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import logging
 import os
+from contextlib import closing
 from pathlib import Path
-from typing import Callable, Iterator, List
+from typing import Callable, Iterator, List, Optional
 
 import pytest
 from support.client import wait_until
 from support.household import HOST, House
 from support.origin import Asked, Connection
+
+from cache import Cache, Lead
+from dduct import _Formatter
+from evict import Evictor, Limits
+from notices import Seldom
+from store import Digest, Key, Metadata
+from verify import verify
 
 BODY = os.urandom(100_000)
 SECRETS = (
@@ -66,10 +77,13 @@ def test_nothing_secret_is_written_down(
     origin = house.origin(handler)
     said: List[bytes] = []
     for path in ("/x.deb", "/redirected.deb", "/broken.deb", "/short.deb", "/page"):
-        for query in ("", "?X-Amz-Signature=hunter2-signature", "?password=hunter2-query"):
+        for query in (
+            "",
+            "?X-Amz-Signature=hunter2-signature",
+            "?password=hunter2-query",
+            "?v=1&access%5Ftoken=hunter2-query",
+        ):
             for credentials in ((), CREDENTIALS):
-                if query == "?password=hunter2-query" and path.endswith(".deb"):
-                    continue  # part of the object's name: nothing says that it is a secret
                 answer = house.fetch(origin, path + query, *credentials)
                 if answer.status != 200:
                     said.append(repr(answer).encode())
@@ -137,3 +151,61 @@ def test_other_mentions_of_userinfo_are_not_written_down(
         assert answer.status == 400
     seen = [*written(house.files), everything_logged.text.encode(), repr(answer).encode()]
     assert not any(b"hunter2" in octets for octets in seen)
+
+
+QUERIES = ("?access_token=hunter2", "?v=1&u=hunter2", ";jsessionid=hunter2?hunter2")
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_no_line_that_names_a_file_has_its_query(
+    tmp_path: Path, everything_logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    cache = Cache(tmp_path)
+    metadata = Metadata(f"https://h/x.zip{query}", (("ETag", '"1"'),), 1.0)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", f"{tmp_path}/https/h/x.zip{query}")
+
+    def fill(name: str, attribute: str, digest: Optional[Digest] = None) -> None:
+        claim = cache.claim(Key(f"https/h/{name}.zip{query}", digest))
+        assert isinstance(claim, Lead)
+        with closing(claim.fill), monkeypatch.context() as broken:
+            claim.fill.begin(metadata, 3)
+            broken.setattr(os, attribute, refuse)
+            claim.fill.attach()
+            claim.fill.write(memoryview(b"abc"))
+            claim.fill.publish()
+            claim.fill.detach()
+        cache.store.trouble = Seldom(logging.getLogger("dduct.store"))
+
+    fill("full", "pwrite")
+    fill("nameless", "replace")
+    fill("no-alias", "replace", Digest("sha256", hashlib.sha256(b"abc").hexdigest()))
+    left = tmp_path / f"https/h/left.zip{query}.dduct"
+    for unlink in (os.unlink, refuse):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"half")
+        with monkeypatch.context() as broken:
+            broken.setattr(os, "unlink", unlink)
+            Evictor(tmp_path, Limits(), lambda: 0).sweep()
+    said: List[str] = []
+    os.setxattr(left, "user.dduct", b"damaged")
+    left.rename(left.with_name(f"damaged.zip{query}"))
+    verify(tmp_path, True, lambda _: None, said.append)
+    for part in ("Goes on without the disk", "Cannot keep", "Cannot note", "crash has left", "Cannot remove"):
+        assert part in everything_logged.text
+    assert ".zip" in "".join(said)
+    assert "hunter2" not in everything_logged.text + "".join(said)
+
+
+def test_a_traceback_shows_no_query() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Formatter())
+    log = logging.Logger("dduct")
+    log.addHandler(handler)
+    try:
+        os.stat("/no/such/x.zip?token=hunter2")
+    except OSError:
+        log.exception("A bug in dduct")
+    assert "x.zip?…" in stream.getvalue() and "hunter2" not in stream.getvalue()
