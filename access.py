@@ -11,7 +11,7 @@ import secrets
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, NamedTuple, Optional, Set
+from typing import Dict, NamedTuple, Optional
 
 from addresses import Networks
 from password_queue import PasswordQueue
@@ -81,7 +81,7 @@ class Users:
         self._secret = secrets.token_bytes(32)
         self._queue = PasswordQueue()
         self._lock = threading.Lock()  # guards the two below
-        self._known: Set[bytes] = set()  # credentials that were right, as keyed hashes
+        self._known: Dict[bytes, str] = {}  # credentials that were right, as keyed hashes, and whose they are
         self._hashing: Dict[bytes, threading.Event] = {}  # credentials that are being checked; set when that is over
 
     def check(self, field: Optional[bytes], address: str = "") -> Optional[str]:
@@ -121,6 +121,15 @@ class Users:
         hashed = self._hashes.get(name)
         return None if hashed is None else UserLine(name, hashed)
 
+    def recognise(self, field: Optional[bytes]) -> Optional[UserLine]:
+        """The user of a Proxy-Authorization field that is remembered, None for all others. This takes no time."""
+        match = None if field is None else _BASIC.fullmatch(field)
+        if match is None:
+            return None
+        with self._lock:
+            name = self._known.get(self._proof(match))
+        return None if name is None else self.line_of(name)
+
     def holds(self, line: UserLine) -> bool:
         """Whether a user is still there, with the same password."""
         return self._hashes.get(line.name) == line.hashed
@@ -134,7 +143,7 @@ class Users:
             with self._lock:
                 if len(self._known) >= _REMEMBERED_AT_MOST:
                     self._known.clear()
-                self._known.add(proof)
+                self._known[proof] = name
         return right
 
     def remembers(self, field: Optional[bytes]) -> bool:
@@ -184,7 +193,8 @@ def _scrypt(password: bytes, cost: int, salt: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Access:
-    """Who may come in; without `users` a password is not asked for."""
+    """Who may come in; without `users` a password is not asked for. `certificates`: tls_bind asks for one."""
 
     clients: Networks
     users: Optional[Users] = None
+    certificates: bool = False

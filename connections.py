@@ -15,6 +15,7 @@ from functools import lru_cache, partial
 from typing import Callable, Dict, Optional
 
 import first_bytes
+from access import Access
 from addresses import is_loopback
 from first_bytes import ACCESS_DENIED, INTERNAL_ERROR
 from http1 import Authority
@@ -47,6 +48,19 @@ class Connection:
     def busy(self) -> bool:
         """Whether a request is being answered."""
         return self.session is not None and self.session.busy
+
+    def barred(self, access: Access) -> Optional[str]:
+        """Why it may not go on; None where it may."""
+        if self.session is not None:
+            return self.session.barred(access)
+        return None if self.address in access.clients else f"{self.address} is not in proxy.allow_clients"
+
+    def end(self) -> None:
+        """Have it end, from another thread."""
+        if self.session is not None:
+            self.session.end()
+        else:
+            self.stream.cancel()
 
 
 class Connections:
@@ -111,6 +125,24 @@ class Connections:
             if not (idle_only and connection.busy):
                 connection.stream.cancel()
 
+    def end_barred(self) -> None:
+        """After a reload: end the connections of clients and users who may not come in any more, whatever they do."""
+        house = self._household()
+        with self._lock:
+            connections = list(self._all.values())
+        for connection in connections:
+            why = connection.barred(house.access)
+            if why is not None:
+                house.services.counters.add(Counter.BARRED)
+                house.repeated.write(
+                    logging.INFO,
+                    f"barred {connection.address}",
+                    "%s: connection ended, for it is no longer allowed: %s",
+                    connection.address,
+                    why,
+                )
+                connection.end()
+
     def _begin(self, connection: Connection, encrypted: bool, where: Where) -> None:
         guest: Guest
         if encrypted:
@@ -146,12 +178,13 @@ class Connections:
         except BaseException:
             self._end(connection)
             raise
-        self._make_session(connection, replace(where, encrypted=True, server_name=connection.stream.server_name))
+        where = replace(where, encrypted=True, server_name=connection.stream.server_name)
+        self._make_session(connection, where, house.access.certificates)
         self._attend(connection)
 
-    def _make_session(self, connection: Connection, where: Where) -> Session:
+    def _make_session(self, connection: Connection, where: Where, certified: bool = False) -> Session:
         proved = partial(self.places.prove, connection)
-        connection.session = Session(connection.stream, connection.address, where, self._household, proved)
+        connection.session = Session(connection.stream, connection.address, where, self._household, proved, certified)
         return connection.session
 
     def _attend(self, connection: Connection) -> None:

@@ -34,6 +34,7 @@ class Counter(enum.Enum):
     STRANGERS = ("strangers", "Connections from addresses that are not in proxy.allow_clients")
     TURNED_AWAY = ("turned_away", "Connections for which there was no place")
     DISPLACED = ("displaced", "Silent connections that were ended for others, when all places were taken")
+    BARRED = ("barred", "Connections that were ended because a reload no longer allows their client or user")
     WRONG_PROTOCOL = ("wrong_protocol", "Connections that speak what their port does not")
     WRONG_PASSWORDS = ("wrong_passwords", "Requests whose user or password was wrong")
     PASSWORDS_PUT_OFF = ("passwords_put_off", "Requests whose password was not checked, for its address sent too many")

@@ -134,6 +134,8 @@ class Server:
     def reload(self, wanted: Config, announce: bool = True) -> None:
         """Go on with another configuration: every request from now on is judged by it, running ones are not touched.
 
+        But for connections of clients and users who may not come in any more: they end.
+
         Raises StartError, certs.CertificateError; nothing has changed then.
         """
         config = self._with_what_cannot_change(wanted)
@@ -146,6 +148,7 @@ class Server:
         self.cache.store.min_free = config.cache.min_free or 0
         self.cache.patience = _patience(config)
         self.connections.places.resize(config.proxy.max_connections, config.proxy.max_silent_per_client)
+        self.connections.end_barred()
         if announce:
             _announce_differences(wanted, config)
             self._announce(config)
@@ -333,7 +336,7 @@ def _access(config: Config) -> Access:
         users = None if config.proxy.auth_file is None else Users(config.proxy.auth_file)
     except AccessError as error:
         raise StartError(str(error)) from error
-    return Access(Networks(config.proxy.allow_clients), users)
+    return Access(Networks(config.proxy.allow_clients), users, config.proxy.require_client_cert)
 
 
 def _patience(config: Config) -> float:

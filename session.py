@@ -22,7 +22,7 @@ import http1
 import pages
 import policy
 import validation
-from access import Access, claimed_user
+from access import Access, UserLine, claimed_user
 from body import BodyReader, IncompleteBody
 from fetch import CachedFetch
 from filler import Services
@@ -38,7 +38,7 @@ from redaction import shown
 from relay import forward, outgoing, wants_upgrade
 from reply import Reply
 from setup_page import About
-from stream import Stream
+from stream import ConnectionLost, Stream
 from tunnel import tunnel
 from upstream import Purpose, Request, UpstreamError
 
@@ -76,7 +76,7 @@ class Household:
 class Session:
     """Serves one connection. Each request is judged by what `household` is when it arrives.
 
-    `proved` is told once, when a request has been accepted.
+    `proved` is told once, when a request has been accepted. `certified`: the client has shown a certificate of ours.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Session:
         where: Where,
         household: Callable[[], Household],
         proved: Callable[[], None] = lambda: None,
+        certified: bool = False,
     ) -> None:
         self._stream = stream
         self._client = client
@@ -94,6 +95,11 @@ class Session:
         self._house = household()
         self._via = self._house.services.via
         self._proved: Optional[Callable[[], None]] = proved
+        self._certified = certified
+        self._user: Optional[UserLine] = None  # who has asked last, where that takes a password
+        self._origin: Optional[Stream] = None  # the other end of a tunnel
+        self._judged_by: Optional[Household] = None  # the house that `_why_barred` is about
+        self._why_barred: Optional[str] = None
         self._waiting_since = time.monotonic()  # for the client, if it is not busy
         self.busy = False  # between the first octet of a request and the last of its response
         self._repeats = 0  # requests in succession that were known
@@ -110,6 +116,28 @@ class Session:
     def silent_since(self) -> Optional[float]:
         """Since when it has waited for its client (`time.monotonic()`); None while it answers."""
         return None if self.busy else self._waiting_since
+
+    def barred(self, access: Access) -> Optional[str]:
+        """Why this client may not go on with what it has begun; None where it may."""
+        if self._client not in access.clients:
+            return f"{self._client} is not in proxy.allow_clients"
+        if access.certificates and self._where.encrypted and not self._certified:
+            return "it has shown no certificate (proxy.require_client_cert)"
+        if access.users is None:
+            return None
+        if self._user is not None:
+            name = _one_line(self._user.name.encode())
+            return None if access.users.holds(self._user) else f"user {name} is not the same in proxy.auth_file"
+        if self._where.inside is not None or self._origin is not None:
+            return "no user has asked for it (proxy.auth_file)"
+        return None  # the next request will be asked for a password
+
+    def end(self) -> None:
+        """End it, from another thread, whatever it does."""
+        self._stream.cancel()
+        origin = self._origin
+        if origin is not None:
+            origin.cancel()  # a tunnel with a silent origin would not find out
 
     def fileno(self) -> int:
         """The connection's descriptor."""
@@ -230,7 +258,7 @@ class Session:
     def _known(self, block: bytes, may_read: bool, turn: Optional[float] = None) -> Optional[Answer]:
         """The answer to a request, if it is known."""
         access = self._house.access
-        if self._client not in access.clients or (access.users is not None and self._where.inside is None):
+        if self._is_barred() or (access.users is not None and self._where.inside is None):
             return None
         return self._house.hot.answer(self._where.kind, block, may_read, turn)
 
@@ -256,14 +284,19 @@ class Session:
     def _entrance(self, block: bytes) -> Optional[Where]:
         """Where a CONNECT leads that is to be intercepted; None for all others, which `run` sees to."""
         access, entrances = self._house.access, self._house.entrances
-        anybody = access.users is None and self._client in access.clients
+        if self._is_barred():
+            return None
+        anybody = access.users is None
         known = entrances.get((self._where.kind, block)) if anybody else None
         if known is not None:
             return known
         try:
             head = http1.parse_request(block)
-            if access.users is not None and not access.users.remembers(head.headers.get(b"proxy-authorization")):
-                return None  # to find out whether a password is right takes time
+            if access.users is not None:
+                user = access.users.recognise(head.headers.get(b"proxy-authorization"))
+                if user is None:
+                    return None  # to find out whether a password is right takes time
+                self._user = user
             decision = self._decide(head, http1.request_framing(head))
         except (ProtocolError, UpstreamError):
             return None
@@ -317,6 +350,8 @@ class Session:
             decision = self._decide(head, framing)
             if not isinstance(decision, policy.Refuse):
                 self._prove()
+            elif self._ending:
+                reply.persistent = False
             if isinstance(decision, Fetch):
                 what = shown(str(decision.target))
             if isinstance(decision, (Tunnel, Intercept)):
@@ -348,10 +383,17 @@ class Session:
             raise ProtocolError("an expectation other than 100-continue", 417)
         if head.method in (b"CONNECT", b"TRACE") and framing.kind is not Framing.NONE:
             raise ProtocolError(f"{head.method.decode()} with a body")  # RFC 9110 §9.3.6, §9.3.8
-        if self._client not in self._house.access.clients:
-            return policy.Refuse(403, f"{self._client} is not in proxy.allow_clients")
+        if self._is_barred():
+            self._ending = True
+            return policy.Refuse(403, self._why_barred or "")
         decision = policy.decide(head, self._where, self._house.rules)
         return self._authenticated(head, decision)
+
+    def _is_barred(self) -> bool:
+        """Whether the house that counts now does not allow this connection; looked at once for each house."""
+        if self._judged_by is not self._house:
+            self._judged_by, self._why_barred = self._house, self.barred(self._house.access)
+        return self._why_barred is not None
 
     def _authenticated(self, head: RequestHead, decision: policy.Decision) -> policy.Decision:
         """The decision, unless it takes a password that is not there. Inside CONNECT, that one was for all."""
@@ -372,6 +414,7 @@ class Session:
                 name = _one_line(claimed_user(field))
                 self._tell("password", "wrong password for %s (proxy.auth_file)", name)
             return policy.Refuse(407, "user and password, please (proxy.auth_file)")
+        self._user = users.line_of(user)
         return decision
 
     def _tell(self, kind: str, message: str, *arguments: object) -> None:
@@ -471,7 +514,12 @@ class Session:
 
     def _carry(self, origin: Stream) -> None:
         """Carry octets both ways to the end. Raises OSError where that is none, and lets the client know."""
+        self._origin = origin
         try:
+            # Either a reload sees this tunnel, or this sees the reload.
+            why = self.barred(self._current().access)
+            if why is not None:
+                raise ConnectionLost(why)
             tunnel(self._stream, origin, self._house.idle_timeout * _TUNNEL_PATIENCE)
         except OSError:
             self._stream.abort()  # a FIN would say that it has everything
