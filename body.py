@@ -11,7 +11,7 @@ import mmap
 from typing import Callable, Iterable, Iterator, List, Tuple, Union
 
 import http1
-from http1 import BodyFraming, Field, Framing
+from http1 import BodyFraming, Field, Framing, Sender
 from stream import ConnectionLost, Stream
 
 BUFFER_SIZE = 256 * 1024
@@ -29,10 +29,17 @@ class IncompleteBody(Exception):
 class BodyReader:
     """The octets of one message body, read from `stream` as `framing` says.
 
-    `before` is called once, when the first octets are wanted: the place to tell the sender to go ahead.
+    `before` is called once, when the first octets are wanted: the place to tell the `sender` to go ahead.
     """
 
-    def __init__(self, stream: Stream, framing: BodyFraming, before: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        framing: BodyFraming,
+        before: Callable[[], None] = lambda: None,
+        sender: Sender = Sender.CLIENT,
+    ) -> None:
+        self._sender = sender
         self._stream = stream
         self._kind = framing.kind
         self._before = before
@@ -111,7 +118,7 @@ class BodyReader:
         if not self._first_chunk and self._stream.read_line(2) != b"\r\n":
             raise http1.ProtocolError("chunk data is not followed by CRLF")
         self._first_chunk = False
-        self._remaining = http1.parse_chunk_line(self._stream.read_line(http1.CHUNK_LINE_LIMIT))
+        self._remaining = http1.parse_chunk_line(self._stream.read_line(http1.CHUNK_LINE_LIMIT), self._sender)
         if not self._remaining:
             self.trailers = tuple(self._read_trailers())
             self.complete = True
@@ -123,7 +130,7 @@ class BodyReader:
             line = self._stream.read_line(http1.HEAD_LIMIT)
             if line == b"\r\n":
                 return trailers
-            trailers.append(http1.parse_trailer_line(line))
+            trailers.append(http1.parse_trailer_line(line, self._sender))
             room -= len(line)
             if room < 0 or len(trailers) > http1.FIELD_LIMIT:
                 raise http1.ProtocolError("trailer section is longer than 64 KiB or 200 fields")

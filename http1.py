@@ -5,7 +5,8 @@ Rules of this room:
 * Pure. It never sees a socket, a file or a clock; values in, values out.
 * Bytes inside. Only a `Target` is text, for it is what filters and file names are made of.
 * Strict. A message that two readers could frame differently is refused, never repaired
-  (RFC 9112 §11.1 and §11.2: response splitting and request smuggling).
+  (RFC 9112 §11.1 and §11.2: response splitting and request smuggling). Blanks that many origins write, and that no
+  reader takes for anything else, are removed from responses; in requests they are refused.
 * Field lines keep their order, their case and their repeats.
 """
 
@@ -36,6 +37,13 @@ class ProtocolError(Exception):
     def __init__(self, reason: str, status: int = 400) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class Sender(enum.Enum):
+    """Whose message it is: clients may want to smuggle a request past us, origins are only sloppy."""
+
+    CLIENT = "client"
+    ORIGIN = "origin"
 
 
 # --- fields -------------------------------------------------------------------------------------
@@ -120,7 +128,7 @@ def parse_request(block: bytes) -> RequestHead:
     method, target, major, minor = match.groups()
     if major != b"1":
         raise ProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
-    headers = _parse_fields(fields)
+    headers = _parse_fields(fields, Sender.CLIENT)
     # RFC 9112 §3.2. A CONNECT without one is sent by many a simple client (sslyze among them), and leaves no doubt.
     if minor != b"0" and b"host" not in headers and method != b"CONNECT":
         raise ProtocolError("HTTP/1.1 request without Host")
@@ -137,7 +145,7 @@ def parse_response(block: bytes) -> ResponseHead:
         if match is None:
             raise ProtocolError("malformed status line")
         minor, status, reason = match.groups()
-        return ResponseHead(int(status), reason or b"", int(minor), _parse_fields(fields))
+        return ResponseHead(int(status), reason or b"", int(minor), _parse_fields(fields, Sender.ORIGIN))
     except ProtocolError as error:
         raise ProtocolError(f"origin sent a bad response head: {error}", 502) from None
 
@@ -155,15 +163,28 @@ def _split_head(block: bytes) -> Tuple[bytes, List[bytes]]:
     return lines[0], lines[1:]
 
 
-def _parse_fields(lines: List[bytes]) -> Headers:
+def _parse_fields(lines: List[bytes], sender: Sender) -> Headers:
     fields: List[Field] = []
     for line in lines:
         name, colon, value = line.partition(b":")
+        if sender is Sender.ORIGIN:
+            name = name.rstrip(b" \t")  # RFC 9112 §5.1: a proxy removes white space before the colon from a response
         # Refuses obs-fold, white space before the colon and empty names in one go (RFC 9112 §5.1, §5.2).
         if not colon or _TOKEN.fullmatch(name) is None:
             raise ProtocolError("malformed field line")
         fields.append((name, value.strip(b" \t")))
-    return Headers(fields)
+    return _with_one_length(Headers(fields))
+
+
+def _with_one_length(headers: Headers) -> Headers:
+    """Equal Content-Lengths as one (RFC 9110 §8.6), lest anybody behind us has to decide; all others as they are."""
+    value = headers.get(b"content-length")
+    if value is None or b"," not in value:
+        return headers
+    members = {member.strip(b" \t") for member in value.split(b",")}
+    if len(members) != 1 or _DIGITS.fullmatch(min(members)) is None:
+        return headers
+    return Headers([*headers.without([b"content-length"]), (b"Content-Length", min(members))])
 
 
 def serialise_response(status: int, reason: bytes, fields: Iterable[Field]) -> bytes:
@@ -208,13 +229,16 @@ CHUNKED = BodyFraming(Framing.CHUNKED)
 UNTIL_CLOSE = BodyFraming(Framing.CLOSE)
 
 _DIGITS = re.compile(rb"[0-9]{1,18}")
+_WITHOUT_BODY = (b"GET", b"HEAD", b"CONNECT", b"TRACE")  # RFC 9110 §9.3.1, §9.3.2, §9.3.6, §9.3.8
 
 
 def request_framing(head: RequestHead) -> BodyFraming:
     """RFC 9112 §6.3 for requests; raises ProtocolError (400, 501) where two readers could differ."""
     length = _content_length(head.headers)
     if b"transfer-encoding" not in head.headers:
-        return NO_BODY if length is None else BodyFraming(Framing.LENGTH, length)
+        # Some clients say of every request how long its body is. Where a body means nothing, an empty one is none.
+        none = length is None or (length == 0 and head.method in _WITHOUT_BODY)
+        return NO_BODY if none else BodyFraming(Framing.LENGTH, length)
     _check_transfer_encoding(head.headers, head.version, length)
     return CHUNKED
 
@@ -239,7 +263,7 @@ def _content_length(headers: Headers) -> Optional[int]:
     value = headers.get(b"content-length")
     if value is None:
         return None
-    # Repeats, even equal ones, arrive here joined by a comma and are refused with the rest.
+    # Repeats that differ arrive here joined by a comma and are refused with the rest.
     if _DIGITS.fullmatch(value) is None:
         raise ProtocolError("Content-Length is not one decimal number")
     return int(value)
@@ -266,8 +290,13 @@ _CHUNK_EXTENSION = (
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})" + _CHUNK_EXTENSION + rb"\r\n")
 
 
-def parse_chunk_line(line: bytes) -> int:
-    """The size in a chunk's first line, its CRLF included; extensions are checked and ignored (RFC 9112 §7.1)."""
+def parse_chunk_line(line: bytes, sender: Sender = Sender.CLIENT) -> int:
+    """The size in a chunk's first line, its CRLF included; extensions are checked and ignored (RFC 9112 §7.1).
+
+    Some origins and balancers pad it with blanks to a fixed width.
+    """
+    if sender is Sender.ORIGIN and line.endswith(b"\r\n"):
+        line = line[:-2].rstrip(b" \t") + b"\r\n"
     match = _CHUNK_LINE.fullmatch(line)
     if match is None:
         raise ProtocolError("malformed chunk size")
@@ -281,11 +310,11 @@ _NOT_IN_TRAILERS = frozenset(
 )
 
 
-def parse_trailer_line(line: bytes) -> Field:
+def parse_trailer_line(line: bytes, sender: Sender = Sender.CLIENT) -> Field:
     """One line of a trailer section, its CRLF included, as a field; raises ProtocolError on any other."""
     if not line.endswith(b"\r\n") or _FORBIDDEN.search(line) or b"\n" in line[:-2]:
         raise ProtocolError("malformed trailer field")
-    return next(iter(_parse_fields([line[:-2]])))
+    return next(iter(_parse_fields([line[:-2]], sender)))
 
 
 def serialise_trailers(fields: Iterable[Field]) -> bytes:

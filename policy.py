@@ -212,7 +212,8 @@ def _decide_inside(head: RequestHead, authority: Authority, rules: Rules) -> Dec
     if head.method == b"CONNECT":
         return Refuse(405, "CONNECT inside an intercepted connection")
     host = head.headers.get(b"host")
-    if host is not None and http1.parse_authority(host, 443) != authority:
+    # A Host without a port can mean no other port than the CONNECT's: that is where the client is.
+    if host is not None and http1.parse_authority(host, authority.port) != authority:
         return Refuse(421, f"Host names another host than the CONNECT to {authority}")
     if head.target == b"*":
         return _fetch(head, Target("https", authority, "*"), rules)

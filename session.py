@@ -340,8 +340,9 @@ class Session:
     def _answer(self, block: bytes, head: RequestHead, framing: BodyFraming) -> bool:
         reply = Reply(self._stream, head, self._via)
         awaited = _expects_continue(head, framing)
-        body = BodyReader(self._stream, framing, *([partial(self._go_ahead, head, reply)] if awaited else []))
+        body = BodyReader(self._stream, framing)
         if awaited:
+            body = BodyReader(self._stream, framing, partial(self._go_ahead, head, reply))
             reply.persistent = False  # until the client is told to go on, its body may come after the answer, or never
         started = time.monotonic()
         what = _shown(head.target)
@@ -449,7 +450,9 @@ class Session:
     def _relay(self, decision: Fetch, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply) -> None:
         """Ask the origin for this client alone, whatever the method, the body and the protocol that follows."""
         services = self._house.services
-        upgrade = framing.kind is Framing.NONE and wants_upgrade(head)
+        # kubectl and docker send a POST with `Content-Length: 0` to switch protocols. That field goes on as it came.
+        empty = framing.kind is Framing.NONE or framing.length == 0
+        upgrade = empty and wants_upgrade(head)
         request = Request(
             method=head.method,
             target=decision.target,
@@ -457,7 +460,7 @@ class Session:
             near=self._where.near,
             purpose=Purpose.RELAY,
             framing=framing,
-            body=None if framing.kind is Framing.NONE else body,
+            body=None if empty else body,
             expects=_expects_continue(head, framing),
             upgrade=upgrade,
             on_interim=reply.interim,

@@ -67,7 +67,8 @@ class OriginResponse(http.client.HTTPResponse):
         if head.status == 101 and not self._request.upgrade:
             raise http1.ProtocolError("origin switched protocols without being asked to", 502)
         self.head = head
-        self.body = BodyReader(self._stream, http1.response_framing(self._request.method, head))
+        framing = http1.response_framing(self._request.method, head)
+        self.body = BodyReader(self._stream, framing, sender=http1.Sender.ORIGIN)
         self.code = self.status = self.head.status
         self.reason = self.head.reason.decode("latin-1")
         self.version = 10 + self.head.version

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.corpus import Case, load
 
 import http1
-from http1 import Authority, BodyFraming, Framing, Headers, ProtocolError, RequestHead, ResponseHead
+from http1 import NO_BODY, Authority, BodyFraming, Framing, Headers, ProtocolError, RequestHead, ResponseHead, Sender
 
 TRAILING = [b"x", b"\n", b"\r\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\nHost: b.example\r\n\r\n", b"\x00\xff"]
 
@@ -203,7 +203,7 @@ REQUEST_FRAMINGS: List[Tuple[str, bytes, List[bytes], object]] = [
     ("9112 §6.3 item 6", b"HEAD / HTTP/1.1", [CL], length(5)),
     ("9112 §6.3 item 6", b"POST / HTTP/1.1", [b"Content-Length: 0"], length(0)),
     ("9112 §6.3 item 6", b"POST / HTTP/1.1", [b"Content-Length: 007"], length(7)),
-    ("9112 §6.3 item 5", b"POST / HTTP/1.1", [CL, CL], 400),
+    ("9112 §6.3 item 5", b"POST / HTTP/1.1", [CL, CL], length(5)),
     ("9112 §6.3 item 5", b"POST / HTTP/1.1", [b"Content-Length: x"], 400),
     ("9112 §6.3 item 4", b"POST / HTTP/1.1", [TE], CHUNKED),
     ("9112 §6.3 item 4", b"GET / HTTP/1.1", [TE], CHUNKED),
@@ -250,7 +250,7 @@ RESPONSE_FRAMINGS: List[Tuple[str, bytes, bytes, List[bytes], Optional[BodyFrami
     ("9112 §6.1", b"GET", b"HTTP/1.0 200 x", [TE], None),
     ("9112 §6.1", b"GET", b"HTTP/1.1 200 x", [b"Transfer-Encoding: gzip, chunked"], None),
     ("9112 §6.1", b"GET", b"HTTP/1.1 200 x", [b"Transfer-Encoding: gzip"], None),
-    ("9112 §6.3 item 5", b"GET", b"HTTP/1.1 200 x", [CL, CL], None),
+    ("9112 §6.3 item 5", b"GET", b"HTTP/1.1 200 x", [CL, CL], length(5)),
     ("9112 §6.3 item 5", b"GET", b"HTTP/1.1 200 x", [b"Content-Length: 5, 6"], None),
     ("9112 §6.3 item 5", b"HEAD", b"HTTP/1.1 200 x", [b"Content-Length: five"], None),
     ("9112 §6.3 item 6", b"GET", b"HTTP/1.1 200 x", [CL], length(5)),
@@ -391,6 +391,57 @@ def test_trailers_are_written_without_what_has_no_meaning_there() -> None:
 def test_a_malformed_trailer_line_is_refused(line: bytes) -> None:
     with pytest.raises(ProtocolError):
         http1.parse_trailer_line(line)
+
+
+@pytest.mark.parametrize("line", [b"5 \r\n", b"5 \t \r\n", b"5\t;a=b \r\n", b'5;a="b " \r\n', b"0005 \r\n"])
+def test_blanks_behind_a_chunk_size_are_forgiven_to_origins_alone(line: bytes) -> None:
+    assert http1.parse_chunk_line(line, Sender.ORIGIN) == 5
+    with pytest.raises(ProtocolError):
+        http1.parse_chunk_line(line)
+
+
+@pytest.mark.parametrize(
+    "line", [b" 5\r\n", b"5 5\r\n", b"5 \n", b"5 ", b"5 \r\r\n", b" \r\n", b"5;\r\n", b'5;a=" \r\n']
+)
+def test_no_other_odd_chunk_size_is_forgiven(line: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        http1.parse_chunk_line(line, Sender.ORIGIN)
+
+
+def test_blanks_before_a_colon_are_removed_from_responses_alone() -> None:
+    """RFC 9112 §5.1."""
+    assert list(response(b"X-Foo \t : bar", b"Content-Length : 5").headers) == [
+        (b"X-Foo", b"bar"),
+        (b"Content-Length", b"5"),
+    ]
+    assert http1.parse_trailer_line(b"X : 1\r\n", Sender.ORIGIN) == (b"X", b"1")
+    for line in (b" X: 1", b"X Y: 1", b" : 1", b"\t: 1"):
+        with pytest.raises(ProtocolError):
+            response(line)
+    with pytest.raises(ProtocolError):
+        request(b"X-Foo : bar")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [[b"Content-Length: 5, 5"], [b"Content-Length: 5", b"X: y", b"content-length: 5"], [b"Content-Length: 5 ,5,\t5"]],
+)
+def test_equal_content_lengths_are_one(lines: List[bytes]) -> None:
+    """RFC 9110 §8.6."""
+    for head in (request(*lines), response(*lines)):
+        assert head.headers.get_all(b"content-length") == [b"5"]
+    assert http1.request_framing(request(*lines)) == BodyFraming(Framing.LENGTH, 5)
+    assert http1.response_framing(b"GET", response(*lines)) == BodyFraming(Framing.LENGTH, 5)
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1", b"HEAD / HTTP/1.1", b"CONNECT a:1 HTTP/1.1", b"TRACE / HTTP/1.1"])
+def test_an_empty_body_of_what_has_none_is_no_body(first: bytes) -> None:
+    assert http1.request_framing(request(b"Content-Length: 0", first=first)) == NO_BODY
+    assert http1.request_framing(request(b"Content-Length: 1", first=first)) == BodyFraming(Framing.LENGTH, 1)
+
+
+def test_an_empty_body_of_what_may_have_one_is_a_body() -> None:
+    assert http1.request_framing(request(b"Content-Length: 0")) == BodyFraming(Framing.LENGTH, 0)
 
 
 # --- targets --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ LOCAL = Authority("192.0.2.9", 8000)
 PLAIN = Where(LOCAL, near=True)
 TLS = Where(Authority("192.0.2.9", 4430), near=True, encrypted=True)
 INSIDE = Where(LOCAL, near=True, inside=Authority("listed.test", 443))
+FAR_PORT = Where(LOCAL, near=True, inside=Authority("listed.test", 8443))
 SHA256, SHA512 = "0123456789abcdef" * 4, "0123456789abcdef" * 8
 
 
@@ -126,6 +127,19 @@ DECISIONS: List[Tuple[str, RequestHead, Where, object]] = [
     ("without Host (1.0)", head("GET", "/a"), INSIDE, fetch("https://listed.test/a")),
     ("another Host", head("GET", "/a", to("other.test")), INSIDE, Refuse),
     ("another port", head("GET", "/a", to("listed.test:444")), INSIDE, Refuse),
+    ("the default port in full", head("GET", "/a", to("listed.test:443")), INSIDE, fetch("https://listed.test/a")),
+    ("an empty port", head("GET", "/a", to("listed.test:")), INSIDE, fetch("https://listed.test/a")),
+    ("on another port", head("GET", "/a", to("listed.test:8443")), FAR_PORT, fetch("https://listed.test:8443/a")),
+    (
+        "there, no port",
+        head("GET", "/a.deb", to("LISTED.test")),
+        FAR_PORT,
+        fetch("https://listed.test:8443/a.deb", True),
+    ),
+    ("there, an empty port", head("GET", "/a", to("listed.test:")), FAR_PORT, fetch("https://listed.test:8443/a")),
+    ("there, the default port", head("GET", "/a", to("listed.test:443")), FAR_PORT, Refuse),
+    ("there, another port", head("GET", "/a", to("listed.test:8444")), FAR_PORT, Refuse),
+    ("there, another Host", head("GET", "/a", to("other.test")), FAR_PORT, Refuse),
     ("another target", head("GET", "https://other.test/a", to("listed.test")), INSIDE, Refuse),
     ("http inside", head("GET", "http://listed.test/a", to("listed.test")), INSIDE, Refuse),
     ("OPTIONS of a server", head("OPTIONS", "*", to("listed.test")), INSIDE, fetch("https://listed.test")),

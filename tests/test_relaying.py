@@ -271,6 +271,80 @@ def test_an_upgraded_connection_is_carried_blind(house: House, monkeypatch: pyte
     assert field(seen[0], "x-hop") is None
 
 
+@pytest.mark.parametrize("method", ["POST", "GET", "PUT"])
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_an_upgrade_with_an_empty_body_is_passed_on(house: House, method: str, encrypted: bool) -> None:
+    """kubectl exec and docker attach say `Content-Length: 0`."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.get("upgrade") != "SPDY/3.1":
+            connection.respond(400, [], b"upgrade required")
+            return
+        connection.head(101, [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1")])
+        connection.send(b"first " + connection._exactly(5)[::-1])
+        connection.close_notify()
+
+    origin = house.origin(handler, tls=encrypted)
+    with house.inside(origin) if encrypted else house.client() as client:
+        place = "/exec?command=sh" if encrypted else f"http://{HOST}:{origin.port}/exec?command=sh"
+        answer = client.get(
+            place,
+            f"{HOST}:{origin.port}",
+            "Connection: Upgrade",
+            "Upgrade: SPDY/3.1",
+            "Content-Length: 0",
+            method=method,
+        )
+        assert answer.status == 101
+        client.send(b"hello")
+        assert client._exactly(11) == b"first olleh"
+        assert client.at_end()
+    assert origin.requests[0].get("content-length") == (None if method == "GET" else "0")
+
+
+def test_an_upgrade_with_a_body_is_not_passed_on(house: House) -> None:
+    origin = house.origin(lambda asked, connection: connection.respond(200, [], b"no"))
+    with house.inside(origin) as client:
+        send_head(client, origin, "POST", "/page", "Connection: Upgrade", "Upgrade: x", "Content-Length: 2")
+        client.send(b"hi")
+        assert client.read().body == b"no"
+    assert origin.requests[0].get("upgrade") is None and origin.requests[0].body == b"hi"
+
+
+@pytest.mark.parametrize(("length", "status"), [("0", 200), ("0, 0", 200), ("5", 400)])
+def test_a_connect_may_say_that_it_has_no_body(house: House, length: str, status: int) -> None:
+    origin = house.origin(lambda asked, connection: connection.respond(200, [], b"fine"))
+    tunnelled = house.origin(lambda asked, connection: connection.respond(200, [], b"fine"), host="127.0.0.3")
+    for place in (f"{HOST}:{origin.port}", f"127.0.0.3:{tunnelled.port}"):
+        with house.client() as client:
+            assert client.get(place, place, f"Content-Length: {length}", method="CONNECT").status == status
+
+
+def test_a_get_that_says_it_has_no_body_is_answered_from_the_cache(house: House) -> None:
+    origin = house.origin(lambda asked, connection: connection.respond(200, [("Cache-Control", "max-age=60")], BODY))
+    for _ in range(2):
+        assert house.fetch(origin, "/x.deb", "Content-Length: 0").body == BODY
+    assert len(origin.requests) == 1 and origin.requests[0].get("content-length") is None
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/page", "/x.deb"])
+def test_what_origins_write_oddly_is_put_right(
+    house: House, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+) -> None:
+    def play(connection: Connection, head: bytes) -> None:
+        lines = (b"X-Foo : bar", b"Content-Length: 4", b"Content-Length\t: 4", b"Connection: close")
+        connection.send(b"\r\n".join([b"HTTP/1.1 200 OK", *lines, b"", b"" if method == "HEAD" else b"fine"]))
+        connection.close_notify()
+
+    origin = scripted(house, play, monkeypatch)
+    with house.inside(origin) as client:
+        send_head(client, origin, method, path)
+        head = client.read_until(b"\r\n\r\n")
+        assert b"\r\nX-Foo: bar\r\n" in head and head.lower().count(b"content-length") == 1
+        assert method == "HEAD" or client._exactly(4) == b"fine"
+
+
 def test_an_upgrade_may_be_declined(house: House) -> None:
     origin = house.origin(lambda asked, connection: connection.respond(200, [], b"no"))
     with house.inside(origin) as client:
