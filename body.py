@@ -85,6 +85,15 @@ class BodyReader:
             yield buffer[:count]
             first = False
 
+    def skip(self, count: int) -> None:
+        """Read and forget the next `count` bytes. Raises IncompleteBody where there are not so many."""
+        buffer = new_buffer()
+        while count > 0:
+            done = self.readinto(buffer[:count])
+            if not done:
+                raise IncompleteBody("it is shorter than what is there already")
+            count -= done
+
     def drain(self, limit: int) -> bool:
         """Read and forget what is left, if that takes no more than `limit` octets; whether it is complete now."""
         if not self.complete and self._remaining > limit:

@@ -263,23 +263,35 @@ class Fill:
         self._finish(FillState.GONE)
 
     @property
+    def verifies(self) -> bool:
+        """Whether a digest proves the whole, wherever its parts come from."""
+        return self._digest is not None
+
+    @property
     def unread(self) -> bool:
         """Whether nobody in this process reads along."""
         return self._users <= 1
 
     def abandon(self) -> bool:
         """Stop here, for whoever wants it next to go on from; False where somebody, here or elsewhere, reads along."""
-        if is_of_interest(self._fd):
-            return False
+        return not is_of_interest(self._fd) and self._stop(although_read=False)
+
+    def hand_over(self) -> bool:
+        """Stop here, for one of those who read along to go on from; False where nothing would prove the rest."""
+        return leftover_record(self._fd, self._store.boot) is not None and self._stop(although_read=True)
+
+    def _stop(self, although_read: bool) -> bool:
         with self._changed:
-            if self._users > 1 or self._window is not None or self.state.final:
+            if (self._users > 1 and not although_read) or self._window is not None or self.state.final:
                 return False
-            self.state = FillState.GONE  # who attaches from now on finds that out, and claims again
         if leftover_record(self._fd, self._store.boot) is None:
             remove_part(self._place + PART_SUFFIX, self._fd)
             self._store.prune(self._place)
         self._over(self)
         fcntl.flock(self._fd, fcntl.LOCK_UN)
+        with self._changed:  # only now: whoever claims again does not come back here
+            self.state = FillState.GONE
+            self._changed.notify_all()
         return True
 
     def close(self) -> None:
@@ -553,7 +565,9 @@ class Fill:
         with self._changed:
             if self.state.final:
                 return
-        if state is not FillState.PUBLISHED and self._fd >= 0:
+        # What was left over is still that where its origin could not be asked.
+        kept = state is FillState.FAILED and self.state is FillState.ASKING and self.leftover is not None
+        if state is not FillState.PUBLISHED and not kept and self._fd >= 0:
             remove_part(self._place + PART_SUFFIX, self._fd)
             self._store.prune(self._place)
         self._over(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import Callable
+from typing import Callable, Optional
 
 import validation
 from body import BUFFER_SIZE, IncompleteBody, new_buffer
@@ -26,7 +26,14 @@ _log = logging.getLogger("dduct.fetch")
 _PROVEN = 8 * 1024 * 1024  # octets, after which an object is large enough for
 _LARGE_BUFFER = 1024 * 1024  # octets at once
 _WORTH_WAITING = 60.0  # seconds that a transfer may take yet although nobody wants it
-_PAUSES = (0.05, 0.25, 1.0, 2.0, 4.0)  # seconds before each attempt to resume a transfer that broke off
+_PAUSES = (0.05, 0.25, 1.0, 2.0, 4.0)  # seconds before each attempt to resume, in a row without progress
+_PROGRESS = 16 * 1024  # bytes that one attempt has to bring to count as one
+# An origin that breaks off all the time may do so this often, and once more for so many bytes.
+_RESUMPTIONS, _BYTES_PER_RESUMPTION = 100, 256 * 1024
+MAX_SKIPPED = 64 * 1024 * 1024  # bytes worth receiving twice where an origin knows no ranges
+# An origin refuses a request with these, and perhaps no other one for the same object: GitHub hides what is private.
+REFUSALS = (301, 302, 303, 307, 308, 401, 403, 404)
+_PASSING = (408, 425, 429)  # and so does a 5xx say that another attempt may do
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,10 @@ class _Unwanted(Exception):
     """Nobody reads along, and there is much to come yet."""
 
 
+class _Refused(UpstreamError):
+    """The origin refuses this request the rest: a token expires, or a signature."""
+
+
 class _Filler:
     """One transfer."""
 
@@ -72,7 +83,11 @@ class _Filler:
         self._request = request
         self._url = url
         self._services = services
+        self._etag = None if fill.verifies else validation.strong_etag(exchange.head.headers)
         self._pauses = iter(_PAUSES)
+        self._broke_off_at = fill.size  # the last time
+        self._resumptions = 0
+        self._skipped = 0
         self._began_at = time.monotonic()
         self._began_with = fill.size
 
@@ -86,10 +101,14 @@ class _Filler:
         except _Unwanted:
             counters.add(Counter.DROPPED)
             _log.info("Given up, for nobody wants it: %s: after %d octets", self._url, fill.size)
+        except _Refused as error:
+            if fill.hand_over():
+                counters.add(Counter.DROPPED)
+                _log.info("Handed over to the next request: %s: after %d bytes: %s", self._url, fill.size, error)
+            else:
+                self._fail(error)
         except (IncompleteBody, FillFailed, Lost, UpstreamError) as error:
-            counters.add(Counter.MISMATCHED if isinstance(error, DigestMismatch) else Counter.BROKEN)
-            _log.warning("Not kept: %s: %s", self._url, error)
-            fill.fail(UpstreamError(f"the transfer broke off: {error}"))
+            self._fail(error)
         else:
             counters.add(Counter.PUBLISHED if kept else Counter.UNKEPT)
             if kept:
@@ -99,6 +118,11 @@ class _Filler:
         finally:
             self._exchange.close()
             fill.close()
+
+    def _fail(self, error: Exception) -> None:
+        self._services.counters.add(Counter.MISMATCHED if isinstance(error, DigestMismatch) else Counter.BROKEN)
+        _log.warning("Not kept: %s: %s", self._url, error)
+        self._fill.fail(UpstreamError(f"the transfer broke off: {error}"))
 
     def _fetch(self) -> None:
         """All octets that are missing. Raises FillFailed, UpstreamError, _Unwanted."""
@@ -134,32 +158,69 @@ class _Filler:
     def _resumed(self) -> Exchange:
         """An exchange whose body begins where the fill ends. Raises UpstreamError where there is none to be had.
 
-        Only a strong validator shows that the rest belongs to the same representation (RFC 9110 §14.2, §13.1.5).
+        Only a strong validator shows that the rest belongs to the same representation (RFC 9110 §14.2, §13.1.5), or the
+        digest that the name promises. It is asked for at the first URL: what redirects signed may have expired.
         """
-        fill, services = self._fill, self._services
-        etag = validation.strong_etag(self._exchange.head.headers)
-        if etag is None or not fill.length or not fill.size:
+        fill = self._fill
+        if not fill.size or not (fill.verifies or (self._etag is not None and fill.length)):
             raise UpstreamError("the origin broke off, and nothing says that the rest would be of the same object")
-        conditions = validation.rest_conditions(etag, fill.size)
-        headers = Headers([*self._request.headers.without([b"range", b"if-range"]), *conditions])
-        rest = replace(self._request, headers=headers, on_interim=lambda _: None)
+        self._account()
         for pause in self._pauses:
             time.sleep(pause)
             if fill.unread:
                 self._consider()
-            try:
-                exchange = services.origins.follow(rest)
-            except UpstreamError as error:
-                _log.info("Cannot be resumed yet: %s", error)
-                continue
-            if validation.is_rest(exchange.head, etag, fill.size, fill.length):
-                services.counters.add(Counter.RESUMED)
+            exchange = self._rest()
+            if exchange is not None:
+                self._services.counters.add(Counter.RESUMED)
                 return exchange
-            exchange.close()
-            if exchange.head.status < 500:
-                status = exchange.head.status
-                raise UpstreamError(f"the origin broke off, and answers {status} when asked for the rest")
         raise UpstreamError("the origin broke off, again and again")
+
+    def _account(self) -> None:
+        """Whether another resumption is worth it. Raises UpstreamError."""
+        size = self._fill.size
+        if size - self._broke_off_at >= _PROGRESS:
+            self._pauses = iter(_PAUSES)
+        self._broke_off_at = size
+        self._resumptions += 1
+        if self._resumptions > _RESUMPTIONS + (size - self._began_with) // _BYTES_PER_RESUMPTION:
+            raise UpstreamError("the origin breaks off too often for what it sends")
+
+    def _rest(self) -> Optional[Exchange]:
+        """One attempt; None where another may do. Raises UpstreamError."""
+        fill = self._fill
+        conditions = validation.rest_conditions(self._etag, fill.size)
+        headers = Headers([*self._request.headers.without([b"range", b"if-range"]), *conditions])
+        rest = replace(self._request, headers=headers, on_interim=lambda _: None)
+        try:
+            exchange = self._services.origins.follow(rest)
+        except UpstreamError as error:
+            _log.info("Cannot be resumed yet: %s", error)
+            return None
+        if validation.is_rest(exchange.head, self._etag, fill.size, fill.length):
+            return exchange
+        if validation.is_whole_again(exchange.head, self._etag, fill.length):
+            return exchange if self._skip(exchange) else None
+        exchange.close()
+        status = exchange.head.status
+        if status in REFUSALS:
+            raise _Refused(f"the origin broke off, and answers {status} when asked for the rest")
+        if status < 500 and status not in _PASSING:
+            raise UpstreamError(f"the origin broke off, and answers {status} when asked for the rest")
+        return None
+
+    def _skip(self, exchange: Exchange) -> bool:
+        """Pass over what is here already; whether the origin got so far. Raises UpstreamError."""
+        self._skipped += self._fill.size
+        try:
+            if self._skipped <= MAX_SKIPPED:
+                exchange.body.skip(self._fill.size)
+                return True
+        except IncompleteBody as error:
+            _log.info("Broken off again: %s: %s", self._url, error)
+        exchange.discard()
+        if self._skipped > MAX_SKIPPED:
+            raise UpstreamError("the origin broke off, and would send too much again")
+        return False
 
     def _settle(self) -> None:
         try:

@@ -10,7 +10,7 @@ from typing import Callable, Optional, Tuple
 
 import validation
 from fill import Fill
-from filler import Services, carry
+from filler import REFUSALS, Services, carry
 from follow import FillReader
 from inquiry import Inquiry
 from metrics import Counter
@@ -87,7 +87,8 @@ class Filling:
             except Unstorable as error:
                 reason = str(error)
         _log.debug("Not kept: %s: %s", self._url, reason)
-        fill.decline()
+        if fill.leftover is None or exchange.head.status not in REFUSALS or not fill.hand_over():
+            fill.decline()
         return None
 
     def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata) -> None:
@@ -95,5 +96,5 @@ class Filling:
             fill.resume(metadata)
             self._services.counters.add(Counter.RESUMED)
         else:
-            resumable = validation.strong_etag(exchange.head.headers) is not None
+            resumable = fill.verifies or validation.strong_etag(exchange.head.headers) is not None
             fill.begin(metadata, exchange.body.length, resumable)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
@@ -10,8 +11,9 @@ from typing import Callable, Iterable, List, Optional, Tuple
 
 import freshness
 import validation
+from body import IncompleteBody
 from fill import Leftover
-from filler import Services
+from filler import MAX_SKIPPED, Services
 from http1 import Field, Headers, RequestHead, ResponseHead, Target
 from policy import Name
 from redaction import shown
@@ -19,6 +21,8 @@ from relay import outgoing
 from selection import CONDITIONS
 from store import FieldText, Metadata
 from upstream import Exchange, Purpose, Request, UpstreamError
+
+_log = logging.getLogger("dduct.fetch")
 
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering; of a longer one, its origin is
 
@@ -91,10 +95,9 @@ class Inquiry:
 
     def whole_or_rest(self, leftover: Optional[Leftover]) -> Exchange:
         """Ask for the whole, or for what a leftover lacks of it: a 206 is exactly that."""
-        etag = self._validator(leftover)
-        if etag is None or leftover is None:
+        if leftover is None or not self._resumes(leftover):
             return self.whole()
-        exchange = self.whole(validation.rest_conditions(etag, leftover.size))
+        exchange = self.whole(validation.rest_conditions(self._etag_of(leftover), leftover.size))
         if self.is_rest(exchange, leftover) or exchange.head.status not in (206, 416):
             return exchange
         exchange.close()  # it sends a part, and not the one that is wanted
@@ -105,7 +108,13 @@ class Inquiry:
         exchange = self.whole(validation.rest_conditions(etag, offset))
         if validation.is_rest(exchange.head, etag, offset, length):
             return exchange
-        exchange.close()
+        try:
+            if offset <= MAX_SKIPPED and validation.is_whole_again(exchange.head, etag, length):
+                exchange.body.skip(offset)
+                return exchange
+        except IncompleteBody as error:
+            _log.debug("Broken off again: %s: %s", self.url, error)
+        exchange.discard()
         raise UpstreamError("the origin does not send the rest")
 
     def leave(self, metadata: Metadata) -> Optional[Exchange]:
@@ -135,10 +144,9 @@ class Inquiry:
 
     def is_rest(self, exchange: Exchange, leftover: Optional[Leftover]) -> bool:
         """Whether an answer is exactly what a leftover lacks, of the same representation."""
-        etag = self._validator(leftover)
-        if etag is None or leftover is None:
+        if leftover is None or not self._resumes(leftover):
             return False
-        return validation.is_rest(exchange.head, etag, leftover.size, leftover.length)
+        return validation.is_rest(exchange.head, self._etag_of(leftover), leftover.size, leftover.length)
 
     def not_storable(self, exchange: Exchange) -> Optional[str]:
         """Why an answer may not be kept; None where it may."""
@@ -222,13 +230,15 @@ class Inquiry:
         limits = [seconds for seconds in holding if seconds is not None]
         return fields if self._lasts or not limits else freshness.limited(fields, min(limits) + age, rules, now)
 
-    def _validator(self, leftover: Optional[Leftover]) -> Optional[bytes]:
-        """With which the rest of a leftover may be asked for, if this request is one for it."""
-        if leftover is None or leftover.metadata.url != self.place:
-            return None
-        if self.varies(leftover.metadata):
-            return None
-        return validation.strong_etag(stored_fields(leftover.metadata))
+    def _resumes(self, leftover: Leftover) -> bool:
+        """Whether this request is one for what is left over, and something will show that the rest belongs to it."""
+        if leftover.metadata.url != self.place or self.varies(leftover.metadata):
+            return False
+        return self._lasts or self._etag_of(leftover) is not None
+
+    def _etag_of(self, leftover: Leftover) -> Optional[bytes]:
+        """The strong validator of what is left over; None where its digest proves it."""
+        return None if self._lasts else validation.strong_etag(stored_fields(leftover.metadata))
 
     def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
         return self._made_of(method, Headers([*self.sent.headers, *fields]), Purpose.FILL)

@@ -10,13 +10,15 @@ import validation
 from body import IncompleteBody
 from cache import Cache, Follow, Hit
 from deliver import Source
-from fill import Fill, FillFailed
+from fill import Fill, FillFailed, FillState
 from follow import FillReader
 from inquiry import Inquiry, stored_fields
 from store import Entry, Key, Lost, Metadata, Unstorable
 from upstream import Exchange, UpstreamError
 from verify import Recheck
 
+_MAX_CLAIMS = 8  # of one answer in a row
+_OTHERS_FIRST = 0.2  # seconds that a request which the origin has refused gives others to lead
 HEAD_TIMEOUT = 120.0  # seconds that a follower waits for the head of its leader's answer
 
 # Gives an exchange to a filler: its reader and what is known of it, or None where nothing is kept.
@@ -38,41 +40,64 @@ class Recovery:
         The leader may have died, or the disk: the object may be here by now, or be fetched again.
         """
         etag = validation.strong_etag(stored_fields(sent))
-        if etag is None or length is None:
+        named = self._key.digest is not None  # then every fill is of the same object, or comes to nothing
+        if length is None or (etag is None and not named):
             raise FillFailed("there is no way to tell whether the rest is of the same object")
         try:
-            found = self._claim_again(cleanup)
+            found = self._find(cleanup)
             if found is None:
+                if etag is None:
+                    raise FillFailed("nothing would prove the rest")  # a digest does so for fills alone
                 rest = _Rest(self._inquiry.rest(etag, offset, length), length, offset)
                 source: Source = cleanup.enter_context(closing(rest))
                 return source
         except UpstreamError as error:
             raise FillFailed(error) from error
         source, metadata = found
-        if validation.strong_etag(stored_fields(metadata)) != etag or source.length != length:
+        if source.length != length or not (named or validation.strong_etag(stored_fields(metadata)) == etag):
             raise FillFailed("it is another object by now")
         return source
 
-    def _claim_again(self, cleanup: ExitStack) -> Optional[Tuple[Source, Metadata]]:
-        """The object from the cache, if it can be had there. Raises UpstreamError."""
-        try:
-            claim = self._cache.claim(self._key)
-        except Unstorable:
-            return None
-        if isinstance(claim, Hit):
-            cleanup.callback(claim.entry.close)
-            return (checked(claim.entry), claim.metadata) if claim.metadata is not None else None
-        if isinstance(claim, Follow):
-            cleanup.callback(claim.reader.close)
-            claim.reader.fill.wait_head(HEAD_TIMEOUT)
-            metadata = claim.reader.fill.metadata
-            return None if metadata is None else (claim.reader, metadata)
+    def _find(self, cleanup: ExitStack) -> Optional[Tuple[Source, Metadata]]:
+        """The object from the cache, if it can be had there. Raises UpstreamError.
+
+        A fill that its leader hands over, because the origin refuses it, goes on with one of those who read along. Only
+        once does this one offer to be that.
+        """
+        has_led = False
+        for _ in range(_MAX_CLAIMS):
+            try:
+                claim = self._cache.claim(self._key)
+            except Unstorable:
+                return None
+            if isinstance(claim, Hit):
+                cleanup.callback(claim.entry.close)
+                metadata = claim.metadata or claim.entry.record.metadata
+                return checked(claim.entry), metadata
+            if isinstance(claim, Follow):
+                cleanup.callback(claim.reader.close)
+                if claim.reader.fill.wait_head(HEAD_TIMEOUT) is FillState.GONE:
+                    continue
+                known = claim.reader.fill.metadata
+                return None if known is None else (claim.reader, known)
+            if has_led:
+                with closing(claim.fill) as fill:
+                    fill.hand_over()
+                return None
+            has_led = True
+            started = self._lead(claim.fill, cleanup)
+            if started is not None or claim.fill.state is not FillState.GONE:
+                return started
+            time.sleep(_OTHERS_FIRST)
+        return None
+
+    def _lead(self, fill: Fill, cleanup: ExitStack) -> Optional[Tuple[Source, Metadata]]:
         with ExitStack() as leading:
-            leading.callback(claim.fill.close)
+            leading.callback(fill.close)
             asked_at = time.time()
-            exchange = self._inquiry.whole_or_rest(claim.fill.leftover)
+            exchange = self._inquiry.whole_or_rest(fill.leftover)
             leading.callback(exchange.close)
-            started = self._start(claim.fill, exchange, asked_at, leading)
+            started = self._start(fill, exchange, asked_at, leading)
         if started is not None:
             cleanup.callback(started[0].close)
         return started

@@ -5,6 +5,7 @@ Values in, a value out, as in `freshness`.
 
 from __future__ import annotations
 
+import re
 from typing import List, Optional, Tuple
 
 import values
@@ -104,16 +105,41 @@ def strong_etag(fields: Headers) -> Optional[bytes]:
     return etag if etag is not None and etag.startswith(b'"') else None
 
 
-def rest_conditions(etag: bytes, offset: int) -> List[Field]:
-    """The fields that ask for the octets from `offset` on, if the representation is still the one with `etag`."""
-    return [(b"Range", b"bytes=%d-" % offset), (b"If-Range", etag)]
+def rest_conditions(etag: Optional[bytes], offset: int) -> List[Field]:
+    """The fields that ask for the bytes from `offset` on, if the representation is still the one with `etag`.
+
+    None, here and below: a digest will prove the whole, whatever the origin calls it.
+    """
+    condition = [] if etag is None else [(b"If-Range", etag)]
+    return [(b"Range", b"bytes=%d-" % offset), *condition]
 
 
-def is_rest(response: ResponseHead, etag: bytes, offset: int, length: int) -> bool:
-    """Whether an answer is exactly what `rest_conditions` have asked for, of `length` octets in all."""
-    if response.status != 206 or response.headers.get(b"etag") != etag:
+def is_rest(response: ResponseHead, etag: Optional[bytes], offset: int, length: Optional[int]) -> bool:
+    """Whether an answer is exactly what `rest_conditions` have asked for, of `length` bytes in all where that is known.
+
+    The origin need not know how long the whole is, but it has to send all that is missing.
+    """
+    match = _CONTENT_RANGE.fullmatch(response.headers.get(b"content-range") or b"")
+    if response.status != 206 or match is None or (etag is not None and response.headers.get(b"etag") != etag):
         return False
-    return response.headers.get(b"content-range") == b"bytes %d-%d/%d" % (offset, length - 1, length)
+    first, last = int(match[1]), int(match[2])
+    total = length if match[3] == b"*" else int(match[3])
+    if total is None:
+        return first == offset and etag is None
+    return first == offset and last == total - 1 and length in (None, total)
+
+
+def is_whole_again(response: ResponseHead, etag: Optional[bytes], length: Optional[int]) -> bool:
+    """Whether an answer to `rest_conditions` is the whole of the same representation: its origin knows no ranges."""
+    sent = response.headers.get(b"content-length")
+    if response.status != 200 or b"content-encoding" in response.headers or b"content-range" in response.headers:
+        return False
+    if etag is not None and response.headers.get(b"etag") != etag:
+        return False
+    return None in (sent, length) or sent == b"%d" % (length or 0)
+
+
+_CONTENT_RANGE = re.compile(rb"(?i:bytes) +([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
 # RFC 9111 §3.2: a 304 must not change what the stored octets depend on.

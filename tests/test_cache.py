@@ -1280,7 +1280,13 @@ def test_a_fill_that_nobody_reads_can_be_given_up_and_gone_on_with(pair: List[Ca
     fill.close()
     again = lead(pair[0])
     assert again.leftover == Leftover(META, 6, 3)
+    again.fail("its origin is away")
     again.close()
+    assert len(parts(pair[0])) == 1
+    once_more = lead(pair[1])
+    assert once_more.leftover == Leftover(META, 6, 3)
+    once_more.decline()
+    once_more.close()
     assert parts(pair[0]) == []
 
 

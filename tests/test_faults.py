@@ -253,15 +253,6 @@ def test_an_object_that_has_changed_is_not_patched_together(house: House) -> Non
     assert house.fetch(origin, "/x.deb").body == BODY
 
 
-def test_an_origin_that_breaks_off_for_ever_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filler._PAUSES", (0.0, 0.0, 0.0))
-    breaking = Breaking(*range(100_000, 1_900_000, 100_000))
-    origin = house.origin(breaking)
-    assert not house.fetch(origin, "/x.deb").whole
-    # Three attempts; and three more where it was over before its client had had anything, and was begun anew.
-    assert len(breaking.ranges) in (3, 6) and house.stored() == []
-
-
 # --- leaders that die, fills that nobody wants, objects that are damaged ------------------------------
 
 

@@ -88,6 +88,7 @@ ROOMS: Dict[str, Set[str]] = {
     },
     "deliver": {"store", "fill", "body", "selection", "reply", "http1"},
     "inquiry": {
+        "body",
         "redaction",
         "http1",
         "store",
