@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import socket
 from functools import lru_cache
-from typing import Iterable, Optional, Tuple, Union
+from typing import Iterable, Optional, Set, Tuple, Union
 
 IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
@@ -61,6 +62,64 @@ def _translated(address: IPAddress) -> Optional[ipaddress.IPv4Address]:
     return address.sixtofour
 
 
+class Reach(enum.IntEnum):
+    """What of dduct's own machine a client may reach; and what it takes to reach an address."""
+
+    NOTHING = 0  # a client on another machine; an address of another machine
+    OWN_ADDRESSES = 1  # a client that comes from an address others reach, too, as rootless containers do; that address
+    EVERYTHING = 2  # a client on this machine, by loopback; loopback, link-local addresses, metadata services
+
+
+def reach_of(client: str, local: str) -> Reach:
+    """What a client may reach whose connection has these two ends."""
+    if is_loopback(client):
+        return Reach.EVERYTHING
+    # The kernel drops packets from elsewhere that claim to come from an address of this machine.
+    return Reach.OWN_ADDRESSES if client == local else Reach.NOTHING
+
+
+def reach_needed(address: str) -> Reach:
+    """What a client has to be allowed to reach for a connection to this address, which may change at any time."""
+    if is_private_affair(address):
+        return Reach.EVERYTHING
+    return Reach.OWN_ADDRESSES if _is_own(address) else Reach.NOTHING
+
+
+class OwnServices:
+    """Services of this machine that everybody may reach: `host:port`, or `host` for all ports of it.
+
+    A name opens whatever it means, but for link-local addresses and metadata services: these take their own address.
+    """
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._addresses: Set[Tuple[IPAddress, int]] = set()  # 0 for any port
+        self._names: Set[Tuple[str, int]] = set()
+        for service in services:
+            host, port = split_service(service)
+            address = parse_address(host)
+            if address is None:
+                self._names.add((host.lower(), port))
+            else:
+                self._addresses.add((address, port))
+
+    def opens(self, host: str, port: int, address: str) -> bool:
+        """Whether everybody may connect to this address of a host, which may be the address itself."""
+        parsed = parse_address(address) or _parse_number(address)
+        if parsed is not None and not self._addresses.isdisjoint(((parsed, port), (parsed, 0))):
+            return True
+        if parsed is not None and is_private_affair(address) and not parsed.is_loopback:
+            return False
+        return not self._names.isdisjoint(((host.lower(), port), (host.lower(), 0)))
+
+
+def split_service(text: str) -> Tuple[str, int]:
+    """Host and port of `host:port`, `[ipv6]:port`, or of a host alone: then the port is 0."""
+    if parse_address(text.strip("[]")) is not None:
+        return text.strip("[]"), 0
+    host, colon, port = text.rpartition(":")
+    return (host.strip("[]"), int(port)) if colon else (text, 0)
+
+
 def is_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
     """Whether a connection to (host, port) would arrive at the listener `own`."""
     if port != own[1]:
@@ -68,22 +127,29 @@ def is_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
     host, own_host = _plain(host), _plain(own[0])
     if own_host not in ("0.0.0.0", "::"):
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) == own_host
-    return _is_local(host)
+    return host in ("0.0.0.0", "::") or _is_local(host)
 
 
 def _plain(host: str) -> str:
     return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
+def _is_own(text: str) -> bool:
+    address = parse_address(text)
+    if address is None:
+        return False
+    inner = _translated(address)
+    return _is_local(str(address)) or (inner is not None and _is_local(str(inner)))
+
+
 def _is_local(host: str) -> bool:
-    """Whether an address is this machine's: the kernel then takes that very address as the source."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    """Whether an address is this machine's: the kernel then takes that very address as the source. Sends nothing."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))
-        except OSError:
-            return False
-        return host in ("0.0.0.0", "::") or probe.getsockname()[0] == host.partition("%")[0]
+            return bool(probe.getsockname()[0] == host.partition("%")[0])
+    except OSError:
+        return False  # no way leads there, or there is no such protocol here
 
 
 def is_network(text: str) -> bool:

@@ -57,6 +57,7 @@ class Proxy:
     upstream_proxy: Optional[ParentProxy]
     no_upstream_proxy: Tuple[str, ...]
     allow_clients: Tuple[str, ...]
+    allow_own: Tuple[str, ...]
     auth_file: Optional[Path]
     require_client_cert: bool
     ktls: bool
@@ -165,6 +166,7 @@ _SCHEMA = (
         ],
         read.list_of(read.network),
     ),
+    _Key("proxy", "allow_own", [], read.list_of(read.own_service)),
     _Key("proxy", "auth_file", "", read.readable("a file")),
     _Key("proxy", "require_client_cert", False, read.boolean),
     _Key("proxy", "ktls", True, read.boolean),

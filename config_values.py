@@ -296,6 +296,24 @@ def host_or_network_or_all(value: Any, base: Path) -> str:
     return "*" if value == "*" else host_or_network(value, base)
 
 
+def own_service(value: Any, base: Path) -> str:
+    """`host:port`, `[ipv6]:port`, or a host alone; as `split_service` reads it."""
+    text = string(value, base)
+    try:
+        return ip(text, base)
+    except Expected:
+        pass
+    match = _ADDRESS.fullmatch(text)
+    host, port = (text, 0) if match is None else (match.group(1) or match.group(2), int(match.group(3)))
+    try:
+        host = host_or_ip(host, base)
+    except Expected:
+        host = "*"
+    if host.startswith("*") or port > 65535 or (match is not None and not port):
+        raise Expected("'host:port', '[ipv6]:port', or a host alone for all its ports")
+    return str(Address(host, port)) if port else host
+
+
 def path_pattern(value: Any, base: Path) -> re.Pattern[str]:
     """A regular expression that is searched in paths."""
     text = string(value, base)

@@ -16,7 +16,7 @@ from typing import Callable, Dict, Optional
 
 import first_bytes
 from access import Access
-from addresses import is_loopback
+from addresses import Reach, reach_of
 from first_bytes import ACCESS_DENIED, INTERNAL_ERROR
 from http1 import Authority
 from idle import Guest, Idle, Next
@@ -109,7 +109,7 @@ class Connections:
         with self._lock:
             self._all[stream] = connection
         try:
-            self._begin(connection, encrypted, _arrival(*local, is_loopback(address)))
+            self._begin(connection, encrypted, _arrival(*local, reach_of(address, local[0])))
         except RuntimeError as error:
             self._end(connection)
             _log.warning("No room for a connection: %s", error)
@@ -265,5 +265,5 @@ class _FirstBytes:
 
 
 @lru_cache(maxsize=4096)
-def _arrival(host: str, port: int, near: bool) -> Where:
-    return Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), near)
+def _arrival(host: str, port: int, reach: Reach) -> Where:
+    return Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), reach)

@@ -13,14 +13,16 @@ import socket
 import ssl
 import threading
 from dataclasses import dataclass
-from typing import Container, NoReturn, Optional, Set, Tuple
+from typing import Container, Iterable, List, Optional, Set, Tuple
 
 import http1
-from addresses import is_listener, is_private_affair
+from addresses import OwnServices, Reach, is_listener, reach_needed
 from http1 import Authority, Field
 from origin_tls import OriginTls, TlsSettings
 from response_head import AnswerHeads
 from stream import ConnectionLost, Stream
+
+NO_OWN_SERVICES = OwnServices(())
 
 
 class UpstreamError(Exception):
@@ -29,6 +31,14 @@ class UpstreamError(Exception):
     def __init__(self, reason: str, status: int = 502) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class OwnMachine(UpstreamError):
+    """A client on another machine asked for what is on this one."""
+
+    def __init__(self, authority: Authority) -> None:
+        reason = f"{authority} is on dduct's own machine, and for clients there alone"
+        super().__init__(f"{reason}; to open it to all: proxy.allow_own = ['{authority}']", 403)
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,7 @@ class Settings:
     parent: Optional[Parent] = None
     direct: Container[str] = ()
     via: bytes = b""
+    allow_own: OwnServices = NO_OWN_SERVICES
 
 
 class Dialler:
@@ -76,12 +87,12 @@ class Dialler:
         self._in_use: Set[Stream] = set()
         self._closed = False
 
-    def dial(self, authority: Authority, near: bool) -> Stream:
+    def dial(self, authority: Authority, reach: Reach) -> Stream:
         """A connection for a tunnel; `hang_up()` ends it. Raises UpstreamError (403, 502, 504, 508)."""
         parent = self.parent_for(authority.host)
         if parent is None:
-            return self._dial(authority, near)
-        stream = self.dial_parent(parent, authority, near)
+            return self._dial(authority, reach)
+        stream = self.dial_parent(parent, authority, reach)
         try:
             self._connect_through(stream, parent, authority)
         except (OSError, http1.ProtocolError) as error:
@@ -96,13 +107,16 @@ class Dialler:
         """The proxy through which a host is reached, if any."""
         return None if host in self._settings.direct else self._settings.parent
 
-    def dial_parent(self, parent: Parent, authority: Authority, near: bool) -> Stream:
+    def dial_parent(self, parent: Parent, authority: Authority, reach: Reach) -> Stream:
         """A connection to a parent, for what is at `authority`. Raises UpstreamError (403 too)."""
-        _check_whose_affair(authority.host, authority, near)
-        stream = self._dial(Authority(parent.host, parent.port), near=True)
-        if not near and _is_private_behind(stream, authority.host):
+        self._check_behind(authority, reach, ())
+        stream = self._dial(Authority(parent.host, parent.port), Reach.EVERYTHING)
+        try:
+            if reach < Reach.EVERYTHING:
+                self._check_behind(authority, reach, _addresses_behind(stream, authority))
+        except UpstreamError:
             self.hang_up(stream, broken=True)
-            _refuse(authority)
+            raise
         if parent.tls:
             self.start_tls(stream, Authority(parent.host, parent.port))
         return stream
@@ -115,11 +129,16 @@ class Dialler:
             self.hang_up(stream, broken=True)
             raise translated(error, f"no trusted TLS connection to {authority}") from error
 
-    def is_private(self, stream: Stream, host: str) -> bool:
-        """Whether a connection leads to what is this machine's own affair."""
-        if self.parent_for(host) is not None:
-            return _is_private_behind(stream, host)
-        return is_private_affair(host) or is_private_affair(stream.peer)
+    def reach_needed(self, stream: Stream, authority: Authority) -> Reach:
+        """What a client has to be allowed to reach for what this connection leads to."""
+        if self.parent_for(authority.host) is None:
+            return self._needed(authority, stream.peer)
+        addresses = (authority.host, *_addresses_behind(stream, authority))
+        return max(self._needed(authority, address) for address in addresses)
+
+    def opens(self, authority: Authority) -> bool:
+        """Whether the configuration opens this authority, as it is written, to everybody."""
+        return self._settings.allow_own.opens(authority.host, authority.port, authority.host)
 
     def use(self, stream: Stream) -> None:
         """An idle connection is in use again."""
@@ -149,25 +168,38 @@ class Dialler:
 
     # Innards
 
-    def _dial(self, authority: Authority, near: bool) -> Stream:
-        _check_whose_affair(authority.host, authority, near)
+    def _dial(self, authority: Authority, reach: Reach) -> Stream:
         try:
             addresses = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise UpstreamError(f"cannot resolve {authority.host}: {_say(error)}") from error
         failure: OSError = ConnectionLost("it has no address")
         for family, kind, protocol, _, address in addresses:
-            if any(is_listener(str(address[0]), int(address[1]), own) for own in self._settings.own_addresses):
-                raise UpstreamError(f"{authority} is dduct itself", 508)
             # Judged by the address that is dialled: a name may mean another one at every look.
-            _check_whose_affair(str(address[0]), authority, near)
+            self._judge(authority, str(address[0]), int(address[1]), reach)
             try:
-                return self._track(
-                    Stream(self._connect(family, kind, protocol, address), self._settings.connect_timeout)
-                )
+                sock = self._connect(family, kind, protocol, address)
+                return self._track(Stream(sock, self._settings.connect_timeout))
             except OSError as error:
                 failure = error
         raise translated(failure, f"cannot connect to {authority}")
+
+    def _judge(self, authority: Authority, address: str, port: int, reach: Reach) -> None:
+        """Raises UpstreamError where a client may not be connected to this address."""
+        if any(is_listener(address, port, own) for own in self._settings.own_addresses):
+            raise UpstreamError(f"{authority} is dduct itself", 508)
+        if reach < self._needed(authority, address):
+            raise OwnMachine(authority)
+
+    def _needed(self, authority: Authority, address: str) -> Reach:
+        if self._settings.allow_own.opens(authority.host, authority.port, address):
+            return Reach.NOTHING
+        return reach_needed(address)
+
+    def _check_behind(self, authority: Authority, reach: Reach, addresses: Iterable[str]) -> None:
+        """Raises UpstreamError where a parent may not be asked for what is here, or at these addresses."""
+        if any(reach < self._needed(authority, address) for address in (authority.host, *addresses)):
+            raise OwnMachine(authority)
 
     def _connect_through(self, stream: Stream, parent: Parent, authority: Authority) -> None:
         """RFC 9110 §9.3.6, from a client's side. Raises UpstreamError, ProtocolError, OSError."""
@@ -201,29 +233,18 @@ class Dialler:
         return stream
 
 
-def _check_whose_affair(address: str, authority: Authority, near: bool) -> None:
-    if not near and is_private_affair(address):
-        _refuse(authority)
+def _addresses_behind(parent: Stream, authority: Authority) -> List[str]:
+    """What a name means here, where its parent proxy is on this machine, too, and may lead back to it.
 
-
-def _refuse(authority: Authority) -> NoReturn:
-    raise UpstreamError(f"{authority} is for clients on dduct's own machine alone", 403)
-
-
-def _is_private_behind(parent: Stream, host: str) -> bool:
-    """Whether a parent proxy leads to what is this machine's own affair: it may, under any name, if it is on it.
-
-    One elsewhere resolves names there, to what we cannot see.
+    A parent elsewhere resolves names there, to what we cannot see.
     """
-    if is_private_affair(host):
-        return True
-    if not is_private_affair(parent.peer):
-        return False
+    if reach_needed(parent.peer) is Reach.NOTHING:
+        return []
     try:
-        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return False  # the parent may know better
-    return any(is_private_affair(str(address[0])) for *_, address in addresses)
+        return []  # the parent may know better
+    return [str(address[0]) for *_, address in addresses]
 
 
 def translated(error: BaseException, what: str, key: str = "proxy.connect_timeout") -> UpstreamError:

@@ -19,6 +19,7 @@ import freshness
 import hot
 import selection
 import validation
+from addresses import Reach
 from cache import Follow, Hit, Lead
 from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
@@ -27,7 +28,7 @@ from filling import Filling
 from freshness import Assessment, Basis, Stored
 from hot import PlainHit
 from http1 import Field, RequestHead, Target
-from inquiry import Inquiry, stored_fields, version
+from inquiry import Inquiry, needed, stored_fields, version
 from metrics import Counter
 from policy import Name
 from recovery import HEAD_TIMEOUT, Recovery, checked
@@ -68,16 +69,17 @@ class CachedFetch:
     """Answers one GET or HEAD whose target has a name in the cache."""
 
     def __init__(
-        self, services: Services, reply: Reply, request: RequestHead, target: Target, name: Name, near: bool
+        self, services: Services, reply: Reply, request: RequestHead, target: Target, name: Name, reach: Reach
     ) -> None:
-        self._near = near
+        self._reach = reach
         self._services = services
         self._cache = services.cache
         self._reply = reply
         self._request = request
+        self._target = target
         self._key = key_of(name)
         self._digest = "" if self._key.digest is None else str(self._key.digest)
-        self._inquiry = Inquiry(services, request, target, name, near, reply.interim)
+        self._inquiry = Inquiry(services, request, target, name, reach, reply.interim)
         self._filling = Filling(services, self._key, self._inquiry, self._granted)
         self._recovery = Recovery(self._cache, self._key, self._inquiry, self._filling.start)
         self._url = self._inquiry.shown
@@ -135,8 +137,7 @@ class CachedFetch:
         metadata = hit.metadata or self._introduction(hit.entry, hit.entry.record.metadata)
         if metadata is None:
             return True
-        self._check_whose_affair(metadata)
-        if self._inquiry.varies(metadata):
+        if not self._may_have(metadata) or self._inquiry.varies(metadata):
             self._relay()
             return True
         if hit.metadata is None:
@@ -226,8 +227,7 @@ class CachedFetch:
         metadata = fill.metadata if known else self._introduction(claim.reader, fill.metadata)
         if metadata is None:
             return True
-        self._check_whose_affair(metadata)
-        if self._inquiry.varies(metadata):
+        if not self._may_have(metadata) or self._inquiry.varies(metadata):
             self._relay()
             return True
         if metadata.restricted and known:
@@ -331,10 +331,14 @@ class CachedFetch:
         self._services.grants.remember(self._credentials, self._key.name, version(metadata))
         return _Admission.GRANTED
 
-    def _check_whose_affair(self, metadata: Metadata) -> None:
-        """What a client on this machine has brought from its own services is not for others."""
-        if metadata.near and not self._near:
-            raise UpstreamError("its origin is for clients on dduct's own machine alone", 403)
+    def _may_have(self, metadata: Metadata) -> bool:
+        """Whether what was brought from a service of this machine may be given to this client.
+
+        If not, it may ask for itself: the address that is dialled then is judged, and each redirect.
+        """
+        if self._reach >= needed(metadata):
+            return True
+        return not metadata.redirect and self._services.origins.opens(self._target)
 
     # Answers
 

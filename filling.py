@@ -71,7 +71,12 @@ class Filling:
         if self._inquiry.is_rest(exchange, fill.leftover) and fill.leftover is not None:
             reason = None
             left = fill.leftover.metadata
-            metadata = replace(left, restricted=left.restricted or metadata.restricted, near=left.near or metadata.near)
+            metadata = replace(
+                left,
+                restricted=left.restricted or metadata.restricted,
+                near=left.near or metadata.near,
+                own=left.own or metadata.own,
+            )
         else:
             reason = self._inquiry.not_storable(exchange)
             if reason is None and not exchange.body.delimited and self._key.digest is None:

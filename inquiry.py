@@ -11,6 +11,7 @@ from typing import Callable, Iterable, List, Optional, Tuple
 
 import freshness
 import validation
+from addresses import Reach
 from body import IncompleteBody
 from fill import Leftover
 from filler import MAX_SKIPPED, Services
@@ -30,7 +31,7 @@ _REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering; of a 
 class Inquiry:
     """The questions of one request. Each raises UpstreamError: also where the client wants none to be asked.
 
-    What the name's signature signs is as good as a password. `near`: the client is on this machine.
+    What the name's signature signs is as good as a password. `reach`: what of this machine the client may reach.
     """
 
     def __init__(
@@ -39,13 +40,13 @@ class Inquiry:
         request: RequestHead,
         target: Target,
         name: Name,
-        near: bool,
+        reach: Reach,
         on_interim: Callable[[ResponseHead], None],
     ) -> None:
         self._services = services
         self._request = request
         self._target = target
-        self._near = near
+        self._reach = reach
         self._signed = bool(name.signature or name.secrets)
         self._lasts = name.digest is not None  # it can never be anything else, wherever it is found
         self._on_interim = on_interim
@@ -167,7 +168,8 @@ class Inquiry:
             restricted=self._signed or private or freshness.restricted(self.sent, exchange.head, rules, names),
             vary=freshness.vary_fields(self.sent, exchange.head, names),
             age=age,
-            near=exchange.near,
+            near=exchange.needs is Reach.EVERYTHING,
+            own=exchange.needs is Reach.OWN_ADDRESSES,
             redirect=redirect if len(redirect) <= _REDIRECT_LIMIT else "/".join(_origin_of(redirect)),
         )
 
@@ -194,7 +196,7 @@ class Inquiry:
 
         What is this machine's own affair is opened by nothing else.
         """
-        if self.not_storable(exchange) is not None or (brought.near and not exchange.near):
+        if self.not_storable(exchange) is not None or needed(brought) > exchange.needs:
             return False
         if brought.restricted:
             return validation.same_representation(exchange.head, Headers(), length, digest)
@@ -215,6 +217,7 @@ class Inquiry:
             age=found.age,
             restricted=stored.restricted or found.restricted,
             near=stored.near or found.near,
+            own=stored.own or found.own,
             vary=found.vary if b"vary" in exchange.head.headers else stored.vary,
             redirect=found.redirect,
         )
@@ -245,11 +248,18 @@ class Inquiry:
 
     def _made_of(self, method: bytes, headers: Headers, purpose: Purpose) -> Request:
         names = self._services.names
-        return Request(method, self._target, headers, self._near, purpose, on_interim=self._on_interim, names=names)
+        return Request(method, self._target, headers, self._reach, purpose, on_interim=self._on_interim, names=names)
 
     def _check_permission(self) -> None:
         if self.only_if_cached:
             raise UpstreamError("only-if-cached, and there is no response in the cache that may be used", 504)
+
+
+def needed(metadata: Metadata) -> Reach:
+    """What of this machine a client has to be allowed to reach for what is stored."""
+    if metadata.near:
+        return Reach.EVERYTHING
+    return Reach.OWN_ADDRESSES if metadata.own else Reach.NOTHING
 
 
 @lru_cache(maxsize=1024)

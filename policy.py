@@ -12,7 +12,7 @@ from typing import Container, Dict, Iterable, List, Optional, Tuple, Union
 from urllib.parse import unquote_plus
 
 import http1
-from addresses import Networks, is_network
+from addresses import Networks, Reach, is_network
 from http1 import Authority, Headers, RequestHead, Target
 from redaction import nameable, nameable_path
 
@@ -86,12 +86,12 @@ class Rules:
 class Where:
     """Where a request arrived: the address it was sent to, and what its connection has fixed already.
 
-    `near` says that the client is on this machine; `inside` is the authority of the CONNECT that is being intercepted;
-    `server_name` is the SNI of a direct TLS connection, where the client sent one.
+    `reach` is what of this machine the client may reach; `inside` is the authority of the CONNECT that is being
+    intercepted; `server_name` is the SNI of a direct TLS connection, where the client sent one.
     """
 
     local: Authority
-    near: bool
+    reach: Reach
     encrypted: bool = False
     inside: Optional[Authority] = None
     server_name: Optional[str] = None

@@ -16,7 +16,7 @@ from typing import Callable, List, Optional, Tuple
 import certs
 import openssl
 from access import Access, AccessError, Users
-from addresses import Networks
+from addresses import Networks, OwnServices
 from cache import Cache
 from config import Config
 from config_values import Address, ParentProxy
@@ -286,6 +286,7 @@ class Server:
             parent=_parent(proxy.upstream_proxy),
             direct=HostList(proxy.no_upstream_proxy),
             via=self._via,
+            allow_own=OwnServices(proxy.allow_own),
         )
         try:
             return Origins(settings, self.counters)

@@ -365,6 +365,8 @@ class Session:
             if isinstance(error, ProtocolError):
                 self._house.services.counters.add(Counter.REFUSED)
                 reply.persistent = False  # who knows what else this client means in another way
+            elif error.status == 403:
+                self._house.services.counters.add(Counter.REFUSED)
             reply.error(error.status, remark)
         finally:
             level = logging.DEBUG if isinstance(decision, Intercept) else logging.INFO
@@ -440,8 +442,8 @@ class Session:
             reply.error(decision.status, decision.reason, challenge if decision.status == 407 else [])
         elif isinstance(decision, Fetch):
             if decision.name is not None and framing.kind is Framing.NONE:
-                services, near = self._house.services, self._where.near
-                fetch = CachedFetch(services, reply, head, decision.target, decision.name, near)
+                services, reach = self._house.services, self._where.reach
+                fetch = CachedFetch(services, reply, head, decision.target, decision.name, reach)
                 fetch.run()
                 return fetch.plain_hit
             self._relay(decision, head, body, framing, reply)
@@ -457,7 +459,7 @@ class Session:
             method=head.method,
             target=decision.target,
             headers=outgoing(head, self._via, upgrade),
-            near=self._where.near,
+            reach=self._where.reach,
             purpose=Purpose.RELAY,
             framing=framing,
             body=None if empty else body,
@@ -506,7 +508,7 @@ class Session:
 
     def _tunnel(self, decision: Tunnel, reply: Reply) -> None:
         origins = self._house.services.origins
-        origin = origins.dial(decision.authority, self._where.near)
+        origin = origins.dial(decision.authority, self._where.reach)
         broken = True
         try:
             self._establish(reply)

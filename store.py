@@ -90,7 +90,8 @@ class Metadata:
     `url` has a hash of what its query names, instead of it (that may be secret), `fetched_at` is in seconds since the
     epoch, `age` how many seconds old it was then, `restricted` means that the origin must let every further client in
     itself, `vary` holds the request fields the response depended on, `redirect` is the URL, without a query, to which
-    the origin sent for it, and `near` means that its origin is an affair of this machine alone.
+    the origin sent for it, and `near` and `own` mean that its origin is on this machine: by loopback or the like alone,
+    or by an address that others reach, too.
     """
 
     url: str
@@ -101,6 +102,7 @@ class Metadata:
     age: float = 0.0
     redirect: str = ""
     near: bool = False
+    own: bool = False
 
 
 @dataclass(frozen=True)

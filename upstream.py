@@ -24,6 +24,7 @@ from functools import partial
 from typing import Callable, NamedTuple, Optional, Tuple
 
 import http1
+from addresses import Reach
 from body import BodyReader, BodyWriter
 from connection_pool import ConnectionPool
 from dialling import Dialler, Settings, translated
@@ -82,7 +83,7 @@ class _Connection(http.client.HTTPConnection):
     response_class = OriginResponse
 
     def __init__(
-        self, origin: _Origin, stream: Stream, private: bool, to_parent: Optional[Tuple[Field, ...]] = None
+        self, origin: _Origin, stream: Stream, needs: Reach, to_parent: Optional[Tuple[Field, ...]] = None
     ) -> None:
         super().__init__(origin.authority.host, origin.authority.port)
         self.sock = stream
@@ -92,7 +93,7 @@ class _Connection(http.client.HTTPConnection):
         self.to_parent = to_parent  # what a parent proxy, which wants absolute targets, is told; None without one
         self.idle_since = 0.0
         self.fileno = stream.fileno
-        self.private = private  # it leads to what is this machine's own affair
+        self.needs = needs  # what a client has to be allowed to reach for what it leads to
         self.spoiled = False  # the end of the request was never sent
 
 
@@ -100,7 +101,7 @@ class _Connection(http.client.HTTPConnection):
 class _Origin:
     scheme: str
     authority: Authority
-    near: bool  # or a connection that one client may have would be another's, too
+    reach: Reach  # or a connection that one client may have would be another's, too
     bodiless: bool = False  # its connections have brought an answer without a body
 
 
@@ -116,15 +117,15 @@ class Request:
     """What to ask of an origin: `headers` are end-to-end fields without Host and framing.
 
     `expects`: the origin is to say whether it wants the body; `upgrade`: it may answer 101 and switch protocols;
-    `on_interim` is told every interim response (RFC 9110 §15.2) but 100. `near`: it comes from this very machine, and
-    may go to what is its own affair. `confirms` says which 304 to it is proof enough over a connection that brings
+    `on_interim` is told every interim response (RFC 9110 §15.2) but 100. `reach`: what of this machine its client
+    may reach. `confirms` says which 304 to it is proof enough over a connection that brings
     nothing else; None where none is.
     """
 
     method: bytes
     target: Target
     headers: Headers
-    near: bool
+    reach: Reach
     purpose: Purpose
     framing: BodyFraming = http1.NO_BODY
     body: Optional[BodyReader] = None
@@ -143,11 +144,11 @@ class Request:
 
 
 class Hop(NamedTuple):
-    """A redirect that was followed: its head, where it led, and whether it was this machine's own affair."""
+    """A redirect that was followed: its head, where it led, and what a client has to be allowed to reach for it."""
 
     head: ResponseHead
     target: Target
-    near: bool
+    needs: Reach
 
 
 class Exchange:
@@ -167,9 +168,9 @@ class Exchange:
         self.body = response.body
 
     @property
-    def near(self) -> bool:
-        """Whether the answer is for clients on this machine alone: it, or a redirect to it, is of this machine."""
-        return self._connection.private or any(hop.near for hop in self.hops)
+    def needs(self) -> Reach:
+        """What a client has to be allowed to reach for the answer, and for the redirects to it."""
+        return max([self._connection.needs, *(hop.needs for hop in self.hops)])
 
     @property
     def redirected_to(self) -> Optional[Target]:
@@ -232,15 +233,15 @@ class Origins:
         """The longest silence of what is relayed, in seconds."""
         return self._settings.relay_timeout
 
-    def dial(self, authority: Authority, near: bool) -> Stream:
+    def dial(self, authority: Authority, reach: Reach) -> Stream:
         """A connection for a tunnel; `hang_up()` ends it. Raises UpstreamError (403, 502, 504, 508)."""
-        stream = self._dialler.dial(authority, near)
+        stream = self._dialler.dial(authority, reach)
         stream.timeout = self._settings.relay_timeout
         return stream
 
     def exchange(self, request: Request) -> Exchange:
         """Send one request and read the head of its answer. Raises UpstreamError (502, 504, 508)."""
-        origin = _Origin(request.target.scheme, request.target.authority, request.near)
+        origin = _Origin(request.target.scheme, request.target.authority, request.reach)
         # What cannot be sent twice is not risked on a connection that may be dying (RFC 9110 §9.2.2).
         if request.method in _REPLAYABLE and request.body is None:
             found = self._confirmation(origin, request) or self._ask_again(origin, request)
@@ -265,8 +266,12 @@ class Origins:
             if target == first or any(target == hop.target for hop in hops) or len(hops) == REDIRECT_LIMIT:
                 return exchange
             exchange.close()
-            hops = (*hops, Hop(exchange.head, target, exchange.near))
+            hops = (*hops, Hop(exchange.head, target, exchange.needs))
             request = request.redirected(target)
+
+    def opens(self, target: Target) -> bool:
+        """Whether proxy.allow_own opens what is at this URL, as it is written, to everybody."""
+        return self._dialler.opens(target.authority)
 
     def hang_up(self, stream: Stream, broken: bool = False) -> None:
         """End a connection that `dial` made."""
@@ -300,13 +305,13 @@ class Origins:
         parent = self._dialler.parent_for(host)
         to_parent = None
         if origin.scheme == "http" and parent is not None:
-            stream = self._dialler.dial_parent(parent, origin.authority, origin.near)
+            stream = self._dialler.dial_parent(parent, origin.authority, origin.reach)
             to_parent = parent.fields
         else:
-            stream = self._dialler.dial(origin.authority, origin.near)
+            stream = self._dialler.dial(origin.authority, origin.reach)
             if origin.scheme == "https":
                 self._dialler.start_tls(stream, origin.authority)
-        return _Connection(origin, stream, self._dialler.is_private(stream, host), to_parent)
+        return _Connection(origin, stream, self._dialler.reach_needed(stream, origin.authority), to_parent)
 
     def _ask_again(self, origin: _Origin, request: Request) -> Optional[Exchange]:
         """Send a request over a connection that was kept; None where there is none that lives."""

@@ -387,7 +387,7 @@ def from_afar(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Make dduct believe that its clients are on another machine, or not."""
     afar = [False]
     real = addresses.is_loopback
-    monkeypatch.setattr("connections.is_loopback", lambda client: real(client) and not afar[0])
+    monkeypatch.setattr("addresses.is_loopback", lambda client: real(client) and not afar[0])
 
     def pretend(value: bool = True) -> None:
         afar[0] = value
@@ -445,7 +445,7 @@ def test_a_redirect_does_not_help(
     outer = house.origin(away, tls=False, host="127.0.0.3")
     # One address of this machine plays one of the world outside.
     real = addresses.is_private_affair
-    monkeypatch.setattr("dialling.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    monkeypatch.setattr("addresses.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
     from_afar(True)
     assert get(house, f"http://127.0.0.3:{outer.port}/x.deb").status == 403
     assert len(outer.requests) == 1 and inner.requests == []
@@ -462,7 +462,7 @@ def test_what_this_machine_led_to_is_for_it_alone(
 
     inner = house.origin(away, tls=False)
     real = addresses.is_private_affair
-    monkeypatch.setattr("dialling.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    monkeypatch.setattr("addresses.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
     url = f"http://{HOST}:{inner.port}/x.deb"
     assert get(house, url).body == BODY
     from_afar(True)
@@ -476,7 +476,7 @@ def test_no_other_origin_opens_what_this_machine_has_by_a_digest(
     inner = house.origin(Files({path: BODY}), tls=False)
     outer = house.origin(Files({path: b"!" * len(BODY)}), tls=False, host="127.0.0.3")
     real = addresses.is_private_affair
-    monkeypatch.setattr("dialling.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    monkeypatch.setattr("addresses.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
     assert get(house, f"http://{HOST}:{inner.port}{path}").body == BODY
     for afar in (False, True):  # nor is it open to others for having been asked for from here
         from_afar(afar)

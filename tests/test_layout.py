@@ -57,6 +57,7 @@ ROOMS: Dict[str, Set[str]] = {
     "dialling": {"http1", "addresses", "stream", "response_head", "origin_tls"},
     "connection_pool": set(),
     "upstream": {
+        "addresses",
         "request_fields",
         "http1",
         "metrics",
@@ -90,6 +91,7 @@ ROOMS: Dict[str, Set[str]] = {
     "inquiry": {
         "body",
         "redaction",
+        "addresses",
         "http1",
         "store",
         "fill",
@@ -104,6 +106,7 @@ ROOMS: Dict[str, Set[str]] = {
     "recovery": {"inquiry", "follow", "deliver", "verify", "store", "fill", "cache", "body", "validation", "upstream"},
     "filling": {"filler", "inquiry", "follow", "store", "fill", "validation", "metrics", "upstream"},
     "fetch": {
+        "addresses",
         "filler",
         "filling",
         "recovery",

@@ -180,7 +180,7 @@ def test_a_parent_on_this_machine_is_no_way_to_it_from_afar(
     build_house: Build, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     resolve(monkeypatch, {"inner.test": HOST, "outer.test": "192.0.2.1"})
-    monkeypatch.setattr("server.is_loopback", lambda client: False)
+    monkeypatch.setattr("addresses.is_loopback", lambda client: False)
     parent = ScriptedParent(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     with Origin(parent) as listening:
         house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
@@ -199,7 +199,7 @@ def test_what_a_parent_on_this_machine_has_from_it_is_for_it_alone(
 ) -> None:
     resolve(monkeypatch, {"inner.test": HOST})
     afar = [False]
-    monkeypatch.setattr("server.is_loopback", lambda client: not afar[0])
+    monkeypatch.setattr("addresses.is_loopback", lambda client: not afar[0])
 
     def parent(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
@@ -217,8 +217,8 @@ def test_a_parent_elsewhere_resolves_names_itself(build_house: Build, monkeypatc
     """What a name means here says nothing of there: whether it may be reached is for the parent to judge."""
     resolve(monkeypatch, {"inner.test": HOST})
     real = addresses.is_private_affair
-    monkeypatch.setattr("dialling.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
-    monkeypatch.setattr("server.is_loopback", lambda client: False)
+    monkeypatch.setattr("addresses.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    monkeypatch.setattr("addresses.is_loopback", lambda client: False)
     parent = ScriptedParent(b"HTTP/1.1 200 OK\r\n\r\n")
     with Origin(parent, host="127.0.0.3") as listening:
         house = build_house(upstream_proxy=ParentProxy(False, Address("127.0.0.3", listening.port)))

@@ -10,6 +10,7 @@ import pytest
 
 import config
 import policy
+from addresses import Reach
 from http1 import Authority, Headers, ProtocolError, RequestHead, Target
 from policy import Fetch, Hosts, Intercept, LastStop, Name, Naming, Own, Parameters, Refuse, Rules, Tunnel, Where
 from redaction import nameable, nameable_path
@@ -18,10 +19,10 @@ DEFAULTS = config.defaults(Path("/nowhere"))
 NAMING = Naming(DEFAULTS.proxy.filters, Parameters(DEFAULTS.cache.ignore_query))
 RULES = Rules(Hosts(["listed.test", "*.below.test", "192.0.2.1", "::1"]), Hosts(["*.dduct.rs", "localhost"]), NAMING)
 LOCAL = Authority("192.0.2.9", 8000)
-PLAIN = Where(LOCAL, near=True)
-TLS = Where(Authority("192.0.2.9", 4430), near=True, encrypted=True)
-INSIDE = Where(LOCAL, near=True, inside=Authority("listed.test", 443))
-FAR_PORT = Where(LOCAL, near=True, inside=Authority("listed.test", 8443))
+PLAIN = Where(LOCAL, reach=Reach.EVERYTHING)
+TLS = Where(Authority("192.0.2.9", 4430), reach=Reach.EVERYTHING, encrypted=True)
+INSIDE = Where(LOCAL, reach=Reach.EVERYTHING, inside=Authority("listed.test", 443))
+FAR_PORT = Where(LOCAL, reach=Reach.EVERYTHING, inside=Authority("listed.test", 8443))
 SHA256, SHA512 = "0123456789abcdef" * 4, "0123456789abcdef" * 8
 
 
@@ -114,7 +115,7 @@ DECISIONS: List[Tuple[str, RequestHead, Where, object]] = [
     (
         "another than the handshake's",
         head("GET", "/a", to("listed.test")),
-        Where(TLS.local, True, True, None, "x.below.test"),
+        Where(TLS.local, Reach.EVERYTHING, True, None, "x.below.test"),
         Refuse,
     ),
     ("intercepted", head("GET", "/a.deb", to("listed.test")), INSIDE, fetch("https://listed.test/a.deb", True)),

@@ -23,6 +23,7 @@ from support.household import House
 from support.origin import Files
 
 import setup_page
+from addresses import Reach
 from http1 import Authority, Headers, RequestHead
 from policy import Where
 from setup_page import About, Proxy
@@ -170,7 +171,7 @@ def asked(target: str, *fields: Tuple[bytes, bytes]) -> RequestHead:
     ],
 )
 def test_the_proxy_is_where_the_client_has_found_it(request_head: RequestHead, encrypted: bool, url: str) -> None:
-    where = Where(Authority("192.0.2.9", 8000), near=False, encrypted=encrypted)
+    where = Where(Authority("192.0.2.9", 8000), Reach.NOTHING, encrypted=encrypted)
     proxy = setup_page.reached(request_head, where)
     assert proxy.url == url
     # On dduct's own machine its script is fetched from where the client has arrived, whatever a name may mean there.
