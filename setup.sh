@@ -77,8 +77,57 @@ options() {
         *) misuse "--root wants an absolute path, not $root" ;;
     esac
     [ -d "$root/" ] || misuse "--root $root is no directory"
-    state=$root$store
+    locate "$store" follow || misuse "$root$store is behind a link that leads nowhere"
+    state=$root$found
     journal=$state/journal
+    [ -z "$root" ] || no_links "$state"
+}
+
+# --- below a root -------------------------------------------------------------------------------
+
+# Links of an image mean what they would mean inside it: followed by us, an absolute one would lead out of it, and so
+# would `..`. Nothing below --root is opened, made or renamed but by a path that has been through here.
+
+# locate PATH [follow]: sets `found` to the same path without links among its directories (nor at its end: follow).
+locate() {
+    found=$1
+    [ -n "$root" ] || return 0
+    rest=$1 found='' links=0
+    while [ -n "$rest" ]; do
+        part=${rest%%/*}
+        case $rest in */*) rest=${rest#*/} ;; *) rest='' ;; esac
+        case $part in
+            '' | .) continue ;;
+            ..)
+                found=${found%/*}
+                continue
+                ;;
+        esac
+        if [ -L "$root$found/$part" ] && [ -n "$rest${2:-}" ]; then
+            links=$((links + 1))
+            [ "$links" -le 40 ] || return 1
+            target=$(readlink "$root$found/$part" && printf x) || return 1
+            target=${target%?x}
+            case $target in /*) found='' ;; esac
+            rest=$target/$rest
+            rest=${rest%/}
+        else
+            found=$found/$part
+        fi
+    done
+}
+
+# Whether that system has something at a path.
+there() { locate "$1" follow && [ -e "$root$found" ]; }
+is_directory() { locate "$1" follow && [ -d "$root$found" ]; }
+
+# What we note has no links in it: whoever made some wants us to write elsewhere.
+no_links() {
+    for entry in "$1"/* "$1"/.*; do
+        case $entry in */. | */..) continue ;; esac
+        [ ! -L "$entry" ] || fail "$entry is a link, which we have never made: look at it, and remove it"
+        [ ! -d "$entry" ] || (no_links "$entry") || exit 1
+    done
 }
 
 # What is in $proxy goes into files of many syntaxes: nothing that means anything in any of them may be in it.
@@ -105,7 +154,7 @@ check_proxy() {
 
 has() {
     for directory in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do
-        [ ! -x "$root$directory/$1" ] || return 0
+        if locate "$directory/$1" follow && [ -x "$root$found" ]; then return 0; fi
     done
     return 1
 }
@@ -118,8 +167,9 @@ inside() {
 find_family() {
     family=''
     ids=''
-    [ ! -r "$root/etc/os-release" ] ||
-        ids=$(sed -n 's/^ID=//p; s/^ID_LIKE=//p' "$root/etc/os-release" | tr -d "\"'" | tr '\n' ' ')
+    if there /etc/os-release; then
+        ids=$(sed -n 's/^ID=//p; s/^ID_LIKE=//p' "$root$found" | tr -d "\"'" | tr '\n' ' ')
+    fi
     for id in $ids; do
         case $id in
             debian | ubuntu) family=debian ;;
@@ -131,9 +181,9 @@ find_family() {
         [ -z "$family" ] || return 0
     done
     # Nobody has heard of it: what lies where?
-    if [ -d "$root/etc/pki/ca-trust/source/anchors" ]; then family=redhat
-    elif [ -d "$root/etc/ca-certificates/trust-source/anchors" ]; then family=arch
-    elif [ -d "$root/etc/pki/trust/anchors" ]; then family=suse
+    if is_directory /etc/pki/ca-trust/source/anchors; then family=redhat
+    elif is_directory /etc/ca-certificates/trust-source/anchors; then family=arch
+    elif is_directory /etc/pki/trust/anchors; then family=suse
     elif has update-ca-certificates; then family=debian
     fi
 }
@@ -167,7 +217,7 @@ install_hint() {
 find_bundle() {
     for bundle in /etc/ssl/certs/ca-certificates.crt /etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem \
         /etc/ssl/ca-bundle.pem /var/lib/ca-certificates/ca-bundle.pem /etc/pki/tls/certs/ca-bundle.crt; do
-        [ ! -s "$root$bundle" ] || return 0
+        if there "$bundle" && [ -s "$root$found" ]; then return 0; fi
     done
     bundle=''
 }
@@ -182,7 +232,7 @@ note() { noted "$1" || printf '%s\n' "$1" >> "$journal"; }
 same() { [ -e "$1" ] && [ -e "$2" ] && [ "$(sha256sum < "$1")" = "$(sha256sum < "$2")" ]; }
 
 # Whether a file is as we left it, or were about to leave it.
-is_ours() { same "$root$1" "$state/after$1" || same "$root$1" "$state/next$1"; }
+is_ours() { same "$file" "$state/after$1" || same "$file" "$state/next$1"; }
 
 copy() {
     mkdir -p "${2%/*}"
@@ -197,21 +247,38 @@ make_directory() {
     mkdir "$root$1"
 }
 
-# What somebody else has changed in a file of ours is his, and stays to be found.
+# aim FILE: from here on it is `file`; where it is no regular file, or none can be, nothing is to be done about it.
+aim() {
+    if ! locate "$1"; then
+        say "  $root$1 is behind a link that leads nowhere, and left alone"
+        return 1
+    fi
+    file=$root$found parent=${found%/*}
+    if [ -L "$file" ]; then
+        say "  $root$1 is a link, and left alone"
+    elif [ -e "$file" ] && [ ! -f "$file" ]; then
+        say "  $root$1 is no regular file, and left alone"
+    else
+        return 0
+    fi
+    return 1
+}
+
+# What somebody else has changed in a file of ours is theirs, and stays to be found.
 keep() {
     number=1
     while [ -e "$state/kept$1.$number" ]; do number=$((number + 1)); done
-    copy "$root$1" "$state/kept$1.$number"
+    copy "$file" "$state/kept$1.$number"
     say "  $1 has been changed since; as it was until now it is kept in $root$store/kept$1.$number"
 }
 
 save() {
     if noted "saved $1" || noted "new $1"; then
-        if [ -e "$root$1" ] && [ -e "$state/after$1" ] && ! is_ours "$1" && ! same "$root$1" "$state/before$1"; then
+        if [ -e "$file" ] && [ -e "$state/after$1" ] && ! is_ours "$1" && ! same "$file" "$state/before$1"; then
             renew "$1"
         fi
-    elif [ -e "$root$1" ]; then
-        copy "$root$1" "$state/before$1"
+    elif [ -e "$file" ]; then
+        copy "$file" "$state/before$1"
         note "saved $1"
     else
         note "new $1"
@@ -221,8 +288,8 @@ save() {
 # A file was edited between two runs: what --undo brings back has to have that in it.
 renew() {
     keep "$1"
-    if grep -qxF "$begin" "$root$1"; then
-        copy "$root$1" "$state/before$1"
+    if grep -qxF "$begin" "$file"; then
+        copy "$file" "$state/before$1"
         without_block "$1" > "$state/before$1"
         note "saved $1"
     fi
@@ -231,16 +298,13 @@ renew() {
 # Put what lies in next/ into its place, whole.
 put() {
     save "$1"
-    if ! same "$root$1" "$state/next$1"; then
-        make_directory "${1%/*}"
-        if [ -e "$root$1" ]; then
-            cp -p "$root$1" "$root$1.dduct-new"
-        else
-            : > "$root$1.dduct-new"
-        fi
-        cat "$state/next$1" > "$root$1.dduct-new"
-        mv -f "$root$1.dduct-new" "$root$1"
-        relabel "$root$1"
+    if ! same "$file" "$state/next$1"; then
+        make_directory "$parent"
+        rm -f "$file.dduct-new"
+        if [ -e "$file" ]; then cp -p "$file" "$file.dduct-new"; fi
+        cat "$state/next$1" > "$file.dduct-new"
+        mv -f "$file.dduct-new" "$file"
+        relabel "$file"
         say "  $root$1"
         changed=yes
     fi
@@ -252,7 +316,7 @@ relabel() { if command -v restorecon > /dev/null; then restorecon "$1" || :; fi;
 
 # own FILE TEXT: a file that is ours alone.
 own() {
-    if is_link "$1"; then return 0; fi
+    aim "$1" || return 0
     mkdir -p "$state/next${1%/*}"
     printf '%s\n' "$2" > "$state/next$1"
     put "$1"
@@ -261,9 +325,9 @@ own() {
 # block FILE SECTION KEYS TEXT: lines of ours in a file of somebody else's; lines there that set one of KEYS (an extended
 # regular expression) are put out of force. SECTION is `[name]`, or nothing where the file has none.
 block() {
-    if is_link "$1"; then return 0; fi
+    aim "$1" || return 0
     mkdir -p "$state/next${1%/*}"
-    if [ -e "$root$1" ]; then without_block "$1" > "$state/next$1.part"; else : > "$state/next$1.part"; fi
+    if [ -e "$file" ]; then without_block "$1" > "$state/next$1.part"; else : > "$state/next$1.part"; fi
     SECTION=$2 KEYS=$3 TEXT=$4 BEGIN=$begin END=$end ASIDE=$aside awk '
         function ours() { print ENVIRON["BEGIN"]; print ENVIRON["TEXT"]; print ENVIRON["END"]; done = 1 }
         BEGIN { section = ENVIRON["SECTION"]; within = section == ""; keys = "^[ \t]*(export[ \t]+)?(" ENVIRON["KEYS"] ")[ \t]*=" }
@@ -297,7 +361,7 @@ without_block() {
         $0 == ENVIRON["END"] { held = holding = 0; next }
         holding { line[++held] = $0; next }
         { give($0) }
-        END { let_go() }' "$root$1"
+        END { let_go() }' "$file"
 }
 
 # The lines that we have left, or were about to leave, in a file of somebody else's. The name of a section is anybody's.
@@ -310,25 +374,23 @@ written_lines() {
     done
 }
 
-is_link() {
-    [ -L "$root$1" ] || return 1
-    say "  $root$1 is a link, and left alone"
-}
-
 # --- what others have set -----------------------------------------------------------------------
 
 # Ours are called zz-dduct, for of several files the last one counts. What wins all the same is told of, one line each.
 # rival FILE PATTERN: whether a file has lines like an extended regular expression, capitals or not.
 rival() {
-    if [ -f "$1" ] && grep -Eqi "$2" "$1"; then say "  $1 sets a proxy as well, and that one wins: take it out there"; fi
+    if there "$1" && [ -f "$root$found" ] && grep -Eqi "$2" "$root$found"; then
+        say "  $root$1 sets a proxy as well, and that one wins: take it out there"
+    fi
 }
 
 # later FILE PATTERN: what stands in its directory and is read after it.
 later() {
     passed=''
-    for other in "$root${1%/*}"/*; do
-        if [ "$other" = "$root$1" ]; then passed=yes
-        elif [ -n "$passed" ]; then rival "$other" "$2"
+    there "${1%/*}" || return 0
+    for other in "$root$found"/*; do
+        if [ "${other##*/}" = "${1##*/}" ]; then passed=yes
+        elif [ -n "$passed" ]; then rival "${1%/*}/${other##*/}" "$2"
         fi
     done
 }
@@ -349,30 +411,31 @@ set_environment() {
     own /etc/profile.d/zz-dduct.sh "# Written by dduct's setup; --undo removes it.
 $(variables 'export ' "'")"
     later /etc/profile.d/zz-dduct.sh '^[^#]*https?_proxy='
-    if [ -d "$root/etc/pam.d" ] || [ -e "$root/etc/environment" ]; then
+    if is_directory /etc/pam.d || there /etc/environment; then
         block /etc/environment '' 'https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY|NODE_EXTRA_CA_CERTS|REQUESTS_CA_BUNDLE|SSL_CERT_FILE' \
             "$(variables '' '')"
     fi
 }
 
 set_packages() {
-    if [ -d "$root/etc/apt/apt.conf.d" ]; then
+    if is_directory /etc/apt/apt.conf.d; then
         own /etc/apt/apt.conf.d/zz-dduct "// Written by dduct's setup; --undo removes it.
 Acquire::http::Proxy \"$proxy\";
 Acquire::https::Proxy \"$proxy\";
 Acquire::http::Proxy::localhost \"DIRECT\";
 Acquire::https::Proxy::localhost \"DIRECT\";"
         later /etc/apt/apt.conf.d/zz-dduct '^[^#/]*acquire::https?::proxy'
-        rival "$root/etc/apt/apt.conf" '^[^#/]*acquire::https?::proxy'
+        rival /etc/apt/apt.conf '^[^#/]*acquire::https?::proxy'
         # A proxy that a program finds comes before one that is written.
-        for other in "$root/etc/apt/apt.conf.d"/*; do rival "$other" '^[^#/]*proxy-?auto-?detect'; done
+        locate /etc/apt/apt.conf.d follow
+        for other in "$root$found"/*; do rival "/etc/apt/apt.conf.d/${other##*/}" '^[^#/]*proxy-?auto-?detect'; done
     fi
-    if [ -d "$root/etc/dnf" ] || has dnf || has microdnf; then
+    if is_directory /etc/dnf || has dnf || has microdnf; then
         block /etc/dnf/dnf.conf '[main]' proxy "proxy=$proxy"
-    elif [ -e "$root/etc/yum.conf" ]; then
+    elif there /etc/yum.conf; then
         block /etc/yum.conf '[main]' proxy "proxy=$proxy"
     fi
-    if [ -e "$root/etc/sysconfig/proxy" ] || has zypper; then
+    if there /etc/sysconfig/proxy || has zypper; then
         block /etc/sysconfig/proxy '' 'PROXY_ENABLED|HTTPS?_PROXY|NO_PROXY' "PROXY_ENABLED=\"yes\"
 HTTP_PROXY=\"$proxy\"
 HTTPS_PROXY=\"$proxy\"
@@ -389,16 +452,16 @@ set_services() {
         changed=''
         if find_unit "$service"; then
             drop_in "$service"
-            if [ -n "$changed$authority_changed" ] && [ -e "$root/etc/systemd/system/$service.service.d/zz-dduct.conf" ]; then
+            if [ -n "$changed$authority_changed" ] && there "/etc/systemd/system/$service.service.d/zz-dduct.conf"; then
                 units="$units $service"
             fi
-        elif grep -q openrc-run "$root/etc/init.d/$service" 2> /dev/null; then
+        elif there "/etc/init.d/$service" && grep -q openrc-run "$root$found" 2> /dev/null; then
             open_rc "$service"
             [ -z "$changed$authority_changed" ] || scripts="$scripts $service"
         else
             continue
         fi
-        [ "$service" != docker ] || rival "$root/etc/docker/daemon.json" '"https?-proxy"'
+        [ "$service" != docker ] || rival "/etc/docker/daemon.json" '"https?-proxy"'
         before_services=$before_services$changed
     done
     changed=$before_services
@@ -407,8 +470,13 @@ set_services() {
 
 find_unit() {
     for directory in /etc/systemd/system /usr/local/lib/systemd/system /usr/lib/systemd/system /lib/systemd/system; do
-        unit=$root$directory/$1.service
-        if [ -e "$unit" ] || [ -L "$unit" ]; then return 0; fi
+        locate "$directory/$1.service" || continue
+        unit=$root$found
+        if [ -L "$unit" ]; then
+            if locate "$directory/$1.service" follow; then unit=$root$found; fi
+            return 0
+        fi
+        if [ -e "$unit" ]; then return 0; fi
     done
     return 1
 }
@@ -421,9 +489,10 @@ Environment=\"HTTP_PROXY=$escaped\" \"HTTPS_PROXY=$escaped\" \"NO_PROXY=$no_prox
 Environment=\"http_proxy=$escaped\" \"https_proxy=$escaped\" \"no_proxy=$no_proxy_cluster\""
     later "/etc/systemd/system/$1.service.d/zz-dduct.conf" '^[^#;]*https?_proxy='
     # What a unit reads from a file comes before all that it sets by itself.
-    cat "$unit" "$root/etc/systemd/system/$1.service.d"/*.conf 2> /dev/null |
+    locate "/etc/systemd/system/$1.service.d" follow || return 0
+    cat "$unit" "$root$found"/*.conf 2> /dev/null |
         sed -n "s/^EnvironmentFile=-\{0,1\}//p" | sed "s/%n/$1.service/; s/%[Np]/$1/" |
-        while read -r path; do rival "$root$path" '^[[:blank:]]*(containerd_)?https?_proxy='; done
+        while read -r path; do rival "$path" '^[[:blank:]]*(containerd_)?https?_proxy='; done
 }
 
 # What OpenRC's scripts read is sh. That of k3s reads /etc/environment after it, and a file of its own last.
@@ -435,7 +504,7 @@ open_rc() {
     block "$settings" '' 'https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY' "export HTTP_PROXY='$proxy' HTTPS_PROXY='$proxy'
 export http_proxy='$proxy' https_proxy='$proxy'
 export NO_PROXY='$no_proxy_cluster' no_proxy='$no_proxy_cluster'"
-    rival "$root$settings" '^[^#]*containerd_https?_proxy='
+    rival "$settings" '^[^#]*containerd_https?_proxy='
 }
 
 reload_systemd() {
@@ -518,13 +587,17 @@ undo() {
     trap unfinished EXIT
     say "Restored:"
     reversed "$journal" > "$state/backwards"
+    # It lies in the image: what it names is looked at before anything is done about it.
+    if grep -Evqx '(new|saved|made) /.*' "$journal" || grep -Eq '/\.\.?(/|$)' "$journal"; then
+        fail "$journal names what we have never written: look at it, and remove it"
+    fi
     while read -r verb path; do
         case $verb in new | saved) restore "$path" ;; esac
     done < "$state/backwards"
     if [ -n "$updater" ] && grep -qxF -e "new $anchor" -e "saved $anchor" "$journal"; then forget_authority; fi
     while read -r verb path; do
-        if [ "$verb" = made ] && [ -d "$root$path" ]; then
-            rmdir "$root$path" 2> /dev/null || say "  $root$path has something in it by now, and stays"
+        if [ "$verb" = made ] && locate "$path" && [ -d "$root$found" ] && [ ! -L "$root$found" ]; then
+            rmdir "$root$found" 2> /dev/null || say "  $root$path has something in it by now, and stays"
         fi
     done < "$state/backwards"
     undo_services
@@ -560,12 +633,13 @@ restart() {
 }
 
 restore() {
-    rm -f "$root$1.dduct-new"
-    if [ ! -e "$root$1" ]; then
+    aim "$1" || return 0
+    rm -f "$file.dduct-new"
+    if [ ! -e "$file" ]; then
         [ ! -e "$state/before$1" ] || lost "$1"
         return 0
     fi
-    if same "$root$1" "$state/before$1"; then return 0; fi
+    if same "$file" "$state/before$1"; then return 0; fi
     if ! is_ours "$1"; then
         keep "$1"
         if ! is_ours_alone "$1"; then
@@ -574,11 +648,11 @@ restore() {
         fi
     fi
     if [ -e "$state/before$1" ]; then
-        cp -p "$state/before$1" "$root$1.dduct-new"
-        mv -f "$root$1.dduct-new" "$root$1"
-        relabel "$root$1"
+        cp -p "$state/before$1" "$file.dduct-new"
+        mv -f "$file.dduct-new" "$file"
+        relabel "$file"
     else
-        rm -f "$root$1"
+        rm -f "$file"
     fi
     say "  $root$1"
 }
@@ -600,10 +674,10 @@ lost() {
 
 # Somebody has edited the file: his lines stay in it, and ours go.
 take_out() {
-    cp -p "$root$1" "$root$1.dduct-new"
-    without_block "$1" > "$root$1.dduct-new"
-    mv -f "$root$1.dduct-new" "$root$1"
-    relabel "$root$1"
+    cp -p "$file" "$file.dduct-new"
+    without_block "$1" > "$file.dduct-new"
+    mv -f "$file.dduct-new" "$file"
+    relabel "$file"
     say "  $root$1, without our lines"
 }
 

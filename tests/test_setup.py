@@ -721,6 +721,160 @@ def test_a_link_is_left_alone(tmp_path: Path) -> None:
     assert outside.read_text() == "x\n"
 
 
+# --- links of an image ----------------------------------------------------------------------------------
+
+
+def outer(system: System) -> Path:
+    """A directory beside the root, with all that might be written to; what it holds must stay as it is."""
+    outside = system.root.parent / "outside"
+    for name in ("profile.d", "apt.conf.d", "ca-certificates", "lib", "etc", "deep/er"):
+        (outside / name).mkdir(parents=True)
+    (outside / "etc/environment").write_text("mine\n")
+    (outside / "file").write_text("mine\n")
+    return outside
+
+
+def all_below(directory: Path) -> Dict[str, Tuple[int, int, bytes]]:
+    found = {}
+    for path in [directory, *directory.rglob("*")]:
+        status = path.lstat()
+        content = path.read_bytes() if path.is_file() else b""
+        found[str(path)] = (status.st_mode, status.st_mtime_ns, content)
+    return found
+
+
+def lead_out(system: System, path: str, target: str) -> None:
+    """Put a link into the place of what is there."""
+    place = system.root / path[1:]
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    elif place.is_symlink() or place.exists():
+        place.unlink()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(target)
+
+
+SHELLS = ("sh", "bash", "busybox")
+LED_OUT = [
+    ("/etc/profile.d", "profile.d"),
+    ("/etc/apt/apt.conf.d", "apt.conf.d"),
+    ("/etc/apt", "etc"),
+    ("/usr/local/share/ca-certificates", "ca-certificates"),
+    ("/usr/local", "deep/er"),
+    ("/etc/environment", "etc/environment"),
+    ("/etc/pip.conf", "file"),
+    ("/var/lib", "lib"),
+    ("/var", "deep"),
+    ("/etc/systemd/system/docker.service.d", "etc"),
+    ("/etc/docker", "etc"),
+]
+
+
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "dots"])
+@pytest.mark.parametrize(("path", "target"), LED_OUT)
+def test_links_of_an_image_never_lead_out_of_it(tmp_path: Path, path: str, target: str, relative: bool) -> None:
+    """Followed by us, an absolute one leads out of it, and so does one with more `..` than there are folders."""
+    system = System(tmp_path, "debian", SHELLS[len(path) % len(SHELLS)])
+    outside = outer(system)
+    lead_out(system, path, f"{'../' * 30}{str(outside)[1:]}/{target}" if relative else f"{outside}/{target}")
+    before, inside = all_below(outside), system.snapshot()
+    status, said = system.script()
+    assert all_below(outside) == before, said
+    if status == 0:
+        system.script("--undo")
+        assert all_below(outside) == before
+        left = [name for name in difference(inside, system.snapshot()) if not (system.root / name[1:]).is_dir()]
+        assert left == []  # but for folders that were missing for our notes
+
+
+def test_what_is_written_through_a_link_is_found_inside(tmp_path: Path) -> None:
+    system = System(tmp_path, "debian")
+    lead_out(system, "/etc/profile.d", "/opt/profile.d")
+    lead_out(system, "/opt", "/usr/opt")
+    (system.root / "usr/opt").mkdir()
+    before = system.snapshot()
+    system.done()
+    assert URL in system.text("/usr/opt/profile.d/zz-dduct.sh")
+    system.done("--undo")
+    assert difference(before, system.snapshot()) == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_links_that_lead_in_a_circle_are_left_alone(tmp_path: Path, shell: str) -> None:
+    system = System(tmp_path, "debian", shell)
+    lead_out(system, "/etc/profile.d", "/etc/other")
+    lead_out(system, "/etc/other", "profile.d")
+    before = system.snapshot()
+    assert "zz-dduct.sh is behind a link that leads nowhere, and left alone" in system.done()
+    system.done("--undo")
+    assert difference(before, system.snapshot()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["journal", "before", "after", "next", "kept", "updater.log", "trusted", "next/etc", "backwards"]
+)
+@pytest.mark.parametrize("action", [(), ("--undo",)], ids=["set up", "undo"])
+def test_notes_that_are_links_are_refused(tmp_path: Path, name: str, action: Tuple[str, ...]) -> None:
+    system = System(tmp_path, "debian")
+    outside = outer(system)
+    if action:
+        system.done()
+    place = f"/var/lib/dduct-setup/{name}"
+    lead_out(system, place, str(outside / "file" if name.count(".") or name in ("journal", "trusted") else outside))
+    before, inside = all_below(outside), system.snapshot()
+    status, said = system.script(*action)
+    assert status == 1 and f"{place} is a link, which we have never made" in said
+    assert all_below(outside) == before and system.snapshot() == inside
+
+
+def test_a_new_file_is_not_written_through_a_link_in_its_place(tmp_path: Path) -> None:
+    system = System(tmp_path, "debian")
+    outside = outer(system)
+    for path in ("/etc/profile.d/zz-dduct.sh", "/etc/environment", "/etc/apt/apt.conf.d/zz-dduct"):
+        lead_out(system, f"{path}.dduct-new", str(outside / "file"))
+    before = all_below(outside)
+    system.done()
+    assert all_below(outside) == before
+    lead_out(system, "/etc/environment.dduct-new", str(outside / "file"))
+    append(system, "/etc/environment", "more=1\n")
+    system.done("--undo")
+    assert all_below(outside) == before
+
+
+@pytest.mark.parametrize("path", ["/etc/profile.d/zz-dduct.sh", "/etc/environment"])
+def test_a_link_that_has_taken_the_place_of_our_file_is_left_alone_by_undo(tmp_path: Path, path: str) -> None:
+    system = System(tmp_path, "debian")
+    outside = outer(system)
+    system.done()
+    lead_out(system, path, str(outside / "file"))
+    before = all_below(outside)
+    assert "is a link, and left alone" in system.done("--undo")
+    assert all_below(outside) == before and (system.root / path[1:]).is_symlink()
+
+
+@pytest.mark.parametrize(
+    "line", ["new /../outside/file", "saved /etc/../../outside/file", "made /../outside/lib", "x y"]
+)
+def test_a_journal_that_names_what_lies_outside_is_refused(tmp_path: Path, line: str) -> None:
+    system = System(tmp_path, "debian")
+    outside = outer(system)
+    system.done()
+    append(system, "/var/lib/dduct-setup/journal", f"{line}\n")
+    before = all_below(outside)
+    status, said = system.script("--undo")
+    assert status == 1 and "names what we have never written" in said
+    assert all_below(outside) == before
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path, kind: str) -> None:
+    system = System(tmp_path, "debian")
+    place = system.root / "etc/environment"
+    place.unlink()
+    os.mkfifo(place) if kind == "pipe" else place.mkdir()
+    assert "/etc/environment is no regular file, and left alone" in system.done()
+
+
 # --- what goes wrong ------------------------------------------------------------------------------------
 
 
