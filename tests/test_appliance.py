@@ -617,6 +617,30 @@ def test_bootstrap_reports_and_publishes(served: Appliance) -> None:
     assert served.asked("onegate")[-1] == "onegate vm update --erase ERROR"
 
 
+@pytest.mark.parametrize("left", [False, True], ids=["new", "left over"])
+def test_the_report_is_for_nobody_else_while_it_is_written(served: Appliance, tmp_path: Path, left: bool) -> None:
+    served.umask = "0022"
+    served.configure(ACCESS_USER="ada")
+    new = served.report.with_name(served.report.name + ".new")
+    if left:
+        new.touch(mode=0o644)
+    seen = tmp_path / "seen"
+    served.program("openssl", f'#!/bin/sh\nstat -c %a "{new}" >> "{seen}"\nexec {shutil.which("openssl")} "$@"\n')
+    done = served.run("service_bootstrap", ACCESS_USER="ada")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(seen.read_text().split()) == {"600"}
+    assert stat.S_IMODE(served.report.stat().st_mode) == 0o600 and not new.exists()
+
+
+def test_what_holds_a_secret_is_never_readable_by_all(served: Appliance) -> None:
+    served.umask = "0022"
+    inputs = {"ACCESS_USER": "ada", "UPSTREAM_PROXY": "http://me:hush@192.0.2.1:3128"}
+    served.configure(**inputs)
+    for name in ("users", "dduct.toml", "generated-password"):
+        assert stat.S_IMODE((served.etc / name).stat().st_mode) & 0o007 == 0, name
+    assert stat.S_IMODE((served.etc / "generated-password").stat().st_mode) == 0o600
+
+
 def test_a_given_password_is_not_reported(served: Appliance) -> None:
     inputs = {"ACCESS_USER": "ada", "ACCESS_PASSWORD": "hunter2"}
     served.configure(**inputs)

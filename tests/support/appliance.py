@@ -64,6 +64,7 @@ class Appliance:
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "root"
+        self.umask = "0077"  # the framework's own
         self.etc = self.root / "etc" / "dduct"
         self.state = self.root / "var" / "lib" / "dduct"
         self.report = self.root / "report"
@@ -75,15 +76,16 @@ class Appliance:
             place.mkdir(parents=True)
         (self.root / "usr" / "lib" / "dduct").symlink_to(ROOT)
         for name in (*ANSWERS, *SILENT):
-            self._program(name, STAND_IN.format(log=self._log, answers=self._answers))
-        self._program("python3", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        self._program("timeout", '#!/bin/sh\nshift\nexec "$@"\n')
+            self.program(name, STAND_IN.format(log=self._log, answers=self._answers))
+        self.program("python3", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        self.program("timeout", '#!/bin/sh\nshift\nexec "$@"\n')
         for name, text in ANSWERS.items():
             self.answer(name, text.format(answers=self._answers))
         for name, text in {"link": LINK, "addresses": ADDRESSES, "disks": "", "mounted": "", "targets": ""}.items():
             self.answer(name, text)
 
-    def _program(self, name: str, text: str) -> None:
+    def program(self, name: str, text: str) -> None:
+        """Put a program before all others of its name."""
         path = self._bin / name
         path.write_text(text)
         path.chmod(0o755)
@@ -100,7 +102,7 @@ class Appliance:
     def run(self, stage: str, **inputs: str) -> subprocess.CompletedProcess[str]:
         """Run a function of appliance.sh as the framework does; inputs without their ONEAPP_DDUCT_."""
         script = (
-            f'set -e\numask 0077\nsource "{OPENNEBULA}/image/common.sh"\nsource "{APPLIANCE}/appliance.sh"\n'
+            f'set -e\numask {self.umask}\nsource "{OPENNEBULA}/image/common.sh"\nsource "{APPLIANCE}/appliance.sh"\n'
             'is_device() { [[ -f "$1" ]]; }\n'
             f"{stage} 2>&1\n"
         )

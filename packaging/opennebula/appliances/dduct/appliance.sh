@@ -96,6 +96,8 @@ service_configure()
 {
     local stage status=0
     settle || return 1
+    # Keys and passwords are made in it: whatever it holds is for root alone until it is given to dduct.
+    umask 077
     stage="$(mktemp -d "${DDUCT_ETC}/.new.XXXXXX")" || { fail '' "${DDUCT_ETC} cannot be written"; return 1; }
     configure_from "$stage" || status=1
     rm -rf "$stage"
@@ -754,8 +756,10 @@ configuration()
 # judge DIRECTORY: what dduct itself says of the configuration there.
 judge()
 {
-    local answer key
-    answer="$(python3 "${DDUCT_PROGRAM}/dduct.py" --cfg "$1/dduct.toml" --check 2>&1 > /dev/null)" && return 0
+    local answer key status=0
+    # 2: the configuration cannot be used. 1 is about what lies on the disk, which is only now being put in order.
+    answer="$(python3 "${DDUCT_PROGRAM}/dduct.py" --cfg "$1/dduct.toml" --check 2>&1 > /dev/null)" || status=$?
+    ((status > 1)) || return 0
     answer="${answer##*$'\n'}"
     answer="${answer#"dduct: $1/dduct.toml: "}"
     key="${answer%% = *}"
@@ -951,33 +955,40 @@ check_health()
     curl "${options[@]}" "$url" || { fail '' "dduct does not answer at ${url}; see journalctl -u dduct"; return 1; }
 }
 
+# It may hold a password: nobody else can read it, from its first byte on, and whatever has been left of an earlier one.
 write_report()
 {
-    local certificate="${DDUCT_CERTS}/ca.crt" new="${DDUCT_REPORT}.new"
-    {
-        printf '[dduct]\n'
-        [[ -z "$PLAIN_URL" ]] || printf 'proxy = %s\n' "$PLAIN_URL"
-        [[ -z "$TLS_URL" ]] || printf 'proxy_tls = %s\n' "$TLS_URL"
-        printf 'clients = %s\n' "${CLIENTS[*]}"
-        if ((${#GIVEN_HOSTS[@]})); then printf 'hosts = %s\n' "${GIVEN_HOSTS[*]}"; else printf 'hosts = the default\n'; fi
-        printf 'cache = %s on %s, %s of %s\n' "${DDUCT_STATE}/files" "${DISK:-the system disk}" \
-            "$(readable "$SIZE")" "$(readable "$CAPACITY")"
-        if [[ -n "$PROXY_USER" ]]; then
-            printf 'user = %s\n' "$PROXY_USER"
-            if [[ -e "${DDUCT_ETC}/generated-password" ]]; then
-                printf 'password = %s\n' "$(< "${DDUCT_ETC}/generated-password")"
-            else
-                printf 'password = as given\n'
-            fi
+    local new="${DDUCT_REPORT}.new"
+    if ! { rm -rf "$new" && (umask 077 && report > "$new") && mv "$new" "$DDUCT_REPORT"; }; then
+        rm -f "$new"
+        fail '' "${DDUCT_REPORT} cannot be written"
+        return 1
+    fi
+}
+
+report()
+{
+    local certificate="${DDUCT_CERTS}/ca.crt"
+    printf '[dduct]\n'
+    [[ -z "$PLAIN_URL" ]] || printf 'proxy = %s\n' "$PLAIN_URL"
+    [[ -z "$TLS_URL" ]] || printf 'proxy_tls = %s\n' "$TLS_URL"
+    printf 'clients = %s\n' "${CLIENTS[*]}"
+    if ((${#GIVEN_HOSTS[@]})); then printf 'hosts = %s\n' "${GIVEN_HOSTS[*]}"; else printf 'hosts = the default\n'; fi
+    printf 'cache = %s on %s, %s of %s\n' "${DDUCT_STATE}/files" "${DISK:-the system disk}" \
+        "$(readable "$SIZE")" "$(readable "$CAPACITY")"
+    if [[ -n "$PROXY_USER" ]]; then
+        printf 'user = %s\n' "$PROXY_USER"
+        if [[ -e "${DDUCT_ETC}/generated-password" ]]; then
+            printf 'password = %s\n' "$(< "${DDUCT_ETC}/generated-password")"
+        else
+            printf 'password = as given\n'
         fi
-        printf '\n[certificate authority]\n'
-        printf 'file = %s\n' "$certificate"
-        [[ -z "$PLAIN_URL" ]] || printf 'url = %s/ca.crt\n' "$PLAIN_URL"
-        printf 'subject = %s\n' "$(openssl x509 -in "$certificate" -noout -subject -nameopt RFC2253 | sed 's/^subject=//')"
-        printf 'sha256 = %s\n' "$(openssl x509 -in "$certificate" -noout -fingerprint -sha256 | sed 's/.*=//')"
-    } > "$new" || { fail '' "${DDUCT_REPORT} cannot be written"; return 1; }
-    chmod 600 "$new"
-    mv "$new" "$DDUCT_REPORT"
+    fi
+    printf '\n[certificate authority]\n'
+    printf 'file = %s\n' "$certificate"
+    [[ -z "$PLAIN_URL" ]] || printf 'url = %s/ca.crt\n' "$PLAIN_URL"
+    printf 'subject = %s\n' "$(openssl x509 -in "$certificate" -noout -subject -nameopt RFC2253 | sed 's/^subject=//')"
+    printf 'sha256 = %s\n' "$(openssl x509 -in "$certificate" -noout -fingerprint -sha256 | sed 's/.*=//')"
 }
 
 # The certificate goes as base64 of its PEM, one line.
