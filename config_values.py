@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Tuple
 from urllib.parse import unquote
 
+import patterns
 from request_fields import covers_credentials
 
 HASHES = ("sha256", "sha512", "blake2b", "sha1", "md5")
@@ -315,12 +316,21 @@ def own_service(value: Any, base: Path) -> str:
 
 
 def path_pattern(value: Any, base: Path) -> re.Pattern[str]:
-    """A regular expression that is searched in paths."""
+    """A regular expression that is searched in paths, and takes little time on any."""
     text = string(value, base)
+    if text.startswith(".*"):
+        text = "^" + text  # the same in one line, and not tried again from each of its characters
     try:
-        return re.compile(text)
+        pattern = re.compile(text)
     except (re.error, ValueError, OverflowError, RecursionError) as error:
         raise Expected(f"a regular expression ({error})") from None
+    slow = patterns.too_slow(text)
+    if slow is not None:
+        raise Expected(
+            f"a regular expression that is quick on any path, not one that would stop dduct on {short(slow)!r}: "
+            "begin it with ^, and let no two repetitions take the same characters, as in (?:[a-z]+)+ or .*.*"
+        )
+    return pattern
 
 
 def filter_pattern(value: Any, base: Path) -> re.Pattern[str]:

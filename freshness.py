@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Dict, Iterable, List, Optional, Tuple
 
 import values
-from http1 import Field, Headers, RequestHead, ResponseHead
+from http1 import Field, Headers, RequestHead, ResponseHead, split_list
 from request_fields import DEFAULT, RequestFields
 
 FieldText = Tuple[str, str]
@@ -60,7 +60,7 @@ def directives_of(headers: Headers) -> Directives:
 
 @lru_cache(maxsize=1024)
 def _directives(value: Optional[bytes]) -> Directives:
-    return Directives(() if value is None else Headers([(b"cache-control", value)]).elements(b"cache-control"))
+    return Directives(split_list(value or b""))
 
 
 class Directives:
@@ -210,7 +210,7 @@ def vary_fields(request: RequestHead, response: ResponseHead, names: RequestFiel
     known = bool(names.opening(request.headers))
     return tuple(
         (name.decode("latin-1"), _normal(request.headers.get(name)))
-        for name in response.headers.tokens(b"vary")
+        for name in dict.fromkeys(response.headers.tokens(b"vary"))  # each once, however often it is named
         if name != b"accept-encoding" and not (known and names.opens(name))
     )
 
@@ -232,12 +232,9 @@ def within_budget(fields: List[Field]) -> Tuple[FieldText, ...]:
     return tuple(field for _, field in sorted(kept))
 
 
-_LIST_COMMA = re.compile(r"[ \t]*,[ \t]*")
-
-
 def _normal(value: Optional[bytes]) -> str:
     """A field's value where white space around commas makes no difference; absent and empty are the same."""
-    return "" if value is None else _LIST_COMMA.sub(", ", value.decode("latin-1"))
+    return "" if value is None else ", ".join(part.strip(" \t") for part in value.decode("latin-1").split(","))
 
 
 # --- how long it is fresh -----------------------------------------------------------------------

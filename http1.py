@@ -24,6 +24,7 @@ from urllib.parse import urljoin
 from headers import Field as Field
 from headers import Headers as Headers
 from headers import canonical as canonical
+from headers import split_list as split_list
 
 REQUEST_LINE_LIMIT = 16 * 1024
 HEAD_LIMIT = 64 * 1024
@@ -371,7 +372,8 @@ class Target:
 
 _HOST_NAME = re.compile(rb"[0-9A-Za-z_](?:[0-9A-Za-z_.-]{0,252}[0-9A-Za-z_])?\.?")
 _AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@/]+))(?::([0-9]{0,5}))?")
-_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^?#\x00-\x20\x7f]*)(?:\?([^#\x00-\x20\x7f]*))?")
+# A path begins with a slash, or is empty: what could belong to host and path alike would be tried in all ways.
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)((?:/[^?#\x00-\x20\x7f]*)?)(?:\?([^#\x00-\x20\x7f]*))?")
 _ORIGIN = re.compile(rb"(/[^?#\x00-\x20\x7f]*)(?:\?([^#\x00-\x20\x7f]*))?")
 _RAW_OCTET = re.compile(rb"[\x80-\xff]")
 
@@ -419,7 +421,12 @@ def parse_origin_form(target: bytes, scheme: str, authority: Authority) -> Targe
 
 
 def resolve(base: Target, reference: bytes) -> Optional[Target]:
-    """The target that a URI reference such as Location's means (RFC 3986 §5); None for what is no URL of http."""
+    """The target that a URI reference such as Location's means (RFC 3986 §5); None for what is no URL of http.
+
+    One that is longer than any request line may be cannot be asked for.
+    """
+    if len(reference) > REQUEST_LINE_LIMIT:
+        return None
     try:
         return parse_absolute(urljoin(str(base), reference.decode("latin-1")).partition("#")[0].encode("latin-1"))
     except (ValueError, ProtocolError):

@@ -12,6 +12,7 @@ from typing import Container, Dict, Iterable, List, Optional, Tuple, Union
 from urllib.parse import unquote_plus
 
 import http1
+import patterns
 from addresses import Networks, Reach, is_network
 from http1 import Authority, Headers, RequestHead, Target
 from redaction import nameable, nameable_path
@@ -296,6 +297,8 @@ def storage_name(target: Target, naming: Naming) -> Optional[Name]:
     have the name is for the cache to say.
     """
     path = _ESCAPE.sub(_decode_unreserved, target.path)
+    if len(path) > patterns.LONGEST_PATH:
+        return None  # what a filter takes for a path of this length has been tried
     for pattern in naming.filters:
         match = pattern.search(path)
         if match is not None:
