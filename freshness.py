@@ -8,11 +8,11 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Dict, Iterable, List, Optional, Tuple
 
 import values
 from http1 import Field, Headers, RequestHead, ResponseHead, split_list
+from remembering import remember_short
 from request_fields import DEFAULT, RequestFields
 
 FieldText = Tuple[str, str]
@@ -58,7 +58,7 @@ def directives_of(headers: Headers) -> Directives:
     return _directives(headers.get(b"cache-control"))
 
 
-@lru_cache(maxsize=1024)
+@remember_short(entries=256, length=256)
 def _directives(value: Optional[bytes]) -> Directives:
     return Directives(split_list(value or b""))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+
+from remembering import remember_short
 
 Field = Tuple[bytes, bytes]
 
@@ -117,7 +118,7 @@ def split_list(value: bytes) -> List[bytes]:
     return [part for part in stripped if part]
 
 
-@lru_cache(maxsize=1024)
+@remember_short(entries=1024, length=64)
 def canonical(name: bytes) -> bytes:
     """`content-length` → `Content-Length`; a name with capitals stays as its sender wrote it.
 

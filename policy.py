@@ -170,13 +170,16 @@ OWN_PATHS = frozenset(["/ca.crt", "/healthz", "/metrics", "/setup", "/setup/sh"]
 _SLASHES_OF_AN_AUTHORITY = 2
 _DIGITS_AT_MOST = 9
 _CACHED_METHODS = (b"GET", b"HEAD")
-_REMEMBERED_AT_MOST = 512  # octets of a target; what has a query may be signed, and is not kept for longer than needed
+_REMEMBERED_AT_MOST = (
+    512  # bytes of a target and a Host; what has a query may be signed, and is not kept for longer than needed
+)
 
 
 def decide(head: RequestHead, where: Where, rules: Rules) -> Decision:
     """What to do about a request. Raises ProtocolError on a target or Host that cannot be understood."""
     host = head.headers.get(b"host")
-    if head.method in _CACHED_METHODS and len(head.target) <= _REMEMBERED_AT_MOST and b"?" not in head.target:
+    short = len(head.target) + len(host or b"") <= _REMEMBERED_AT_MOST
+    if head.method in _CACHED_METHODS and short and b"?" not in head.target:
         return _decide_get(head.method, head.target, host, where, rules)
     return _decide(head, where, rules)
 

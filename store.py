@@ -34,6 +34,7 @@ from redaction import reason_of, shown
 ATTRIBUTE = "user.dduct"
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
 _FORMAT = 1
+_REMEMBERED_AT_MOST = 512  # characters of a name whose places are remembered
 ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
 _MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making and our using it
 _READ_ATTEMPTS = 3
@@ -250,7 +251,7 @@ class Store:
 
         Without attributes there are no aliases, and so nothing is stored by its digest.
         """
-        return self._known_places(key)
+        return self._known_places(key) if len(key.name) <= _REMEMBERED_AT_MOST else self._places(key)
 
     def _places(self, key: Key) -> Places:
         named = self.place(key.name)

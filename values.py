@@ -6,8 +6,9 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import formatdate
-from functools import lru_cache
 from typing import List, Optional, Tuple
+
+from remembering import remember_short
 
 RANGES_LIMIT = 1000  # zstd:chunked layers are asked for in so many pieces at once, zchunk files in 256
 _RANGES = re.compile(rb"bytes[ \t]*=(.*)", re.IGNORECASE | re.DOTALL)
@@ -80,7 +81,7 @@ def format_date(timestamp: float) -> bytes:
     return formatdate(timestamp, usegmt=True).encode()
 
 
-@lru_cache(maxsize=1024)
+@remember_short(entries=1024, length=64)
 def parse_date(value: bytes) -> Optional[float]:
     """Seconds since the epoch of any of HTTP's three date formats (RFC 9110 §5.6.7), or None.
 
