@@ -24,7 +24,8 @@ from metrics import Counter
 from places import Holder, NoPlace, Places
 from policy import Where
 from refusals import Refusals
-from session import Household, Session
+from runtime import Household
+from session import Session
 from stream import Stream
 
 _log = logging.getLogger("dduct")
@@ -258,6 +259,10 @@ class _FirstBytes:
             return Next.WATCH
         self.wrong = first_bytes.wrong_on_tls(data) if data else None
         return Next.WORK if data and self.wrong is None else Next.END
+
+    def timed_out(self) -> Next:
+        """There is nothing to do but to hang up."""
+        return Next.END
 
     def give_up(self) -> None:
         """Have `_shake_hands` hang up."""

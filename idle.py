@@ -19,7 +19,7 @@ from typing import Callable, Dict, Optional, Protocol, TypeVar
 
 _log = logging.getLogger("dduct")
 
-_TICK = 1.0  # seconds: patience is measured this exactly
+_TICK = 0.5  # seconds: patience is measured this exactly
 
 
 _Result = TypeVar("_Result")
@@ -36,6 +36,7 @@ class Next(enum.Enum):
 class Guest(Protocol):
     """A connection that waits for its client. `patience` is how long the next octets may take to come, in seconds.
 
+    `timed_out` is asked when `patience` is over, and is not WATCH.
     After `give_up`, `resume` only hangs up, which takes no time; or, for a listener, wakes its own thread. Until then
     the descriptor is to stay open: the next connection would get its number. `has_left` is asked when the other end
     sends no more, and whether it has left nothing to be read. All that is answered in a `turn` had begun to arrive
@@ -50,6 +51,8 @@ class Guest(Protocol):
     def has_left(self) -> bool: ...
 
     def answer_at_once(self, turn: float) -> Next: ...
+
+    def timed_out(self) -> Next: ...
 
     def give_up(self) -> None: ...
 
@@ -164,7 +167,7 @@ class Idle:
         with self._lock:
             silent = [(fd, watched) for fd, watched in self._watched.items() if watched.until <= now]
         for fd, watched in silent:
-            self._let_go(epoll, fd, watched, Next.END)
+            self._let_go(epoll, fd, watched, _guarded(watched.guest.timed_out) or Next.END)
 
     def _let_go(self, epoll: select.epoll, fd: int, watched: _Watched, what: Next) -> None:
         with self._lock:

@@ -219,6 +219,10 @@ class Listener(socketserver.ThreadingTCPServer):
             self._hand_on(request, client_address)
             return Next.WATCH
 
+    def timed_out(self) -> Next:
+        """Never."""
+        return Next.END
+
     def give_up(self) -> None:
         """Nothing that `_take_over` would not do."""
 

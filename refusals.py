@@ -82,6 +82,10 @@ class _Lingering:
             return Next.END
         return Next.WATCH if more and turn < self._deadline else Next.END
 
+    def timed_out(self) -> Next:
+        """There is nothing to do but to hang up."""
+        return Next.END
+
     def give_up(self) -> None:
         """Nothing but `close`."""
 

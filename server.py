@@ -35,7 +35,7 @@ from origin_tls import TlsSettings, UnusableCertificate
 from places import Places
 from policy import HostList, Hosts, Naming, Parameters, Rules
 from request_fields import RequestFields
-from session import Household
+from runtime import Household
 from setup_page import About
 from stream import NamedSocket
 from upstream import Origins

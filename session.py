@@ -9,13 +9,11 @@ goes on.
 from __future__ import annotations
 
 import logging
-import re
 import ssl
-import threading
 import time
-from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
-from typing import Callable, Dict, Optional, Tuple, Union
+from dataclasses import replace
+from functools import partial
+from typing import Callable, Optional, Union
 
 import first_bytes
 import http1
@@ -25,19 +23,18 @@ import validation
 from access import Access, UserLine, claimed_user
 from body import BodyReader, IncompleteBody
 from fetch import CachedFetch
-from filler import Services
-from hot import Answer, Hot, PlainHit
-from http1 import BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Target
+from hot import Answer, PlainHit
+from http1 import Authority, BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Target
 from idle import Next
-from leaves import LeafStore
+from log_text import one_line, target_shown
 from metrics import Counter
-from notices import PerAddress, Seldom
+from opening import Opening, Spoken, established
 from password_queue import TooManyPasswords
-from policy import Fetch, Intercept, Own, Rules, Tunnel, Where
+from policy import Fetch, Intercept, Own, Tunnel, Where
 from redaction import shown
 from relay import forward, outgoing, wants_upgrade
 from reply import Reply
-from setup_page import About
+from runtime import Household
 from stream import ConnectionLost, Stream
 from tunnel import tunnel
 from upstream import Purpose, Request, UpstreamError
@@ -51,26 +48,6 @@ _ENTRANCE_AT_MOST = 2048  # octets of one
 _TLS_TURNS = 3  # two flights of a client, and one that comes in pieces
 _REPEATS = 2  # known requests in succession, after which a connection needs no thread
 _UNREAD_AT_MOST = 64 * 1024  # octets of an unwanted request body worth reading to keep a connection
-
-
-@dataclass(frozen=True)
-class Household:
-    """What a configuration decides for all sessions. `tls` is for those of tls_bind, `idle_timeout` in seconds;
-    `draining` is set once dduct is about to stop."""
-
-    services: Services
-    rules: Rules
-    leaves: LeafStore
-    access: Access
-    hot: Hot
-    about: About
-    tls: ssl.SSLContext
-    tls_valid_from: float  # when its certificate begins to be valid
-    idle_timeout: float
-    draining: threading.Event
-    repeated: PerAddress = field(default_factory=lambda: PerAddress(_log))
-    trouble: Seldom = field(default_factory=lambda: Seldom(_log, seconds=10.0))
-    entrances: Dict[Tuple[str, bytes], Where] = field(default_factory=dict)  # where a CONNECT has led before
 
 
 class Session:
@@ -105,12 +82,13 @@ class Session:
         self._repeats = 0  # requests in succession that were known
         self._unsent = memoryview(b"")  # what `answer_at_once` could not send at once
         self._ending = False
+        self._opening: Optional[Opening] = None  # after a CONNECT, until its client has shown what it speaks
         self._tls_turns = 0  # that a handshake may take before a thread waits for its end
 
     @property
     def patience(self) -> float:
-        """How long the next request may take to come, in seconds."""
-        return self._house.idle_timeout
+        """How long what comes next may take to come, in seconds."""
+        return self._house.idle_timeout if self._opening is None else self._opening.seconds
 
     @property
     def silent_since(self) -> Optional[float]:
@@ -126,7 +104,7 @@ class Session:
         if access.users is None:
             return None
         if self._user is not None:
-            name = _one_line(self._user.name.encode())
+            name = one_line(self._user.name.encode())
             return None if access.users.holds(self._user) else f"user {name} is not the same in proxy.auth_file"
         if self._where.inside is not None or self._origin is not None:
             return "no user has asked for it (proxy.auth_file)"
@@ -154,8 +132,15 @@ class Session:
                 self._unsent, self.busy = memoryview(b""), False
             if self._stream.handshaking and not self._ending and not self._take_tls_on(self._stream.finish_tls):
                 return False
-            while not self._ending and not self._house.draining.is_set() and self._serve_one():
+            while not self._ending and not self._house.draining.is_set():
+                if self._opening is None and not self._serve_one():
+                    break
                 self.busy, self._waiting_since = False, time.monotonic()
+                if self._opening is not None:
+                    if self._opening.seconds and self._opening.look() is None:
+                        return True  # nobody waits for it but the thread that watches
+                    if not self._open(self._opening):
+                        break
                 if self._repeats >= _REPEATS and not self._stream.holds_octets():
                     return True
             self._stream.close()
@@ -177,6 +162,8 @@ class Session:
         try:
             if stream.handshaking:
                 return self._continue_tls()
+            if self._opening is not None:
+                return self._open_at_once(self._opening)
             request = stream.peek()
             self._house = self._current()
             if not request or self._house.draining.is_set():
@@ -198,6 +185,10 @@ class Session:
             return Next.WORK  # which finds it again
         self.busy = bool(self._unsent)
         return Next.WORK if self.busy or stream.holds_octets() else Next.WATCH
+
+    def timed_out(self) -> Next:
+        """The client has said nothing for too long; after a CONNECT it may wait for the other end to speak."""
+        return Next.END if self._opening is None or not self._opening.may_be_silent else Next.WORK
 
     def give_up(self) -> None:
         """Have `run` hang up, whatever was to be done yet."""
@@ -267,19 +258,68 @@ class Session:
         inside = self._entrance(block)
         if inside is None or inside.inside is None or self._stream.buffered > len(block) or self._stream.encrypted:
             return Next.WORK
-        context = self._house.leaves.at_hand(inside.inside.host)
-        if context is None:
+        if self._house.leaves.at_hand(inside.inside.host) is None:
             return Next.WORK
         self._stream.skip(len(block))
         self._prove()
         self._house.services.counters.add(Counter.INTERCEPTED)
         _log.debug("%s CONNECT %s 200", self._client, inside.inside)
-        self._where = inside
-        established = _established(self._via)
-        if self._stream.send_nowait(established) < len(established):
+        answer = established(self._via)
+        if self._stream.send_nowait(answer) < len(answer):
             return Next.END  # a client whose first window is full already
+        self._opening = Opening(self._stream, inside, self._house.rules, self._house.idle_timeout)
+        return Next.WATCH
+
+    def _open_at_once(self, opening: Opening) -> Next:
+        """Begin TLS if the client has, and if that takes no time. Raises OSError."""
+        spoken = opening.look()
+        if spoken is None or spoken is Spoken.END:
+            return Next.WATCH if spoken is None else Next.END
+        if spoken is not Spoken.TLS or self._stream.encrypted or self._stream.buffered:
+            return Next.WORK
+        context = self._house.leaves.at_hand(opening.host)
+        if context is None:
+            return Next.WORK
+        self._opening, self._where = None, opening.place()
         self._tls_turns = _TLS_TURNS
-        return Next.WATCH if self._take_tls_on(partial(self._stream.begin_tls, context)) else Next.END
+        if not self._take_tls_on(partial(self._stream.begin_tls, context)):
+            return Next.END
+        return self._continue_tls()
+
+    def _open(self, opening: Opening) -> bool:
+        """Go on after a CONNECT as the client has begun; whether requests follow."""
+        spoken = opening.wait()
+        self._opening = None
+        if spoken is Spoken.TLS:
+            self._where = opening.place()
+            return self._take_tls_on(partial(self._stream.start_tls, self._leaf(opening.host)))
+        if spoken is Spoken.OTHER or (spoken is Spoken.NOTHING and opening.may_be_silent):
+            self._pass_through(opening.authority, spoken)
+        return False
+
+    def _leaf(self, host: str) -> ssl.SSLContext:
+        return self._house.leaves.context(host)
+
+    def _pass_through(self, authority: Authority, spoken: Spoken) -> None:
+        """Carry what is no TLS, inside a CONNECT to a listed host, as for a host that is not listed."""
+        self.busy = True
+        services, started = self._house.services, time.monotonic()
+        services.counters.add(Counter.NOT_TLS)
+        outcome = f"tunnel; not TLS, but {spoken.value}"
+        try:
+            origin = services.origins.dial(authority, self._where.reach)
+            broken = True
+            try:
+                self._carry(origin)
+                broken = False
+            finally:
+                services.origins.hang_up(origin, broken)
+        except UpstreamError as error:
+            # The client was told 200 before: all that is left is to hang up.
+            outcome += f"; its origin cannot be reached: {error}"
+            self._stream.abort()
+        finally:
+            _log.info("%s CONNECT %s %.3fs %s", self._client, authority, time.monotonic() - started, outcome)
 
     def _entrance(self, block: bytes) -> Optional[Where]:
         """Where a CONNECT leads that is to be intercepted; None for all others, which `run` sees to."""
@@ -345,7 +385,7 @@ class Session:
             body = BodyReader(self._stream, framing, partial(self._go_ahead, head, reply))
             reply.persistent = False  # until the client is told to go on, its body may come after the answer, or never
         started = time.monotonic()
-        what = _shown(head.target)
+        what = target_shown(head.target)
         decision, remark = None, ""
         try:
             decision = self._decide(head, framing)
@@ -370,7 +410,7 @@ class Session:
             reply.error(error.status, remark)
         finally:
             level = logging.DEBUG if isinstance(decision, Intercept) else logging.INFO
-            line = f"{self._client} {_one_line(head.method)} {what} {reply.status} {reply.octets}"
+            line = f"{self._client} {one_line(head.method)} {what} {reply.status} {reply.octets}"
             _log.log(level, "%s %.3fs %s", line, time.monotonic() - started, remark or reply.note)
         if body.complete or (reply.persistent and body.drain(_UNREAD_AT_MOST)):
             return reply.persistent
@@ -414,7 +454,7 @@ class Session:
         if user is None:
             if field is not None:
                 self._house.services.counters.add(Counter.WRONG_PASSWORDS)
-                name = _one_line(claimed_user(field))
+                name = one_line(claimed_user(field))
                 self._tell("password", "wrong password for %s (proxy.auth_file)", name)
             return policy.Refuse(407, "user and password, please (proxy.auth_file)")
         self._user = users.line_of(user)
@@ -497,25 +537,42 @@ class Session:
         if isinstance(decision, Tunnel):
             reply.note = "tunnel"
             self._house.services.counters.add(Counter.TUNNELS)
-            self._tunnel(decision, reply)
-            return False
+            return self._tunnel(decision, reply)
         reply.note = "intercept"
         self._house.services.counters.add(Counter.INTERCEPTED)
-        context = self._house.leaves.context(decision.authority.host)
+        self._leaf(decision.authority.host)
         self._establish(reply)
-        self._where = replace(self._where, inside=decision.authority)
-        return self._take_tls_on(partial(self._stream.start_tls, context))
+        self._opening = self._make_opening(decision.authority)
+        return True
 
-    def _tunnel(self, decision: Tunnel, reply: Reply) -> None:
+    def _make_opening(self, authority: Authority) -> Opening:
+        house = self._house
+        return Opening(self._stream, replace(self._where, inside=authority), house.rules, house.idle_timeout)
+
+    def _tunnel(self, decision: Tunnel, reply: Reply) -> bool:
+        """Carry; or find out that the client means a host that is to be intercepted, and True then."""
         origins = self._house.services.origins
         origin = origins.dial(decision.authority, self._where.reach)
         broken = True
         try:
             self._establish(reply)
+            if self._names_a_listed_host(decision.authority, origin):
+                reply.note = "intercept"
+                return True
             self._carry(origin)
             broken = False
         finally:
             origins.hang_up(origin, broken)
+        return False
+
+    def _names_a_listed_host(self, authority: Authority, origin: Stream) -> bool:
+        """Whether a CONNECT to an address, which is not listed, turns out to be for a host that is."""
+        opening = self._make_opening(authority)
+        if not opening.wants_name or opening.wait(origin) is not Spoken.TLS or opening.server_name is None:
+            return False
+        self._house.services.counters.add(Counter.INTERCEPTED)
+        self._opening = opening
+        return True
 
     def _carry(self, origin: Stream) -> None:
         """Carry octets both ways to the end. Raises OSError where that is none, and lets the client know."""
@@ -532,39 +589,12 @@ class Session:
 
     def _establish(self, reply: Reply) -> None:
         reply.status = 200
-        self._stream.send(_established(self._via))
+        self._stream.send(established(self._via))
 
     def _go_ahead(self, head: RequestHead, reply: Reply) -> None:
         reply.persistent = head.persistent
         self._stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
-@lru_cache(maxsize=1)
-def _established(via: bytes) -> bytes:
-    # librepo looks for these words, apt for the status; one apk stalls where no field follows the status line.
-    return http1.serialise_response(200, b"Connection established", [(b"Via", via)])
-
-
 def _expects_continue(head: RequestHead, framing: BodyFraming) -> bool:
     return framing.kind is not Framing.NONE and head.version >= 1 and b"100-continue" in head.headers.tokens(b"expect")
-
-
-_URL = re.compile(
-    rb"([A-Za-z]+://)?(?:[^/?#]*@)?((?:\[[0-9A-Fa-f:.]+\]|[^\[\]:@/?#]+)(?::[0-9]+)?(?:/[^?]*)?)(?:\?.*)?", re.DOTALL
-)
-
-
-def _shown(target: bytes) -> str:
-    """A target for the log: without its query, and without the userinfo that it must not have (RFC 9110 §4.2.4).
-
-    What can be taken apart in other ways is not shown, for a password may have any character.
-    """
-    if target.startswith(b"/"):
-        return shown(_one_line(target))
-    match = _URL.fullmatch(target)
-    return "?" if match is None else shown(_one_line((match.group(1) or b"") + match.group(2)))
-
-
-def _one_line(raw: bytes) -> str:
-    """Octets of a request for the log; nothing in them can start a line of its own."""
-    return raw[:2048].decode("latin-1").encode("ascii", "backslashreplace").decode()

@@ -241,6 +241,15 @@ class Stream:
             return b"" if self.ended else None
         return bytes(self._buffer[:count])
 
+    def take_in(self) -> None:
+        """Read what has arrived behind what is buffered already, without waiting; it stays. Raises OSError."""
+        self._wait(0)
+        chunk = bytearray(_HEAD_SIZE)
+        try:
+            self._buffer += memoryview(chunk)[: self._receive(chunk)]
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+
     def start_of_buffer(self, count: int) -> bytes:
         """What has been read and not been used yet."""
         return bytes(self._buffer[:count])

@@ -133,6 +133,9 @@ ROOMS: Dict[str, Set[str]] = {
     "session": {
         "redaction",
         "access",
+        "log_text",
+        "opening",
+        "runtime",
         "first_bytes",
         "notices",
         "password_queue",
@@ -150,13 +153,18 @@ ROOMS: Dict[str, Set[str]] = {
     }
     | {"relay", "tunnel", "filler", "fetch", "hot", "idle"},
     "listener": {"idle", "notices"},
+    "log_text": {"redaction"},
+    "client_hello": set(),
+    "opening": {"addresses", "client_hello", "first_bytes", "http1", "policy", "stream"},
+    "runtime": {"access", "filler", "hot", "leaves", "notices", "policy", "setup_page"},
     "places": set(),
     "first_bytes": set(),
     "refusals": {"idle"},
     "connections": {"access", "addresses", "first_bytes", "http1", "idle", "metrics", "places", "policy", "refusals"}
-    | {"session", "stream"},
+    | {"access", "runtime", "session", "stream"},
     "idle": set(),
     "server": {
+        "runtime",
         "request_fields",
         "access",
         "addresses",
