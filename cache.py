@@ -19,6 +19,7 @@ from typing import Dict, Optional, Tuple, Union
 
 from fill import Fill, Ownership
 from follow import FillReader, ForeignFill
+from room import Room
 from store import Entry, Identity, Key, Metadata, Places, Store, Unstorable, Version
 
 
@@ -54,8 +55,8 @@ class Cache:
     Raises OSError where the directory cannot be made or written.
     """
 
-    def __init__(self, root: Path, patience: float = 60.0, min_free: int = 0) -> None:
-        self.store = Store(root, min_free)
+    def __init__(self, root: Path, patience: float = 60.0, room: Optional[Room] = None) -> None:
+        self.store = Store(root, room)
         self.patience = patience
         self._lock = threading.Lock()  # guards _fills
         self._fills: Dict[str, Fill] = {}  # by place, those that are not over

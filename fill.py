@@ -18,7 +18,9 @@ from typing import Callable, Dict, Optional
 from hashing import Hashes
 from locks import is_file, is_of_interest, try_lock
 from ownfiles import PART_SUFFIX
+from pacing import LOOKS_APART, PIECE
 from redaction import reason_of, shown
+from room import Growth
 from store import (
     Key,
     Lost,
@@ -42,19 +44,7 @@ _REHASHED_AT_ONCE = 1024 * 1024  # octets
 _LAGGARD_PATIENCE = 30.0  # seconds for the slowest reader of a fill without a disk
 _CROWD = 16  # readers; more of them look by themselves whether there is more
 _CROWD_SHORTEST, _CROWD_LONGEST = 0.005, 0.1  # seconds between two such looks
-PIECE = 8 * 1024 * 1024  # octets for which a reader in a crowd hesitates,
-_HESITATION = 2.0  # but no longer than so many seconds;
-LOOKS_APART = 1 / 8  # of that time lie between two looks
 _OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, then the claim begins anew
-
-
-def hesitation(caught_up_at: float) -> float:
-    """Seconds that a reader may wait for more than a few octets, if it had read all there was at that (monotonic) time.
-
-    Four times as long as it has taken to send what it got then. Alone, that is nothing; in a crowd for which the
-    processor is too slow, steps become fewer and larger, and the filler has a chance to get ahead.
-    """
-    return min(_HESITATION, 4 * (time.monotonic() - caught_up_at))
 
 
 class FillState(enum.Enum):
@@ -132,6 +122,8 @@ class Fill:
         self._fd = -1
         self._hashes = Hashes(key.digest)
         self._size = 0
+        self._began_at = 0  # what was there of it before
+        self._growth: Optional[Growth] = None  # as long as it takes room
         # Guards all below, and is notified on every change of them; `available` looks at one without.
         self._changed = threading.Condition()
         self._window: Optional[Window] = None  # what the disk would not take
@@ -172,7 +164,7 @@ class Fill:
         `resumable`: whoever finds what a crash leaves of it can have the rest. Raises Unstorable; the fill can then
         still be declined.
         """
-        self._store.check_room()
+        self._growth = self._store.begin_growth(length)
         if self.leftover is not None:
             self._start_over()
         boot = self._store.boot if resumable and length else ""
@@ -186,10 +178,11 @@ class Fill:
         """The origin sends the rest of what was left over; readers have at once what is there. Raises Unstorable."""
         left = self.leftover
         assert left is not None
-        self._store.check_room()
+        self._growth = self._store.begin_growth(left.length)
         self._store.write_record(self._fd, Record(metadata, left.length, boot=self._store.boot))
         with self._changed:
             self.metadata, self.length, self._size = metadata, left.length, left.size
+            self._began_at = left.size
             self._released = max(0, left.size - (HOLD_BACK if self._digest is not None else 0))
             self.state = FillState.FILLING
             self._changed.notify_all()
@@ -212,6 +205,9 @@ class Fill:
         They must stay as they are until the next call returns: they may still be hashed.
         Where the disk takes no more, they pass through memory, and the fill is as slow as its slowest reader.
         """
+        grown = self._size - self._began_at
+        if self._growth is not None and grown >= self._growth.next_look and self._window is None:
+            self._look_at_room(self._growth, grown)
         done = self._write_to_disk(data) if self._window is None else 0
         self._hashes.update(data)
         self._size += len(data)
@@ -284,7 +280,9 @@ class Fill:
         with self._changed:
             if (self._users > 1 and not although_read) or self._window is not None or self.state.final:
                 return False
-        if leftover_record(self._fd, self._store.boot) is None:
+        kept = leftover_record(self._fd, self._store.boot) is not None
+        self._end_growth(self._size - self._began_at if kept else 0)
+        if not kept:
             remove_part(self._place + PART_SUFFIX, self._fd)
             self._store.prune(self._place)
         self._over(self)
@@ -449,13 +447,31 @@ class Fill:
             while done < len(data):
                 done += os.pwrite(self._fd, data[done:], self._size + done)
         except OSError as error:
-            self._store.trouble.warning("Goes on without the disk: %s: %s", shown(self._place), reason_of(error))
-            # Nobody may join who needs the beginning, and the room is of more use to others.
-            remove_part(self._place + PART_SUFFIX, self._fd)
-            self._over(self)
-            with self._changed:
-                self._window = Window(self._size + done)
+            self._leave_the_disk(str(reason_of(error)), done)
         return done
+
+    def _look_at_room(self, growth: Growth, grown: int) -> None:
+        reason = growth.objection(grown)
+        if reason:
+            self._leave_the_disk(reason, 0)
+
+    def _leave_the_disk(self, reason: str, done: int) -> None:
+        """Go on in memory: `done` bytes of the piece at hand have been written.
+
+        Nobody may join who needs the beginning, and the room is of more use to others.
+        """
+        self._store.trouble.warning("Goes on without the disk: %s: %s", shown(self._place), reason)
+        remove_part(self._place + PART_SUFFIX, self._fd)
+        self._end_growth(0)
+        self._store.room.wish(self.length or 2 * self._size)
+        self._over(self)
+        with self._changed:
+            self._window = Window(self._size + done)
+
+    def _end_growth(self, kept: int) -> None:
+        growth, self._growth = self._growth, None
+        if growth is not None:
+            growth.end(kept)
 
     def _write_to_memory(self, data: memoryview) -> None:
         """Append to the window as soon as its readers have made room, or have been too slow for that."""
@@ -570,6 +586,7 @@ class Fill:
         if state is not FillState.PUBLISHED and not kept and self._fd >= 0:
             remove_part(self._place + PART_SUFFIX, self._fd)
             self._store.prune(self._place)
+        self._end_growth(self._size - self._began_at if state is FillState.PUBLISHED else 0)
         self._over(self)
         unhashed = state is FillState.PUBLISHED and self._hashes.late
         if self._fd >= 0 and not unhashed:  # else everybody sees by the lock that the hash is coming

@@ -11,9 +11,10 @@ import os
 import time
 from typing import Iterator, Optional, Union
 
-from fill import HOLD_BACK, LOOKS_APART, PIECE, Fill, FillState, hesitation
+from fill import HOLD_BACK, Fill, FillState
 from locks import is_file, show_interest, try_lock
 from ownfiles import PART_SUFFIX
+from pacing import LOOKS_APART, PIECE, hesitation
 from store import (
     Lost,
     Metadata,

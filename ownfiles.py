@@ -111,6 +111,14 @@ def room_of(status: os.stat_result) -> int:
     return max(status.st_blocks * _BLOCK, _LEAST)
 
 
+def room_at(path: str) -> int:
+    """Bytes that a file takes; 0 where there is none."""
+    try:
+        return room_of(os.lstat(path))
+    except OSError:
+        return 0
+
+
 def _is_own_folder(path: str, device: int, mounts: Set[str]) -> bool:
     try:
         status = os.lstat(path)

@@ -22,7 +22,7 @@ from config import Config
 from config_values import Address, ParentProxy
 from connections import Connections
 from dialling import Parent, Settings
-from evict import Evictor, Limits
+from evict import Evictor
 from filler import Services
 from freshness import FreshnessRules
 from grants import Grants
@@ -35,6 +35,7 @@ from origin_tls import TlsSettings, UnusableCertificate
 from places import Places
 from policy import HostList, Hosts, Naming, Parameters, Rules
 from request_fields import RequestFields
+from room import Limits, Room
 from runtime import Household
 from setup_page import About
 from stream import NamedSocket
@@ -99,12 +100,8 @@ class Server:
         self._authority = certs.prepare(config.misc.cert_dir, identity(config))
         self._files = certs.CertificateFiles(config.misc.cert_dir)
         self.cache = self._open_cache()
-        self._evictor = Evictor(
-            config.misc.file_dir,
-            _limits(config),
-            partial(self.counters.value, Counter.STORED_OCTETS),
-            partial(self.counters.add, Counter.EVICTED),
-        )
+        self._evictor = Evictor(self.cache.store.room, partial(self.counters.add, Counter.EVICTED))
+        self.cache.store.room.on_need = self._evictor.look
         self._outdated: weakref.WeakSet[Origins] = weakref.WeakSet()  # from before a reload, as long as they are in use
         self._listeners: List[Listener] = []
         try:
@@ -124,6 +121,7 @@ class Server:
     def start(self, number: int = 0) -> None:
         """Begin to accept, as the process with this number."""
         self.counters.use(number)
+        self.cache.store.room.use(number)
         if number == 0:
             self._threads.spawn("evictor", self._evictor.run)
         self._idle.open()
@@ -144,8 +142,7 @@ class Server:
         before, self._household, self._config = self._household, household, config
         before.services.origins.retire()
         self._outdated.add(before.services.origins)
-        self._evictor.limits = _limits(config)
-        self.cache.store.min_free = config.cache.min_free or 0
+        self.cache.store.room.limits = _limits(config)
         self.cache.patience = _patience(config)
         self.connections.places.resize(config.proxy.max_connections, config.proxy.max_silent_per_client)
         self.connections.end_barred()
@@ -241,7 +238,7 @@ class Server:
         try:
             # Leaders give up by themselves, after several attempts; this is for one that is stuck.
             patience = _patience(self._config)
-            cache = Cache(root, patience, self._config.cache.min_free or 0)
+            cache = Cache(root, patience, Room(root, _limits(self._config), worker_count(self._config)))
         except OSError as error:
             raise StartError(f'misc.file_dir "{root}" cannot be used: {error.strerror or error}') from error
         _log.info('Files "%s"', root)

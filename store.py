@@ -28,8 +28,9 @@ from typing import Callable, NamedTuple, Optional, Tuple
 from locations import aside_of, make_folders, objection, vacant
 from locks import is_file, is_locked, try_lock
 from notices import Seldom
-from ownfiles import PART_SUFFIX, is_reached_directly, outside, prune
+from ownfiles import PART_SUFFIX, is_reached_directly, outside, prune, room_at
 from redaction import reason_of, shown
+from room import FOLDER_SIZE, Growth, Limits, Room
 
 ATTRIBUTE = "user.dduct"
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
@@ -219,19 +220,20 @@ class Entry:
 
 
 class Store:
-    """The directory below which everything lies; nothing new is begun where fewer than `min_free` octets are free.
+    """The directory below which everything lies; `room` says how much may be in it.
 
     Raises OSError where the directory cannot be made or written.
     """
 
-    def __init__(self, root: Path, min_free: int = 0) -> None:
+    def __init__(self, root: Path, room: Optional[Room] = None) -> None:
         self.root = root
-        self.min_free = min_free
+        self.room = room or Room(root, Limits())
         root.mkdir(parents=True, exist_ok=True)
         self.outside = outside(str(root))
         self.keeps_metadata = self._probe_attributes()
         self.boot = boot_id()
         self.trouble = Seldom(_log)  # with the disk
+        self._full = Seldom(_log)
         # Guards the step from a record to the next one; between processes a lost one costs a validation or a hash.
         self._updating = threading.Lock()
         self._known_places = lru_cache(maxsize=4096)(self._places)
@@ -313,7 +315,7 @@ class Store:
             except FileNotFoundError:
                 self._make_parents(part)
             except OSError as error:
-                raise Unstorable(error.strerror or str(error)) from error
+                raise self._refused(error) from error
         raise Unstorable("its directory vanishes again and again")
 
     def open_growing(self, place: str) -> Optional[int]:
@@ -367,6 +369,7 @@ class Store:
             if try_lock(fd) and is_file(part, fd):
                 os.ftruncate(fd, 0)
                 self.write_record(fd, Record(metadata, 0, alias=str(digest), boot=self.boot))
+                self.room.grow(FOLDER_SIZE)
                 self.put_in_place(place)
         except (OSError, Unstorable) as error:
             self.trouble.warning("Cannot note that %s has %s: %s", shown(metadata.url), digest, reason_of(error))
@@ -381,8 +384,10 @@ class Store:
     def put_in_place(self, place: str) -> str:
         """Rename what has grown beside `place`, or aside where a folder is in its way; its path. Raises OSError."""
         part = place + PART_SUFFIX
+        replaced = room_at(place)
         try:
             os.replace(part, place)
+            self.room.grow(-replaced, -bool(replaced))
             return place
         except (IsADirectoryError, FileExistsError):
             pass
@@ -404,8 +409,10 @@ class Store:
         """Unpublish an object, if there is one; who reads it reads on."""
         if not is_reached_directly(str(self.root), place):
             return  # a link leads to what is not ours to remove
+        removed = room_at(place)
         try:
             os.unlink(place)
+            self.room.grow(-removed, -1)
         except OSError as error:
             if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 _log.warning("Cannot remove %s: %s", shown(place), reason_of(error))
@@ -446,17 +453,18 @@ class Store:
         """
         self._update(entry, lambda record: replace(record, durable=not record.unhashed))
 
-    def check_room(self) -> None:
-        """Whether something new may be begun. Raises Unstorable where too little is free."""
-        if not self.min_free:
-            return
-        try:
-            status = os.statvfs(self.root)
-        except OSError:
-            return  # the directory is gone, and will be made again
-        if status.f_bavail * status.f_frsize < self.min_free:
-            self.trouble.warning('Less than cache.min_free is free in "%s": nothing new is kept', self.root)
-            raise Unstorable("less than cache.min_free is free")
+    def begin_growth(self, length: Optional[int]) -> Growth:
+        """Something new begins to grow, of a length that may be unknown. Raises Unstorable where it cannot be kept."""
+        now = self.room.situation()
+        reason = now.objection_to(length)
+        if not reason:
+            reason = now.objection_to_growth(length is not None)
+            if reason:
+                self.trouble.warning('Nothing new is kept in "%s" for now: %s', self.root, reason)
+                self.room.wish(length or 0)
+        if reason:
+            raise Unstorable(reason)
+        return Growth(self.room, length)
 
     def _update(self, entry: Entry, change: Callable[[Record], Record]) -> None:
         """Change the record of a published object. Of two that do so at once neither undoes the other's change."""
@@ -498,11 +506,19 @@ class Store:
 
     def _make_parents(self, path: str) -> None:
         try:
-            make_folders(path)
+            made = make_folders(path)
+            self.room.grow(FOLDER_SIZE * made, made)
         except (FileNotFoundError, FileExistsError):
             pass  # pruned again meanwhile
         except OSError as error:
-            raise Unstorable(error.strerror or str(error)) from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> Unstorable:
+        """The disk makes no file or folder; that is said once a minute."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            self._full.warning('No file can be made in "%s": %s: nothing new is kept', self.root, reason_of(error))
+            self.room.on_need()
+        return Unstorable(error.strerror or str(error))
 
     def _probe_attributes(self) -> bool:
         probe = self.root / f".probe-{os.getpid()}{PART_SUFFIX}"

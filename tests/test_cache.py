@@ -22,9 +22,10 @@ from support.client import wait_until
 from support.pairs import PATIENCE, in_thread
 
 from cache import Cache, Follow, Hit, Lead
-from fill import HOLD_BACK, Fill, FillFailed, FillState, Leftover, hesitation
+from fill import HOLD_BACK, Fill, FillFailed, FillState, Leftover
 from follow import FillReader, ForeignFill
 from hashing import Hashes
+from pacing import hesitation
 from store import Digest, Key, Lost, Metadata, Record, Unstorable
 from verify import Recheck
 

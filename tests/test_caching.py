@@ -18,6 +18,7 @@ from support.household import HOST, House
 from support.origin import Asked, Connection, Gate, Origin
 
 from metrics import Counter
+from room import Limits
 from store import Unstorable
 
 Build = Callable[..., House]
@@ -565,7 +566,7 @@ def test_a_disk_that_takes_nothing_new_still_has_what_is_there(house: House, dis
     house.settle()
     with MonkeyPatch.context() as patch:
         if disk == "full":
-            patch.setattr(house.server.cache.store, "min_free", 2**60)
+            patch.setattr(house.server.cache.store.room, "limits", Limits(min_free=2**60))
         else:
             patch.setattr(house.server.cache.store, "open_part", _refuse)
         answer = house.fetch(origin, "/x.deb")

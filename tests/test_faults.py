@@ -21,6 +21,7 @@ from support.origin import Asked, Connection, Files, Gate, Origin
 from cache import Cache, Lead
 from listener import Threads
 from metrics import Counter
+from room import Limits
 from store import Key, Metadata, Record
 
 BODY = os.urandom(2_000_000)
@@ -560,7 +561,7 @@ def test_parts_of_an_object_that_is_lost_are_each_asked_for_from_where_they_begi
     origin = house.origin(breaking)
     house.fetch(origin, "/x.deb")
     house.settle()
-    house.server.cache.store.min_free = 2**60
+    house.server.cache.store.room.limits = Limits(min_free=2**60)
 
     def preadv(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

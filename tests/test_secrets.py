@@ -18,8 +18,9 @@ from support.origin import Asked, Connection
 
 from cache import Cache, Lead
 from dduct import _Formatter
-from evict import Evictor, Limits
+from evict import Evictor
 from notices import Seldom
+from room import Limits, Room
 from store import Digest, Key, Metadata
 from verify import verify
 
@@ -187,7 +188,7 @@ def test_no_line_that_names_a_file_has_its_query(
         left.write_bytes(b"half")
         with monkeypatch.context() as broken:
             broken.setattr(os, "unlink", unlink)
-            Evictor(tmp_path, Limits(), lambda: 0).sweep()
+            Evictor(Room(tmp_path, Limits())).sweep()
     said: List[str] = []
     os.setxattr(left, "user.dduct", b"damaged")
     left.rename(left.with_name(f"damaged.zip{query}"))
