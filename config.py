@@ -74,6 +74,8 @@ class CacheSettings:
     min_free: Optional[int]
     fresh_for: float
     heuristic_max: float
+    recheck: float
+    retry_window: float
     volatile: Tuple[re.Pattern[str], ...]
     stale_if_error: bool
     obey_no_store: bool
@@ -177,6 +179,8 @@ _SCHEMA = (
     _Key("cache", "min_free", "1G", read.size),
     _Key("cache", "fresh_for", "1d", read.seconds_or_none),
     _Key("cache", "heuristic_max", "7d", read.seconds_or_none),
+    _Key("cache", "recheck", "10m", read.seconds_or_none),
+    _Key("cache", "retry_window", "2m", read.seconds_or_none),
     _Key("cache", "volatile", list(VOLATILE), read.list_of(read.path_pattern)),
     _Key("cache", "stale_if_error", True, read.boolean),
     _Key("cache", "obey_no_store", True, read.boolean),

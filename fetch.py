@@ -11,7 +11,7 @@ import enum
 import logging
 import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Iterable, Optional
 
@@ -31,9 +31,11 @@ from http1 import Field, RequestHead, Target
 from inquiry import Inquiry, needed, stored_fields, version
 from metrics import Counter
 from policy import Name
+from recent import Client
 from recovery import HEAD_TIMEOUT, Recovery, checked
 from relay import forward
 from reply import Reply
+from revalidation import revalidate
 from selection import Selection
 from store import Entry, Lost, Metadata, Unstorable
 from upstream import Exchange, UpstreamError
@@ -69,7 +71,14 @@ class CachedFetch:
     """Answers one GET or HEAD whose target has a name in the cache."""
 
     def __init__(
-        self, services: Services, reply: Reply, request: RequestHead, target: Target, name: Name, reach: Reach
+        self,
+        services: Services,
+        reply: Reply,
+        request: RequestHead,
+        target: Target,
+        name: Name,
+        reach: Reach,
+        client: Client = ("", ""),
     ) -> None:
         self._reach = reach
         self._services = services
@@ -77,6 +86,8 @@ class CachedFetch:
         self._reply = reply
         self._request = request
         self._target = target
+        self._name = name
+        self._client = client
         self._key = key_of(name)
         self._digest = "" if self._key.digest is None else str(self._key.digest)
         self._inquiry = Inquiry(services, request, target, name, reach, reply.interim)
@@ -86,7 +97,6 @@ class CachedFetch:
         self._arrived_at = time.time()
         self._credentials = _credentials(services.names.opening(request.headers), name)
         self._signed = bool(name.signature)
-        self._volatile = name.volatile
         self.plain_hit: Optional[PlainHit] = None
         self._setbacks = 0  # fills that failed before this client had anything of them
         # Neither may bring an object here, and so neither may lead those who want one.
@@ -146,6 +156,9 @@ class CachedFetch:
         assessment = self._assess(hit.entry, metadata)
         if not assessment.usable:
             return self._validate(_Stale(hit.entry, metadata, assessment))
+        if self._is_doubted(assessment):
+            self._services.counters.add(Counter.DOUBTED)
+            return self._validate(_Stale(hit.entry, metadata, replace(assessment, usable_on_error=True)))
         if metadata.redirect and self._head_was_redirected():
             return True
         if metadata.restricted:
@@ -155,11 +168,34 @@ class CachedFetch:
             if admission is _Admission.ANSWERED:
                 return True
         sent = self._send_hit(hit.entry, metadata, Counter.HITS, _hit_note(assessment))
+        looked_at = self._recheck(hit.entry, metadata, assessment) if sent else 0.0
         if sent and self._is_plain(hit.entry, metadata, assessment):
             born_at = metadata.fetched_at - metadata.age
-            until = assessment.ttl + assessment.age + born_at
-            self.plain_hit = PlainHit(hit.identities, self._url, born_at, metadata.fetched_at, until)
+            fresh_until = assessment.ttl + assessment.age + born_at
+            guessed = assessment.basis is Basis.HEURISTIC
+            times = (born_at, metadata.fetched_at, fresh_until, min(fresh_until, looked_at))
+            self.plain_hit = PlainHit(hit.identities, self._url, *times, guessed, self._key.name)
         return sent
+
+    def _is_doubted(self, assessment: Assessment) -> bool:
+        """Whether this client asks again for the whole of what it has just been given, on a guess.
+
+        apt does, where the hash is not the one in its index. A range goes on with what was broken off.
+        """
+        if assessment.basis is not Basis.HEURISTIC or self._takes_no_fill or b"range" in self._request.headers:
+            return False
+        return self._services.deliveries.take(self._client, self._key.name)
+
+    def _recheck(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> float:
+        """Have what was sent on a guess validated, if that was long ago; until when nothing is to be done about it.
+
+        What needs authorisation is asked about with each client's own credentials, and with nobody's else.
+        """
+        if assessment.basis is not Basis.HEURISTIC or metadata.restricted or self._signed or self._name.secrets:
+            return float("inf")
+        services, asked = self._services, (self._request, self._target, self._name, self._reach)
+        due = metadata.fetched_at + services.freshness.recheck
+        return services.background.ask(self._key.name, due, partial(revalidate, services, *asked, entry.version))
 
     def _head_was_redirected(self) -> bool:
         """Whether the origin itself has answered a HEAD whose URL redirects; else what is stored has to do.
@@ -194,7 +230,7 @@ class CachedFetch:
             age = stored.age(time.time())
             return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # it can never be anything else
         rules, now = self._services.freshness, time.time()
-        return freshness.assess(self._request, stored, rules, now, self._arrived_at, self._volatile)
+        return freshness.assess(self._request, stored, rules, now, self._arrived_at, self._name.volatile)
 
     def _validate(self, stale: _Stale) -> bool:
         """Have the origin asked about an object, by this client or by another that is at it already."""
@@ -420,6 +456,9 @@ class CachedFetch:
                 deliver(self._reply, supply, chosen)
             except FillFailed as error:
                 _log.info("Cut short: %s: %s", self._url, error)
+                return True
+        if chosen.status == 200 and self._key.digest is None:
+            self._services.deliveries.note(self._client, self._key.name)
         return True
 
     def _is_ready(self, source: Source, chosen: Selection) -> Optional[bool]:

@@ -16,6 +16,7 @@ from grants import Grants
 from http1 import Headers
 from metrics import Counter, Counters
 from policy import Name
+from recent import Background, Deliveries
 from redaction import reason_of
 from request_fields import RequestFields
 from store import Digest, Key, Lost, Unstorable
@@ -48,6 +49,8 @@ class Services:
     counters: Counters
     via: bytes
     spawn: Callable[[str, Callable[[], None]], None]
+    deliveries: Deliveries
+    background: Background
     grown: Callable[[int], None]  # is told of the octets that the cache has gained
 
     def forget(self, name: Name) -> None:

@@ -26,10 +26,12 @@ _HEURISTIC_SHARE = 0.1
 @dataclass(frozen=True)
 class FreshnessRules:
     """The configured part. Where the origin says nothing, `fresh_for` counts, or a share of the time since the last
-    modification, up to `heuristic_max`; both are in seconds, and a `heuristic_max` of 0 allows no guess at all."""
+    modification, up to `heuristic_max`; both are in seconds, and a `heuristic_max` of 0 allows no guess at all. What is
+    fresh by a guess alone is asked about in the background once it was validated `recheck` seconds ago."""
 
     fresh_for: float = 86400.0
     heuristic_max: float = 7 * 86400.0
+    recheck: float = 600.0
     stale_if_error: bool = True
     obey_no_store: bool = True
 
@@ -268,6 +270,11 @@ def _explicit_lifetime(stored: Stored) -> Optional[float]:
 def _made_at(stored: Stored) -> float:
     date = values.parse_date(stored.fields.get(b"date") or b"")
     return stored.fetched_at if date is None else date
+
+
+def age_at_end(stored: Stored, rules: FreshnessRules, now: float) -> float:
+    """The initial age with which a response would be stale from `now` on."""
+    return max(stored.initial_age, lifetime(stored, rules) - max(0.0, now - stored.fetched_at))
 
 
 # --- redirects ----------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ class PlainHit:
     """A fresh object that was sent whole: its files as they were then, the first with its octets.
 
     `born_at` is when its age was 0, `fresh_until` is infinity for one that never changes; both and `fetched_at` are in
-    seconds since the epoch.
+    seconds since the epoch, as is `until`, when the request is to be looked at again. `guessed`: its origin does not
+    say how long it is fresh. `name` is what it is called in the cache.
     """
 
     identities: Tuple[Tuple[str, Identity], ...]
@@ -34,6 +35,9 @@ class PlainHit:
     born_at: float
     fetched_at: float
     fresh_until: float
+    until: float
+    guessed: bool
+    name: str
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Answer:
     length: int
     url: str
     note: str
+    hit: PlainHit
 
 
 @dataclass
@@ -86,7 +91,7 @@ class Hot:
             return known.said[2]
         now = time.time()
         hit = known.hit
-        if not hit.fetched_at <= now < hit.fresh_until or not _unchanged(hit, now):
+        if not hit.fetched_at <= now < hit.until or not _unchanged(hit, now):
             self._forget(kind, request)
             return None
         age = int(now - hit.born_at)
@@ -114,7 +119,7 @@ class Hot:
             return None
         rest = b"" if ttl == _FOR_EVER else b"; ttl=%d" % ttl
         octets = b"".join((known.before_age, b"%d" % age, known.after_age, rest, known.after_ttl, body))
-        answer = Answer(octets, known.size, known.hit.url, "hit" + rest.decode())
+        answer = Answer(octets, known.size, known.hit.url, "hit" + rest.decode(), known.hit)
         if known.said is None:
             if self._held + known.size > _HELD_AT_MOST:
                 self._begin_anew()

@@ -34,6 +34,7 @@ from metrics import Counter, Counters
 from origin_tls import TlsSettings, UnusableCertificate
 from places import Places
 from policy import HostList, Hosts, Naming, Parameters, Rules
+from recent import Background, Deliveries, SharedTimes
 from request_fields import RequestFields
 from room import Limits, Room
 from runtime import Household
@@ -91,10 +92,13 @@ class Server:
         self._via = b"1.1 dduct-" + secrets.token_hex(4).encode()
         self.counters = Counters(rows=worker_count(config))
         self._threads = Threads()
+        self._aside = Threads()  # for what no client waits for
         self._idle = Idle(self._threads.spawn, self._sweep_connections)
         # For all that are forked, and for life: no client chooses which of them it meets.
         self._ticket_secret = secrets.token_bytes(32)
         self._draining = threading.Event()
+        self._recent = SharedTimes()
+        self._background = Background(self._recent, self._aside.spawn, self._draining)
         places = Places(config.proxy.max_connections, config.proxy.max_silent_per_client)
         self.connections = Connections(self._idle, self._threads.spawn, places, time.monotonic)
         self._authority = certs.prepare(config.misc.cert_dir, identity(config))
@@ -162,7 +166,8 @@ class Server:
         for origins in [*self._outdated, self._household.services.origins]:
             origins.close()
         self.connections.cancel(idle_only=False)
-        if not self._threads.join(_FORCED_END):
+        # No client waits for what is asked in the background: it ends with its connections, and not before.
+        if not (self._threads.join(_FORCED_END) and self._aside.join(_FORCED_END)):
             _log.warning("Some connections would not end")
 
     def close(self) -> None:
@@ -194,6 +199,7 @@ class Server:
                 freshness=FreshnessRules(
                     fresh_for=config.cache.fresh_for,
                     heuristic_max=config.cache.heuristic_max,
+                    recheck=config.cache.recheck,
                     stale_if_error=config.cache.stale_if_error,
                     obey_no_store=config.cache.obey_no_store,
                 ),
@@ -202,6 +208,8 @@ class Server:
                 counters=self.counters,
                 via=self._via,
                 spawn=self._threads.spawn,
+                deliveries=Deliveries(self._recent, config.cache.retry_window),
+                background=self._background,
                 grown=self._note_growth,
             ),
             rules=Rules(

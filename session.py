@@ -31,6 +31,7 @@ from metrics import Counter
 from opening import Opening, Spoken, established
 from password_queue import TooManyPasswords
 from policy import Fetch, Intercept, Own, Tunnel, Where
+from recent import Client
 from redaction import shown
 from relay import forward, outgoing, wants_upgrade
 from reply import Reply
@@ -251,7 +252,15 @@ class Session:
         access = self._house.access
         if self._is_barred() or (access.users is not None and self._where.inside is None):
             return None
-        return self._house.hot.answer(self._where.kind, block, may_read, turn)
+        answer = self._house.hot.answer(self._where.kind, block, may_read, turn)
+        if answer is None or not answer.hit.guessed:
+            return answer
+        again = self._house.services.deliveries.asks_again(self._asker, answer.hit.name)
+        return None if again else answer
+
+    @property
+    def _asker(self) -> Client:
+        return self._client, "" if self._user is None else self._user.name
 
     def _intercept_at_once(self, block: bytes) -> Next:
         """Answer CONNECT for a host whose leaf is at hand, and begin its TLS. Raises OSError."""
@@ -374,7 +383,10 @@ class Session:
     def _note(self, answer: Answer, seconds: float) -> None:
         if self._proved is not None:
             self._prove()
-        self._house.services.counters.add(Counter.HITS)
+        services = self._house.services
+        services.counters.add(Counter.HITS)
+        if answer.hit.guessed:
+            services.deliveries.note(self._asker, answer.hit.name)
         _log.info("%s GET %s 200 %d %.3fs %s", self._client, answer.url, answer.length, seconds, answer.note)
 
     def _answer(self, block: bytes, head: RequestHead, framing: BodyFraming) -> bool:
@@ -483,7 +495,7 @@ class Session:
         elif isinstance(decision, Fetch):
             if decision.name is not None and framing.kind is Framing.NONE:
                 services, reach = self._house.services, self._where.reach
-                fetch = CachedFetch(services, reply, head, decision.target, decision.name, reach)
+                fetch = CachedFetch(services, reply, head, decision.target, decision.name, reach, self._asker)
                 fetch.run()
                 return fetch.plain_hit
             self._relay(decision, head, body, framing, reply)

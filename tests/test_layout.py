@@ -56,6 +56,7 @@ ROOMS: Dict[str, Set[str]] = {
     "selection": {"http1", "values", "validation"},
     "grants": set(),
     "metrics": set(),
+    "recent": set(),
     "response_head": {"http1", "stream"},
     "origin_tls": {"openssl", "stream"},
     "dialling": {"http1", "addresses", "stream", "response_head", "origin_tls"},
@@ -77,6 +78,7 @@ ROOMS: Dict[str, Set[str]] = {
     "relay": {"http1", "values", "body", "policy", "upstream", "reply"},
     "tunnel": {"addresses", "stream"},
     "filler": {
+        "recent",
         "request_fields",
         "redaction",
         "http1",
@@ -109,8 +111,25 @@ ROOMS: Dict[str, Set[str]] = {
     },
     "recovery": {"inquiry", "follow", "deliver", "verify", "store", "fill", "cache", "body", "validation", "upstream"},
     "filling": {"filler", "inquiry", "follow", "store", "fill", "validation", "metrics", "upstream"},
+    "revalidation": {
+        "addresses",
+        "headers",
+        "http1",
+        "policy",
+        "freshness",
+        "selection",
+        "store",
+        "cache",
+        "metrics",
+        "upstream",
+        "filler",
+        "filling",
+        "inquiry",
+    },
     "fetch": {
         "addresses",
+        "recent",
+        "revalidation",
         "filler",
         "filling",
         "recovery",
@@ -133,6 +152,7 @@ ROOMS: Dict[str, Set[str]] = {
     }
     | {"upstream", "reply", "relay"},
     "session": {
+        "recent",
         "redaction",
         "access",
         "log_text",
@@ -168,6 +188,7 @@ ROOMS: Dict[str, Set[str]] = {
     "server": {
         "runtime",
         "room",
+        "recent",
         "request_fields",
         "access",
         "addresses",
