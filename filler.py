@@ -7,15 +7,17 @@ import time
 from dataclasses import dataclass, replace
 from typing import Callable, Optional
 
+import http1
+import policy
 import validation
 from body import BUFFER_SIZE, IncompleteBody, new_buffer
 from cache import Cache
 from fill import DigestMismatch, Fill, FillFailed
 from freshness import FreshnessRules
 from grants import Grants
-from http1 import Headers
+from http1 import Headers, ResponseHead, Target
 from metrics import Counter, Counters
-from policy import Name
+from policy import Name, Naming
 from recent import Background, Deliveries
 from redaction import reason_of
 from request_fields import RequestFields
@@ -59,6 +61,18 @@ class Services:
             self.cache.remove(key_of(name))
         except Unstorable:
             pass  # then nothing is
+
+    def invalidate(self, target: Target, answer: ResponseHead, naming: Naming) -> None:
+        """RFC 9111 §4.4: the target is not what it was, nor what the answer names of the same origin."""
+        targets = [target]
+        for mention in (b"location", b"content-location"):
+            other = http1.resolve(target, answer.headers.get(mention) or b"")
+            if other is not None and (other.scheme, other.authority) == (target.scheme, target.authority):
+                targets.append(other)
+        for one in targets:
+            name = policy.storage_name(one, naming)
+            if name is not None:
+                self.forget(name)
 
 
 def carry(fill: Fill, exchange: Exchange, request: Request, url: str, services: Services) -> None:

@@ -24,7 +24,7 @@ from access import Access, UserLine, claimed_user
 from body import BodyReader, IncompleteBody
 from fetch import CachedFetch
 from hot import Answer, PlainHit
-from http1 import Authority, BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Target
+from http1 import Authority, BodyFraming, Framing, ProtocolError, RequestHead
 from idle import Next
 from log_text import one_line, target_shown
 from metrics import Counter
@@ -522,7 +522,7 @@ class Session:
         exchange = services.origins.exchange(request)
         try:
             if validation.invalidates(head.method, exchange.head.status):
-                self._invalidate(decision.target, exchange.head)
+                services.invalidate(decision.target, exchange.head, self._house.rules.naming)
             services.counters.add(Counter.RELAYED)
             if exchange.head.status == 101:
                 reply.switch(exchange.head)
@@ -531,18 +531,6 @@ class Session:
                 forward(reply, exchange)
         finally:
             exchange.close()
-
-    def _invalidate(self, target: Target, answer: ResponseHead) -> None:
-        """RFC 9111 §4.4: the target is not what it was, nor what the answer names of the same origin."""
-        targets = [target]
-        for mention in (b"location", b"content-location"):
-            other = http1.resolve(target, answer.headers.get(mention) or b"")
-            if other is not None and (other.scheme, other.authority) == (target.scheme, target.authority):
-                targets.append(other)
-        for one in targets:
-            name = policy.storage_name(one, self._house.rules.naming)
-            if name is not None:
-                self._house.services.forget(name)
 
     def _connect(self, decision: Union[Tunnel, Intercept], reply: Reply) -> bool:
         """Answer CONNECT; whether requests follow inside. Raises UpstreamError while none has been answered."""
