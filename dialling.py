@@ -9,20 +9,30 @@ Rules of this module:
 from __future__ import annotations
 
 import base64
+import logging
 import socket
 import ssl
 import threading
+import time
 from dataclasses import dataclass
-from typing import Container, Iterable, List, Optional, Set, Tuple
+from typing import Callable, Container, Iterable, List, Optional, Sequence, Set, Tuple
 
 import http1
 from addresses import OwnServices, Reach, is_listener, reach_needed
+from connecting import Candidate, connect_first, in_order
 from http1 import Authority, Field
+from metrics import Counter, Counters
 from origin_tls import OriginTls, TlsSettings
+from reachability import Outages, WorkingAddresses
 from response_head import AnswerHeads
-from stream import ConnectionLost, Stream
+from stream import Stream
+
+_log = logging.getLogger("dduct")
 
 NO_OWN_SERVICES = OwnServices(())
+SLOW = 1.0  # seconds; what fails sooner costs nobody any time
+_LEAST_TIME = 1.0  # seconds to connect, however long the name took
+_TRIAL = 5.0  # seconds for which one request tries alone whether an origin is back: the others have no answer meanwhile
 
 
 class UpstreamError(Exception):
@@ -31,6 +41,10 @@ class UpstreamError(Exception):
     def __init__(self, reason: str, status: int = 502) -> None:
         super().__init__(reason)
         self.status = status
+
+
+class NoAnswer(UpstreamError):
+    """Nobody has been asked: whoever was asked just now did not answer."""
 
 
 class OwnMachine(UpstreamError):
@@ -80,8 +94,12 @@ class Settings:
 class Dialler:
     """Makes connections, and knows those in use. Raises UnusableCertificate."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
+        self._counters = counters
+        self._clock = clock
+        self._working = WorkingAddresses(clock)
+        self._outages = Outages(_TRIAL, clock)
         self._tls = OriginTls(settings.tls)
         self._lock = threading.Lock()  # guards the two below
         self._in_use: Set[Stream] = set()
@@ -169,20 +187,60 @@ class Dialler:
     # Innards
 
     def _dial(self, authority: Authority, reach: Reach) -> Stream:
+        place = authority.host, authority.port
+        wait = self._outages.wait(place)
+        if wait:
+            self._counters.add(Counter.FAST_FAILURES)
+            raise NoAnswer(f"{authority} did not answer just now; it is tried again in {wait:.0f} s", 504)
+        began = self._clock()
         try:
-            addresses = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
+            stream = self._connect(authority, reach, began + self._settings.connect_timeout)
+        except UpstreamError as error:
+            self._working.forget(place)
+            if error.status == 504 or (error.status == 502 and self._clock() - began >= SLOW):
+                self._note_outage(place, began, error)
+            raise
+        if self._outages.worked(place):
+            _log.info("%s answers again", authority)
+        return stream
+
+    def _note_outage(self, place: Tuple[str, int], began: float, error: UpstreamError) -> None:
+        pause = self._outages.failed(place, began)
+        if pause:
+            self._counters.add(Counter.OUTAGES)
+            _log.warning("%s; for %.0f s nobody waits for it (proxy.connect_timeout)", error, pause)
+
+    def _connect(self, authority: Authority, reach: Reach, deadline: float) -> Stream:
+        try:
+            found = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise UpstreamError(f"cannot resolve {authority.host}: {_say(error)}") from error
-        failure: OSError = ConnectionLost("it has no address")
-        for family, kind, protocol, _, address in addresses:
-            # Judged by the address that is dialled: a name may mean another one at every look.
-            self._judge(authority, str(address[0]), int(address[1]), reach)
+        place = authority.host, authority.port
+        allowed, refusal = self._judged(authority, [Candidate(*entry) for entry in found], reach)
+        try:
+            order = in_order(allowed, self._working.get(place))
+            sock, winner = connect_first(order, max(deadline, self._clock() + _LEAST_TIME), self._clock)
+        except OSError as error:
+            raise refusal or translated(error, f"cannot connect to {authority}") from error
+        self._working.worked(place, winner.host)
+        return self._track(Stream(sock, self._settings.connect_timeout))
+
+    def _judged(
+        self, authority: Authority, candidates: Sequence[Candidate], reach: Reach
+    ) -> Tuple[List[Candidate], Optional[UpstreamError]]:
+        """The addresses to which a client may be connected, and why not to another one.
+
+        A name may mean others at every look.
+        """
+        allowed: List[Candidate] = []
+        refusal: Optional[UpstreamError] = None
+        for candidate in candidates:
             try:
-                sock = self._connect(family, kind, protocol, address)
-                return self._track(Stream(sock, self._settings.connect_timeout))
-            except OSError as error:
-                failure = error
-        raise translated(failure, f"cannot connect to {authority}")
+                self._judge(authority, candidate.host, int(candidate.address[1]), reach)
+                allowed.append(candidate)
+            except UpstreamError as error:
+                refusal = refusal or error
+        return allowed, refusal
 
     def _judge(self, authority: Authority, address: str, port: int, reach: Reach) -> None:
         """Raises UpstreamError where a client may not be connected to this address."""
@@ -211,16 +269,6 @@ class Dialler:
             reason = head.reason.decode("latin-1")
             remedy = "; proxy.upstream_proxy wants user:password" if head.status == 407 else ""
             raise UpstreamError(f"the parent proxy refuses {authority}: {head.status} {reason}{remedy}")
-
-    def _connect(self, family: int, kind: int, protocol: int, address: object) -> socket.socket:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(self._settings.connect_timeout)
-            sock.connect(address)  # type: ignore[arg-type]
-        except BaseException:
-            sock.close()
-            raise
-        return sock
 
     def _track(self, stream: Stream) -> Stream:
         with self._lock:

@@ -38,7 +38,7 @@ from reply import Reply
 from revalidation import revalidate
 from selection import Selection
 from store import Entry, Lost, Metadata, Unstorable
-from upstream import Exchange, UpstreamError
+from upstream import Exchange, Purpose, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
@@ -204,8 +204,10 @@ class CachedFetch:
         """
         if self._request.method != b"HEAD" or self._inquiry.only_if_cached:
             return False
+        if self._services.origins.away(self._target) is not None:
+            return False
         try:
-            exchange = self._inquiry.as_it_is()
+            exchange = self._inquiry.as_it_is(Purpose.FILL)
         except UpstreamError as error:
             _log.info("HEAD is answered from the cache: %s: %s", self._url, error)
             return False
@@ -234,6 +236,9 @@ class CachedFetch:
 
     def _validate(self, stale: _Stale) -> bool:
         """Have the origin asked about an object, by this client or by another that is at it already."""
+        away = self._services.origins.away(self._target) if self._may_use(stale) else None
+        if away is not None:
+            return self._send_stale(stale, away)
         if self._takes_no_fill:
             return self._relay_or(stale)
         try:
@@ -378,15 +383,15 @@ class CachedFetch:
 
     # Answers
 
-    def _relay(self) -> None:
+    def _relay(self, purpose: Purpose = Purpose.RELAY) -> None:
         """Ask the origin for this client alone."""
-        with closing(self._inquiry.as_it_is()) as exchange:
+        with closing(self._inquiry.as_it_is(purpose)) as exchange:
             self._forward(exchange, "fwd=bypass")
 
     def _relay_or(self, stale: Optional[_Stale]) -> bool:
         """Relay, or use the stale object if the origin cannot be asked."""
         try:
-            self._relay()
+            self._relay(Purpose.FILL if self._may_use(stale) else Purpose.RELAY)
         except UpstreamError as error:
             if self._reply.started or not self._may_use(stale):
                 raise

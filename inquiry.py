@@ -67,11 +67,11 @@ class Inquiry:
 
     # Questions
 
-    def as_it_is(self) -> Exchange:
+    def as_it_is(self, purpose: Purpose = Purpose.RELAY) -> Exchange:
         """What the client itself has asked."""
         self._check_permission()
         headers = outgoing(self._request, self._services.via)
-        return self._services.origins.exchange(self._made_of(self._request.method, headers, Purpose.RELAY))
+        return self._services.origins.exchange(self._made_of(self._request.method, headers, purpose))
 
     def whole_request(self, conditions: Iterable[Field] = ()) -> Request:
         """The request for the whole representation, as its origin stores it (never re-encoded)."""

@@ -44,6 +44,8 @@ class Counter(enum.Enum):
     WRONG_PASSWORDS = ("wrong_passwords", "Requests whose user or password was wrong")
     PASSWORDS_PUT_OFF = ("passwords_put_off", "Requests whose password was not checked, for its address sent too many")
     INTERIM_FLOODS = ("interim_floods", "Origins that sent interim answers (1xx) without an end, and were given up")
+    OUTAGES = ("outages", "Origins and parents that did not answer, and for which nobody waits for a while")
+    FAST_FAILURES = ("fast_failures", "Times that nobody waited for an origin that had just not answered")
     REFUSED = ("refused", "Requests that were malformed or not allowed")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import enum
 import http.client
+import logging
 import re
 import socket
 import ssl
@@ -27,13 +28,16 @@ import http1
 from addresses import Reach
 from body import BodyReader, BodyWriter
 from connection_pool import ConnectionPool
-from dialling import Dialler, Settings, translated
+from dialling import SLOW, Dialler, NoAnswer, Settings, translated
 from dialling import UpstreamError as UpstreamError  # for those who ask origins
 from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
 from metrics import Counter, Counters
+from reachability import Outages
 from request_fields import DEFAULT, RequestFields
 from response_head import AnswerHeads, InterimFlood
 from stream import ConnectionLost, Stream
+
+_log = logging.getLogger("dduct")
 
 REDIRECT_LIMIT = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -225,7 +229,9 @@ class Origins:
             Purpose.FILL: (settings.fill_timeout, "proxy.upstream_timeout"),
             Purpose.RELAY: (settings.relay_timeout, "proxy.relay_timeout"),
         }
-        self._dialler = Dialler(settings)
+        self._clock = clock
+        self._silent = Outages(settings.fill_timeout, clock)
+        self._dialler = Dialler(settings, counters, clock)
         self._pool: ConnectionPool[_Connection] = ConnectionPool(clock)
 
     @property
@@ -241,13 +247,7 @@ class Origins:
 
     def exchange(self, request: Request) -> Exchange:
         """Send one request and read the head of its answer. Raises UpstreamError (502, 504, 508)."""
-        origin = _Origin(request.target.scheme, request.target.authority, request.reach)
-        # What cannot be sent twice is not risked on a connection that may be dying (RFC 9110 §9.2.2).
-        if request.method in _REPLAYABLE and request.body is None:
-            found = self._confirmation(origin, request) or self._ask_again(origin, request)
-            if found is not None:
-                return found
-        return self._ask(self._open(origin), request, reused=False)
+        return self._reported(self._exchange, request)
 
     def follow(self, request: Request) -> Exchange:
         """The same, following redirects.
@@ -255,19 +255,18 @@ class Origins:
         One from https to http, to nowhere, or to where it has come from is handed out as it is, and so is the one after
         REDIRECT_LIMIT: the client may know better what to do about it.
         """
-        first = request.target
-        hops: Tuple[Hop, ...] = ()
-        while True:
-            exchange = self.exchange(request)
-            exchange.hops = hops
-            target = exchange.redirect()
-            if target is None or (request.target.scheme, target.scheme) == ("https", "http"):
-                return exchange
-            if target == first or any(target == hop.target for hop in hops) or len(hops) == REDIRECT_LIMIT:
-                return exchange
-            exchange.close()
-            hops = (*hops, Hop(exchange.head, target, exchange.needs))
-            request = request.redirected(target)
+        return self._reported(self._follow, request)
+
+    def away(self, target: Target) -> Optional[NoAnswer]:
+        """Why not to wait for this origin where something else will do; None where it is to be asked.
+
+        Whoever asks then is to ask, by which all others learn.
+        """
+        wait = self._silent.wait((target.scheme, target.authority))
+        if not wait:
+            return None
+        self._counters.add(Counter.FAST_FAILURES)
+        return NoAnswer(f"{target.authority} did not answer just now; it is tried again in {wait:.0f} s", 504)
 
     def opens(self, target: Target) -> bool:
         """Whether proxy.allow_own opens what is at this URL, as it is written, to everybody."""
@@ -299,6 +298,51 @@ class Origins:
         self._dialler.close()
 
     # Innards
+
+    def _reported(self, ask: Callable[[Request], Exchange], request: Request) -> Exchange:
+        """Ask, and learn from it whether the origin answers."""
+        target, began = request.target, self._clock()
+        try:
+            exchange = ask(request)
+        except NoAnswer:
+            raise
+        except UpstreamError as error:
+            if error.status == 504 or (error.status == 502 and self._clock() - began >= SLOW):
+                self._note_silence(target, began)
+            raise
+        if self._silent.worked((target.scheme, target.authority)):
+            _log.info("%s answers again", target.authority)
+        return exchange
+
+    def _exchange(self, request: Request) -> Exchange:
+        origin = _Origin(request.target.scheme, request.target.authority, request.reach)
+        # What cannot be sent twice is not risked on a connection that may be dying (RFC 9110 §9.2.2).
+        if request.method in _REPLAYABLE and request.body is None:
+            found = self._confirmation(origin, request) or self._ask_again(origin, request)
+            if found is not None:
+                return found
+        return self._ask(self._open(origin), request, reused=False)
+
+    def _follow(self, request: Request) -> Exchange:
+        first = request.target
+        hops: Tuple[Hop, ...] = ()
+        while True:
+            exchange = self._exchange(request)
+            exchange.hops = hops
+            target = exchange.redirect()
+            if target is None or (request.target.scheme, target.scheme) == ("https", "http"):
+                return exchange
+            if target == first or any(target == hop.target for hop in hops) or len(hops) == REDIRECT_LIMIT:
+                return exchange
+            exchange.close()
+            hops = (*hops, Hop(exchange.head, target, exchange.needs))
+            request = request.redirected(target)
+
+    def _note_silence(self, target: Target, began: float) -> None:
+        pause = self._silent.failed((target.scheme, target.authority), began)
+        if pause:
+            self._counters.add(Counter.OUTAGES)
+            _log.warning("%s does not answer; for %.0f s stale objects do not wait for it", target.authority, pause)
 
     def _open(self, origin: _Origin) -> _Connection:
         host = origin.authority.host

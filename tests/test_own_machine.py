@@ -94,6 +94,22 @@ def test_a_redirect_to_it_is_not_followed(house: House) -> None:
             assert inner.accepted == 0 and outer.accepted == 1
 
 
+def test_a_name_with_several_addresses_leads_to_those_that_may_be_reached(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Origin(Files({"/page": BODY}), host=ELSEWHERE) as origin:
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, origin.port)) for address in (LAN, ELSEWHERE, HOST)
+        ]
+        look_up = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda host, *rest, **more: found if host == "several.lab" else look_up(host, *rest, **more),
+        )
+        assert get(house, f"http://several.lab:{origin.port}/page").body == BODY
+
+
 @pytest.mark.parametrize("reach", [Reach.OWN_ADDRESSES, Reach.EVERYTHING])
 def test_clients_on_this_machine_reach_it_and_have_it_once(
     house: House, clients: Callable[[Reach], None], reach: Reach
