@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, Optional, Tuple, Union
 
+from disk_watch import DiskWatch
 from fill import Fill, Ownership
 from follow import FillReader, ForeignFill
 from room import Room
@@ -58,18 +59,24 @@ class Cache:
     def __init__(self, root: Path, patience: float = 60.0, room: Optional[Room] = None) -> None:
         self.store = Store(root, room)
         self.patience = patience
+        self.disk = DiskWatch()
         self._lock = threading.Lock()  # guards _fills
         self._fills: Dict[str, Fill] = {}  # by place, those that are not over
 
     def lookup(self, key: Key) -> Optional[Hit]:
         """The object, if it is here; never waits. Raises Unstorable."""
-        return self._lookup(key, self.store.places(key))
+        with self.disk.operation():
+            return self._lookup(key, self.store.places(key))
 
     def claim(self, key: Key, beyond: Optional[Version] = None) -> Union[Hit, Follow, Lead]:
         """Find out what to do about an object. Raises Unstorable where it can only be relayed.
 
         A published object of the version `beyond` is no hit: whoever leads then is to validate or to replace it.
         """
+        with self.disk.operation():
+            return self._claim(key, beyond)
+
+    def _claim(self, key: Key, beyond: Optional[Version]) -> Union[Hit, Follow, Lead]:
         places = self.store.places(key)
         while True:
             hit = self._lookup(key, places, beyond)

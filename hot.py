@@ -12,7 +12,8 @@ import time
 from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
 
-from store import ATIME_GRAIN, Identity, identity_of
+from disk_watch import DiskWatch
+from store import ATIME_GRAIN, Identity, Unstorable, identity_of
 
 SMALL = 64 * 1024  # octets; beyond that, sending costs more than understanding
 
@@ -74,7 +75,8 @@ _FOR_EVER = -1
 class Hot:
     """What was answered lately. Single operations on the dictionary are atomic; a lost one costs a little time."""
 
-    def __init__(self) -> None:
+    def __init__(self, disk: DiskWatch) -> None:
+        self._disk = disk
         self._known: Dict[Tuple[str, bytes], _Remembered] = {}
         self._held = 0  # octets in memory, more or less
 
@@ -84,6 +86,15 @@ class Hot:
         `may_read`: its body may be read from the disk if it is not in memory yet. What was right once in a `turn`
         is right for the rest of it: all its requests had begun to arrive before.
         """
+        if turn is None and (kind, request) in self._known:
+            try:
+                with self._disk.operation():
+                    return self._answer(kind, request, may_read, turn)
+            except Unstorable:
+                return None
+        return self._answer(kind, request, may_read, turn)
+
+    def _answer(self, kind: str, request: bytes, may_read: bool, turn: Optional[float]) -> Optional[Answer]:
         known = self._known.get((kind, request))
         if known is None or (known.said is None and not may_read):
             return None
@@ -91,9 +102,12 @@ class Hot:
             return known.said[2]
         now = time.time()
         hit = known.hit
+        if turn is not None and self._disk.is_slow(turn):
+            return None  # the thread of all connections does not wait for a disk
         if not hit.fetched_at <= now < hit.until or not _unchanged(hit, now):
             self._forget(kind, request)
             return None
+        self._disk.note(time.time() - now)
         age = int(now - hit.born_at)
         ttl = _FOR_EVER if hit.fresh_until == float("inf") else int(hit.fresh_until - now)
         known.right_in = turn

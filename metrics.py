@@ -35,6 +35,7 @@ class Counter(enum.Enum):
     UNSTORABLE = ("unstorable", "Requests relayed because their object cannot have a name in the cache")
     TUNNELS = ("tunnels", "Connections carried blind")
     INTERCEPTED = ("intercepted", "Connections that were intercepted")
+    SLOW_DISK = ("slow_disk", "Times that the cache's disk took too long to answer")
     NOT_TLS = ("not_tls", "Connections inside CONNECT to a listed host that were no TLS, and were carried blind")
     STRANGERS = ("strangers", "Connections from addresses that are not in proxy.allow_clients")
     TURNED_AWAY = ("turned_away", "Connections for which there was no place")

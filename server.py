@@ -106,6 +106,7 @@ class Server:
         self.cache = self._open_cache()
         self._evictor = Evictor(self.cache.store.room, partial(self.counters.add, Counter.EVICTED))
         self.cache.store.room.on_need = self._evictor.look
+        self.cache.disk.on_slow = partial(self.counters.add, Counter.SLOW_DISK)
         self._outdated: weakref.WeakSet[Origins] = weakref.WeakSet()  # from before a reload, as long as they are in use
         self._listeners: List[Listener] = []
         try:
@@ -217,7 +218,7 @@ class Server:
                 own_names=Hosts([config.certs.server_cn, "localhost"]),
                 naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query), config.cache.volatile),
             ),
-            hot=Hot(),
+            hot=Hot(self.cache.disk),
             leaves=leaves,
             access=_access(config),
             about=_about(config, self._authority.pem),
