@@ -25,6 +25,7 @@ from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
 from filler import Services, key_of
 from filling import Filling
+from follow import AnyFill
 from freshness import Assessment, Basis, Stored
 from hot import PlainHit
 from http1 import Field, RequestHead, Target
@@ -98,6 +99,7 @@ class CachedFetch:
         self._credentials = _credentials(services.names.opening(request.headers), name)
         self._signed = bool(name.signature)
         self.plain_hit: Optional[PlainHit] = None
+        self._detail = ""  # why nothing can be kept: a parameter of Cache-Status
         self._setbacks = 0  # fills that failed before this client had anything of them
         # Neither may bring an object here, and so neither may lead those who want one.
         self._takes_no_fill = request.method == b"HEAD" or self._inquiry.only_if_cached
@@ -114,6 +116,7 @@ class CachedFetch:
         except Unstorable as error:
             self._services.counters.add(Counter.UNSTORABLE)
             _log.debug("Not kept: %s: %s", self._url, error)
+            self._detail = f'; detail="{_quotable(str(error))}"'
         self._relay()
 
     def _answer(self) -> bool:
@@ -279,7 +282,10 @@ class CachedFetch:
                 return True
         self._services.counters.add(Counter.COLLAPSED)
         self._reply.note = f"fwd={'uri-miss' if stale is None else 'stale'}; collapsed"
-        sent = self._send(claim.reader, metadata)
+        try:
+            sent = self._send(claim.reader, metadata)
+        finally:
+            self._note_outcome(fill)
         if not known and fill.state is FillState.PUBLISHED:
             self._cache.introduce(self._key, metadata)
         return sent
@@ -315,12 +321,18 @@ class CachedFetch:
             if started is None:
                 if stale is not None and status in _OUTDATED:
                     self._cache.remove(self._key)
-                self._pass_on(exchange)
+                try:
+                    self._pass_on(exchange)
+                finally:
+                    self._reply.outcome = f"{self._reply.note}; not stored: {self._filling.reason}"
                 return True
         reader, metadata = started
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
         with closing(reader):
-            return self._send(reader, metadata)
+            try:
+                return self._send(reader, metadata)
+            finally:
+                self._note_outcome(fill)
 
     def _renew(self, fill: Fill, stale: _Stale, exchange: Exchange, asked_at: float) -> bool:
         metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
@@ -386,7 +398,7 @@ class CachedFetch:
     def _relay(self, purpose: Purpose = Purpose.RELAY) -> None:
         """Ask the origin for this client alone."""
         with closing(self._inquiry.as_it_is(purpose)) as exchange:
-            self._forward(exchange, "fwd=bypass")
+            self._forward(exchange, f"fwd=bypass{self._detail}")
 
     def _relay_or(self, stale: Optional[_Stale]) -> bool:
         """Relay, or use the stale object if the origin cannot be asked."""
@@ -413,6 +425,11 @@ class CachedFetch:
         self._services.counters.add(Counter.RELAYED)
         self._reply.note = note
         forward(self._reply, exchange)
+
+    def _note_outcome(self, fill: AnyFill) -> None:
+        """What has become of the object that was sent: the head could only promise it."""
+        if self._reply.note.endswith(("; stored", "; collapsed")):
+            self._reply.outcome = f"{self._reply.note.replace('; stored', '')}; {_outcome_of(fill)}"
 
     def _may_use(self, stale: Optional[_Stale]) -> bool:
         """Whether a stale object will do now that its origin cannot be asked."""
@@ -490,6 +507,20 @@ def _credentials(opening: Iterable[Field], name: Name) -> bytes:
 
 def _stored(metadata: Metadata) -> Stored:
     return Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
+
+
+def _outcome_of(fill: AnyFill) -> str:
+    """What has become of a fill, for the log."""
+    if fill.state is FillState.PUBLISHED:
+        return "stored"
+    if fill.cause is None and not fill.state.final:
+        return "still being fetched"
+    return f"not stored: {fill.cause or 'given up'}"
+
+
+def _quotable(text: str) -> str:
+    """Text in a quoted string of Cache-Status (RFC 8941 §3.3.3)."""
+    return "".join(one for one in text if " " <= one <= "~" and one not in '"\\')
 
 
 def _hit_note(assessment: Assessment) -> str:

@@ -385,7 +385,7 @@ class Fill:
 
     @property
     def cause(self) -> object:
-        """Why it failed."""
+        """Why it failed, or is not kept."""
         return self._cause
 
     @property
@@ -460,6 +460,7 @@ class Fill:
 
         Nobody may join who needs the beginning, and the room is of more use to others.
         """
+        self._cause = reason
         self._store.trouble.warning("Goes on without the disk: %s: %s", shown(self._place), reason)
         remove_part(self._place + PART_SUFFIX, self._fd)
         self._end_growth(0)
@@ -508,7 +509,8 @@ class Fill:
                 self._store.write_alias(self._alias, self._digest, self.metadata)
             self._published_at = self._store.put_in_place(self._place)
         except (OSError, Unstorable) as error:
-            self._store.trouble.warning("Cannot keep %s: %s", shown(self._place), reason_of(error))
+            self._cause = reason_of(error)
+            self._store.trouble.warning("Cannot keep %s: %s", shown(self._place), self._cause)
             return False
         return True
 
@@ -594,5 +596,5 @@ class Fill:
         with self._changed:
             if state in _COMPLETE:  # only now: whoever has the whole object finds it in its place, and no fill of it
                 self._released = self.length = self._size
-            self.state, self._cause = state, cause
+            self.state, self._cause = state, cause or self._cause
             self._changed.notify_all()

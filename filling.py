@@ -30,6 +30,7 @@ class Filling:
         self._inquiry = inquiry
         self._on_begun = on_begun
         self._url = inquiry.shown
+        self.reason = ""  # why the last answer was not kept
 
     def start(
         self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack
@@ -81,8 +82,11 @@ class Filling:
             reason = self._inquiry.not_storable(exchange)
             if reason is None and not exchange.body.delimited and self._key.digest is None:
                 reason = "nothing but the end of its connection says where it ends"
-        if reason is None and metadata.restricted and not self._cache.store.keeps_metadata:
-            reason = "it needs authorisation, and the file system keeps no metadata to say so"
+        if reason is None and not self._cache.store.keeps_metadata:
+            if metadata.restricted:
+                reason = "it needs authorisation, and the file system keeps no metadata to say so"
+            elif b"content-encoding" in exchange.head.headers:
+                reason = "it has a Content-Encoding, and the file system keeps no metadata to say so"
         if reason is None:
             try:
                 self._begin_or_resume(fill, exchange, metadata)
@@ -91,6 +95,8 @@ class Filling:
                 return metadata
             except Unstorable as error:
                 reason = str(error)
+                self._services.counters.add(Counter.UNSTORABLE)
+        self.reason = reason
         _log.debug("Not kept: %s: %s", self._url, reason)
         if fill.leftover is None or exchange.head.status not in REFUSALS or not fill.hand_over():
             fill.decline()

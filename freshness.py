@@ -131,19 +131,22 @@ NOT_STORED = frozenset(
         b"warning",
     ]
 )
-_FIELDS_BUDGET = 1600  # octets; the rest of the metadata has to fit beside them
-_ESSENTIAL = frozenset(
+_FIELDS_BUDGET = 1600  # bytes; what is more has to do without the dispensable ones
+# Fields that neither a body nor a client needs: what servers say of themselves, and of single transfers.
+_DISPENSABLE = frozenset(
     [
-        b"cache-control",
-        b"content-disposition",
-        b"content-encoding",
-        b"content-type",
-        b"date",
-        b"docker-content-digest",
-        b"etag",
-        b"expires",
-        b"last-modified",
-        b"vary",
+        *(
+            b"cf-cache-status",
+            b"cf-ray",
+            b"content-security-policy",
+            b"content-security-policy-report-only",
+            b"expect-ct",
+        ),
+        *(b"feature-policy", b"nel", b"p3p", b"permissions-policy", b"report-to", b"reporting-endpoints", b"server"),
+        *(b"server-timing", b"traceparent", b"tracestate", b"x-amz-cf-id", b"x-amz-cf-pop", b"x-amz-id-2"),
+        *(b"x-amz-request-id", b"x-cache", b"x-cache-hits", b"x-correlation-id", b"x-fastly-request-id"),
+        *(b"x-github-request-id", b"x-guploader-uploadid", b"x-powered-by", b"x-request-id", b"x-runtime"),
+        *(b"x-served-by", b"x-timer", b"x-trace-id", b"x-xss-protection"),
     ]
 )
 
@@ -184,11 +187,11 @@ def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
 
 
 def stored_fields(response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
-    """The fields that are kept with the representation; what does not fit goes, the inessential first."""
+    """The fields that are kept with the representation: all but those that nothing depends on, where there are many."""
     fields = list(response.headers.end_to_end().without(NOT_STORED))
     if b"date" not in response.headers:
         fields.append((b"Date", values.format_date(now)))  # RFC 9110 §6.6.1
-    return within_budget(fields)
+    return without_dispensable(fields)
 
 
 def initial_age(response: ResponseHead, asked_at: float, now: float) -> float:
@@ -222,16 +225,16 @@ def varies(request: RequestHead, vary: Iterable[FieldText]) -> bool:
     return any(_normal(request.headers.get(name.encode("latin-1"))) != value for name, value in vary)
 
 
-def within_budget(fields: List[Field]) -> Tuple[FieldText, ...]:
-    """The fields that there is room for, the essential ones first."""
-    kept = []
-    room = _FIELDS_BUDGET
-    for essential in (True, False):
-        for position, (name, value) in enumerate(fields):
-            if (name.lower() in _ESSENTIAL) is essential and len(name) + len(value) <= room:
-                room -= len(name) + len(value) + 8
-                kept.append((position, (name.decode("latin-1"), value.decode("latin-1"))))
-    return tuple(field for _, field in sorted(kept))
+def without_dispensable(fields: List[Field]) -> Tuple[FieldText, ...]:
+    """All fields or, where they are many, those that something depends on; whether they fit is for the store to say."""
+    if not fits(fields):
+        fields = [field for field in fields if field[0].lower() not in _DISPENSABLE]
+    return tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
+
+
+def fits(fields: Iterable[Field]) -> bool:
+    """Whether there is room for the rest of the metadata beside these fields."""
+    return sum(len(name) + len(value) + 8 for name, value in fields) <= _FIELDS_BUDGET
 
 
 def _normal(value: Optional[bytes]) -> str:

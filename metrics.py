@@ -32,7 +32,10 @@ class Counter(enum.Enum):
     STORED_OCTETS = ("stored_bytes", "Octets that were put into the cache")
     EVICTED = ("evicted", "Objects that were removed to make room")
     RELAYED = ("relayed", "Responses relayed without being kept")
-    UNSTORABLE = ("unstorable", "Requests relayed because their object cannot have a name in the cache")
+    UNSTORABLE = (
+        "unstorable",
+        "Requests relayed because their object cannot be kept: for its name, its metadata, or want of room",
+    )
     TUNNELS = ("tunnels", "Connections carried blind")
     INTERCEPTED = ("intercepted", "Connections that were intercepted")
     SLOW_DISK = ("slow_disk", "Times that the cache's disk took too long to answer")

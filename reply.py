@@ -39,6 +39,7 @@ class Reply:
         self.status = 0
         self.octets = 0  # of body sent so far
         self.note = ""  # how the cache took part: parameters of Cache-Status (RFC 9211)
+        self.outcome = ""  # the same for the log, where more is known at the end
 
     @property
     def started(self) -> bool:

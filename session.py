@@ -423,7 +423,7 @@ class Session:
         finally:
             level = logging.DEBUG if isinstance(decision, Intercept) else logging.INFO
             line = f"{self._client} {one_line(head.method)} {what} {reply.status} {reply.octets}"
-            _log.log(level, "%s %.3fs %s", line, time.monotonic() - started, remark or reply.note)
+            _log.log(level, "%s %.3fs %s", line, time.monotonic() - started, remark or reply.outcome or reply.note)
         if body.complete or (reply.persistent and body.drain(_UNREAD_AT_MOST)):
             return reply.persistent
         self._stream.linger(_LINGER)

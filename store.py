@@ -34,6 +34,7 @@ from room import FOLDER_SIZE, Growth, Limits, Room
 
 ATTRIBUTE = "user.dduct"
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
+_RESERVED = 128  # bytes of it for what a growing file does not say yet: its hash, and the boot
 _FORMAT = 1
 _REMEMBERED_AT_MOST = 512  # characters of a name whose places are remembered
 ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
@@ -134,9 +135,9 @@ class Record:
 
     def encode(self) -> bytes:
         """The attribute's octets; raises Unstorable where they would be too many."""
-        data = json.dumps({"v": _FORMAT, **asdict(self)}, separators=(",", ":")).encode()
-        if len(data) > ATTRIBUTE_LIMIT:
-            raise Unstorable(f"metadata of {len(data)} octets")
+        data = json.dumps({"v": _FORMAT, **asdict(self)}, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(data) + (0 if self.complete else _RESERVED) > ATTRIBUTE_LIMIT:
+            raise Unstorable(f"its metadata takes {len(data)} bytes, and {ATTRIBUTE_LIMIT - _RESERVED} are the most")
         return data
 
     @staticmethod

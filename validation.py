@@ -6,10 +6,10 @@ Values in, a value out, as in `freshness`.
 from __future__ import annotations
 
 import re
-from typing import List, Optional, Tuple
+from typing import Iterable, List, Optional, Tuple
 
 import values
-from freshness import NOT_STORED, FieldText, within_budget
+from freshness import NOT_STORED, FieldText, fits, without_dispensable
 from http1 import Field, Headers, ResponseHead
 
 # --- validation ---------------------------------------------------------------------------------
@@ -147,11 +147,27 @@ _NOT_UPDATED = frozenset([b"content-encoding", b"content-range", b"content-type"
 
 
 def updated_fields(fields: Headers, response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
-    """The stored fields after a 304: its own replace those of the same name (RFC 9111 §3.2)."""
+    """The stored fields after a 304: its own replace those of the same name (RFC 9111 §3.2).
+
+    Where they would be too many, those alone that say how long it is good; the object stays what it is.
+    """
     fresh = response.headers.end_to_end().without(_NOT_UPDATED)
     kept = fields.without([*(name.lower() for name, _ in fresh), b"date"])
     date = [] if b"date" in fresh else [(b"Date", values.format_date(now))]
-    return within_budget([*kept, *fresh, *date])
+    merged = without_dispensable([*kept, *fresh, *date])
+    if fits(_as_bytes(merged)):
+        return merged
+    renewing = [field for field in fresh if field[0].lower() in _RENEWING and len(field[1]) <= _RENEWING_AT_MOST]
+    kept = fields.without([*(name.lower() for name, _ in renewing), b"date"])
+    return without_dispensable([*kept, *renewing, *date])
+
+
+def _as_bytes(fields: Iterable[FieldText]) -> Iterable[Field]:
+    return ((name.encode("latin-1"), value.encode("latin-1")) for name, value in fields)
+
+
+_RENEWING = frozenset([b"cache-control", b"date", b"expires", b"etag", b"last-modified"])
+_RENEWING_AT_MOST = 256  # bytes of one such value
 
 
 def weak(etag: bytes) -> bytes:
