@@ -23,7 +23,7 @@ else:
 
 import config_values as read
 from config_paths import misplaced
-from config_values import Address, ParentProxy
+from config_values import FILTERS, Address, ParentProxy
 from moving_names import VOLATILE
 
 
@@ -130,17 +130,7 @@ _SCHEMA = (
     _Key(
         "proxy",
         "filters",
-        [
-            r"^/v2/.*/blobs/sha256:(?P<sha256>[0-9a-f]{64})$",
-            r"/by-hash/SHA256/(?P<sha256>[0-9a-f]{64})$",
-            r"/by-hash/SHA512/(?P<sha512>[0-9a-f]{128})$",
-            r"^/packages/(?P<blake2b>[0-9a-f]{2})/(?P<blake2b_2>[0-9a-f]{2})/(?P<blake2b_3>[0-9a-f]{60})"
-            r"/[^/]+\.(?:whl|tar\.gz|zip|tar\.bz2|egg)$",
-            r"^/.*\.(?:apk|deb|rpm)$",
-            r"^/.*\.(?:whl|crate)$",
-            r"^/.*\.(?:tar|tbz|tgz|txz)$",
-            r"^/.*\.(?:7z|bz2|gz|xz|zip|zst)$",
-        ],
+        list(FILTERS),
         read.list_of(read.filter_pattern),
     ),
     _Key("proxy", "idle_timeout", "60s", read.seconds),
@@ -240,14 +230,28 @@ def load(path: Path, home: Path) -> Config:
     Relative paths in it are relative to its own directory; what it leaves out is as in `defaults(home)`.
     """
     try:
-        document = tomllib.loads(path.read_bytes().decode())
+        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows put a byte order mark before it
+        document = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error})") from error
+        raise ConfigError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     except (ValueError, RecursionError) as error:  # numbers may be too long, and lists too deep
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+        raise ConfigError(f"{path}: not TOML: {error}{_key_at(text, str(error))}") from error
     return _build(document, path.resolve().parent, home, path)
+
+
+def _key_at(text: str, error: str) -> str:
+    """Which key a complaint about TOML is about. Its value is not shown, for it may be a password."""
+    match = re.search(r"at line ([0-9]+)", error)
+    lines = text.splitlines()
+    if match is None or not 0 < int(match.group(1)) <= len(lines):
+        return ""
+    key = re.match(r"\s*([A-Za-z0-9_.-]+)\s*=", lines[int(match.group(1)) - 1])
+    if key is None:
+        return ""
+    twice = "; is it there twice?" if "overwrite" in error or "twice" in error else ""
+    return f", in the line of {read.short(key.group(1))}{twice}"
 
 
 def _build(document: Mapping[str, Any], base: Path, home: Path, source: Optional[Path]) -> Config:
@@ -280,7 +284,10 @@ def _strangers(document: Mapping[str, Any]) -> Iterator[str]:
     """What the document holds that no key in the schema stands for, one line each."""
     keys = [f"{key.section}.{key.name}" for key in _SCHEMA]
     for section, content in document.items():
-        if section not in _SECTIONS:
+        homes = [key.section for key in _SCHEMA if key.name == section]
+        if homes and section not in _SECTIONS:
+            yield f"{section} stands outside of all sections: expected below [{homes[0]}]"
+        elif section not in _SECTIONS:
             known = [*_SECTIONS, *(key.name for key in _SCHEMA)]
             yield f"unknown section or key {read.brief(section)}{_nearest(section, known)}"
         elif not isinstance(content, dict):
@@ -299,6 +306,11 @@ def _misfits(config: Config, home: Path) -> Iterator[str]:
         "this file": config.source,
     }
     yield from misplaced(config.misc.cert_dir, config.misc.file_dir, home, files)
+    if _collide(config.proxy.tcp_bind, config.proxy.tls_bind):
+        yield (
+            f"proxy.tcp_bind = '{config.proxy.tcp_bind}' and proxy.tls_bind = '{config.proxy.tls_bind}' are the same: "
+            "expected two ports, or '' for one of them"
+        )
     if config.proxy.tcp_bind is None and config.proxy.tls_bind is None:
         yield "proxy.tcp_bind and proxy.tls_bind are both '': expected at least one address"
     certs = config.certs
@@ -312,6 +324,12 @@ def _misfits(config: Config, home: Path) -> Iterator[str]:
             yield f"certs.{name} = {read.brief(value)}: expected a host name (certs.name_constraints, or no SANs)"
     if certs.name_constraints:
         yield from _too_many_constraints(certs)
+
+
+def _collide(one: Optional[Address], other: Optional[Address]) -> bool:
+    if one is None or other is None or one.port != other.port or not one.port:
+        return False
+    return one.host == other.host or "0.0.0.0" in (one.host, other.host)
 
 
 def comparisons(certs: Certs) -> int:

@@ -17,9 +17,23 @@ from typing import Any, Callable, Optional, Tuple
 from urllib.parse import unquote
 
 import patterns
+from moving_names import VOLATILE
 from request_fields import covers_credentials
 
 HASHES = ("sha256", "sha512", "blake2b", "sha1", "md5")
+FILTERS = (
+    r"^/v2/.*/blobs/sha256:(?P<sha256>[0-9a-f]{64})$",
+    r"/by-hash/SHA256/(?P<sha256>[0-9a-f]{64})$",
+    r"/by-hash/SHA512/(?P<sha512>[0-9a-f]{128})$",
+    r"^/packages/(?P<blake2b>[0-9a-f]{2})/(?P<blake2b_2>[0-9a-f]{2})/(?P<blake2b_3>[0-9a-f]{60})"
+    r"/[^/]+\.(?:whl|tar\.gz|zip|tar\.bz2|egg)$",
+    r"^/.*\.(?:apk|deb|rpm)$",
+    r"^/.*\.(?:whl|crate)$",
+    r"^/.*\.(?:tar|tbz|tgz|txz)$",
+    r"^/.*\.(?:7z|bz2|gz|xz|zip|zst)$",
+)
+# Tried by the tests: to try them again at each start would take it two seconds.
+_KNOWN_AS_QUICK = frozenset((*VOLATILE, *FILTERS))
 LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
 
@@ -72,7 +86,9 @@ def brief(value: Any) -> str:
 
 def string(value: Any, _: Path) -> str:
     """Any printable text."""
-    if not isinstance(value, str) or not value.isprintable():
+    if not isinstance(value, str):
+        raise Expected("a string, in quotes")
+    if not value.isprintable():
         raise Expected("a string without control characters")
     return value
 
@@ -135,12 +151,14 @@ _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+)):([0-9]{1,5})")
 
 def address(value: Any, base: Path) -> Optional[Address]:
     """Where to listen, or '' for nowhere."""
+    if not isinstance(value, str):
+        raise Expected("'host:port' in quotes, such as '127.0.0.1:8000', or '' to switch it off")
     text = string(value, base)
     if not text:
         return None
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match.group(3)) > 65535:
-        raise Expected("'host:port', '[ipv6]:port', or '' to switch it off")
+        raise Expected("'host:port' such as '127.0.0.1:8000', '[ipv6]:port', or '' to switch it off")
     literal, name, port = match.groups()
     try:
         if literal is not None:
@@ -172,7 +190,7 @@ def seconds(value: Any, _: Path) -> float:
     """A time."""
     found = _duration(value)
     if found is None or found < _SHORTEST:
-        raise Expected("a time such as '30s', '5m', '2h' or '1d', above 0 and up to 30 days")
+        raise Expected("a time such as '30s', '5m', '2h' or '1d' (units are s, m, h, d), above 0 and up to 30 days")
     return found
 
 
@@ -195,7 +213,8 @@ def size(value: Any, _: Path) -> Optional[int]:
         return None
     match = _SIZE.fullmatch(_written(value, str, int))
     if match is None:
-        raise Expected("a size such as '500M', '20G' or '1T', or '' for none")
+        share = ", and no share of the disk (%)" if isinstance(value, str) and "%" in value else ""
+        raise Expected(f"a size such as '500M', '20G' or '1T', or '' for none{share}")
     octets = float(match.group(1)) * _SIZES[match.group(2).upper()]
     if octets >= 2**63:
         raise Expected("a size below 8388608T")
@@ -206,7 +225,7 @@ def seconds_or_none(value: Any, _: Path) -> float:
     """A time that may be 0."""
     found = _duration(value)
     if found is None or 0 < found < _SHORTEST:
-        raise Expected("a time such as '30s', '5m', '2h' or '1d', up to 30 days, or 0")
+        raise Expected("a time such as '30s', '5m', '2h' or '1d' (units are s, m, h, d), up to 30 days, or 0")
     return found
 
 
@@ -246,8 +265,23 @@ def host_pattern(value: Any, base: Path) -> str:
     name = string(value, base).lower().rstrip(".")
     plain = name[2:] if name.startswith("*.") else name
     if not plain or len(plain) > 253 or not all(map(_LABEL.fullmatch, plain.split("."))):
-        raise Expected("a host name or '*.name', without scheme, port and path")
+        raise Expected(f"a host name or '*.name', without scheme, port and path{_hint(name)}")
     return name
+
+
+def _hint(name: str) -> str:
+    """What was probably meant by what is no host name."""
+    if name in ("*", "*.*"):
+        return "; all hosts at once cannot be listed"
+    if not name.isascii():
+        try:
+            return f"; in its ASCII form: '{name.encode('idna').decode()}'"
+        except UnicodeError:
+            return ", in its ASCII form (xn--…)"
+    host = re.sub(r"^[a-z][a-z0-9+.-]*://|[/?#].*|:[0-9]*$", "", re.sub(r"(?<=[^/:])[/?#].*", "", name))
+    if "*" in host[1:]:
+        return "; a '*' stands for everything before a name, and nowhere else"
+    return f"; did you mean '{host}'?" if _LABEL.fullmatch(host.replace("*.", "", 1).partition(".")[0]) else ""
 
 
 def ip(value: Any, base: Path) -> str:
@@ -324,7 +358,7 @@ def path_pattern(value: Any, base: Path) -> re.Pattern[str]:
         pattern = re.compile(text)
     except (re.error, ValueError, OverflowError, RecursionError) as error:
         raise Expected(f"a regular expression ({error})") from None
-    slow = patterns.too_slow(text)
+    slow = None if value in _KNOWN_AS_QUICK else patterns.too_slow(text)
     if slow is not None:
         raise Expected(
             f"a regular expression that is quick on any path, not one that would stop dduct on {short(slow)!r}: "

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
-import argparse
+import sys
+
+if sys.version_info < (3, 9):  # noqa: UP036 - it is what tells those who have an older one
+    sys.exit("dduct: Python 3.9 or newer is needed, and this is %d.%d" % sys.version_info[:2])  # noqa: UP031
+
 import fcntl
 import getpass
 import logging
@@ -12,7 +16,6 @@ import resource
 import select
 import signal
 import stat
-import sys
 import termios
 import threading
 import time
@@ -20,15 +23,31 @@ from functools import lru_cache
 from pathlib import Path
 from typing import List, Optional
 
-import config as configuration
-import verify
-from access import AccessError, hash_password
-from certs import CertificateError
-from config import Config, ConfigError
-from notify import Manager
-from redaction import without_queries
-from server import Server, StartError, worker_count
-from workers import SIGNALS, STOP, Workers, follow_parent, wait_for_signal
+try:
+    import arguments as command_line
+    import config as configuration
+    import config_checks
+    import verify
+    from access import AccessError, hash_password
+    from certs import CertificateError
+    from config import Config, ConfigError
+    from notify import Manager
+    from redaction import without_queries
+    from server import Server, StartError, worker_count
+    from workers import SIGNALS, STOP, Workers, follow_parent, wait_for_signal
+except ImportError as error:
+    _PACKAGES = {
+        "cryptography": "apt install python3-cryptography, dnf install python3-cryptography, apk add py3-cryptography",
+        "_cffi_backend": "apt install python3-cffi-backend, dnf install python3-cffi, apk add py3-cffi",
+        "tomli": "apt install python3-tomli, dnf install python3-tomli, apk add py3-tomli",
+    }
+    _missing = (error.name or "").partition(".")[0]
+    if _missing in _PACKAGES:
+        sys.exit(
+            f"dduct: the Python package {_missing} is missing or too old for {sys.executable}: {_PACKAGES[_missing]}, "
+            f"or {sys.executable} -m pip install {'cffi' if _missing[0] == '_' else _missing}"
+        )
+    sys.exit(f"dduct: this copy of dduct, or the Python that runs it, is not whole: {error}")
 
 VERSION = "0.1.0"
 
@@ -113,32 +132,6 @@ def home() -> Path:
     return place.parent if place.is_file() else place
 
 
-def _arguments(arguments: Optional[List[str]]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dduct",
-        description="HTTP(S) man-in-the-middle caching proxy for clusters, CI and labs.",
-    )
-    parser.add_argument(
-        "--cfg",
-        metavar="FILE",
-        nargs="?",
-        const=str(home() / "dduct.toml"),
-        help="configuration file (without FILE: dduct.toml beside the program)",
-    )
-    parser.add_argument("--fix", action="store_true", help="with verify: remove what is damaged")
-    parser.add_argument("--check", action="store_true", help="validate the configuration, print it and exit")
-    parser.add_argument(
-        "command",
-        nargs="?",
-        choices=["passwd", "verify"],
-        help="passwd USER: ask for a password, print USER's line of an auth_file; "
-        "verify: compare every stored object with its hash (with --fix: and remove the damaged ones)",
-    )
-    parser.add_argument("user", metavar="USER", nargs="?", help=argparse.SUPPRESS)
-    parser.add_argument("--version", action="version", version=f"dduct {VERSION}")
-    return parser.parse_args(arguments)
-
-
 def _load(path: Optional[str]) -> Config:
     """The configuration named on the command line, else the one beside the program, else the defaults."""
     beside = home() / "dduct.toml"
@@ -183,6 +176,24 @@ def _verify(root: Path, fix: bool) -> int:
     line = f"{findings.right} right, {findings.damaged} damaged ({findings.removed} removed)"
     print(f"{line}, {findings.foreign} without a hash; {findings.octets / 1e6:.1f} MB")
     return 0 if findings.damaged == findings.removed else 1
+
+
+def _check(config: Config) -> int:
+    """The whole of `--check`; the exit status. What a start would refuse is refused here, in the same words."""
+    try:
+        concerns = config_checks.rehearse(config)
+    except (CertificateError, StartError) as error:
+        print(f"dduct: {error}", file=sys.stderr)
+        return 1
+    for line in (*config_checks.warnings(config), *concerns):
+        print(f"dduct: warning: {line}", file=sys.stderr)
+    print(configuration.describe(config))
+    return 0
+
+
+def _warn(config: Config) -> None:
+    for line in config_checks.warnings(config):
+        _log.warning("%s", line)
 
 
 class _Bar:
@@ -236,7 +247,7 @@ def _start_log(level: str) -> None:
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run dduct until a signal ends it; the exit status: 0 in good order, 1 cannot start, 2 bad usage."""
-    options = _arguments(arguments)
+    options = command_line.parse(arguments, home(), VERSION)
     if options.command == "passwd":
         return _print_user(options.user)
     try:
@@ -247,8 +258,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     if options.command == "verify":
         return _verify(config.misc.file_dir, options.fix)
     if options.check:
-        print(configuration.describe(config))
-        return 0
+        return _check(config)
     _start_log(config.misc.log_level)
     os.umask(0o077)  # what needs authorisation is not for other users of this machine
     _prepare_for_crowds()
@@ -258,6 +268,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except (CertificateError, StartError) as error:
         print(f"dduct: {error}", file=sys.stderr)
         return 1
+    _warn(config)
     for address in server.addresses:
         _log.info("Listening on %s", address)
     return _Program(server, options.cfg, Manager()).run(worker_count(config))
@@ -317,6 +328,7 @@ class _Program:
             self._manager.ready()
         logging.getLogger("dduct").setLevel(_LEVELS[config.misc.log_level])
         if not self._is_one_of_several:
+            _warn(config)
             _log.info("Reloaded the configuration")
         return True
 

@@ -306,10 +306,29 @@ def translated(error: BaseException, what: str, key: str = "proxy.connect_timeou
         return UpstreamError(str(error), error.status)
     if isinstance(error, ssl.SSLCertVerificationError):
         remedy = "name its authority in proxy.upstream_ca, or the host in proxy.upstream_insecure"
+        if error.verify_code in _NAME_MISMATCHES:
+            remedy = "ask for a name that it is for, or put the host into proxy.upstream_insecure"
+        elif error.verify_code in _WRONG_TIMES:
+            remedy = "its owner has to renew it; or is this machine's clock wrong?"
         return UpstreamError(f"{what}: {error.verify_message.rstrip('.')}; {remedy}")
+    if isinstance(error, ssl.SSLError):
+        return UpstreamError(f"{what}: {_say_tls(error)}")
     if isinstance(error, socket.timeout):
         return UpstreamError(f"{what}: nothing for too long ({key})", 504)
     return UpstreamError(f"{what}: {_say(error)}")
+
+
+_NAME_MISMATCHES = (62, 63, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, _EMAIL_, _IP_ADDRESS_
+_WRONG_TIMES = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+
+
+def _say_tls(error: ssl.SSLError) -> str:
+    """What OpenSSL says, without its own places; https towards what speaks http is the usual mistake."""
+    reason = error.reason or str(error)
+    if reason in _NO_TLS:
+        return "it does not speak TLS there (is it http, or another port?)"
+    return reason.lower().replace("_", " ")
 
 
 def _say(error: BaseException) -> str:

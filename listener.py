@@ -97,6 +97,17 @@ class Threads:
             return None
 
 
+def binding_remedy(error: OSError, port: int) -> str:
+    """What to do about an address that cannot be bound, as the end of a line; nothing where that is unknown."""
+    if error.errno == errno.EADDRINUSE:
+        return f"; another process has it (ss -ltnp 'sport = :{port}' says which)"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "; no interface of this machine has that address (ip addr says which there are)"
+    if error.errno == errno.EACCES and port < 1024:
+        return "; ports below 1024 take root or CAP_NET_BIND_SERVICE"
+    return ""
+
+
 def bind(host: str, port: int) -> socket.socket:
     """A listening socket that several processes may accept from. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(

@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 # Before Python 3.11 they had other names; typeshed knows neither.
@@ -60,6 +61,7 @@ class Probe:
         return self.start + self.unit * repetitions + self.end
 
 
+@lru_cache(maxsize=512)  # every reload reads the same ones again
 def too_slow(text: str) -> Optional[str]:
     """A path on which a filter takes too long, as `start` and its repeated unit; None for a filter without one.
 

@@ -29,7 +29,7 @@ from grants import Grants
 from hot import Hot
 from idle import Idle
 from leaves import LeafStore
-from listener import Listener, Threads, bind
+from listener import Listener, Threads, bind, binding_remedy
 from metrics import Counter, Counters
 from origin_tls import TlsSettings, UnusableCertificate
 from places import Places
@@ -220,7 +220,7 @@ class Server:
             ),
             hot=Hot(self.cache.disk),
             leaves=leaves,
-            access=_access(config),
+            access=open_access(config),
             about=_about(config, self._authority.pem),
             tls=self._tls_context(config),
             tls_valid_from=self._files.server_valid_from(),
@@ -268,7 +268,8 @@ class Server:
             try:
                 sock = bind(address.host, address.port)
             except OSError as error:
-                raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}") from error
+                remedy = binding_remedy(error, address.port)
+                raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}{remedy}") from error
             self._listeners.append(
                 Listener(sock, self._threads, partial(self.connections.accept, encrypted), self._idle)
             )
@@ -338,7 +339,8 @@ class Server:
         self._evictor.look()
 
 
-def _access(config: Config) -> Access:
+def open_access(config: Config) -> Access:
+    """Who may come in. Raises StartError."""
     try:
         users = None if config.proxy.auth_file is None else Users(config.proxy.auth_file)
     except AccessError as error:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 from support.client import Client, wait_until
@@ -138,6 +138,124 @@ def test_without_any_file_there_are_defaults(tmp_path: Path) -> None:
     assert run("--cfg", "--check", program=tmp_path / "dduct.py").returncode == 2
 
 
+MISUNDERSTOOD = {
+    ("--cfg", "verify"): "write verify first and --cfg FILE after it",
+    ("--cfg", "passwd", "nina"): "write passwd first",
+    ("--cfg=verify",): "verify is no file",
+    ("--cfg", "check"): "write --check first",
+    ("--config", "dduct.toml"): "there is no option --config; did you mean --cfg FILE?",
+    ("--config=dduct.toml",): "did you mean --cfg FILE?",
+    ("-c", "dduct.toml"): "there is no option -c; did you mean --cfg FILE?",
+    ("--chek",): "did you mean --check?",
+    ("-V",): "did you mean --version?",
+    ("--verify",): "did you mean verify?",
+    ("check",): "there is no command check; did you mean --check?",
+    ("help",): "did you mean --help?",
+    ("verfy",): "did you mean verify?",
+    ("some.toml",): "did you mean --cfg some.toml?",
+    ("verify", "files"): "verify takes no files",
+    ("--fix",): "did you mean verify --fix?",
+    ("--check", "verify"): "--check does not go with verify",
+    ("frobnicate",): "there is no command frobnicate",
+}
+
+
+@pytest.mark.parametrize("arguments", list(MISUNDERSTOOD), ids=" ".join)
+def test_a_command_line_that_is_wrong_is_told_what_was_probably_meant(
+    arguments: Tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        dduct.main(list(arguments))
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and said.out == ""
+    assert said.err.startswith("dduct: ") and said.err.count("\n") == 1
+    assert MISUNDERSTOOD[arguments] in said.err
+
+
+HIDING = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {name!r}:
+            raise ModuleNotFoundError("No module named " + name, name=name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.mark.parametrize("name", ["cryptography", "leaves"])
+@pytest.mark.parametrize("arguments", [[], ["--check"], ["--version"]], ids=" ".join)
+def test_a_package_that_is_missing_is_one_line(tmp_path: Path, name: str, arguments: List[str]) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HIDING.format(name=name))
+    command = [sys.executable, str(ROOT / "dduct.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("dduct: ") and name in done.stderr
+    assert name != "cryptography" or all(word in done.stderr for word in ("apt install", "dnf install", "pip install"))
+
+
+# --- check ------------------------------------------------------------------------------------------
+
+
+def everything(directory: Path) -> Dict[str, Tuple[int, int]]:
+    return {str(path): (path.lstat().st_mode, path.lstat().st_mtime_ns) for path in directory.rglob("*")}
+
+
+def both(configuration: Path) -> str:
+    """What --check says, and a start in the same words and with the same status; the former touches nothing."""
+    before = everything(configuration.parent)
+    check = run("--cfg", configuration, "--check")
+    assert everything(configuration.parent) == before
+    start = run("--cfg", configuration)
+    assert check.returncode == start.returncode != 0
+    assert check.stdout == "" and check.stderr.count("\n") == 1
+    assert check.stderr == start.stderr.splitlines(keepends=True)[-1]
+    return check.stderr
+
+
+def spoil(configuration: Path, name: str, text: str) -> None:
+    (configuration.parent / name).write_text(text)
+
+
+def lose_authority(configuration: Path) -> None:
+    for name in ("ca.key", "ca.crt"):
+        (configuration.parent / "certs" / name).unlink()
+
+
+BROKEN: Dict[str, Tuple[Callable[[Path], object], Dict[str, Any], str]] = {
+    "upstream_ca": (lambda c: spoil(c, "x.pem", "hello\n"), {"upstream_ca": "x.pem"}, "proxy.upstream_ca"),
+    "auth_file": (lambda c: spoil(c, "users", "nina:secret\n"), {"auth_file": "users"}, "proxy.auth_file"),
+    "ca.key": (lambda c: spoil(c, "certs/ca.key", "x"), {}, "ca.key"),
+    "lost authority": (lose_authority, {}, "backup"),
+    "file_dir": (lambda c: spoil(c, "files", ""), {}, "misc.file_dir"),
+    "an address": (lambda _: None, {"tcp_bind": "192.0.2.1:8000"}, "proxy.tcp_bind"),
+}
+
+
+@pytest.mark.parametrize("what", list(BROKEN))
+def test_check_refuses_what_a_start_would_in_the_same_words(configuration: Path, what: str) -> None:
+    prepare, proxy, named = BROKEN[what]
+    prepare(configuration)
+    assert named in both(write(configuration.parent, **proxy))
+
+
+def test_check_does_not_mind_a_dduct_that_runs(configuration: Path, start: Callable[[Path], Process]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path = write(configuration.parent, tcp_bind=f"127.0.0.1:{port}")
+        assert run("--cfg", path, "--check").returncode == 0
+
+
+def test_a_warning_is_told_by_check_and_logged_at_start(configuration: Path, start: Callable[[Path], Process]) -> None:
+    path = write(configuration.parent, filters=[])
+    done = run("--cfg", path, "--check")
+    assert done.returncode == 0 and "filters = []" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("dduct: warning: proxy.filters = []")
+    (logged,) = start(path).wait_for("proxy.filters = []")
+    assert " WARN " in logged and logged.endswith(line[len("dduct: warning: ") :])
+
+
 # --- start ------------------------------------------------------------------------------------------
 
 
@@ -185,7 +303,8 @@ def test_a_port_in_use_is_one_line_and_status_1(tmp_path: Path, configuration: P
         done = run("--cfg", write(tmp_path, **keys))
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
-    assert last == f"dduct: proxy.{key} 127.0.0.1:{port} cannot be bound: Address already in use"
+    said = f"dduct: proxy.{key} 127.0.0.1:{port} cannot be bound: Address already in use; another process has it "
+    assert last == f"{said}(ss -ltnp 'sport = :{port}' says which)"
 
 
 def test_unusable_directories_are_one_line_and_status_1(tmp_path: Path, configuration: Path) -> None:

@@ -372,7 +372,7 @@ def test_other_common_names_are_free(tmp_path: Path, certs: str) -> None:
         ("[proxy]\ntcp_bid = ''\n", "unknown key proxy.tcp_bid; did you mean proxy.tcp_bind?"),
         ("[certs]\nserver_dns_san = []\n", "did you mean certs.server_dns_sans?"),
         ("[proxi]\n", "did you mean proxy?"),
-        ("tcp_bind = ''\n", "unknown section or key 'tcp_bind'; did you mean tcp_bind?"),
+        ("tcp_bind = ''\n", "tcp_bind stands outside of all sections: expected below [proxy]"),
         ("[zzz]\n", "unknown section or key 'zzz'"),
         ("misc = 5\n", "misc = 5: expected a section"),
         ("[proxy]\ntcp_bind = ''\ntls_bind = ''\n", "expected at least one address"),
@@ -536,3 +536,32 @@ def test_more_constrained_hosts_than_openssl_verifies_are_refused(tmp_path: Path
     line = complaint(tmp_path, text)
     assert line.startswith(f"certs.name_constraints = true with {count + 1} hosts: expected at most ")
     load(tmp_path, text.replace("true", "false"))
+
+
+# --- what was probably meant ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[proxy]\ntcp_bind = 8000\n", "127.0.0.1:8000"),
+        ("[proxy]\nfilters = ['x']\nfilters = ['x']\n", "in the line of filters; is it there twice?"),
+        ("[certs]\np12_pass = 'hush\nca_cn = 'x'\n", "in the line of p12_pass"),
+        ("[cache]\nmax_size = '10%'\n", "no share of the disk (%)"),
+        ("[cache]\nfresh_for = '1w'\n", "units are s, m, h, d"),
+        ("[certs]\nserver_dns_sans = ['bücher.de']\n", "'xn--bcher-kva.de'"),
+        ("[certs]\nserver_dns_sans = ['*']\n", "all hosts at once cannot be listed"),
+        ("[certs]\nserver_dns_sans = ['a.*.com']\n", "a '*' stands for everything before a name"),
+        ("[certs]\nserver_dns_sans = ['https://a.test/x']\n", "did you mean 'a.test'?"),
+        ("[certs]\nserver_dns_sans = ['a.test:443']\n", "did you mean 'a.test'?"),
+        ("[proxy]\ntcp_bind = '127.0.0.1:80'\ntls_bind = '127.0.0.1:80'\n", "are the same"),
+        ("[proxy]\ntcp_bind = '127.0.0.1:80'\ntls_bind = '0.0.0.0:80'\n", "are the same"),
+    ],
+)
+def test_an_error_says_what_was_probably_meant(tmp_path: Path, text: str, said: str) -> None:
+    line = complaint(tmp_path, text)
+    assert said in line and "hush" not in line
+
+
+def test_a_byte_order_mark_is_taken(tmp_path: Path) -> None:
+    assert load(tmp_path, "\ufeff[certs]\nca_cn = 'marked'\n").certs.ca_cn == "marked"

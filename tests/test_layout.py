@@ -20,7 +20,7 @@ ROOMS: Dict[str, Set[str]] = {
     "remembering": set(),
     "headers": {"remembering"},
     "request_fields": {"headers"},
-    "config_values": {"patterns", "request_fields"},
+    "config_values": {"moving_names", "patterns", "request_fields"},
     "config": {"config_values", "config_paths", "moving_names"},
     "http1": {"headers"},
     "values": {"remembering"},
@@ -226,9 +226,22 @@ ROOMS: Dict[str, Set[str]] = {
         "upstream",
     }
     | {"evict", "filler", "session", "hot", "setup_page"},
+    "config_checks": {"certs", "config", "config_values", "listener", "origin_tls", "server"},
     "notify": set(),
     "workers": set(),
-    "dduct": {"redaction", "access", "config", "certs", "notify", "server", "verify", "workers"},
+    "arguments": set(),
+    "dduct": {
+        "arguments",
+        "config_checks",
+        "redaction",
+        "access",
+        "config",
+        "certs",
+        "notify",
+        "server",
+        "verify",
+        "workers",
+    },
 }
 THIRD_PARTY = {"cryptography", "tomli"}
 # The edge of every thread, process, idle connection and reload.

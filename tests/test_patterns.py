@@ -10,7 +10,9 @@ import pytest
 
 import config as configuration
 import policy
+from config_values import FILTERS
 from http1 import parse_absolute
+from moving_names import VOLATILE
 from patterns import LONGEST_PATH, too_slow
 
 DEFAULTS = configuration.defaults(Path("/")).proxy.filters
@@ -88,3 +90,9 @@ def test_a_path_of_more_than_was_tried_has_no_name() -> None:
     ):
         target = parse_absolute(b"http://origin.test" + path.encode())
         assert (policy.storage_name(target, naming) is not None) is named
+
+
+@pytest.mark.parametrize("text", (*VOLATILE, *FILTERS))
+def test_what_is_shipped_is_quick(text: str) -> None:
+    """A start takes that for granted."""
+    assert too_slow(text) is None
