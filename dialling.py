@@ -55,6 +55,10 @@ class OwnMachine(UpstreamError):
         super().__init__(f"{reason}; to open it to all: proxy.allow_own = ['{authority}']", 403)
 
 
+class Unanswered(UpstreamError):
+    """The origin was reached, and hung up, sent no HTTP, or nothing in time; another request may fare better."""
+
+
 @dataclass(frozen=True)
 class Parent:
     """Another proxy, over TLS or not; `credentials` are its Basic `user:password`."""

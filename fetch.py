@@ -20,6 +20,7 @@ import hot
 import selection
 import validation
 from addresses import Reach
+from asking import Asker, Retries
 from cache import Follow, Hit, Lead
 from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
@@ -39,11 +40,13 @@ from reply import Reply
 from revalidation import revalidate
 from selection import Selection
 from store import Entry, Lost, Metadata, Unstorable
-from upstream import Exchange, Purpose, UpstreamError
+from upstream import Exchange, Purpose, Unanswered, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
 _CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks fills faster than we can join them
+_SLOW_HEAD = 3.0  # seconds without an answer after which a request that differs from the leader's is tried
+_FORBIDDEN = 403  # this machine's own affair: for a client that is on it, perhaps
 _SETBACKS_AT_MOST = 2  # then the client is told
 # What makes the answer to a request another one than to the next.
 _OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
@@ -66,6 +69,14 @@ class _Stale:
     entry: Entry
     metadata: Metadata
     assessment: Assessment
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """How a leader failed that this request has followed, and how often those who followed may still ask."""
+
+    error: UpstreamError
+    retries: Retries
 
 
 class CachedFetch:
@@ -100,9 +111,10 @@ class CachedFetch:
         self._signed = bool(name.signature)
         self.plain_hit: Optional[PlainHit] = None
         self._detail = ""  # why nothing can be kept: a parameter of Cache-Status
+        self._failed: Optional[_Failed] = None
         self._setbacks = 0  # fills that failed before this client had anything of them
-        # Neither may bring an object here, and so neither may lead those who want one.
-        self._takes_no_fill = request.method == b"HEAD" or self._inquiry.only_if_cached
+        # None of these may bring an object here, and so none may lead those who want one.
+        self._takes_no_fill = request.method == b"HEAD" or self._inquiry.keeps_nothing
 
     def run(self) -> None:
         """Send the answer. Raises UpstreamError while none has begun, OSError when the client is gone.
@@ -257,16 +269,23 @@ class CachedFetch:
 
     def _follow(self, claim: Follow, stale: Optional[_Stale]) -> bool:
         fill = claim.reader.fill
-        state = fill.wait_head(HEAD_TIMEOUT)
+        state = fill.wait_head(_SLOW_HEAD)
+        if state is FillState.ASKING and isinstance(fill, Fill):
+            asker = fill.asking.join(self._inquiry.question, fill.fail, fill.close)
+            if asker is not None:
+                _log.info("Asked for once more, because the first request waits for long: %s", self._url)
+                return self._ask(fill, asker, stale)
+        if state is FillState.ASKING:
+            state = fill.wait_head(HEAD_TIMEOUT)
         if state is FillState.GONE:
             return False
         if state in (FillState.DECLINED, FillState.ASKING):
             return self._relay_or(stale)
         if fill.metadata is None:
             error = _as_upstream_error(fill.cause)
-            if not self._may_use(stale):
-                raise error
-            return self._send_stale(stale, error)
+            if isinstance(fill, Fill) and self._may_fare_better(fill, error):
+                return False
+            return self._send_stale_or_raise(stale, error)
         known = self._key.digest is None or (fill.metadata.url == self._inquiry.place and not self._signed)
         metadata = fill.metadata if known else self._introduction(claim.reader, fill.metadata)
         if metadata is None:
@@ -294,8 +313,28 @@ class CachedFetch:
 
     def _lead(self, claim: Lead, stale: Optional[_Stale]) -> bool:
         fill = claim.fill
+        asker = fill.asking.lead(self._inquiry.question, fill.fail, fill.close)
+        if self._failed is not None:
+            fill.asking.retries = self._failed.retries
+            if not self._failed.retries.take():
+                asker.fail(self._failed.error)
+                return self._send_stale_or_raise(stale, self._failed.error)
+        return self._ask(fill, asker, stale)
+
+    def _may_fare_better(self, fill: Fill, error: UpstreamError) -> bool:
+        """Whether this client's own request may be answered although the leader's was not.
+
+        An origin that cannot be reached at all is no better for the next; and few try in a row, however many wait.
+        """
+        own_doing = isinstance(error, Unanswered) or error.status == _FORBIDDEN
+        if not own_doing or not fill.asking.differs(self._inquiry.question):
+            return False
+        self._failed = _Failed(error, fill.asking.retries)
+        return True
+
+    def _ask(self, fill: Fill, asker: Asker, stale: Optional[_Stale]) -> bool:
         with ExitStack() as owned:
-            owned.callback(fill.close)
+            owned.callback(asker.close)
             asked_at = time.time()
             try:
                 inquiry = self._inquiry
@@ -305,11 +344,15 @@ class CachedFetch:
                     else inquiry.whether_still_good(stale.metadata)
                 )
             except UpstreamError as error:
-                fill.fail(error)
-                if not self._may_use(stale):
-                    raise
-                return self._send_stale(stale, error)
+                if not asker.fail(error):
+                    return False  # another request is being answered
+                return self._send_stale_or_raise(stale, error)
             owned.callback(exchange.close)
+            if not asker.answered():
+                if fill.state is FillState.DECLINED:
+                    self._pass_on(exchange)
+                    return True
+                return False
             status = exchange.head.status
             if stale is not None and inquiry.still_good(exchange, stale.metadata, stale.entry.length):
                 return self._renew(fill, stale, exchange, asked_at)
@@ -436,6 +479,11 @@ class CachedFetch:
         if stale is None or self._inquiry.only_if_cached or stale.metadata.restricted:
             return False
         return stale.assessment.usable_on_error
+
+    def _send_stale_or_raise(self, stale: Optional[_Stale], error: UpstreamError) -> bool:
+        if not self._may_use(stale):
+            raise error
+        return self._send_stale(stale, error)
 
     def _send_stale(self, stale: Optional[_Stale], error: UpstreamError) -> bool:
         assert stale is not None

@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Callable, Dict, Optional
 
+from asking import Asking
 from hashing import Hashes
 from locks import is_file, is_of_interest, try_lock
 from ownfiles import PART_SUFFIX
@@ -116,6 +117,7 @@ class Fill:
         self._store = store
         self._beyond = beyond
         self._digest = key.digest
+        self.asking = Asking()
         self._place, self._alias = places.object, places.alias
         self._published_at = self._place  # unless a folder gets in its way
         self._over = over

@@ -110,6 +110,11 @@ def wants_no_cache(headers: Headers) -> bool:
     return b"no-cache" in headers.tokens(b"pragma")
 
 
+def says_no_store(request: RequestHead) -> bool:
+    """RFC 9111 §5.2.1.5: nothing of this request, or of an answer to it, may be kept."""
+    return b"no-store" in directives_of(request.headers)
+
+
 def only_if_cached(request: RequestHead) -> bool:
     """RFC 9111 §5.2.1.7: the client wants a stored response or a 504."""
     return b"only-if-cached" in directives_of(request.headers)
@@ -161,7 +166,7 @@ def not_storable(
     said = directives_of(response.headers)
     if response.status != 200 or b"content-range" in response.headers:
         return f"status {response.status}"
-    if b"no-store" in directives_of(request.headers):
+    if says_no_store(request):
         return "the client said no-store"
     # RFC 9111 §5.2.2.3: whoever understands the status, as we do 200, may disregard a no-store beside it.
     if b"no-store" in said and b"must-understand" not in said and rules.obey_no_store:

@@ -12,6 +12,7 @@ from typing import Callable, Iterable, List, Optional, Tuple
 import freshness
 import validation
 from addresses import Reach
+from asking import Question
 from body import IncompleteBody
 from fill import Leftover
 from filler import MAX_SKIPPED, Services
@@ -51,6 +52,7 @@ class Inquiry:
         self._lasts = name.digest is not None  # it can never be anything else, wherever it is found
         self._on_interim = on_interim
         self.only_if_cached = freshness.only_if_cached(request)
+        self.keeps_nothing = self.only_if_cached or freshness.says_no_store(request)
         self.url = bare(target)
         self.shown = shown(self.url)  # in the log
         self.place = self.url + _mark_of(name)
@@ -60,6 +62,12 @@ class Inquiry:
         """The request as its origin gets it: what an answer may depend on."""
         fields = outgoing(self._request, self._services.via).without([*CONDITIONS, b"accept-encoding"])
         return replace(self._request, headers=self._services.names.on_behalf_of_all(fields))
+
+    @cached_property
+    def question(self) -> Question:
+        """All that tells a question for the whole from that of another client."""
+        fields = sorted((name.lower(), value) for name, value in self.sent.headers)
+        return self._reach, self._target.path_query, tuple(fields)
 
     def varies(self, metadata: Metadata) -> bool:
         """Whether what is stored was chosen for another kind of request."""

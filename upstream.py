@@ -29,7 +29,8 @@ from addresses import Reach
 from body import BodyReader, BodyWriter
 from connection_pool import ConnectionPool
 from dialling import SLOW, Dialler, NoAnswer, Settings, translated
-from dialling import UpstreamError as UpstreamError  # for those who ask origins
+from dialling import Unanswered as Unanswered  # for those who ask origins
+from dialling import UpstreamError as UpstreamError
 from http1 import Authority, BodyFraming, Field, Headers, ResponseHead, Target
 from metrics import Counter, Counters
 from reachability import Outages
@@ -385,11 +386,12 @@ class Origins:
             return Exchange(self, connection, response, request)
         except (OSError, http1.ProtocolError, http.client.HTTPException, UnicodeError) as error:
             self.give_back(connection, reusable=False)
-            if reused and isinstance(error, (ConnectionError, ConnectionLost, ssl.SSLError, http1.ProtocolError)):
-                raise _Stale from error
             if isinstance(error, InterimFlood):
                 self._counters.add(Counter.INTERIM_FLOODS)
-            raise translated(error, f"no answer from {request.target.authority}", key) from error
+            elif reused and isinstance(error, (ConnectionError, ConnectionLost, ssl.SSLError, http1.ProtocolError)):
+                raise _Stale from error
+            failure = translated(error, f"no answer from {request.target.authority}", key)
+            raise Unanswered(str(failure), failure.status) from error
         except BaseException:
             self.give_back(connection, reusable=False)
             raise
