@@ -96,7 +96,9 @@ class Inquiry:
         self._check_permission()
         question = self.whole_request(validation.validators(fields))
         confirms = partial(validation.confirms, fields=fields)
-        exchange = self._services.origins.follow(replace(question, confirms=confirms))
+        exchange = self._services.origins.follow(
+            replace(question, confirms=confirms, expects_redirect=bool(metadata.redirect))
+        )
         if exchange.head.status != 304 or validation.selects(exchange.head, fields):
             return exchange
         exchange.close()  # it speaks of something that is not here

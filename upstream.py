@@ -124,7 +124,7 @@ class Request:
     `expects`: the origin is to say whether it wants the body; `upgrade`: it may answer 101 and switch protocols;
     `on_interim` is told every interim response (RFC 9110 §15.2) but 100. `reach`: what of this machine its client
     may reach. `confirms` says which 304 to it is proof enough over a connection that brings
-    nothing else; None where none is.
+    nothing else; None where none is. `expects_redirect`: that is for where it will be redirected to.
     """
 
     method: bytes
@@ -138,6 +138,7 @@ class Request:
     upgrade: bool = False
     on_interim: Callable[[ResponseHead], None] = lambda _: None
     confirms: Optional[Callable[[ResponseHead], bool]] = None
+    expects_redirect: bool = False
     names: RequestFields = DEFAULT  # which of its fields may be credentials
 
     def redirected(self, target: Target) -> Request:
@@ -145,7 +146,7 @@ class Request:
         headers = self.headers
         if (target.scheme, target.authority) != (self.target.scheme, self.target.authority):
             headers = Headers(field for field in headers if not self.names.opens(field[0]))
-        return replace(self, target=target, headers=headers)
+        return replace(self, target=target, headers=headers, expects_redirect=False)
 
 
 class Hop(NamedTuple):
@@ -370,7 +371,7 @@ class Origins:
 
     def _confirmation(self, origin: _Origin, request: Request) -> Optional[Exchange]:
         """A 304 that confirms, over a connection that brings nothing else; None where there is none to be had."""
-        if request.confirms is None:
+        if request.confirms is None or request.expects_redirect:
             return None
         exchange = self._ask_again(replace(origin, bodiless=True), replace(request, on_interim=lambda _: None))
         if exchange is None or (exchange.head.status == 304 and request.confirms(exchange.head)):
