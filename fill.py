@@ -122,8 +122,7 @@ class Fill:
         self._published_at = self._place  # unless a folder gets in its way
         self._over = over
         self._fd = -1
-        self._hashes = Hashes(key.digest)
-        self._size = 0
+        self._hashes, self._size = Hashes(key.digest), 0
         self._began_at = 0  # what was there of it before
         self._growth: Optional[Growth] = None  # as long as it takes room
         # Guards all below, and is notified on every change of them; `available` looks at one without.
@@ -282,15 +281,15 @@ class Fill:
         with self._changed:
             if (self._users > 1 and not although_read) or self._window is not None or self.state.final:
                 return False
-        kept = leftover_record(self._fd, self._store.boot) is not None
+        kept = leftover_record(self._fd, self._store.boot)
         self._end_growth(self._size - self._began_at if kept else 0)
-        if not kept:
+        if kept is None:
             remove_part(self._place + PART_SUFFIX, self._fd)
             self._store.prune(self._place)
         self._over(self)
         fcntl.flock(self._fd, fcntl.LOCK_UN)
-        with self._changed:  # only now: whoever claims again does not come back here
-            self.state = FillState.GONE
+        with self._changed:
+            self.state = FillState.GONE  # only now: whoever claims again does not come back here
             self._changed.notify_all()
         return True
 
@@ -585,7 +584,6 @@ class Fill:
         with self._changed:
             if self.state.final:
                 return
-        # What was left over is still that where its origin could not be asked.
         kept = state is FillState.FAILED and self.state is FillState.ASKING and self.leftover is not None
         if state is not FillState.PUBLISHED and not kept and self._fd >= 0:
             remove_part(self._place + PART_SUFFIX, self._fd)
