@@ -467,7 +467,7 @@ def test_a_body_is_not_passed_on_where_none_belongs() -> None:
         reply = Reply(Stream(near, PATIENCE), RequestHead(b"HEAD", b"/", 1, Headers()), b"1.1 x")
         head = ResponseHead(404, b"", 1, Headers([(b"Content-Length", b"6")]))
         body = SimpleNamespace(length=6, trailers=(), chunks=lambda view: [memoryview(b"octets")])
-        forward(reply, SimpleNamespace(head=head, body=body))  # type: ignore[arg-type]
+        forward(reply, SimpleNamespace(head=head, body=body, relayed=lambda: None))  # type: ignore[arg-type]
         near.shutdown(socket.SHUT_WR)
         received = read_all(far)
     assert received.endswith(b"\r\n\r\n") and b"Content-Length: 6\r\n" in received
