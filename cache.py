@@ -12,7 +12,7 @@ The fills themselves are the business of `fill`, names and records that of `stor
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Dict, Optional, Tuple, Union
@@ -118,6 +118,31 @@ class Cache:
     def refresh(self, entry: Entry, metadata: Metadata) -> None:
         """Its origin has said that an object is still good; and `metadata` what is known of it. Raises Unstorable."""
         self.store.refresh(entry, metadata)
+
+    def amend(self, key: Key, entry: Entry, metadata: Metadata, amended: Metadata) -> None:
+        """More is known of what this URL serves than `metadata`; what has changed since stays. Raises Unstorable."""
+        if self.store.places(key).alias is None:
+            self.store.amend(entry, metadata, amended)
+        else:
+            self.introduce(key, amended)
+
+    def invalidate(self, key: Key) -> None:
+        """This URL's object may have changed. Raises Unstorable.
+
+        A restricted one is kept: it is sent to nobody without its origin's word, and a stranger to whom the origin says
+        that all went well may have changed nothing.
+        """
+        hit = self.lookup(key)
+        if hit is None:
+            self.remove(key)
+            return
+        try:
+            if hit.metadata is None or not hit.metadata.restricted:
+                self.remove(key)
+            elif self.store.places(key).alias is None:
+                self.store.amend(hit.entry, hit.metadata, replace(hit.metadata, must_validate=True))
+        finally:
+            hit.entry.close()
 
     def remove(self, key: Key) -> None:
         """Its origin has said that this URL's object is no longer what it was. Raises Unstorable."""

@@ -17,6 +17,7 @@ from typing import Iterable, Optional
 
 import freshness
 import hot
+import proof
 import selection
 import validation
 from addresses import Reach
@@ -32,7 +33,9 @@ from hot import PlainHit
 from http1 import Field, RequestHead, Target
 from inquiry import Inquiry, needed, stored_fields, version
 from metrics import Counter
+from own_bytes import OwnBytes
 from policy import Name
+from proof import Verdict
 from recent import Client
 from recovery import HEAD_TIMEOUT, Recovery, checked
 from relay import forward
@@ -176,10 +179,11 @@ class CachedFetch:
             return self._validate(_Stale(hit.entry, metadata, replace(assessment, usable_on_error=True)))
         if metadata.redirect and self._head_was_redirected():
             return True
-        if metadata.restricted:
-            admission = self._admit(metadata, hit.entry.length)
+        if self._needs_permission(metadata):
+            stale = _Stale(hit.entry, metadata, assessment)
+            admission = self._admit_or(stale, hit)
             if admission is _Admission.CHANGED:
-                return self._validate(_Stale(hit.entry, metadata, assessment))
+                return self._validate(stale)
             if admission is _Admission.ANSWERED:
                 return True
         sent = self._send_hit(hit.entry, metadata, Counter.HITS, _hit_note(assessment))
@@ -236,10 +240,10 @@ class CachedFetch:
     def _is_plain(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> bool:
         """Whether nothing of this request or of this moment made a difference to the answer, which is anybody's."""
         headers = self._request.headers
-        asks_for_more = self._credentials or any(name in headers for name in _OF_ITS_OWN)
+        asks_for_more = any(name in headers for name in _OF_ITS_OWN)
         plain = entry.trusted and entry.record.length <= hot.SMALL and self._request.method == b"GET"
         lasts = assessment.ttl > 0 and assessment.basis is not Basis.VOLATILE
-        return plain and lasts and not (asks_for_more or metadata.restricted)
+        return plain and lasts and not (asks_for_more or self._needs_permission(metadata))
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
         stored = _stored(metadata)
@@ -247,7 +251,8 @@ class CachedFetch:
             age = stored.age(time.time())
             return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # it can never be anything else
         rules, now = self._services.freshness, time.time()
-        return freshness.assess(self._request, stored, rules, now, self._arrived_at, self._name.volatile)
+        assessment = freshness.assess(self._request, stored, rules, now, self._arrived_at, self._name.volatile)
+        return replace(assessment, usable=False, usable_on_error=False) if metadata.must_validate else assessment
 
     def _validate(self, stale: _Stale) -> bool:
         """Have the origin asked about an object, by this client or by another that is at it already."""
@@ -293,7 +298,7 @@ class CachedFetch:
         if not self._may_have(metadata) or self._inquiry.varies(metadata):
             self._relay()
             return True
-        if metadata.restricted and known:
+        if known and self._needs_permission(metadata):
             admission = self._admit(metadata, claim.reader.length)
             if admission is _Admission.CHANGED:
                 self._relay()
@@ -341,7 +346,7 @@ class CachedFetch:
                 exchange = (
                     inquiry.whole_or_rest(fill.leftover)
                     if stale is None
-                    else inquiry.whether_still_good(stale.metadata)
+                    else inquiry.whether_still_good(stale.metadata, stale.entry.length)
                 )
             except UpstreamError as error:
                 if not asker.fail(error):
@@ -360,6 +365,10 @@ class CachedFetch:
                 failure = UpstreamError(f"the origin answers {status}", status)
                 fill.fail(failure)
                 return self._send_stale(stale, failure)
+            if stale is not None and status < 500 and not self._may_change(stale.metadata, exchange):
+                fill.renew()  # who waits for this is to ask with their own credentials
+                self._pass_on(exchange)
+                return True
             started = self._filling.start(fill, exchange, asked_at, owned)
             if started is None:
                 if stale is not None and status in _OUTDATED:
@@ -399,33 +408,82 @@ class CachedFetch:
                 metadata = self._inquiry.describe(exchange, asked_at)
                 self._granted(metadata)
                 return metadata
-            self._pass_on(exchange)
+            storable = self._inquiry.not_storable(exchange) is None
+            own = OwnBytes(self._key.digest)
+            self._pass_on(exchange, seen=own)
+            if own.equal and storable and isinstance(source, Entry):
+                metadata = self._inquiry.describe(exchange, asked_at)
+                self._granted(metadata)
+                self._cache.introduce(self._key, metadata)
             return None
 
-    def _admit(self, metadata: Metadata, length: Optional[int]) -> _Admission:
-        """Ask the origin, with this client's own credentials, whether it may have what is stored."""
-        if self._services.grants.holds(self._credentials, self._key.name, version(metadata)):
+    def _needs_permission(self, metadata: Metadata) -> bool:
+        """Whether the origin has to say that this client gets what is stored.
+
+        Those with credentials may get something else than what those without have brought.
+        """
+        unlike = bool(self._credentials) and not metadata.same_for_all and self._key.digest is None
+        return metadata.restricted or unlike
+
+    def _admit_or(self, stored: _Stale, hit: Hit) -> _Admission:
+        """The same as `_admit`; what is anybody's will do where its origin cannot be asked."""
+        try:
+            return self._admit(stored.metadata, stored.entry.length, hit)
+        except UpstreamError as error:
+            if self._reply.started or not self._may_use(stored):
+                raise
+            _log.warning("Sent without asking: %s: %s", self._url, error)
             return _Admission.GRANTED
-        exchange = self._inquiry.leave(metadata)
+
+    def _admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> _Admission:
+        """Ask the origin, with this client's own credentials, whether it may have what is stored."""
+        grants, name = self._services.grants, self._key.name
+        if grants.holds(self._credentials, name, version(metadata)):
+            return _Admission.GRANTED
+        exchange = self._inquiry.permission(metadata)
         if exchange is None:
-            return self._granted(metadata)
-        fields = stored_fields(metadata)
+            return self._let_in(metadata, None, hit)
+        own = OwnBytes(self._key.digest if hit is None else hit.entry.record.digest)
         with closing(exchange):
-            head = exchange.head
-            if head.status == 304 and validation.selects(head, fields):
-                return self._granted(metadata)
-            if head.status in (200, 206):
-                if validation.same_representation(head, fields, length, self._digest):
-                    return self._granted(metadata)
-                if validation.another_representation(head, fields) and self._inquiry.not_storable(exchange) is None:
-                    return _Admission.CHANGED
-            self._services.grants.forget(self._credentials, self._key.name, version(metadata))
-            self._pass_on(exchange, "fwd=request")
+            digests = {**own.digests, **OwnBytes(self._key.digest).digests}
+            verdict = proof.judge(exchange.head, stored_fields(metadata), length, digests)
+            if verdict is Verdict.SAME:
+                return self._let_in(metadata, exchange, hit)
+            if exchange.head.status >= 500 and not metadata.restricted:
+                raise UpstreamError(f"the origin answers {exchange.head.status}", exchange.head.status)
+            known = self._services.known.holds(self._credentials, name, "")
+            changed = verdict is Verdict.OTHER and metadata.restricted
+            if changed and self._inquiry.may_replace(metadata, exchange, known):
+                return _Admission.CHANGED
+            grants.forget(self._credentials, name, version(metadata))
+            self._pass_on(exchange, "fwd=request", own)
+            if own.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
+                self._let_in(metadata, exchange, hit)
             return _Admission.ANSWERED
+
+    def _let_in(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> _Admission:
+        """The origin has shown that this client gets what is stored; note what else that shows."""
+        amended = self._inquiry.once_let_in(metadata, exchange)
+        if hit is not None and amended != metadata:
+            try:
+                self._cache.amend(self._key, hit.entry, metadata, amended)
+            except Unstorable as error:
+                _log.debug("Shown to be anybody's, but cannot be noted so: %s: %s", self._url, error)
+        return self._granted(metadata)
 
     def _granted(self, metadata: Metadata) -> _Admission:
         self._services.grants.remember(self._credentials, self._key.name, version(metadata))
+        self._services.known.remember(self._credentials, self._key.name, "")
         return _Admission.GRANTED
+
+    def _may_change(self, stored: Metadata, exchange: Exchange) -> bool:
+        """Whether an answer that is not what is stored says anything of it: replaces it, or ends it."""
+        if not stored.restricted:
+            return True
+        if self._services.grants.holds(self._credentials, self._key.name, version(stored)):
+            return True
+        known = self._services.known.holds(self._credentials, self._key.name, "")
+        return self._inquiry.may_replace(stored, exchange, known)
 
     def _may_have(self, metadata: Metadata) -> bool:
         """Whether what was brought from a service of this machine may be given to this client.
@@ -453,7 +511,7 @@ class CachedFetch:
             return self._send_stale(stale, error)
         return True
 
-    def _pass_on(self, exchange: Exchange, note: str = "fwd=uri-miss") -> None:
+    def _pass_on(self, exchange: Exchange, note: str = "fwd=uri-miss", seen: Optional[OwnBytes] = None) -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
         own = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
         if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
@@ -462,12 +520,15 @@ class CachedFetch:
             exchange.close()
             self._relay()
         else:
-            self._forward(exchange, note)
+            self._forward(exchange, note, seen)
 
-    def _forward(self, exchange: Exchange, note: str) -> None:
+    def _forward(self, exchange: Exchange, note: str, seen: Optional[OwnBytes] = None) -> None:
         self._services.counters.add(Counter.RELAYED)
         self._reply.note = note
-        forward(self._reply, exchange)
+        if seen is None or exchange.head.status != 200:
+            forward(self._reply, exchange)
+        elif forward(self._reply, exchange, seen.update):
+            seen.complete = True
 
     def _note_outcome(self, fill: AnyFill) -> None:
         """What has become of the object that was sent: the head could only promise it."""

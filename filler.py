@@ -47,6 +47,7 @@ class Services:
     origins: Origins
     freshness: FreshnessRules
     grants: Grants
+    known: Grants  # who was let in at a name, whatever was there then
     names: RequestFields
     counters: Counters
     via: bytes
@@ -58,7 +59,7 @@ class Services:
     def forget(self, name: Name) -> None:
         """What is stored under a name is outdated."""
         try:
-            self.cache.remove(key_of(name))
+            self.cache.invalidate(key_of(name))
         except Unstorable:
             pass  # then nothing is
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Callable, Optional, Tuple
 
+import permission
 import validation
 from fill import Fill
 from filler import REFUSALS, Services, carry
@@ -72,12 +73,8 @@ class Filling:
         if self._inquiry.is_rest(exchange, fill.leftover) and fill.leftover is not None:
             reason = None
             left = fill.leftover.metadata
-            metadata = replace(
-                left,
-                restricted=left.restricted or metadata.restricted,
-                near=left.near or metadata.near,
-                own=left.own or metadata.own,
-            )
+            near, own = left.near or metadata.near, left.own or metadata.own
+            metadata = replace(permission.merged(left, metadata), near=near, own=own)
         else:
             reason = self._inquiry.not_storable(exchange)
             if reason is None and not exchange.body.delimited and self._key.digest is None:

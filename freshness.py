@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Dict, Iterable, List, Optional, Tuple
 
+import media_types
 import values
 from http1 import Field, Headers, RequestHead, ResponseHead, split_list
 from remembering import remember_short
@@ -174,16 +175,9 @@ def not_storable(
     if b"*" in response.headers.tokens(b"vary"):
         return "Vary: *"
     # No origin sends an archive as HTML; one that sends clients away to log in ends up there.
-    if redirected and (response.headers.get(b"content-type") or b"").lower().startswith(b"text/html"):
+    if redirected and media_types.is_page(response.headers.get(b"content-type")):
         return "a redirect to a page of HTML"
     return None
-
-
-def restricted(
-    request: RequestHead, response: ResponseHead, rules: FreshnessRules, names: RequestFields = DEFAULT
-) -> bool:
-    """Whether every other client has to be let in by the origin itself (RFC 9111 §3.5, and stricter)."""
-    return bool(names.opening(request.headers)) or is_private(response, rules)
 
 
 def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:

@@ -21,7 +21,7 @@ class Hashes:
 
     def __init__(self, digest: Optional[Digest]) -> None:
         self._sha256 = hashlib.sha256()
-        self._check = self._sha256 if digest is None or digest.algorithm == "sha256" else _hasher(digest)
+        self._check = self._sha256 if digest is None or digest.algorithm == "sha256" else hasher(digest)
         self._can_wait = digest is None
         self._hashed = 0
         self.late = False
@@ -106,7 +106,8 @@ class Hashes:
         self._hashed += len(data)
 
 
-def _hasher(digest: Digest) -> Any:
+def hasher(digest: Digest) -> Any:
+    """What computes such a digest."""
     if digest.algorithm == "blake2b":
         return hashlib.blake2b(digest_size=len(digest.hex) // 2)
     return hashlib.new(digest.algorithm)

@@ -10,6 +10,9 @@ from functools import cached_property, lru_cache, partial
 from typing import Callable, Iterable, List, Optional, Tuple
 
 import freshness
+import media_types
+import permission
+import proof
 import validation
 from addresses import Reach
 from asking import Question
@@ -18,6 +21,7 @@ from fill import Leftover
 from filler import MAX_SKIPPED, Services
 from http1 import Field, Headers, RequestHead, ResponseHead, Target
 from policy import Name
+from proof import Verdict
 from redaction import shown
 from relay import outgoing
 from selection import CONDITIONS
@@ -49,6 +53,7 @@ class Inquiry:
         self._target = target
         self._reach = reach
         self._signed = bool(name.signature or name.secrets)
+        self._path = name.path.partition("?")[0]
         self._lasts = name.digest is not None  # it can never be anything else, wherever it is found
         self._on_interim = on_interim
         self.only_if_cached = freshness.only_if_cached(request)
@@ -62,6 +67,11 @@ class Inquiry:
         """The request as its origin gets it: what an answer may depend on."""
         fields = outgoing(self._request, self._services.via).without([*CONDITIONS, b"accept-encoding"])
         return replace(self._request, headers=self._services.names.on_behalf_of_all(fields))
+
+    @cached_property
+    def brings(self) -> Tuple[str, ...]:
+        """The kinds of credentials that this request brings."""
+        return permission.reasons(bool(self._services.names.opening(self.sent.headers)), self._signed, private=False)
 
     @cached_property
     def question(self) -> Question:
@@ -90,16 +100,16 @@ class Inquiry:
         self._check_permission()
         return self._services.origins.follow(self.whole_request(conditions))
 
-    def whether_still_good(self, metadata: Metadata) -> Exchange:
+    def whether_still_good(self, metadata: Metadata, length: Optional[int]) -> Exchange:
         """Ask for the whole, unless it is what is stored: a 304 says so."""
-        fields = stored_fields(metadata)
+        fields, strict = stored_fields(metadata), self._is_about_permission(metadata)
         self._check_permission()
-        question = self.whole_request(validation.validators(fields))
-        confirms = partial(validation.confirms, fields=fields)
+        question = self.whole_request(proof.question(fields) if strict else validation.validators(fields))
+        confirms = partial(proof.names if strict else validation.confirms, fields=fields)
         exchange = self._services.origins.follow(
             replace(question, confirms=confirms, expects_redirect=bool(metadata.redirect))
         )
-        if exchange.head.status != 304 or validation.selects(exchange.head, fields):
+        if exchange.head.status != 304 or self.still_good(exchange, metadata, length):
             return exchange
         exchange.close()  # it speaks of something that is not here
         return self.whole()
@@ -128,28 +138,38 @@ class Inquiry:
         exchange.discard()
         raise UpstreamError("the origin does not send the rest")
 
-    def leave(self, metadata: Metadata) -> Optional[Exchange]:
+    def permission(self, metadata: Metadata) -> Optional[Exchange]:
         """Ask whether this client may have what is stored, with its own method: CDNs refuse HEAD.
 
-        None where it is sent to where the one was who brought the object, and where its credentials would count for
-        nothing: that is leave.
+        None where it is sent to where the one was who brought the object, and where no credentials have counted: that
+        is permission.
         """
         self._check_permission()
-        conditions = validation.validators(stored_fields(metadata))
-        probe = self._request_for(self._request.method, [*conditions, (b"Accept-Encoding", b"identity")])
+        fields = stored_fields(metadata)
+        probe = self._request_for(self._request.method, [*proof.question(fields), (b"Accept-Encoding", b"identity")])
         # More than for a validation: whoever gets another's answer must not be let in by it.
-        probe = replace(probe, confirms=partial(validation.names, fields=stored_fields(metadata)))
+        probe = replace(probe, confirms=partial(proof.names, fields=fields))
         exchange = self._services.origins.exchange(probe)
         target = exchange.redirect()
         if target is None:
             return exchange
-        exchange.close()
-        here = (self._target.scheme, self._target.authority)
-        if bare(target) == metadata.redirect and (target.scheme, target.authority) != here:
+        if self._leads_everybody_there(target, metadata):
+            exchange.close()
             return None
         # An origin may send a stranger away to log in, or everybody before it asks who it is: what counts is what is
         # found at the end of the way.
-        return self._services.origins.follow(probe)
+        return self._services.origins.follow(probe, begun=exchange)
+
+    def _leads_everybody_there(self, target: Target, metadata: Metadata) -> bool:
+        """Whether a redirect is to where anybody may have what is stored: it was had there without any credentials.
+
+        A query may carry those of the client along, and a signature may have opened the redirect itself.
+        """
+        why_is_known = bool(metadata.restricted_by) or not metadata.restricted
+        here = (self._target.scheme, self._target.authority)
+        same = "?" not in str(target) and str(target) == metadata.redirect
+        moved = (target.scheme, target.authority) != here
+        return same and moved and why_is_known and permission.SIGNATURE not in metadata.restricted_by
 
     # Answers
 
@@ -162,20 +182,45 @@ class Inquiry:
     def not_storable(self, exchange: Exchange) -> Optional[str]:
         """Why an answer may not be kept; None where it may."""
         redirected = exchange.redirected_to is not None
-        return freshness.not_storable(self._request, exchange.head, self._services.freshness, redirected)
+        reason = freshness.not_storable(self._request, exchange.head, self._services.freshness, redirected)
+        kind = exchange.head.headers.get(b"content-type")
+        if reason is None and media_types.contradicts(self._path, self._lasts, kind):
+            return f"{media_types.essence(kind).decode('latin-1')} under the name of an archive or a digest"
+        return reason
+
+    def may_replace(self, stored: Metadata, exchange: Exchange, known: bool) -> bool:
+        """Whether an answer that is not what is stored may take its place; `known`: its client was let in before."""
+        if self.not_storable(exchange) is not None:
+            return False
+        fields = stored_fields(stored)
+        return permission.may_replace(stored, self.brings, known, exchange.head, fields, time.time())
+
+    def once_let_in(self, metadata: Metadata, exchange: Optional[Exchange]) -> Metadata:
+        """What is known once this client was let in; without an exchange, by a redirect that leads everybody there."""
+        rules, names = self._services.freshness, self._services.names
+        if exchange is None:
+            return replace(metadata, same_for_all=metadata.same_for_all or not metadata.restricted)
+        return permission.shown(metadata, bool(self.brings), exchange.head, rules, names)
 
     def describe(self, exchange: Exchange, asked_at: float) -> Metadata:
         """What is to be kept of an answer's head, and of the redirects that have led to it."""
         now = time.time()
         rules, names = self._services.freshness, self._services.names
-        redirect = "" if exchange.redirected_to is None else bare(exchange.redirected_to)
-        private = any(freshness.is_private(hop.head, rules) for hop in exchange.hops)
+        target = exchange.redirected_to
+        redirect = "" if target is None else bare(target) + ("?" if "?" in str(target) else "")
+        private = any(
+            freshness.is_private(head, rules) for head in (exchange.head, *(hop.head for hop in exchange.hops))
+        )
+        restricted_by = permission.reasons(
+            permission.FIELDS in self.brings, permission.SIGNATURE in self.brings, private
+        )
         age = freshness.initial_age(exchange.head, asked_at, now)
         return Metadata(
             url=self.place,
             fields=self._limited(freshness.stored_fields(exchange.head, now), exchange, now, age),
             fetched_at=now,
-            restricted=self._signed or private or freshness.restricted(self.sent, exchange.head, rules, names),
+            restricted=bool(restricted_by),
+            restricted_by=restricted_by,
             vary=freshness.vary_fields(self.sent, exchange.head, names),
             age=age,
             near=exchange.needs is Reach.EVERYTHING,
@@ -185,8 +230,11 @@ class Inquiry:
 
     def still_good(self, exchange: Exchange, stored: Metadata, length: Optional[int]) -> bool:
         """Whether the answer to `whether_still_good` says so."""
+        if self._is_about_permission(stored):
+            same = proof.judge(exchange.head, stored_fields(stored), length, {}) is Verdict.SAME
+            return same and (exchange.head.status == 304 or self.not_storable(exchange) is None)
         if exchange.head.status == 304:
-            return True
+            return validation.selects(exchange.head, stored_fields(stored))
         target = exchange.redirected_to
         elsewhere = (
             target is not None and bool(stored.redirect) and _origin_of(str(target)) != _origin_of(stored.redirect)
@@ -209,7 +257,7 @@ class Inquiry:
         if self.not_storable(exchange) is not None or needed(brought) > exchange.needs:
             return False
         if brought.restricted:
-            return validation.same_representation(exchange.head, Headers(), length, digest)
+            return proof.states(exchange.head, *digest.split(":"))
         return None in (exchange.body.length, length) or exchange.body.length == length
 
     def renewed(self, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
@@ -221,11 +269,11 @@ class Inquiry:
         now = found.fetched_at
         fields = validation.updated_fields(stored_fields(stored), exchange.head, now)
         return replace(
-            stored,
+            permission.merged(stored, found),
             fields=self._limited(fields, exchange, now, found.age),
             fetched_at=now,
             age=found.age,
-            restricted=stored.restricted or found.restricted,
+            must_validate=False,
             near=stored.near or found.near,
             own=stored.own or found.own,
             vary=found.vary if b"vary" in exchange.head.headers else stored.vary,
@@ -242,6 +290,10 @@ class Inquiry:
         holding = (freshness.redirect_lifetime(hop.head, rules, now) for hop in exchange.hops)
         limits = [seconds for seconds in holding if seconds is not None]
         return fields if self._lasts or not limits else freshness.limited(fields, min(limits) + age, rules, now)
+
+    def _is_about_permission(self, stored: Metadata) -> bool:
+        """Whether a validation decides what this very client may have, too: then it takes a proof."""
+        return stored.restricted or bool(self.brings)
 
     def _resumes(self, leftover: Leftover) -> bool:
         """Whether this request is one for what is left over, and something will show that the rest belongs to it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import List
+from typing import Callable, List
 
 import policy
 import values
@@ -41,8 +41,11 @@ def wants_upgrade(request: RequestHead) -> bool:
     return bool(protocols) and b"h2c" not in protocols
 
 
-def forward(reply: Reply, exchange: Exchange) -> None:
-    """Pass an origin's answer on, streaming. An answer that breaks off is broken off here too."""
+def forward(reply: Reply, exchange: Exchange, seen: Callable[[memoryview], object] = lambda _: None) -> bool:
+    """Pass an origin's answer on, streaming; whether its body has come to its end. It is broken off where that is.
+
+    `seen` is told of all that passes.
+    """
     head = exchange.head
     exchange.relayed()
     fields = [*head.headers.end_to_end()]
@@ -50,11 +53,13 @@ def forward(reply: Reply, exchange: Exchange) -> None:
         fields.append((b"Date", values.format_date(time.time())))  # RFC 9110 §6.6.1
     reply.begin(head.status, fields, exchange.body.length, head.reason)
     if not reply.has_body:
-        return  # to HEAD, say: what its client reads next is the next answer
+        return False  # to HEAD, say: what its client reads next is the next answer
     try:
         for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
+            seen(piece)
             reply.write(piece)
     except IncompleteBody:
         reply.cut()
-        return
+        return False
     reply.finish(exchange.body.trailers)
+    return True

@@ -77,7 +77,7 @@ class _Revalidation:
     def _lead(self, claim: Lead, entry: Entry, metadata: Metadata, cleanup: ExitStack) -> bool:
         fill, asked_at = claim.fill, time.time()
         try:
-            exchange = self._inquiry.whether_still_good(metadata)
+            exchange = self._inquiry.whether_still_good(metadata, entry.length)
         except UpstreamError as error:
             fill.fail(error)
             return self._failed(error)

@@ -32,6 +32,7 @@ from leaves import LeafStore
 from listener import Listener, Threads, bind, binding_remedy
 from metrics import Counter, Counters
 from origin_tls import TlsSettings, UnusableCertificate
+from permission import KNOWN_FOR
 from places import Places
 from policy import HostList, Hosts, Naming, Parameters, Rules
 from recent import Background, Deliveries, SharedTimes
@@ -205,6 +206,7 @@ class Server:
                     obey_no_store=config.cache.obey_no_store,
                 ),
                 grants=Grants(config.cache.auth_grace),
+                known=Grants(KNOWN_FOR),
                 names=RequestFields(config.cache.harmless_fields),
                 counters=self.counters,
                 via=self._via,

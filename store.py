@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import mimetypes
 import os
@@ -19,7 +18,7 @@ import stat
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import lru_cache
 from pathlib import Path
@@ -29,13 +28,15 @@ from locations import aside_of, make_folders, objection, vacant
 from locks import is_file, is_locked, try_lock
 from notices import Seldom
 from ownfiles import PART_SUFFIX, is_reached_directly, outside, prune, room_at
+from record import Digest as Digest
+from record import FieldText as FieldText
+from record import Metadata as Metadata
+from record import Record as Record
+from record import Unstorable as Unstorable
 from redaction import reason_of, shown
 from room import FOLDER_SIZE, Growth, Limits, Room
 
 ATTRIBUTE = "user.dduct"
-ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
-_RESERVED = 128  # bytes of it for what a growing file does not say yet: its hash, and the boot
-_FORMAT = 1
 _REMEMBERED_AT_MOST = 512  # characters of a name whose places are remembered
 ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
 _MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making and our using it
@@ -43,32 +44,11 @@ _READ_ATTEMPTS = 3
 # A sync that fails with one of these may have thrown octets away, and the next one says nothing of it (fsync(2)).
 _LOST_IN_WRITING = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
-FieldText = Tuple[str, str]
-
 _log = logging.getLogger("dduct.store")
-
-
-class Unstorable(Exception):
-    """This object cannot be kept under this name, or not now; the transfer itself is none the worse for it."""
 
 
 class Lost(Exception):
     """These octets cannot be had from here any more, though perhaps in another way: claim again."""
-
-
-class Digest(NamedTuple):
-    """A hash by which an object is known wherever it comes from."""
-
-    algorithm: str
-    hex: str
-
-    def __str__(self) -> str:
-        return f"{self.algorithm}:{self.hex}"
-
-    @property
-    def shared(self) -> bool:
-        """Whether it is strong enough to let one URL's octets stand for another's."""
-        return self.algorithm not in ("md5", "sha1")
 
 
 class Key(NamedTuple):
@@ -84,76 +64,6 @@ class Places:
 
     object: str
     alias: Optional[str]
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What is known of a stored representation besides its octets; the cache keeps it and never reads it.
-
-    `url` has a hash of what its query names, instead of it (that may be secret), `fetched_at` is in seconds since the
-    epoch, `age` how many seconds old it was then, `restricted` means that the origin must let every further client in
-    itself, `vary` holds the request fields the response depended on, `redirect` is the URL, without a query, to which
-    the origin sent for it, and `near` and `own` mean that its origin is on this machine: by loopback or the like alone,
-    or by an address that others reach, too.
-    """
-
-    url: str
-    fields: Tuple[FieldText, ...]
-    fetched_at: float
-    restricted: bool = False
-    vary: Tuple[FieldText, ...] = ()
-    age: float = 0.0
-    redirect: str = ""
-    near: bool = False
-    own: bool = False
-
-
-@dataclass(frozen=True)
-class Record:
-    """The content of the attribute: `metadata`, and what makes the octets trustworthy.
-
-    `alias` names the digest whose object holds the octets (`sha256:<hex>`); the file itself is then empty. `boot` is
-    the boot in which it was written and `durable` whether it has reached the disk since. A growing file has a boot
-    only if what a crash leaves of it can be gone on with, and is `asking` while its next leader waits to hear whether
-    it is still good. Only what is complete and verified has a `sha256`, or is `unhashed`: then nothing but its hash is
-    missing, which follows soon.
-    """
-
-    metadata: Metadata
-    length: int
-    sha256: str = ""
-    alias: str = ""
-    boot: str = ""
-    durable: bool = False
-    asking: bool = False
-    unhashed: bool = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether its octets are all there, and right."""
-        return bool(self.sha256) or self.unhashed
-
-    def encode(self) -> bytes:
-        """The attribute's octets; raises Unstorable where they would be too many."""
-        data = json.dumps({"v": _FORMAT, **asdict(self)}, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(data) + (0 if self.complete else _RESERVED) > ATTRIBUTE_LIMIT:
-            raise Unstorable(f"its metadata takes {len(data)} bytes, and {ATTRIBUTE_LIMIT - _RESERVED} are the most")
-        return data
-
-    @staticmethod
-    @lru_cache(maxsize=1024)
-    def decode(data: bytes) -> Record:
-        """The reverse; raises ValueError on anything that `encode` did not write."""
-        try:
-            values = json.loads(data)
-            if values.pop("v") != _FORMAT:
-                raise ValueError("unknown metadata format")
-            metadata = values.pop("metadata")
-            for name in ("fields", "vary"):
-                metadata[name] = tuple((str(key), str(value)) for key, value in metadata[name])
-            return Record(metadata=Metadata(**metadata), **values)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"unreadable metadata: {error}") from error
 
 
 # What tells a published object from the one that takes its place, or from itself after a validation.
@@ -405,6 +315,10 @@ class Store:
         for one in (place, aside_of(str(self.root), place)):
             if not os.path.isdir(one):
                 self.remove(one)
+
+    def amend(self, entry: Entry, metadata: Metadata, amended: Metadata) -> None:
+        """Replace what is known of a published object, unless another has done so since. Raises Unstorable."""
+        self._update(entry, lambda record: replace(record, metadata=amended) if record.metadata == metadata else record)
 
     def remove(self, place: str) -> None:
         """Unpublish an object, if there is one; who reads it reads on."""

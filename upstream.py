@@ -251,13 +251,13 @@ class Origins:
         """Send one request and read the head of its answer. Raises UpstreamError (502, 504, 508)."""
         return self._reported(self._exchange, request)
 
-    def follow(self, request: Request) -> Exchange:
-        """The same, following redirects.
+    def follow(self, request: Request, begun: Optional[Exchange] = None) -> Exchange:
+        """The same, following redirects; from `begun` on, the answer that came already.
 
         One from https to http, to nowhere, or to where it has come from is handed out as it is, and so is the one after
         REDIRECT_LIMIT: the client may know better what to do about it.
         """
-        return self._reported(self._follow, request)
+        return self._reported(partial(self._follow, begun=begun), request)
 
     def away(self, target: Target) -> Optional[NoAnswer]:
         """Why not to wait for this origin where something else will do; None where it is to be asked.
@@ -325,11 +325,11 @@ class Origins:
                 return found
         return self._ask(self._open(origin), request, reused=False)
 
-    def _follow(self, request: Request) -> Exchange:
+    def _follow(self, request: Request, begun: Optional[Exchange]) -> Exchange:
         first = request.target
         hops: Tuple[Hop, ...] = ()
         while True:
-            exchange = self._exchange(request)
+            exchange, begun = begun or self._exchange(request), None
             exchange.hops = hops
             target = exchange.redirect()
             if target is None or (request.target.scheme, target.scheme) == ("https", "http"):

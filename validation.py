@@ -27,11 +27,15 @@ def validators(fields: Headers) -> List[Field]:
 
 
 def selects(response: ResponseHead, fields: Headers) -> bool:
-    """Whether a 304 is about the response that is stored with `fields` (RFC 9111 §4.3.4)."""
-    sent, stored = response.headers.get(b"etag"), fields.get(b"etag")
-    if sent is None or stored is None:
-        return True
-    return weak(sent) == weak(stored)
+    """Whether a 304 is about the response that is stored with `fields` (RFC 9111 §4.3.4): it names no other validator.
+
+    Where there is a strong tag, the RFC would let that decide alone; a date that disagrees makes it doubtful.
+    """
+    for name in (b"etag", b"last-modified"):
+        sent, stored = response.headers.get(name), fields.get(name)
+        if sent is not None and stored is not None and weak(sent) != weak(stored):
+            return False
+    return True
 
 
 def confirms(response: ResponseHead, fields: Headers) -> bool:
@@ -39,7 +43,7 @@ def confirms(response: ResponseHead, fields: Headers) -> bool:
 
     For a connection on which something else may arrive: nothing of that is taken over.
     """
-    if names(response, fields):
+    if b"etag" in response.headers and b"etag" in fields and selects(response, fields):
         return True
     modified = response.headers.get(b"last-modified")
     if b"etag" in response.headers or b"etag" in fields or modified is None:
@@ -50,26 +54,9 @@ def confirms(response: ResponseHead, fields: Headers) -> bool:
 _SAYING_NOTHING = frozenset([b"date", b"server", b"connection", b"keep-alive", b"content-length"])
 
 
-def names(response: ResponseHead, fields: Headers) -> bool:
-    """Whether a 304 itself names the entity tag of the response that is stored with `fields`."""
-    return b"etag" in response.headers and b"etag" in fields and selects(response, fields)
-
-
-def same_representation(response: ResponseHead, fields: Headers, length: Optional[int], digest: str = "") -> bool:
-    """Whether a 200 or 206 to a later request proves that its origin still has what is stored, `length` octets.
-
-    `digest`: what is stored can be nothing else than what has it (`sha256:…`), and is known by less.
-    """
-    named = response.headers.get(b"docker-content-digest")
-    if digest and named is not None:
-        return named == digest.encode()
-    compared = _validators_agree(response, fields)
-    if compared is not None:
-        return compared
-    sent = response.headers.get(b"content-length")
-    if response.status != 200 or length is None or sent != b"%d" % length:
-        return False
-    return bool(digest) or response.headers.get(b"content-type") == fields.get(b"content-type")
+def same_coding(response: ResponseHead, fields: Headers) -> bool:
+    """Whether the bytes of an answer mean the same as those stored with `fields`."""
+    return response.headers.get(b"content-encoding") == fields.get(b"content-encoding")
 
 
 def repeats(response: ResponseHead, fields: Headers, length: Optional[int], elsewhere: bool) -> bool:
@@ -83,20 +70,6 @@ def repeats(response: ResponseHead, fields: Headers, length: Optional[int], else
     if etag is not None and etag == strong_etag(fields):
         return True
     return elsewhere and modified is not None and modified == fields.get(b"last-modified")
-
-
-def another_representation(response: ResponseHead, fields: Headers) -> bool:
-    """Whether it proves that its origin has something else by now."""
-    return _validators_agree(response, fields) is False
-
-
-def _validators_agree(response: ResponseHead, fields: Headers) -> Optional[bool]:
-    """What the first validator says that both have; None where there is none."""
-    for name in (b"etag", b"last-modified"):
-        sent, stored = response.headers.get(name), fields.get(name)
-        if sent is not None and stored is not None:
-            return weak(sent) == weak(stored)
-    return None
 
 
 def strong_etag(fields: Headers) -> Optional[bytes]:
