@@ -40,7 +40,7 @@ def test_a_field_that_is_not_known_to_be_harmless_restricts_what_it_brings(house
 
 def test_what_clients_send_beside_credentials_restricts_nothing(house: House) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
-        connection.respond(200, [], BODY)
+        connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
 
     origin = house.origin(handler)
     tracing = ["traceparent: 00-1-1-00", "X-Request-Id: 7", "npm-session: 1", "Sec-Fetch-Mode: cors", "DNT: 1"]
@@ -53,7 +53,7 @@ def test_the_configuration_knows_more_harmless_fields(build_house: Build) -> Non
     house = build_house(harmless_fields=("X-Build-*",))
 
     def handler(asked: Asked, connection: Connection) -> None:
-        connection.respond(200, [], BODY)
+        connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
 
     origin = house.origin(handler)
     for fields in (["X-Build-Id: 1"], ["x_build_id: 2"], []):
@@ -64,7 +64,7 @@ def test_the_configuration_knows_more_harmless_fields(build_house: Build) -> Non
 @pytest.mark.parametrize("field", ["X_Forwarded_Host", "X_Original_Url", "x-original-uri", "X_HTTP_Method_Override"])
 def test_what_one_client_says_of_host_or_url_is_in_nobody_elses_answer(house: House, field: str) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
-        connection.respond(200, [], (asked.get(field) or "nothing").encode())
+        connection.respond(200, [("Cache-Control", "max-age=1000")], (asked.get(field) or "nothing").encode())
 
     origin = house.origin(handler)
     for fields in ([f"{field}: evil"], []):
