@@ -7,13 +7,12 @@ A stale object is claimed in the same way: its leader validates it, and everybod
 
 from __future__ import annotations
 
-import enum
 import logging
 import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Iterable, Optional
+from typing import Optional
 
 import freshness
 import hot
@@ -21,18 +20,19 @@ import proof
 import selection
 import validation
 from addresses import Reach
-from asking import Asker, Retries
+from asking import Asker
 from cache import Follow, Hit, Lead
 from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
 from filler import Services, key_of
 from filling import Filling
 from follow import AnyFill
-from freshness import Assessment, Basis, Stored
+from freshness import Assessment, Basis
 from hot import PlainHit
-from http1 import Field, RequestHead, Target
+from http1 import RequestHead, Target
 from inquiry import Inquiry, needed, stored_fields, version
 from metrics import Counter
+from outcomes import Admission, Failed, Stale, as_stored, as_upstream_error, credentials, hit_note, outcome_of, quotable
 from own_bytes import OwnBytes
 from policy import Name
 from proof import Verdict
@@ -55,31 +55,6 @@ _SETBACKS_AT_MOST = 2  # then the client is told
 _OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
 _OF_OUR_ASKING = (206, 304, 416)  # answers to what dduct has asked, and perhaps not this client
 _OUTDATED = (200, 404, 410)  # answers after which what was stored is of no more use
-
-
-class _Admission(enum.Enum):
-    """What an origin says to a client that wants what another client's credentials have brought here."""
-
-    GRANTED = "the client may have it"
-    ANSWERED = "the client has been given the origin's own answer"
-    CHANGED = "it may have it, but it is something else by now"
-
-
-@dataclass(frozen=True)
-class _Stale:
-    """A stored object that has to be validated before it may be used."""
-
-    entry: Entry
-    metadata: Metadata
-    assessment: Assessment
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """How a leader failed that this request has followed, and how often those who followed may still ask."""
-
-    error: UpstreamError
-    retries: Retries
 
 
 class CachedFetch:
@@ -110,11 +85,11 @@ class CachedFetch:
         self._recovery = Recovery(self._cache, self._key, self._inquiry, self._filling.start)
         self._url = self._inquiry.shown
         self._arrived_at = time.time()
-        self._credentials = _credentials(services.names.opening(request.headers), name)
+        self._credentials = credentials(services.names.opening(request.headers), name)
         self._signed = bool(name.signature)
         self.plain_hit: Optional[PlainHit] = None
         self._detail = ""  # why nothing can be kept: a parameter of Cache-Status
-        self._failed: Optional[_Failed] = None
+        self._failed: Optional[Failed] = None
         self._setbacks = 0  # fills that failed before this client had anything of them
         # None of these may bring an object here, and so none may lead those who want one.
         self._takes_no_fill = request.method == b"HEAD" or self._inquiry.keeps_nothing
@@ -131,7 +106,7 @@ class CachedFetch:
         except Unstorable as error:
             self._services.counters.add(Counter.UNSTORABLE)
             _log.debug("Not kept: %s: %s", self._url, error)
-            self._detail = f'; detail="{_quotable(str(error))}"'
+            self._detail = f'; detail="{quotable(str(error))}"'
         self._relay()
 
     def _answer(self) -> bool:
@@ -149,7 +124,7 @@ class CachedFetch:
                 return self._hit(claim)
         return self._join(claim, None)
 
-    def _join(self, claim: object, stale: Optional[_Stale]) -> bool:
+    def _join(self, claim: object, stale: Optional[Stale]) -> bool:
         if isinstance(claim, Follow):
             with closing(claim.reader):
                 return self._follow(claim, stale)
@@ -173,20 +148,20 @@ class CachedFetch:
             return self._send_hit(hit.entry, metadata, Counter.HITS, "hit")
         assessment = self._assess(hit.entry, metadata)
         if not assessment.usable:
-            return self._validate(_Stale(hit.entry, metadata, assessment))
+            return self._validate(Stale(hit.entry, metadata, assessment))
         if self._is_doubted(assessment):
             self._services.counters.add(Counter.DOUBTED)
-            return self._validate(_Stale(hit.entry, metadata, replace(assessment, usable_on_error=True)))
+            return self._validate(Stale(hit.entry, metadata, replace(assessment, usable_on_error=True)))
         if metadata.redirect and self._head_was_redirected():
             return True
         if self._needs_permission(metadata):
-            stale = _Stale(hit.entry, metadata, assessment)
+            stale = Stale(hit.entry, metadata, assessment)
             admission = self._admit_or(stale, hit)
-            if admission is _Admission.CHANGED:
+            if admission is Admission.CHANGED:
                 return self._validate(stale)
-            if admission is _Admission.ANSWERED:
+            if admission is Admission.ANSWERED:
                 return True
-        sent = self._send_hit(hit.entry, metadata, Counter.HITS, _hit_note(assessment))
+        sent = self._send_hit(hit.entry, metadata, Counter.HITS, hit_note(assessment))
         looked_at = self._recheck(hit.entry, metadata, assessment) if sent else 0.0
         if sent and self._is_plain(hit.entry, metadata, assessment):
             born_at = metadata.fetched_at - metadata.age
@@ -246,7 +221,7 @@ class CachedFetch:
         return plain and lasts and not (asks_for_more or self._needs_permission(metadata))
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
-        stored = _stored(metadata)
+        stored = as_stored(metadata)
         if self._key.digest is not None and entry.record.sha256:
             age = stored.age(time.time())
             return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # it can never be anything else
@@ -254,7 +229,7 @@ class CachedFetch:
         assessment = freshness.assess(self._request, stored, rules, now, self._arrived_at, self._name.volatile)
         return replace(assessment, usable=False, usable_on_error=False) if metadata.must_validate else assessment
 
-    def _validate(self, stale: _Stale) -> bool:
+    def _validate(self, stale: Stale) -> bool:
         """Have the origin asked about an object, by this client or by another that is at it already."""
         away = self._services.origins.away(self._target) if self._may_use(stale) else None
         if away is not None:
@@ -272,7 +247,7 @@ class CachedFetch:
 
     # Follow
 
-    def _follow(self, claim: Follow, stale: Optional[_Stale]) -> bool:
+    def _follow(self, claim: Follow, stale: Optional[Stale]) -> bool:
         fill = claim.reader.fill
         state = fill.wait_head(_SLOW_HEAD)
         if state is FillState.ASKING and isinstance(fill, Fill):
@@ -287,7 +262,7 @@ class CachedFetch:
         if state in (FillState.DECLINED, FillState.ASKING):
             return self._relay_or(stale)
         if fill.metadata is None:
-            error = _as_upstream_error(fill.cause)
+            error = as_upstream_error(fill.cause)
             if isinstance(fill, Fill) and self._may_fare_better(fill, error):
                 return False
             return self._send_stale_or_raise(stale, error)
@@ -300,9 +275,9 @@ class CachedFetch:
             return True
         if known and self._needs_permission(metadata):
             admission = self._admit(metadata, claim.reader.length)
-            if admission is _Admission.CHANGED:
+            if admission is Admission.CHANGED:
                 self._relay()
-            if admission is not _Admission.GRANTED:
+            if admission is not Admission.GRANTED:
                 return True
         self._services.counters.add(Counter.COLLAPSED)
         self._reply.note = f"fwd={'uri-miss' if stale is None else 'stale'}; collapsed"
@@ -316,7 +291,7 @@ class CachedFetch:
 
     # Lead
 
-    def _lead(self, claim: Lead, stale: Optional[_Stale]) -> bool:
+    def _lead(self, claim: Lead, stale: Optional[Stale]) -> bool:
         fill = claim.fill
         asker = fill.asking.lead(self._inquiry.question, fill.fail, fill.close)
         if self._failed is not None:
@@ -334,10 +309,10 @@ class CachedFetch:
         own_doing = isinstance(error, Unanswered) or error.status == _FORBIDDEN
         if not own_doing or not fill.asking.differs(self._inquiry.question):
             return False
-        self._failed = _Failed(error, fill.asking.retries)
+        self._failed = Failed(error, fill.asking.retries)
         return True
 
-    def _ask(self, fill: Fill, asker: Asker, stale: Optional[_Stale]) -> bool:
+    def _ask(self, fill: Fill, asker: Asker, stale: Optional[Stale]) -> bool:
         with ExitStack() as owned:
             owned.callback(asker.close)
             asked_at = time.time()
@@ -386,7 +361,7 @@ class CachedFetch:
             finally:
                 self._note_outcome(fill)
 
-    def _renew(self, fill: Fill, stale: _Stale, exchange: Exchange, asked_at: float) -> bool:
+    def _renew(self, fill: Fill, stale: Stale, exchange: Exchange, asked_at: float) -> bool:
         metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
         self._granted(metadata)
         note = f"fwd=stale; fwd-status={exchange.head.status}"
@@ -425,7 +400,7 @@ class CachedFetch:
         unlike = bool(self._credentials) and not metadata.same_for_all and self._key.digest is None
         return metadata.restricted or unlike
 
-    def _admit_or(self, stored: _Stale, hit: Hit) -> _Admission:
+    def _admit_or(self, stored: Stale, hit: Hit) -> Admission:
         """The same as `_admit`; what is anybody's will do where its origin cannot be asked."""
         try:
             return self._admit(stored.metadata, stored.entry.length, hit)
@@ -433,13 +408,13 @@ class CachedFetch:
             if self._reply.started or not self._may_use(stored):
                 raise
             _log.warning("Sent without asking: %s: %s", self._url, error)
-            return _Admission.GRANTED
+            return Admission.GRANTED
 
-    def _admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> _Admission:
+    def _admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> Admission:
         """Ask the origin, with this client's own credentials, whether it may have what is stored."""
         grants, name = self._services.grants, self._key.name
         if grants.holds(self._credentials, name, version(metadata)):
-            return _Admission.GRANTED
+            return Admission.GRANTED
         exchange = self._inquiry.permission(metadata)
         if exchange is None:
             return self._let_in(metadata, None, hit)
@@ -454,14 +429,14 @@ class CachedFetch:
             known = self._services.known.holds(self._credentials, name, "")
             changed = verdict is Verdict.OTHER and metadata.restricted
             if changed and self._inquiry.may_replace(metadata, exchange, known):
-                return _Admission.CHANGED
+                return Admission.CHANGED
             grants.forget(self._credentials, name, version(metadata))
             self._pass_on(exchange, "fwd=request", own)
             if own.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
                 self._let_in(metadata, exchange, hit)
-            return _Admission.ANSWERED
+            return Admission.ANSWERED
 
-    def _let_in(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> _Admission:
+    def _let_in(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> Admission:
         """The origin has shown that this client gets what is stored; note what else that shows."""
         amended = self._inquiry.once_let_in(metadata, exchange)
         if hit is not None and amended != metadata:
@@ -471,10 +446,10 @@ class CachedFetch:
                 _log.debug("Shown to be anybody's, but cannot be noted so: %s: %s", self._url, error)
         return self._granted(metadata)
 
-    def _granted(self, metadata: Metadata) -> _Admission:
+    def _granted(self, metadata: Metadata) -> Admission:
         self._services.grants.remember(self._credentials, self._key.name, version(metadata))
         self._services.known.remember(self._credentials, self._key.name, "")
-        return _Admission.GRANTED
+        return Admission.GRANTED
 
     def _may_change(self, stored: Metadata, exchange: Exchange) -> bool:
         """Whether an answer that is not what is stored says anything of it: replaces it, or ends it."""
@@ -501,7 +476,7 @@ class CachedFetch:
         with closing(self._inquiry.as_it_is(purpose)) as exchange:
             self._forward(exchange, f"fwd=bypass{self._detail}")
 
-    def _relay_or(self, stale: Optional[_Stale]) -> bool:
+    def _relay_or(self, stale: Optional[Stale]) -> bool:
         """Relay, or use the stale object if the origin cannot be asked."""
         try:
             self._relay(Purpose.FILL if self._may_use(stale) else Purpose.RELAY)
@@ -533,23 +508,23 @@ class CachedFetch:
     def _note_outcome(self, fill: AnyFill) -> None:
         """What has become of the object that was sent: the head could only promise it."""
         if self._reply.note.endswith(("; stored", "; collapsed")):
-            self._reply.outcome = f"{self._reply.note.replace('; stored', '')}; {_outcome_of(fill)}"
+            self._reply.outcome = f"{self._reply.note.replace('; stored', '')}; {outcome_of(fill)}"
 
-    def _may_use(self, stale: Optional[_Stale]) -> bool:
+    def _may_use(self, stale: Optional[Stale]) -> bool:
         """Whether a stale object will do now that its origin cannot be asked."""
         if stale is None or self._inquiry.only_if_cached or stale.metadata.restricted:
             return False
         return stale.assessment.usable_on_error
 
-    def _send_stale_or_raise(self, stale: Optional[_Stale], error: UpstreamError) -> bool:
+    def _send_stale_or_raise(self, stale: Optional[Stale], error: UpstreamError) -> bool:
         if not self._may_use(stale):
             raise error
         return self._send_stale(stale, error)
 
-    def _send_stale(self, stale: Optional[_Stale], error: UpstreamError) -> bool:
+    def _send_stale(self, stale: Optional[Stale], error: UpstreamError) -> bool:
         assert stale is not None
         _log.warning("Stale, but sent: %s: %s", self._url, error)
-        return self._send_hit(stale.entry, stale.metadata, Counter.STALE, _hit_note(stale.assessment))
+        return self._send_hit(stale.entry, stale.metadata, Counter.STALE, hit_note(stale.assessment))
 
     def _send_hit(self, entry: Entry, metadata: Metadata, counter: Counter, note: str) -> bool:
         self._reply.note = note
@@ -573,7 +548,7 @@ class CachedFetch:
             if found is None:
                 return False
             prompt = found
-        age = int(_stored(metadata).age(time.time()))
+        age = int(as_stored(metadata).age(time.time()))
         extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
         if age or not self._reply.note.startswith("fwd=uri-miss"):
             extra.append((b"Age", b"%d" % age))
@@ -604,39 +579,5 @@ class CachedFetch:
         except FillFailed as error:
             self._setbacks += 1
             if self._setbacks >= _SETBACKS_AT_MOST:
-                raise _as_upstream_error(error.cause) from error
+                raise as_upstream_error(error.cause) from error
         return None
-
-
-def _credentials(opening: Iterable[Field], name: Name) -> bytes:
-    """All that this client has to show for itself; nothing where that is nothing."""
-    fields = (b": ".join(field) for field in opening)
-    return b"\n".join([*fields, name.signature.encode(), name.secrets.encode()]).strip(b"\n")
-
-
-def _stored(metadata: Metadata) -> Stored:
-    return Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
-
-
-def _outcome_of(fill: AnyFill) -> str:
-    """What has become of a fill, for the log."""
-    if fill.state is FillState.PUBLISHED:
-        return "stored"
-    if fill.cause is None and not fill.state.final:
-        return "still being fetched"
-    return f"not stored: {fill.cause or 'given up'}"
-
-
-def _quotable(text: str) -> str:
-    """Text in a quoted string of Cache-Status (RFC 8941 §3.3.3)."""
-    return "".join(one for one in text if " " <= one <= "~" and one not in '"\\')
-
-
-def _hit_note(assessment: Assessment) -> str:
-    """Cache-Status of a hit (RFC 9211 §2); its ttl is negative for a stale one."""
-    return "hit" if assessment.ttl == float("inf") else f"hit; ttl={int(assessment.ttl)}"
-
-
-def _as_upstream_error(cause: object) -> UpstreamError:
-    """What a follower tells its client when the leader got no answer."""
-    return cause if isinstance(cause, UpstreamError) else UpstreamError(f"the transfer broke off: {cause}")

@@ -149,7 +149,9 @@ ROOMS: Dict[str, Set[str]] = {
         "filling",
         "inquiry",
     },
+    "outcomes": {"fill", "follow", "asking", "freshness", "http1", "inquiry", "policy", "store", "upstream"},
     "fetch": {
+        "outcomes",
         "addresses",
         "recent",
         "revalidation",

@@ -1,0 +1,76 @@
+"""What a cached fetch finds out on its way, as values: what is stale, who is let in, what to say of a hit."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Iterable
+
+from asking import Retries
+from fill import FillState
+from follow import AnyFill
+from freshness import Assessment, Stored
+from http1 import Field
+from inquiry import stored_fields
+from policy import Name
+from store import Entry, Metadata
+from upstream import UpstreamError
+
+
+class Admission(enum.Enum):
+    """What an origin says to a client that wants what another client's credentials have brought here."""
+
+    GRANTED = "the client may have it"
+    ANSWERED = "the client has been given the origin's own answer"
+    CHANGED = "it may have it, but it is something else by now"
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A stored object that has to be validated before it may be used."""
+
+    entry: Entry
+    metadata: Metadata
+    assessment: Assessment
+
+
+@dataclass(frozen=True)
+class Failed:
+    """How a leader failed that this request has followed, and how often those who followed may still ask."""
+
+    error: UpstreamError
+    retries: Retries
+
+
+def credentials(opening: Iterable[Field], name: Name) -> bytes:
+    """All that this client has to show for itself; nothing where that is nothing."""
+    fields = (b": ".join(field) for field in opening)
+    return b"\n".join([*fields, name.signature.encode(), name.secrets.encode()]).strip(b"\n")
+
+
+def as_stored(metadata: Metadata) -> Stored:
+    return Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
+
+
+def outcome_of(fill: AnyFill) -> str:
+    """What has become of a fill, for the log."""
+    if fill.state is FillState.PUBLISHED:
+        return "stored"
+    if fill.cause is None and not fill.state.final:
+        return "still being fetched"
+    return f"not stored: {fill.cause or 'given up'}"
+
+
+def quotable(text: str) -> str:
+    """Text in a quoted string of Cache-Status (RFC 8941 §3.3.3)."""
+    return "".join(one for one in text if " " <= one <= "~" and one not in '"\\')
+
+
+def hit_note(assessment: Assessment) -> str:
+    """Cache-Status of a hit (RFC 9211 §2); its ttl is negative for a stale one."""
+    return "hit" if assessment.ttl == float("inf") else f"hit; ttl={int(assessment.ttl)}"
+
+
+def as_upstream_error(cause: object) -> UpstreamError:
+    """What a follower tells its client when the leader got no answer."""
+    return cause if isinstance(cause, UpstreamError) else UpstreamError(f"the transfer broke off: {cause}")
