@@ -11,7 +11,6 @@ import enum
 import fcntl
 import os
 import threading
-import time
 from dataclasses import dataclass, replace
 from typing import Callable, Dict, Optional
 
@@ -19,7 +18,7 @@ from asking import Asking
 from hashing import Hashes
 from locks import is_file, is_of_interest, try_lock
 from ownfiles import PART_SUFFIX
-from pacing import LOOKS_APART, PIECE
+from pacing import CROWD, wait_for_bytes
 from redaction import reason_of, shown
 from room import Growth
 from store import (
@@ -43,8 +42,6 @@ HOLD_BACK = 64 * 1024
 
 _REHASHED_AT_ONCE = 1024 * 1024  # octets
 _LAGGARD_PATIENCE = 30.0  # seconds for the slowest reader of a fill without a disk
-_CROWD = 16  # readers; more of them look by themselves whether there is more
-_CROWD_SHORTEST, _CROWD_LONGEST = 0.005, 0.1  # seconds between two such looks
 _OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, then the claim begins anew
 
 
@@ -220,7 +217,7 @@ class Fill:
         with self._changed:
             if released > self._released:
                 self._released = released
-                if len(self._positions) <= _CROWD:
+                if len(self._positions) <= CROWD:
                     self._changed.notify_all()
 
     def publish(self) -> bool:
@@ -398,29 +395,19 @@ class Fill:
 
     def _place_reader(self, reader: object, offset: int) -> None:
         """Note where a reader is; the caller has the lock."""
-        if len(self._positions) == _CROWD and reader not in self._positions:
+        if len(self._positions) == CROWD and reader not in self._positions:
             self._changed.notify_all()  # from now on those who wait look by themselves
         self._positions[reader] = offset
 
     def _wait_for_octets(self, offset: int, patience: float, hesitate_for: float = 0.0) -> bool:
-        """Until there are octets at `offset`, or never will be; False after `patience` seconds. Callers have the lock.
+        """Until there are octets at `offset`, or never will be; False after `patience` seconds. The lock is held."""
 
-        A crowd is not woken for every little, and hesitates to take it: each step of its members is one that the filler
-        has to wait for.
-        """
-        began = time.monotonic()
-        pause = max(_CROWD_SHORTEST, hesitate_for * LOOKS_APART)
-        while not self.state.final:
-            waited = time.monotonic() - began
-            crowded = len(self._positions) > _CROWD
-            hesitates = crowded and waited < hesitate_for and self._window is None
-            if self._released - offset >= (PIECE if hesitates else 1):
-                break
-            if waited >= patience:
-                return self._released > offset
-            self._changed.wait(min(pause, patience - waited) if crowded else patience - waited)
-            pause = max(pause, min(2 * pause, _CROWD_LONGEST))
-        return True
+        def arrived(count: int) -> bool:
+            return self.state.final or self._released - offset >= (count if self._window is None else 1)
+
+        return wait_for_bytes(
+            self._changed, arrived, lambda: len(self._positions) > CROWD, patience, hesitate_for=hesitate_for
+        )
 
     def _ending(self) -> Exception:
         """Why there will be no more octets."""

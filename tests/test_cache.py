@@ -177,7 +177,7 @@ def test_a_waiting_reader_is_woken_by_octets(cache: Cache) -> None:
 
 
 def test_a_crowd_hesitates_to_take_little(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fill._CROWD", 2)
+    monkeypatch.setattr("fill.CROWD", 2)
     monkeypatch.setattr("fill.PIECE", 10)
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
@@ -871,7 +871,7 @@ def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monk
 def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """The filler waits for them, as they would for it."""
     FullDisk(monkeypatch, 0)
-    monkeypatch.setattr("fill._CROWD", 1)
+    monkeypatch.setattr("fill.CROWD", 1)
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
     fill.begin(META, 10)
