@@ -96,6 +96,12 @@ class Asker:
         self._close()
         return True
 
+    def hand_on(self, renew: Callable[[], None]) -> None:
+        """Its client has gone: those who follow claim again, unless the other waits for an answer, or has it."""
+        if self._leave():
+            renew()
+            self._close()
+
     def close(self) -> None:
         """Through with it; the fill's last word, where it is this one's. Harmless twice."""
         if self._leave():

@@ -71,6 +71,9 @@ class BodyReader:
             # What follows on the stream is anybody's guess: the first error is the last word on this body.
             self._broken = str(error) or type(error).__name__
             raise IncompleteBody(self._broken) from error
+        except BaseException:
+            self._broken = "nobody waits for it any more"  # and so nobody drains it, either
+            raise
 
     def chunks(self, *buffers: memoryview, much: bool = False) -> Iterator[memoryview]:
         """The body piece by piece, every piece a view of the next of `buffers`. Raises IncompleteBody.

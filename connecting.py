@@ -13,6 +13,8 @@ import time
 from collections import deque
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
+from client_watch import wait_ready
+
 ATTEMPT_DELAY = 0.25  # seconds (RFC 8305 §8)
 MAX_ATTEMPTS = 16
 
@@ -51,7 +53,7 @@ def in_order(candidates: Iterable[Candidate], worked: Optional[str] = None) -> L
 def connect_first(
     candidates: Sequence[Candidate], deadline: float, clock: Callable[[], float] = time.monotonic
 ) -> Tuple[socket.socket, Candidate]:
-    """A connection to the first that answers, and which that is. Raises socket.timeout, or the last OSError."""
+    """A connection to the first that answers, and which that is. Raises the last OSError, or ClientGone."""
     waiting = deque(candidates)
     pending: Dict[int, Tuple[socket.socket, Candidate]] = {}
     poll = select.poll()
@@ -73,7 +75,7 @@ def connect_first(
             elif now >= deadline:
                 raise socket.timeout("no address answers")
             until = min(deadline, next_at) if waiting else deadline
-            for descriptor, _ in poll.poll(max(0.0, until - now) * 1000 + 1):
+            for descriptor, _ in wait_ready(poll, max(0.0, until - now) + 0.001):
                 poll.unregister(descriptor)
                 sock, candidate = pending.pop(descriptor)
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

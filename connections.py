@@ -17,6 +17,7 @@ from typing import Callable, Dict, Optional
 import first_bytes
 from access import Access
 from addresses import Reach, reach_of
+from client_watch import working_for
 from first_bytes import ACCESS_DENIED, INTERNAL_ERROR
 from http1 import Authority
 from idle import Guest, Idle, Next
@@ -193,9 +194,10 @@ class Connections:
         session = connection.session
         assert session is not None
         try:
-            while session.run():
-                if self._idle.watch(session, partial(self._attend, connection)):
-                    return
+            with working_for(session.watch):
+                while session.run():
+                    if self._idle.watch(session, partial(self._attend, connection)):
+                        return
         except BaseException:
             self._end(connection)
             raise

@@ -19,6 +19,7 @@ from typing import Callable, Container, Iterable, List, Optional, Sequence, Set,
 
 import http1
 from addresses import OwnServices, Reach, is_listener, reach_needed
+from client_watch import ClientGone
 from connecting import Candidate, connect_first, in_order
 from http1 import Authority, Field
 from metrics import Counter, Counters
@@ -150,6 +151,9 @@ class Dialler:
         except (OSError, ValueError) as error:
             self.hang_up(stream, broken=True)
             raise translated(error, f"no trusted TLS connection to {authority}") from error
+        except BaseException:
+            self.hang_up(stream, broken=True)
+            raise
 
     def reach_needed(self, stream: Stream, authority: Authority) -> Reach:
         """What a client has to be allowed to reach for what this connection leads to."""
@@ -203,6 +207,9 @@ class Dialler:
             self._working.forget(place)
             if error.status == 504 or (error.status == 502 and self._clock() - began >= SLOW):
                 self._note_outage(place, began, error)
+            raise
+        except ClientGone:
+            self._outages.undecided(place, began)
             raise
         if self._outages.worked(place):
             _log.info("%s answers again", authority)
@@ -275,6 +282,7 @@ class Dialler:
             raise UpstreamError(f"the parent proxy refuses {authority}: {head.status} {reason}{remedy}")
 
     def _track(self, stream: Stream) -> Stream:
+        stream.of_origin = True
         with self._lock:
             closed = self._closed
             if not closed:

@@ -22,6 +22,7 @@ import validation
 from addresses import Reach
 from asking import Asker
 from cache import Follow, Hit, Lead
+from client_watch import when_gone
 from deliver import Source, Supply, deliver, shown
 from fill import Fill, FillFailed, FillState
 from filler import Services, key_of
@@ -315,6 +316,7 @@ class CachedFetch:
     def _ask(self, fill: Fill, asker: Asker, stale: Optional[Stale]) -> bool:
         with ExitStack() as owned:
             owned.callback(asker.close)
+            owned.push(when_gone(partial(asker.hand_on, fill.renew)))
             asked_at = time.time()
             try:
                 inquiry = self._inquiry

@@ -14,6 +14,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import Callable, Dict, Optional
 
+import client_watch
 from asking import Asking
 from hashing import Hashes
 from locks import is_file, is_of_interest, try_lock
@@ -329,8 +330,8 @@ class Fill:
 
     def wait_head(self, patience: float) -> FillState:
         """The state once it is no longer ASKING, or ASKING after `patience` seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.state is not FillState.ASKING, patience)
+        with self._changed:  # under which is a poll that does not wait
+            client_watch.wait_for(self._changed, lambda: self.state is not FillState.ASKING, patience)
             return self.state
 
     def ready(self, offset: int, patience: float) -> bool:

@@ -12,6 +12,7 @@ import policy
 import validation
 from body import BUFFER_SIZE, IncompleteBody, new_buffer
 from cache import Cache
+from client_watch import Regularly, working_for
 from fill import DigestMismatch, Fill, FillFailed
 from freshness import FreshnessRules
 from grants import Grants
@@ -81,7 +82,9 @@ def carry(fill: Fill, exchange: Exchange, request: Request, url: str, services: 
 
     Where the origin breaks off it is asked for the rest, a few times, and nobody who reads along notices.
     """
-    _Filler(fill, exchange, request, url, services).run()
+    filler = _Filler(fill, exchange, request, url, services)
+    with working_for(Regularly(filler.look)):
+        filler.run()
 
 
 class _Unwanted(Exception):
@@ -161,6 +164,11 @@ class _Filler:
                 _log.info("Broken off after %d octets: %s: %s", self._fill.size, self._url, error)
                 self._exchange.close()
                 self._exchange = self._resumed()
+
+    def look(self) -> None:
+        """While the origin says nothing. Raises _Unwanted."""
+        if self._fill.unread and not self._fill.state.final:
+            self._consider()
 
     def _consider(self) -> None:
         """Whether to go on although nobody reads along. Raises _Unwanted."""

@@ -11,6 +11,7 @@ import os
 import time
 from typing import Iterator, Optional, Union
 
+import client_watch
 from fill import HOLD_BACK, Fill, FillState
 from locks import is_file, show_interest, try_lock
 from ownfiles import PART_SUFFIX
@@ -200,5 +201,6 @@ def _looks(patience: float, apart: float = 0.0) -> Iterator[None]:
         yield
         if time.monotonic() >= deadline:
             return
+        client_watch.check()
         time.sleep(pause)
         pause = max(pause, min(2 * pause, _POLL_LONGEST))

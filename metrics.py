@@ -39,6 +39,7 @@ class Counter(enum.Enum):
     TUNNELS = ("tunnels", "Connections carried blind")
     INTERCEPTED = ("intercepted", "Connections that were intercepted")
     SLOW_DISK = ("slow_disk", "Times that the cache's disk took too long to answer")
+    CLIENTS_GONE = ("clients_gone", "Requests that were given up because their client had hung up")
     NOT_TLS = ("not_tls", "Connections inside CONNECT to a listed host that were no TLS, and were carried blind")
     STRANGERS = ("strangers", "Connections from addresses that are not in proxy.allow_clients")
     TURNED_AWAY = ("turned_away", "Connections for which there was no place")

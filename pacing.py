@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Callable
 
+import client_watch
+
 CROWD = 16  # readers; more of them look by themselves whether there is more
 _CROWD_SHORTEST, _CROWD_LONGEST = 0.005, 0.1  # seconds between two such looks
 PIECE = 8 * 1024 * 1024  # octets for which a reader in a crowd hesitates,
@@ -29,7 +31,9 @@ def wait_for_bytes(
     timeout: float,
     hesitate_for: float,
 ) -> bool:
-    """Until so many bytes have arrived, or never will; False after `timeout` seconds. Callers have `changed`.
+    """Until so many bytes have arrived, or never will; False after `timeout` seconds. Raises ClientGone.
+
+    Callers have `changed`.
 
     A crowd is not woken for every little, and hesitates to take it: the filler has to wait for each step.
     """
@@ -41,5 +45,5 @@ def wait_for_bytes(
             return True
         if waited >= timeout:
             return arrived(1)
-        changed.wait(min(pause, timeout - waited) if is_crowd else timeout - waited)
+        client_watch.wait(changed, min(pause, timeout - waited) if is_crowd else timeout - waited)
         pause = max(pause, min(2 * pause, _CROWD_LONGEST))

@@ -49,6 +49,7 @@ class _State:
     def __init__(self) -> None:
         self.worked_at = float("-inf")
         self.until = 0.0
+        self.tried_at = float("inf")  # since when one request tries alone
         self.pause = 0.0  # how long nobody tries; 0 for who is not away
 
 
@@ -74,8 +75,15 @@ class Outages:
             now = self._clock()
             if now < state.until:
                 return state.until - now
-            state.until = now + self._trial
+            state.tried_at, state.until = now, now + self._trial
             return 0.0
+
+    def undecided(self, name: Hashable, began: float) -> None:
+        """A request that began then has ended before there was an answer: where it was to try, the next one is."""
+        with self._lock:
+            state = self._states.get(name)
+            if state is not None and state.pause and state.tried_at <= began:
+                state.tried_at, state.until = float("inf"), self._clock()
 
     def worked(self, name: Hashable) -> bool:
         """It has answered; whether that is news."""
@@ -93,7 +101,7 @@ class Outages:
                 return 0.0
             news = not state.pause
             state.pause = _FIRST_PAUSE if news else _LONGEST_PAUSE
-            state.until = self._clock() + state.pause
+            state.tried_at, state.until = float("inf"), self._clock() + state.pause
             return state.pause if news else 0.0
 
     def _state(self, name: Hashable) -> _State:

@@ -9,6 +9,7 @@ from typing import Callable, Optional, Tuple
 import validation
 from body import IncompleteBody
 from cache import Cache, Follow, Hit
+from client_watch import when_gone
 from deliver import Source
 from fill import Fill, FillFailed, FillState
 from follow import FillReader
@@ -94,6 +95,7 @@ class Recovery:
     def _lead(self, fill: Fill, cleanup: ExitStack) -> Optional[Tuple[Source, Metadata]]:
         with ExitStack() as leading:
             leading.callback(fill.close)
+            leading.push(when_gone(fill.renew))
             asked_at = time.time()
             exchange = self._inquiry.whole_or_rest(fill.leftover)
             leading.callback(exchange.close)

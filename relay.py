@@ -8,7 +8,7 @@ from typing import Callable, List
 import policy
 import values
 from body import BUFFER_SIZE, IncompleteBody
-from http1 import Field, Headers, RequestHead
+from http1 import BodyFraming, Field, Framing, Headers, RequestHead
 from reply import Reply
 from upstream import Exchange
 
@@ -63,3 +63,8 @@ def forward(reply: Reply, exchange: Exchange, seen: Callable[[memoryview], objec
         return False
     reply.finish(exchange.body.trailers)
     return True
+
+
+def expects_continue(head: RequestHead, framing: BodyFraming) -> bool:
+    """Whether a client waits to be told that its body is wanted (RFC 9110 §10.1.1)."""
+    return framing.kind is not Framing.NONE and head.version >= 1 and b"100-continue" in head.headers.tokens(b"expect")

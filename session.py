@@ -9,7 +9,6 @@ goes on.
 from __future__ import annotations
 
 import logging
-import ssl
 import time
 from dataclasses import replace
 from functools import partial
@@ -22,6 +21,7 @@ import policy
 import validation
 from access import Access, UserLine, claimed_user
 from body import BodyReader, IncompleteBody
+from client_watch import ClientGone, ClientWatch
 from fetch import CachedFetch
 from hot import Answer, PlainHit
 from http1 import Authority, BodyFraming, Framing, ProtocolError, RequestHead
@@ -30,10 +30,11 @@ from log_text import one_line, target_shown
 from metrics import Counter
 from opening import Opening, Spoken, established
 from password_queue import TooManyPasswords
+from places import GONE
 from policy import Fetch, Intercept, Own, Tunnel, Where
 from recent import Client
 from redaction import shown
-from relay import forward, outgoing, wants_upgrade
+from relay import expects_continue, forward, outgoing, wants_upgrade
 from reply import Reply
 from runtime import Household
 from stream import ConnectionLost, Stream
@@ -83,6 +84,7 @@ class Session:
         self._repeats = 0  # requests in succession that were known
         self._unsent = memoryview(b"")  # what `answer_at_once` could not send at once
         self._ending = False
+        self.watch = ClientWatch(stream.fileno, lambda: stream.encrypted)
         self._opening: Optional[Opening] = None  # after a CONNECT, until its client has shown what it speaks
         self._tls_turns = 0  # that a handshake may take before a thread waits for its end
 
@@ -94,6 +96,8 @@ class Session:
     @property
     def silent_since(self) -> Optional[float]:
         """Since when it has waited for its client (`time.monotonic()`); None while it answers."""
+        if self.watch.half_closed:
+            return GONE
         return None if self.busy else self._waiting_since
 
     def barred(self, access: Access) -> Optional[str]:
@@ -145,7 +149,8 @@ class Session:
                 if self._repeats >= _REPEATS and not self._stream.holds_octets():
                     return True
             self._stream.close()
-        except (OSError, IncompleteBody) as error:
+        except (OSError, IncompleteBody, ClientGone) as error:
+            self._house.services.counters.add(Counter.CLIENTS_GONE, isinstance(error, ClientGone))
             _log.debug("%s went away: %s", self._client, error)
             self._stream.cut()
         except BaseException:
@@ -301,13 +306,10 @@ class Session:
         self._opening = None
         if spoken is Spoken.TLS:
             self._where = opening.place()
-            return self._take_tls_on(partial(self._stream.start_tls, self._leaf(opening.host)))
+            return self._take_tls_on(partial(self._stream.start_tls, self._house.leaves.context(opening.host)))
         if spoken is Spoken.OTHER or (spoken is Spoken.NOTHING and opening.may_be_silent):
             self._pass_through(opening.authority, spoken)
         return False
-
-    def _leaf(self, host: str) -> ssl.SSLContext:
-        return self._house.leaves.context(host)
 
     def _pass_through(self, authority: Authority, spoken: Spoken) -> None:
         """Carry what is no TLS, inside a CONNECT to a listed host, as for a host that is not listed."""
@@ -391,7 +393,7 @@ class Session:
 
     def _answer(self, block: bytes, head: RequestHead, framing: BodyFraming) -> bool:
         reply = Reply(self._stream, head, self._via)
-        awaited = _expects_continue(head, framing)
+        awaited = expects_continue(head, framing)
         body = BodyReader(self._stream, framing)
         if awaited:
             body = BodyReader(self._stream, framing, partial(self._go_ahead, head, reply))
@@ -515,7 +517,7 @@ class Session:
             purpose=Purpose.RELAY,
             framing=framing,
             body=None if empty else body,
-            expects=_expects_continue(head, framing),
+            expects=expects_continue(head, framing),
             upgrade=upgrade,
             on_interim=reply.interim,
         )
@@ -540,7 +542,7 @@ class Session:
             return self._tunnel(decision, reply)
         reply.note = "intercept"
         self._house.services.counters.add(Counter.INTERCEPTED)
-        self._leaf(decision.authority.host)
+        self._house.leaves.context(decision.authority.host)
         self._establish(reply)
         self._opening = self._make_opening(decision.authority)
         return True
@@ -594,7 +596,3 @@ class Session:
     def _go_ahead(self, head: RequestHead, reply: Reply) -> None:
         reply.persistent = head.persistent
         self._stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def _expects_continue(head: RequestHead, framing: BodyFraming) -> bool:
-    return framing.kind is not Framing.NONE and head.version >= 1 and b"100-continue" in head.headers.tokens(b"expect")

@@ -19,8 +19,10 @@ import struct
 import sys
 import termios
 import time
-from typing import Any, Optional, Tuple
+from functools import partial
+from typing import Any, Callable, Optional, Tuple, TypeVar
 
+import client_watch
 import http1
 from nested import READ_SIZE, Buffer, NestedTls, Transport
 
@@ -29,6 +31,9 @@ _SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE = 282, 1, 4  # linux/tls.h; the socket modu
 _OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # ssl has a name for it from 3.10 on
 _READ_AHEAD_AT_MOST = 64  # reads of READ_SIZE
 _MOMENT = 1  # milliseconds
+
+
+_Result = TypeVar("_Result")
 
 
 class ConnectionLost(OSError):
@@ -64,6 +69,7 @@ class Stream:
         self._deserted = False  # the peer has ended TCP without a word of TLS
         self._postponed: Optional[OSError] = None  # an error that came behind octets which were still good
         self.timeout = timeout
+        self.of_origin = False  # whoever waits for it looks at its own client meanwhile
         self.ended = False  # `arrived` has found out that the peer sends no more
         self.handshaking = False  # between `begin_tls` and the end of the handshake
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -165,8 +171,7 @@ class Stream:
             view[:count] = memoryview(self._buffer)[:count]
             del self._buffer[:count]
             return count
-        self._wait(self.timeout)
-        return self._receive(view)
+        return self._receive_within(view, self.timeout)
 
     def read_much(self, view: memoryview) -> int:
         """Like `readinto`, but all that comes within a moment: TLS gives no more than a record of 16 KiB at a time."""
@@ -352,7 +357,7 @@ class Stream:
         nested = NestedTls(self._transport, context, bytes(self._buffer), server_name)
         self._buffer.clear()
         self._transport = nested
-        nested.do_handshake()
+        self._awaited(nested.do_handshake, self.timeout)
 
     def begin_tls(self, context: ssl.SSLContext) -> None:
         """Start TLS as server without waiting; `continue_tls` or `finish_tls` goes on.
@@ -379,7 +384,6 @@ class Stream:
 
     def finish_tls(self) -> None:
         """Take the handshake to its end. Raises OSError."""
-        self._wait(self.timeout)
         self._handshake()
 
     def shutdown_write(self) -> None:
@@ -461,7 +465,7 @@ class Stream:
 
     def _handshake(self) -> None:
         assert isinstance(self._transport, ssl.SSLSocket)
-        self._transport.do_handshake()
+        self._awaited(self._transport.do_handshake, self.timeout)
         self.handshaking = False
 
     def _still_outstanding(self, before: Optional[int]) -> int:
@@ -482,11 +486,34 @@ class Stream:
             self._transport.settimeout(seconds)
 
     def _fill(self, seconds: float) -> bool:
-        self._wait(seconds)
         chunk = bytearray(_HEAD_SIZE)
-        count = self._receive(chunk)
+        count = self._receive_within(chunk, seconds)
         self._buffer += memoryview(chunk)[:count]
         return count > 0
+
+    def _receive_within(self, view: Buffer, seconds: float) -> int:
+        """Some bytes, waited for; for a client, only as long as that is there. Raises ClientGone, too."""
+        return self._awaited(partial(self._receive, view), seconds)
+
+    def _awaited(self, operation: Callable[[], _Result], seconds: float) -> _Result:
+        """Do what needs bytes of the peer. Raises ClientGone, too, where that is an origin."""
+        waiting = client_watch.current() if self.of_origin else None
+        if waiting is None:
+            self._wait(seconds)
+            return operation()
+        self._wait(0)
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return operation()
+            except (BlockingIOError, ssl.SSLWantReadError):
+                events = select.POLLIN
+            except ssl.SSLWantWriteError:
+                events = select.POLLOUT
+            poll = select.poll()
+            poll.register(self.fileno(), events)
+            if not waiting.wait(poll, deadline - time.monotonic()):
+                raise socket.timeout("timed out")
 
     def _receive(self, view: Buffer) -> int:
         try:

@@ -27,6 +27,7 @@ from typing import Callable, NamedTuple, Optional, Tuple
 import http1
 from addresses import Reach
 from body import BodyReader, BodyWriter
+from client_watch import ClientGone
 from connection_pool import ConnectionPool
 from dialling import SLOW, Dialler, NoAnswer, Settings, translated
 from dialling import Unanswered as Unanswered  # for those who ask origins
@@ -311,6 +312,9 @@ class Origins:
         except UpstreamError as error:
             if error.status == 504 or (error.status == 502 and self._clock() - began >= SLOW):
                 self._note_silence(target, began)
+            raise
+        except ClientGone:
+            self._silent.undecided((target.scheme, target.authority), began)
             raise
         if self._silent.worked((target.scheme, target.authority)):
             _log.info("%s answers again", target.authority)

@@ -178,7 +178,7 @@ def test_a_waiting_reader_is_woken_by_octets(cache: Cache) -> None:
 
 def test_a_crowd_hesitates_to_take_little(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fill.CROWD", 2)
-    monkeypatch.setattr("fill.PIECE", 10)
+    monkeypatch.setattr("pacing.PIECE", 10)
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
     fill.begin(META, 20)

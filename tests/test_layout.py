@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Who may import whom; ARCHITECTURE.md says the same in words.
 ROOMS: Dict[str, Set[str]] = {
+    "client_watch": set(),
     "patterns": set(),
     "moving_names": set(),
     "config_paths": {"ownfiles"},
@@ -42,16 +43,27 @@ ROOMS: Dict[str, Set[str]] = {
     "hashing": {"store"},
     "window": set(),
     "asking": set(),
-    "pacing": set(),
-    "fill": {"asking", "pacing", "room", "window", "redaction", "locks", "ownfiles", "store", "hashing"},
-    "follow": {"pacing", "locks", "ownfiles", "store", "fill"},
+    "pacing": {"client_watch"},
+    "fill": {
+        "client_watch",
+        "asking",
+        "pacing",
+        "room",
+        "window",
+        "redaction",
+        "locks",
+        "ownfiles",
+        "store",
+        "hashing",
+    },
+    "follow": {"client_watch", "pacing", "locks", "ownfiles", "store", "fill"},
     "cache": {"disk_watch", "room", "store", "fill", "follow"},
     "verify": {"redaction", "locks", "ownfiles", "store", "fill"},
     "disk_watch": {"notices", "store"},
     "hot": {"disk_watch", "store"},
     "evict": {"room", "notices", "redaction", "locks", "ownfiles", "store"},
     "nested": set(),
-    "stream": {"http1", "nested"},
+    "stream": {"client_watch", "http1", "nested"},
     "body": {"http1", "stream"},
     "policy": {"addresses", "patterns", "redaction", "http1"},
     "media_types": set(),
@@ -66,9 +78,10 @@ ROOMS: Dict[str, Set[str]] = {
     "recent": set(),
     "response_head": {"http1", "stream"},
     "origin_tls": {"openssl", "stream"},
-    "connecting": set(),
+    "connecting": {"client_watch"},
     "reachability": set(),
     "dialling": {
+        "client_watch",
         "metrics",
         "connecting",
         "reachability",
@@ -80,6 +93,7 @@ ROOMS: Dict[str, Set[str]] = {
     },
     "connection_pool": set(),
     "upstream": {
+        "client_watch",
         "addresses",
         "request_fields",
         "http1",
@@ -97,6 +111,7 @@ ROOMS: Dict[str, Set[str]] = {
     "relay": {"http1", "values", "body", "policy", "upstream", "reply"},
     "tunnel": {"addresses", "stream"},
     "filler": {
+        "client_watch",
         "recent",
         "request_fields",
         "redaction",
@@ -132,7 +147,19 @@ ROOMS: Dict[str, Set[str]] = {
         "relay",
         "upstream",
     },
-    "recovery": {"inquiry", "follow", "deliver", "verify", "store", "fill", "cache", "body", "validation", "upstream"},
+    "recovery": {
+        "client_watch",
+        "inquiry",
+        "follow",
+        "deliver",
+        "verify",
+        "store",
+        "fill",
+        "cache",
+        "body",
+        "validation",
+        "upstream",
+    },
     "filling": {"permission", "filler", "inquiry", "follow", "store", "fill", "validation", "metrics", "upstream"},
     "revalidation": {
         "addresses",
@@ -151,6 +178,7 @@ ROOMS: Dict[str, Set[str]] = {
     },
     "outcomes": {"fill", "follow", "asking", "freshness", "http1", "inquiry", "policy", "store", "upstream"},
     "fetch": {
+        "client_watch",
         "outcomes",
         "addresses",
         "recent",
@@ -180,6 +208,8 @@ ROOMS: Dict[str, Set[str]] = {
     }
     | {"upstream", "reply", "relay"},
     "session": {
+        "client_watch",
+        "places",
         "recent",
         "redaction",
         "access",
@@ -211,7 +241,7 @@ ROOMS: Dict[str, Set[str]] = {
     "first_bytes": set(),
     "refusals": {"idle"},
     "connections": {"access", "addresses", "first_bytes", "http1", "idle", "metrics", "places", "policy", "refusals"}
-    | {"access", "runtime", "session", "stream"},
+    | {"client_watch", "runtime", "session", "stream"},
     "idle": set(),
     "server": {
         "runtime",
