@@ -59,7 +59,7 @@ class Cache:
     def __init__(self, root: Path, patience: float = 60.0, room: Optional[Room] = None) -> None:
         self.store = Store(root, room)
         self.patience = patience
-        self.disk = DiskWatch()
+        self.disk = DiskWatch(directory=str(root))
         self._lock = threading.Lock()  # guards _fills
         self._fills: Dict[str, Fill] = {}  # by place, those that are not over
 

@@ -1,7 +1,8 @@
 """Whether the cache's disk answers: a network file system may hang, and nobody may hang with it who need not.
 
 Operations of threads are entered here while they last, the oldest first. While one has lasted for too long, and for a
-moment after a slow answer, the poller's thread asks the disk nothing; and only so many threads wait for it.
+moment after a slow answer, the poller's thread asks the disk nothing; and only so many threads wait for it. Where the
+first operation to hang is the poller's own, another thread takes its place (see idle.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from typing import Callable, Dict, Iterator
+from typing import Callable, Dict, Iterator, Optional
 
 from notices import Seldom
 from store import Unstorable
@@ -22,10 +23,16 @@ _WAITING_AT_MOST = 64  # threads, while the disk is slow
 
 
 class DiskWatch:
-    """Single operations on the dictionary are atomic; `on_slow` is told of each time that the disk was slow."""
+    """Single operations on the dictionary are atomic; `on_slow` is told of each time that the disk was slow.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `polling` is the operation that the poller's thread is in, another object for each. Only the poller's thread writes
+    it, and while one is `lost`, the next poller has none.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, directory: str = "") -> None:
         self._clock = clock
+        self._directory = directory
+        self.polling: Optional[float] = None
         self._in_flight: Dict[object, float] = {}  # since when
         self._wary_until = float("-inf")
         self._trouble = Seldom(_log)
@@ -50,14 +57,29 @@ class DiskWatch:
         if seconds > SLOW:
             self._tell(seconds)
 
+    def lost(self, operation: object, since: float) -> None:
+        """The poller's thread hangs in an operation, until `found`; another thread is the poller now."""
+        self._in_flight[operation] = since
+
+    def found(self, operation: object) -> None:
+        """What was lost has come back."""
+        del self._in_flight[operation]
+
+    def waiting(self) -> int:
+        """How many threads are in an operation that has taken too long already."""
+        now = self._clock()
+        waits = [now - since for since in list(self._in_flight.values()) if now - since > SLOW]
+        if waits:
+            self._tell(max(waits))  # though nobody asks for anything
+        return len(waits)
+
     def is_slow(self, now: float) -> bool:
         """Whether the disk is not to be asked without need."""
         if now < self._wary_until:
             return True
-        try:
-            oldest = next(iter(self._in_flight.values()), now)
-        except RuntimeError:
-            return False  # another thread was at it: then it does answer
+        if not self._in_flight:
+            return False
+        oldest = min(list(self._in_flight.values()), default=now)  # a copy: other threads come and go
         if now - oldest <= SLOW:
             return False
         self._tell(now - oldest)
@@ -69,5 +91,8 @@ class DiskWatch:
             self.on_slow()
         self._wary_until = now + _WARY_FOR
         self._trouble.warning(
-            "The cache's disk is slow: an operation has taken %.1f s (misc.file_dir); clients go on without it", seconds
+            'The disk of misc.file_dir "%s" is slow: an operation has taken %.1f s; what does not need it goes on '
+            "without it, and new requests are relayed when too many wait: look at that disk, or its server",
+            self._directory,
+            seconds,
         )

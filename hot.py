@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
 
-from disk_watch import DiskWatch
+from disk_watch import SLOW, DiskWatch
 from store import ATIME_GRAIN, Identity, Unstorable, identity_of
 
 SMALL = 64 * 1024  # octets; beyond that, sending costs more than understanding
@@ -104,10 +104,19 @@ class Hot:
         hit = known.hit
         if turn is not None and self._disk.is_slow(turn):
             return None  # the thread of all connections does not wait for a disk
-        if not hit.fetched_at <= now < hit.until or not _unchanged(hit, now):
+        if turn is None:
+            unchanged = hit.fetched_at <= now < hit.until and _unchanged(hit, now)
+        else:
+            self._disk.polling = now
+            unchanged = hit.fetched_at <= now < hit.until and _unchanged(hit, now)
+            self._disk.polling = None
+            took = time.time() - now
+            if took > SLOW:
+                self._disk.note(took)
+                return None  # while that lasted it may have become too old
+        if not unchanged:
             self._forget(kind, request)
             return None
-        self._disk.note(time.time() - now)
         age = int(now - hit.born_at)
         ttl = _FOR_EVER if hit.fresh_until == float("inf") else int(hit.fresh_until - now)
         known.right_in = turn

@@ -1,10 +1,11 @@
-"""Counters of what dduct has done since it was started."""
+"""Counters of what dduct has done since it was started, and gauges of what is so now."""
 
 from __future__ import annotations
 
 import enum
 import mmap
 import threading
+from typing import Union
 
 
 class Counter(enum.Enum):
@@ -54,18 +55,29 @@ class Counter(enum.Enum):
     REFUSED = ("refused", "Requests that were malformed or not allowed")
 
 
+class Gauge(enum.Enum):
+    """What is so now: its name for Prometheus, and what it means. `place` is its number, after all counters."""
+
+    def __init__(self, name: str, meaning: str) -> None:
+        self.place = len(Counter) + len(type(self).__members__)
+
+    DISK_WAITING = ("disk_waiting", "Threads that wait for the cache's disk, and have for too long already")
+
+
 class Counters:
-    """One number for each Counter, in memory that forked processes share: each writes its own row, all read all."""
+    """A number for each Counter and Gauge, in memory that forked processes share: each writes its row, all read all."""
 
     def __init__(self, rows: int = 1) -> None:
         self._rows = rows
-        self._values = memoryview(mmap.mmap(-1, rows * len(Counter) * _NUMBER)).cast("Q")
+        self._values = memoryview(mmap.mmap(-1, rows * _PLACES * _NUMBER)).cast("Q")
         self._row = 0
         self._lock = threading.Lock()  # guards this process's row of _values
 
     def use(self, row: int) -> None:
-        """Count in this row from now on."""
-        self._row = row * len(Counter)
+        """Count in this row from now on. Gauges begin anew: a process before may have ended amid something."""
+        self._row = row * _PLACES
+        for gauge in Gauge:
+            self.set(gauge, 0)
 
     def add(self, counter: Counter, amount: int = 1) -> None:
         """Count so many more."""
@@ -73,9 +85,13 @@ class Counters:
         with self._lock:
             self._values[place] += amount
 
-    def value(self, counter: Counter) -> int:
-        """How many so far, in all processes."""
-        return sum(self._values[row * len(Counter) + counter.place] for row in range(self._rows))
+    def set(self, gauge: Gauge, value: int) -> None:
+        """Say how many there are in this process."""
+        self._values[self._row + gauge.place] = value
+
+    def value(self, number: Union[Counter, Gauge]) -> int:
+        """How many so far, or now, in all processes."""
+        return sum(self._values[row * _PLACES + number.place] for row in range(self._rows))
 
     def render(self) -> str:
         """All of them in Prometheus' text format."""
@@ -84,7 +100,15 @@ class Counters:
             name, meaning = counter.value
             lines += [f"# HELP dduct_{name}_total {meaning}.", f"# TYPE dduct_{name}_total counter"]
             lines.append(f"dduct_{name}_total {self.value(counter)}")
+        for gauge in Gauge:
+            name, meaning = gauge.value
+            lines += [
+                f"# HELP dduct_{name} {meaning}.",
+                f"# TYPE dduct_{name} gauge",
+                f"dduct_{name} {self.value(gauge)}",
+            ]
         return "\n".join(lines) + "\n"
 
 
 _NUMBER = 8  # octets of a number
+_PLACES = len(Counter) + len(Gauge)  # of a row

@@ -30,7 +30,7 @@ from hot import Hot
 from idle import Idle
 from leaves import LeafStore
 from listener import Listener, Threads, bind, binding_remedy
-from metrics import Counter, Counters
+from metrics import Counter, Counters, Gauge
 from origin_tls import TlsSettings, UnusableCertificate
 from permission import KNOWN_FOR
 from places import Places
@@ -94,20 +94,20 @@ class Server:
         self.counters = Counters(rows=worker_count(config))
         self._threads = Threads()
         self._aside = Threads()  # for what no client waits for
-        self._idle = Idle(self._threads.spawn, self._sweep_connections)
         # For all that are forked, and for life: no client chooses which of them it meets.
         self._ticket_secret = secrets.token_bytes(32)
         self._draining = threading.Event()
         self._recent = SharedTimes()
         self._background = Background(self._recent, self._aside.spawn, self._draining)
-        places = Places(config.proxy.max_connections, config.proxy.max_silent_per_client)
-        self.connections = Connections(self._idle, self._threads.spawn, places, time.monotonic)
         self._authority = certs.prepare(config.misc.cert_dir, identity(config))
         self._files = certs.CertificateFiles(config.misc.cert_dir)
         self.cache = self._open_cache()
         self._evictor = Evictor(self.cache.store.room, partial(self.counters.add, Counter.EVICTED))
         self.cache.store.room.on_need = self._evictor.look
         self.cache.disk.on_slow = partial(self.counters.add, Counter.SLOW_DISK)
+        self._idle = Idle(self._threads.spawn, self._keep_up, self.cache.disk)
+        places = Places(config.proxy.max_connections, config.proxy.max_silent_per_client)
+        self.connections = Connections(self._idle, self._threads.spawn, places, time.monotonic)
         self._outdated: weakref.WeakSet[Origins] = weakref.WeakSet()  # from before a reload, as long as they are in use
         self._listeners: List[Listener] = []
         try:
@@ -132,6 +132,7 @@ class Server:
             self._threads.spawn("evictor", self._evictor.run)
         self._idle.open()
         self._threads.spawn("idle", self._idle.run)
+        self._aside.spawn("supervisor", self._idle.supervise)
         for listener in self._listeners:
             listener.start()
 
@@ -333,8 +334,9 @@ class Server:
                 host = sock.getsockname()[0].replace("::ffff:", "", 1).partition("%")[0]
             sock.context = household.leaves.context(host)
 
-    def _sweep_connections(self) -> None:
+    def _keep_up(self) -> None:
         self._household.services.origins.sweep()
+        self.counters.set(Gauge.DISK_WAITING, self.cache.disk.waiting())
 
     def _note_growth(self, octets: int) -> None:
         self.counters.add(Counter.STORED_OCTETS, octets)

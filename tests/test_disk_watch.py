@@ -15,8 +15,9 @@ from support.household import HOST, House
 from support.origin import Files
 
 import disk_watch
+import server
 from disk_watch import DiskWatch
-from metrics import Counter
+from metrics import Counter, Gauge
 from store import Store, Unstorable
 
 BODY = b"0123456789" * 400
@@ -61,6 +62,39 @@ def test_an_operation_that_lasts_counts_before_it_is_over() -> None:
         assert disk.is_slow(clock.now)
     clock.now += 1.5
     assert not disk.is_slow(clock.now)
+
+
+def test_who_is_lost_in_it_counts_until_found(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    disk = DiskWatch(clock, "/var/cache/x")
+    assert not disk.waiting() and not caplog.text
+    disk.lost(1.0, clock.now - 0.6)
+    with disk.operation():
+        clock.now += 0.01
+        assert disk.is_slow(clock.now) and disk.waiting() == 1
+    for _ in range(200):
+        clock.now += 1
+        assert disk.is_slow(clock.now) and disk.waiting() == 1
+    disk.found(1.0)
+    assert not disk.waiting()
+    clock.now += 1.5
+    assert not disk.is_slow(clock.now)
+    assert '"/var/cache/x" is slow: an operation has taken 0.6 s' in caplog.text
+
+
+def test_one_hang_is_counted_once() -> None:
+    clock, told = Clock(), [0]
+    disk = DiskWatch(clock)
+
+    def tell() -> None:
+        told[0] += 1
+
+    disk.on_slow = tell
+    with disk.operation():
+        for _ in range(100):
+            clock.now += 0.5
+            assert disk.waiting() == 1
+    assert told == [1]
 
 
 def test_only_so_many_wait_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +157,77 @@ def test_a_hung_disk_does_not_hold_up_the_thread_of_all_connections(
         assert repeated.result(TIMEOUT).body == asked.result(TIMEOUT).body == BODY
     assert "idle" not in threads
     assert house.counters.value(Counter.SLOW_DISK) >= 1
+
+
+def test_where_the_first_to_hang_is_the_thread_of_all_connections_another_takes_its_place(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    hot, name = f"http://{HOST}:{origin.port}/x.deb", f"{HOST}:{origin.port}"
+    client = house.client()
+    for _ in range(6):
+        assert client.get(hot, name).body == BODY
+        house.settle()
+    gate, hanging, real_stat = threading.Event(), threading.Event(), os.stat
+    threads: List[str] = []
+
+    def stat(path: Any, *arguments: Any, **keys: Any) -> os.stat_result:
+        if isinstance(path, str) and path.endswith("x.deb"):
+            threads.append(threading.current_thread().name)
+            hanging.set()
+            assert gate.wait(TIMEOUT)
+        return real_stat(path, *arguments, **keys)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            first = pool.submit(client.get, hot, name)
+            assert hanging.wait(TIMEOUT)
+            assert threads == ["idle"]
+            for _ in range(2):
+                assert house.client().get("/healthz", "localhost").status == 200
+            assert house.client().get(f"http://{name}/relayed", name).status == 404
+            with house.client() as tunnel:
+                assert tunnel.connect(f"localhost:{origin.port}").status == 200
+                assert tunnel.get("/other", name).status == 404
+            second = pool.submit(house.client().get, hot, name)
+            wait_until(lambda: house.counters.value(Gauge.DISK_WAITING) >= 1)
+            assert b"\ndduct_disk_waiting 0\n" not in house.client().get("/metrics", "localhost").body
+        finally:
+            gate.set()
+        assert first.result(TIMEOUT).body == second.result(TIMEOUT).body == BODY
+    assert threads.count("idle") == 1
+    wait_until(lambda: house.counters.value(Gauge.DISK_WAITING) == 0)
+    assert house.counters.value(Counter.SLOW_DISK) >= 1
+    assert client.get(hot, name).body == BODY
+
+
+def test_an_end_while_it_hangs_is_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In time for everybody but the one that hangs."""
+    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    hot, name = f"http://{HOST}:{origin.port}/x.deb", f"{HOST}:{origin.port}"
+    client, bystander = house.client(), house.client()
+    for _ in range(6):
+        assert client.get(hot, name).body == BODY
+        house.settle()
+    gate, hanging, real_stat = threading.Event(), threading.Event(), os.stat
+
+    def stat(path: Any, *arguments: Any, **keys: Any) -> os.stat_result:
+        if threading.current_thread().name == "idle":
+            hanging.set()
+            assert gate.wait(TIMEOUT)
+        return real_stat(path, *arguments, **keys)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(server, "_FORCED_END", 0.1)
+    try:
+        client.send(f"GET {hot} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+        assert hanging.wait(TIMEOUT)
+        house.server.stop(0.1)
+        assert bystander.at_end()
+    finally:
+        gate.set()
+    assert house.server._threads.join(TIMEOUT) and house.server._aside.join(TIMEOUT)
 
 
 def test_beyond_that_requests_are_relayed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

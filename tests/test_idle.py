@@ -6,10 +6,11 @@ import logging
 import os
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from typing import Callable, Iterator, List, Tuple
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import pytest
 from support.client import wait_until
@@ -281,6 +282,178 @@ def test_a_newcomer_with_the_number_of_one_that_is_gone_stays(watching: Idle, st
     newcomer.far.send(b"x")
     assert newcomer.resumed.wait(PATIENCE)
     os.close(number)
+
+
+# --- a disk that hangs ----------------------------------------------------------------------------
+
+
+class Disk:
+    """What one guest asks, and hangs in until the gate is open."""
+
+    def __init__(self) -> None:
+        self.polling: Optional[float] = None
+        self.told: List[str] = []
+        self.gate = threading.Event()
+        self.hanging = threading.Event()
+
+    def lost(self, operation: object, since: float) -> None:
+        assert operation is self.polling and since <= time.monotonic()
+        self.told.append("lost")
+
+    def found(self, operation: object) -> None:
+        self.told.append("found")
+
+    def ask(self) -> None:
+        self.polling = time.monotonic()
+        self.hanging.set()
+        assert self.gate.wait(PATIENCE)
+        self.polling = None
+
+
+class Asking(Guest):
+    """A guest whose first answer takes the disk."""
+
+    def __init__(self, stack: ExitStack, disk: Disk, *answers: Next) -> None:
+        super().__init__(stack, *answers)
+        self._disk = disk
+
+    def answer_at_once(self, turn: float) -> Next:
+        what = super().answer_at_once(turn)
+        if not self._disk.hanging.is_set():
+            self._disk.ask()
+        return what
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    monkeypatch.setattr(idle, "_LOOK_EVERY", 0.01)
+    disk = Disk()
+    yield disk
+    disk.gate.set()
+
+
+@pytest.fixture
+def supervised(threads: Threads, disk: Disk) -> Iterator[Idle]:
+    watching = Idle(threads.spawn, disk=disk)
+    watching.open()
+    for work in (watching.run, watching.supervise):
+        threads.spawn("idle", work)
+    yield watching
+    disk.gate.set()
+    watching.stop()
+
+
+@pytest.mark.parametrize("what", [Next.WATCH, Next.WORK, Next.END])
+def test_who_hangs_in_the_disk_has_a_successor(supervised: Idle, disk: Disk, stack: ExitStack, what: Next) -> None:
+    asking, other = Asking(stack, disk, what, Next.END), Guest(stack, Next.WATCH, Next.WATCH)
+    for guest in (asking, other):
+        assert supervised.watch(guest, guest.resume)
+    asking.far.send(b"1")
+    assert disk.hanging.wait(PATIENCE)
+    for heard in (b"x", b"xx"):
+        other.far.send(b"x")
+        wait_until(lambda heard=heard: other.heard == heard)  # type: ignore[misc]
+    asking.far.send(b"2")
+    other.far.send(b"x")  # with no answer: a bug of his, which shows that all that has been said has been looked at
+    assert other.resumed.wait(PATIENCE)
+    assert asking.heard == b"1" and not asking.resumed.is_set() and disk.told == ["lost"]
+    disk.gate.set()
+    assert asking.resumed.wait(PATIENCE)
+    assert asking.heard == (b"12" if what is Next.WATCH else b"1")
+    assert asking.given_up is (what is not Next.WORK)
+    assert disk.told == ["lost", "found"] and not supervised._lost and not supervised._watched
+
+
+def test_what_a_lost_thread_has_not_looked_at_its_successor_is_told(
+    supervised: Idle, disk: Disk, stack: ExitStack
+) -> None:
+    gate, held = threading.Event(), threading.Event()
+    first, asking = Guest(stack), Asking(stack, disk, Next.WORK)
+    others = [Guest(stack, Next.WORK) for _ in range(3)]
+
+    def hold(turn: float) -> Next:
+        held.set()
+        assert gate.wait(PATIENCE)
+        return Next.END
+
+    first.answer_at_once = hold  # type: ignore[method-assign]
+    for guest in (first, asking, *others):
+        assert supervised.watch(guest, guest.resume)
+    first.far.send(b"x")
+    assert held.wait(PATIENCE)
+    for guest in (asking, *others):  # in one batch, with the one that hangs at its head
+        guest.far.send(b"x")
+    gate.set()
+    for guest in others:
+        assert guest.resumed.wait(PATIENCE)
+    assert not asking.resumed.is_set()
+    disk.gate.set()
+    assert asking.resumed.wait(PATIENCE)
+    assert [guest.heard for guest in (asking, *others)] == [b"x"] * 4
+
+
+def test_the_end_does_not_wait_for_a_lost_thread(
+    supervised: Idle, disk: Disk, stack: ExitStack, threads: Threads
+) -> None:
+    asking, other = Asking(stack, disk, Next.WATCH), Guest(stack)
+    for guest in (asking, other):
+        assert supervised.watch(guest, guest.resume)
+    asking.far.send(b"x")
+    assert disk.hanging.wait(PATIENCE)
+    supervised.stop()  # lost or not yet
+    assert other.resumed.wait(PATIENCE)
+    wait_until(lambda: supervised._epoll is None)
+    assert not asking.resumed.is_set()
+    disk.gate.set()  # now there is nobody who watches
+    assert asking.resumed.wait(PATIENCE) and not asking.given_up
+
+
+def test_without_a_thread_to_be_had_the_supervisor_goes_on(disk: Disk, stack: ExitStack, threads: Threads) -> None:
+    def no_room(name: str, work: Callable[[], None]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    watching = Idle(no_room, disk=disk)
+    watching.open()
+    for work in (watching.run, watching.supervise):
+        threads.spawn("idle", work)
+    asking, other = Asking(stack, disk, Next.WATCH), Guest(stack, Next.END)
+    for guest in (asking, other):
+        assert watching.watch(guest, guest.resume)
+    asking.far.send(b"x")
+    assert disk.hanging.wait(PATIENCE)
+    other.far.send(b"x")
+    assert other.resumed.wait(PATIENCE)
+    disk.gate.set()
+    watching.stop()
+
+
+def test_who_has_come_back_just_in_time_goes_on(supervised: Idle, disk: Disk, stack: ExitStack) -> None:
+    guest = Guest(stack, Next.WATCH, Next.END)
+    assert supervised.watch(guest, guest.resume)
+    guest.far.send(b"x")
+    wait_until(lambda: guest.heard == b"x")
+    assert supervised._replace(time.monotonic()) is None  # it is over since
+    guest.far.send(b"x")
+    assert guest.resumed.wait(PATIENCE) and not disk.told
+
+
+def test_only_so_many_are_lost(supervised: Idle, disk: Disk, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = threading.Semaphore(0)
+
+    def none_more(watching: Idle, operation: float, replace: Any = Idle._replace) -> None:
+        assert replace(watching, operation) is None
+        looks.release()
+
+    monkeypatch.setattr(idle, "_LOST_AT_MOST", 0)
+    monkeypatch.setattr(Idle, "_replace", none_more)
+    asking = Asking(stack, disk, Next.WORK)
+    assert supervised.watch(asking, asking.resume)
+    asking.far.send(b"x")
+    for _ in range(2):
+        assert looks.acquire(timeout=PATIENCE)
+    assert not disk.told
+    disk.gate.set()
+    assert asking.resumed.wait(PATIENCE)
 
 
 # --- in the house -------------------------------------------------------------------------------
