@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, List, Tuple
 
 import pytest
 from support.household import HOST, House
-from support.origin import Asked, Connection, Files, Gate, Origin
+from support.origin import Asked, Connection, Files, Gate, Origin, deaf
 
 import connecting
 import dialling
@@ -28,20 +27,6 @@ def candidate(host: str, port: int = 80) -> Candidate:
     if ":" in host:
         return Candidate(V6, socket.SOCK_STREAM, 6, "", (host, port, 0, 0))
     return Candidate(V4, socket.SOCK_STREAM, 6, "", (host, port))
-
-
-@contextmanager
-def deaf(host: str = HOST, port: int = 0) -> Iterator[int]:
-    """A port that lets nobody in: its queue is full, and further packets are dropped."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind((host, port))
-        listener.listen(0)
-        for _ in range(4):
-            sock = stack.enter_context(socket.socket())
-            sock.setblocking(False)
-            sock.connect_ex(listener.getsockname())
-        yield int(listener.getsockname()[1])
 
 
 # --- the order --------------------------------------------------------------------------------------

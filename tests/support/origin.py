@@ -8,7 +8,7 @@ import ssl
 import struct
 import threading
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Set, Tuple
 
 TIMEOUT = 60.0
 
@@ -276,3 +276,17 @@ class Gate:
     def open(self) -> None:
         """Let it pass."""
         self._open.set()
+
+
+@contextlib.contextmanager
+def deaf(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """A port that lets nobody in: its queue is full, and further packets are dropped."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(4):
+            sock = stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield int(listener.getsockname()[1])
