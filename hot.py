@@ -105,11 +105,13 @@ class Hot:
         if turn is not None and self._disk.is_slow(turn):
             return None  # the thread of all connections does not wait for a disk
         if turn is None:
-            unchanged = hit.fetched_at <= now < hit.until and _unchanged(hit, now)
+            unchanged = _unchanged(hit, now)
         else:
             self._disk.polling = now
-            unchanged = hit.fetched_at <= now < hit.until and _unchanged(hit, now)
-            self._disk.polling = None
+            try:
+                unchanged = _unchanged(hit, now)
+            finally:
+                self._disk.polling = None
             took = time.time() - now
             if took > SLOW:
                 self._disk.note(took)
@@ -162,7 +164,9 @@ class Hot:
 
 
 def _unchanged(hit: PlainHit, now: float) -> bool:
-    """Whether nothing has happened to its files since; one that was long not asked for is to be touched again."""
+    """Whether it is fresh, and nothing has happened to its files; one that was long not asked for is to be touched."""
+    if not hit.fetched_at <= now < hit.until:
+        return False
     try:
         for place, identity in hit.identities:
             status = os.stat(place)
