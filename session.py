@@ -18,8 +18,7 @@ import first_bytes
 import http1
 import pages
 import policy
-import validation
-from access import Access, UserLine, claimed_user
+from access import Access
 from body import BodyReader, IncompleteBody
 from client_watch import ClientGone, ClientWatch
 from fetch import CachedFetch
@@ -29,17 +28,17 @@ from idle import Next
 from log_text import one_line, target_shown
 from metrics import Counter
 from opening import Opening, Spoken, established
-from password_queue import TooManyPasswords
 from places import GONE
 from policy import Fetch, Intercept, Own, Tunnel, Where
-from recent import Client
 from redaction import shown
-from relay import expects_continue, forward, outgoing, wants_upgrade
+from relay import expects_continue
 from reply import Reply
 from runtime import Household
+from session_client import SessionClient
 from stream import ConnectionLost, Stream
 from tunnel import tunnel
-from upstream import Purpose, Request, UpstreamError
+from uncached import Asked, answer_from_origin
+from upstream import UpstreamError
 
 _log = logging.getLogger("dduct.session")
 
@@ -55,7 +54,7 @@ _UNREAD_AT_MOST = 64 * 1024  # octets of an unwanted request body worth reading 
 class Session:
     """Serves one connection. Each request is judged by what `household` is when it arrives.
 
-    `proved` is told once, when a request has been accepted. `certified`: the client has shown a certificate of ours.
+    `proved` is told once, when a request has been accepted.
     """
 
     def __init__(
@@ -68,17 +67,13 @@ class Session:
         certified: bool = False,
     ) -> None:
         self._stream = stream
-        self._client = client
+        self._client = SessionClient(client, certified)
         self._where = where
         self._current = household
         self._house = household()
         self._via = self._house.services.via
         self._proved: Optional[Callable[[], None]] = proved
-        self._certified = certified
-        self._user: Optional[UserLine] = None  # who has asked last, where that takes a password
         self._origin: Optional[Stream] = None  # the other end of a tunnel
-        self._judged_by: Optional[Household] = None  # the house that `_why_barred` is about
-        self._why_barred: Optional[str] = None
         self._waiting_since = time.monotonic()  # for the client, if it is not busy
         self.busy = False  # between the first octet of a request and the last of its response
         self._repeats = 0  # requests in succession that were known
@@ -102,18 +97,7 @@ class Session:
 
     def barred(self, access: Access) -> Optional[str]:
         """Why this client may not go on with what it has begun; None where it may."""
-        if self._client not in access.clients:
-            return f"{self._client} is not in proxy.allow_clients"
-        if access.certificates and self._where.encrypted and not self._certified:
-            return "it has shown no certificate (proxy.require_client_cert)"
-        if access.users is None:
-            return None
-        if self._user is not None:
-            name = one_line(self._user.name.encode())
-            return None if access.users.holds(self._user) else f"user {name} is not the same in proxy.auth_file"
-        if self._where.inside is not None or self._origin is not None:
-            return "no user has asked for it (proxy.auth_file)"
-        return None  # the next request will be asked for a password
+        return self._client.barred(access, self._where, self._origin is not None)
 
     def end(self) -> None:
         """End it, from another thread, whatever it does."""
@@ -151,7 +135,7 @@ class Session:
             self._stream.close()
         except (OSError, IncompleteBody, ClientGone) as error:
             self._house.services.counters.add(Counter.CLIENTS_GONE, isinstance(error, ClientGone))
-            _log.debug("%s went away: %s", self._client, error)
+            _log.debug("%s went away: %s", self._client.address, error)
             self._stream.cut()
         except BaseException:
             self._stream.abort()
@@ -217,7 +201,7 @@ class Session:
         except ProtocolError as error:
             self._house.services.counters.add(Counter.REFUSED)
             # Nothing after a message that could not be understood can be.
-            _log.info("%s %s", self._client, error)
+            _log.info("%s %s", self._client.address, error)
             Reply(self._stream, None, self._via).error(error.status, str(error))
             self._stream.linger(_LINGER)
             return False
@@ -233,7 +217,7 @@ class Session:
         if wrong is None:
             return False
         self._house.services.counters.add(Counter.WRONG_PROTOCOL)
-        self._tell("protocol", wrong.line)
+        self._client.tell(self._house.repeated, "protocol", wrong.line)
         self._stream.send(wrong.data)
         self._stream.linger(_LINGER)
         return True
@@ -255,17 +239,15 @@ class Session:
     def _known(self, block: bytes, may_read: bool, turn: Optional[float] = None) -> Optional[Answer]:
         """The answer to a request, if it is known."""
         access = self._house.access
-        if self._is_barred() or (access.users is not None and self._where.inside is None):
+        if self._client.is_barred(self._house, self._where) or (
+            access.users is not None and self._where.inside is None
+        ):
             return None
         answer = self._house.hot.answer(self._where.kind, block, may_read, turn)
         if answer is None or not answer.hit.guessed:
             return answer
-        again = self._house.services.deliveries.asks_again(self._asker, answer.hit.name)
+        again = self._house.services.deliveries.asks_again(self._client.asker, answer.hit.name)
         return None if again else answer
-
-    @property
-    def _asker(self) -> Client:
-        return self._client, "" if self._user is None else self._user.name
 
     def _intercept_at_once(self, block: bytes) -> Next:
         """Answer CONNECT for a host whose leaf is at hand, and begin its TLS. Raises OSError."""
@@ -277,7 +259,7 @@ class Session:
         self._stream.skip(len(block))
         self._prove()
         self._house.services.counters.add(Counter.INTERCEPTED)
-        _log.debug("%s CONNECT %s 200", self._client, inside.inside)
+        _log.debug("%s CONNECT %s 200", self._client.address, inside.inside)
         answer = established(self._via)
         if self._stream.send_nowait(answer) < len(answer):
             return Next.END  # a client whose first window is full already
@@ -330,12 +312,12 @@ class Session:
             outcome += f"; its origin cannot be reached: {error}"
             self._stream.abort()
         finally:
-            _log.info("%s CONNECT %s %.3fs %s", self._client, authority, time.monotonic() - started, outcome)
+            _log.info("%s CONNECT %s %.3fs %s", self._client.address, authority, time.monotonic() - started, outcome)
 
     def _entrance(self, block: bytes) -> Optional[Where]:
         """Where a CONNECT leads that is to be intercepted; None for all others, which `run` sees to."""
         access, entrances = self._house.access, self._house.entrances
-        if self._is_barred():
+        if self._client.is_barred(self._house, self._where):
             return None
         anybody = access.users is None
         known = entrances.get((self._where.kind, block)) if anybody else None
@@ -347,7 +329,7 @@ class Session:
                 user = access.users.recognise(head.headers.get(b"proxy-authorization"))
                 if user is None:
                     return None  # to find out whether a password is right takes time
-                self._user = user
+                self._client.user = user
             decision = self._decide(head, http1.request_framing(head))
         except (ProtocolError, UpstreamError):
             return None
@@ -371,7 +353,7 @@ class Session:
         try:
             step()
         except OSError as error:
-            _log.info("%s makes no TLS connection with us as %s: %s", self._client, self._where.inside, error)
+            _log.info("%s makes no TLS connection with us as %s: %s", self._client.address, self._where.inside, error)
             self.give_up()
             return False
         return True
@@ -388,8 +370,8 @@ class Session:
         services = self._house.services
         services.counters.add(Counter.HITS)
         if answer.hit.guessed:
-            services.deliveries.note(self._asker, answer.hit.name)
-        _log.info("%s GET %s 200 %d %.3fs %s", self._client, answer.url, answer.length, seconds, answer.note)
+            services.deliveries.note(self._client.asker, answer.hit.name)
+        _log.info("%s GET %s 200 %d %.3fs %s", self._client.address, answer.url, answer.length, seconds, answer.note)
 
     def _answer(self, block: bytes, head: RequestHead, framing: BodyFraming) -> bool:
         reply = Reply(self._stream, head, self._via)
@@ -424,7 +406,7 @@ class Session:
             reply.error(error.status, remark)
         finally:
             level = logging.DEBUG if isinstance(decision, Intercept) else logging.INFO
-            line = f"{self._client} {one_line(head.method)} {what} {reply.status} {reply.octets}"
+            line = f"{self._client.address} {one_line(head.method)} {what} {reply.status} {reply.octets}"
             _log.log(level, "%s %.3fs %s", line, time.monotonic() - started, remark or reply.outcome or reply.note)
         if body.complete or (reply.persistent and body.drain(_UNREAD_AT_MOST)):
             return reply.persistent
@@ -440,44 +422,11 @@ class Session:
             raise ProtocolError("an expectation other than 100-continue", 417)
         if head.method in (b"CONNECT", b"TRACE") and framing.kind is not Framing.NONE:
             raise ProtocolError(f"{head.method.decode()} with a body")  # RFC 9110 §9.3.6, §9.3.8
-        if self._is_barred():
+        if self._client.is_barred(self._house, self._where):
             self._ending = True
-            return policy.Refuse(403, self._why_barred or "")
+            return policy.Refuse(403, self._client.why_barred or "")
         decision = policy.decide(head, self._where, self._house.rules)
-        return self._authenticated(head, decision)
-
-    def _is_barred(self) -> bool:
-        """Whether the house that counts now does not allow this connection; looked at once for each house."""
-        if self._judged_by is not self._house:
-            self._judged_by, self._why_barred = self._house, self.barred(self._house.access)
-        return self._why_barred is not None
-
-    def _authenticated(self, head: RequestHead, decision: policy.Decision) -> policy.Decision:
-        """The decision, unless it takes a password that is not there. Inside CONNECT, that one was for all."""
-        users = self._house.access.users
-        if users is None or self._where.inside is not None or not isinstance(decision, (Tunnel, Intercept, Fetch)):
-            return decision
-        if head.method != b"CONNECT" and head.target.startswith(b"/"):
-            return policy.Refuse(403, "proxy.auth_file asks for a password, which only a proxy's client can send")
-        field = head.headers.get(b"proxy-authorization")
-        try:
-            user = users.check(field, self._client)
-        except TooManyPasswords:
-            self._house.services.counters.add(Counter.PASSWORDS_PUT_OFF)
-            return policy.Refuse(429, f"too many passwords from {self._client} at a time (proxy.auth_file)")
-        if user is None:
-            if field is not None:
-                self._house.services.counters.add(Counter.WRONG_PASSWORDS)
-                name = one_line(claimed_user(field))
-                self._tell("password", "wrong password for %s (proxy.auth_file)", name)
-            return policy.Refuse(407, "user and password, please (proxy.auth_file)")
-        self._user = users.line_of(user)
-        return decision
-
-    def _tell(self, kind: str, message: str, *arguments: object) -> None:
-        """Log what a client may cause as often as it likes; of one kind and address there is a line now and then."""
-        key = f"{kind} {self._client}"
-        self._house.repeated.write(logging.INFO, key, f"%s: {message}", self._client, *arguments)
+        return self._client.authenticated(head, decision, self._house, self._where)
 
     def _dispatch(
         self, decision: policy.Decision, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply
@@ -497,42 +446,12 @@ class Session:
         elif isinstance(decision, Fetch):
             if decision.name is not None and framing.kind is Framing.NONE:
                 services, reach = self._house.services, self._where.reach
-                fetch = CachedFetch(services, reply, head, decision.target, decision.name, reach, self._asker)
+                fetch = CachedFetch(services, reply, head, decision.target, decision.name, reach, self._client.asker)
                 fetch.run()
                 return fetch.plain_hit
-            self._relay(decision, head, body, framing, reply)
+            asked = Asked(decision.target, head, framing, body)
+            answer_from_origin(self._house, asked, reply, self._where.reach, self._carry)
         return None
-
-    def _relay(self, decision: Fetch, head: RequestHead, body: BodyReader, framing: BodyFraming, reply: Reply) -> None:
-        """Ask the origin for this client alone, whatever the method, the body and the protocol that follows."""
-        services = self._house.services
-        # kubectl and docker send a POST with `Content-Length: 0` to switch protocols. That field goes on as it came.
-        empty = framing.kind is Framing.NONE or framing.length == 0
-        upgrade = empty and wants_upgrade(head)
-        request = Request(
-            method=head.method,
-            target=decision.target,
-            headers=outgoing(head, self._via, upgrade),
-            reach=self._where.reach,
-            purpose=Purpose.RELAY,
-            framing=framing,
-            body=None if empty else body,
-            expects=expects_continue(head, framing),
-            upgrade=upgrade,
-            on_interim=reply.interim,
-        )
-        exchange = services.origins.exchange(request)
-        try:
-            if validation.invalidates(head.method, exchange.head.status):
-                services.invalidate(decision.target, exchange.head, self._house.rules.naming)
-            services.counters.add(Counter.RELAYED)
-            if exchange.head.status == 101:
-                reply.switch(exchange.head)
-                self._carry(exchange.stream)
-            else:
-                forward(reply, exchange)
-        finally:
-            exchange.close()
 
     def _connect(self, decision: Union[Tunnel, Intercept], reply: Reply) -> bool:
         """Answer CONNECT; whether requests follow inside. Raises UpstreamError while none has been answered."""

@@ -207,10 +207,15 @@ ROOMS: Dict[str, Set[str]] = {
         "metrics",
     }
     | {"upstream", "reply", "relay"},
+    "session_client": {"access", "http1", "log_text", "metrics", "notices", "password_queue", "policy", "recent"}
+    | {"runtime"},
+    "uncached": {"addresses", "validation", "body", "http1", "metrics", "relay", "reply", "runtime", "stream"}
+    | {"upstream"},
     "session": {
         "client_watch",
         "places",
-        "recent",
+        "session_client",
+        "uncached",
         "redaction",
         "access",
         "log_text",
@@ -218,13 +223,11 @@ ROOMS: Dict[str, Set[str]] = {
         "runtime",
         "first_bytes",
         "notices",
-        "password_queue",
         "http1",
         "leaves",
         "stream",
         "body",
         "policy",
-        "validation",
         "metrics",
         "upstream",
         "reply",
