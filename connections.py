@@ -174,7 +174,10 @@ class Connections:
                 return
             connection.stream.start_tls(house.tls)
         except OSError as error:
-            _log.debug("%s: no TLS connection: %s", connection.address, error)
+            key = f"tls {connection.address} {connection.stream.server_name}"
+            name = connection.stream.server_name or "server.crt"
+            message = "%s makes no TLS connection with us as %s (proxy.tls_bind): %s"
+            house.repeated.write(logging.INFO, key, message, connection.address, name, error)
             self._end(connection)
             return
         except BaseException:

@@ -69,14 +69,15 @@ _LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 
 @lru_cache(maxsize=2)
 def _moment(second: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 class _Formatter(logging.Formatter):
-    """`[2026-01-01T12:34:56Z INFO  dduct.certs] Write "/…/ca.key"`, one line whatever the message holds."""
+    """`[2026-01-01T12:34:56.789Z INFO  dduct.certs] Write "/…/ca.key"`, one line whatever the message holds."""
 
     def format(self, record: logging.LogRecord) -> str:
-        when = _moment(int(record.created))
+        second = int(record.created)
+        when = f"{_moment(second)}.{int((record.created - second) * 1000):03}Z"
         level = _LEVEL_NAMES.get(record.levelno, record.levelname)
         message = record.getMessage()
         if not message.isprintable():

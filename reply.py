@@ -13,7 +13,9 @@ import http1
 import values
 from body import BodyWriter
 from http1 import BodyFraming, Field, Framing, RequestHead, ResponseHead
+from request_log import of_error
 from stream import Stream
+from tunnel import Carried
 
 # What we say is not to be taken for anything else by whoever makes a browser ask for it.
 _FOR_BROWSERS = (
@@ -37,6 +39,8 @@ class Reply:
         self._held = b""  # a head that waits for the first octets of its body
         self.persistent = request is not None and request.persistent
         self.status = 0
+        self.carried = Carried()  # behind a 101 or the answer to CONNECT
+        self.was_cut = False  # its origin, or what was stored, broke off
         self.octets = 0  # of body sent so far
         self.note = ""  # how the cache took part: parameters of Cache-Status (RFC 9211)
         self.outcome = ""  # the same for the log, where more is known at the end
@@ -71,8 +75,8 @@ class Reply:
         elif self._framing.kind is Framing.CHUNKED:
             head.append((b"Transfer-Encoding", b"chunked"))
         head.append((b"Via", self._via))
-        if self.note:
-            head.append((b"Cache-Status", b"dduct; " + self.note.encode()))  # RFC 9211
+        # RFC 9211 §2: each cache appends itself, behind what its origin has said.
+        head.append((b"Cache-Status", b"dduct; " + self.note.encode() if self.note else b"dduct"))
         if not self.persistent:
             head.append((b"Connection", b"close"))
         self._writer = BodyWriter(self._stream, self._framing)
@@ -133,6 +137,7 @@ class Reply:
 
     def cut(self) -> None:
         """The body will not be completed: end the connection so that the client can tell."""
+        self.was_cut = True
         self.persistent = False
         if self._framing.kind is Framing.CLOSE:
             self._stream.abort()
@@ -153,6 +158,7 @@ class Reply:
         if self.started:
             self.cut()
             return
+        self.note = self.note or of_error(status)
         line = f"dduct: {_printable(reason)}\n"
         self.whole(status, [(b"Content-Type", b"text/plain; charset=utf-8"), *fields], line)
 

@@ -18,6 +18,7 @@ import first_bytes
 import http1
 import pages
 import policy
+import request_log
 from access import Access
 from body import BodyReader, IncompleteBody
 from client_watch import ClientGone, ClientWatch
@@ -28,6 +29,7 @@ from idle import Next
 from log_text import one_line, target_shown
 from metrics import Counter
 from opening import Opening, Spoken, established
+from patterns import LONGEST_PATH
 from places import GONE
 from policy import Fetch, Intercept, Own, Tunnel, Where
 from redaction import shown
@@ -36,7 +38,7 @@ from reply import Reply
 from runtime import Household
 from session_client import SessionClient
 from stream import ConnectionLost, Stream
-from tunnel import tunnel
+from tunnel import Carried, tunnel
 from uncached import Asked, answer_from_origin
 from upstream import UpstreamError
 
@@ -201,7 +203,8 @@ class Session:
         except ProtocolError as error:
             self._house.services.counters.add(Counter.REFUSED)
             # Nothing after a message that could not be understood can be.
-            _log.info("%s %s", self._client.address, error)
+            where = self._where.inside
+            _log.info("%s - %s %d 0 0.000s %s", self._client.who, "-" if where is None else where, error.status, error)
             Reply(self._stream, None, self._via).error(error.status, str(error))
             self._stream.linger(_LINGER)
             return False
@@ -296,14 +299,14 @@ class Session:
     def _pass_through(self, authority: Authority, spoken: Spoken) -> None:
         """Carry what is no TLS, inside a CONNECT to a listed host, as for a host that is not listed."""
         self.busy = True
-        services, started = self._house.services, time.monotonic()
+        services, started, carried = self._house.services, time.monotonic(), Carried()
         services.counters.add(Counter.NOT_TLS)
         outcome = f"tunnel; not TLS, but {spoken.value}"
         try:
             origin = services.origins.dial(authority, self._where.reach)
             broken = True
             try:
-                self._carry(origin)
+                self._carry(origin, carried)
                 broken = False
             finally:
                 services.origins.hang_up(origin, broken)
@@ -312,7 +315,8 @@ class Session:
             outcome += f"; its origin cannot be reached: {error}"
             self._stream.abort()
         finally:
-            _log.info("%s CONNECT %s %.3fs %s", self._client.address, authority, time.monotonic() - started, outcome)
+            line = f"{self._client.who} CONNECT {authority} 200 {carried.received}"
+            _log.info("%s %.3fs %s; sent=%d", line, time.monotonic() - started, outcome, carried.sent)
 
     def _entrance(self, block: bytes) -> Optional[Where]:
         """Where a CONNECT leads that is to be intercepted; None for all others, which `run` sees to."""
@@ -329,7 +333,7 @@ class Session:
                 user = access.users.recognise(head.headers.get(b"proxy-authorization"))
                 if user is None:
                     return None  # to find out whether a password is right takes time
-                self._client.user = user
+                self._client.is_user(user)
             decision = self._decide(head, http1.request_framing(head))
         except (ProtocolError, UpstreamError):
             return None
@@ -353,7 +357,9 @@ class Session:
         try:
             step()
         except OSError as error:
-            _log.info("%s makes no TLS connection with us as %s: %s", self._client.address, self._where.inside, error)
+            key = f"tls {self._client.address} {self._where.inside}"
+            message = "%s makes no TLS connection with us as %s: %s"
+            self._house.repeated.write(logging.INFO, key, message, self._client.who, self._where.inside, error)
             self.give_up()
             return False
         return True
@@ -371,7 +377,7 @@ class Session:
         services.counters.add(Counter.HITS)
         if answer.hit.guessed:
             services.deliveries.note(self._client.asker, answer.hit.name)
-        _log.info("%s GET %s 200 %d %.3fs %s", self._client.address, answer.url, answer.length, seconds, answer.note)
+        _log.info("%s GET %s 200 %d %.3fs %s", self._client.who, answer.url, answer.length, seconds, answer.note)
 
     def _answer(self, block: bytes, head: RequestHead, framing: BodyFraming) -> bool:
         reply = Reply(self._stream, head, self._via)
@@ -382,7 +388,9 @@ class Session:
             reply.persistent = False  # until the client is told to go on, its body may come after the answer, or never
         started = time.monotonic()
         what = target_shown(head.target)
-        decision, remark = None, ""
+        if self._where.inside is not None and what.startswith("/"):
+            what = f"https://{self._where.inside}{what}"
+        decision, remark, cut = None, "", False
         try:
             decision = self._decide(head, framing)
             if not isinstance(decision, policy.Refuse):
@@ -391,6 +399,9 @@ class Session:
                 reply.persistent = False
             if isinstance(decision, Fetch):
                 what = shown(str(decision.target))
+            elif isinstance(decision, policy.Refuse):
+                remark = decision.reason
+            reply.note = request_log.of_decision(decision, head, framing, self._house.rules, LONGEST_PATH)
             if isinstance(decision, (Tunnel, Intercept)):
                 return self._connect(decision, reply)
             plain_hit = self._dispatch(decision, head, body, framing, reply)
@@ -404,10 +415,21 @@ class Session:
             elif error.status == 403:
                 self._house.services.counters.add(Counter.REFUSED)
             reply.error(error.status, remark)
+        except (OSError, IncompleteBody) as error:
+            # After its head, or before: the client did not get all of it, or did not send all of its own.
+            remark, cut = f"{reply.note}; cut: {error}".lstrip("; "), True
+            raise
         finally:
-            level = logging.DEBUG if isinstance(decision, Intercept) else logging.INFO
-            line = f"{self._client.address} {one_line(head.method)} {what} {reply.status} {reply.octets}"
-            _log.log(level, "%s %.3fs %s", line, time.monotonic() - started, remark or reply.outcome or reply.note)
+            cut = cut or reply.was_cut
+            level = request_log.level(decision, reply.status, cut)
+            if isinstance(decision, Intercept) and not cut and reply.status == 200:
+                level = logging.DEBUG
+            sent = f"; sent={reply.carried.sent}" if reply.note.startswith("tunnel") or reply.status == 101 else ""
+            octets = reply.octets + reply.carried.received
+            line = f"{self._client.who} {one_line(head.method)} {what} {reply.status} {octets}"
+            _log.log(
+                level, "%s %.3fs %s", line, time.monotonic() - started, (remark or reply.outcome or reply.note) + sent
+            )
         if body.complete or (reply.persistent and body.drain(_UNREAD_AT_MOST)):
             return reply.persistent
         self._stream.linger(_LINGER)
@@ -450,7 +472,9 @@ class Session:
                 fetch.run()
                 return fetch.plain_hit
             asked = Asked(decision.target, head, framing, body)
-            answer_from_origin(self._house, asked, reply, self._where.reach, self._carry)
+            answer_from_origin(
+                self._house, asked, reply, self._where.reach, partial(self._carry, carried=reply.carried)
+            )
         return None
 
     def _connect(self, decision: Union[Tunnel, Intercept], reply: Reply) -> bool:
@@ -480,7 +504,7 @@ class Session:
             if self._names_a_listed_host(decision.authority, origin):
                 reply.note = "intercept"
                 return True
-            self._carry(origin)
+            self._carry(origin, reply.carried)
             broken = False
         finally:
             origins.hang_up(origin, broken)
@@ -495,7 +519,7 @@ class Session:
         self._opening = opening
         return True
 
-    def _carry(self, origin: Stream) -> None:
+    def _carry(self, origin: Stream, carried: Carried) -> None:
         """Carry octets both ways to the end. Raises OSError where that is none, and lets the client know."""
         self._origin = origin
         try:
@@ -503,7 +527,7 @@ class Session:
             why = self.barred(self._current().access)
             if why is not None:
                 raise ConnectionLost(why)
-            tunnel(self._stream, origin, self._house.idle_timeout * _TUNNEL_PATIENCE)
+            tunnel(self._stream, origin, self._house.idle_timeout * _TUNNEL_PATIENCE, carried)
         except OSError:
             self._stream.abort()  # a FIN would say that it has everything
             raise

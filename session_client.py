@@ -18,11 +18,11 @@ from runtime import Household
 
 
 class SessionClient:
-    """`certified`: it has shown a certificate of ours. `user` has asked last, where that takes a password."""
+    """`certified`: it has shown a certificate of ours. `who` is how the log calls it: its address, behind its user."""
 
     def __init__(self, address: str, certified: bool) -> None:
-        self.address = address
-        self.user: Optional[UserLine] = None
+        self.address = self.who = address
+        self.user: Optional[UserLine] = None  # who has asked last, where that takes a password
         self.why_barred: Optional[str] = None
         self._certified = certified
         self._judged_by: Optional[Household] = None  # what `why_barred` is about
@@ -31,6 +31,12 @@ class SessionClient:
     def asker(self) -> Client:
         """Address and user: what tells clients apart that are given objects."""
         return self.address, "" if self.user is None else self.user.name
+
+    def is_user(self, line: Optional[UserLine]) -> None:
+        """A user has shown a password."""
+        if line is not self.user:
+            self.user = line
+            self.who = self.address if line is None else f"{one_line(line.name.encode())}@{self.address}"
 
     def barred(self, access: Access, where: Where, tunnelling: bool) -> Optional[str]:
         """Why it may not go on with what it has begun; None where it may."""
@@ -74,7 +80,7 @@ class SessionClient:
                 name = one_line(claimed_user(field))
                 self.tell(house.repeated, "password", "wrong password for %s (proxy.auth_file)", name)
             return policy.Refuse(407, "user and password, please (proxy.auth_file)")
-        self.user = users.line_of(user)
+        self.is_user(users.line_of(user))
         return decision
 
     def tell(self, repeated: PerAddress, kind: str, message: str, *arguments: object) -> None:

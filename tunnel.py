@@ -14,6 +14,7 @@ import select
 import socket
 import sys
 import time
+from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from addresses import is_loopback
@@ -74,6 +75,7 @@ class _Pipe:
         self._source, self._sink = source, sink
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.held = 0  # octets
+        self.written = 0  # since it was asked last
         # A user may have only so much room in pipes (pipe(7)): then this one is smaller, or not worth while.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._in, _F_SETPIPE_SZ, _PIPE_SIZE)
@@ -95,7 +97,9 @@ class _Pipe:
                     if not self.held:
                         break
                     moved = True
-                self.held -= splice(self._out, sink, self.held)
+                written = splice(self._out, sink, self.held)
+                self.held -= written
+                self.written += written
                 moved = True
                 if self.held:
                     break
@@ -128,6 +132,7 @@ class _Direction:
         self._to_read = source.fileno(), select.POLLIN
         self._to_write = sink.fileno(), select.POLLOUT
         self._carried = 0  # octets since it was quiet last
+        self.total = 0  # bytes that the sink has taken
         self.ended = False  # the source has nothing more
         self.done = False  # and the sink knows
 
@@ -198,6 +203,7 @@ class _Direction:
         sent = self.sink.send_nowait(self._pending)
         self._pending = self._pending[sent:]
         self._carried += sent
+        self.total += sent
         return sent
 
     def _splice(self) -> bool:
@@ -205,11 +211,15 @@ class _Direction:
         if self._pending or (self._pipe is None and not self._begin_to_splice()):
             return False
         assert self._pipe is not None
+        pipe = self._pipe
         try:
-            return self._pipe.carry()
+            return pipe.carry()
         except OSError as error:
             self._splice_no_more(error)
             return False
+        finally:
+            self.total += pipe.written
+            pipe.written = 0
 
     def _begin_to_splice(self) -> bool:
         """Whether the next octets are for the pipe, which is there now."""
@@ -248,10 +258,19 @@ def _is_here(stream: Stream) -> bool:
     return is_loopback(stream.peer) or stream.peer == stream.address[0]
 
 
-def tunnel(client: Stream, origin: Stream, idle: float) -> None:
+@dataclass
+class Carried:
+    """How many bytes a tunnel has carried: `sent` by the client, and `received` by it."""
+
+    sent: int = 0
+    received: int = 0
+
+
+def tunnel(client: Stream, origin: Stream, idle: float, carried: Optional[Carried] = None) -> None:
     """Carry octets both ways until both ends are done; each end's half-close is passed on.
 
-    Raises OSError when an end breaks, and socket.timeout when nothing moves for `idle` seconds.
+    Raises OSError when an end breaks, and socket.timeout when nothing moves for `idle` seconds. At the end `carried`
+    says how much it was.
     """
     buffer = _Buffer()
     ways = (_Direction(client, origin, buffer), _Direction(origin, client, buffer))
@@ -260,6 +279,8 @@ def tunnel(client: Stream, origin: Stream, idle: float) -> None:
     finally:
         for way in ways:
             way.close()
+        if carried is not None:
+            carried.sent, carried.received = (way.total for way in ways)
 
 
 def _carry(ways: Tuple[_Direction, _Direction], buffer: _Buffer, idle: float) -> None:

@@ -57,6 +57,7 @@ def answer_from_origin(
         services.counters.add(Counter.RELAYED)
         if exchange.head.status == 101:
             reply.switch(exchange.head)
+            reply.outcome = f"{reply.note}; upgraded"
             carry(exchange.stream)
         else:
             forward(reply, exchange)
