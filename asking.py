@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from typing import Callable, Hashable, List, Optional
 
+from details import Detail
+
 Question = Hashable  # all of a request that its origin gets
 
 
@@ -34,6 +36,7 @@ class Asking:
 
     def __init__(self) -> None:
         self.retries = Retries()  # set by the leader alone, before it asks
+        self.declined_for = Detail.BUSY  # why the fill was declined, once it was
         self._lock = threading.Lock()  # guards the three below
         self._questions: List[Question] = []
         self._waiting = 0  # for their answer

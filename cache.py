@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, Optional, Tuple, Union
 
+from details import Detail
 from disk_watch import DiskWatch
 from fill import Fill, Ownership
 from follow import FillReader, ForeignFill
@@ -97,7 +98,8 @@ class Cache:
             if fill is not None:
                 fill.detach()
             if ownership is Ownership.FOREIGN and not self.store.keeps_metadata:
-                raise Unstorable("another process fetches it, and the file system keeps no metadata to read along by")
+                reason = "another process fetches it, and the file system keeps no metadata to read along by"
+                raise Unstorable(reason, Detail.NO_METADATA)
             if ownership is Ownership.FOREIGN:
                 growing = self.store.open_growing(place)
                 if growing is not None:

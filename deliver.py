@@ -6,6 +6,7 @@ import errno
 from typing import Callable, Iterable, List, Optional, Protocol
 
 from body import BUFFER_SIZE, new_buffer
+from details import Side
 from fill import FillFailed
 from http1 import Field
 from reply import Reply
@@ -69,10 +70,10 @@ def deliver(reply: Reply, supply: Supply, chosen: Selection) -> None:
     try:
         complete = all(_send_part(reply, supply, part) for part in chosen.parts)
     except FillFailed:
-        reply.cut()
+        reply.cut(Side.ORIGIN)
         raise
     if not complete:
-        reply.cut()
+        reply.cut(Side.DDUCT)
         return
     if chosen.closing:
         reply.write(memoryview(chosen.closing))

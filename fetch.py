@@ -15,7 +15,7 @@ from functools import partial
 from typing import Optional
 
 import freshness
-import hot
+import outcomes
 import proof
 import selection
 import validation
@@ -24,6 +24,7 @@ from asking import Asker
 from cache import Follow, Hit, Lead
 from client_watch import when_gone
 from deliver import Source, Supply, deliver, shown
+from details import Detail, with_detail
 from fill import Fill, FillFailed, FillState
 from filler import Services, key_of
 from filling import Filling
@@ -33,7 +34,7 @@ from hot import PlainHit
 from http1 import RequestHead, Target
 from inquiry import Inquiry, needed, stored_fields, version
 from metrics import Counter
-from outcomes import Admission, Failed, Stale, as_stored, as_upstream_error, credentials, hit_note, outcome_of, quotable
+from outcomes import Admission, Failed, Stale, as_stored, as_upstream_error, credentials
 from own_bytes import OwnBytes
 from policy import Name
 from proof import Verdict
@@ -52,8 +53,6 @@ _CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks f
 _SLOW_HEAD = 3.0  # seconds without an answer after which a request that differs from the leader's is tried
 _FORBIDDEN = 403  # this machine's own affair: for a client that is on it, perhaps
 _SETBACKS_AT_MOST = 2  # then the client is told
-# What makes the answer to a request another one than to the next.
-_OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
 _OF_OUR_ASKING = (206, 304, 416)  # answers to what dduct has asked, and perhaps not this client
 _OUTDATED = (200, 404, 410)  # answers after which what was stored is of no more use
 
@@ -89,17 +88,20 @@ class CachedFetch:
         self._credentials = credentials(services.names.opening(request.headers), name)
         self._signed = bool(name.signature)
         self.plain_hit: Optional[PlainHit] = None
-        self._detail = ""  # why nothing can be kept: a parameter of Cache-Status
         self._failed: Optional[Failed] = None
         self._setbacks = 0  # fills that failed before this client had anything of them
         # None of these may bring an object here, and so none may lead those who want one.
         self._takes_no_fill = request.method == b"HEAD" or self._inquiry.keeps_nothing
+        self._why_no_fill = Detail.HEAD if request.method == b"HEAD" else Detail.NO_STORE
 
     def run(self) -> None:
         """Send the answer. Raises UpstreamError while none has begun, OSError when the client is gone.
 
         `plain_hit` then says whether the same request may be answered in the same way again.
         """
+        detail = Detail.BUSY
+        if self._inquiry.only_if_cached:
+            self._reply.note = with_detail("", Detail.ONLY_IF_CACHED)  # unless it is
         try:
             for _ in range(_CLAIMS_AT_MOST):
                 if self._answer():
@@ -107,15 +109,15 @@ class CachedFetch:
         except Unstorable as error:
             self._services.counters.add(Counter.UNSTORABLE)
             _log.debug("Not kept: %s: %s", self._url, error)
-            self._detail = f'; detail="{quotable(str(error))}"'
-        self._relay()
+            detail = error.detail
+        self._relay(with_detail("fwd=bypass", detail))
 
     def _answer(self) -> bool:
         """One attempt; False where the object has changed hands meanwhile and another attempt is due."""
         if self._takes_no_fill:
             found = self._cache.lookup(self._key)
             if found is None:
-                self._relay()
+                self._relay(with_detail("fwd=uri-miss", self._why_no_fill))
                 return True
             with closing(found.entry):
                 return self._hit(found)
@@ -136,13 +138,12 @@ class CachedFetch:
 
     def _hit(self, hit: Hit) -> bool:
         if self._request.method == b"HEAD" and hit.metadata is None:
-            self._relay()  # whether this URL redirects is not known yet
+            self._relay(with_detail("fwd=uri-miss", Detail.HEAD))  # whether this URL redirects is not known yet
             return True
         metadata = hit.metadata or self._introduction(hit.entry, hit.entry.record.metadata)
         if metadata is None:
             return True
-        if not self._may_have(metadata) or self._inquiry.varies(metadata):
-            self._relay()
+        if self._is_for_others(metadata):
             return True
         if hit.metadata is None:
             self._cache.introduce(self._key, metadata)
@@ -162,14 +163,11 @@ class CachedFetch:
                 return self._validate(stale)
             if admission is Admission.ANSWERED:
                 return True
-        sent = self._send_hit(hit.entry, metadata, Counter.HITS, hit_note(assessment))
+        sent = self._send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
         looked_at = self._recheck(hit.entry, metadata, assessment) if sent else 0.0
-        if sent and self._is_plain(hit.entry, metadata, assessment):
-            born_at = metadata.fetched_at - metadata.age
-            fresh_until = assessment.ttl + assessment.age + born_at
-            guessed = assessment.basis is Basis.HEURISTIC
-            times = (born_at, metadata.fetched_at, fresh_until, min(fresh_until, looked_at))
-            self.plain_hit = PlainHit(hit.identities, self._url, *times, guessed, self._key.name)
+        plain = outcomes.is_plain(self._request, hit.entry, assessment)
+        if sent and plain and not self._needs_permission(metadata):
+            self.plain_hit = outcomes.plain_hit(hit, metadata, self._url, self._key.name, assessment, looked_at)
         return sent
 
     def _is_doubted(self, assessment: Assessment) -> bool:
@@ -213,20 +211,11 @@ class CachedFetch:
             self._forward(exchange, "fwd=request")
             return True
 
-    def _is_plain(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> bool:
-        """Whether nothing of this request or of this moment made a difference to the answer, which is anybody's."""
-        headers = self._request.headers
-        asks_for_more = any(name in headers for name in _OF_ITS_OWN)
-        plain = entry.trusted and entry.record.length <= hot.SMALL and self._request.method == b"GET"
-        lasts = assessment.ttl > 0 and assessment.basis is not Basis.VOLATILE
-        return plain and lasts and not (asks_for_more or self._needs_permission(metadata))
-
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
-        stored = as_stored(metadata)
         if self._key.digest is not None and entry.record.sha256:
-            age = stored.age(time.time())
+            age = as_stored(metadata).age(time.time())
             return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # it can never be anything else
-        rules, now = self._services.freshness, time.time()
+        stored, rules, now = as_stored(metadata), self._services.freshness, time.time()
         assessment = freshness.assess(self._request, stored, rules, now, self._arrived_at, self._name.volatile)
         return replace(assessment, usable=False, usable_on_error=False) if metadata.must_validate else assessment
 
@@ -236,11 +225,13 @@ class CachedFetch:
         if away is not None:
             return self._send_stale(stale, away)
         if self._takes_no_fill:
-            return self._relay_or(stale)
+            return self._relay_or(stale, self._why_no_fill)
         try:
             claim = self._cache.claim(self._key, beyond=stale.entry.version)
-        except Unstorable:
-            return self._relay_or(stale)  # the disk takes nothing new, and what is there may still be of use
+        except Unstorable as error:
+            return self._relay_or(
+                stale, error.detail
+            )  # the disk takes nothing new, and what is there may still be of use
         if isinstance(claim, Hit):
             claim.entry.close()
             return False
@@ -261,7 +252,7 @@ class CachedFetch:
         if state is FillState.GONE:
             return False
         if state in (FillState.DECLINED, FillState.ASKING):
-            return self._relay_or(stale)
+            return self._relay_or(stale, fill.asking.declined_for if isinstance(fill, Fill) else Detail.NOT_KEPT)
         if fill.metadata is None:
             error = as_upstream_error(fill.cause)
             if isinstance(fill, Fill) and self._may_fare_better(fill, error):
@@ -271,13 +262,12 @@ class CachedFetch:
         metadata = fill.metadata if known else self._introduction(claim.reader, fill.metadata)
         if metadata is None:
             return True
-        if not self._may_have(metadata) or self._inquiry.varies(metadata):
-            self._relay()
+        if self._is_for_others(metadata):
             return True
         if known and self._needs_permission(metadata):
             admission = self._admit(metadata, claim.reader.length)
             if admission is Admission.CHANGED:
-                self._relay()
+                self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
             if admission is not Admission.GRANTED:
                 return True
         self._services.counters.add(Counter.COLLAPSED)
@@ -318,6 +308,7 @@ class CachedFetch:
             owned.callback(asker.close)
             owned.push(when_gone(partial(asker.hand_on, fill.renew)))
             asked_at = time.time()
+            missed = "fwd=uri-miss" if stale is None else "fwd=stale"
             try:
                 inquiry = self._inquiry
                 exchange = (
@@ -332,7 +323,7 @@ class CachedFetch:
             owned.callback(exchange.close)
             if not asker.answered():
                 if fill.state is FillState.DECLINED:
-                    self._pass_on(exchange)
+                    self._pass_on(exchange, with_detail(missed, fill.asking.declined_for))
                     return True
                 return False
             status = exchange.head.status
@@ -344,16 +335,17 @@ class CachedFetch:
                 return self._send_stale(stale, failure)
             if stale is not None and status < 500 and not self._may_change(stale.metadata, exchange):
                 fill.renew()  # who waits for this is to ask with their own credentials
-                self._pass_on(exchange)
+                self._pass_on(exchange, with_detail(missed, Detail.CREDENTIALS))
                 return True
             started = self._filling.start(fill, exchange, asked_at, owned)
             if started is None:
                 if stale is not None and status in _OUTDATED:
                     self._cache.remove(self._key)
+                reason = self._filling.reason
                 try:
-                    self._pass_on(exchange)
+                    self._pass_on(exchange, with_detail(missed, reason.detail))
                 finally:
-                    self._reply.outcome = f"{self._reply.note}; not stored: {self._filling.reason}"
+                    self._reply.outcome = f"{self._reply.note}; not stored: {reason.text}"
                 return True
         reader, metadata = started
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
@@ -377,7 +369,7 @@ class CachedFetch:
         None where its answer went to the client instead.
         """
         if not self._inquiry.may_be_introduced_to(brought):
-            self._relay()
+            self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
             return None
         asked_at = time.time()
         with closing(self._inquiry.whole()) as exchange:
@@ -385,10 +377,11 @@ class CachedFetch:
                 metadata = self._inquiry.describe(exchange, asked_at)
                 self._granted(metadata)
                 return metadata
-            storable = self._inquiry.not_storable(exchange) is None
+            reason = self._inquiry.not_storable(exchange)
             own = OwnBytes(self._key.digest)
-            self._pass_on(exchange, seen=own)
-            if own.equal and storable and isinstance(source, Entry):
+            detail = Detail.NOT_KEPT if reason is None else reason.detail
+            self._pass_on(exchange, with_detail("fwd=uri-miss", detail), own)
+            if own.equal and reason is None and isinstance(source, Entry):
                 metadata = self._inquiry.describe(exchange, asked_at)
                 self._granted(metadata)
                 self._cache.introduce(self._key, metadata)
@@ -433,7 +426,7 @@ class CachedFetch:
             if changed and self._inquiry.may_replace(metadata, exchange, known):
                 return Admission.CHANGED
             grants.forget(self._credentials, name, version(metadata))
-            self._pass_on(exchange, "fwd=request", own)
+            self._pass_on(exchange, with_detail("fwd=request", Detail.CREDENTIALS), own)
             if own.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
                 self._let_in(metadata, exchange, hit)
             return Admission.ANSWERED
@@ -473,29 +466,40 @@ class CachedFetch:
 
     # Answers
 
-    def _relay(self, purpose: Purpose = Purpose.RELAY) -> None:
+    def _is_for_others(self, metadata: Metadata) -> bool:
+        """Whether what is stored is not for this client, or not for such requests; then it has been relayed."""
+        if not self._may_have(metadata):
+            self._relay(with_detail("fwd=bypass", Detail.LOCAL))
+            return True
+        if self._inquiry.varies(metadata):
+            self._relay("fwd=vary-miss")
+            return True
+        return False
+
+    def _relay(self, note: str, purpose: Purpose = Purpose.RELAY) -> None:
         """Ask the origin for this client alone."""
         with closing(self._inquiry.as_it_is(purpose)) as exchange:
-            self._forward(exchange, f"fwd=bypass{self._detail}")
+            self._forward(exchange, note)
 
-    def _relay_or(self, stale: Optional[Stale]) -> bool:
+    def _relay_or(self, stale: Optional[Stale], detail: Detail) -> bool:
         """Relay, or use the stale object if the origin cannot be asked."""
+        note = with_detail("fwd=uri-miss" if stale is None else "fwd=stale", detail)
         try:
-            self._relay(Purpose.FILL if self._may_use(stale) else Purpose.RELAY)
+            self._relay(note, Purpose.FILL if self._may_use(stale) else Purpose.RELAY)
         except UpstreamError as error:
             if self._reply.started or not self._may_use(stale):
                 raise
             return self._send_stale(stale, error)
         return True
 
-    def _pass_on(self, exchange: Exchange, note: str = "fwd=uri-miss", seen: Optional[OwnBytes] = None) -> None:
+    def _pass_on(self, exchange: Exchange, note: str, seen: Optional[OwnBytes] = None) -> None:
         """Give the client the answer to the request for the whole, unless it had asked for something else."""
         own = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
         if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
             own = False  # the redirect is: the client may have other credentials for where it leads
         if not own or any(name in self._request.headers for name in selection.CONDITIONS):
             exchange.close()
-            self._relay()
+            self._relay(note)
         else:
             self._forward(exchange, note, seen)
 
@@ -510,7 +514,7 @@ class CachedFetch:
     def _note_outcome(self, fill: AnyFill) -> None:
         """What has become of the object that was sent: the head could only promise it."""
         if self._reply.note.endswith(("; stored", "; collapsed")):
-            self._reply.outcome = f"{self._reply.note.replace('; stored', '')}; {outcome_of(fill)}"
+            self._reply.outcome = f"{self._reply.note.replace('; stored', '')}; {outcomes.outcome_of(fill)}"
 
     def _may_use(self, stale: Optional[Stale]) -> bool:
         """Whether a stale object will do now that its origin cannot be asked."""
@@ -526,7 +530,7 @@ class CachedFetch:
     def _send_stale(self, stale: Optional[Stale], error: UpstreamError) -> bool:
         assert stale is not None
         _log.warning("Stale, but sent: %s: %s", self._url, error)
-        return self._send_hit(stale.entry, stale.metadata, Counter.STALE, hit_note(stale.assessment))
+        return self._send_hit(stale.entry, stale.metadata, Counter.STALE, outcomes.hit_note(stale.assessment))
 
     def _send_hit(self, entry: Entry, metadata: Metadata, counter: Counter, note: str) -> bool:
         self._reply.note = note
@@ -542,7 +546,7 @@ class CachedFetch:
         length = source.length
         chosen = selection.select(self._request, fields, length)
         if chosen is None:
-            self._relay()  # a precondition is for the origin to judge
+            self._relay(with_detail("fwd=request", Detail.CONDITION))  # a precondition is for the origin to judge
             return True
         prompt = True
         if chosen.parts and self._request.method != b"HEAD":

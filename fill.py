@@ -425,7 +425,7 @@ class Fill:
         except OSError as error:
             remove_part(path, fd)
             os.close(fd)
-            raise Unstorable(error.strerror or str(error)) from error
+            raise Unstorable.of(error) from error
         os.close(self._fd)
         self._fd, self.leftover = fd, None
 
@@ -536,7 +536,7 @@ class Fill:
                 else:
                     ownership = Ownership.MINE
         except OSError as error:
-            raise Unstorable(error.strerror or str(error)) from error
+            raise Unstorable.of(error) from error
         finally:
             if ownership is Ownership.MINE:
                 self._fd = fd

@@ -10,6 +10,7 @@ from typing import Callable, Optional, Tuple
 
 import permission
 import validation
+from details import Detail, NotKept
 from fill import Fill
 from filler import REFUSALS, Services, carry
 from follow import FillReader
@@ -31,7 +32,7 @@ class Filling:
         self._inquiry = inquiry
         self._on_begun = on_begun
         self._url = inquiry.shown
-        self.reason = ""  # why the last answer was not kept
+        self.reason = NotKept(Detail.NOT_KEPT, "")  # why the last answer was not kept
 
     def start(
         self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack
@@ -47,6 +48,8 @@ class Filling:
             self._services.spawn("fill", work)
         except RuntimeError as error:  # there are too many threads already
             _log.warning("Not kept: %s: %s", self._url, error)
+            self.reason = NotKept(Detail.BUSY, str(error))
+            fill.asking.declined_for = Detail.BUSY
             fill.decline()
             return None
         cleanup.pop_all()
@@ -78,12 +81,12 @@ class Filling:
         else:
             reason = self._inquiry.not_storable(exchange)
             if reason is None and not exchange.body.delimited and self._key.digest is None:
-                reason = "nothing but the end of its connection says where it ends"
+                reason = NotKept(Detail.NO_LENGTH, "nothing but the end of its connection says where it ends")
         if reason is None and not self._cache.store.keeps_metadata:
             if metadata.restricted:
-                reason = "it needs authorisation, and the file system keeps no metadata to say so"
+                reason = _no_metadata("it needs authorisation")
             elif b"content-encoding" in exchange.head.headers:
-                reason = "it has a Content-Encoding, and the file system keeps no metadata to say so"
+                reason = _no_metadata("it has a Content-Encoding")
         if reason is None:
             try:
                 self._begin_or_resume(fill, exchange, metadata)
@@ -91,11 +94,12 @@ class Filling:
                 self._on_begun(metadata)
                 return metadata
             except Unstorable as error:
-                reason = str(error)
+                reason = NotKept(error.detail, str(error))
                 self._services.counters.add(Counter.UNSTORABLE)
         self.reason = reason
-        _log.debug("Not kept: %s: %s", self._url, reason)
+        _log.debug("Not kept: %s: %s", self._url, reason.text)
         if fill.leftover is None or exchange.head.status not in REFUSALS or not fill.hand_over():
+            fill.asking.declined_for = reason.detail
             fill.decline()
         return None
 
@@ -106,3 +110,7 @@ class Filling:
         else:
             resumable = fill.verifies or validation.strong_etag(exchange.head.headers) is not None
             fill.begin(metadata, exchange.body.length, resumable)
+
+
+def _no_metadata(what: str) -> NotKept:
+    return NotKept(Detail.NO_METADATA, f"{what}, and the file system keeps no metadata to say so")

@@ -12,6 +12,7 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 import media_types
 import values
+from details import Detail, NotKept
 from http1 import Field, Headers, RequestHead, ResponseHead, split_list
 from remembering import remember_short
 from request_fields import DEFAULT, RequestFields
@@ -159,24 +160,24 @@ _DISPENSABLE = frozenset(
 
 def not_storable(
     request: RequestHead, response: ResponseHead, rules: FreshnessRules, redirected: bool = False
-) -> Optional[str]:
+) -> Optional[NotKept]:
     """Why a response must not be kept (RFC 9111 §3); None where it may be.
 
     `redirected`: it was found at another URL than the one that was asked for.
     """
     said = directives_of(response.headers)
     if response.status != 200 or b"content-range" in response.headers:
-        return f"status {response.status}"
+        return NotKept(Detail.STATUS, f"status {response.status}")
     if says_no_store(request):
-        return "the client said no-store"
+        return NotKept(Detail.NO_STORE, "the client said no-store")
     # RFC 9111 §5.2.2.3: whoever understands the status, as we do 200, may disregard a no-store beside it.
     if b"no-store" in said and b"must-understand" not in said and rules.obey_no_store:
-        return "the origin said no-store"
+        return NotKept(Detail.NO_STORE, "the origin said no-store")
     if b"*" in response.headers.tokens(b"vary"):
-        return "Vary: *"
+        return NotKept(Detail.VARY_STAR, "Vary: *")
     # No origin sends an archive as HTML; one that sends clients away to log in ends up there.
     if redirected and media_types.is_page(response.headers.get(b"content-type")):
-        return "a redirect to a page of HTML"
+        return NotKept(Detail.HTML, "a redirect to a page of HTML")
     return None
 
 

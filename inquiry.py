@@ -17,6 +17,7 @@ import validation
 from addresses import Reach
 from asking import Question
 from body import IncompleteBody
+from details import Detail, NotKept
 from fill import Leftover
 from filler import MAX_SKIPPED, Services
 from http1 import Field, Headers, RequestHead, ResponseHead, Target
@@ -179,13 +180,14 @@ class Inquiry:
             return False
         return validation.is_rest(exchange.head, self._etag_of(leftover), leftover.size, leftover.length)
 
-    def not_storable(self, exchange: Exchange) -> Optional[str]:
+    def not_storable(self, exchange: Exchange) -> Optional[NotKept]:
         """Why an answer may not be kept; None where it may."""
         redirected = exchange.redirected_to is not None
         reason = freshness.not_storable(self._request, exchange.head, self._services.freshness, redirected)
         kind = exchange.head.headers.get(b"content-type")
         if reason is None and media_types.contradicts(self._path, self._lasts, kind):
-            return f"{media_types.essence(kind).decode('latin-1')} under the name of an archive or a digest"
+            found = media_types.essence(kind).decode("latin-1")
+            return NotKept(Detail.HTML, f"{found} under the name of an archive or a digest")
         return reason
 
     def may_replace(self, stored: Metadata, exchange: Exchange, known: bool) -> bool:

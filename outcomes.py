@@ -6,15 +6,22 @@ import enum
 from dataclasses import dataclass
 from typing import Iterable
 
+import hot
+import selection
 from asking import Retries
+from cache import Hit
 from fill import FillState
 from follow import AnyFill
-from freshness import Assessment, Stored
-from http1 import Field
+from freshness import Assessment, Basis, Stored
+from hot import PlainHit
+from http1 import Field, RequestHead
 from inquiry import stored_fields
 from policy import Name
 from store import Entry, Metadata
 from upstream import UpstreamError
+
+# What makes the answer to a request another one than to the next.
+_OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
 
 
 class Admission(enum.Enum):
@@ -61,9 +68,21 @@ def outcome_of(fill: AnyFill) -> str:
     return f"not stored: {fill.cause or 'given up'}"
 
 
-def quotable(text: str) -> str:
-    """Text in a quoted string of Cache-Status (RFC 8941 §3.3.3)."""
-    return "".join(one for one in text if " " <= one <= "~" and one not in '"\\')
+def is_plain(request: RequestHead, entry: Entry, assessment: Assessment) -> bool:
+    """Whether nothing of this request or of this moment made a difference to the answer."""
+    asks_for_more = any(name in request.headers for name in _OF_ITS_OWN)
+    small = entry.trusted and entry.record.length <= hot.SMALL and request.method == b"GET"
+    lasts = assessment.ttl > 0 and assessment.basis is not Basis.VOLATILE
+    return small and lasts and not asks_for_more
+
+
+def plain_hit(hit: Hit, metadata: Metadata, url: str, name: str, assessment: Assessment, looked_at: float) -> PlainHit:
+    """A hit that may be answered in the same way again, until it is stale or `looked_at`."""
+    born_at = metadata.fetched_at - metadata.age
+    fresh_until = assessment.ttl + assessment.age + born_at
+    guessed = assessment.basis is Basis.HEURISTIC
+    times = (born_at, metadata.fetched_at, fresh_until, min(fresh_until, looked_at))
+    return PlainHit(hit.identities, url, *times, guessed, name)
 
 
 def hit_note(assessment: Assessment) -> str:

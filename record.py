@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import NamedTuple, Optional, Tuple
+
+from details import Detail
 
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
 _RESERVED = 128  # bytes of it for what a growing file does not say yet: its hash, and the boot
@@ -16,6 +19,16 @@ FieldText = Tuple[str, str]
 
 class Unstorable(Exception):
     """This object cannot be kept under this name, or not now; the transfer itself is none the worse for it."""
+
+    def __init__(self, reason: str, detail: Detail = Detail.DISK) -> None:
+        super().__init__(reason)
+        self.detail = detail
+
+    @classmethod
+    def of(cls, error: OSError) -> Unstorable:
+        """What the disk says, in these terms."""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return cls(error.strerror or str(error), Detail.NO_ROOM if full else Detail.DISK)
 
 
 class Digest(NamedTuple):
@@ -102,7 +115,8 @@ class Record:
                 del values["metadata"][name]
         data = json.dumps({"v": _FORMAT, **values}, separators=(",", ":"), ensure_ascii=False).encode()
         if len(data) + (0 if self.complete else _RESERVED) > ATTRIBUTE_LIMIT:
-            raise Unstorable(f"its metadata takes {len(data)} bytes, and {ATTRIBUTE_LIMIT - _RESERVED} are the most")
+            reason = f"its metadata takes {len(data)} bytes, and {ATTRIBUTE_LIMIT - _RESERVED} are the most"
+            raise Unstorable(reason, Detail.METADATA_TOO_LARGE)
         return data
 
     @staticmethod

@@ -8,6 +8,7 @@ from typing import Callable, List
 import policy
 import values
 from body import BUFFER_SIZE, IncompleteBody
+from details import Side
 from http1 import BodyFraming, Field, Framing, Headers, RequestHead
 from reply import Reply
 from upstream import Exchange
@@ -59,7 +60,7 @@ def forward(reply: Reply, exchange: Exchange, seen: Callable[[memoryview], objec
             seen(piece)
             reply.write(piece)
     except IncompleteBody:
-        reply.cut()
+        reply.cut(Side.ORIGIN)
         return False
     reply.finish(exchange.body.trailers)
     return True

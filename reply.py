@@ -12,8 +12,8 @@ from typing import Iterable, Optional, Union
 import http1
 import values
 from body import BodyWriter
+from details import Side, of_error, with_detail
 from http1 import BodyFraming, Field, Framing, RequestHead, ResponseHead
-from request_log import of_error
 from stream import Stream
 from tunnel import Carried
 
@@ -40,7 +40,7 @@ class Reply:
         self.persistent = request is not None and request.persistent
         self.status = 0
         self.carried = Carried()  # behind a 101 or the answer to CONNECT
-        self.was_cut = False  # its origin, or what was stored, broke off
+        self.cut_by: Optional[Side] = None  # where it was not the client that left
         self.octets = 0  # of body sent so far
         self.note = ""  # how the cache took part: parameters of Cache-Status (RFC 9211)
         self.outcome = ""  # the same for the log, where more is known at the end
@@ -135,9 +135,9 @@ class Reply:
         options = [(b"Upgrade", protocol), (b"Connection", b"Upgrade"), (b"Via", self._via)]
         self._stream.send(head.serialise([*head.headers.end_to_end(), *options]))
 
-    def cut(self) -> None:
+    def cut(self, by: Side) -> None:
         """The body will not be completed: end the connection so that the client can tell."""
-        self.was_cut = True
+        self.cut_by = by
         self.persistent = False
         if self._framing.kind is Framing.CLOSE:
             self._stream.abort()
@@ -156,9 +156,9 @@ class Reply:
     def error(self, status: int, reason: str, fields: Iterable[Field] = ()) -> None:
         """One line of plain text that says what is wrong; after a head it can only cut the connection."""
         if self.started:
-            self.cut()
+            self.cut(Side.ORIGIN)
             return
-        self.note = self.note or of_error(status)
+        self.note = self.note or with_detail("", of_error(status))
         line = f"dduct: {_printable(reason)}\n"
         self.whole(status, [(b"Content-Type", b"text/plain; charset=utf-8"), *fields], line)
 

@@ -22,11 +22,12 @@ import request_log
 from access import Access
 from body import BodyReader, IncompleteBody
 from client_watch import ClientGone, ClientWatch
+from details import Side
 from fetch import CachedFetch
 from hot import Answer, PlainHit
 from http1 import Authority, BodyFraming, Framing, ProtocolError, RequestHead
 from idle import Next
-from log_text import one_line, target_shown
+from log_text import target_shown
 from metrics import Counter
 from opening import Opening, Spoken, established
 from patterns import LONGEST_PATH
@@ -35,6 +36,7 @@ from policy import Fetch, Intercept, Own, Tunnel, Where
 from redaction import shown
 from relay import expects_continue
 from reply import Reply
+from request_log import Line
 from runtime import Household
 from session_client import SessionClient
 from stream import ConnectionLost, Stream
@@ -82,6 +84,7 @@ class Session:
         self._unsent = memoryview(b"")  # what `answer_at_once` could not send at once
         self._ending = False
         self.watch = ClientWatch(stream.fileno, lambda: stream.encrypted)
+        self._ended = False  # by another thread
         self._opening: Optional[Opening] = None  # after a CONNECT, until its client has shown what it speaks
         self._tls_turns = 0  # that a handshake may take before a thread waits for its end
 
@@ -103,6 +106,7 @@ class Session:
 
     def end(self) -> None:
         """End it, from another thread, whatever it does."""
+        self._ended = True
         self._stream.cancel()
         origin = self._origin
         if origin is not None:
@@ -314,6 +318,9 @@ class Session:
             # The client was told 200 before: all that is left is to hang up.
             outcome += f"; its origin cannot be reached: {error}"
             self._stream.abort()
+        except OSError as error:
+            outcome += f"; cut by {(carried.cut_by or Side.CLIENT).value}: {error}"
+            raise
         finally:
             line = f"{self._client.who} CONNECT {authority} 200 {carried.received}"
             _log.info("%s %.3fs %s; sent=%d", line, time.monotonic() - started, outcome, carried.sent)
@@ -390,17 +397,17 @@ class Session:
         what = target_shown(head.target)
         if self._where.inside is not None and what.startswith("/"):
             what = f"https://{self._where.inside}{what}"
-        decision, remark, cut = None, "", False
+        line = Line(head.method, what)
         try:
-            decision = self._decide(head, framing)
+            line.decision = decision = self._decide(head, framing)
             if not isinstance(decision, policy.Refuse):
                 self._prove()
             elif self._ending:
                 reply.persistent = False
             if isinstance(decision, Fetch):
-                what = shown(str(decision.target))
+                line.what = shown(str(decision.target))
             elif isinstance(decision, policy.Refuse):
-                remark = decision.reason
+                line.remark = decision.reason
             reply.note = request_log.of_decision(decision, head, framing, self._house.rules, LONGEST_PATH)
             if isinstance(decision, (Tunnel, Intercept)):
                 return self._connect(decision, reply)
@@ -408,28 +415,19 @@ class Session:
             if plain_hit is not None and reply.persistent and not awaited:
                 self._house.hot.remember(self._where.kind, block, reply.head, plain_hit)
         except (ProtocolError, UpstreamError) as error:
-            remark = str(error)
+            line.remark = str(error)
             if isinstance(error, ProtocolError):
                 self._house.services.counters.add(Counter.REFUSED)
                 reply.persistent = False  # who knows what else this client means in another way
             elif error.status == 403:
                 self._house.services.counters.add(Counter.REFUSED)
-            reply.error(error.status, remark)
-        except (OSError, IncompleteBody) as error:
-            # After its head, or before: the client did not get all of it, or did not send all of its own.
-            remark, cut = f"{reply.note}; cut: {error}".lstrip("; "), True
+            reply.error(error.status, line.remark)
+        except (OSError, IncompleteBody, ClientGone) as error:
+            # What breaks towards the origin is an UpstreamError, or what has been `carried` knows.
+            line.cut(error, reply, Side.DDUCT if self._ended else Side.CLIENT)
             raise
         finally:
-            cut = cut or reply.was_cut
-            level = request_log.level(decision, reply.status, cut)
-            if isinstance(decision, Intercept) and not cut and reply.status == 200:
-                level = logging.DEBUG
-            sent = f"; sent={reply.carried.sent}" if reply.note.startswith("tunnel") or reply.status == 101 else ""
-            octets = reply.octets + reply.carried.received
-            line = f"{self._client.who} {one_line(head.method)} {what} {reply.status} {octets}"
-            _log.log(
-                level, "%s %.3fs %s", line, time.monotonic() - started, (remark or reply.outcome or reply.note) + sent
-            )
+            line.write(_log, self._client.who, reply, time.monotonic() - started)
         if body.complete or (reply.persistent and body.drain(_UNREAD_AT_MOST)):
             return reply.persistent
         self._stream.linger(_LINGER)
@@ -480,7 +478,7 @@ class Session:
     def _connect(self, decision: Union[Tunnel, Intercept], reply: Reply) -> bool:
         """Answer CONNECT; whether requests follow inside. Raises UpstreamError while none has been answered."""
         if isinstance(decision, Tunnel):
-            reply.note = "tunnel"
+            reply.note = request_log.TUNNEL
             self._house.services.counters.add(Counter.TUNNELS)
             return self._tunnel(decision, reply)
         reply.note = "intercept"
@@ -529,6 +527,8 @@ class Session:
                 raise ConnectionLost(why)
             tunnel(self._stream, origin, self._house.idle_timeout * _TUNNEL_PATIENCE, carried)
         except OSError:
+            if self._ended or carried.cut_by is None:  # for silence, or by a reload
+                carried.cut_by = Side.DDUCT
             self._stream.abort()  # a FIN would say that it has everything
             raise
 

@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional, Tuple
 
+from details import Detail
 from locations import aside_of, make_folders, objection, vacant
 from locks import is_file, is_locked, try_lock
 from notices import Seldom
@@ -153,10 +154,10 @@ class Store:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""
         reason = objection(str(self.root), name)
         if reason is not None:
-            raise Unstorable(reason)
+            raise Unstorable(reason, Detail.PATH)
         folder = name.partition("/")[0]
         if folder in self.outside.closed:
-            raise Unstorable(f"{folder} in misc.file_dir is a link, a mount point or no folder")
+            raise Unstorable(f"{folder} in misc.file_dir is a link, a mount point or no folder", Detail.PATH)
         return f"{self.root}/{name}"
 
     def places(self, key: Key) -> Places:
@@ -194,7 +195,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise Unstorable(error.strerror or str(error)) from error
+            raise Unstorable.of(error) from error
         try:
             status = os.fstat(fd)
             record = self._read_record(fd, status, place)
@@ -218,7 +219,7 @@ class Store:
         """Open the file that grows beside `place`, made with its directories, never truncated. Raises Unstorable."""
         part = place + PART_SUFFIX
         if not is_reached_directly(str(self.root), part):
-            raise Unstorable("a folder in its path is a symbolic link")
+            raise Unstorable("a folder in its path is a symbolic link", Detail.PATH)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         for _ in range(_MKDIR_ATTEMPTS):
             try:
@@ -227,7 +228,7 @@ class Store:
                 self._make_parents(part)
             except OSError as error:
                 raise self._refused(error) from error
-        raise Unstorable("its directory vanishes again and again")
+        raise Unstorable("its directory vanishes again and again", Detail.BUSY)
 
     def open_growing(self, place: str) -> Optional[int]:
         """Open the file that grows beside `place`; None where there is none any more. Raises Unstorable."""
@@ -236,7 +237,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise Unstorable(error.strerror or str(error)) from error
+            raise Unstorable.of(error) from error
 
     def open_fresh(self, place: str) -> Tuple[int, str]:
         """A locked file beside `place` under a name of its own, to be renamed by the caller. Raises Unstorable."""
@@ -244,11 +245,11 @@ class Store:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise Unstorable(error.strerror or str(error)) from error
+            raise Unstorable.of(error) from error
         if not try_lock(fd):  # somebody who clears up has found it first
             remove_part(path, fd)
             os.close(fd)
-            raise Unstorable("its file is locked by somebody else")
+            raise Unstorable("its file is locked by somebody else", Detail.BUSY)
         return fd, path
 
     def prune(self, place: str) -> None:
@@ -263,7 +264,7 @@ class Store:
         try:
             os.setxattr(fd, ATTRIBUTE, data)
         except OSError as error:
-            raise Unstorable(error.strerror or str(error)) from error
+            raise Unstorable.of(error) from error
 
     def write_alias(self, place: str, digest: Digest, metadata: Metadata) -> None:
         """Note at a URL's place that it serves the object of a digest; losing that memory costs one question.
@@ -308,7 +309,7 @@ class Store:
                 make_folders(aside)
                 os.replace(part, aside)
                 return aside
-        raise FileNotFoundError(errno.ENOENT, "its directory vanishes again and again")
+        raise FileNotFoundError(errno.ENOENT, "its directory vanishes again and again", Detail.BUSY)
 
     def forget(self, place: str) -> None:
         """Unpublish what belongs to `place`, wherever it lies."""
@@ -372,13 +373,13 @@ class Store:
         """Something new begins to grow, of a length that may be unknown. Raises Unstorable where it cannot be kept."""
         now = self.room.situation()
         reason = now.objection_to(length)
-        if not reason:
-            reason = now.objection_to_growth(length is not None)
-            if reason:
-                self.trouble.warning('Nothing new is kept in "%s" for now: %s', self.root, reason)
-                self.room.wish(length or 0)
         if reason:
-            raise Unstorable(reason)
+            raise Unstorable(reason, Detail.TOO_LARGE)
+        reason = now.objection_to_growth(length is not None)
+        if reason:
+            self.trouble.warning('Nothing new is kept in "%s" for now: %s', self.root, reason)
+            self.room.wish(length or 0)
+            raise Unstorable(reason, Detail.NO_ROOM)
         return Growth(self.room, length)
 
     def _update(self, entry: Entry, change: Callable[[Record], Record]) -> None:
@@ -433,7 +434,7 @@ class Store:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             self._full.warning('No file can be made in "%s": %s: nothing new is kept', self.root, reason_of(error))
             self.room.on_need()
-        return Unstorable(error.strerror or str(error))
+        return Unstorable.of(error)
 
     def _probe_attributes(self) -> bool:
         probe = self.root / f".probe-{os.getpid()}{PART_SUFFIX}"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 from addresses import is_loopback
+from details import Side
 from stream import Stream
 
 _MODEST, _LARGE = 16 * 1024, 512 * 1024
@@ -133,6 +134,7 @@ class _Direction:
         self._to_write = sink.fileno(), select.POLLOUT
         self._carried = 0  # octets since it was quiet last
         self.total = 0  # bytes that the sink has taken
+        self.broken: Optional[Stream] = None  # an end that raised OSError
         self.ended = False  # the source has nothing more
         self.done = False  # and the sink knows
 
@@ -181,17 +183,28 @@ class _Direction:
             sent = self._copy_out() if self._pending else 0
             moved = moved or arrived or sent > 0
             if self.ended and not self._pending:
-                self.sink.shutdown_write()
-                self.done = True
+                self._pass_on_the_end()
             if self.ended or self._pending or not (arrived or sent) or self._worth_a_pipe():
                 break
         self._lend()
         return moved
 
+    def _pass_on_the_end(self) -> None:
+        try:
+            self.sink.shutdown_write()
+        except OSError:
+            self.broken = self.sink
+            raise
+        self.done = True
+
     def _copy_in(self) -> bool:
         """Take in what has come; whether anything has, if only the end."""
         view = self._buffer.get()
-        count = self.source.readinto_nowait(view)
+        try:
+            count = self.source.readinto_nowait(view)
+        except OSError:
+            self.broken = self.source
+            raise
         if count is None:
             return False
         self.ended = count == 0
@@ -200,7 +213,11 @@ class _Direction:
         return True
 
     def _copy_out(self) -> int:
-        sent = self.sink.send_nowait(self._pending)
+        try:
+            sent = self.sink.send_nowait(self._pending)
+        except OSError:
+            self.broken = self.sink
+            raise
         self._pending = self._pending[sent:]
         self._carried += sent
         self.total += sent
@@ -240,9 +257,10 @@ class _Direction:
 
     def _splice_no_more(self, error: OSError) -> None:
         """Go on by copying where the kernel cannot splice. Raises the error where it is one of the connection."""
-        if error.errno not in (errno.EINVAL, errno.ENOSYS):
-            raise error
         assert self._pipe is not None
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            self.broken = self.sink if self._pipe.held else self.source
+            raise error
         self._pending = self._pipe.taken_back()
         self.close()
         self._can_splice = False
@@ -260,10 +278,11 @@ def _is_here(stream: Stream) -> bool:
 
 @dataclass
 class Carried:
-    """How many bytes a tunnel has carried: `sent` by the client, and `received` by it."""
+    """How many bytes a tunnel has carried: `sent` by the client, and `received` by it; and who has cut it."""
 
     sent: int = 0
     received: int = 0
+    cut_by: Optional[Side] = None
 
 
 def tunnel(client: Stream, origin: Stream, idle: float, carried: Optional[Carried] = None) -> None:
@@ -281,6 +300,9 @@ def tunnel(client: Stream, origin: Stream, idle: float, carried: Optional[Carrie
             way.close()
         if carried is not None:
             carried.sent, carried.received = (way.total for way in ways)
+            broken = [way.broken for way in ways if way.broken is not None]
+            if broken:
+                carried.cut_by = Side.CLIENT if broken[0] is client else Side.ORIGIN
 
 
 def _carry(ways: Tuple[_Direction, _Direction], buffer: _Buffer, idle: float) -> None:

@@ -6,6 +6,7 @@ import base64
 import logging
 import re
 import ssl
+import threading
 from pathlib import Path
 from typing import Callable, List, Tuple
 
@@ -15,7 +16,7 @@ from support.household import HOST, House
 from support.origin import Asked, Connection
 
 from access import hash_password
-from request_log import Detail
+from details import Detail
 
 ROOT = Path(__file__).resolve().parent.parent
 FRESH = [("Cache-Control", "max-age=600")]
@@ -174,3 +175,50 @@ def test_a_handshake_that_fails_is_told_with_its_host(house: House, caplog: pyte
                 client.start_tls(trusting_nobody, name)
         message = line(caplog, "makes no TLS connection").getMessage()
         assert message.startswith(f"{HOST} ") and name in message and "unknown ca" in message.lower()
+
+
+def test_who_has_cut_a_transfer(house: House, log: pytest.LogCaptureFixture) -> None:
+    gate = threading.Event()
+    large = bytes(8_000_000)
+
+    def begun(asked: Asked, connection: Connection) -> None:
+        connection.head(200, [("Content-Length", str(2 * len(large)))])
+        connection.send_body(large)
+        if asked.target != "/left":
+            connection.reset()
+        gate.wait(20)
+
+    port = house.origin(begun, tls=False).port
+    url = f"http://{HOST}:{port}"
+    with house.client() as client:
+        assert not client.get(f"{url}/torn", "x").complete
+    with house.client() as client:
+        client.send(f"GET {url}/left HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        client.reset()
+    gate.set()
+    torn, left = line(log, "/torn 200"), line(log, "/left 200")
+    assert torn.getMessage().endswith("; cut by its origin") and torn.levelno == logging.WARNING
+    assert "detail=no-filter; cut by the client: " in left.getMessage() and left.levelno == logging.INFO
+
+
+@pytest.mark.parametrize("by", ["the client", "its origin"])
+def test_who_has_cut_a_tunnel(house: House, log: pytest.LogCaptureFixture, by: str) -> None:
+    arrived, gone = threading.Event(), threading.Event()
+
+    def handler(_: Asked, connection: Connection) -> None:
+        arrived.set()
+        if by == "its origin":
+            connection.reset()
+        gone.wait(20)
+
+    port = house.origin(handler, tls=False).port
+    with house.client() as client:
+        client.connect(f"localhost:{port}")
+        client.send(f"GET / HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode())
+        assert arrived.wait(20)
+        if by == "the client":
+            client.reset()
+        found = line(log, "CONNECT localhost")
+    gone.set()
+    assert f" tunnel; cut by {by}: " in found.getMessage() and "; sent=" in found.getMessage()
+    assert found.levelno == logging.INFO

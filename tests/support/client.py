@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 import time
 from dataclasses import dataclass
 from typing import Callable, List, Optional, Tuple
@@ -71,6 +72,11 @@ class Client:
     def send(self, data: bytes) -> None:
         """Raw octets."""
         self.sock.sendall(data)
+
+    def reset(self) -> None:
+        """End with a RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
 
     def get(self, target: str, host: str, *fields: str, method: str = "GET") -> Answer:
         """One request and its answer."""

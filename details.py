@@ -1,0 +1,86 @@
+"""The words in which the log and Cache-Status say why: README.md has the same tables."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Detail(enum.Enum):
+    """Why the cache had no part in an answer, or does not keep it: the values of Cache-Status' `detail` (RFC 9211)."""
+
+    # The cache has no part in such requests.
+    NO_FILTER = "no-filter"
+    PATH_TOO_LONG = "path-too-long"
+    NOT_INTERCEPTED = "not-intercepted"
+    BODY = "request-body"
+    OWN_PAGE = "own-page"
+    MAX_FORWARDS = "max-forwards"
+    # dduct answers itself.
+    REFUSED = "refused"
+    MALFORMED = "malformed"
+    NO_ANSWER = "no-answer"
+    TIMEOUT = "timeout"
+    UNAVAILABLE = "unavailable"
+    LOOP = "loop"
+    ONLY_IF_CACHED = "only-if-cached"
+    # The request takes no object into the cache.
+    HEAD = "head"
+    CONDITION = "condition"
+    CREDENTIALS = "credentials"
+    LOCAL = "local"
+    # The answer is not kept.
+    NO_STORE = "no-store"
+    STATUS = "status"
+    VARY_STAR = "vary-star"
+    HTML = "html"
+    NO_LENGTH = "no-length"
+    TOO_LARGE = "too-large"
+    NO_ROOM = "no-room"
+    METADATA_TOO_LARGE = "metadata-too-large"
+    NO_METADATA = "no-metadata"
+    PATH = "path"
+    DISK = "disk"
+    BUSY = "busy"
+    NOT_KEPT = "not-kept"
+
+
+@dataclass(frozen=True)
+class NotKept:
+    """Why an answer is not kept: a word for Cache-Status, and for people."""
+
+    detail: Detail
+    text: str
+
+
+class Side(enum.Enum):
+    """Who has cut a transfer."""
+
+    CLIENT = "the client"
+    ORIGIN = "its origin"
+    DDUCT = "dduct"
+
+
+# Errors of our own, by their status.
+_OF_ERRORS = {
+    400: Detail.MALFORMED,
+    414: Detail.MALFORMED,
+    417: Detail.MALFORMED,
+    431: Detail.MALFORMED,
+    501: Detail.MALFORMED,
+    505: Detail.MALFORMED,
+    502: Detail.NO_ANSWER,
+    503: Detail.UNAVAILABLE,
+    504: Detail.TIMEOUT,
+    508: Detail.LOOP,
+}
+
+
+def of_error(status: int) -> Detail:
+    """What an error of our own is."""
+    return _OF_ERRORS.get(status, Detail.REFUSED)
+
+
+def with_detail(note: str, detail: Detail) -> str:
+    """Parameters of Cache-Status, and why."""
+    return f"{note}; detail={detail.value}" if note else f"detail={detail.value}"
