@@ -24,7 +24,7 @@ from asking import Asker
 from cache import Follow, Hit, Lead
 from client_watch import when_gone
 from deliver import Source, Supply, deliver, shown
-from details import Detail, with_detail
+from details import Detail, NotKept, with_detail
 from fill import Fill, FillFailed, FillState
 from filler import Services, key_of
 from filling import Filling
@@ -99,7 +99,7 @@ class CachedFetch:
 
         `plain_hit` then says whether the same request may be answered in the same way again.
         """
-        detail = Detail.BUSY
+        reason = NotKept(Detail.BUSY, "it changes hands too often")
         if self._inquiry.only_if_cached:
             self._reply.note = with_detail("", Detail.ONLY_IF_CACHED)  # unless it is
         try:
@@ -108,9 +108,10 @@ class CachedFetch:
                     return
         except Unstorable as error:
             self._services.counters.add(Counter.UNSTORABLE)
-            _log.debug("Not kept: %s: %s", self._url, error)
-            detail = error.detail
-        self._relay(with_detail("fwd=bypass", detail))
+            reason = NotKept(error.detail, str(error))
+        note = with_detail("fwd=bypass", reason.detail)
+        self._reply.outcome = f"{note}; not stored: {reason.text}"
+        self._relay(note)
 
     def _answer(self) -> bool:
         """One attempt; False where the object has changed hands meanwhile and another attempt is due."""

@@ -75,11 +75,12 @@ class SessionClient:
             house.services.counters.add(Counter.PASSWORDS_PUT_OFF)
             return policy.Refuse(429, f"too many passwords from {self.address} at a time (proxy.auth_file)")
         if user is None:
-            if field is not None:
-                house.services.counters.add(Counter.WRONG_PASSWORDS)
-                name = one_line(claimed_user(field))
-                self.tell(house.repeated, "password", "wrong password for %s (proxy.auth_file)", name)
-            return policy.Refuse(407, "user and password, please (proxy.auth_file)")
+            if field is None:
+                return policy.Refuse(407, "user and password, please (proxy.auth_file)")
+            house.services.counters.add(Counter.WRONG_PASSWORDS)
+            name = one_line(claimed_user(field))
+            self.tell(house.repeated, "password", "wrong password for %s (proxy.auth_file)", name)
+            return policy.Refuse(407, f"wrong password for {name} (proxy.auth_file)")
         self.is_user(users.line_of(user))
         return decision
 

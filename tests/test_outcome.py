@@ -107,7 +107,7 @@ def test_what_is_too_large_or_deep_is_relayed_with_its_reason(
     answer = house.fetch(origin, deep)
     assert answer.body == b"deep"
     assert answer.get("cache-status") == "dduct; fwd=bypass; detail=path"
-    assert said(caplog, "/d/d").endswith('detail="its path has more than 32 levels"')
+    assert said(caplog, "/d/d").endswith("detail=path; not stored: its path has more than 32 levels")
     assert house.counters.value(Counter.UNSTORABLE) == 2
 
 

@@ -123,7 +123,7 @@ def test_users_are_named_and_passwords_never(
 
     assert ask("wrong horse").status == 407
     assert "nina" in line(log, "wrong password").getMessage()
-    assert "proxy.auth_file" in line(log, " 407 ").getMessage()
+    assert "wrong password for nina (proxy.auth_file)" in line(log, " 407 ").getMessage()
     assert ask("right horse").status == 200
     assert line(log, " 200 ").getMessage().startswith(f"nina@{HOST} GET {url} 200 4 ")
     assert "horse" not in log.text
@@ -194,6 +194,7 @@ def test_who_has_cut_a_transfer(house: House, log: pytest.LogCaptureFixture) -> 
         assert not client.get(f"{url}/torn", "x").complete
     with house.client() as client:
         client.send(f"GET {url}/left HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        client.read_until(b"\r\n\r\n")
         client.reset()
     gate.set()
     torn, left = line(log, "/torn 200"), line(log, "/left 200")
@@ -222,3 +223,56 @@ def test_who_has_cut_a_tunnel(house: House, log: pytest.LogCaptureFixture, by: s
     gone.set()
     assert f" tunnel; cut by {by}: " in found.getMessage() and "; sent=" in found.getMessage()
     assert found.levelno == logging.INFO
+
+
+NOT_KEPT: List[Tuple[str, str, List[Tuple[str, str]], str]] = [
+    ("GET", "", [("Cache-Control", "no-store")], "fwd=uri-miss; detail=no-store"),
+    ("GET", "Cache-Control: no-store", [], "fwd=uri-miss; detail=no-store"),
+    ("GET", "Range: bytes=0-1", [("Cache-Control", "no-store")], "fwd=uri-miss; detail=no-store"),
+    ("GET", "Cache-Control: only-if-cached", [], "detail=only-if-cached"),
+    ("GET", "", [("Vary", "*")], "fwd=uri-miss; detail=vary-star"),
+    ("GET", "", [("Content-Type", "text/html")], "fwd=uri-miss; detail=html"),
+    ("GET", "", [("X-Large", "x" * 5000)], "fwd=uri-miss; detail=metadata-too-large"),
+    ("HEAD", "", [], "fwd=uri-miss; detail=head"),
+]
+
+
+@pytest.mark.parametrize("method, asked, fields, said", NOT_KEPT)
+def test_what_is_not_kept_says_why(
+    house: House, method: str, asked: str, fields: List[Tuple[str, str]], said: str
+) -> None:
+    def handler(request: Asked, connection: Connection) -> None:
+        connection.respond(200, fields, b"body", request.method == "HEAD")
+
+    port = house.origin(handler, tls=False).port
+    with house.client() as client:
+        got = client.get(f"http://{HOST}:{port}/x.zip", "x", *filter(None, [asked]), method=method)
+    assert got.get("cache-status") == f"dduct; {said}"
+
+
+def test_what_is_not_kept_for_other_reasons_says_why(build_house: Callable[..., House]) -> None:
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.target == "/gone.zip":
+            connection.respond(404, [], b"none")
+            return
+        connection.head(200, [] if asked.target == "/open.zip" else [("Content-Length", "200000")])
+        connection.send_body(bytes(200_000))
+        connection.sock.close()
+
+    house = build_house(max_size=100_000)
+    port = house.origin(handler, tls=False).port
+    for path, detail in (("gone", "status"), ("open", "no-length"), ("large", "too-large")):
+        with house.client() as client:
+            got = client.get(f"http://{HOST}:{port}/{path}.zip", "x")
+        assert got.get("cache-status") == f"dduct; fwd=uri-miss; detail={detail}"
+
+
+def test_another_variant_is_a_vary_miss(house: House, log: pytest.LogCaptureFixture) -> None:
+    def handler(_: Asked, connection: Connection) -> None:
+        connection.respond(200, [*FRESH, ("Vary", "Accept")], b"body")
+
+    origin = house.origin(handler)
+    said = [house.fetch(origin, "/x.zip", f"Accept: {kind}").get("cache-status") for kind in ("a/a", "a/a", "b/b")]
+    assert said[0] == "dduct; fwd=uri-miss; stored" and (said[1] or "").startswith("dduct; hit")
+    assert said[2] == "dduct; fwd=vary-miss"
+    assert line(log, "fwd=vary-miss").levelno == logging.INFO
