@@ -19,7 +19,7 @@ import stat
 import termios
 import threading
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import List, Optional
 
@@ -28,9 +28,11 @@ try:
     import config as configuration
     import config_checks
     import verify
+    import watchdog
     from access import AccessError, hash_password
     from certs import CertificateError
     from config import Config, ConfigError
+    from metrics import Counter
     from notify import Manager
     from redaction import without_queries
     from server import Server, StartError, worker_count
@@ -63,6 +65,7 @@ _LEVELS = {
     "trace": logging.NOTSET + 1,
 }
 _STDERR = 2
+_LONGEST_END = 20.0  # seconds; Server.stop takes 16 where nothing ends by itself
 _F_GETPIPE_SZ = 1032  # fcntl(2); the fcntl module has a name for it from Python 3.10 on
 _LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 
@@ -286,15 +289,21 @@ class _Program:
 
     def run(self, count: int) -> int:
         """Until a signal ends it; the exit status."""
-        if count > 1:
-            self._manager.ready()
-            manager = self._manager
-            return Workers(count, self._work, self._reload, self._close, manager.alive, manager.interval).run()
+        if count > 1 or os.getpid() == 1:  # the first process of a container is spared by what ends others
+            return self._run_workers(count)
+        watchdog.start()
         self._server.start()
         self._manager.ready()
         self._manager.watch()
         self._serve()
         return 0
+
+    def _run_workers(self, count: int) -> int:
+        manager, counters = self._manager, self._server.counters
+        manager.ready()
+        counters.use(count)  # the row behind those of the workers
+        frozen = partial(counters.add, Counter.FROZEN)
+        return Workers(count, self._work, self._reload, self._close, manager.alive, manager.interval, frozen).run()
 
     def _work(self, number: int, lifeline: int) -> int:
         """The whole life of one process of several."""
@@ -309,6 +318,7 @@ class _Program:
         while not self._is_end(number := wait_for_signal()):
             if number == signal.SIGHUP:
                 self._reload()
+        watchdog.end_within(_LONGEST_END)
         threading.Thread(target=self._end_at_once, name="second signal", daemon=True).start()
         self._manager.stopping()
         self._server.stop()

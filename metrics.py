@@ -52,6 +52,7 @@ class Counter(enum.Enum):
     INTERIM_FLOODS = ("interim_floods", "Origins that sent interim answers (1xx) without an end, and were given up")
     OUTAGES = ("outages", "Origins and parents that did not answer, and for which nobody waits for a while")
     FAST_FAILURES = ("fast_failures", "Times that nobody waited for an origin that had just not answered")
+    FROZEN = ("frozen_workers", "Workers that gave no sign of life, were ended, and were started again")
     REFUSED = ("refused", "Requests that were malformed or not allowed")
 
 

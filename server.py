@@ -91,7 +91,7 @@ class Server:
         self._config = config
         self._clock = clock  # what certificates are judged by
         self._via = b"1.1 dduct-" + secrets.token_hex(4).encode()
-        self.counters = Counters(rows=worker_count(config))
+        self.counters = Counters(rows=worker_count(config) + 1)  # and one for the parent of them all
         self._threads = Threads()
         self._aside = Threads()  # for what no client waits for
         # For all that are forked, and for life: no client chooses which of them it meets.

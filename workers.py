@@ -8,7 +8,10 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import Callable, Dict, Optional
+
+import watchdog
 
 _log = logging.getLogger("dduct")
 
@@ -16,6 +19,7 @@ STOP = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP, signal.SIGHUP, signal.SIGCHLD)
 _SHORT_LIFE = 5.0  # seconds; who dies so soon will do so again, and waits before the next attempt
 _PAUSE = 1.0  # seconds
+_LAST = 2.0  # seconds for the kernel to end who was killed: it cannot while they wait for a disk
 
 
 def wait_for_signal(seconds: Optional[float] = None) -> Optional[int]:
@@ -39,11 +43,20 @@ def follow_parent(lifeline: int) -> None:
     threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long a worker may hold up others, in seconds."""
+
+    silence: float = watchdog.LIMIT  # of processor time, without a sign of life
+    end: float = 25.0  # from the signal that tells it to end; it gives its transfers ten of them
+
+
 class Workers:
     """Keeps `count` processes alive. Each does `work(number, lifeline)`, which is to return its exit status.
 
     The parent must have no threads while it forks. SIGHUP is passed on after `reload()` has said that it may be, a
-    stopping signal after `close()`; a second one ends all at once.
+    stopping signal after `close()`; a second one ends all at once. `frozen()` is called for each worker that has ended
+    because it gave no sign of life.
     """
 
     def __init__(
@@ -54,6 +67,8 @@ class Workers:
         close: Callable[[], None],
         alive: Callable[[], None],
         interval: Optional[float],
+        frozen: Callable[[], None],
+        limits: Limits = Limits(),
     ) -> None:
         self._count = count
         self._work = work
@@ -61,10 +76,14 @@ class Workers:
         self._close = close
         self._alive = alive
         self._interval = interval  # seconds between two calls of `alive`
+        self._frozen = frozen
+        self._limits = limits
         self._numbers: Dict[int, int] = {}  # by process
         self._born: Dict[int, float] = {}  # by number
         self._due: Dict[int, float] = {}  # by number: when those that are dead are started again
         self._stopping = False
+        self._deadline: Optional[float] = None  # for those that are to end; the next step is taken then
+        self._killed = False
         self._lifeline = -1
         self._status = 0
 
@@ -77,6 +96,7 @@ class Workers:
             while self._numbers or (self._due and not self._stopping):
                 self._heed(wait_for_signal(self._pause()))
                 self._reap()
+                self._end_those_left()
                 self._start_those_due(kept_open)
             return self._status
         finally:
@@ -94,17 +114,36 @@ class Workers:
 
     def _pause(self) -> Optional[float]:
         waits = [] if self._interval is None else [self._interval]
-        waits += [max(0.0, due - time.monotonic()) for due in self._due.values()]
+        moments = list(self._due.values()) if self._deadline is None else [self._deadline]
+        waits += [max(0.0, moment - time.monotonic()) for moment in moments]
         return min(waits) if waits else None
 
     def _stop(self) -> None:
         if self._stopping:
-            self._status = 1
-            self._tell(signal.SIGKILL)
+            self._kill()
             return
         self._stopping = True
+        self._deadline = time.monotonic() + self._limits.end
         self._close()
         self._tell(signal.SIGTERM)
+
+    def _kill(self) -> None:
+        self._killed = True
+        self._status = 1
+        self._deadline = time.monotonic() + _LAST
+        self._tell(signal.SIGKILL)
+
+    def _end_those_left(self) -> None:
+        """Whoever was told to end and has not by now: killed first, and then left to the kernel."""
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        what = "is left to the kernel, for it waits for a disk" if self._killed else "is killed"
+        for process, number in self._numbers.items():
+            _log.error("Worker %d (process %d) has not ended when it was told to, and %s", number, process, what)
+        if self._killed:
+            self._numbers.clear()
+        else:
+            self._kill()
 
     def _tell(self, number: signal.Signals) -> None:
         for process in self._numbers:
@@ -126,6 +165,7 @@ class Workers:
         status = 1
         try:
             os.close(kept_open)
+            watchdog.start(self._limits.silence)
             status = self._work(number, self._lifeline)
         except BaseException:  # noqa: BLE001 - what is above this in the stack belongs to the parent
             _log.exception("A bug in dduct ended worker %d", number)
@@ -149,12 +189,27 @@ class Workers:
             if number is None:
                 continue
             code = status_of(status)
+            self._tell_of_an_end(number, process, code)
             if self._stopping:
                 self._status = max(self._status, 0 if code == 0 else 1)
                 continue
-            _log.error("Worker %d (process %d) ended with %d, and is started again", number, process, code)
             soon = time.monotonic() - self._born[number] < _SHORT_LIFE
             self._due[number] = time.monotonic() + (_PAUSE if soon else 0.0)
+
+    def _tell_of_an_end(self, number: int, process: int, code: int) -> None:
+        then = "" if self._stopping else ", and is started again"
+        if code == -watchdog.ENDED_BY:
+            self._frozen()
+            _log.error(
+                "Worker %d (process %d) did not answer for %g s of processor time: probably a pattern in proxy.filters "
+                "or cache.volatile takes too long on some path (its stack is above). It was ended%s",
+                number,
+                process,
+                self._limits.silence,
+                then,
+            )
+        elif not self._stopping:
+            _log.error("Worker %d (process %d) ended with %d%s", number, process, code, then)
 
 
 def status_of(status: int) -> int:

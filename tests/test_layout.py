@@ -308,7 +308,8 @@ ROOMS: Dict[str, Set[str]] = {
     | {"evict", "filler", "session", "hot", "setup_page"},
     "config_checks": {"certs", "config", "config_values", "listener", "origin_tls", "server"},
     "notify": set(),
-    "workers": set(),
+    "watchdog": set(),
+    "workers": {"watchdog"},
     "arguments": set(),
     "dduct": {
         "arguments",
@@ -317,9 +318,11 @@ ROOMS: Dict[str, Set[str]] = {
         "access",
         "config",
         "certs",
+        "metrics",
         "notify",
         "server",
         "verify",
+        "watchdog",
         "workers",
     },
 }

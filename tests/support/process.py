@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any, Dict, List, Optional, Set
+from typing import IO, Any, Dict, List, Optional, Sequence, Set
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PATIENCE = 60.0
@@ -37,16 +37,16 @@ def _toml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-class Process:
-    """A running dduct and its log."""
+class Running:
+    """A running program and what it says on standard error."""
 
-    def __init__(self, configuration: Path) -> None:
-        self.command = [sys.executable, str(ROOT / "dduct.py")]
+    def __init__(self, command: Sequence[str], directory: Optional[Path] = None) -> None:
         self._process = subprocess.Popen(
-            [*self.command, "--cfg", str(configuration)],
+            command,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            cwd=directory,
         )
         assert self._process.stderr is not None
         fcntl.fcntl(self._process.stderr, _F_SETPIPE_SZ, 1024 * 1024)  # what there is no room for would be lost
@@ -72,9 +72,6 @@ class Process:
             assert found, "\n".join(self.lines)
             return [line for line in self.lines if text in line]
 
-    def ports(self) -> List[int]:
-        return [int(line.rpartition(":")[2]) for line in self.wait_for("Listening on", 2)]
-
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -96,3 +93,14 @@ class Process:
         self._reading.join(PATIENCE)
         assert self._process.stderr is not None
         self._process.stderr.close()
+
+
+class Process(Running):
+    """A running dduct and its log."""
+
+    def __init__(self, configuration: Path) -> None:
+        self.command = [sys.executable, str(ROOT / "dduct.py")]
+        super().__init__([*self.command, "--cfg", str(configuration)])
+
+    def ports(self) -> List[int]:
+        return [int(line.rpartition(":")[2]) for line in self.wait_for("Listening on", 2)]
