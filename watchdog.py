@@ -18,9 +18,9 @@ import stat
 import threading
 import time
 
-LIMIT = 30.0  # seconds of processor time without a sign of life
+LIMIT = 20.0  # seconds of processor time without a sign of life
 ENDED_BY = signal.SIGVTALRM  # what kills the process then
-_PARTS = 30  # so often in that time the timer is set back
+_PARTS = 20  # so often in that time the timer is set back
 _STDERR = 2
 
 

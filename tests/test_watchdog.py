@@ -201,7 +201,7 @@ def test_workers_that_were_ended_are_counted(dduct: Process) -> None:
     wait_until(lambda: len(dduct.children()) == 2)
     for number, worker in enumerate(sorted(dduct.children()), 1):
         os.kill(worker, signal.SIGVTALRM)
-        dduct.wait_for("did not answer for 30 s of processor time", number)
+        dduct.wait_for("did not answer for 20 s of processor time", number)
     wait_until(lambda: len(dduct.children()) == 2)
     with Client(tcp) as client:
         assert "\ndduct_frozen_workers_total 2\n" in client.get("/metrics", "localhost").body.decode()
