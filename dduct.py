@@ -68,6 +68,7 @@ _STDERR = 2
 _LONGEST_END = 20.0  # seconds; Server.stop takes 16 where nothing ends by itself
 _F_GETPIPE_SZ = 1032  # fcntl(2); the fcntl module has a name for it from Python 3.10 on
 _LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
+_MILLISECONDS = tuple(f".{number:03}Z" for number in range(1000))  # every line has one
 
 
 @lru_cache(maxsize=2)
@@ -75,17 +76,20 @@ def _moment(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
+@lru_cache(maxsize=256)
+def _origin(level: int, name: str) -> str:
+    return f" {_LEVEL_NAMES.get(level, logging.getLevelName(level)):<5} {name}] "
+
+
 class _Formatter(logging.Formatter):
     """`[2026-01-01T12:34:56.789Z INFO  dduct.certs] Write "/…/ca.key"`, one line whatever the message holds."""
 
     def format(self, record: logging.LogRecord) -> str:
-        second = int(record.created)
-        when = f"{_moment(second)}.{int((record.created - second) * 1000):03}Z"
-        level = _LEVEL_NAMES.get(record.levelno, record.levelname)
+        when = _moment(int(record.created)) + _MILLISECONDS[int(record.msecs)]
         message = record.getMessage()
         if not message.isprintable():
             message = "".join(c if c.isprintable() else "?" for c in message)
-        line = f"[{when} {level:<5} {record.name}] {message}"
+        line = f"[{when}{_origin(record.levelno, record.name)}{message}"
         return line if not record.exc_info else f"{line}\n{without_queries(self.formatException(record.exc_info))}"
 
 
