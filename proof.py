@@ -74,6 +74,7 @@ def _names_no_other(response: ResponseHead, fields: Headers) -> bool:
 
 _HEX = re.compile(r"(sha256|sha512|blake2b):([0-9a-f]{64,128})")
 _TAG = re.compile(rb'"(?:sha256:)?([0-9a-f]{64})"')
+_SHA256 = re.compile("[0-9A-Fa-f]{64}")
 _MEMBER = re.compile(r"(sha-256|sha-512)=:?([A-Za-z0-9+/]{43,86}={1,2}):?", re.IGNORECASE)
 _VALUE_LIMIT = 1024  # bytes of a field; no statement is longer
 
@@ -84,7 +85,7 @@ def _stated(response: ResponseHead) -> Iterator[Tuple[str, str]]:
     match = _HEX.fullmatch(_text(get(b"docker-content-digest")))
     if match is not None:
         yield match.group(1), match.group(2)
-    if re.fullmatch("[0-9A-Fa-f]{64}", _text(get(b"x-checksum-sha256"))):  # Artifactory, Nexus
+    if _SHA256.fullmatch(_text(get(b"x-checksum-sha256"))):  # Artifactory, Nexus
         yield "sha256", _text(get(b"x-checksum-sha256")).lower()
     yield from _decoded("sha-256", _text(get(b"x-amz-checksum-sha256")))  # not of a composite: that ends in `-N`
     for name in (b"repr-digest", b"digest"):  # RFC 9530, RFC 3230

@@ -516,10 +516,12 @@ def test_on_a_disk_of_somebody_else_two_directories_become_dducts(appliance: App
 
 
 def test_a_link_on_a_disk_leads_nowhere(appliance: Appliance, disk: Path, tmp_path: Path) -> None:
-    (appliance.state / "certs").symlink_to(tmp_path)
-    mode = tmp_path.stat().st_mode
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o755)
+    (appliance.state / "certs").symlink_to(outside)
+    mode = outside.stat().st_mode
     appliance.refused("CACHE_DISK", CACHE_DISK="auto")
-    assert tmp_path.stat().st_mode == mode
+    assert outside.stat().st_mode == mode
 
 
 @pytest.mark.skipif(not Path("/usr/sbin/mkfs.xfs").exists(), reason="xfsprogs is not installed")

@@ -822,7 +822,7 @@ def test_a_malformed_answer_is_502_and_not_kept(house: House, raw: bytes) -> Non
     assert house.stored() == []
 
 
-@pytest.mark.parametrize("line", [b"0x5\r\n", b"5 \r\n", b"+5\r\n", b"5_0\r\n", b"5\n", b"\r\n"])
+@pytest.mark.parametrize("line", [b"0x5\r\n", b" 5\r\n", b"+5\r\n", b"5_0\r\n", b"5\n", b"\r\n"])
 def test_a_bad_chunk_size_breaks_the_transfer(house: House, line: bytes) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.head(200, [("Transfer-Encoding", "chunked")])
@@ -1005,7 +1005,6 @@ BAD = {
     ),
     "obs-fold": (b"GET /healthz HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
-    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
     "ftp": (b"GET ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 501),
     "no port": (b"CONNECT x HTTP/1.1\r\nHost: x\r\n\r\n", 400),
     "long line": (b"GET /" + b"x" * 17000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),

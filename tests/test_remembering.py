@@ -26,15 +26,15 @@ BOUNDED = {
     "addresses.is_loopback": "addresses as sockets write them, and host names of 254 characters at most",
     "addresses.Networks._look_up": "the same",
     "connections.arrival": "our own addresses",
-    "connections._arrival": "our own addresses",
     "dduct._moment": "two seconds",
     "http1.reason_phrase": "numbers of three digits",
     "inquiry.stored_fields": "a record of at most 3 KiB",
     "openssl": "nothing that others choose",
     "policy._decide_get": "`decide` asks for short ones only",
-    "session._established": "one value",
+    "opening.established": "one value",
+    "patterns.too_slow": "the operator's own patterns",
+    "record.Record.decode": "an attribute of at most 3 KiB",
     "setup_page": "our own script",
-    "store.Record.decode": "an attribute of at most 3 KiB",
     "store.Store._places": "`places` asks for short ones only",
 }
 
