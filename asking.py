@@ -30,6 +30,11 @@ class Retries:
             self._left -= 1
             return self._left >= 0
 
+    def exhausted(self) -> bool:
+        """Whether nobody may ask any more: to claim again would only fail once more."""
+        with self._lock:
+            return self._left <= 0
+
 
 class Asking:
     """The requests that have been sent for one fill: one, or at most two."""

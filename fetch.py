@@ -299,7 +299,7 @@ class CachedFetch:
         An origin that cannot be reached at all is no better for the next; and few try in a row, however many wait.
         """
         own_doing = isinstance(error, Unanswered) or error.status == _FORBIDDEN
-        if not own_doing or not fill.asking.differs(self._inquiry.question):
+        if not own_doing or not fill.asking.differs(self._inquiry.question) or fill.asking.retries.exhausted():
             return False
         self._failed = Failed(error, fill.asking.retries)
         return True
@@ -319,6 +319,7 @@ class CachedFetch:
                 )
             except UpstreamError as error:
                 if not asker.fail(error):
+                    self._failed = Failed(error, fill.asking.retries)  # should the other be no better off
                     return False  # another request is being answered
                 return self._send_stale_or_raise(stale, error)
             owned.callback(exchange.close)
