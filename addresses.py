@@ -135,7 +135,7 @@ def _plain(host: str) -> str:
 
 
 def _is_own(text: str) -> bool:
-    address = parse_address(text)
+    address = parse_address(text) or _parse_number(text)
     if address is None:
         return False
     inner = _translated(address)

@@ -284,6 +284,12 @@ print([address for address in others if reach_needed(address) is not Reach.NOTHI
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs a network namespace")
+@pytest.mark.parametrize("host", ["192.0.2.5", "3221225989", "0xc0000205", "192.0.517", "::ffff:192.0.2.5"])
+def test_an_address_is_this_machine_s_however_it_is_written(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setattr(addresses, "_is_local", lambda address: address == "192.0.2.5")
+    assert addresses.reach_needed(host) is Reach.OWN_ADDRESSES
+
+
 def test_the_kernel_says_which_addresses_are_its_own() -> None:
     """In a network namespace with addresses of its own; bridges have some, too."""
     commands = [
