@@ -329,7 +329,7 @@ class Basis(enum.Enum):
 
     EXPLICIT = "its origin"
     HEURISTIC = "a guess"
-    VOLATILE = "its name: not at all"
+    VOLATILE = "its name, or its origin: not at all"
     DIGEST = "its name: for ever"
 
 
@@ -370,7 +370,7 @@ def assess(
     grace = said.seconds(b"stale-if-error")  # RFC 5861 §4
     on_error = ttl > 0 or (not binding and (grace is None or -ttl <= grace))
     on_error = on_error and rules.stale_if_error and not no_cache and b"no-cache" not in said
-    return Assessment(usable, on_error, age, ttl, _basis(stored, volatile))
+    return Assessment(usable, on_error, age, ttl, _basis(stored, volatile or b"no-cache" in said))
 
 
 def _basis(stored: Stored, volatile: bool) -> Basis:

@@ -6,13 +6,14 @@ import errno
 import hashlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Callable, List, Optional, Tuple
 
 import pytest
 from support.client import Answer, wait_until
 from support.household import HOST, House
-from support.origin import Asked, Connection, Files, Origin
+from support.origin import Asked, Connection, Files, Gate, Origin
 
 from metrics import Counter
 from stream import Stream
@@ -135,6 +136,39 @@ def test_what_asks_for_more_is_looked_at_every_time(house: House, spy: Spy, fiel
     for _ in range(3):
         assert house.fetch(origin, "/x.deb", field).status in (200, 206, 304)
     assert spy.answered == 0
+
+
+def test_what_its_origin_wants_validated_is_validated(house: House, spy: Spy) -> None:
+    """Although one request was answered without a question of its own: it had waited for another's."""
+    gate = Gate()
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if len(origin.requests) == 2:
+            gate.wait()
+        if asked.get("if-none-match") == '"1"':
+            connection.head(304, [("ETag", '"1"')])
+        else:
+            fields = [
+                ("ETag", '"1"'),
+                ("Cache-Control", "no-cache"),
+                ("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT"),
+            ]
+            connection.respond(200, fields, BODY)
+
+    origin = house.origin(handler)
+    settled(house, origin)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(house.fetch, origin, "/x.deb")]
+        gate.reached()
+        answers.append(pool.submit(house.fetch, origin, "/x.deb"))
+        wait_until(lambda: bool(house.fills()) and house.fills()[0]._users == 2)
+        gate.open()
+        notes = [answer.result().get("cache-status") or "" for answer in answers]
+    assert notes[1].startswith("dduct; hit")
+    wait_until(lambda: not house.server.connections)
+    asked = len(origin.requests)
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert len(origin.requests) == asked + 1 and not spy.answered
 
 
 def test_what_needs_authorisation_is_asked_about_every_time(house: House, spy: Spy) -> None:
