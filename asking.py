@@ -104,10 +104,10 @@ class Asker:
         self._close()
         return True
 
-    def hand_on(self, renew: Callable[[], None]) -> None:
+    def hand_on(self, end: Callable[[], None]) -> None:
         """Its client has gone: those who follow claim again, unless the other waits for an answer, or has it."""
         if self._leave():
-            renew()
+            end()
             self._close()
 
     def close(self) -> None:

@@ -275,6 +275,11 @@ class Fill:
         """Stop here, for one of those who read along to go on from; False where nothing would prove the rest."""
         return leftover_record(self._fd, self._store.boot) is not None and self._stop(although_read=True)
 
+    def hand_on(self) -> None:
+        """Its leader's client has gone before there was an answer: claims begin again, with what was left over."""
+        if not self.hand_over():
+            self.renew()
+
     def _stop(self, although_read: bool) -> bool:
         with self._changed:
             if (self._users > 1 and not although_read) or self._window is not None or self.state.final:

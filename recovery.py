@@ -95,7 +95,7 @@ class Recovery:
     def _lead(self, fill: Fill, cleanup: ExitStack) -> Optional[Tuple[Source, Metadata]]:
         with ExitStack() as leading:
             leading.callback(fill.close)
-            leading.push(when_gone(fill.renew))
+            leading.push(when_gone(fill.hand_on))
             asked_at = time.time()
             exchange = self._inquiry.whole_or_rest(fill.leftover)
             leading.callback(exchange.close)

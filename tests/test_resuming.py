@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, List, Optional, Tuple
 
 import pytest
+from support.client import wait_until
 from support.household import HOST, House
 from support.origin import Asked, Connection, Gate, Origin
 
@@ -261,5 +262,28 @@ def test_a_leftover_waits_until_its_origin_is_there_again(house: House) -> None:
     dead_leader(house, origin, Name(f"https/{HOST}:{origin.port}/x.deb"), '"1"', 1_500_000)
     assert house.fetch(origin, "/x.deb").status == 502
     away.clear()
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert origin.body_sent == 500_000
+
+
+def test_a_leftover_outlives_a_client_that_hangs_up(house: House) -> None:
+    link, asked_before, gate = Link(each=len(BODY)), [], Gate()
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        if not asked_before:
+            asked_before.append(asked)
+            gate.wait()
+            connection.over = True
+        else:
+            link(asked, connection)
+
+    origin = house.origin(answer)
+    dead_leader(house, origin, Name(f"https/{HOST}:{origin.port}/x.deb"), '"1"', 1_500_000)
+    client = house.inside(origin)
+    client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+    gate.reached()
+    client.sock.close()
+    wait_until(lambda: not house.server.connections and not house.fills())
+    gate.open()
     assert house.fetch(origin, "/x.deb").body == BODY
     assert origin.body_sent == 500_000
