@@ -86,6 +86,7 @@ class CachedFetch:
         self._url = self._inquiry.shown
         self._arrived_at = time.time()
         self._credentials = credentials(services.names.opening(request.headers), name)
+        self._shown = outcomes.for_method(self._credentials, request.method)
         self._signed = bool(name.signature)
         self.plain_hit: Optional[PlainHit] = None
         self._failed: Optional[Failed] = None
@@ -307,7 +308,7 @@ class CachedFetch:
     def _ask(self, fill: Fill, asker: Asker, stale: Optional[Stale]) -> bool:
         with ExitStack() as owned:
             owned.callback(asker.close)
-            owned.push(when_gone(partial(asker.hand_on, fill.renew)))
+            owned.push(when_gone(partial(asker.hand_on, fill.hand_on)))
             asked_at = time.time()
             missed = "fwd=uri-miss" if stale is None else "fwd=stale"
             try:
@@ -409,8 +410,7 @@ class CachedFetch:
 
     def _admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> Admission:
         """Ask the origin, with this client's own credentials, whether it may have what is stored."""
-        grants, name = self._services.grants, self._key.name
-        if grants.holds(self._credentials, name, version(metadata)):
+        if self._holds_grant(metadata):
             return Admission.GRANTED
         exchange = self._inquiry.permission(metadata)
         if exchange is None:
@@ -423,11 +423,11 @@ class CachedFetch:
                 return self._let_in(metadata, exchange, hit)
             if exchange.head.status >= 500 and not metadata.restricted:
                 raise UpstreamError(f"the origin answers {exchange.head.status}", exchange.head.status)
-            known = self._services.known.holds(self._credentials, name, "")
+            known = self._services.known.holds(self._credentials, self._key.name, "")
             changed = verdict is Verdict.OTHER and metadata.restricted
             if changed and self._inquiry.may_replace(metadata, exchange, known):
                 return Admission.CHANGED
-            grants.forget(self._credentials, name, version(metadata))
+            self._services.grants.forget(self._shown, self._key.name, version(metadata))
             self._pass_on(exchange, with_detail("fwd=request", Detail.CREDENTIALS), own)
             if own.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
                 self._let_in(metadata, exchange, hit)
@@ -436,7 +436,7 @@ class CachedFetch:
     def _let_in(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> Admission:
         """The origin has shown that this client gets what is stored; note what else that shows."""
         amended = self._inquiry.once_let_in(metadata, exchange)
-        if hit is not None and amended != metadata:
+        if hit is not None and amended != metadata and self._request.method != b"HEAD":
             try:
                 self._cache.amend(self._key, hit.entry, metadata, amended)
             except Unstorable as error:
@@ -444,9 +444,13 @@ class CachedFetch:
         return self._granted(metadata)
 
     def _granted(self, metadata: Metadata) -> Admission:
-        self._services.grants.remember(self._credentials, self._key.name, version(metadata))
-        self._services.known.remember(self._credentials, self._key.name, "")
+        self._services.grants.remember(self._shown, self._key.name, version(metadata))
+        self._services.known.remember(self._shown, self._key.name, "")
         return Admission.GRANTED
+
+    def _holds_grant(self, metadata: Metadata) -> bool:
+        name, of = self._key.name, version(metadata)
+        return any(self._services.grants.holds(one, name, of) for one in {self._credentials, self._shown})
 
     def _may_change(self, stored: Metadata, exchange: Exchange) -> bool:
         """Whether an answer that is not what is stored says anything of it: replaces it, or ends it."""

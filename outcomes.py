@@ -55,6 +55,11 @@ def credentials(opening: Iterable[Field], name: Name) -> bytes:
     return b"\n".join([*fields, name.signature.encode(), name.secrets.encode()]).strip(b"\n")
 
 
+def for_method(credentials: bytes, method: bytes) -> bytes:
+    """What an origin's word on these credentials is about: it need not give the bytes to whom it answers HEAD."""
+    return b"HEAD\n" + credentials if credentials and method == b"HEAD" else credentials
+
+
 def as_stored(metadata: Metadata) -> Stored:
     return Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
 

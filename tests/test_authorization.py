@@ -446,6 +446,27 @@ def test_what_strangers_are_given_too_is_anybodys_from_then_on(house: House) -> 
     assert len(origin.requests) == 2
 
 
+@pytest.mark.parametrize("who", [(), ("Authorization: Bearer bob",)])
+def test_who_may_ask_with_head_need_not_be_given_the_bytes(house: House, who: Tuple[str, ...]) -> None:
+    """Signatures of S3 are for one method; and some services guard GET alone."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.method == "GET" and asked.get("authorization") != "Bearer alice":
+            connection.respond(401, [], b"no")
+        elif asked.get("if-none-match") == '"1"':
+            connection.head(304, [("ETag", '"1"'), *FRESH])
+        else:
+            connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
+
+    origin = house.origin(handler)
+    assert house.fetch(origin, "/x.tgz", ALICE).body == BODY
+    house.settle()
+    for _ in range(2):
+        with house.inside(origin) as client:
+            assert client.get("/x.tgz", f"{HOST}:{origin.port}", *who, method="HEAD").status == 200
+        assert house.fetch(origin, "/x.tgz", *who).body == b"no"
+
+
 def test_what_is_public_is_sent_to_those_with_credentials_while_its_origin_is_away(house: House) -> None:
     answers = [True]
 
