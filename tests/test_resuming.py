@@ -267,11 +267,10 @@ def test_a_leftover_waits_until_its_origin_is_there_again(house: House) -> None:
 
 
 def test_a_leftover_outlives_a_client_that_hangs_up(house: House) -> None:
-    link, asked_before, gate = Link(each=len(BODY)), [], Gate()
+    link, gate = Link(each=len(BODY)), Gate()
 
     def answer(asked: Asked, connection: Connection) -> None:
-        if not asked_before:
-            asked_before.append(asked)
+        if len(origin.requests) == 1:
             gate.wait()
             connection.over = True
         else:
