@@ -136,7 +136,7 @@ class Users:
 
     def _hash(self, name: str, password: bytes, proof: bytes, address: str) -> bool:
         """Whether a password is right; one that is will be remembered. Raises TooManyPasswords."""
-        with self._queue.turn(address):
+        with self._queue.turn(address, name):
             right = self._hashes.get(name, self._nobody).matches(password) and name in self._hashes
         self._queue.note(address, right)
         if right:

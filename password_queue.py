@@ -1,8 +1,9 @@
 """Whose password is hashed next: fair between addresses, so that guesses delay nobody but those who guess.
 
-Hashing is expensive on purpose. So there are only a few hashes at a time, of which an address has one. An address may
-have a few more that wait; the next one then takes the place of the oldest, which is refused at once. Addresses whose
-last password was right, or that have sent none yet, come before those that guess.
+Hashing is expensive on purpose. So there are only a few hashes at a time, of which an address has one. Of each user, an
+address may have a few more that wait; the next one then takes the place of the oldest, which is refused at once. Many
+users may share an address (NAT), so that in all there may be more. Addresses whose last password was right, or that
+have sent none yet, come before those that guess.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from contextlib import contextmanager
 from typing import Deque, Iterator, Optional, Set
 
 _AT_ONCE = 2  # hashes: guesses get no more of the machine than that
-_WAITING_PER_ADDRESS = 4
+_WAITING_PER_USER = 4  # of one address; whether there is such a user makes no difference, or guessers could tell
+_WAITING_PER_ADDRESS = 32
 _TIMEOUT = 10.0  # seconds in the queue
 _GUESSERS_REMEMBERED = 4096  # addresses; the oldest is forgotten first
 
@@ -25,7 +27,8 @@ class TooManyPasswords(Exception):
 class _Waiting:
     """One password that waits; `event` is set when it is its turn, or when it is `refused`."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: str) -> None:
+        self.user = user
         self.event = threading.Event()
         self.admitted = False
         self.refused = False
@@ -42,13 +45,14 @@ class PasswordQueue:
         self._guessers: OrderedDict[str, None] = OrderedDict()  # addresses whose last password was wrong
 
     @contextmanager
-    def turn(self, address: str) -> Iterator[None]:
+    def turn(self, address: str, user: str = "") -> Iterator[None]:
         """Hash inside of this. Raises TooManyPasswords where the address sends too many, or nothing ends in time."""
-        mine = _Waiting()
+        mine = _Waiting(user)
         with self._lock:
             queue = self._waiting.setdefault(address, deque())
-            if len(queue) >= _WAITING_PER_ADDRESS:
-                oldest = queue.popleft()
+            oldest = _surplus(queue, user)
+            if oldest is not None:
+                queue.remove(oldest)
                 oldest.refused = True
                 oldest.event.set()
             queue.append(mine)
@@ -100,3 +104,11 @@ class PasswordQueue:
     def _next(self) -> Optional[str]:
         free = [address for address in self._waiting if address not in self._running]
         return next((address for address in free if address not in self._guessers), free[0] if free else None)
+
+
+def _surplus(queue: Deque[_Waiting], user: str) -> Optional[_Waiting]:
+    """Which of an address's passwords is to go for another one of this user, if any."""
+    same = [one for one in queue if one.user == user]
+    if len(same) >= _WAITING_PER_USER:
+        return same[0]
+    return queue[0] if len(queue) >= _WAITING_PER_ADDRESS else None

@@ -290,6 +290,15 @@ def test_the_same_credentials_are_hashed_once_however_many_come_at_once(
     assert hashed == [b"p@ss:word"] and not users._hashing
 
 
+def test_a_team_behind_one_address_is_let_in_all_at_once(tmp_path: Path) -> None:
+    path, team = tmp_path / "users", [f"user{number}" for number in range(10)]
+    path.write_text("\n".join(access.hash_password(user, "secret") for user in team))
+    users = Users(path)
+    with ThreadPoolExecutor(10) as pool:
+        checks = [pool.submit(users.check, basic(user, "secret"), "nat") for user in team]
+        assert [check.result(30) for check in checks] == team
+
+
 def test_a_users_file_that_is_wrong_stops_the_start(tmp_path: Path, build_house: Build) -> None:
     path = tmp_path / "users"
     path.write_text("lab:plain\n")

@@ -23,11 +23,11 @@ class Hashing:
         self.order: List[str] = []
         self.gates: Dict[str, threading.Event] = {}
 
-    def send(self, name: str, address: str) -> Future[None]:
+    def send(self, name: str, address: str, user: str = "") -> Future[None]:
         """A password; it waits or hashes when this returns."""
         self.gates[name] = threading.Event()
         before = self.queued()
-        future = self.pool.submit(self._hash, name, address)
+        future = self.pool.submit(self._hash, name, address, user)
         wait_until(lambda: name in self.order or self.queued() != before or future.done())
         return future
 
@@ -35,8 +35,8 @@ class Hashing:
         with self.queue._lock:
             return [id(one) for waiting in self.queue._waiting.values() for one in waiting]
 
-    def _hash(self, name: str, address: str) -> None:
-        with self.queue.turn(address):
+    def _hash(self, name: str, address: str, user: str) -> None:
+        with self.queue.turn(address, user):
             self.order.append(name)
             assert self.gates[name].wait(TIMEOUT)
 
@@ -72,7 +72,7 @@ def test_the_oldest_of_too_many_is_refused_at_once() -> None:
     with ThreadPoolExecutor(8) as pool:
         hashing = Hashing(PasswordQueue(), pool)
         running = hashing.send("running", "guesser")
-        waiting = [hashing.send(f"w{number}", "guesser") for number in range(password_queue._WAITING_PER_ADDRESS)]
+        waiting = [hashing.send(f"w{number}", "guesser") for number in range(password_queue._WAITING_PER_USER)]
         newest = hashing.send("newest", "guesser")
         with pytest.raises(TooManyPasswords):
             waiting[0].result(TIMEOUT)
@@ -81,6 +81,22 @@ def test_the_oldest_of_too_many_is_refused_at_once() -> None:
         for future in [running, newest, *waiting[1:]]:
             future.result(TIMEOUT)
     assert "w0" not in hashing.order and hashing.order[-1] == "newest"
+
+
+def test_many_users_may_share_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(password_queue, "_WAITING_PER_ADDRESS", 8)
+    with ThreadPoolExecutor(12) as pool:
+        hashing = Hashing(PasswordQueue(), pool)
+        users = [hashing.send(f"user{number}", "nat", f"user{number}") for number in range(9)]  # one of them hashes
+        assert not any(user.done() for user in users)
+        newest = hashing.send("user9", "nat", "user9")
+        with pytest.raises(TooManyPasswords):
+            users[1].result(TIMEOUT)  # in all, there is a bound
+        for gate in hashing.gates.values():
+            gate.set()
+        for future in [users[0], *users[2:], newest]:
+            future.result(TIMEOUT)
+    assert hashing.order == ["user0", *(f"user{number}" for number in range(2, 10))]
 
 
 def test_nobody_waits_for_ever() -> None:
