@@ -7,7 +7,9 @@ end. Nobody downstream has to compare lengths again.
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
+import time
 from typing import Callable, Iterable, Iterator, List, Tuple, Union
 
 import http1
@@ -97,14 +99,17 @@ class BodyReader:
                 raise IncompleteBody("it is shorter than what is there already")
             count -= done
 
-    def drain(self, limit: int) -> bool:
-        """Read and forget what is left, if that takes no more than `limit` octets; whether it is complete now."""
+    def drain(self, limit: int, patience: float = math.inf) -> bool:
+        """Read and forget what is left, if that takes no more than `limit` octets; whether it is complete now.
+
+        No read begins after `patience` seconds.
+        """
         if not self.complete and self._remaining > limit:
             return False
         buffer = memoryview(bytearray(min(limit + 1, BUFFER_SIZE)))
-        left = limit
+        left, deadline = limit, time.monotonic() + patience
         try:
-            while left >= 0 and not self.complete:
+            while left >= 0 and not self.complete and time.monotonic() < deadline:
                 left -= self.readinto(buffer)
         except IncompleteBody:
             return False

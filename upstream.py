@@ -45,6 +45,7 @@ REDIRECT_LIMIT = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _REPLAYABLE = (b"GET", b"HEAD", b"OPTIONS")
 _DRAINED_AT_MOST = 64 * 1024  # octets worth reading to keep a connection
+_DRAINED_FOR = 1.0  # seconds worth waiting for them
 _CONTINUE_PATIENCE = 1.0  # seconds; curl waits as long
 _LOGS_CONNECTIONS_IN = re.compile(rb"(?i)(?:^|[\s,])(?:ntlm|negotiate)(?:$|[\s,])")
 
@@ -209,11 +210,22 @@ class Exchange:
             return
         self._closed = True
         self._response.close()
+        reusable = False
+        try:
+            reusable = self._may_be_kept()
+        finally:
+            if self._bodiless:
+                self._connection.origin = replace(self._connection.origin, bodiless=True)
+            self._origins.give_back(self._connection, reusable)
+
+    def _may_be_kept(self) -> bool:
+        """Whether its connection may be, once what is left of the body has been read, in moments. Raises ClientGone."""
         reusable = self.head.persistent and self.body.delimited and not self._connection.spoiled
-        reusable = reusable and self.head.status != 101 and not self._logs_in and self.body.drain(_DRAINED_AT_MOST)
-        if self._bodiless:
-            self._connection.origin = replace(self._connection.origin, bodiless=True)
-        self._origins.give_back(self._connection, reusable)
+        if not reusable or self.head.status == 101 or self._logs_in:
+            return False
+        # Somebody waits: a redirect is not followed before, nor a hit sent that has been asked about.
+        self._connection.stream.timeout = min(self._connection.stream.timeout, _DRAINED_FOR)
+        return self.body.drain(_DRAINED_AT_MOST, _DRAINED_FOR)
 
     def discard(self) -> None:
         """Hang up, whatever the answer is."""

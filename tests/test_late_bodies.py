@@ -112,3 +112,31 @@ def test_validations_go_on_over_one_connection(house: House) -> None:
             for number in range(10):
                 assert is_right(ask(client, origin, f"/{number}.deb"))
     assert (origin.accepted, len(origin.requests)) == (1, 30)
+
+
+@pytest.mark.parametrize("trickle", [False, True])
+def test_a_body_that_nobody_wants_is_not_waited_for(
+    house: House, trickle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A redirect's, here: what it leads to is asked for although the rest of its body does not come, or not soon."""
+    monkeypatch.setattr("upstream._DRAINED_FOR", 0.1)
+    done = threading.Event()
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if asked.target == "/x.deb":
+            connection.respond(200, [], RIGHT)
+            return
+        connection.head(302, [("Location", "/x.deb"), ("Content-Length", "60000")])
+        while not done.wait(0.02 if trickle else 20):
+            try:
+                connection.send(b"x")
+            except OSError:
+                break
+        connection.over = True
+
+    origin = house.origin(handler)
+    try:
+        assert house.fetch(origin, "/y.deb").body == RIGHT
+        assert not done.is_set()
+    finally:
+        done.set()
