@@ -21,6 +21,7 @@ from support.origin import Asked, Connection, Gate, Origin
 from support.process import PATIENCE, ROOT, Process, write
 
 import dduct
+from access import hash_password
 from config import Config
 from notify import Manager
 from server import Server
@@ -533,11 +534,12 @@ def test_a_reload_changes_what_later_requests_get_and_no_transfer(
         client.send(f"GET http://{host}/x.deb HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         gate.reached()
         assert kept.get(f"http://{host}/page", host).body == BODY
-        (directory / "some.toml").write_text(text.replace("[proxy]", "[proxy]\nallow_clients = ['10.0.0.0/8']"))
+        (directory / "users").write_text(hash_password("lab", "secret") + "\n")
+        (directory / "some.toml").write_text(text.replace("[proxy]", "[proxy]\nauth_file = 'users'"))
         process.signal(signal.SIGHUP)
         process.wait_for("Reloaded the configuration")
         wait_until(lambda: refused(tcp))
-        wait_until(lambda: kept.get(f"http://{host}/page", host).status == 403)
+        wait_until(lambda: kept.get(f"http://{host}/page", host).status == 407)
         gate.open()
         answer = client.read()
         assert answer.complete and answer.body == BODY
@@ -550,12 +552,12 @@ def test_a_reload_changes_what_later_requests_get_and_no_transfer(
 
 
 def refused(port: int) -> bool:
-    """Whether all workers turn clients away; several attempts meet them all."""
+    """Whether all workers ask for a password; several attempts meet them all."""
     answers = []
     for _ in range(6):
         with Client(port) as client:
             answers.append(client.get("http://127.0.0.1:1/", "127.0.0.1:1").status)
-    return answers == [403] * 6
+    return answers == [407] * 6
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ FEW_MEGABYTES = 16 * 1024 * 1024
 BOUNDED = {
     "addresses.is_loopback": "addresses as sockets write them, and host names of 254 characters at most",
     "addresses.Networks._look_up": "the same",
-    "connections.arrival": "our own addresses",
+    "connections._arrival": "our own addresses",
     "dduct._moment": "two seconds",
+    "dduct._origin": "our own levels and loggers",
     "http1.reason_phrase": "numbers of three digits",
     "inquiry.stored_fields": "a record of at most 3 KiB",
     "openssl": "nothing that others choose",
