@@ -17,17 +17,16 @@ from ownfiles import OWN_FOLDERS
 
 # Directories that are never anybody's own.
 _SHARED = [
-    *map(Path, ("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/proc", "/root", "/run", "/sbin", "/sys")),
+    *map(Path, ("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/proc", "/run", "/sbin", "/sys")),
     *map(Path, ("/tmp", "/usr", "/var", "/var/cache", "/var/lib", "/var/log", "/var/tmp")),  # noqa: S108 - refused
 ]
-_HOMES = Path("/home")
 
 
 def misplaced(cert_dir: Path, file_dir: Path, program: Path, files: Mapping[str, Optional[Path]]) -> Iterator[str]:
     """What is wrong with these places, one line each. `files`: files that are only read, by their keys."""
     for key, directory in (("misc.cert_dir", cert_dir), ("misc.file_dir", file_dir)):
         real = _resolved(directory)
-        if real.parent == _HOMES or any(_is_same(real, shared) for shared in _SHARED):
+        if any(_is_same(real, shared) for shared in _SHARED):
             yield f"{key} = '{directory}': expected a directory of dduct's own, such as '{real / 'dduct'}'"
     relation = _relation(cert_dir, file_dir)
     if relation:
