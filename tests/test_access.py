@@ -371,6 +371,7 @@ def test_where_certificates_are_asked_for_each_connection_shows_one(
             client.at_end()
 
 
+@pytest.mark.one_process  # several count for themselves
 def test_too_many_connections_are_told_so(build_house: Build) -> None:
     house = build_house(max_connections=2)
     held = [house.client() for _ in range(2)]
