@@ -121,7 +121,11 @@ def test_three_boots(tmp_path: Path, origin_authority: CertificateAuthority) -> 
     assert IMAGE.exists(), f"{IMAGE} is not there: make image"
     gate = Gate()
     tls = LeafStore(origin_authority, 30).context(HOST)
-    with Origin(Files({OBJECT: BODY}), tls) as origin, Origin(gate) as onegate, Guest(tmp_path) as guest:
+    with (
+        Origin(Files({OBJECT: BODY}, [("Cache-Control", "max-age=86400")]), tls) as origin,
+        Origin(gate) as onegate,
+        Guest(tmp_path) as guest,
+    ):
         estate = Estate(guest, origin, gate, onegate.port, origin_authority.pem)
         first_boot(estate)
         guest.stop()

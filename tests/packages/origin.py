@@ -10,7 +10,11 @@ from typing import Any
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Static files; the log is standard output."""
+    """Static files that are fresh for a day, whoever asks again; the log is standard output."""
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "max-age=86400")
+        super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         print(format % args, flush=True)
