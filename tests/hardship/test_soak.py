@@ -175,7 +175,8 @@ def test_soak(dduct: Dduct, tmp_path: Path, origin_authority: CertificateAuthori
                 stopping.set()
             for one in running:
                 one.result(60)
-        quiet = 3 * (len(dduct.processes))  # a main thread, and in each worker lifeline, evictor and two listeners
+        # A main thread, and in each worker: lifeline, watchdog, evictor, two listeners, the poller and its supervisor.
+        quiet = 5 * len(dduct.processes)
         wait_until(lambda: dduct.threads() <= quiet + 4)
     megabytes = [round(memory / 2**20) for memory, _, _ in samples]
     print(f"{SECONDS} s: {visitor.counts}; MiB: {megabytes}; threads at the end: {dduct.threads()}")
