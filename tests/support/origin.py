@@ -209,6 +209,7 @@ class Origin:
         connection = Connection(sock)
         try:
             if self._tls is not None:
+                sock.getpeername()  # raises for one that is reset already, whose descriptor SSLSocket would lose
                 connection.sock = sock = self._tls.wrap_socket(sock, server_side=True)
             with self._changed:
                 self._connections.add(connection)
