@@ -231,9 +231,8 @@ class CachedFetch:
         try:
             claim = self._cache.claim(self._key, beyond=stale.entry.version)
         except Unstorable as error:
-            return self._relay_or(
-                stale, error.detail
-            )  # the disk takes nothing new, and what is there may still be of use
+            # The disk takes nothing new, and what is there may still be of use.
+            return self._relay_or(stale, error.detail)
         if isinstance(claim, Hit):
             claim.entry.close()
             return False
