@@ -65,7 +65,7 @@ profile: .venv-bench/.stamp ## where dduct spends its time, case by case (as roo
 	@touch $@
 
 test-all: ## run the tests with every Python found
-	@sh packaging/test-all.sh $(PYTHONS)
+	@PYTEST_ARGS='$(PYTEST_ARGS)' sh packaging/test-all.sh $(PYTHONS)
 
 check: $(VENV)/.stamp ## ruff, mypy --strict, the layout of the rooms
 	$(BIN)/ruff check .

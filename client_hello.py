@@ -6,12 +6,15 @@ A handshake that is not understood has no name: OpenSSL will say what is wrong w
 from __future__ import annotations
 
 import re
+import struct
 from typing import Optional, Union
 
 LONGEST = 64 * 1024  # bytes that are waited for
 _RECORD_HEAD, _MESSAGE_HEAD = 5, 4
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
 _SERVER_NAME, _HOST_NAME = 0, 0
+_RANDOM_END = 2 + 32  # version, random
+_NUMBER, _EXTENSION, _ENTRY = struct.Struct(">H"), struct.Struct(">HH"), struct.Struct(">BH")
 _NAME = re.compile(rb"[A-Za-z0-9_.-]{1,253}")
 
 
@@ -28,44 +31,16 @@ def server_name(data: bytes) -> Union[str, Incomplete, None]:
     if message is None or isinstance(message, Incomplete):
         return message
     try:
-        return _name_in(_Reader(message))
-    except _Short:
+        return _name_in(message)
+    except (IndexError, struct.error):
         return None
-
-
-class _Short(Exception):
-    """A length within the message goes beyond its end."""
-
-
-class _Reader:
-    """Takes values off the front of bytes."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-
-    def __bool__(self) -> bool:
-        return self._at < len(self._data)
-
-    def take(self, count: int) -> bytes:
-        """So many bytes."""
-        end = self._at + count
-        if end > len(self._data):
-            raise _Short
-        taken, self._at = self._data[self._at : end], end
-        return taken
-
-    def number(self, size: int) -> int:
-        """A number of so many bytes."""
-        return int.from_bytes(self.take(size), "big")
-
-    def vector(self, size: int) -> _Reader:
-        """What follows a length of so many bytes."""
-        return _Reader(self.take(self.number(size)))
 
 
 def _message(data: bytes) -> Union[bytes, Incomplete, None]:
     """The body of the first handshake message, put together from its records."""
+    whole = _whole_message(data)
+    if whole is not None:
+        return whole
     handshake, at = b"", 0
     while True:
         if len(handshake) >= _MESSAGE_HEAD:
@@ -91,25 +66,51 @@ def _message(data: bytes) -> Union[bytes, Incomplete, None]:
         at += length
 
 
+def _whole_message(data: bytes) -> Optional[bytes]:
+    """The same, of a hello that is all here in one record: nearly all are."""
+    if len(data) < _RECORD_HEAD + _MESSAGE_HEAD or data[0] != _HANDSHAKE or data[_RECORD_HEAD] != _CLIENT_HELLO:
+        return None
+    begin = _RECORD_HEAD + _MESSAGE_HEAD
+    end = begin + int.from_bytes(data[_RECORD_HEAD + 1 : begin], "big")
+    if end > min(len(data), _RECORD_HEAD + int.from_bytes(data[3:_RECORD_HEAD], "big"), LONGEST):
+        return None
+    return data[begin:end]
+
+
 def _has_all(handshake: bytes) -> bool:
     return len(handshake) >= _MESSAGE_HEAD + int.from_bytes(handshake[1:_MESSAGE_HEAD] or b"\xff", "big")
 
 
-def _name_in(hello: _Reader) -> Optional[str]:
-    hello.take(2 + 32)  # version, random
-    hello.vector(1)  # session
-    hello.vector(2)  # suites
-    hello.vector(1)  # compression
-    if not hello:
+def _name_in(hello: bytes) -> Optional[str]:
+    """Raises IndexError or struct.error where a length within the hello goes beyond its end."""
+    at = _RANDOM_END
+    at += 1 + hello[at]  # session
+    at += 2 + _NUMBER.unpack_from(hello, at)[0]  # suites
+    at += 1 + hello[at]  # compression
+    if at == len(hello):
         return None
-    extensions = hello.vector(2)
-    while extensions:
-        kind, extension = extensions.number(2), extensions.vector(2)
-        if kind == _SERVER_NAME:
-            names = extension.vector(2)
-            while names:
-                of_host, name = names.number(1) == _HOST_NAME, names.take(names.number(2))
-                if of_host:
-                    return name.decode("ascii").lower() if _NAME.fullmatch(name) else None
+    end = at + 2 + _NUMBER.unpack_from(hello, at)[0]
+    at += 2
+    while at < end <= len(hello):
+        kind, length = _EXTENSION.unpack_from(hello, at)
+        at += _EXTENSION.size
+        if at + length > end:
             return None
+        if kind == _SERVER_NAME:
+            return _host_in(hello[at : at + length])
+        at += length
+    return None
+
+
+def _host_in(extension: bytes) -> Optional[str]:
+    at, end = 2, 2 + _NUMBER.unpack_from(extension)[0]
+    while at < end <= len(extension):
+        kind, length = _ENTRY.unpack_from(extension, at)
+        at += _ENTRY.size
+        if at + length > end:
+            return None
+        if kind == _HOST_NAME:
+            name = extension[at : at + length]
+            return name.decode("ascii").lower() if _NAME.fullmatch(name) else None
+        at += length
     return None

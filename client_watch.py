@@ -9,11 +9,10 @@ when they have asked for everything, and still want their answer: they get it if
 
 from __future__ import annotations
 
-import contextlib
 import select
 import threading
 import time
-from typing import Callable, Iterator, List, Optional, Protocol, Tuple
+from typing import Callable, List, Optional, Protocol, Tuple
 
 HALF_CLOSED = 2.0  # seconds
 LOOKS_APART = 1.0  # seconds, where something else is waited for than a descriptor
@@ -70,15 +69,18 @@ def wait(condition: threading.Condition, seconds: float) -> None:
     check()
 
 
-@contextlib.contextmanager
-def working_for(waiting: Waiting) -> Iterator[None]:
+class working_for:  # noqa: N801 - it is used like a function; as a generator it took twice the time
     """What this thread does inside of this, it does for `waiting`."""
-    before = current()
-    _here.waiting = waiting
-    try:
-        yield
-    finally:
-        _here.waiting = before
+
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+
+    def __enter__(self) -> None:
+        self._before = current()
+        _here.waiting = self._waiting
+
+    def __exit__(self, *_: object) -> None:
+        _here.waiting = self._before
 
 
 def when_gone(act: Callable[[], None]) -> Callable[[object, object, object], None]:

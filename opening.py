@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import enum
 import select
+import ssl
 import time
 from dataclasses import replace
 from functools import lru_cache
 from typing import Optional
 
 import client_hello
-from addresses import parse_address
 from client_hello import Incomplete
 from first_bytes import looks_like_tls
 from http1 import Authority, serialise_response
@@ -39,15 +39,24 @@ class Opening:
     """The time between the answer to a CONNECT and its client's first bytes. `inside` is where requests would arrive.
 
     For a CONNECT to an address, `server_name` is the host that the handshake names, if that is to be intercepted.
+    `context` is what the host of the CONNECT is answered with, where that was at hand.
     """
 
-    def __init__(self, stream: Stream, inside: Where, rules: Rules, timeout: float) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        inside: Where,
+        rules: Rules,
+        timeout: float,
+        context: Optional[ssl.SSLContext] = None,
+    ) -> None:
         assert inside.inside is not None
         self._stream = stream
         self._rules = rules
         self.authority = inside.inside
         self.inside = inside
-        self.wants_name = parse_address(self.authority.host) is not None
+        self.context = context
+        self.wants_name = inside.inside_address
         self.may_be_silent = self.authority.port != _HTTPS
         self._deadline = time.monotonic() + (min(_SILENCE, timeout) if self.may_be_silent else timeout)
         self.server_name: Optional[str] = None
@@ -67,9 +76,7 @@ class Opening:
 
         Its origin is dialled by that name, never at the client's address, which would choose what everybody gets.
         """
-        if self.server_name is None:
-            return self.inside
-        return replace(self.inside, inside=Authority(self.server_name, self.authority.port))
+        return self.inside if self.server_name is None else _named(self.inside, self.server_name)
 
     def look(self) -> Optional[Spoken]:
         """What the client speaks, without waiting; None where that is still open. Raises OSError."""
@@ -87,9 +94,12 @@ class Opening:
                 return Spoken.TLS
             self._stream.take_in()  # or poll would tell of what has come again and again
             return None
-        if name is not None and name in self._rules.intercept and name not in self._rules.own_names:
+        if name is not None and name != self.authority.host and self._is_listed(name):
             self.server_name = name
         return Spoken.TLS
+
+    def _is_listed(self, name: str) -> bool:
+        return name in self._rules.intercept and name not in self._rules.own_names
 
     def wait(self, other: Optional[Stream] = None) -> Spoken:
         """What the client speaks. NOTHING, too, as soon as there is something to read from `other`."""
@@ -106,6 +116,12 @@ class Opening:
             ready = poll.poll(1000 * self.seconds)
             if other is not None and any(fd == other.fileno() for fd, _ in ready):
                 return Spoken.NOTHING
+
+
+@lru_cache(maxsize=1024)  # of host names alone, which client_hello bounds
+def _named(inside: Where, name: str) -> Where:
+    assert inside.inside is not None
+    return replace(inside, inside=Authority(name, inside.inside.port))
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from urllib.parse import unquote_plus
 
 import http1
 import patterns
-from addresses import Networks, Reach, is_network
+from addresses import Networks, Reach, is_network, parse_address
 from http1 import Authority, Headers, RequestHead, Target
 from redaction import nameable, nameable_path
 
@@ -101,6 +101,11 @@ class Where:
     def kind(self) -> str:
         """Equal for two connections only if the same octets mean the same on both."""
         return repr(self)
+
+    @cached_property
+    def inside_address(self) -> bool:
+        """Whether the CONNECT that is being intercepted was to an address, which may be that of many hosts."""
+        return self.inside is not None and parse_address(self.inside.host) is not None
 
 
 # --- what a request is for ----------------------------------------------------------------------

@@ -261,7 +261,8 @@ class Session:
         inside = self._entrance(block)
         if inside is None or inside.inside is None or self._stream.buffered > len(block) or self._stream.encrypted:
             return Next.WORK
-        if self._house.leaves.at_hand(inside.inside.host) is None:
+        context = self._house.leaves.at_hand(inside.inside.host)
+        if context is None:
             return Next.WORK
         self._stream.skip(len(block))
         self._prove()
@@ -270,7 +271,7 @@ class Session:
         answer = established(self._via)
         if self._stream.send_nowait(answer) < len(answer):
             return Next.END  # a client whose first window is full already
-        self._opening = Opening(self._stream, inside, self._house.rules, self._house.idle_timeout)
+        self._opening = Opening(self._stream, inside, self._house.rules, self._house.idle_timeout, context)
         return Next.WATCH
 
     def _open_at_once(self, opening: Opening) -> Next:
@@ -280,7 +281,7 @@ class Session:
             return Next.WATCH if spoken is None else Next.END
         if spoken is not Spoken.TLS or self._stream.encrypted or self._stream.buffered:
             return Next.WORK
-        context = self._house.leaves.at_hand(opening.host)
+        context = opening.context if opening.server_name is None else self._house.leaves.at_hand(opening.server_name)
         if context is None:
             return Next.WORK
         self._opening, self._where = None, opening.place()

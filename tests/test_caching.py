@@ -1082,6 +1082,7 @@ def test_a_private_registry_stays_private(build_house: Build) -> None:
     assert house.fetch(origin, other).status == 401
     assert house.fetch(origin, other, "Authorization: Bearer t-bob").body == BODY
     assert registry.blobs_sent <= 2  # the second repository's own answer is asked for, and its body left alone
+    wait_until(lambda: not any(name.endswith(".dduct") for name in house.stored()))  # the alias is being made
     for file in house.files.rglob("*"):
         if file.is_file() and file.name != ".evictor":
             record = os.getxattr(file, "user.dduct")

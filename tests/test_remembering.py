@@ -32,6 +32,7 @@ BOUNDED = {
     "inquiry.stored_fields": "a record of at most 3 KiB",
     "openssl": "nothing that others choose",
     "policy._decide_get": "`decide` asks for short ones only",
+    "opening._named": "host names of 253 characters at most",
     "opening.established": "one value",
     "patterns.too_slow": "the operator's own patterns",
     "record.Record.decode": "an attribute of at most 3 KiB",
