@@ -98,8 +98,9 @@ def applied(pattern: Pattern, method: str, text: str) -> float:
 def slow_probe(pattern: Pattern, method: str) -> str:
     """A text that costs more than linear time; nothing where there is none."""
     for probe in patterns.probes(pattern.pattern, pattern.flags, patterns.ALL_CHARACTERS):
-        if applied(pattern, method, probe.text(FEW)) >= 0.005:
-            return repr(probe.text(FEW))  # exponential: more of it would take for ever
+        for count in FEW:
+            if applied(pattern, method, probe.text(count)) >= 0.005:
+                return repr(probe.text(count))  # exponential: much more of it would take for ever
         few = applied(pattern, method, probe.text(4 * KIB // len(probe.unit)))
         # What is quadratic takes 8 ms at least for 4 KiB, and 16 times as long for four times as much.
         if few >= 0.005 and applied(pattern, method, probe.text(16 * KIB // len(probe.unit))) > 8 * few:
@@ -107,7 +108,8 @@ def slow_probe(pattern: Pattern, method: str) -> str:
     return ""
 
 
-FEW = 18
+# In steps so small that none of them takes for ever, whatever the machine's speed: at most four times the one before.
+FEW = range(8, 65, 2)
 
 
 @pytest.mark.parametrize("where", sorted(PATTERNS))
