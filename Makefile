@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 MACHINE ?= $(shell uname -m)
-WHOLE  := $(wildcard $(addprefix tests/test_,$(addsuffix .py,access caching corpus end_to_end faults hot parent recorded relaying secrets)))
+WHOLE  := $(wildcard $(addprefix tests/system/test_,$(addsuffix .py,access caching corpus end_to_end faults hot parent recorded relaying secrets)))
+FOLDERS := server proxy fetching pages upstream transfers net storage protocol tls monitoring
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all test-workers test-clients test-hard test-packages test-image bench profile check format \
@@ -28,7 +29,7 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 	@touch $@
 
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
-	$(BIN)/python -m pytest -q -rs -n auto --ignore=tests/clients --ignore=tests/hardship --ignore=tests/packages --ignore=tests/image $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -rs -n auto tests/unit tests/system tests/test_layout.py $(PYTEST_ARGS)
 
 test-workers: $(VENV)/.stamp ## run the tests of the whole with two processes that share one cache
 	DDUCT_TEST_WORKERS=2 $(BIN)/python -m pytest -q -rs -n auto $(WHOLE) $(PYTEST_ARGS)
@@ -67,7 +68,7 @@ profile: .venv-bench/.stamp ## where dduct spends its time, case by case (as roo
 test-all: ## run the tests with every Python found
 	@PYTEST_ARGS='$(PYTEST_ARGS)' sh packaging/test-all.sh $(PYTHONS)
 
-check: $(VENV)/.stamp ## ruff, mypy --strict, the layout of the rooms
+check: $(VENV)/.stamp ## ruff, mypy --strict, the order of the folders
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -98,7 +99,7 @@ IMAGE := dist/dduct-$(shell $(PYTHON) packaging/parts.py).qcow2
 
 image: $(IMAGE) ## build dist/dduct-X.Y.Z.qcow2, the OpenNebula appliance (as root; needs mmdebstrap, grub-pc-bin, qemu-utils)
 
-$(IMAGE): $(wildcard *.py *.sh packaging/*.py packaging/pins/* packaging/opennebula/image/*) packaging/opennebula/build-image.sh \
+$(IMAGE): $(wildcard *.py $(addsuffix /*.py,$(FOLDERS)) pages/setup.sh packaging/*.py packaging/pins/* packaging/opennebula/image/*) packaging/opennebula/build-image.sh \
 		$(addprefix packaging/opennebula/appliances/dduct/,appliance.sh dduct.service)
 	packaging/opennebula/build-image.sh $@
 

@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, Optional, Tuple, Union
 
-from details import Detail
-from disk_watch import DiskWatch
-from fill import Fill, Ownership
-from follow import FillReader, ForeignFill
-from room import Room
-from store import Entry, Identity, Key, Metadata, Places, Store, Unstorable, Version
+from monitoring.details import Detail
+from storage.disk_watch import DiskWatch
+from storage.space import Room
+from storage.store import Entry, Identity, Key, Metadata, Places, Store, Unstorable, Version
+from transfers.fill import Fill, Ownership
+from transfers.follow import FillReader, ForeignFill
 
 
 @dataclass(frozen=True)

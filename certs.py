@@ -36,8 +36,8 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 
-from authority import CertificateAuthority, KeyPair, PrivateKey, may_sign, not_after, not_before
-from openssl import server_context
+from tls.authority import CertificateAuthority, KeyPair, PrivateKey, may_sign, not_after, not_before
+from tls.openssl import server_context
 
 _log = logging.getLogger("dduct.certs")
 

@@ -24,19 +24,18 @@ from pathlib import Path
 from typing import List, Optional
 
 try:
-    import arguments as command_line
-    import config as configuration
-    import config_checks
-    import verify
-    import watchdog
-    from access import AccessError, hash_password
     from certs import CertificateError
-    from config import Config, ConfigError
-    from metrics import Counter
-    from notify import Manager
-    from redaction import without_queries
-    from server import Server, StartError, worker_count
-    from workers import SIGNALS, STOP, Workers, follow_parent, wait_for_signal
+    from monitoring.metrics import Counter
+    from monitoring.redaction import without_queries
+    from monitoring.systemd import Manager
+    from proxy.access import AccessError, hash_password
+    from server import arguments as command_line
+    from server import config as configuration
+    from server import config_checks, watchdog
+    from server.config import Config, ConfigError
+    from server.server import Server, StartError, worker_count
+    from server.workers import SIGNALS, STOP, Workers, follow_parent, wait_for_signal
+    from storage import verify
 except ImportError as error:
     _PACKAGES = {
         "cryptography": "apt install python3-cryptography, dnf install python3-cryptography, apk add py3-cryptography",

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from authority import CertificateAuthority
+from tls.authority import CertificateAuthority
 
 if TYPE_CHECKING:
     from cases import Case

@@ -12,7 +12,7 @@ from typing import Iterator, List
 ROOT = Path(__file__).resolve().parent.parent
 
 # What the program reads beside its modules, wherever these lie (in an archive, too).
-DATA = sorted(path.name for path in ROOT.glob("*.sh"))
+DATA = ["pages/setup.sh"]
 
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"]
 
@@ -39,17 +39,17 @@ def moment() -> int:
     return int(done.stdout) if done.returncode == 0 else _1980
 
 
-def modules(name: str = "dduct") -> List[str]:
-    """The program's own modules that `name` needs, itself included."""
-    found = [name]
-    for module in found:
-        found += sorted(set(_imports(ROOT / f"{module}.py")) - set(found))
+def modules(start: str = "dduct.py") -> List[str]:
+    """The files of the program's own modules that `start` needs, itself included, by their paths below ROOT."""
+    found = [start]
+    for path in found:
+        found += sorted(set(_imports(ROOT / path)) - set(found))
     return sorted(found)
 
 
 def program() -> List[str]:
-    """The files that make up the running program, by name."""
-    return [*(f"{module}.py" for module in modules()), *DATA]
+    """The files that make up the running program, by their paths below ROOT."""
+    return [*modules(), *DATA]
 
 
 def documents() -> List[str]:
@@ -73,8 +73,11 @@ def _imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        yield from (name for name in names if (ROOT / f"{name}.py").exists())
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            place = name.replace(".", "/")
+            candidates = [f"{place}.py", f"{place}/__init__.py", f"{os.path.dirname(place)}/__init__.py"]
+            yield from (candidate for candidate in candidates if (ROOT / candidate).is_file())
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import pytest
 from support.household import House, make_config
 from support.leaks import Watch
 
-from authority import CertificateAuthority
 from certs import prepare
-from server import identity
+from server.server import identity
+from tls.authority import CertificateAuthority
 
 
 @pytest.fixture(autouse=True)

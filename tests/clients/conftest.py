@@ -7,8 +7,8 @@ from typing import Iterator
 
 import pytest
 
-from authority import CertificateAuthority
 from clients.workshop import Workshop
+from tls.authority import CertificateAuthority
 
 
 @pytest.fixture

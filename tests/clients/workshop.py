@@ -18,7 +18,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Set
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from authority import CertificateAuthority
+from tls.authority import CertificateAuthority
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 120.0

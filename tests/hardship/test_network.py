@@ -16,7 +16,7 @@ from support.household import HOST, House
 from support.origin import Asked, Connection
 from support.trouble import Plan, Trouble
 
-from metrics import Counter
+from monitoring.metrics import Counter
 
 SIZE = 16_000_000
 BODY = os.urandom(SIZE)

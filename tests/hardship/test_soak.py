@@ -23,9 +23,9 @@ from support.origin import Asked, Connection, Origin
 from support.process import Process, write
 from support.trouble import Plan, Trouble
 
-from authority import CertificateAuthority
 from hardship.measure import Dduct
-from leaves import LeafStore
+from tls.authority import CertificateAuthority
+from tls.leaf_certificates import LeafStore
 
 SECONDS = 900 if os.environ.get("DDUCT_LONG") == "1" else 40
 HOST = "127.0.0.1"

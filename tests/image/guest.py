@@ -17,7 +17,7 @@ import pytest
 
 from dduct import VERSION
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 IMAGE = Path(os.environ.get("DDUCT_IMAGE", ROOT / "dist" / f"dduct-{VERSION}.qcow2"))
 ACCELERATOR = os.environ.get("DDUCT_QEMU_ACCEL", "tcg,thread=multi,tb-size=1024")
 PATIENCE = float(

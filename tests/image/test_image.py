@@ -20,9 +20,9 @@ from support.client import Answer, Client
 from support.documented import check_size
 from support.origin import Asked, Connection, Files, Origin
 
-from authority import CertificateAuthority
 from image.guest import HOST, IMAGE, MAC, Guest, need
-from leaves import LeafStore
+from tls.authority import CertificateAuthority
+from tls.leaf_certificates import LeafStore
 
 BODY = os.urandom(3_000_000)
 OBJECT = "/pool/some.deb"

@@ -11,8 +11,8 @@ from typing import Callable, Iterator
 import pytest
 from clients.workshop import require
 
-from authority import CertificateAuthority
 from packages.yard import MANIFESTS, ROOT, Debian, Yard, build_base, build_root, once, run, tool
+from tls.authority import CertificateAuthority
 
 
 @pytest.fixture(scope="session")

@@ -73,8 +73,9 @@ def test_what_is_where_and_whose(installed: Debian) -> None:
     assert status(installed, "/var/lib/dduct") == status(installed, "/var/cache/dduct") == "dduct:dduct 700"
     assert status(installed, "/etc/dduct/dduct.toml") == "root:dduct 640"
     assert status(installed, "/usr/share/dduct/dduct.py") == "root:root 755"
-    shipped = {path.name for path in (installed.path / "usr/share/dduct").iterdir()}
-    assert shipped >= set(parts.program())
+    top = installed.path / "usr/share/dduct"
+    shipped = {str(path.relative_to(top)) for path in top.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert shipped == set(parts.program())
     assert run(*installed.command("systemctl", "is-enabled", "dduct")).strip() == "enabled"
     assert run(*installed.command("getent", "passwd", "dduct")).endswith(":/var/lib/dduct:/usr/sbin/nologin\n")
     assert (installed.path / "usr/share/man/man8/dduct.8.gz").exists()

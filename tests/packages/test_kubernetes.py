@@ -9,8 +9,8 @@ from typing import Any, Dict, List
 
 import pytest
 
-import config as configuration
 from packages.yard import MANIFESTS, run, tool
+from server import config as configuration
 
 # The oldest that has all we use, and the newest that the checker knows.
 VERSIONS = ["1.27", "1.30", "1.33", "1.37"]

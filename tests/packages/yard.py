@@ -18,7 +18,7 @@ import pytest
 from clients.workshop import Program, clean_environment
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from authority import CertificateAuthority
+from tls.authority import CertificateAuthority
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "packaging/kubernetes"

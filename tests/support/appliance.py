@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from config import Config, load
+from server.config import Config, load
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 OPENNEBULA = ROOT / "packaging" / "opennebula"
 APPLIANCE = OPENNEBULA / "appliances" / "dduct"
 PATIENCE = 60.0

@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator, List, Optional, Sequence
 
-import config as configuration
-from authority import CertificateAuthority
-from config import Config
-from config_values import Address
-from fill import Fill
-from leaves import LeafStore
-from metrics import Counter, Counters
-from server import Server
+from monitoring.metrics import Counter, Counters
+from server import config as configuration
+from server.config import Config
+from server.config_values import Address
+from server.server import Server
 from support.client import Answer, Client, wait_until
 from support.origin import Handler, Origin
+from tls.authority import CertificateAuthority
+from tls.leaf_certificates import LeafStore
+from transfers.fill import Fill
 
 HOST = "127.0.0.1"
 

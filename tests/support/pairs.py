@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from stream import Stream, tell_cut_from_end
+from net.stream import Stream, tell_cut_from_end
 
 HOST = "a.example"
 PATIENCE = 30.0  # seconds; a wait that reaches it has failed

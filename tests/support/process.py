@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import IO, Any, Dict, List, Optional, Sequence, Set
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
 _F_SETPIPE_SZ = 1031
 

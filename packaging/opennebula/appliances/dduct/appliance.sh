@@ -387,7 +387,7 @@ import pathlib
 import sys
 
 sys.path.insert(0, sys.argv[1])
-import config
+from server import config
 
 print("\n".join(pattern.pattern for pattern in config.defaults(pathlib.Path("/")).proxy.filters))
 PYTHON
@@ -852,8 +852,8 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 import certs
-import config
-import server
+from server import config
+from server import server
 
 stage = pathlib.Path(sys.argv[2])
 identity = server.identity(config.load(stage / "dduct.toml", stage))

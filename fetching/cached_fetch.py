@@ -1,0 +1,591 @@
+"""The way of a request that may be answered from the cache: hit, lead or follow, and one send loop for all three.
+
+A leader asks the origin; if the answer is to be kept, a filler thread owns connection and file from then on, and the
+leader reads the growing file like everybody else. So no client, however slow or gone, is in the way of a fill.
+A stale object is claimed in the same way: its leader validates it, and everybody else has the outcome.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
+from typing import Optional
+
+from cache import Follow, Hit, Lead
+from fetching import outcomes, proof
+from fetching.deliver import Source, Supply, deliver, shown
+from fetching.filler import Services, key_of
+from fetching.filling import Filling
+from fetching.memory_cache import PlainHit
+from fetching.naming import Name
+from fetching.origin_query import Inquiry, needed, stored_fields, version
+from fetching.outcomes import Admission, Failed, Stale, as_stored, as_upstream_error, credentials
+from fetching.own_bytes import OwnBytes
+from fetching.proof import Verdict
+from fetching.recent import Client
+from fetching.recovery import HEAD_TIMEOUT, Recovery, checked
+from fetching.revalidation import revalidate
+from monitoring.details import Detail, NotKept, with_detail
+from monitoring.metrics import Counter
+from net.addresses import Reach
+from net.client_watch import when_gone
+from net.response import Reply
+from protocol import freshness, selection, validation
+from protocol.freshness import Assessment, Basis
+from protocol.http1 import RequestHead, Target
+from protocol.selection import Selection
+from storage.store import Entry, Lost, Metadata, Unstorable
+from transfers.asking import Asker
+from transfers.fill import Fill, FillFailed, FillState
+from transfers.follow import AnyFill
+from upstream.client import Exchange, Purpose, Unanswered, UpstreamError
+from upstream.relay import forward
+
+_log = logging.getLogger("dduct.fetch")
+
+_CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks fills faster than we can join them
+_SLOW_HEAD = 3.0  # seconds without an answer after which a request that differs from the leader's is tried
+_FORBIDDEN = 403  # this machine's own affair: for a client that is on it, perhaps
+_SETBACKS_AT_MOST = 2  # then the client is told
+_OF_OUR_ASKING = (206, 304, 416)  # answers to what dduct has asked, and perhaps not this client
+_OUTDATED = (200, 404, 410)  # answers after which what was stored is of no more use
+
+
+class CachedFetch:
+    """Answers one GET or HEAD whose target has a name in the cache."""
+
+    def __init__(
+        self,
+        services: Services,
+        reply: Reply,
+        request: RequestHead,
+        target: Target,
+        name: Name,
+        reach: Reach,
+        client: Client = ("", ""),
+    ) -> None:
+        self._reach = reach
+        self._services = services
+        self._cache = services.cache
+        self._reply = reply
+        self._request = request
+        self._target = target
+        self._name = name
+        self._client = client
+        self._key = key_of(name)
+        self._digest = "" if self._key.digest is None else str(self._key.digest)
+        self._inquiry = Inquiry(services, request, target, name, reach, reply.interim)
+        self._filling = Filling(services, self._key, self._inquiry, self._granted)
+        self._recovery = Recovery(self._cache, self._key, self._inquiry, self._filling.start)
+        self._url = self._inquiry.shown
+        self._arrived_at = time.time()
+        self._credentials = credentials(services.names.opening(request.headers), name)
+        self._shown = outcomes.for_method(self._credentials, request.method)
+        self._signed = bool(name.signature)
+        self.plain_hit: Optional[PlainHit] = None
+        self._failed: Optional[Failed] = None
+        self._setbacks = 0  # fills that failed before this client had anything of them
+        # None of these may bring an object here, and so none may lead those who want one.
+        self._takes_no_fill = request.method == b"HEAD" or self._inquiry.keeps_nothing
+        self._why_no_fill = Detail.HEAD if request.method == b"HEAD" else Detail.NO_STORE
+
+    def run(self) -> None:
+        """Send the answer. Raises UpstreamError while none has begun, OSError when the client is gone.
+
+        `plain_hit` then says whether the same request may be answered in the same way again.
+        """
+        reason = NotKept(Detail.BUSY, "it changes hands too often")
+        if self._inquiry.only_if_cached:
+            self._reply.note = with_detail("", Detail.ONLY_IF_CACHED)  # unless it is
+        try:
+            for _ in range(_CLAIMS_AT_MOST):
+                if self._answer():
+                    return
+        except Unstorable as error:
+            self._services.counters.add(Counter.UNSTORABLE)
+            reason = NotKept(error.detail, str(error))
+        note = with_detail("fwd=bypass", reason.detail)
+        self._reply.outcome = f"{note}; not stored: {reason.text}"
+        self._relay(note)
+
+    def _answer(self) -> bool:
+        """One attempt; False where the object has changed hands meanwhile and another attempt is due."""
+        if self._takes_no_fill:
+            found = self._cache.lookup(self._key)
+            if found is None:
+                self._relay(with_detail("fwd=uri-miss", self._why_no_fill))
+                return True
+            with closing(found.entry):
+                return self._hit(found)
+        claim = self._cache.claim(self._key)
+        if isinstance(claim, Hit):
+            with closing(claim.entry):
+                return self._hit(claim)
+        return self._join(claim, None)
+
+    def _join(self, claim: object, stale: Optional[Stale]) -> bool:
+        if isinstance(claim, Follow):
+            with closing(claim.reader):
+                return self._follow(claim, stale)
+        assert isinstance(claim, Lead)
+        return self._lead(claim, stale)
+
+    # Hit
+
+    def _hit(self, hit: Hit) -> bool:
+        if self._request.method == b"HEAD" and hit.metadata is None:
+            self._relay(with_detail("fwd=uri-miss", Detail.HEAD))  # whether this URL redirects is not known yet
+            return True
+        metadata = hit.metadata or self._introduction(hit.entry, hit.entry.record.metadata)
+        if metadata is None:
+            return True
+        if self._is_for_others(metadata):
+            return True
+        if hit.metadata is None:
+            self._cache.introduce(self._key, metadata)
+            return self._send_hit(hit.entry, metadata, Counter.HITS, "hit")
+        assessment = self._assess(hit.entry, metadata)
+        if not assessment.usable:
+            return self._validate(Stale(hit.entry, metadata, assessment))
+        if self._is_doubted(assessment):
+            self._services.counters.add(Counter.DOUBTED)
+            return self._validate(Stale(hit.entry, metadata, replace(assessment, usable_on_error=True)))
+        if metadata.redirect and self._head_was_redirected():
+            return True
+        if self._needs_permission(metadata):
+            stale = Stale(hit.entry, metadata, assessment)
+            admission = self._admit_or(stale, hit)
+            if admission is Admission.CHANGED:
+                return self._validate(stale)
+            if admission is Admission.ANSWERED:
+                return True
+        sent = self._send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
+        looked_at = self._recheck(hit.entry, metadata, assessment) if sent else 0.0
+        plain = outcomes.is_plain(self._request, hit.entry, assessment)
+        if sent and plain and not self._needs_permission(metadata):
+            self.plain_hit = outcomes.plain_hit(hit, metadata, self._url, self._key.name, assessment, looked_at)
+        return sent
+
+    def _is_doubted(self, assessment: Assessment) -> bool:
+        """Whether this client asks again for the whole of what it has just been given, on a guess.
+
+        apt does, where the hash is not the one in its index. A range goes on with what was broken off.
+        """
+        if assessment.basis is not Basis.HEURISTIC or self._takes_no_fill or b"range" in self._request.headers:
+            return False
+        return self._services.deliveries.take(self._client, self._key.name)
+
+    def _recheck(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> float:
+        """Have what was sent on a guess validated, if that was long ago; until when nothing is to be done about it.
+
+        What needs authorisation is asked about with each client's own credentials, and with nobody's else.
+        """
+        if assessment.basis is not Basis.HEURISTIC or metadata.restricted or self._signed or self._name.secrets:
+            return float("inf")
+        services, asked = self._services, (self._request, self._target, self._name, self._reach)
+        due = metadata.fetched_at + services.freshness.recheck
+        return services.background.ask(self._key.name, due, partial(revalidate, services, *asked, entry.version))
+
+    def _head_was_redirected(self) -> bool:
+        """Whether the origin itself has answered a HEAD whose URL redirects; else what is stored has to do.
+
+        The fields of the redirect are in no record, and some clients ask for nothing else.
+        """
+        if self._request.method != b"HEAD" or self._inquiry.only_if_cached:
+            return False
+        if self._services.origins.away(self._target) is not None:
+            return False
+        try:
+            exchange = self._inquiry.as_it_is(Purpose.FILL)
+        except UpstreamError as error:
+            _log.info("HEAD is answered from the cache: %s: %s", self._url, error)
+            return False
+        with closing(exchange):
+            if exchange.head.status >= 500:
+                _log.info("HEAD is answered from the cache: %s: the origin answers %d", self._url, exchange.head.status)
+                return False
+            self._forward(exchange, "fwd=request")
+            return True
+
+    def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
+        if self._key.digest is not None and entry.record.sha256:
+            age = as_stored(metadata).age(time.time())
+            return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # it can never be anything else
+        stored, rules, now = as_stored(metadata), self._services.freshness, time.time()
+        assessment = freshness.assess(self._request, stored, rules, now, self._arrived_at, self._name.volatile)
+        return replace(assessment, usable=False, usable_on_error=False) if metadata.must_validate else assessment
+
+    def _validate(self, stale: Stale) -> bool:
+        """Have the origin asked about an object, by this client or by another that is at it already."""
+        away = self._services.origins.away(self._target) if self._may_use(stale) else None
+        if away is not None:
+            return self._send_stale(stale, away)
+        if self._takes_no_fill:
+            return self._relay_or(stale, self._why_no_fill)
+        try:
+            claim = self._cache.claim(self._key, beyond=stale.entry.version)
+        except Unstorable as error:
+            # The disk takes nothing new, and what is there may still be of use.
+            return self._relay_or(stale, error.detail)
+        if isinstance(claim, Hit):
+            claim.entry.close()
+            return False
+        return self._join(claim, stale)
+
+    # Follow
+
+    def _follow(self, claim: Follow, stale: Optional[Stale]) -> bool:
+        fill = claim.reader.fill
+        state = fill.wait_head(_SLOW_HEAD)
+        if state is FillState.ASKING and isinstance(fill, Fill):
+            asker = fill.asking.join(self._inquiry.question, fill.fail, fill.close)
+            if asker is not None:
+                _log.info("Asked for once more, because the first request waits for long: %s", self._url)
+                return self._ask(fill, asker, stale)
+        if state is FillState.ASKING:
+            state = fill.wait_head(HEAD_TIMEOUT)
+        if state is FillState.GONE:
+            return False
+        if state in (FillState.DECLINED, FillState.ASKING):
+            return self._relay_or(stale, fill.asking.declined_for if isinstance(fill, Fill) else Detail.NOT_KEPT)
+        if fill.metadata is None:
+            error = as_upstream_error(fill.cause)
+            if isinstance(fill, Fill) and self._may_fare_better(fill, error):
+                return False
+            return self._send_stale_or_raise(stale, error)
+        known = self._key.digest is None or (fill.metadata.url == self._inquiry.place and not self._signed)
+        metadata = fill.metadata if known else self._introduction(claim.reader, fill.metadata)
+        if metadata is None:
+            return True
+        if self._is_for_others(metadata):
+            return True
+        if known and self._needs_permission(metadata):
+            admission = self._admit(metadata, claim.reader.length)
+            if admission is Admission.CHANGED:
+                self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
+            if admission is not Admission.GRANTED:
+                return True
+        self._services.counters.add(Counter.COLLAPSED)
+        self._reply.note = f"fwd={'uri-miss' if stale is None else 'stale'}; collapsed"
+        try:
+            sent = self._send(claim.reader, metadata)
+        finally:
+            self._note_outcome(fill)
+        if not known and fill.state is FillState.PUBLISHED:
+            self._cache.introduce(self._key, metadata)
+        return sent
+
+    # Lead
+
+    def _lead(self, claim: Lead, stale: Optional[Stale]) -> bool:
+        fill = claim.fill
+        asker = fill.asking.lead(self._inquiry.question, fill.fail, fill.close)
+        if self._failed is not None:
+            fill.asking.retries = self._failed.retries
+            if not self._failed.retries.take():
+                asker.fail(self._failed.error)
+                return self._send_stale_or_raise(stale, self._failed.error)
+        return self._ask(fill, asker, stale)
+
+    def _may_fare_better(self, fill: Fill, error: UpstreamError) -> bool:
+        """Whether this client's own request may be answered although the leader's was not.
+
+        An origin that cannot be reached at all is no better for the next; and few try in a row, however many wait.
+        """
+        own_doing = isinstance(error, Unanswered) or error.status == _FORBIDDEN
+        if not own_doing or not fill.asking.differs(self._inquiry.question) or fill.asking.retries.exhausted():
+            return False
+        self._failed = Failed(error, fill.asking.retries)
+        return True
+
+    def _ask(self, fill: Fill, asker: Asker, stale: Optional[Stale]) -> bool:
+        with ExitStack() as owned:
+            owned.callback(asker.close)
+            owned.push(when_gone(partial(asker.hand_on, fill.hand_on)))
+            asked_at = time.time()
+            missed = "fwd=uri-miss" if stale is None else "fwd=stale"
+            try:
+                inquiry = self._inquiry
+                exchange = (
+                    inquiry.whole_or_rest(fill.leftover)
+                    if stale is None
+                    else inquiry.whether_still_good(stale.metadata, stale.entry.length)
+                )
+            except UpstreamError as error:
+                if not asker.fail(error):
+                    self._failed = Failed(error, fill.asking.retries)  # should the other be no better off
+                    return False  # another request is being answered
+                return self._send_stale_or_raise(stale, error)
+            owned.callback(exchange.close)
+            if not asker.answered():
+                if fill.state is FillState.DECLINED:
+                    self._pass_on(exchange, with_detail(missed, fill.asking.declined_for))
+                    return True
+                return False
+            status = exchange.head.status
+            if stale is not None and inquiry.still_good(exchange, stale.metadata, stale.entry.length):
+                return self._renew(fill, stale, exchange, asked_at)
+            if status >= 500 and self._may_use(stale):
+                failure = UpstreamError(f"the origin answers {status}", status)
+                fill.fail(failure)
+                return self._send_stale(stale, failure)
+            if stale is not None and status < 500 and not self._may_change(stale.metadata, exchange):
+                fill.renew()  # who waits for this is to ask with their own credentials
+                self._pass_on(exchange, with_detail(missed, Detail.CREDENTIALS))
+                return True
+            started = self._filling.start(fill, exchange, asked_at, owned)
+            if started is None:
+                if stale is not None and status in _OUTDATED:
+                    self._cache.remove(self._key)
+                reason = self._filling.reason
+                try:
+                    self._pass_on(exchange, with_detail(missed, reason.detail))
+                finally:
+                    self._reply.outcome = f"{self._reply.note}; not stored: {reason.text}"
+                return True
+        reader, metadata = started
+        self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
+        with closing(reader):
+            try:
+                return self._send(reader, metadata)
+            finally:
+                self._note_outcome(fill)
+
+    def _renew(self, fill: Fill, stale: Stale, exchange: Exchange, asked_at: float) -> bool:
+        metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
+        self._granted(metadata)
+        note = f"fwd=stale; fwd-status={exchange.head.status}"
+        return self._send_hit(stale.entry, metadata, Counter.VALIDATED, note)
+
+    # What the origin says
+
+    def _introduction(self, source: Source, brought: Metadata) -> Optional[Metadata]:
+        """Ask this URL's origin about octets that another has brought; its head decides, its body is not read.
+
+        None where its answer went to the client instead.
+        """
+        if not self._inquiry.may_be_introduced_to(brought):
+            self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
+            return None
+        asked_at = time.time()
+        with closing(self._inquiry.whole()) as exchange:
+            if self._inquiry.has(exchange, brought, source.length, self._digest):
+                metadata = self._inquiry.describe(exchange, asked_at)
+                self._granted(metadata)
+                return metadata
+            reason = self._inquiry.not_storable(exchange)
+            own = OwnBytes(self._key.digest)
+            detail = Detail.NOT_KEPT if reason is None else reason.detail
+            self._pass_on(exchange, with_detail("fwd=uri-miss", detail), own)
+            if own.equal and reason is None and isinstance(source, Entry):
+                metadata = self._inquiry.describe(exchange, asked_at)
+                self._granted(metadata)
+                self._cache.introduce(self._key, metadata)
+            return None
+
+    def _needs_permission(self, metadata: Metadata) -> bool:
+        """Whether the origin has to say that this client gets what is stored.
+
+        Those with credentials may get something else than what those without have brought.
+        """
+        unlike = bool(self._credentials) and not metadata.same_for_all and self._key.digest is None
+        return metadata.restricted or unlike
+
+    def _admit_or(self, stored: Stale, hit: Hit) -> Admission:
+        """The same as `_admit`; what is anybody's will do where its origin cannot be asked."""
+        try:
+            return self._admit(stored.metadata, stored.entry.length, hit)
+        except UpstreamError as error:
+            if self._reply.started or not self._may_use(stored):
+                raise
+            _log.warning("Sent without asking: %s: %s", self._url, error)
+            return Admission.GRANTED
+
+    def _admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> Admission:
+        """Ask the origin, with this client's own credentials, whether it may have what is stored."""
+        if self._holds_grant(metadata):
+            return Admission.GRANTED
+        exchange = self._inquiry.permission(metadata)
+        if exchange is None:
+            return self._let_in(metadata, None, hit)
+        own = OwnBytes(self._key.digest if hit is None else hit.entry.record.digest)
+        with closing(exchange):
+            digests = {**own.digests, **OwnBytes(self._key.digest).digests}
+            verdict = proof.judge(exchange.head, stored_fields(metadata), length, digests)
+            if verdict is Verdict.SAME:
+                return self._let_in(metadata, exchange, hit)
+            if exchange.head.status >= 500 and not metadata.restricted:
+                raise UpstreamError(f"the origin answers {exchange.head.status}", exchange.head.status)
+            known = self._services.known.holds(self._credentials, self._key.name, "")
+            changed = verdict is Verdict.OTHER and metadata.restricted
+            if changed and self._inquiry.may_replace(metadata, exchange, known):
+                return Admission.CHANGED
+            self._services.grants.forget(self._shown, self._key.name, version(metadata))
+            self._pass_on(exchange, with_detail("fwd=request", Detail.CREDENTIALS), own)
+            if own.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
+                self._let_in(metadata, exchange, hit)
+            return Admission.ANSWERED
+
+    def _let_in(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> Admission:
+        """The origin has shown that this client gets what is stored; note what else that shows."""
+        amended = self._inquiry.once_let_in(metadata, exchange)
+        if hit is not None and amended != metadata and self._request.method != b"HEAD":
+            try:
+                self._cache.amend(self._key, hit.entry, metadata, amended)
+            except Unstorable as error:
+                _log.debug("Shown to be anybody's, but cannot be noted so: %s: %s", self._url, error)
+        return self._granted(metadata)
+
+    def _granted(self, metadata: Metadata) -> Admission:
+        self._services.grants.remember(self._shown, self._key.name, version(metadata))
+        self._services.known.remember(self._shown, self._key.name, "")
+        return Admission.GRANTED
+
+    def _holds_grant(self, metadata: Metadata) -> bool:
+        name, of = self._key.name, version(metadata)
+        return any(self._services.grants.holds(one, name, of) for one in {self._credentials, self._shown})
+
+    def _may_change(self, stored: Metadata, exchange: Exchange) -> bool:
+        """Whether an answer that is not what is stored says anything of it: replaces it, or ends it."""
+        if not stored.restricted:
+            return True
+        if self._services.grants.holds(self._credentials, self._key.name, version(stored)):
+            return True
+        known = self._services.known.holds(self._credentials, self._key.name, "")
+        return self._inquiry.may_replace(stored, exchange, known)
+
+    def _may_have(self, metadata: Metadata) -> bool:
+        """Whether what was brought from a service of this machine may be given to this client.
+
+        If not, it may ask for itself: the address that is dialled then is judged, and each redirect.
+        """
+        if self._reach >= needed(metadata):
+            return True
+        return not metadata.redirect and self._services.origins.opens(self._target)
+
+    # Answers
+
+    def _is_for_others(self, metadata: Metadata) -> bool:
+        """Whether what is stored is not for this client, or not for such requests; then it has been relayed."""
+        if not self._may_have(metadata):
+            self._relay(with_detail("fwd=bypass", Detail.LOCAL))
+            return True
+        if self._inquiry.varies(metadata):
+            self._relay("fwd=vary-miss")
+            return True
+        return False
+
+    def _relay(self, note: str, purpose: Purpose = Purpose.RELAY) -> None:
+        """Ask the origin for this client alone."""
+        with closing(self._inquiry.as_it_is(purpose)) as exchange:
+            self._forward(exchange, note)
+
+    def _relay_or(self, stale: Optional[Stale], detail: Detail) -> bool:
+        """Relay, or use the stale object if the origin cannot be asked."""
+        note = with_detail("fwd=uri-miss" if stale is None else "fwd=stale", detail)
+        try:
+            self._relay(note, Purpose.FILL if self._may_use(stale) else Purpose.RELAY)
+        except UpstreamError as error:
+            if self._reply.started or not self._may_use(stale):
+                raise
+            return self._send_stale(stale, error)
+        return True
+
+    def _pass_on(self, exchange: Exchange, note: str, seen: Optional[OwnBytes] = None) -> None:
+        """Give the client the answer to the request for the whole, unless it had asked for something else."""
+        own = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
+        if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
+            own = False  # the redirect is: the client may have other credentials for where it leads
+        if not own or any(name in self._request.headers for name in selection.CONDITIONS):
+            exchange.close()
+            self._relay(note)
+        else:
+            self._forward(exchange, note, seen)
+
+    def _forward(self, exchange: Exchange, note: str, seen: Optional[OwnBytes] = None) -> None:
+        self._services.counters.add(Counter.RELAYED)
+        self._reply.note = note
+        if seen is None or exchange.head.status != 200:
+            forward(self._reply, exchange)
+        elif forward(self._reply, exchange, seen.update):
+            seen.complete = True
+
+    def _note_outcome(self, fill: AnyFill) -> None:
+        """What has become of the object that was sent: the head could only promise it."""
+        if self._reply.note.endswith(("; stored", "; collapsed")):
+            self._reply.outcome = f"{self._reply.note.replace('; stored', '')}; {outcomes.outcome_of(fill)}"
+
+    def _may_use(self, stale: Optional[Stale]) -> bool:
+        """Whether a stale object will do now that its origin cannot be asked."""
+        if stale is None or self._inquiry.only_if_cached or stale.metadata.restricted:
+            return False
+        return stale.assessment.usable_on_error
+
+    def _send_stale_or_raise(self, stale: Optional[Stale], error: UpstreamError) -> bool:
+        if not self._may_use(stale):
+            raise error
+        return self._send_stale(stale, error)
+
+    def _send_stale(self, stale: Optional[Stale], error: UpstreamError) -> bool:
+        assert stale is not None
+        _log.warning("Stale, but sent: %s: %s", self._url, error)
+        return self._send_hit(stale.entry, stale.metadata, Counter.STALE, outcomes.hit_note(stale.assessment))
+
+    def _send_hit(self, entry: Entry, metadata: Metadata, counter: Counter, note: str) -> bool:
+        self._reply.note = note
+        if not self._send(checked(entry), metadata):
+            self._services.counters.add(Counter.DAMAGED)
+            return False
+        self._services.counters.add(counter)
+        return True
+
+    def _send(self, source: Source, metadata: Metadata) -> bool:
+        """Send it; False where it turns out, before anything is sent, that it is not to be had from there."""
+        fields = stored_fields(metadata)
+        length = source.length
+        chosen = selection.select(self._request, fields, length)
+        if chosen is None:
+            self._relay(with_detail("fwd=request", Detail.CONDITION))  # a precondition is for the origin to judge
+            return True
+        prompt = True
+        if chosen.parts and self._request.method != b"HEAD":
+            found = self._is_ready(source, chosen)
+            if found is None:
+                return False
+            prompt = found
+        age = int(as_stored(metadata).age(time.time()))
+        extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
+        if age or not self._reply.note.startswith("fwd=uri-miss"):
+            extra.append((b"Age", b"%d" % age))
+        self._reply.begin(chosen.status, [*shown(fields, chosen), *extra], chosen.length, hold=prompt)
+        if not self._reply.has_body:
+            return True
+        with ExitStack() as owned:
+            file = source.fileno() if isinstance(source, Entry) else None
+            supply = Supply(source, partial(self._recovery.elsewhere, metadata, length, owned), file)
+            try:
+                deliver(self._reply, supply, chosen)
+            except FillFailed as error:
+                _log.info("Cut short: %s: %s", self._url, error)
+                return True
+        if chosen.status == 200 and self._key.digest is None:
+            self._services.deliveries.note(self._client, self._key.name)
+        return True
+
+    def _is_ready(self, source: Source, chosen: Selection) -> Optional[bool]:
+        """Whether octets are there already; None where they are to be had in another way.
+
+        Raises UpstreamError where they are not, again and again.
+        """
+        try:
+            return source.ready(chosen.parts[0].start, chosen.status == 200)
+        except Lost as error:
+            _log.info("To be had again: %s: %s", self._url, error)
+        except FillFailed as error:
+            self._setbacks += 1
+            if self._setbacks >= _SETBACKS_AT_MOST:
+                raise as_upstream_error(error.cause) from error
+        return None

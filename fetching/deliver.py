@@ -1,0 +1,128 @@
+"""Sending octets that are here, or are coming: the one send loop for hits, leaders and followers, whole or in parts."""
+
+from __future__ import annotations
+
+import errno
+from typing import Callable, Iterable, List, Optional, Protocol
+
+from monitoring.details import Side
+from net.body import BUFFER_SIZE, new_buffer
+from net.response import Reply
+from protocol.http1 import Field
+from protocol.selection import Part, Selection
+from storage.store import Lost
+from transfers.fill import FillFailed
+
+# A thousand slow readers have as many buffers: a large one is for those who have taken more than sockets hold.
+_MODEST_BUFFER = 64 * 1024
+_PROVEN = 8 * 1024 * 1024
+_FILE_AT_ONCE = 8 * 1024 * 1024
+_LOST_AT_MOST = 4  # times that one answer may lose its source
+# RFC 9110 §15.4.5: what of the stored fields a 304 repeats.
+_IN_NOT_MODIFIED = frozenset(
+    [b"cache-control", b"content-location", b"date", b"etag", b"expires", b"last-modified", b"vary"]
+)
+
+
+class Source(Protocol):
+    """Octets by offset: an entry, or a reader on a fill.
+
+    `ready` comes first: with what offset, and for the whole? It says whether there are octets at once.
+    """
+
+    @property
+    def length(self) -> Optional[int]: ...
+
+    def ready(self, offset: int, whole: bool) -> bool: ...
+
+    def read_at(self, view: memoryview, offset: int) -> int: ...
+
+
+class Supply:
+    """A source, and another one where that is lost: `elsewhere(offset)` finds it, or raises FillFailed.
+
+    `file` is a descriptor from which the octets may be taken as well, as long as that works.
+    """
+
+    def __init__(self, source: Source, elsewhere: Callable[[int], Source], file: Optional[int] = None) -> None:
+        self._source = source
+        self._elsewhere = elsewhere
+        self._lost = 0
+        self.file = file
+
+    def read_at(self, view: memoryview, offset: int) -> int:
+        """Octets from `offset` on; 0 at the end. Raises FillFailed."""
+        while True:
+            try:
+                return self._source.read_at(view, offset)
+            except Lost as error:
+                self._lost += 1
+                if self._lost > _LOST_AT_MOST:
+                    raise FillFailed(error) from error
+                self._source = self._elsewhere(offset)
+
+
+def deliver(reply: Reply, supply: Supply, chosen: Selection) -> None:
+    """Send the body whose head has left; where not all of it is to be had, the client can tell.
+
+    Raises FillFailed after having cut it, OSError where the client is gone.
+    """
+    try:
+        complete = all(_send_part(reply, supply, part) for part in chosen.parts)
+    except FillFailed:
+        reply.cut(Side.ORIGIN)
+        raise
+    if not complete:
+        reply.cut(Side.DDUCT)
+        return
+    if chosen.closing:
+        reply.write(memoryview(chosen.closing))
+    reply.finish()
+
+
+def shown(fields: Iterable[Field], chosen: Selection) -> List[Field]:
+    """What of the stored fields belongs into an answer."""
+    if chosen.status == 304:
+        return [field for field in fields if field[0].lower() in _IN_NOT_MODIFIED]
+    if chosen.status == 416:
+        return [field for field in fields if field[0].lower() == b"date"]
+    replaced = {name.lower() for name, _ in chosen.fields}
+    return [field for field in fields if field[0].lower() not in replaced]
+
+
+def _send_part(reply: Reply, supply: Supply, part: Part) -> bool:
+    """Send a span; whether all of it was there."""
+    if part.preface:
+        reply.write(memoryview(part.preface))
+    size = _MODEST_BUFFER if part.end is None else min(_MODEST_BUFFER, part.end - part.start)
+    buffer = memoryview(bytearray(size)) if size < _MODEST_BUFFER else new_buffer(size)
+    offset = part.start
+    if supply.file is not None and part.end is not None and size == _MODEST_BUFFER and reply.takes_files:
+        offset += _send_file(reply, supply, offset, part.end)
+    while part.end is None or offset < part.end:
+        if len(buffer) < BUFFER_SIZE and offset - part.start >= _PROVEN:
+            buffer = new_buffer()
+        count = supply.read_at(buffer if part.end is None else buffer[: part.end - offset], offset)
+        if not count:
+            return part.end is None
+        reply.write(buffer[:count])
+        offset += count
+    return True
+
+
+def _send_file(reply: Reply, supply: Supply, start: int, end: int) -> int:
+    """Let the kernel send a span; how much of it, which is all unless the disk has not given it."""
+    assert supply.file is not None
+    offset = start
+    while offset < end:
+        try:
+            count = reply.send_file(supply.file, offset, min(_FILE_AT_ONCE, end - offset))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            supply.file = None  # reading it finds out more
+            break
+        if not count:
+            break
+        offset += count
+    return offset - start

@@ -1,0 +1,144 @@
+"""What an object is called in the cache, and whether it may be kept at all: values in, a value out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Container, Dict, Iterable, List, Optional, Tuple
+from urllib.parse import unquote_plus
+
+from monitoring.redaction import nameable, nameable_path
+from protocol.http1 import Target
+
+LONGEST_PATH = 2048  # bytes of a path that filters are searched in: what they take for that was tried
+
+
+class Parameters:
+    """A set of names of query parameters: exact ones, and `prefix*`; case does not matter."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        names = [pattern.lower() for pattern in patterns]
+        self._exact = frozenset(name for name in names if not name.endswith("*"))
+        self._prefixes = tuple(name[:-1] for name in names if name.endswith("*"))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and (name.lower() in self._exact or name.lower().startswith(self._prefixes))
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What is kept, and what of it is `volatile`, by patterns that are searched in paths; and which query parameters
+    make no difference."""
+
+    filters: Tuple[re.Pattern[str], ...]
+    ignored: Parameters
+    volatile: Tuple[re.Pattern[str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Name:
+    """What an object is called in the cache: a path, and the digest that its URL promises, as (algorithm, hex).
+
+    `signature` is what of the query does not belong to the name; like a password, it says that this client may have it.
+    So do `secrets`, the parameters that look like passwords although they belong to the name.
+    What is `volatile` is never served without asking its origin.
+    """
+
+    path: str
+    digest: Optional[Tuple[str, str]] = None
+    signature: str = field(default="", compare=False)
+    volatile: bool = False
+    secrets: str = field(default="", compare=False)
+
+
+_ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
+_UNRESERVED = re.compile("[A-Za-z0-9._~-]")
+
+
+def storage_name(target: Target, naming: Naming) -> Optional[Name]:
+    """The name under which a target may be kept; None where no filter matches its path.
+
+    Percent-encoded unreserved characters are the same as plain ones (RFC 3986 §6.2.2.2): apt writes `%2b` and `%7e`
+    where others do not. No name has the value of a parameter that looks like a secret, but its hash. Whether a file can
+    have the name is for the cache to say.
+    """
+    path = _ESCAPE.sub(_decode_unreserved, target.path)
+    if len(path) > LONGEST_PATH:
+        return None  # what a filter takes for a path of this length has been tried
+    for pattern in naming.filters:
+        match = pattern.search(path)
+        if match is not None:
+            query, signature, secrets = _split_query(target.query, naming.ignored)
+            place, digest = f"{target.scheme}/{target.host_field}{nameable_path(path)}{query}", _digest(match)
+            return Name(place, digest, signature, digest is None and _is_volatile(path, naming), secrets)
+    return None
+
+
+# A name that holds a hash is not given to anything else, wherever it is: 32 digits are an MD5.
+_HASH = re.compile("(?<![0-9A-Fa-f])[0-9A-Fa-f]{32,}(?![0-9A-Fa-f])")
+
+
+def _is_volatile(path: str, naming: Naming) -> bool:
+    if _HASH.search(path.rpartition("/")[2]):
+        return False
+    return any(pattern.search(path) for pattern in naming.volatile)
+
+
+def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, str, str]:
+    """What of a query makes another object, as the end of a file name; what only signs it; and what else is secret."""
+    kept: List[str] = []
+    signing: List[str] = []
+    secrets: List[str] = []
+    for parameter in (query or "").split("&"):
+        name = unquote_plus(parameter.partition("=")[0])
+        signs = name in ignored
+        (signing if signs else kept).append(parameter if signs else nameable(parameter))
+        if not signs and looks_secret(name):
+            secrets.append(parameter)
+    # A slash in a query must not make a directory.
+    path = "?" + "&".join(kept).replace("/", "%2F") if any(kept) else ""
+    return path, "&".join(signing), "&".join(secrets)
+
+
+_WORDS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_SECRET_WORDS = frozenset(
+    [
+        *("apikey", "auth", "authorization", "authorisation", "bearer", "credential", "credentials", "hmac", "jwt"),
+        *("key", "otp", "pass", "passphrase", "passwd", "password", "pw", "pwd", "secret", "session", "sessionid"),
+        *("sid", "sig", "sign", "signature", "ticket", "token", "tokens"),
+    ]
+)
+_SECRET_ENDINGS = ("apikey", "accesskey", "authkey", "password", "secret", "sessionid", "signature", "token")
+
+
+def looks_secret(parameter: str) -> bool:
+    """Whether a query parameter's name is one under which secrets are sent: `api_key`, `accessToken`, `X-Auth`."""
+    words = {word.lower() for word in _WORDS.findall(parameter)}
+    return not words.isdisjoint(_SECRET_WORDS) or parameter.lower().endswith(_SECRET_ENDINGS)
+
+
+def _decode_unreserved(match: re.Match[str]) -> str:
+    character = chr(int(match.group(1), 16))
+    return character if _UNRESERVED.fullmatch(character) else match.group().upper()
+
+
+_HEX_DIGITS = {"sha256": (64,), "sha512": (128,), "sha1": (40,), "md5": (32,), "blake2b": range(2, 129, 2)}
+_HEX = re.compile("[0-9a-f]+")
+
+
+def hash_of(group: str) -> str:
+    """The hash that a filter's group is about: `blake2b` and `blake2b_2` are parts of one digest."""
+    return group.partition("_")[0]
+
+
+def _digest(match: re.Match[str]) -> Optional[Tuple[str, str]]:
+    """The digest in a path, put together from its parts in their order; None unless it is one."""
+    groups = sorted(match.re.groupindex.items(), key=lambda item: item[1])
+    parts: Dict[str, List[str]] = {}
+    for group, number in groups:
+        parts.setdefault(hash_of(group), []).append(match.group(number) or "")
+    for algorithm, texts in parts.items():
+        value = "".join(texts).lower()
+        if len(value) in _HEX_DIGITS[algorithm] and _HEX.fullmatch(value):
+            return algorithm, value
+    return None

@@ -1,0 +1,100 @@
+"""What a cached fetch finds out on its way, as values: what is stale, who is let in, what to say of a hit."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Iterable
+
+from cache import Hit
+from fetching import memory_cache
+from fetching.memory_cache import PlainHit
+from fetching.naming import Name
+from fetching.origin_query import stored_fields
+from protocol import selection
+from protocol.freshness import Assessment, Basis, Stored
+from protocol.http1 import Field, RequestHead
+from storage.store import Entry, Metadata
+from transfers.asking import Retries
+from transfers.fill import FillState
+from transfers.follow import AnyFill
+from upstream.client import UpstreamError
+
+# What makes the answer to a request another one than to the next.
+_OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
+
+
+class Admission(enum.Enum):
+    """What an origin says to a client that wants what another client's credentials have brought here."""
+
+    GRANTED = "the client may have it"
+    ANSWERED = "the client has been given the origin's own answer"
+    CHANGED = "it may have it, but it is something else by now"
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A stored object that has to be validated before it may be used."""
+
+    entry: Entry
+    metadata: Metadata
+    assessment: Assessment
+
+
+@dataclass(frozen=True)
+class Failed:
+    """How a leader failed that this request has followed, and how often those who followed may still ask."""
+
+    error: UpstreamError
+    retries: Retries
+
+
+def credentials(opening: Iterable[Field], name: Name) -> bytes:
+    """All that this client has to show for itself; nothing where that is nothing."""
+    fields = (b": ".join(field) for field in opening)
+    return b"\n".join([*fields, name.signature.encode(), name.secrets.encode()]).strip(b"\n")
+
+
+def for_method(credentials: bytes, method: bytes) -> bytes:
+    """What an origin's word on these credentials is about: it need not give the bytes to whom it answers HEAD."""
+    return b"HEAD\n" + credentials if credentials and method == b"HEAD" else credentials
+
+
+def as_stored(metadata: Metadata) -> Stored:
+    return Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
+
+
+def outcome_of(fill: AnyFill) -> str:
+    """What has become of a fill, for the log."""
+    if fill.state is FillState.PUBLISHED:
+        return "stored"
+    if fill.cause is None and not fill.state.final:
+        return "still being fetched"
+    return f"not stored: {fill.cause or 'given up'}"
+
+
+def is_plain(request: RequestHead, entry: Entry, assessment: Assessment) -> bool:
+    """Whether nothing of this request or of this moment made a difference to the answer."""
+    asks_for_more = any(name in request.headers for name in _OF_ITS_OWN)
+    small = entry.trusted and entry.record.length <= memory_cache.SMALL and request.method == b"GET"
+    lasts = assessment.ttl > 0 and assessment.basis is not Basis.VOLATILE
+    return small and lasts and not asks_for_more
+
+
+def plain_hit(hit: Hit, metadata: Metadata, url: str, name: str, assessment: Assessment, looked_at: float) -> PlainHit:
+    """A hit that may be answered in the same way again, until it is stale or `looked_at`."""
+    born_at = metadata.fetched_at - metadata.age
+    fresh_until = assessment.ttl + assessment.age + born_at
+    guessed = assessment.basis is Basis.HEURISTIC
+    times = (born_at, metadata.fetched_at, fresh_until, min(fresh_until, looked_at))
+    return PlainHit(hit.identities, url, *times, guessed, name)
+
+
+def hit_note(assessment: Assessment) -> str:
+    """Cache-Status of a hit (RFC 9211 §2); its ttl is negative for a stale one."""
+    return "hit" if assessment.ttl == float("inf") else f"hit; ttl={int(assessment.ttl)}"
+
+
+def as_upstream_error(cause: object) -> UpstreamError:
+    """What a follower tells its client when the leader got no answer."""
+    return cause if isinstance(cause, UpstreamError) else UpstreamError(f"the transfer broke off: {cause}")

@@ -1,0 +1,1 @@
+"""Log, counters, the service manager."""

@@ -1,0 +1,1 @@
+"""Streams, bodies, tunnels, listeners, the poller."""

@@ -1,0 +1,176 @@
+"""One response on a client's connection: its head once, its body framed as this client understands, one end.
+
+After the head has left there is no second one: what goes wrong then closes the connection, so that the client can
+tell the response from a complete one.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Iterable, Optional, Union
+
+from monitoring.details import Side, of_error, with_detail
+from net.body import BodyWriter
+from net.stream import Stream
+from net.tunnel import Carried
+from protocol import field_values, http1
+from protocol.http1 import BodyFraming, Field, Framing, RequestHead, ResponseHead
+
+# What we say is not to be taken for anything else by whoever makes a browser ask for it.
+_FOR_BROWSERS = (
+    (b"X-Content-Type-Options", b"nosniff"),
+    (b"Content-Security-Policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+    (b"Referrer-Policy", b"no-referrer"),
+)
+
+
+class Reply:
+    """The answer to `request`; `via` is how dduct signs messages (RFC 9110 §7.6.3)."""
+
+    def __init__(self, stream: Stream, request: Optional[RequestHead], via: bytes) -> None:
+        self._stream = stream
+        self._request = request
+        self._via = via
+        self._answers_head = request is not None and request.method == b"HEAD"
+        self._writer: Optional[BodyWriter] = None
+        self._framing = http1.NO_BODY
+        self.head = b""  # as it was sent
+        self._held = b""  # a head that waits for the first octets of its body
+        self.persistent = request is not None and request.persistent
+        self.status = 0
+        self.carried = Carried()  # behind a 101 or the answer to CONNECT
+        self.cut_by: Optional[Side] = None  # where it was not the client that left
+        self.octets = 0  # of body sent so far
+        self.note = ""  # how the cache took part: parameters of Cache-Status (RFC 9211)
+        self.outcome = ""  # the same for the log, where more is known at the end
+
+    @property
+    def started(self) -> bool:
+        """Whether the head has left."""
+        return self._writer is not None
+
+    def begin(
+        self,
+        status: int,
+        fields: Iterable[Field],
+        length: Optional[int],
+        reason: bytes = b"",
+        hold: bool = False,
+    ) -> None:
+        """Send the head. `length` is that of the body that follows or, after HEAD, would; None where nobody knows.
+
+        `fields` are end-to-end fields; Content-Length among them counts only where no body follows. `hold`: octets of
+        the body follow at once, and the head may wait for them.
+        """
+        self.status = status
+        self._framing = self._choose_framing(status, length)
+        # RFC 9110 §8.6: after a 304 the length would be that of the 200, and is not what follows.
+        like_a_get = self._answers_head and status not in (204, 304)
+        described = length is not None and (self._framing.kind is Framing.LENGTH or like_a_get)
+        keeps_length = self._framing.kind is Framing.NONE and not described
+        head = [field for field in fields if keeps_length or field[0].lower() != b"content-length"]
+        if described:
+            head.append((b"Content-Length", b"%d" % (length or 0)))
+        elif self._framing.kind is Framing.CHUNKED:
+            head.append((b"Transfer-Encoding", b"chunked"))
+        head.append((b"Via", self._via))
+        # RFC 9211 §2: each cache appends itself, behind what its origin has said.
+        head.append((b"Cache-Status", b"dduct; " + self.note.encode() if self.note else b"dduct"))
+        if not self.persistent:
+            head.append((b"Connection", b"close"))
+        self._writer = BodyWriter(self._stream, self._framing)
+        self.head = data = http1.serialise_response(status, reason, head)
+        if hold and self._framing.kind is Framing.LENGTH and length:
+            self._held = data
+        else:
+            self._stream.send(data)
+
+    @property
+    def has_body(self) -> bool:
+        """Whether octets are to follow the head."""
+        return self._framing.kind is not Framing.NONE
+
+    def write(self, piece: memoryview) -> None:
+        """Send a piece of the body."""
+        assert self._writer is not None
+        if self._held:
+            # One packet, and one TLS record, are better than two.
+            self._stream.send(b"".join((self._held, piece)))
+            self._held = b""
+        else:
+            self._writer.write(piece)
+        self.octets += len(piece)
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether `send_file` may be used: nothing is put around the octets, and only the kernel may encrypt them."""
+        return self._framing.kind is Framing.LENGTH and self._stream.takes_files
+
+    def send_file(self, fd: int, offset: int, count: int) -> int:
+        """Send octets of the body straight from a file; how many it were, 0 at its end."""
+        if self._held:
+            self._stream.send(self._held)
+            self._held = b""
+        sent = self._stream.send_file(fd, offset, count)
+        self.octets += sent
+        return sent
+
+    def finish(self, trailers: Iterable[Field] = ()) -> None:
+        """The body is complete."""
+        assert self._writer is not None
+        if self.has_body:
+            self._writer.finish(trailers)
+
+    def interim(self, head: ResponseHead) -> None:
+        """Pass on a 1xx response (RFC 9110 §15.2), to a client that knows of such."""
+        if not self.started and self._request is not None and self._request.version >= 1:
+            self._stream.send(head.serialise(head.headers.end_to_end()))
+
+    def switch(self, head: ResponseHead) -> None:
+        """Pass on a 101: what follows on this connection is another protocol's."""
+        self.status, self.persistent = head.status, False
+        self._writer = BodyWriter(self._stream, http1.NO_BODY)
+        protocol = head.headers.get(b"upgrade") or b""
+        options = [(b"Upgrade", protocol), (b"Connection", b"Upgrade"), (b"Via", self._via)]
+        self._stream.send(head.serialise([*head.headers.end_to_end(), *options]))
+
+    def cut(self, by: Side) -> None:
+        """The body will not be completed: end the connection so that the client can tell."""
+        self.cut_by = by
+        self.persistent = False
+        if self._framing.kind is Framing.CLOSE:
+            self._stream.abort()
+        else:
+            self._stream.cut()
+
+    def whole(self, status: int, fields: Iterable[Field], body: Union[bytes, str]) -> None:
+        """A complete response of our own in one piece."""
+        data = body.encode() if isinstance(body, str) else body
+        fields = [*fields, *_FOR_BROWSERS, (b"Date", field_values.format_date(time.time()))]
+        self.begin(status, fields, len(data), hold=True)
+        if self.has_body and data:
+            self.write(memoryview(data))
+        self.finish()
+
+    def error(self, status: int, reason: str, fields: Iterable[Field] = ()) -> None:
+        """One line of plain text that says what is wrong; after a head it can only cut the connection."""
+        if self.started:
+            self.cut(Side.ORIGIN)
+            return
+        self.note = self.note or with_detail("", of_error(status))
+        line = f"dduct: {_printable(reason)}\n"
+        self.whole(status, [(b"Content-Type", b"text/plain; charset=utf-8"), *fields], line)
+
+    def _choose_framing(self, status: int, length: Optional[int]) -> BodyFraming:
+        if self._answers_head or status < 200 or status in (204, 304):
+            return http1.NO_BODY
+        if length is not None:
+            return BodyFraming(Framing.LENGTH, length)
+        if self._request is not None and self._request.version >= 1:
+            return http1.CHUNKED
+        self.persistent = False
+        return http1.UNTIL_CLOSE
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,1 @@
+"""What dduct answers itself."""

@@ -1,0 +1,68 @@
+"""What dduct answers in its own name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from monitoring.metrics import Counters
+from net.arrival import Where
+from pages import setup
+from pages.setup import About
+from protocol.http1 import Field, RequestHead
+
+OWN_PATHS = frozenset(["/ca.crt", "/healthz", "/metrics", "/setup", "/setup/sh"])
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole response."""
+
+    status: int
+    fields: tuple[Field, ...]
+    body: bytes
+
+
+def page(request: RequestHead, path: str, where: Where, about: About, counters: Counters) -> Page:
+    """The page at `path`, for a request that arrived at `where`."""
+    if path not in OWN_PATHS:
+        return _text(404, f"dduct: no such page; there are {', '.join(sorted(OWN_PATHS))}\n")
+    if request.method not in (b"GET", b"HEAD"):
+        return _text(405, f"dduct: {path} is to be read only\n", (b"Allow", b"GET, HEAD"))
+    if path == "/ca.crt":
+        return Page(
+            200,
+            (
+                (b"Content-Type", b"application/x-x509-ca-cert"),
+                (b"Content-Disposition", b'attachment; filename="dduct.crt"'),
+                (b"Cache-Control", b"no-cache"),
+            ),
+            about.ca_pem,
+        )
+    if path in ("/setup", "/setup/sh"):
+        # What it says depends on who asks, and where: it is of no use to anybody else.
+        fresh, proxy = (b"Cache-Control", b"no-store"), setup.reached(request, where)
+        if path == "/setup":
+            return Page(200, ((b"Content-Type", b"text/html; charset=utf-8"), fresh), setup.page(proxy, about))
+        # As plain text a browser shows it, so that it can be read before it is run.
+        return Page(200, ((b"Content-Type", b"text/plain; charset=utf-8"), fresh), setup.script(proxy, about))
+    if path == "/metrics":
+        kind = (b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")
+        return Page(200, (kind, (b"Cache-Control", b"no-store")), counters.render().encode())
+    return _text(200, "ok\n", (b"Cache-Control", b"no-store"))
+
+
+# What a proxy must not echo to whoever can make a browser send TRACE (RFC 9110 §9.3.8).
+_NOT_ECHOED = (b"authorization", b"cookie", b"proxy-authorization")
+
+
+def last_stop(request: RequestHead) -> Page:
+    """The answer to a TRACE or OPTIONS that ends here (RFC 9110 §9.3.7, §9.3.8)."""
+    if request.method == b"OPTIONS":
+        return Page(200, ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE, CONNECT"),), b"")
+    line = b"%s %s HTTP/1.%d\r\n" % (request.method, request.target, request.version)
+    lines = (b"%s: %s\r\n" % field for field in request.headers.without(_NOT_ECHOED))
+    return Page(200, ((b"Content-Type", b"message/http"),), b"".join([line, *lines, b"\r\n"]))
+
+
+def _text(status: int, text: str, *fields: Field) -> Page:
+    return Page(status, ((b"Content-Type", b"text/plain; charset=utf-8"), *fields), text.encode())

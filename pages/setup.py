@@ -1,0 +1,513 @@
+"""`/setup`: what to paste for every client, and the script that does it (`setup.sh`, which lies beside this file).
+
+Rules of this room:
+
+* Where dduct is, the client has said: an authority that has been parsed, or the address that it came to. It is still
+  escaped for whatever it is put into: the script is run by root.
+* Texts are written with `@NAME@` in place of a value, and become HTML only after the values are in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import pkgutil
+import re
+import ssl
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Dict, Iterable, Tuple, Union
+
+from net.arrival import Where
+from protocol import http1
+from protocol.http1 import Authority, RequestHead
+
+
+@dataclass(frozen=True)
+class About:
+    """What a page says of this dduct: its authority's certificate, the hosts it intercepts, the patterns of paths that
+    are kept, and whether it asks for a password."""
+
+    ca_pem: bytes
+    hosts: Tuple[str, ...]
+    filters: Tuple[str, ...]
+    asks_password: bool
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate, as `openssl x509 -fingerprint -sha256` prints it."""
+        digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.ca_pem.decode())).hexdigest().upper()
+        return ":".join(re.findall("..", digest))
+
+
+_USUAL = Authority("127.0.0.1", 8000)
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """dduct as a client reaches it, and at which address of its own machine the client has arrived."""
+
+    authority: Authority
+    encrypted: bool
+    arrival: Authority = _USUAL
+
+    @property
+    def url(self) -> str:
+        """What goes into the client's settings."""
+        return f"http{'s' if self.encrypted else ''}://{self.authority}"
+
+
+def reached(request: RequestHead, where: Where) -> Proxy:
+    """Where this request found dduct: the target's or Host's authority, or the address of the socket."""
+    default = 443 if where.encrypted else 80
+    try:
+        if not request.target.startswith(b"/"):
+            return Proxy(http1.parse_absolute(request.target).authority, where.encrypted, where.local)
+        host = request.headers.get(b"host")
+        authority = http1.parse_authority(host, default) if host else where.local
+    except http1.ProtocolError:
+        authority = where.local
+    return Proxy(authority, where.encrypted, where.local)
+
+
+# --- the script -------------------------------------------------------------------------------------
+
+_FILLED_IN = re.compile(r"(?<=\n# --- dduct fills these in, and changes nothing else ---\n).*?(?=# --- end of )", re.S)
+
+
+def script(proxy: Proxy, about: About) -> bytes:
+    """`setup.sh` with the values of this dduct at its top."""
+    values = {
+        "proxy": proxy.url,
+        "fingerprint": about.fingerprint,
+        "certificate": about.ca_pem.decode().strip(),
+        "asks_password": "yes" if about.asks_password else "",
+    }
+    lines = "".join(f"{name}={_quoted(value)}\n" for name, value in values.items())
+    filled, places = _FILLED_IN.subn(lambda _: lines, _template())
+    assert places == 1
+    return filled.encode()
+
+
+@lru_cache(maxsize=1)
+def _template() -> str:
+    data = pkgutil.get_data(__name__, "setup.sh")  # beside this file, in a directory as in a zip
+    assert data is not None
+    return data.decode()
+
+
+def _quoted(text: str) -> str:
+    """One word of sh, whatever is in it."""
+    return "'" + text.replace("'", "'\\''") + "'"
+
+
+# --- the page ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class File:
+    """A file and what goes into it."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Commands."""
+
+    text: str
+
+
+Step = Union[str, File, Run]  # a str is a sentence, with `code` in it
+
+
+@dataclass(frozen=True)
+class Client:
+    """One kind of client: what to do, in order, and how to take it back."""
+
+    name: str
+    steps: Tuple[Step, ...]
+    undo: str
+
+
+# As in setup.sh.
+_NO_PROXY = "localhost,127.0.0.1,::1,.local,.localdomain,.internal,.lan,.home.arpa"
+_NO_PROXY_CLUSTER = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,.svc,.cluster.local"
+_DROP_IN = '[Service]\nEnvironment="HTTP_PROXY=@PROXY@" "HTTPS_PROXY=@PROXY@"\nEnvironment="NO_PROXY=@NO_PROXY@"'
+_DROP_IN_CLUSTER = _DROP_IN.replace("@NO_PROXY@", "@NO_PROXY_CLUSTER@")
+_CLUSTER_ENVIRONMENT = "HTTP_PROXY=@PROXY@\nHTTPS_PROXY=@PROXY@\nNO_PROXY=@NO_PROXY_CLUSTER@"
+_BY_ENVIRONMENT = "It takes the proxy from the [environment](#environment) and the authority from the [system](#ca)."
+
+
+def _unit(name: str, title: str, drop_in: str, more: Tuple[Step, ...] = ()) -> Client:
+    path = f"/etc/systemd/system/{name}.service.d/zz-dduct.conf"
+    restart = f"systemctl daemon-reload && systemctl restart {name}"
+    steps = ("Trust [the authority](#ca) first: it is read at the start.", File(path, drop_in), Run(restart), *more)
+    return Client(title, steps, f"remove `{path}`, then `{restart}`.")
+
+
+_TRUST = Client(
+    "The authority, for the whole system",
+    (
+        "Before it is trusted, compare the fingerprint of what has been fetched with the one above: "
+        "`openssl x509 -in FILE -noout -fingerprint -sha256`. Debian, Ubuntu, Alpine (package `ca-certificates`):",
+        Run("@FETCH@ -o /usr/local/share/ca-certificates/dduct.crt @PROXY@/ca.crt\nupdate-ca-certificates"),
+        "RHEL, Alma, Rocky, Fedora:",
+        Run("@FETCH@ -o /etc/pki/ca-trust/source/anchors/dduct.pem @PROXY@/ca.crt\nupdate-ca-trust"),
+        "openSUSE, SLES:",
+        Run("@FETCH@ -o /etc/pki/trust/anchors/dduct.pem @PROXY@/ca.crt\nupdate-ca-certificates"),
+        "Arch:",
+        Run("@FETCH@ -o /etc/ca-certificates/trust-source/anchors/dduct.crt @PROXY@/ca.crt\nupdate-ca-trust"),
+        "Below, `BUNDLE` is the file with all that the system trusts: `/etc/ssl/certs/ca-certificates.crt` (Debian, "
+        "Ubuntu, Alpine, Arch), `/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem` (RHEL, Alma, Rocky, Fedora), "
+        "`/etc/ssl/ca-bundle.pem` (SUSE); and `CA` the file that you have just written.",
+    ),
+    "remove the file, then run `update-ca-certificates --fresh` (Debian, Ubuntu, Alpine) or the same command again.",
+)
+
+_ENVIRONMENT = Client(
+    "The environment",
+    (
+        "Nearly every program on a command line takes its proxy from here.",
+        File(
+            "/etc/profile.d/zz-dduct.sh",
+            "export http_proxy='@PROXY@' https_proxy='@PROXY@'\nexport HTTP_PROXY='@PROXY@' HTTPS_PROXY='@PROXY@'\n"
+            "export no_proxy='@NO_PROXY@'\nexport NO_PROXY='@NO_PROXY@'\nexport NODE_EXTRA_CA_CERTS=CA\n"
+            "export SSL_CERT_FILE=BUNDLE REQUESTS_CA_BUNDLE=BUNDLE",
+        ),
+        "New logins have it. Where PAM reads `/etc/environment`, the same lines there (without `export` and quotes) "
+        "reach sudo, cron and ssh as well.",
+    ),
+    "remove the file (and the lines).",
+)
+
+_CLIENTS = (
+    _unit(
+        "docker",
+        "Docker",
+        _DROP_IN_CLUSTER,
+        (
+            "That is what pulls and pushes. What runs in containers and in `docker build` has settings of its own:",
+            File(
+                "~/.docker/config.json",
+                '{\n  "proxies": {\n    "default": {\n      "httpProxy": "@PROXY@",\n      "httpsProxy": "@PROXY@",\n'
+                '      "noProxy": "@NO_PROXY@"\n    }\n  }\n}',
+            ),
+            "An image that is to download over https must trust the authority too: in its Dockerfile, "
+            "`RUN curl -fsS @PROXY@/setup/sh | sh`, and at the end the same with `sh -s -- --undo`.",
+        ),
+    ),
+    _unit("containerd", "containerd", _DROP_IN_CLUSTER),
+    _unit("crio", "CRI-O", _DROP_IN_CLUSTER),
+    Client(
+        "OpenRC (Docker, containerd, k3s on Alpine)",
+        (
+            "Trust [the authority](#ca) first: it is read at the start.",
+            File(
+                "/etc/conf.d/docker (or containerd; k3s: /etc/rancher/k3s/k3s.env)",
+                'export HTTP_PROXY="@PROXY@" HTTPS_PROXY="@PROXY@"\nexport NO_PROXY="@NO_PROXY_CLUSTER@"',
+            ),
+            Run("rc-service docker restart"),
+        ),
+        "remove the lines and restart.",
+    ),
+    Client(
+        "podman, buildah, skopeo",
+        (
+            _BY_ENVIRONMENT,
+            Run("podman pull quay.io/podman/hello"),
+            "podman hands the proxy on to its containers. Without the system's store: `--cert-dir DIR`, with `ca.crt` "
+            "in it.",
+        ),
+        "nothing; there are no settings of its own.",
+    ),
+    Client(
+        "BuildKit (docker buildx)",
+        (
+            "The builder in Docker itself has Docker's settings. One in a container has its own; name each registry:",
+            File("buildkitd.toml", '[registry."docker.io"]\n  ca = ["CA"]\n[registry."ghcr.io"]\n  ca = ["CA"]'),
+            Run(
+                "docker buildx create --name dduct --driver docker-container --use --bootstrap \\\n"
+                "  --buildkitd-config buildkitd.toml \\\n  --driver-opt env.http_proxy=@PROXY@ \\\n"
+                "  --driver-opt env.https_proxy=@PROXY@ \\\n  --driver-opt '\"env.no_proxy=@NO_PROXY@\"'"
+            ),
+            "In older versions of buildx the option is called `--config`.",
+        ),
+        "`docker buildx rm dduct`",
+    ),
+    Client(
+        "k3s, RKE2",
+        (
+            "Trust [the authority](#ca) first, on every node. k3s and RKE2 hand these on to their containerd:",
+            File("/etc/systemd/system/k3s.service.env (agents: k3s-agent.service.env)", _CLUSTER_ENVIRONMENT),
+            Run("systemctl restart k3s"),
+            File("/etc/default/rke2-server (agents: rke2-agent)", _CLUSTER_ENVIRONMENT),
+            Run("systemctl restart rke2-server"),
+            "`NO_PROXY` must cover the addresses of nodes, pods and services. `CONTAINERD_HTTP_PROXY`, "
+            "`CONTAINERD_HTTPS_PROXY` and `CONTAINERD_NO_PROXY` in their place reach containerd alone.",
+        ),
+        "remove the lines and restart.",
+    ),
+    Client(
+        "apt",
+        (
+            File(
+                "/etc/apt/apt.conf.d/zz-dduct",
+                'Acquire::http::Proxy "@PROXY@";\nAcquire::https::Proxy "@PROXY@";\n'
+                'Acquire::http::Proxy::localhost "DIRECT";\nAcquire::https::Proxy::localhost "DIRECT";',
+            ),
+            Run("apt-get update"),
+            "Repositories over http need no authority; those over https take the [system's](#ca).",
+        ),
+        "remove the file.",
+    ),
+    Client(
+        "dnf, yum",
+        (
+            File("/etc/dnf/dnf.conf (yum: /etc/yum.conf)", "[main]\nproxy=@PROXY@"),
+            "The line goes below the `[main]` that is there. The authority is the [system's](#ca).",
+        ),
+        "remove the line.",
+    ),
+    Client("apk", (_BY_ENVIRONMENT, Run("apk update")), "nothing; there are no settings of its own."),
+    Client(
+        "zypper",
+        (
+            File(
+                "/etc/sysconfig/proxy",
+                'PROXY_ENABLED="yes"\nHTTP_PROXY="@PROXY@"\nHTTPS_PROXY="@PROXY@"\nNO_PROXY="localhost, 127.0.0.1"',
+            ),
+            Run("zypper refresh"),
+            "In place of the lines of these names that are there. The authority is the [system's](#ca).",
+        ),
+        'put back what was there (`PROXY_ENABLED="no"`).',
+    ),
+    Client(
+        "pip",
+        (
+            File("/etc/pip.conf", "[global]\ncert = BUNDLE"),
+            "The proxy comes from the [environment](#environment), or from `proxy = @PROXY@` in the same section "
+            "(then for all hosts). Since 24.2, on Python 3.10 and later, pip believes the system by itself; before, "
+            "and for whatever else uses requests, `REQUESTS_CA_BUNDLE=BUNDLE` does.",
+        ),
+        "remove the lines.",
+    ),
+    Client(
+        "uv",
+        (
+            "It brings authorities of its own, and takes the proxy from the [environment](#environment).",
+            Run("export SSL_CERT_FILE=BUNDLE"),
+            "Or `UV_SYSTEM_CERTS=true` (`--system-certs`), which was `UV_NATIVE_TLS=true` (`--native-tls`) in older "
+            "versions. Where `SSL_CERT_FILE` is set, that is what counts.",
+        ),
+        "`unset SSL_CERT_FILE`",
+    ),
+    Client(
+        "npm, yarn, pnpm",
+        (
+            "Node.js brings authorities of its own; this one comes on top:",
+            Run("export NODE_EXTRA_CA_CERTS=CA"),
+            File("~/.npmrc", "proxy=@PROXY@\nhttps-proxy=@PROXY@"),
+            "Yarn from version 2 on reads neither that file nor the environment:",
+            File("~/.yarnrc.yml", 'httpProxy: "@PROXY@"\nhttpsProxy: "@PROXY@"\nhttpsCaFilePath: "BUNDLE"'),
+            "npm also takes the proxy from the [environment](#environment). `cafile=BUNDLE` would do as well; it is "
+            "in place of Node's own.",
+        ),
+        "`unset NODE_EXTRA_CA_CERTS`; `npm config delete proxy https-proxy`; remove the lines.",
+    ),
+    Client(
+        "cargo",
+        (
+            File("~/.cargo/config.toml", '[http]\nproxy = "@PROXY@"\ncainfo = "BUNDLE"'),
+            "With the [environment](#environment) and the [system's](#ca) authorities none of this is needed.",
+        ),
+        "remove the lines.",
+    ),
+    Client(
+        "go",
+        (_BY_ENVIRONMENT, Run("go mod download"), "Modules are kept as far as a filter matches them (`.zip`)."),
+        "nothing; there are no settings of its own.",
+    ),
+    Client(
+        "git",
+        (
+            _BY_ENVIRONMENT + " Or:",
+            Run("git config --global http.proxy @PROXY@\ngit config --global http.sslCAInfo BUNDLE"),
+        ),
+        "`git config --global --unset http.proxy; git config --global --unset http.sslCAInfo`",
+    ),
+    Client(
+        "curl, wget",
+        (
+            _BY_ENVIRONMENT + " Or, for curl:",
+            File("~/.curlrc", 'proxy = "@PROXY@"\ncacert = "BUNDLE"'),
+        ),
+        "remove the lines.",
+    ),
+    Client(
+        "Java (Maven, Gradle, sbt)",
+        (
+            "Java has a store of its own. That of Debian's and RHEL's packages follows the [system's](#ca); in others:",
+            Run("keytool -importcert -noprompt -cacerts -storepass changeit -alias dduct -file CA"),
+            "Java 8 does not know `-cacerts`: `-keystore $JAVA_HOME/jre/lib/security/cacerts` in its place.",
+            "It asks the environment for nothing:",
+            Run(
+                "export JAVA_TOOL_OPTIONS='-Dhttp.proxyHost=@HOST@ -Dhttp.proxyPort=@PORT@ "
+                "-Dhttps.proxyHost=@HOST@ -Dhttps.proxyPort=@PORT@ -Dhttp.nonProxyHosts=localhost|127.*|*.local'"
+            ),
+            "These speak to the plain port (`tcp_bind`) only. Maven: `<proxies>` in `~/.m2/settings.xml`; "
+            "Gradle: `systemProp.https.proxyHost` and so on in `~/.gradle/gradle.properties`.",
+        ),
+        "`keytool -delete -cacerts -storepass changeit -alias dduct`; `unset JAVA_TOOL_OPTIONS`",
+    ),
+)
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --dim: #57606a; --paper: #fff; --box: #f3f5f7; --line: #d4d9de;
+  --link: #0a58b8; --note: #fff4d6 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e3e7eb; --dim: #9aa4ae; --paper: #14171a; --box: #1f2429;
+  --line: #363d44; --link: #79b4ff; --note: #3a3010 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 52rem; padding: 1rem 1.2rem 4rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere }
+h1 { font-size: 1.6rem; margin: .5rem 0 } h2 { font-size: 1.2rem; margin: 2.4rem 0 .4rem; padding-top: .6rem;
+  border-top: 1px solid var(--line) } p { margin: .6rem 0 }
+a { color: var(--link) } code, pre { font: .875rem/1.5 ui-monospace, monospace } code { background: var(--box);
+  padding: .1em .3em; border-radius: .25em }
+pre { background: var(--box); border: 1px solid var(--line); border-radius: .4rem; padding: .7rem .9rem;
+  margin: .5rem 0; white-space: pre-wrap } pre code { background: none; padding: 0 }
+figure { margin: .7rem 0 } figcaption, .undo { color: var(--dim); font-size: .9rem } figure pre { margin-top: .2rem }
+.note { background: var(--note); padding: .6rem .9rem; border-radius: .4rem }
+nav { display: flex; flex-wrap: wrap; gap: .3rem .9rem; margin: 1rem 0 }
+dt { color: var(--dim); margin-top: .5rem } dd { margin: 0 }
+"""
+
+
+def page(proxy: Proxy, about: About) -> bytes:
+    """The page, as HTML."""
+    host = proxy.authority.host
+    direct = _NO_PROXY if host in _NO_PROXY.split(",") else f"{_NO_PROXY},{host}"
+    values = {
+        "PROXY": proxy.url,
+        "HOST": host,
+        "PORT": str(proxy.authority.port),
+        "NO_PROXY": direct,
+        "NO_PROXY_CLUSTER": f"{direct},{_NO_PROXY_CLUSTER}",
+        # Whoever does not know the authority yet can only look at its fingerprint.
+        "FETCH": "curl -fsSk" if proxy.encrypted else "curl -fsS",
+        "CURL": "curl -fsS --cacert ca.crt" if proxy.encrypted else "curl -fsS",
+    }
+    sections = [("ca", _TRUST), ("environment", _ENVIRONMENT), *((_anchor(one.name), one) for one in _CLIENTS)]
+    links = "\n".join(f'<a href="#{anchor}">{html.escape(client.name)}</a>' for anchor, client in sections)
+    parts = [
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>dduct: setup</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{_STYLE}</style>\n</head>\n<body>",
+        *_opening(proxy, about, values),
+        f"<nav>\n{links}\n</nav>",
+        *(_section(anchor, client, values) for anchor, client in sections),
+        *_what_is_kept(about),
+        "</body>\n</html>\n",
+    ]
+    return "\n".join(parts).encode()
+
+
+def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str]:
+    yield "<h1>Use this dduct</h1>"
+    yield f"<dl>\n<dt>Proxy</dt><dd><code>{html.escape(proxy.url)}</code></dd>"
+    yield '<dt>SHA-256 fingerprint of its authority (<a href="/ca.crt">ca.crt</a>)</dt>'
+    yield f"<dd><code>{about.fingerprint}</code></dd>\n</dl>"
+    if _is_loopback(proxy.authority.host):
+        yield _note("This is the machine's own address. Ask for this page by a name or an address that others reach.")
+    if about.asks_password:
+        yield _note(
+            "dduct asks for a user and a password here (proxy.auth_file). Write the proxy as `@SCHEME@://USER:PASSWORD@"
+            "@AUTHORITY@` everywhere below, with special characters as %XX (in systemd's files as %%XX); for the "
+            "script: `sh -s -- --proxy @SCHEME@://USER:PASSWORD@@AUTHORITY@`. Java does not take it from there.",
+            SCHEME=proxy.url.partition(":")[0],
+            AUTHORITY=str(proxy.authority),
+        )
+    if proxy.encrypted:
+        yield _note(
+            "This is the TLS port. curl, apt, dnf, git, pip, podman and Docker speak to such a proxy; Java and apk "
+            "do not. `ca.crt` has to be there already; its names are those of `certs.server_dns_sans`."
+        )
+    yield _text("**All at once**: a script for Debian, Ubuntu, Alpine, RHEL and its kin, SUSE and Arch.", values)
+    yield _snippet("@CURL@ @PROXY@/setup/sh | sudo sh", values)
+    yield _text(
+        "It puts the authority into the system's store and the proxy into the settings of logins, apt, dnf, zypper, "
+        "pip and whichever of Docker, containerd, CRI-O, k3s and RKE2 is there, and says which to restart. Read it "
+        "first: [setup/sh](/setup/sh). To take all of it back:",
+        values,
+    )
+    yield _snippet("@CURL@ @PROXY@/setup/sh | sudo sh -s -- --undo", values)
+    if proxy.encrypted:
+        return
+    yield _text(
+        "What comes over plain http can be changed on the way, and this is run by root. Where you do not trust the "
+        "network, fetch it in a way that you do trust, and compare the fingerprint with what dduct's machine says "
+        "(`openssl x509 -in certs/ca.crt -noout -fingerprint -sha256`):",
+        values,
+    )
+    at_home = f"http://{proxy.arrival}/setup/sh"
+    yield _snippet(f"ssh DDUCT curl -fsS {at_home} | sudo sh -s -- --proxy @PROXY@", values)
+
+
+def _section(anchor: str, client: Client, values: Dict[str, str]) -> str:
+    lines = [f'<section id="{anchor}">', f"<h2>{html.escape(client.name)}</h2>"]
+    for step in client.steps:
+        if isinstance(step, str):
+            lines.append(_text(step, values))
+        elif isinstance(step, Run):
+            lines.append(_snippet(step.text, values))
+        else:
+            caption = html.escape(step.path)
+            lines.append(f"<figure><figcaption>{caption}</figcaption>{_snippet(step.text, values)}</figure>")
+    lines.append(_text("Undo: " + client.undo, values, ' class="undo"'))
+    return "\n".join([*lines, "</section>"])
+
+
+def _what_is_kept(about: About) -> Iterable[str]:
+    yield '<section id="kept">\n<h2>What dduct does with it</h2>'
+    yield "<p>It answers in the name of these hosts; all others are tunnelled, and it sees nothing of them.</p>"
+    yield f"<pre><code>{html.escape(chr(10).join(about.hosts) or '(none)')}</code></pre>"
+    yield "<p>Of these, and of what comes over plain http, it keeps whatever has a path like one of:</p>"
+    yield f"<pre><code>{html.escape(chr(10).join(about.filters) or '(none)')}</code></pre>\n</section>"
+
+
+def _snippet(text: str, values: Dict[str, str]) -> str:
+    return f"<pre><code>{html.escape(_filled(text, values))}</code></pre>"
+
+
+_MARKS = (
+    (re.compile(r"\*\*([^*]*)\*\*"), r"<strong>\1</strong>"),
+    (re.compile(r"\[([^\]]*)\]\(([^)]*)\)"), r'<a href="\2">\1</a>'),
+    (re.compile("`([^`]*)`"), r"<code>\1</code>"),
+)
+
+
+def _text(text: str, values: Dict[str, str], attributes: str = "") -> str:
+    """A paragraph: `code`, **strong** and [links](#to), of what is written here; values cannot make any."""
+    marked = html.escape(text)
+    for pattern, replacement in _MARKS:
+        marked = pattern.sub(replacement, marked)
+    return f"<p{attributes}>{_filled(marked, {name: html.escape(value) for name, value in values.items()})}</p>"
+
+
+def _note(text: str, **values: str) -> str:
+    return _text(text, values, ' class="note"')
+
+
+def _filled(text: str, values: Dict[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def _anchor(name: str) -> str:
+    return re.sub("[^a-z0-9]+", "-", name.partition(" (")[0].lower()).strip("-")
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")

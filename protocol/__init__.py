@@ -1,0 +1,1 @@
+"""HTTP as values: pure, no sockets, no files."""

@@ -1,0 +1,129 @@
+"""Field lines of a message, and what is common to their values (RFC 9110 §5). Pure, like `http1`."""
+
+from __future__ import annotations
+
+import re
+from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+
+from protocol.remembering import remember_short
+
+Field = Tuple[bytes, bytes]
+
+# The pieces of a list: a comma, a quoted string (one that nobody closes reaches to the end), and all else.
+# Every piece ends where it ends, whatever follows: nothing is looked at twice, however odd the value.
+_PIECE = re.compile(rb',|[^,"]+|"(?:[^"\\]|\\.)*"?', re.DOTALL)
+
+# RFC 9110 §7.6.1, and the fields that speak to the next hop alone (§11.7; Proxy-Connection: curl, old browsers).
+_HOP_BY_HOP = frozenset(
+    [
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"transfer-encoding",
+        b"upgrade",
+    ]
+)
+
+# Names whose usual spelling is not plain title case.
+_SPELLING = {
+    b"content-md5": b"Content-MD5",
+    b"dnt": b"DNT",
+    b"etag": b"ETag",
+    b"te": b"TE",
+    b"www-authenticate": b"WWW-Authenticate",
+}
+
+
+class Headers:
+    """The field lines of one message: order, case and repeats kept, looked up without case."""
+
+    __slots__ = ("_fields", "_index")
+
+    def __init__(self, fields: Iterable[Field] = ()) -> None:
+        self._fields: List[Field] = list(fields)
+        self._index: dict[bytes, bytes] = {}
+        index = self._index
+        repeated: Dict[bytes, List[bytes]] = {}
+        for name, value in self._fields:
+            key = name.lower()
+            if key in index:
+                repeated.setdefault(key, [index[key]]).append(value)
+            else:
+                index[key] = value
+        for key, values in repeated.items():
+            index[key] = b", ".join(values)  # RFC 9110 §5.3: repeated lines are one list
+
+    def __iter__(self) -> Iterator[Field]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __contains__(self, name: bytes) -> bool:
+        return name in self._index
+
+    def __repr__(self) -> str:
+        return f"Headers({self._fields!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Headers) and self._fields == other._fields
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._fields))
+
+    def get(self, name: bytes) -> Optional[bytes]:
+        """The value of the lower-case `name`; repeated lines joined by a comma (RFC 9110 §5.3)."""
+        return self._index.get(name)
+
+    def get_all(self, name: bytes) -> List[bytes]:
+        """The value of every line called by the lower-case `name`, in order."""
+        if name not in self._index:
+            return []
+        return [value for field, value in self._fields if field.lower() == name]
+
+    def tokens(self, name: bytes) -> List[bytes]:
+        """The comma-separated elements of a field, lower-case, empty ones left out (RFC 9110 §5.6.1)."""
+        return [element.lower() for element in self.elements(name)]
+
+    def elements(self, name: bytes) -> List[bytes]:
+        """The comma-separated elements of a field as they are; a comma in a quoted string separates nothing."""
+        return split_list(self._index.get(name) or b"")
+
+    def without(self, names: Iterable[bytes]) -> Headers:
+        """A copy that lacks the given lower-case names."""
+        dropped = frozenset(names)
+        return Headers(field for field in self._fields if field[0].lower() not in dropped)
+
+    def end_to_end(self) -> Headers:
+        """A copy without what belongs to one connection: RFC 9110 §7.6.1, nominated fields included."""
+        return self.without(_HOP_BY_HOP.union(self.tokens(b"connection")))
+
+
+def split_list(value: bytes) -> List[bytes]:
+    """The elements of a comma-separated list, empty ones left out (RFC 9110 §5.6.1), in time linear in its length."""
+    if b'"' not in value:
+        parts = value.split(b",")
+    else:
+        parts, start = [], 0
+        for piece in _PIECE.finditer(value):
+            if piece.group() == b",":
+                parts.append(value[start : piece.start()])
+                start = piece.end()
+        parts.append(value[start:])
+    stripped = (part.strip(b" \t") for part in parts)
+    return [part for part in stripped if part]
+
+
+@remember_short(entries=1024, length=64)
+def canonical(name: bytes) -> bytes:
+    """`content-length` → `Content-Length`; a name with capitals stays as its sender wrote it.
+
+    Origins behind HTTP/2 front ends send lower-case names; librepo compares `Content-Length: ` literally.
+    """
+    if not name.islower():
+        return name
+    return _SPELLING.get(name) or b"-".join(part.capitalize() for part in name.split(b"-"))

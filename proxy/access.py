@@ -1,0 +1,200 @@
+"""Who may come in: networks, and users with passwords."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, NamedTuple, Optional
+
+from net.addresses import Networks
+from proxy.password_queue import PasswordQueue
+
+_COST = 14  # scrypt's N is 2 to this: about 50 ms and 16 MiB
+_COST_AT_LEAST, _COST_AT_MOST = 10, 19  # beyond which OpenSSL would want more memory than it can be told of
+_BLOCK, _PARALLEL, _SALT = 8, 1, 16
+_REMEMBERED_AT_MOST = 4096
+_USER_SHOWN = 64  # bytes of a user's name in the log
+_SAME_AT_MOST = 15.0  # seconds to wait for a check of the very same credentials
+
+
+class AccessError(Exception):
+    """The file of users cannot be used; one line that says where and why."""
+
+
+# --- users --------------------------------------------------------------------------------------
+
+
+class _Hash(NamedTuple):
+    cost: int
+    salt: bytes
+    digest: bytes
+
+    def matches(self, password: bytes) -> bool:
+        try:
+            return hmac.compare_digest(_scrypt(password, self.cost, self.salt), self.digest)
+        except (ValueError, MemoryError):
+            return False  # there is no room for it, and nobody comes in who was not seen
+
+
+_LINE = re.compile(r"([^:\s#]+):\$scrypt\$ln=([0-9]{1,2})\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
+_BASIC = re.compile(rb"basic +([A-Za-z0-9+/]+=*)", re.IGNORECASE)
+
+
+def hash_password(user: str, password: str) -> str:
+    """The line of an auth_file that lets `user` in with `password`. Raises AccessError on names that it cannot have."""
+    salt = os.urandom(_SALT)
+    digest = _scrypt(password.encode(), _COST, salt)
+    line = f"{user}:$scrypt$ln={_COST}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
+    if _LINE.fullmatch(line) is None:
+        raise AccessError(f"{user!r} is no name for a user: no colon, no blank, no #")
+    return line
+
+
+class UserLine(NamedTuple):
+    """A user as the auth_file had them when they proved who they are."""
+
+    name: str
+    hashed: _Hash
+
+
+class Users:
+    """The users of an auth_file. Raises AccessError."""
+
+    def __init__(self, path: Path) -> None:
+        self._hashes: Dict[str, _Hash] = {}
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise AccessError(f'proxy.auth_file "{path}" cannot be read: {error}') from error
+        for number, line in enumerate(lines, 1):
+            if line.strip() and not line.startswith("#"):
+                self._add(line.strip(), f'proxy.auth_file "{path}", line {number}')
+        # Whoever is nobody takes as long as somebody.
+        self._nobody = _Hash(_COST, bytes(_SALT), bytes(32))
+        self._secret = secrets.token_bytes(32)
+        self._queue = PasswordQueue()
+        self._lock = threading.Lock()  # guards the two below
+        self._known: Dict[bytes, str] = {}  # credentials that were right, as keyed hashes, and whose they are
+        self._hashing: Dict[bytes, threading.Event] = {}  # credentials that are being checked; set when that is over
+
+    def check(self, field: Optional[bytes], address: str = "") -> Optional[str]:
+        """The user whom a Proxy-Authorization field (RFC 7617) proves, or None.
+
+        Raises TooManyPasswords where its address sends more than can be checked. What is remembered never waits.
+        """
+        match = None if field is None else _BASIC.fullmatch(field)
+        if match is None:
+            return None
+        try:
+            user, colon, password = base64.b64decode(match.group(1)).partition(b":")
+            name = user.decode()
+        except ValueError:
+            return None
+        if not colon:
+            return None
+        proof = self._proof(match)
+        with self._lock:
+            if proof in self._known:
+                return name
+            same = self._hashing.get(proof)
+            if same is None:
+                mine = self._hashing[proof] = threading.Event()
+        if same is not None:  # a client that begins with several connections is hashed for once
+            same.wait(_SAME_AT_MOST)
+            return name if self.remembers(field) else None
+        try:
+            return name if self._hash(name, password, proof, address) else None
+        finally:
+            with self._lock:
+                del self._hashing[proof]
+            mine.set()
+
+    def line_of(self, name: str) -> Optional[UserLine]:
+        """What the file says of a user now: equal to what it said before if the password is the same."""
+        hashed = self._hashes.get(name)
+        return None if hashed is None else UserLine(name, hashed)
+
+    def recognise(self, field: Optional[bytes]) -> Optional[UserLine]:
+        """The user of a Proxy-Authorization field that is remembered, None for all others. This takes no time."""
+        match = None if field is None else _BASIC.fullmatch(field)
+        if match is None:
+            return None
+        with self._lock:
+            name = self._known.get(self._proof(match))
+        return None if name is None else self.line_of(name)
+
+    def holds(self, line: UserLine) -> bool:
+        """Whether a user is still there, with the same password."""
+        return self._hashes.get(line.name) == line.hashed
+
+    def _hash(self, name: str, password: bytes, proof: bytes, address: str) -> bool:
+        """Whether a password is right; one that is will be remembered. Raises TooManyPasswords."""
+        with self._queue.turn(address, name):
+            right = self._hashes.get(name, self._nobody).matches(password) and name in self._hashes
+        self._queue.note(address, right)
+        if right:
+            with self._lock:
+                if len(self._known) >= _REMEMBERED_AT_MOST:
+                    self._known.clear()
+                self._known[proof] = name
+        return right
+
+    def remembers(self, field: Optional[bytes]) -> bool:
+        """Whether a Proxy-Authorization field is known to be right. Unlike `check`, this takes no time."""
+        match = None if field is None else _BASIC.fullmatch(field)
+        if match is None:
+            return False
+        proof = self._proof(match)
+        with self._lock:
+            return proof in self._known
+
+    def _proof(self, match: re.Match[bytes]) -> bytes:
+        return hmac.new(self._secret, match.group(1), hashlib.sha256).digest()
+
+    def _add(self, line: str, where: str) -> None:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise AccessError(f"{where}: expected user:hash, as `dduct.py passwd USER` prints it")
+        user, cost, salt, digest = match.groups()
+        if user in self._hashes:
+            raise AccessError(f"{where}: {user} is there twice")
+        try:
+            self._hashes[user] = _Hash(int(cost), base64.b64decode(salt), base64.b64decode(digest))
+        except ValueError:
+            raise AccessError(f"{where}: expected base64 after the $") from None
+        if not _COST_AT_LEAST <= int(cost) <= _COST_AT_MOST:
+            raise AccessError(f"{where}: expected a cost (ln) from {_COST_AT_LEAST} to {_COST_AT_MOST}")
+
+
+def claimed_user(field: bytes) -> bytes:
+    """The user whom a Proxy-Authorization field names, right or wrong, and never the password."""
+    match = _BASIC.fullmatch(field)
+    try:
+        user, colon, _ = base64.b64decode(b"" if match is None else match.group(1)).partition(b":")
+    except ValueError:
+        return b"?"
+    return user[:_USER_SHOWN] if colon else b"?"
+
+
+def _scrypt(password: bytes, cost: int, salt: bytes) -> bytes:
+    memory = 256 * _BLOCK * 2**cost
+    return hashlib.scrypt(password, salt=salt, n=2**cost, r=_BLOCK, p=_PARALLEL, maxmem=memory, dklen=32)
+
+
+# --- both ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may come in; without `users` a password is not asked for. `certificates`: tls_bind asks for one."""
+
+    clients: Networks
+    users: Optional[Users] = None
+    certificates: bool = False

@@ -1,0 +1,65 @@
+"""One request that the cache has no part in: its origin answers it, for this client alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+from monitoring.metrics import Counter
+from net.addresses import Reach
+from net.body import BodyReader
+from net.response import Reply
+from net.stream import Stream
+from protocol import validation
+from protocol.http1 import BodyFraming, Framing, RequestHead, Target
+from proxy.runtime import Household
+from upstream.client import Purpose, Request
+from upstream.relay import expects_continue, forward, outgoing, wants_upgrade
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client asks of an origin, and its body, which has not been read yet."""
+
+    target: Target
+    head: RequestHead
+    framing: BodyFraming
+    body: BodyReader
+
+
+def answer_from_origin(
+    house: Household, asked: Asked, reply: Reply, reach: Reach, carry: Callable[[Stream], None]
+) -> None:
+    """Ask the origin, whatever the method and the body; `carry` is for the protocol that follows a 101.
+
+    Raises UpstreamError while no answer has begun, OSError when the client is gone.
+    """
+    services, head, framing = house.services, asked.head, asked.framing
+    # kubectl and docker send a POST with `Content-Length: 0` to switch protocols. That field goes on as it came.
+    empty = framing.kind is Framing.NONE or framing.length == 0
+    upgrade = empty and wants_upgrade(head)
+    request = Request(
+        method=head.method,
+        target=asked.target,
+        headers=outgoing(head, services.via, upgrade),
+        reach=reach,
+        purpose=Purpose.RELAY,
+        framing=framing,
+        body=None if empty else asked.body,
+        expects=expects_continue(head, framing),
+        upgrade=upgrade,
+        on_interim=reply.interim,
+    )
+    exchange = services.origins.exchange(request)
+    try:
+        if validation.invalidates(head.method, exchange.head.status):
+            services.invalidate(asked.target, exchange.head, house.rules.naming)
+        services.counters.add(Counter.RELAYED)
+        if exchange.head.status == 101:
+            reply.switch(exchange.head)
+            reply.outcome = f"{reply.note}; upgraded"
+            carry(exchange.stream)
+        else:
+            forward(reply, exchange)
+    finally:
+        exchange.close()

@@ -1,0 +1,1 @@
+"""One dduct: its configuration, start, reload, stop and worker processes."""

@@ -1,0 +1,193 @@
+"""What a configuration is warned of, and what a start with it would find: for `--check`, and for the log at start.
+
+Rules of this room:
+
+* Nothing is made, changed or kept open.
+* `WARNINGS` is the table: each of its functions takes a configuration and gives lines that name their key. They tell
+  of what can never match or work; what cannot be used at all is an error, and config.py's.
+* `rehearse` raises what a start would raise, in the same words and order.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Callable, Iterator, List, Optional, Tuple
+
+import certs
+from net.listener import binding_remedy
+from server.config import Config, comparisons
+from server.config_values import Address
+from server.server import StartError, open_access
+from upstream.origin_tls import OriginTls, TlsSettings, UnusableCertificate
+
+_LEAST_CACHE = 1024**2  # bytes; hardly any artifact is smaller
+_GO_COMPARISONS = 250_000  # names times constraints that Go's crypto/x509 and webpki take
+_UNEXPANDED = re.compile(r"\$\w|\$\{|(?:^|/)%[A-Za-z](?:/|$)|(?<=/)~")
+_HOST_FIRST = re.compile(r"\^?(?://|(?:[A-Za-z0-9_*-]+\\?\.)+[A-Za-z]{2,}(?::[0-9]+)?/)")
+_SCHEME = re.compile(r"https?\??:|\(\?:https?\|?[a-z]*\)\??:|://")
+_NO_SLASH_FIRST = re.compile(r"\^[A-Za-z0-9_-]")
+
+
+def warnings(config: Config) -> List[str]:
+    """What works, and hardly as it was meant; one line each."""
+    return [line for check in WARNINGS for line in check(config)]
+
+
+def _filters(config: Config) -> Iterator[str]:
+    if not config.proxy.filters:
+        yield "proxy.filters = []: nothing is ever kept"
+    for pattern in config.proxy.filters:
+        text = pattern.pattern
+        shown = f"proxy.filters has '{text[:100]}', which can never match: "
+        if _SCHEME.search(text) or _HOST_FIRST.match(text):
+            yield f"{shown}it names a scheme or a host, and filters are searched in paths, which begin with /"
+        elif _needs_question_mark(text):
+            yield f"{shown}it has a '?', and filters are searched in paths, which end before the query"
+        elif _NO_SLASH_FIRST.match(text) and "|" not in text:
+            yield f"{shown}it has no / after its ^, and every path begins with one"
+
+
+def _needs_question_mark(text: str) -> bool:
+    """Whether a pattern matches nothing without a `?`. One that has alternatives is not looked into."""
+    if "|" in text:
+        return False
+    depth: List[bool] = [False]  # for each open group: whether there is a literal `?` in it
+    position = 0
+    while position < len(text):
+        two, one = text[position : position + 2], text[position]
+        literal = two == r"\?" or text[position : position + 3] == "[?]"
+        position += 3 if literal and one == "[" else 2 if one == "\\" else 1
+        optional = text[position : position + 1] in ("?", "*") or text[position : position + 2] in ("{0", "{,")
+        if literal:
+            depth[-1] = depth[-1] or not optional
+        elif one == "(":
+            depth.append(False)
+        elif one == ")" and len(depth) > 1:
+            inner = depth.pop()
+            depth[-1] = depth[-1] or (inner and not optional)
+    return depth[0]
+
+
+def _sizes(config: Config) -> Iterator[str]:
+    limits = config.cache
+    if limits.max_size is not None and limits.max_size < _LEAST_CACHE:
+        yield f"cache.max_size = {limits.max_size}: hardly anything fits into so few bytes; sizes are such as '20G'"
+    try:
+        status = os.statvfs(_existing(config.misc.file_dir))
+    except OSError:
+        return  # which `rehearse` tells of
+    total = status.f_blocks * status.f_frsize
+    if limits.min_free is not None and limits.min_free >= total > 0:
+        yield f"cache.min_free = {limits.min_free} is more than the whole disk ({total} bytes): nothing is ever kept"
+    elif limits.max_size is not None and limits.max_size > total > 0 and not limits.min_free:
+        yield f"cache.max_size = {limits.max_size} is more than the whole disk has ({total} bytes)"
+
+
+def _clients(config: Config) -> Iterator[str]:
+    proxy = config.proxy
+    if not proxy.allow_clients:
+        yield "proxy.allow_clients = []: nobody may use dduct"
+    if proxy.auth_file is not None:
+        try:
+            lines = proxy.auth_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            return  # which `rehearse` tells of
+        if not any(line.strip() and not line.startswith("#") for line in lines):
+            yield f"proxy.auth_file '{proxy.auth_file}' has no users: nobody may use dduct"
+    if proxy.require_client_cert and proxy.tls_bind is None:
+        yield "proxy.require_client_cert asks nobody for a certificate: proxy.tls_bind is ''"
+
+
+def _places(config: Config) -> Iterator[str]:
+    for key, directory in (("cert_dir", config.misc.cert_dir), ("file_dir", config.misc.file_dir)):
+        found = _UNEXPANDED.search(str(directory))
+        if found is not None:
+            yield f"misc.{key} = '{directory}': the '{found.group().strip('/')}' in it is not replaced by any value"
+
+
+def _origins(config: Config) -> Iterator[str]:
+    for host in config.proxy.upstream_insecure:
+        if host == "*" or (host.startswith("*.") and host.count(".") == 1):
+            yield f"proxy.upstream_insecure has '{host}': the certificates of all hosts there are taken unverified"
+        elif "/" in host and ipaddress.ip_network(host).prefixlen == 0:
+            yield f"proxy.upstream_insecure has '{host}': the certificates of all addresses are taken unverified"
+    if "*" in config.cache.ignore_query:
+        yield "cache.ignore_query has '*': whatever differs in its query alone is one object, given to all"
+
+
+def _constraints(config: Config) -> Iterator[str]:
+    if config.certs.name_constraints and comparisons(config.certs) > _GO_COMPARISONS:
+        yield (
+            "certs.name_constraints = true with so many hosts: clients in Go (docker, containerd) and Rust refuse "
+            f"server.crt beyond {_GO_COMPARISONS} pairs of name and constraint, which is about 500 hosts"
+        )
+
+
+WARNINGS: Tuple[Callable[[Config], Iterator[str]], ...] = (
+    _filters,
+    _sizes,
+    _clients,
+    _places,
+    _origins,
+    _constraints,
+)
+
+
+# --- a start, without its effects ---------------------------------------------------------------
+
+
+def rehearse(config: Config) -> Tuple[str, ...]:
+    """Look at all that a start would use; what it would warn of. Raises CertificateError and StartError as it would."""
+    concerns = certs.inspect(config.misc.cert_dir)
+    _check_cache(config.misc.file_dir)
+    for key, address in (("tcp_bind", config.proxy.tcp_bind), ("tls_bind", config.proxy.tls_bind)):
+        if address is not None:
+            _check_address(key, address)
+    try:
+        OriginTls(TlsSettings(ca=config.proxy.upstream_ca))
+    except UnusableCertificate as error:
+        raise StartError(str(error)) from error
+    open_access(config)
+    return concerns
+
+
+def _existing(path: Path) -> Path:
+    """A path, or what there is of it."""
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _check_cache(root: Path) -> None:
+    reason: Optional[str] = None
+    try:
+        place = _existing(root)
+        os.stat(place)
+        if not place.is_dir():
+            reason = "File exists" if place == root else "Not a directory"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            reason = "Permission denied"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason is not None:
+        raise StartError(f'misc.file_dir "{root}" cannot be used: {reason}')
+
+
+def _check_address(key: str, address: Address) -> None:
+    """Whether one could listen there. That somebody does, such as a dduct that runs, is no error here."""
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(place)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            remedy = binding_remedy(error, address.port)
+            raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}{remedy}") from error

@@ -1,0 +1,1 @@
+"""Objects at rest: files, records, locks, eviction."""

@@ -1,0 +1,128 @@
+"""Comparing stored octets with their hash: of all objects there are. `transfers.recheck` does it for one alone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Iterator, Optional
+
+from monitoring.redaction import reason_of, shown
+from storage.locks import is_locked
+from storage.own_files import PART_SUFFIX, files_below
+from storage.store import Lost, Record, boot_id, read_octets, read_record
+
+_log = logging.getLogger("dduct.verify")
+
+_AT_ONCE = 1024 * 1024  # octets
+
+
+@dataclass
+class Findings:
+    """What has been looked at, in objects and octets. `foreign` files have no hash: nothing says what is right."""
+
+    octets: int = 0
+    right: int = 0
+    foreign: int = 0
+    damaged: int = 0
+    removed: int = 0
+
+
+def verify(root: Path, fix: bool, progress: Callable[[Findings], None], tell: Callable[[str], None]) -> Findings:
+    """Hash every published object below `root`, and remove what is damaged if `fix`.
+
+    `tell` is given a line for everything that is wrong, `progress` the findings so far, every now and then.
+    """
+    findings = Findings()
+    for path in _objects(root):
+        reason = _damage(path, root, findings, progress)
+        if reason is None:
+            continue
+        findings.damaged += 1
+        tell(f"{shown(path)}: {reason}")
+        if fix:
+            try:
+                os.unlink(path)
+                findings.removed += 1
+            except OSError as error:
+                tell(f"{shown(path)}: cannot be removed: {reason_of(error)}")
+    return findings
+
+
+def total(root: Path) -> int:
+    """Octets of all published objects below `root`."""
+    octets = 0
+    for path in _objects(root):
+        try:
+            octets += os.stat(path).st_size
+        except OSError:
+            continue  # gone meanwhile
+    return octets
+
+
+def _objects(root: Path) -> Iterator[str]:
+    return (entry.path for entry in files_below(str(root)) if not entry.name.endswith(PART_SUFFIX))
+
+
+def _damage(path: str, root: Path, findings: Findings, progress: Callable[[Findings], None]) -> Optional[str]:
+    """What is wrong with a file; counts it where nothing is."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None  # gone meanwhile
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    try:
+        try:
+            record = read_record(fd)
+        except ValueError as error:
+            return str(error)
+        if record is not None and record.unhashed and record.boot != boot_id() and not is_locked(fd):
+            return "the machine went down before its octets were hashed"
+        if record is None or not (record.sha256 or record.alias):  # copied in by hand, or being hashed elsewhere
+            findings.foreign += 1
+            findings.octets += os.fstat(fd).st_size
+            return None
+        reason = _difference(fd, record, os.path.relpath(path, root), findings, progress)
+        if reason is None:
+            findings.right += 1
+        return reason
+    except Lost as error:
+        return str(error)
+    finally:
+        os.close(fd)
+
+
+def _difference(
+    fd: int, record: Record, name: str, findings: Findings, progress: Callable[[Findings], None]
+) -> Optional[str]:
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size != record.length:
+        findings.octets += status.st_size
+        return f"{status.st_size} octets instead of {record.length}"
+    if record.alias:
+        return None
+    found = hashlib.sha256()
+    for data in _pieces(fd):
+        found.update(data)
+        findings.octets += len(data)
+        progress(findings)
+    if found.hexdigest() != record.sha256:
+        return "its octets are not those that were stored"
+    if name.startswith("sha256/") and name.rpartition("/")[2] != record.sha256:
+        return "its octets have not the digest that it is named by"
+    return None
+
+
+def _pieces(fd: int) -> Iterator[memoryview]:
+    view = memoryview(bytearray(_AT_ONCE))
+    offset = 0
+    while True:
+        count = read_octets(fd, view, offset)
+        if not count:
+            return
+        yield view[:count]
+        offset += count

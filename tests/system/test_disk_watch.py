@@ -1,0 +1,240 @@
+"""A disk that hangs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any, List
+
+import pytest
+from support.client import wait_until
+from support.household import HOST, House
+from support.origin import Files
+
+from monitoring.metrics import Counter, Gauge
+from server import server
+from storage import disk_watch
+from storage.disk_watch import DiskWatch
+from storage.store import Store, Unstorable
+
+BODY = b"0123456789" * 400
+TIMEOUT = 20.0
+
+pytestmark = pytest.mark.one_process
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_slow_answer_makes_wary_for_a_while() -> None:
+    clock, told = Clock(), [0]
+    disk = DiskWatch(clock)
+
+    def tell() -> None:
+        told[0] += 1
+
+    disk.on_slow = tell
+    for seconds, slow in ((0.05, False), (0.15, True), (0.15, True)):
+        with disk.operation():
+            clock.now += seconds
+        assert disk.is_slow(clock.now) is slow
+    assert told == [1]
+    clock.now += 1.5
+    assert not disk.is_slow(clock.now)
+
+
+def test_an_operation_that_lasts_counts_before_it_is_over() -> None:
+    clock = Clock()
+    disk = DiskWatch(clock)
+    with disk.operation():
+        assert not disk.is_slow(clock.now)
+        clock.now += 5
+        assert disk.is_slow(clock.now)
+        clock.now += 5
+        assert disk.is_slow(clock.now)
+    clock.now += 1.5
+    assert not disk.is_slow(clock.now)
+
+
+def test_who_is_lost_in_it_counts_until_found(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    disk = DiskWatch(clock, "/var/cache/x")
+    assert not disk.waiting() and not caplog.text
+    disk.lost(1.0, clock.now - 0.6)
+    with disk.operation():
+        clock.now += 0.01
+        assert disk.is_slow(clock.now) and disk.waiting() == 1
+    for _ in range(200):
+        clock.now += 1
+        assert disk.is_slow(clock.now) and disk.waiting() == 1
+    disk.found(1.0)
+    assert not disk.waiting()
+    clock.now += 1.5
+    assert not disk.is_slow(clock.now)
+    assert '"/var/cache/x" is slow: an operation has taken 0.6 s' in caplog.text
+
+
+def test_one_hang_is_counted_once() -> None:
+    clock, told = Clock(), [0]
+    disk = DiskWatch(clock)
+
+    def tell() -> None:
+        told[0] += 1
+
+    disk.on_slow = tell
+    with disk.operation():
+        for _ in range(100):
+            clock.now += 0.5
+            assert disk.waiting() == 1
+    assert told == [1]
+
+
+def test_only_so_many_wait_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_watch, "_WAITING_AT_MOST", 2)
+    clock = Clock()
+    disk = DiskWatch(clock)
+    with ExitStack() as stack:
+        for _ in range(3):  # as many as come while it is quick
+            stack.enter_context(disk.operation())
+        clock.now += 1
+        with pytest.raises(Unstorable, match=r"misc\.file_dir"), disk.operation():
+            raise AssertionError
+    clock.now += 3
+    with disk.operation():
+        pass
+    assert not disk._in_flight
+
+
+def test_a_hung_disk_does_not_hold_up_the_thread_of_all_connections(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cold request waits for it; hits wait in threads, and what needs no disk goes on."""
+    origin = house.origin(Files({"/x.deb": BODY, "/y.deb": BODY, "/z.deb": BODY}), tls=False)
+    hot = f"http://{HOST}:{origin.port}/x.deb"
+    client = house.client()
+    for _ in range(6):
+        assert client.get(hot, f"{HOST}:{origin.port}").body == BODY
+        house.settle()
+    gate, hung, real_stat = threading.Event(), [False], os.stat
+    threads: List[str] = []
+    real_open = Store.open_entry
+
+    def stat(path: Any, *arguments: Any, **keys: Any) -> os.stat_result:
+        if hung[0] and isinstance(path, str) and path.endswith("x.deb"):
+            threads.append(threading.current_thread().name)
+            assert gate.wait(TIMEOUT)
+        return real_stat(path, *arguments, **keys)
+
+    def open_entry(store: Store, place: str, *arguments: Any) -> Any:
+        if hung[0]:
+            assert gate.wait(TIMEOUT)
+        return real_open(store, place, *arguments)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(Store, "open_entry", open_entry)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            hung[0] = True
+            cold = house.client()
+            asked = pool.submit(cold.get, f"http://{HOST}:{origin.port}/y.deb", f"{HOST}:{origin.port}")
+            wait_until(lambda: house.server.cache.disk.is_slow(time.monotonic()))
+            repeated = pool.submit(client.get, hot, f"{HOST}:{origin.port}")
+            wait_until(lambda: bool(threads))
+            for _ in range(2):
+                assert house.client().get("/healthz", "localhost").status == 200
+            relayed = house.client().get(f"http://{HOST}:{origin.port}/relayed", f"{HOST}:{origin.port}")
+            assert relayed.status == 404
+        finally:
+            gate.set()
+        assert repeated.result(TIMEOUT).body == asked.result(TIMEOUT).body == BODY
+    assert "idle" not in threads
+    assert house.counters.value(Counter.SLOW_DISK) >= 1
+
+
+def test_where_the_first_to_hang_is_the_thread_of_all_connections_another_takes_its_place(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    hot, name = f"http://{HOST}:{origin.port}/x.deb", f"{HOST}:{origin.port}"
+    client = house.client()
+    for _ in range(6):
+        assert client.get(hot, name).body == BODY
+        house.settle()
+    gate, hanging, real_stat = threading.Event(), threading.Event(), os.stat
+    threads: List[str] = []
+
+    def stat(path: Any, *arguments: Any, **keys: Any) -> os.stat_result:
+        if isinstance(path, str) and path.endswith("x.deb"):
+            threads.append(threading.current_thread().name)
+            hanging.set()
+            assert gate.wait(TIMEOUT)
+        return real_stat(path, *arguments, **keys)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            first = pool.submit(client.get, hot, name)
+            assert hanging.wait(TIMEOUT)
+            assert threads == ["idle"]
+            for _ in range(2):
+                assert house.client().get("/healthz", "localhost").status == 200
+            assert house.client().get(f"http://{name}/relayed", name).status == 404
+            with house.client() as tunnel:
+                assert tunnel.connect(f"localhost:{origin.port}").status == 200
+                assert tunnel.get("/other", name).status == 404
+            second = pool.submit(house.client().get, hot, name)
+            wait_until(lambda: house.counters.value(Gauge.DISK_WAITING) >= 1)
+            assert b"\ndduct_disk_waiting 0\n" not in house.client().get("/metrics", "localhost").body
+        finally:
+            gate.set()
+        assert first.result(TIMEOUT).body == second.result(TIMEOUT).body == BODY
+    assert threads.count("idle") == 1
+    wait_until(lambda: house.counters.value(Gauge.DISK_WAITING) == 0)
+    assert house.counters.value(Counter.SLOW_DISK) >= 1
+    assert client.get(hot, name).body == BODY
+
+
+def test_an_end_while_it_hangs_is_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In time for everybody but the one that hangs."""
+    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    hot, name = f"http://{HOST}:{origin.port}/x.deb", f"{HOST}:{origin.port}"
+    client, bystander = house.client(), house.client()
+    for _ in range(6):
+        assert client.get(hot, name).body == BODY
+        house.settle()
+    gate, hanging, real_stat = threading.Event(), threading.Event(), os.stat
+
+    def stat(path: Any, *arguments: Any, **keys: Any) -> os.stat_result:
+        if threading.current_thread().name == "idle":
+            hanging.set()
+            assert gate.wait(TIMEOUT)
+        return real_stat(path, *arguments, **keys)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.setattr(server, "_FORCED_END", 0.1)
+    try:
+        client.send(f"GET {hot} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+        assert hanging.wait(TIMEOUT)
+        house.server.stop(0.1)
+        assert bystander.at_end()
+    finally:
+        gate.set()
+    assert house.server._threads.join(TIMEOUT) and house.server._aside.join(TIMEOUT)
+
+
+def test_beyond_that_requests_are_relayed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_watch, "_WAITING_AT_MOST", 0)
+    monkeypatch.setattr(DiskWatch, "is_slow", lambda *_: True)
+    origin = house.origin(Files({"/x.deb": BODY}))
+    for count in (1, 2):
+        assert house.fetch(origin, "/x.deb").body == BODY
+        assert origin.count("/x.deb") == count
+    assert house.stored() == []

@@ -1,0 +1,280 @@
+"""What a leader's own request does to it is not done to those who follow it; and an origin is not asked by a crowd."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Callable, Iterator, List
+
+import pytest
+from support.client import Answer, wait_until
+from support.household import HOST, House
+from support.origin import Asked, Connection, Gate
+
+from monitoring.metrics import Counter
+
+BODY = b"good" * 1000
+FRESH = ("Cache-Control", "max-age=1000")
+
+
+class Picky:
+    """An origin that does something else for requests with an odd field; it waits for its gate first."""
+
+    def __init__(self, odd: Callable[[Connection], None]) -> None:
+        self.odd = odd
+        self.gate = Gate()
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        if asked.get("x-odd") is not None:
+            self.gate.wait()
+            self.odd(connection)
+        else:
+            connection.respond(200, [("ETag", '"1"'), FRESH], BODY)
+
+
+def following(house: House, count: int) -> Callable[[], bool]:
+    """Whether so many read along, or wait to, beside the leader of the only fill."""
+    return lambda: sum(fill._users - 1 for fill in house.fills()) >= count
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(40) as executor:
+        yield executor
+
+
+Answers = List["Future[Answer]"]
+FAILURES = {
+    "hangs up": Connection.fin,
+    "resets": Connection.reset,
+    "sends no HTTP": lambda connection: connection.send(b"nonsense\r\n\r\n"),
+    "sends two lengths": lambda connection: connection.send(
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_who_asks_otherwise_does_not_share_the_leaders_failure(
+    house: House, pool: ThreadPoolExecutor, failure: str
+) -> None:
+    picky = Picky(FAILURES[failure])
+    origin = house.origin(picky)
+    leader = pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1")
+    picky.gate.reached()
+    clean = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(5)]
+    wait_until(following(house, 5))
+    picky.gate.open()
+    assert leader.result(20).status == 502
+    assert [answer.result(20).body for answer in clean] == [BODY] * 5
+    assert len(origin.requests) == 2
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_who_asks_the_same_shares_it(house: House, pool: ThreadPoolExecutor, failure: str) -> None:
+    picky = Picky(FAILURES[failure])
+    origin = house.origin(picky)
+    answers = [pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1") for _ in range(10)]
+    picky.gate.reached()
+    wait_until(following(house, 9))
+    picky.gate.open()
+    assert [answer.result(20).status for answer in answers] == [502] * 10
+    assert len(origin.requests) == 1
+
+
+def test_few_try_in_a_row_however_many_wait(house: House, pool: ThreadPoolExecutor) -> None:
+    picky = Picky(Connection.fin)
+    origin = house.origin(picky)
+    answers = [pool.submit(house.fetch, origin, "/x.deb", f"X-Odd: {number}") for number in range(20)]
+    picky.gate.reached()
+    wait_until(following(house, 19))
+    picky.gate.open()
+    assert [answer.result(20).status for answer in answers] == [502] * 20
+    assert len(origin.requests) <= 3
+
+
+def test_an_origin_that_cannot_be_verified_is_tried_once_for_all(house: House, pool: ThreadPoolExecutor) -> None:
+    gate, tries = Gate(), []
+    with socket.create_server((HOST, 0)) as listener:
+
+        def accept() -> None:
+            while True:
+                try:
+                    sock = listener.accept()[0]
+                except OSError:
+                    return
+                tries.append(1)
+                gate.wait()
+                sock.close()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        port = listener.getsockname()[1]
+
+        def ask(number: int) -> Answer:
+            with house.client() as client:
+                assert client.connect(f"{HOST}:{port}").status == 200
+                client.start_tls(house.trust, HOST)
+                return client.get("/x.deb", f"{HOST}:{port}", f"X-Odd: {number}")
+
+        answers = [pool.submit(ask, number) for number in range(10)]
+        gate.reached()
+        wait_until(following(house, 9))
+        gate.open()
+        assert [answer.result(20).status for answer in answers] == [502] * 10
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(tries) == 1
+
+
+# --- slow to the leader -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fetching.cached_fetch._SLOW_HEAD", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_origin_that_is_slow_to_the_leader_is_asked_once_more(house: House, pool: ThreadPoolExecutor) -> None:
+    picky = Picky(lambda connection: connection.respond(200, [("ETag", '"1"'), FRESH], BODY))
+    origin = house.origin(picky)
+    leader = pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1")
+    picky.gate.reached()
+    clean = [pool.submit(house.fetch, origin, "/x.deb", f"User-Agent: {number}") for number in range(10)]
+    assert [answer.result(20).body for answer in clean] == [BODY] * 10  # and the leader still waits
+    assert len(origin.requests) == 2 and house.counted(Counter.PUBLISHED) == 1
+    picky.gate.open()
+    answer = leader.result(20)
+    assert answer.body == BODY and "hit" in (answer.get("cache-status") or "")
+    assert house.counted(Counter.PUBLISHED) == 1 and len(origin.requests) <= 3  # perhaps, whether it may have it
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_leader_may_be_first_all_the_same(house: House, pool: ThreadPoolExecutor) -> None:
+    gates = [Gate(), Gate()]
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        gates[asked.get("user-agent") == "second"].wait()
+        connection.respond(200, [("ETag", '"1"'), FRESH], BODY)
+
+    origin = house.origin(answer)
+    leader = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: first")
+    gates[0].reached()
+    second = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: second")
+    gates[1].reached()
+    third = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: third")
+    gates[0].open()
+    assert leader.result(20).body == third.result(20).body == BODY
+    gates[1].open()
+    assert second.result(20).body == BODY and len(origin.requests) == 2
+    assert house.counted(Counter.PUBLISHED) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("first_to_fail", ["leader", "second"])
+def test_the_one_fails_and_the_other_is_answered(house: House, pool: ThreadPoolExecutor, first_to_fail: str) -> None:
+    gates = {"leader": Gate(), "second": Gate()}
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        who = asked.get("user-agent") or ""
+        gates[who].wait()
+        if who == first_to_fail:
+            connection.fin()
+        else:
+            connection.respond(200, [("ETag", '"1"'), FRESH], BODY)
+
+    origin = house.origin(answer)
+    leader = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: leader")
+    gates["leader"].reached()
+    second = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: second")
+    gates["second"].reached()
+    gates[first_to_fail].open()
+    third = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: leader")
+    wait_until(lambda: len(house.fills()) == 1 and house.fills()[0]._users >= 3)
+    for gate in gates.values():
+        gate.open()
+    assert [one.result(20).body for one in (leader, second, third)] == [BODY] * 3
+    assert len(origin.requests) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_crowd_that_asks_the_same_is_one_question(house: House, pool: ThreadPoolExecutor, validated: bool) -> None:
+    gate = Gate()
+    slow = [not validated]
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        if slow:
+            gate.wait()
+        if asked.get("if-none-match") == '"1"':
+            connection.head(304, [("ETag", '"1"')])
+        else:
+            connection.respond(200, [("ETag", '"1"'), ("Cache-Control", "max-age=0")], BODY)
+
+    origin = house.origin(answer)
+    slow.clear()
+    if validated:
+        assert house.fetch(origin, "/x.deb").body == BODY
+        wait_until(lambda: not house.fills())
+    slow.append(True)
+    before = len(origin.requests)
+    answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(30)]
+    gate.reached()
+    wait_until(following(house, 29))
+    waited = threading.Event()
+    waited.wait(0.2)  # four times as long as anybody may wait for a leader that asks something else
+    gate.open()
+    assert [one.result(20).body for one in answers] == [BODY] * 30
+    assert len(origin.requests) == before + 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_is_not_kept_goes_to_each_as_it_asked(house: House, pool: ThreadPoolExecutor) -> None:
+    picky = Picky(lambda connection: connection.respond(200, [("Cache-Control", "no-store")], b"odd"))
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        if asked.get("x-odd") is None:
+            connection.respond(200, [("Cache-Control", "no-store")], BODY)
+        else:
+            picky(asked, connection)
+
+    origin = house.origin(answer)
+    leader = pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1")
+    picky.gate.reached()
+    assert house.fetch(origin, "/x.deb").body == BODY
+    picky.gate.open()
+    assert leader.result(20).body == b"odd" and house.stored() == []
+
+
+def test_who_wants_nothing_stored_leads_nobody(house: House, pool: ThreadPoolExecutor) -> None:
+    gate = Gate()
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        if asked.get("cache-control") == "no-store":
+            gate.wait()
+        connection.respond(200, [("ETag", '"1"'), FRESH], BODY)
+
+    origin = house.origin(answer)
+    first = pool.submit(house.fetch, origin, "/x.deb", "Cache-Control: no-store")
+    gate.reached()
+    assert house.fetch(origin, "/x.deb").body == BODY
+    assert house.counted(Counter.PUBLISHED) == 1
+    gate.open()
+    assert first.result(20).body == BODY
+
+
+def test_over_two_workers_nobody_shares_the_leaders_failure(
+    build_house: Callable[..., House], pool: ThreadPoolExecutor
+) -> None:
+    house = build_house(workers=2)
+    picky = Picky(Connection.fin)
+    origin = house.origin(picky)
+    leader = pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1")
+    picky.gate.reached()
+    clean: Answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(8)]
+    picky.gate.open()
+    assert leader.result(20).status == 502
+    assert [answer.result(30).body for answer in clean] == [BODY] * 8
+    assert len(origin.requests) <= 4

@@ -1,0 +1,253 @@
+"""After a CONNECT: what its client speaks, and for whom."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import ssl
+import threading
+from typing import Callable, Iterator
+
+import pytest
+from support.client import Client, wait_until
+from support.household import HOST, House
+from support.origin import Asked, Connection, Files, Origin
+
+from monitoring.metrics import Counter
+
+Build = Callable[..., House]
+BODY = b"0123456789" * 400
+TIMEOUT = 20.0
+
+pytestmark = pytest.mark.one_process
+
+
+class Server:
+    """A server whose protocol is nobody's business: greets where told to, and answers what it hears backwards."""
+
+    def __init__(self, greeting: bytes = b"") -> None:
+        self._greeting = greeting
+        self._listener = socket.create_server((HOST, 0))
+        self.port = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(TIMEOUT)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                with sock:
+                    sock.settimeout(TIMEOUT)
+                    sock.sendall(self._greeting)
+                    while data := sock.recv(1000):
+                        sock.sendall(data[::-1])
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def greeter() -> Iterator[Server]:
+    server = Server(b"SSH-2.0-origin\r\n")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def resolving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of the tests are this machine."""
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *arguments: object, **keys: object) -> object:
+        return real(HOST if host.endswith(".test") else host, *arguments, **keys)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+def exchange(client: Client, data: bytes, count: int) -> bytes:
+    client.send(data)
+    got = b""
+    while len(got) < count:
+        more = client.sock.recv(count - len(got))
+        if not more:
+            break
+        got += more
+    return got
+
+
+@pytest.mark.parametrize("says", [b"SSH-2.0-client\r\n", b"GET /x HTTP/1.1\r\n\r\n", b"\x16\x02no", b"\x00", b"\x80."])
+@pytest.mark.parametrize("how", ["by the poller", "by a thread", "too early"])
+def test_what_is_no_tls_is_carried(house: House, server: Server, says: bytes, how: str) -> None:
+    for _ in range(2 if how == "by the poller" else 1):  # once the leaf is at hand
+        with house.client() as client:
+            authority = f"{HOST}:{server.port}"
+            if how == "too early":
+                client.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode() + says)
+                assert client.read(method="CONNECT").status == 200
+                got = client._buffer + exchange(client, b"", len(says) - len(client._buffer))
+            else:
+                assert client.connect(authority).status == 200
+                got = exchange(client, says, len(says))
+            assert got == says[::-1]
+            assert exchange(client, b"more", 4) == b"erom"
+    assert house.counters.value(Counter.NOT_TLS) >= 1
+
+
+def test_inside_the_tls_port_it_is_the_same(house: House, server: Server) -> None:
+    with house.client(house.tls_port) as client:
+        client.start_tls(house.trust, "origin.test")
+        assert client.connect(f"{HOST}:{server.port}").status == 200
+        assert exchange(client, b"plain", 5) == b"nialp"
+    origin = house.origin(Files({"/x.deb": BODY}))
+    assert house.fetch(origin, "/x.deb").body == BODY
+
+
+def test_a_server_that_speaks_first_is_heard(house: House, greeter: Server) -> None:
+    """And nobody's thread waits until it is."""
+    with house.client() as client:
+        assert client.connect(f"{HOST}:{greeter.port}").status == 200
+        wait_until(lambda: len(house.server._idle._watched) == 3)
+        assert exchange(client, b"", 16) == b"SSH-2.0-origin\r\n"
+        assert exchange(client, b"hello", 5) == b"olleh"
+
+
+def test_on_443_servers_do_not_speak_first(build_house: Build) -> None:
+    house = build_house(idle_timeout=0.2)
+    with house.client() as client:
+        assert client.connect(f"{HOST}:443").status == 200
+        assert client.at_end()
+    assert house.counters.value(Counter.NOT_TLS) == 0
+
+
+def test_what_cannot_be_dialled_after_all_is_said_in_the_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server((HOST, 0)) as closed:
+        port = closed.getsockname()[1]
+    with caplog.at_level(logging.INFO), house.client() as client:
+        assert client.connect(f"{HOST}:{port}").status == 200
+        client.send(b"SSH-2.0-client\r\n")
+        assert client.at_end()
+        wait_until(lambda: "cannot be reached" in caplog.text)
+    assert f"CONNECT {HOST}:{port}" in caplog.text and "not TLS" in caplog.text
+
+
+def test_a_client_that_leaves_before_it_has_spoken_leaves_nothing(house: House) -> None:
+    for _ in range(3):
+        with house.client() as client:
+            assert client.connect(f"{HOST}:1").status == 200
+    wait_until(lambda: not house.server.connections and not house.server.connections.places.taken)
+
+
+# --- the name in the handshake ----------------------------------------------------------------------
+
+
+def test_inside_it_requests_are_for_that_name_alone(house: House) -> None:
+    origin = house.origin(Files({"/x.deb": BODY}))
+    for _ in range(2):
+        with house.client() as client:
+            assert client.connect(f"{HOST}:{origin.port}").status == 200
+            client.start_tls(house.trust, "origin.test")
+            assert client.get("/x.deb", f"{HOST}:{origin.port}").status == 421
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1", "127.0.0.2", "127.0.0.9"])
+def test_the_origin_is_dialled_by_its_name_and_never_at_the_client_s_address(
+    house: House, resolving: None, place: str
+) -> None:
+    """Listed or not, the address is the client's choice, and what is stored is everybody's."""
+    with Origin(Files({"/x.deb": BODY}), house._leaves.context("origin.test")) as origin:
+        with contextlib.ExitStack() as stack:
+            if place != HOST:
+                stack.enter_context(socket.create_server((place, origin.port)))
+            client = stack.enter_context(house.client())
+            assert client.connect(f"{place}:{origin.port}").status == 200
+            client.start_tls(house.trust, "origin.test")
+            assert client.get("/x.deb", f"origin.test:{origin.port}").body == BODY
+        house.settle()
+        assert house.stored() == [f"https/origin.test:{origin.port}/x.deb"]
+        assert origin.count("/x.deb") == 1
+
+
+def test_a_name_that_is_not_listed_at_such_an_address_is_carried_untouched(house: House) -> None:
+    def handler(_: Asked, connection: Connection) -> None:
+        connection.respond(200, [], BODY)
+
+    origin = house.origin(handler)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_server(("127.0.0.9", 0)) as relay:
+        port = relay.getsockname()[1]
+        seen = []
+
+        def pass_on() -> None:
+            near, _ = relay.accept()
+            with near, socket.create_connection((HOST, origin.port)) as far:
+                near.settimeout(TIMEOUT)
+                seen.append(near.recv(5, socket.MSG_PEEK))
+
+                def back() -> None:
+                    with contextlib.suppress(OSError):
+                        while data := far.recv(65536):
+                            near.sendall(data)
+
+                thread = threading.Thread(target=back)
+                thread.start()
+                with contextlib.suppress(OSError):
+                    while data := near.recv(65536):
+                        far.sendall(data)
+                with contextlib.suppress(OSError):
+                    far.shutdown(socket.SHUT_RDWR)
+                thread.join(TIMEOUT)
+
+        thread = threading.Thread(target=pass_on)
+        thread.start()
+        with house.client() as client:
+            assert client.connect(f"127.0.0.9:{port}").status == 200
+            client.start_tls(context, "elsewhere.example")
+            assert client.get("/x.deb", "elsewhere.example").body == BODY
+        thread.join(TIMEOUT)
+    assert seen[0][:2] == b"\x16\x03"
+    assert house.counters.value(Counter.INTERCEPTED) == 0 and house.counters.value(Counter.TUNNELS) == 1
+
+
+def test_a_hello_in_pieces_is_put_together(house: House, resolving: None) -> None:
+    with Origin(Files({"/x.deb": BODY}), house._leaves.context("origin.test")) as origin, house.client() as client:
+        assert client.connect(f"{HOST}:{origin.port}").status == 200
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = house.trust.wrap_bio(incoming, outgoing, server_hostname="origin.test")
+        with pytest.raises(ssl.SSLWantReadError):
+            tls.do_handshake()
+        hello = outgoing.read()
+        (connection,) = house.server.connections._all.values()
+        for start in range(0, len(hello), 200):
+            client.send(hello[start : start + 200])
+            sent = min(start + 200, len(hello))
+            if sent < len(hello):
+                wait_until(lambda sent=sent: connection.stream.buffered == sent)  # type: ignore[misc]
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                client.send(outgoing.read())
+                incoming.write(client.sock.recv(65536))
+        client.send(outgoing.read())
+        tls.write(f"GET /x.deb HTTP/1.1\r\nHost: origin.test:{origin.port}\r\nConnection: close\r\n\r\n".encode())
+        client.send(outgoing.read())
+        got = b""
+        while len(got) < len(BODY):
+            try:
+                got += tls.read(65536)
+            except ssl.SSLWantReadError:
+                incoming.write(client.sock.recv(65536))
+        assert got.endswith(BODY)

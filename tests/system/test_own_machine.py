@@ -1,0 +1,307 @@
+"""What is on dduct's own machine is for clients there, unless proxy.allow_own opens it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Dict, Sequence
+
+import pytest
+from support.client import Answer
+from support.household import HOST, House
+from support.origin import Asked, Connection, Files, Origin
+
+from monitoring.metrics import Counter
+from net import addresses
+from net.addresses import OwnServices, Reach, reach_of
+from server.config_values import Address, ParentProxy
+
+Build = Callable[..., House]
+ROOT = Path(__file__).resolve().parents[2]
+BODY = os.urandom(10_000)
+LAN, ELSEWHERE = "127.0.0.3", "127.0.0.4"  # an address of this machine in its network plays, and one of another machine
+
+
+@pytest.fixture(autouse=True)
+def cast(monkeypatch: pytest.MonkeyPatch) -> Dict[str, str]:
+    """Who plays what; the dictionary says what names resolve to. Clients are on another machine."""
+    names: Dict[str, str] = {"registry.lab": LAN, "far.lab": ELSEWHERE, "loop.lab": HOST}
+    affair, local, look_up = addresses.is_private_affair, addresses._is_local, socket.getaddrinfo
+
+    def resolve(host: Any, *rest: Any, **more: Any) -> Any:
+        return look_up(names.get(host, host), *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(addresses, "is_private_affair", lambda host: host not in (LAN, ELSEWHERE) and affair(host))
+    monkeypatch.setattr(addresses, "_is_local", lambda host: host == LAN or (host != ELSEWHERE and local(host)))
+    monkeypatch.setattr("proxy.connections.reach_of", lambda client, host: Reach.NOTHING)
+    return names
+
+
+@pytest.fixture
+def clients(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reach], None]:
+    """Say where clients are from now on."""
+    return lambda reach: monkeypatch.setattr("proxy.connections.reach_of", lambda client, host: reach)
+
+
+def get(house: House, url: str, method: str = "GET") -> Answer:
+    with house.client() as client:
+        return client.get(url, "x", method=method)
+
+
+def connect(house: House, authority: str) -> int:
+    with house.client() as client:
+        return client.connect(authority).status
+
+
+def opened(house: House, *services: str) -> None:
+    house.server.reload(replace(house.config, proxy=replace(house.config.proxy, allow_own=services)))
+
+
+@pytest.mark.parametrize("host", [LAN, "registry.lab", f"[::ffff:{LAN}]", "127.3", "0x7f000003"])
+def test_an_address_of_this_machine_is_not_reached_from_afar(house: House, host: str) -> None:
+    with Origin(Files({"/x.deb": BODY, "/page": BODY}), host=LAN) as origin:
+        for path in ("/x.deb", "/page"):
+            refused = get(house, f"http://{host}:{origin.port}{path}")
+            assert refused.status == 403 and b"proxy.allow_own = ['" in refused.body
+        assert get(house, f"http://{host}:{origin.port}/x.deb", "HEAD").status == 403
+        assert connect(house, f"{host}:{origin.port}") == 403
+        assert origin.accepted == 0
+    assert house.counters.value(Counter.REFUSED) == 4
+
+
+def test_other_machines_are_reached(house: House) -> None:
+    with Origin(Files({"/x.deb": BODY, "/page": BODY}), host=ELSEWHERE) as origin:
+        for path in ("/x.deb", "/page"):
+            assert get(house, f"http://far.lab:{origin.port}{path}").body == BODY
+        assert connect(house, f"{ELSEWHERE}:{origin.port}") == 200
+
+
+def test_a_redirect_to_it_is_not_followed(house: House) -> None:
+    with Origin(Files({"/y.deb": BODY}), host=LAN) as inner:
+
+        def away(asked: Asked, connection: Connection) -> None:
+            connection.respond(302, [("Location", f"http://registry.lab:{inner.port}/y.deb")])
+
+        with Origin(away, host=ELSEWHERE) as outer:
+            assert get(house, f"http://far.lab:{outer.port}/x.deb").status == 403
+            assert inner.accepted == 0 and outer.accepted == 1
+
+
+def test_a_name_with_several_addresses_leads_to_those_that_may_be_reached(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Origin(Files({"/page": BODY}), host=ELSEWHERE) as origin:
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, origin.port)) for address in (LAN, ELSEWHERE, HOST)
+        ]
+        look_up = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket,
+            "getaddrinfo",
+            lambda host, *rest, **more: found if host == "several.lab" else look_up(host, *rest, **more),
+        )
+        assert get(house, f"http://several.lab:{origin.port}/page").body == BODY
+
+
+@pytest.mark.parametrize("reach", [Reach.OWN_ADDRESSES, Reach.EVERYTHING])
+def test_clients_on_this_machine_reach_it_and_have_it_once(
+    house: House, clients: Callable[[Reach], None], reach: Reach
+) -> None:
+    clients(reach)
+    with Origin(Files({"/x.deb": BODY}), host=LAN) as origin:
+        url = f"http://{LAN}:{origin.port}/x.deb"
+        assert [get(house, url).body for _ in range(3)] == [BODY] * 3
+        assert origin.count("/x.deb") == 1
+        clients(Reach.NOTHING)
+        for method in ("GET", "HEAD"):
+            assert get(house, url, method).status == 403  # nor from the cache
+        assert origin.count("/x.deb") == 1
+
+
+def test_who_comes_from_an_address_of_this_machine_does_not_reach_loopback(
+    house: House, clients: Callable[[Reach], None]
+) -> None:
+    """It may be a container whose network is a program on this machine."""
+    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    url = f"http://{HOST}:{origin.port}/x.deb"
+    clients(Reach.EVERYTHING)
+    assert get(house, url).body == BODY
+    clients(Reach.OWN_ADDRESSES)
+    assert get(house, url).status == 403 and connect(house, f"localhost:{origin.port}") == 403
+
+
+@pytest.mark.parametrize("service", ["{host}:{port}", "{host}", "registry.lab:{port}", "registry.lab"])
+def test_a_service_may_be_opened(build_house: Build, service: str) -> None:
+    with Origin(Files({"/x.deb": BODY, "/page": BODY}), host=LAN) as origin:
+        key = service.format(host=LAN, port=origin.port)
+        house = build_house(allow_own=(key,))
+        url = f"http://registry.lab:{origin.port}"
+        for path in ("/x.deb", "/page"):
+            assert [get(house, url + path).body for _ in range(2)] == [BODY] * 2
+        assert origin.count("/x.deb") == 1
+        assert connect(house, f"registry.lab:{origin.port}") == 200
+        # A name opens what is asked for by that name; an address does so under every name.
+        assert connect(house, f"{LAN}:{origin.port}") == (403 if "registry" in key else 200)
+
+
+def test_a_service_is_opened_and_closed_without_a_new_start(house: House) -> None:
+    with Origin(Files({"/page": BODY}), host=LAN) as origin:
+        url = f"http://{LAN}:{origin.port}/page"
+        statuses = []
+        for services in ([], [f"{LAN}:{origin.port}"], []):
+            opened(house, *services)
+            statuses.append(get(house, url).status)
+        assert statuses == [403, 200, 403]
+
+
+def test_what_local_clients_have_brought_is_opened_with_its_service(
+    house: House, clients: Callable[[Reach], None]
+) -> None:
+    path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
+    with Origin(Files({path: BODY}), host=LAN) as origin:
+        url = f"http://{LAN}:{origin.port}{path}"
+        clients(Reach.EVERYTHING)
+        assert get(house, url).body == BODY
+        clients(Reach.NOTHING)
+        assert get(house, url).status == 403
+        opened(house, f"{LAN}:{origin.port}")
+        assert get(house, url).body == BODY
+        assert origin.count(path) == 1
+        opened(house, "registry.lab")  # asked for by another name: its own answer
+        assert get(house, url).status == 403
+
+
+def test_another_port_stays_closed(build_house: Build) -> None:
+    with Origin(Files({"/page": BODY}), host=LAN) as open_one, Origin(Files({"/page": BODY}), host=LAN) as closed:
+        house = build_house(allow_own=(f"{LAN}:{open_one.port}",))
+        assert get(house, f"http://{LAN}:{open_one.port}/page").status == 200
+        assert get(house, f"http://{LAN}:{closed.port}/page").status == 403
+
+
+def test_loopback_is_opened_where_it_is_named(build_house: Build) -> None:
+    with Origin(Files({"/page": BODY})) as origin:
+        house = build_house(allow_own=(f"{HOST}:{origin.port}",))
+        for host in (HOST, "localhost", "loop.lab"):
+            assert get(house, f"http://{host}:{origin.port}/page").body == BODY
+        assert get(house, f"http://{HOST}:{house.tcp_port}/page").status != 200  # dduct itself is no origin
+
+
+def test_dduct_itself_stays_508(build_house: Build, cast: Dict[str, str]) -> None:
+    house = build_house(allow_own=("self.lab",))
+    cast["self.lab"] = HOST
+    assert get(house, f"http://self.lab:{house.tcp_port}/page").status == 508
+
+
+# --- behind a parent --------------------------------------------------------------------------------
+
+
+def relay_all(asked: Asked, connection: Connection) -> None:
+    connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
+
+
+@pytest.mark.parametrize("place", [HOST, LAN], ids=["on loopback", "on an address of this machine"])
+def test_a_parent_here_is_no_way_to_it(build_house: Build, place: str) -> None:
+    with Origin(relay_all, host=place) as parent:
+        house = build_house(upstream_proxy=ParentProxy(False, Address(place, parent.port)))
+        for host in (LAN, "registry.lab", "loop.lab"):
+            assert get(house, f"http://{host}:80/page").status == 403
+            assert connect(house, f"{host}:22") == 403
+        assert parent.requests == []
+        assert get(house, "http://far.lab/page").body == BODY
+        opened(house, "registry.lab:80")
+        assert get(house, "http://registry.lab/x.deb").body == BODY
+        assert get(house, "http://registry.lab/x.deb").body == BODY
+        assert len(parent.requests) == 2
+
+
+def test_a_parent_elsewhere_is_not_asked_for_an_address_of_this_machine(build_house: Build) -> None:
+    with Origin(relay_all, host=ELSEWHERE) as parent:
+        house = build_house(upstream_proxy=ParentProxy(False, Address(ELSEWHERE, parent.port)))
+        for host in (LAN, f"[::ffff:{LAN}]", "127.0.0.9", "localhost"):
+            assert get(house, f"http://{host}/page").status == 403
+            assert connect(house, f"{host}:22") == 403
+        assert parent.requests == []
+
+
+# --- judging ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("client", "local", "reach"),
+    [
+        ("127.0.0.1", "127.0.0.1", Reach.EVERYTHING),
+        ("::1", "::1", Reach.EVERYTHING),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1", Reach.EVERYTHING),
+        ("192.0.2.5", "192.0.2.5", Reach.OWN_ADDRESSES),
+        ("2001:db8::5", "2001:db8::5", Reach.OWN_ADDRESSES),
+        ("192.0.2.6", "192.0.2.5", Reach.NOTHING),
+        ("192.0.2.6", "127.0.0.1", Reach.NOTHING),
+    ],
+)
+def test_where_a_client_is(client: str, local: str, reach: Reach) -> None:
+    assert reach_of(client, local) is reach
+
+
+@pytest.mark.parametrize(
+    ("services", "host", "address", "opens"),
+    [
+        (["10.0.0.5:5000"], "10.0.0.5", "10.0.0.5", True),
+        (["10.0.0.5:5000"], "any.lab", "10.0.0.5", True),
+        (["10.0.0.5:5000"], "any.lab", "::ffff:10.0.0.5", True),
+        (["10.0.0.5:5001"], "10.0.0.5", "10.0.0.5", False),
+        (["10.0.0.5"], "10.0.0.5", "10.0.0.5", True),
+        (["10.0.0.5"], "10.0.0.6", "10.0.0.6", False),
+        (["registry.lab:5000"], "Registry.Lab", "10.0.0.5", True),
+        (["registry.lab:5000"], "registry.lab", "127.0.1.1", True),  # Debian's name for itself
+        (["registry.lab"], "registry.lab", "169.254.169.254", False),  # metadata takes its own address
+        (["registry.lab"], "registry.lab", "fd00:ec2::254", False),
+        (["169.254.169.254:5000"], "169.254.169.254", "169.254.169.254", True),
+        (["registry.lab"], "other.lab", "10.0.0.5", False),
+        (["[fd00::5]:5000"], "fd00::5", "fd00::5", True),
+        (["fd00::5"], "fd00::5", "fd00:0::5", True),
+        ([], "10.0.0.5", "10.0.0.5", False),
+    ],
+)
+def test_what_a_service_opens(services: Sequence[str], host: str, address: str, opens: bool) -> None:
+    assert OwnServices(services).opens(host, 5000, address) is opens
+
+
+ADDRESSES = """
+import sys
+from net.addresses import Reach, reach_needed
+own = ["192.0.2.5", "172.17.0.1", "2001:db8::5", "::ffff:192.0.2.5", "64:ff9b::192.0.2.5", "2002:c000:205::1"]
+print([address for address in own if reach_needed(address) is not Reach.OWN_ADDRESSES])
+others = ["192.0.2.6", "2001:db8::6", "203.0.113.1"]
+print([address for address in others if reach_needed(address) is not Reach.NOTHING])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs a network namespace")
+@pytest.mark.parametrize("host", ["192.0.2.5", "3221225989", "0xc0000205", "192.0.517", "::ffff:192.0.2.5"])
+def test_an_address_is_this_machine_s_however_it_is_written(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setattr(addresses, "_is_local", lambda address: address == "192.0.2.5")
+    assert addresses.reach_needed(host) is Reach.OWN_ADDRESSES
+
+
+def test_the_kernel_says_which_addresses_are_its_own() -> None:
+    """In a network namespace with addresses of its own; bridges have some, too."""
+    commands = [
+        "ip link set lo up",
+        "ip link add lan0 type bridge && ip link set lan0 up && ip addr add 192.0.2.5/24 dev lan0",
+        "ip -6 addr add 2001:db8::5/64 dev lan0 nodad",
+        "ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up",
+        f"{sys.executable} -c '{ADDRESSES}'",
+    ]
+    done = subprocess.run(
+        ["unshare", "-n", "sh", "-ec", "\n".join(commands)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    if "Operation not permitted" in done.stderr or "not supported" in done.stderr:
+        pytest.skip(done.stderr)
+    assert (done.stdout, done.stderr) == ("[]\n[]\n", "")

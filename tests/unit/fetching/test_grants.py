@@ -1,0 +1,69 @@
+"""What is remembered of an origin's leave, and for how long."""
+
+from __future__ import annotations
+
+from typing import List
+
+from fetching.grants import Grants
+
+
+def grants(seconds: float, now: List[float]) -> Grants:
+    return Grants(seconds, clock=lambda: now[0])
+
+
+def test_a_grant_holds_for_its_credentials_and_one_version_of_its_object_alone() -> None:
+    kept = grants(60, [0.0])
+    kept.remember(b"Bearer a", "https/h/x", "1")
+    assert kept.holds(b"Bearer a", "https/h/x", "1")
+    assert not kept.holds(b"Bearer b", "https/h/x", "1")
+    assert not kept.holds(b"Bearer a", "https/h/y", "1")
+    assert not kept.holds(b"Bearer a", "https/h/x", "2")
+    assert not kept.holds(b"", "https/h/x", "1")
+
+
+def test_credentials_and_names_do_not_run_into_each_other() -> None:
+    kept = grants(60, [0.0])
+    kept.remember(b"a", "bc", "1")
+    assert not kept.holds(b"ab", "c", "1")
+    assert not kept.holds(b"a", "bc1", "")
+
+
+def test_a_grant_ends() -> None:
+    now = [0.0]
+    kept = grants(60, now)
+    kept.remember(b"a", "x", "1")
+    now[0] = 59.0
+    assert kept.holds(b"a", "x", "1")
+    now[0] = 60.0
+    assert not kept.holds(b"a", "x", "1")
+
+
+def test_a_grant_is_prolonged_and_can_be_taken_back() -> None:
+    now = [0.0]
+    kept = grants(60, now)
+    kept.remember(b"a", "x", "1")
+    now[0] = 50.0
+    kept.remember(b"a", "x", "1")
+    now[0] = 100.0
+    assert kept.holds(b"a", "x", "1")
+    kept.forget(b"a", "x", "1")
+    assert not kept.holds(b"a", "x", "1")
+
+
+def test_nothing_is_remembered_of_nobody_or_for_no_time() -> None:
+    kept = grants(60, [0.0])
+    kept.remember(b"", "x", "1")
+    assert not kept.holds(b"", "x", "1")
+    none = grants(0, [0.0])
+    none.remember(b"a", "x", "1")
+    assert not none.holds(b"a", "x", "1")
+
+
+def test_grants_that_have_ended_are_dropped() -> None:
+    now = [0.0]
+    kept = grants(60, now)
+    for number in range(1000):
+        kept.remember(b"a", str(number), "1")
+    now[0] = 61.0
+    kept.remember(b"a", "last", "1")
+    assert len(kept._ends) == 1

@@ -1,0 +1,403 @@
+"""Bodies on real connections: every framing against every end."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from typing import Callable, Iterator, List, Optional, Tuple, Union
+
+import pytest
+from support.pairs import PATIENCE, SOON, Pairs, in_thread, read_all, reset
+
+from net.body import BodyReader, BodyWriter, IncompleteBody
+from net.stream import Stream
+from protocol import http1
+from protocol.http1 import BodyFraming, Framing
+
+NONE, CHUNKED, CLOSE = http1.NO_BODY, http1.CHUNKED, http1.UNTIL_CLOSE
+BODY = b"0123456789"
+CHUNKS = b"4;x=y\r\n0123\r\n006\r\n456789\r\n0\r\nDigest: x\r\n\r\n"
+MEGABYTE = bytes(range(256)) * 4096
+
+
+def length(octets: int) -> BodyFraming:
+    return BodyFraming(Framing.LENGTH, octets)
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    with Pairs() as pairs:
+        yield pairs
+
+
+Far = Union[socket.socket, ssl.SSLSocket]
+
+
+def fin(far: Far) -> None:
+    """The end of a plain connection; of a TLS one, its FIN without close_notify."""
+    far.close()
+
+
+def goodbye(far: Far) -> None:
+    if isinstance(far, ssl.SSLSocket):
+        far.settimeout(0)
+        with pytest.raises(ssl.SSLWantReadError):
+            far.unwrap()
+    far.close()
+
+
+def stall(far: Far) -> None:
+    """Nothing more, and no end."""
+
+
+def connect(pairs: Pairs, kind: str) -> Tuple[Stream, Far]:
+    """A stream as dduct has it towards an origin, and the origin."""
+    return pairs.tls(server=False) if kind == "tls" else pairs.plain()
+
+
+def collect(reader: BodyReader, size: int = 1 << 18) -> bytes:
+    return b"".join(bytes(piece) for piece in reader.chunks(memoryview(bytearray(size))))
+
+
+def take(reader: BodyReader) -> Tuple[bytes, bool]:
+    """What came, and whether the body said that it was complete."""
+    buffer = memoryview(bytearray(3))  # smaller than any piece
+    taken = b""
+    try:
+        while True:
+            count = reader.readinto(buffer)
+            if not count:
+                assert reader.complete
+                assert reader.readinto(buffer) == 0
+                return taken, True
+            taken += bytes(buffer[:count])
+    except IncompleteBody as error:
+        assert str(error)
+        assert not reader.complete
+        return taken, False
+
+
+ENDS: List[Tuple[str, Callable[[Far], None]]] = [
+    ("plain", fin),
+    ("plain", reset),
+    ("plain", stall),
+    ("tls", goodbye),
+    ("tls", fin),
+    ("tls", reset),
+    ("tls", stall),
+]
+ends = pytest.mark.parametrize("kind, end", ENDS, ids=lambda value: getattr(value, "__name__", value))
+
+
+@ends
+@pytest.mark.parametrize("framing, sent", [(NONE, b""), (length(0), b""), (length(10), BODY), (CHUNKED, CHUNKS)])
+def test_a_whole_delimited_body_is_complete_whatever_follows(
+    pairs: Pairs, framing: BodyFraming, sent: bytes, kind: str, end: Callable[[Far], None]
+) -> None:
+    stream, far = connect(pairs, kind)
+    far.sendall(sent)
+    if end is not reset:  # which may overtake what was sent
+        end(far)
+    reader = BodyReader(stream, framing)
+    assert reader.delimited
+    assert take(reader) == ((BODY if sent else b""), True)
+    if end is reset:
+        end(far)
+
+
+@ends
+@pytest.mark.parametrize(
+    "framing, sent", [(length(11), BODY), (length(1), b""), (CHUNKED, CHUNKS[:-1]), (CHUNKED, b"")]
+)
+def test_a_short_delimited_body_is_incomplete_whatever_follows(
+    pairs: Pairs, framing: BodyFraming, sent: bytes, kind: str, end: Callable[[Far], None]
+) -> None:
+    stream, far = connect(pairs, kind)
+    stream.timeout = SOON if end is stall else PATIENCE
+    far.sendall(sent)
+    end(far)
+    taken, complete = take(BodyReader(stream, framing))
+    assert not complete
+    assert BODY.startswith(taken)
+    assert taken == BODY or end is reset or not sent
+
+
+@pytest.mark.parametrize(
+    "kind, end, complete",
+    [(kind, end, (kind, end) in (("plain", fin), ("tls", goodbye))) for kind, end in ENDS],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_body_until_close_is_complete_only_after_a_clean_end(
+    pairs: Pairs, kind: str, end: Callable[[Far], None], complete: bool
+) -> None:
+    stream, far = connect(pairs, kind)
+    stream.timeout = SOON if end is stall else PATIENCE
+    far.sendall(BODY)
+    reader = BodyReader(stream, CLOSE)
+    assert not reader.delimited
+    assert reader.readinto(memoryview(bytearray(10))) == 10
+    end(far)
+    assert take(reader) == (b"", complete)
+
+
+def test_a_body_takes_none_of_what_follows(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    far.sendall(BODY + CHUNKS + BODY)
+    for framing in (length(10), CHUNKED, length(10)):
+        assert take(BodyReader(stream, framing)) == (BODY, True)
+    assert stream.buffered == 0
+
+
+@pytest.mark.parametrize("cut", range(len(CHUNKS) + 1))
+def test_chunks_may_be_torn_anywhere(pairs: Pairs, cut: int) -> None:
+    stream, far = pairs.plain()
+    far.sendall(CHUNKS[:cut])
+    body = in_thread(take, BodyReader(stream, CHUNKED))
+    far.sendall(CHUNKS[cut:])
+    assert body.result(PATIENCE) == (BODY, True)
+
+
+@pytest.mark.parametrize("cut", range(len(CHUNKS)))
+def test_chunks_that_end_anywhere_but_at_their_end_are_incomplete(pairs: Pairs, cut: int) -> None:
+    stream, far = pairs.plain()
+    far.sendall(CHUNKS[:cut])
+    far.close()
+    taken, complete = take(BodyReader(stream, CHUNKED))
+    assert not complete
+    assert BODY.startswith(taken)
+
+
+def test_chunks_may_come_octet_by_octet(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    body = in_thread(take, BodyReader(stream, CHUNKED))
+    for octet in CHUNKS:
+        far.sendall(bytes([octet]))
+    assert body.result(PATIENCE) == (BODY, True)
+
+
+def test_chunks_may_be_larger_than_the_buffer_and_smaller(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    sent = in_thread(far.sendall, b"100000\r\n" + MEGABYTE + b"\r\n" + b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n")
+    assert collect(BodyReader(stream, CHUNKED), 1 << 16) == MEGABYTE + b"x" * 1000
+    sent.result(PATIENCE)
+
+
+BAD_CHUNKS = [
+    b"0\r\n" + b"A: x\r\n" * 201 + b"\r\n",
+    b"\r\n0\r\n\r\n",
+    b"x\r\n0\r\n\r\n",
+    b"0x0\r\n\r\n",
+    b"-1\r\n\r\n",
+    b"+0\r\n\r\n",
+    b" 0\r\n\r\n",
+    b"0 \r\n\r\n",
+    b"0x_3\r\nabc\r\n0\r\n\r\n",
+    b"1_0\r\n0123456789abcdef\r\n0\r\n\r\n",
+    b"0\n\n",
+    b"0\n\r\n",
+    b"0\r\n\n",
+    b"0;\x00\r\n\r\n",
+    b"fffffffffffffffff\r\n",
+    b"0" * 5000 + b"\r\n\r\n",
+    b"0;" + b"x" * 5000 + b"\r\n\r\n",
+    # the end of a chunk
+    b"1\r\nx0\r\n\r\n",
+    b"1\r\nx\n0\r\n\r\n",
+    b"1\r\nx\r0\r\n\r\n",
+    b"1\r\nxy\r\n0\r\n\r\n",
+    b"1\r\nx \r\n0\r\n\r\n",
+    b"1\r\nx\r\n\r\n0\r\n\r\n",
+    b"2\r\nx\r\n0\r\n\r\n",
+    # trailers
+    b"0\r\nDigest\r\n\r\n",
+    b"0\r\nDigest : x\r\n\r\n",
+    b"0\r\n: x\r\n\r\n",
+    b"0\r\n x\r\n\r\n",
+    b"0\r\nA: x\r\n y\r\n\r\n",
+    b"0\r\nA: \x00\r\n\r\n",
+    b"0\r\nA: x\n\r\n",
+    b"0\r\nA: x\rB: y\r\n\r\n",
+    b"0\r\n0\r\n\r\n",
+    b"0\r\nHTTP/1.1 200 OK\r\n\r\n",
+    b"0\r\nA: " + b"x" * 70000 + b"\r\n\r\n",
+    b"0\r\n" + b"A: x\r\n" * 12000 + b"\r\n",
+]
+
+
+@pytest.mark.parametrize("sent", BAD_CHUNKS, ids=lambda sent: repr(sent[:30]))
+def test_a_malformed_chunked_body_is_never_complete(pairs: Pairs, sent: bytes) -> None:
+    stream, far = pairs.plain()
+    sending = in_thread(far.sendall, sent)
+    assert take(BodyReader(stream, CHUNKED))[1] is False
+    stream.abort()
+    assert sending.exception(PATIENCE) is None or isinstance(sending.exception(), OSError)
+
+
+@pytest.mark.parametrize(
+    "trailers", [b"", b"A: x\r\n", b"A:\r\nb: \xff\r\n", b"Content-Length: 5\r\n", b"A: x\r\n" * 200]
+)
+def test_trailers_are_read(pairs: Pairs, trailers: bytes) -> None:
+    stream, far = pairs.plain()
+    far.sendall(b"0\r\n" + trailers + b"\r\n" + b"next")
+    reader = BodyReader(stream, CHUNKED)
+    assert take(reader) == (b"", True)
+    assert len(reader.trailers) == trailers.count(b":")
+    assert stream.buffered == 4
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"5\r\nhello\r\nZZ\r\n\r\n0\r\n\r\n", b"x\r\n\r\n0\r\n\r\n", b"0\r\nbad\r\n\r\n0\r\n\r\n" + b"0\r\n\r\n" * 3],
+)
+def test_a_body_that_broke_stays_broken(pairs: Pairs, sent: bytes) -> None:
+    """Read on by somebody else, drain() for one, it must not become complete: its connection would be kept."""
+    stream, far = pairs.plain()
+    far.sendall(sent)
+    reader = BodyReader(stream, CHUNKED)
+    take(reader)
+    for _ in range(3):
+        with pytest.raises(IncompleteBody):
+            reader.readinto(memoryview(bytearray(100)))
+    assert not reader.drain(1 << 16)
+    assert not reader.complete
+
+
+# --- before the first octets ----------------------------------------------------------------------
+
+
+def test_the_sender_is_told_once_to_go_ahead(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    far.sendall(BODY)
+    calls: List[int] = []
+    reader = BodyReader(stream, length(10), lambda: calls.append(1))
+    assert not reader.started
+    assert not calls
+    assert take(reader) == (BODY, True)
+    assert reader.started
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("framing", [NONE, length(0)])
+def test_a_sender_of_nothing_is_not_told_to_go_ahead(pairs: Pairs, framing: BodyFraming) -> None:
+    stream, _ = pairs.plain()
+    calls: List[int] = []
+    assert take(BodyReader(stream, framing, lambda: calls.append(1))) == (b"", True)
+    assert not calls
+
+
+def test_a_sender_that_cannot_be_told_sends_no_body(pairs: Pairs) -> None:
+    stream, _ = pairs.plain()
+
+    def fail() -> None:
+        raise BrokenPipeError
+
+    assert take(BodyReader(stream, length(10), fail)) == (b"", False)
+
+
+# --- draining -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "framing, sent, read_before, limit, drained",
+    [
+        (NONE, b"", 0, 0, True),
+        (length(0), b"", 0, 0, True),
+        (length(10), BODY, 0, 10, True),
+        (length(10), BODY, 0, 11, True),
+        (length(10), BODY, 0, 9, False),
+        (length(10), BODY, 0, 0, False),
+        (length(10), BODY, 10, 0, True),
+        (length(10), BODY, 8, 2, True),
+        (length(10), BODY, 8, 1, False),
+        (length(10), BODY[:9], 0, 20, False),
+        (CHUNKED, CHUNKS, 0, 11, True),
+        (CHUNKED, CHUNKS, 0, 10, True),
+        (CHUNKED, CHUNKS, 4, 6, True),
+        (CHUNKED, CHUNKS, 0, 5, False),
+        (CHUNKED, CHUNKS[:-2], 0, 100, False),
+        (CHUNKED, b"x", 0, 100, False),
+        (CLOSE, BODY, 0, 20, True),
+        (CLOSE, BODY, 0, 9, False),
+    ],
+)
+def test_what_is_left_is_drained_up_to_a_limit(
+    pairs: Pairs, framing: BodyFraming, sent: bytes, read_before: int, limit: int, drained: bool
+) -> None:
+    stream, far = pairs.plain()
+    far.sendall(sent)
+    far.close()
+    reader = BodyReader(stream, framing)
+    if read_before:
+        taken = memoryview(bytearray(read_before))
+        assert reader.readinto(taken) == read_before
+    assert reader.drain(limit) is drained
+    assert reader.complete is drained
+
+
+def test_an_endless_body_is_not_drained_for_ever(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    chunks = b"100\r\n" + b"x" * 256 + b"\r\n"
+    sending = in_thread(far.sendall, chunks * 4000)
+    assert BodyReader(stream, CHUNKED).drain(10_000) is False
+    stream.abort()
+    assert isinstance(sending.exception(PATIENCE), OSError) or sending.done()
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "framing, pieces, expected",
+    [
+        (length(10), [BODY[:3], BODY[3:]], BODY),
+        (CLOSE, [BODY], BODY),
+        (CHUNKED, [], b"0\r\n\r\n"),
+        (CHUNKED, [b"x"], b"1\r\nx\r\n0\r\n\r\n"),
+        (CHUNKED, [b"x" * 255, b"yz"], b"ff\r\n" + b"x" * 255 + b"\r\n2\r\nyz\r\n0\r\n\r\n"),
+        (CHUNKED, [memoryview(BODY)[2:5]], b"3\r\n234\r\n0\r\n\r\n"),
+    ],
+)
+def test_a_body_is_written_in_its_framing(
+    pairs: Pairs, framing: BodyFraming, pieces: List[Union[bytes, memoryview]], expected: bytes
+) -> None:
+    stream, far = pairs.plain()
+    writer = BodyWriter(stream, framing)
+    for piece in pieces:
+        writer.write(piece)
+    writer.finish()
+    stream.close()
+    assert read_all(far) == expected
+
+
+@pytest.mark.parametrize("framing", [length(len(MEGABYTE)), CHUNKED])
+def test_what_is_written_is_read_back(pairs: Pairs, framing: BodyFraming) -> None:
+    near, far = pairs.streams()
+
+    def write() -> None:
+        writer = BodyWriter(near, framing)
+        for start in range(0, len(MEGABYTE), 100_000):
+            writer.write(memoryview(MEGABYTE)[start : start + 100_000])
+        writer.finish()
+
+    writing = in_thread(write)
+    assert collect(BodyReader(far, framing)) == MEGABYTE
+    writing.result(PATIENCE)
+
+
+@pytest.mark.parametrize("framing", [length(10), CHUNKED])
+def test_a_body_that_is_not_finished_can_be_told(pairs: Pairs, framing: BodyFraming) -> None:
+    near, far = pairs.streams()
+    BodyWriter(near, framing).write(BODY[:5])
+    near.cut()
+    assert take(BodyReader(far, framing)) == (BODY[:5], False)
+
+
+@pytest.mark.parametrize(
+    "framing, known", [(NONE, None), (length(0), 0), (length(5), 5), (CHUNKED, None), (CLOSE, None)]
+)
+def test_a_body_knows_its_length_where_the_head_says_it(
+    pairs: Pairs, framing: BodyFraming, known: Optional[int]
+) -> None:
+    stream, _ = pairs.plain()
+    assert BodyReader(stream, framing).length == known

@@ -1,0 +1,220 @@
+"""Threads that are used again, and waited for."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import queue
+import socket
+import threading
+from contextlib import contextmanager
+from functools import partial
+from typing import Iterator, List, Tuple, Union
+
+import pytest
+from support.client import wait_until
+
+from net.listener import Listener, Threads, bind
+from net.poller import Idle
+
+PATIENCE = 20.0
+
+Connection = Tuple[socket.socket, str]
+
+
+def wait_for(what: Union[threading.Barrier, threading.Event]) -> None:
+    what.wait(PATIENCE)
+
+
+def test_work_is_done_by_threads_that_are_used_again() -> None:
+    threads = Threads()
+    seen: List[int] = []
+
+    def note(done: threading.Event) -> None:
+        seen.append(threading.get_ident())
+        done.set()
+
+    for _ in range(20):
+        done = threading.Event()
+        threads.spawn("work", partial(note, done))
+        assert done.wait(PATIENCE)
+        wait_until(lambda: threads._waiting == 1)
+    assert len(seen) == 20 and len(set(seen)) == 1
+    assert threads.join(PATIENCE)
+
+
+def test_work_that_comes_at_once_is_done_at_once() -> None:
+    threads = Threads()
+    together = threading.Barrier(11)
+    for _ in range(2):  # with new threads, then with those
+        for _ in range(10):
+            threads.spawn("work", partial(wait_for, together))
+        together.wait(PATIENCE)
+    assert threads.join(PATIENCE)
+
+
+def test_work_may_make_work_and_all_of_it_is_waited_for() -> None:
+    threads = Threads()
+    gate, done = threading.Event(), threading.Event()
+
+    def first() -> None:
+        gate.wait(PATIENCE)
+        threads.spawn("second", done.set)
+
+    threads.spawn("first", first)
+    assert not threads.join(0.01)
+    gate.set()
+    assert threads.join(PATIENCE) and done.is_set()
+
+
+def test_a_bug_ends_its_work_alone(caplog: pytest.LogCaptureFixture) -> None:
+    threads = Threads()
+
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    with caplog.at_level(logging.ERROR):
+        threads.spawn("buggy", bug)
+        wait_until(lambda: threads._waiting == 1)
+        done = threading.Event()
+        threads.spawn("work", done.set)
+        assert done.wait(PATIENCE)
+        assert threads.join(PATIENCE)
+    assert "A bug in dduct ended the thread buggy" in caplog.text
+
+
+def test_a_listener_ends_when_its_socket_listens_no_more_and_does_not_spin() -> None:
+    """As when the process above shuts it down for all; `stop` then finds nothing to wait for."""
+    threads = Threads()
+    sock = bind("127.0.0.1", 0)
+    listener = Listener(sock, threads, lambda *_: None, Idle(threads.spawn))
+    listener.start()
+    sock.shutdown(socket.SHUT_RDWR)
+    assert threads.join(PATIENCE)
+    listener.stop()
+    listener.stop()
+
+
+@contextmanager
+def accepting() -> Iterator[Tuple[Listener, queue.Queue[Connection]]]:
+    """A listener whose connections are watched for by another thread, and what it serves: socket, thread."""
+    threads = Threads()
+    idle = Idle(threads.spawn)
+    served: queue.Queue[Connection] = queue.Queue()
+    threads.spawn("idle", idle.run)
+    wait_until(lambda: idle._epoll is not None)
+
+    def serve(connection: socket.socket, _: str) -> None:
+        served.put((connection, threading.current_thread().name))
+
+    listener = Listener(bind("127.0.0.1", 0), threads, serve, idle)
+    listener.start()
+    wait_until(lambda: bool(idle._watched))
+    try:
+        yield listener, served
+    finally:
+        listener.stop()
+        assert not idle._watched
+        idle.stop()
+        assert threads.join(PATIENCE)
+
+
+def test_what_takes_no_waiting_is_accepted_by_the_thread_that_watches() -> None:
+    with accepting() as (listener, served):
+        for _ in range(3):
+            with socket.create_connection(listener.address):
+                connection, thread = served.get(timeout=PATIENCE)
+                connection.close()
+                assert thread == "idle"
+
+
+def test_a_listener_takes_over_when_there_is_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("net.listener._SCARCITY_PAUSE", 0.01)
+    accept = socket.socket.accept
+    failures = [OSError(errno.EMFILE, "Too many open files")] * 3
+
+    def scarce(sock: socket.socket) -> Tuple[socket.socket, Tuple[str, int]]:
+        if failures:
+            raise failures.pop()
+        return accept(sock)
+
+    with accepting() as (listener, served):
+        monkeypatch.setattr(socket.socket, "accept", scarce)
+        with socket.create_connection(listener.address):
+            connection, _ = served.get(timeout=PATIENCE)
+            connection.close()
+        assert not failures
+        with socket.create_connection(listener.address):  # and no place is lost
+            connection, _ = served.get(timeout=PATIENCE)
+            connection.close()
+
+
+def test_a_bug_in_serving_ends_its_connection_alone(caplog: pytest.LogCaptureFixture) -> None:
+    threads = Threads()
+    idle = Idle(threads.spawn)
+    threads.spawn("idle", idle.run)
+    wait_until(lambda: idle._epoll is not None)
+
+    def serve(*_: object) -> None:
+        raise ZeroDivisionError
+
+    listener = Listener(bind("127.0.0.1", 0), threads, serve, idle)
+    listener.start()
+    wait_until(lambda: bool(idle._watched))
+    with caplog.at_level(logging.CRITICAL), socket.create_connection(listener.address, PATIENCE) as client:
+        assert client.recv(1) == b""
+    listener.stop()
+    idle.stop()
+    assert threads.join(PATIENCE)
+
+
+def test_one_process_that_stops_does_not_stop_the_others() -> None:
+    threads, address = Threads(), ("127.0.0.1", 0)
+    sock = bind(*address)
+    came = threading.Event()
+
+    def serve(connection: socket.socket, _: str) -> None:
+        connection.close()
+        came.set()
+
+    one = Listener(sock.dup(), threads, serve, Idle(threads.spawn))
+    other = Listener(sock, threads, serve, Idle(threads.spawn))
+    for listener in (one, other):
+        listener.start()
+    one.stop()
+    with socket.create_connection(other.address):
+        assert came.wait(PATIENCE)
+    other.stop_all()
+    assert threads.join(PATIENCE)
+
+
+def test_no_more_threads_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("net.listener._WAITING_AT_MOST", 2)
+    threads = Threads()
+    gate = threading.Event()
+    for _ in range(8):
+        threads.spawn("work", partial(wait_for, gate))
+    gate.set()
+    wait_until(lambda: len(threads._threads) == 2)
+    assert threads.join(PATIENCE)
+
+
+def test_a_thread_that_waits_for_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("net.listener._WAITING_FOR", 0.01)
+    threads = Threads()
+    threads.spawn("work", lambda: None)
+    wait_until(lambda: not threads._threads)
+    assert threads.join(PATIENCE)
+
+
+def test_where_there_is_no_room_for_a_thread_nothing_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads()
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError):
+            threads.spawn("work", lambda: None)
+    assert threads.join(0) and not threads._threads

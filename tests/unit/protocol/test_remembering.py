@@ -1,0 +1,122 @@
+"""What is remembered is bounded in bytes, whoever chooses the values."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import tracemalloc
+from typing import Any, Dict, Iterable, Iterator, List
+
+import pytest
+from support.household import House
+from support.modules import MODULES
+
+from fetching.naming import Naming, Parameters
+from net.addresses import Reach
+from net.arrival import Where
+from protocol.http1 import Authority, Headers, ProtocolError, RequestHead
+from protocol.remembering import remember_short
+from proxy import routing
+
+FEW_MEGABYTES = 16 * 1024 * 1024
+
+# Caches whose values are short by themselves, or are not chosen by others.
+BOUNDED = {
+    "net.addresses.is_loopback": "addresses as sockets write them, and host names of 254 characters at most",
+    "net.addresses.Networks._look_up": "the same",
+    "proxy.connections._arrival": "our own addresses",
+    "dduct._moment": "two seconds",
+    "dduct._origin": "our own levels and loggers",
+    "protocol.http1.reason_phrase": "numbers of three digits",
+    "fetching.origin_query.stored_fields": "a record of at most 3 KiB",
+    "tls.openssl": "nothing that others choose",
+    "proxy.routing._decide_get": "`decide` asks for short ones only",
+    "proxy.opening._named": "host names of 253 characters at most",
+    "proxy.opening.established": "one value",
+    "server.patterns.too_slow": "the operator's own patterns",
+    "storage.record.Record.decode": "an attribute of at most 3 KiB",
+    "pages.setup": "our own script",
+    "storage.store.Store._places": "`places` asks for short ones only",
+}
+
+
+def caches() -> Dict[str, Any]:
+    for module in MODULES:
+        importlib.import_module(module)
+    kind = type(functools.lru_cache(1)(len))
+    found = [one for one in gc.get_objects() if isinstance(one, kind) and one.__wrapped__.__module__ in MODULES]
+    return {f"{one.__wrapped__.__module__}.{one.__wrapped__.__qualname__}": one for one in found}
+
+
+SHORT: List[str] = sorted(name for name, one in caches().items() if hasattr(one, "longest"))
+
+
+def test_every_cache_remembers_short_values_or_says_why_not(house: House) -> None:
+    unknown = [
+        name
+        for name, one in caches().items()
+        if not hasattr(one, "longest")
+        and name not in BOUNDED
+        and not any(name.startswith(f"{one}.") for one in BOUNDED)
+    ]
+    assert unknown == []
+    assert len(SHORT) >= 3
+
+
+def grown_by(call: Any, values: Iterable[bytes]) -> int:
+    """Bytes that are held after so many calls."""
+    tracemalloc.start()
+    try:
+        for value in values:
+            call(value)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_ten_thousand_values_take_few_megabytes(name: str) -> None:
+    cache = caches()[name]
+    module, _, function = name.rpartition(".")
+    call = getattr(importlib.import_module(module), function)
+
+    def values(length: int) -> Iterator[bytes]:
+        filling = b"a,b,c,d,e=1," * (length // 12 + 1)
+        return ((b"%d," % number + filling)[:length] for number in range(10000))
+
+    cache.cache_clear()
+    assert grown_by(call, values(cache.longest)) < FEW_MEGABYTES
+    assert cache.cache_info().currsize == cache.cache_info().maxsize
+    cache.cache_clear()
+    for length in (cache.longest + 1, 60000):
+        assert grown_by(call, (value for value, _ in zip(values(length), range(10)))) < 1024 * 1024
+    assert cache.cache_info().currsize == 0
+
+
+def test_short_values_are_remembered_and_long_ones_are_not() -> None:
+    asked: List[bytes] = []
+
+    @remember_short(entries=2, length=3)
+    def double(value: bytes) -> bytes:
+        asked.append(value)
+        return value * 2
+
+    assert [double(value) for value in (b"abc", b"abc", b"abcd", b"abcd")] == [b"abcabc"] * 2 + [b"abcdabcd"] * 2
+    assert asked == [b"abc", b"abcd", b"abcd"]
+
+
+def test_a_request_with_a_long_target_or_host_is_not_remembered() -> None:
+    rules = routing.Rules(routing.Hosts([]), routing.Hosts([]), Naming((), Parameters([])))
+    where = Where(Authority("127.0.0.1", 8000), Reach.EVERYTHING)
+    before = routing._decide_get.cache_info().misses
+    for target, host in (
+        (b"http://a.test/" + b"x" * 600, b"a.test"),
+        (b"http://a.test/", b"a" * 250 + b":" + b"0" * 300),
+    ):
+        try:
+            routing.decide(RequestHead(b"GET", target, 1, Headers([(b"Host", host)])), where, rules)
+        except ProtocolError:
+            pass
+    assert routing._decide_get.cache_info().misses == before

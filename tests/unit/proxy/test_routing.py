@@ -1,0 +1,276 @@
+"""What a request is for, and what its object is called."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import List, Optional, Tuple
+
+import pytest
+
+from fetching.naming import Name, Naming, Parameters, looks_secret, storage_name
+from monitoring.redaction import nameable, nameable_path
+from net.addresses import Reach
+from net.arrival import Where
+from protocol.http1 import Authority, Headers, ProtocolError, RequestHead, Target
+from proxy import routing
+from proxy.routing import Fetch, Hosts, Intercept, LastStop, Own, Refuse, Rules, Tunnel
+from server import config
+
+DEFAULTS = config.defaults(Path("/nowhere"))
+NAMING = Naming(DEFAULTS.proxy.filters, Parameters(DEFAULTS.cache.ignore_query))
+RULES = Rules(Hosts(["listed.test", "*.below.test", "192.0.2.1", "::1"]), Hosts(["*.dduct.rs", "localhost"]), NAMING)
+LOCAL = Authority("192.0.2.9", 8000)
+PLAIN = Where(LOCAL, reach=Reach.EVERYTHING)
+TLS = Where(Authority("192.0.2.9", 4430), reach=Reach.EVERYTHING, encrypted=True)
+INSIDE = Where(LOCAL, reach=Reach.EVERYTHING, inside=Authority("listed.test", 443))
+FAR_PORT = Where(LOCAL, reach=Reach.EVERYTHING, inside=Authority("listed.test", 8443))
+SHA256, SHA512 = "0123456789abcdef" * 4, "0123456789abcdef" * 8
+
+
+# --- hosts ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "listed"),
+    [
+        ("listed.test", True),
+        ("a.below.test", True),
+        ("a.b.c.below.test", True),
+        ("192.0.2.1", True),
+        ("::1", True),
+        ("below.test", False),
+        ("evilbelow.test", False),
+        ("evillisted.test", False),
+        ("a.listed.test", False),
+        ("listed.test.evil", False),
+        ("below.test.evil", False),
+        (".below.test", True),
+        ("", False),
+        ("192.0.2.10", False),
+    ],
+)
+def test_a_host_is_listed_label_by_label(host: str, listed: bool) -> None:
+    assert (host in RULES.intercept) is listed
+
+
+def test_patterns_have_no_case() -> None:
+    assert "a.b" in Hosts(["A.b"]) and "x.b" in Hosts(["*.B"]) and 5 not in Hosts(["5"])
+
+
+# --- decisions --------------------------------------------------------------------------------------
+
+
+def head(method: str, target: str, *fields: Tuple[str, str]) -> RequestHead:
+    pairs = [(name.encode(), value.encode()) for name, value in fields]
+    return RequestHead(method.encode(), target.encode(), 1, Headers(pairs))
+
+
+def to(host: str) -> Tuple[str, str]:
+    return ("Host", host)
+
+
+def fetch(url: str, kept: bool = False) -> Fetch:
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    name, _, port = host.partition(":")
+    target = Target(scheme, Authority(name, int(port or {"http": 80, "https": 443}[scheme])), slash + path or "*")
+    return Fetch(target, storage_name(target, NAMING) if kept else None)
+
+
+DECISIONS: List[Tuple[str, RequestHead, Where, object]] = [
+    ("CONNECT to a listed host", head("CONNECT", "listed.test:443"), PLAIN, Intercept(Authority("listed.test", 443))),
+    ("on any port", head("CONNECT", "listed.test:8443"), PLAIN, Intercept(Authority("listed.test", 8443))),
+    ("in any case", head("CONNECT", "LISTED.test:443"), TLS, Intercept(Authority("listed.test", 443))),
+    ("to a listed address", head("CONNECT", "[::1]:443"), PLAIN, Intercept(Authority("::1", 443))),
+    ("to any other host", head("CONNECT", "other.test:443"), PLAIN, Tunnel(Authority("other.test", 443))),
+    ("to one that ends alike", head("CONNECT", "evilbelow.test:443"), PLAIN, Tunnel(Authority("evilbelow.test", 443))),
+    ("inside", head("CONNECT", "listed.test:443"), INSIDE, Refuse),
+    ("http in absolute form", head("GET", "http://other.test/a"), PLAIN, fetch("http://other.test/a")),
+    ("kept whatever the host", head("GET", "http://o.test/a.deb"), PLAIN, fetch("http://o.test/a.deb", True)),
+    ("HEAD of it", head("HEAD", "http://o.test/a.deb"), PLAIN, fetch("http://o.test/a.deb", True)),
+    ("PUT of it", head("PUT", "http://o.test/a.deb"), PLAIN, fetch("http://o.test/a.deb")),
+    (
+        "https in absolute form",
+        head("GET", "https://listed.test/a.deb"),
+        PLAIN,
+        fetch("https://listed.test/a.deb", True),
+    ),
+    ("of a host not listed", head("GET", "https://other.test/a.deb"), PLAIN, fetch("https://other.test/a.deb")),
+    ("our own page by name", head("GET", "/ca.crt", to("localhost:8000")), PLAIN, Own("/ca.crt")),
+    ("by address", head("GET", "/ca.crt", to("192.0.2.9:8000")), PLAIN, Own("/ca.crt")),
+    ("by any name of ours", head("GET", "/x", to("proxy.dduct.rs")), PLAIN, Own("/x")),
+    ("by an unknown name, on our port", head("GET", "/x", to("proxy:8000")), PLAIN, Own("/x")),
+    ("without a name", head("GET", "/healthz"), PLAIN, Own("/healthz")),
+    ("asked through ourselves", head("GET", "http://localhost:8000/ca.crt", to("x")), PLAIN, Own("/ca.crt")),
+    ("the like of another host", head("GET", "http://other.test/ca.crt"), PLAIN, fetch("http://other.test/ca.crt")),
+    (
+        "a host that points here",
+        head("GET", "/a.deb", to("listed.test")),
+        PLAIN,
+        fetch("http://listed.test/a.deb", True),
+    ),
+    ("inside TLS", head("GET", "/a.deb", to("listed.test")), TLS, fetch("https://listed.test/a.deb", True)),
+    ("by our port", head("GET", "/a.deb", to("listed.test:4430")), TLS, fetch("https://listed.test/a.deb", True)),
+    ("one not listed, inside TLS", head("GET", "/a", to("other.test")), TLS, Refuse),
+    ("one not listed, in plain", head("GET", "/a", to("other.test")), PLAIN, fetch("http://other.test/a")),
+    (
+        "another than the handshake's",
+        head("GET", "/a", to("listed.test")),
+        Where(TLS.local, Reach.EVERYTHING, True, None, "x.below.test"),
+        Refuse,
+    ),
+    ("intercepted", head("GET", "/a.deb", to("listed.test")), INSIDE, fetch("https://listed.test/a.deb", True)),
+    (
+        "in absolute form",
+        head("GET", "https://listed.test/a", to("listed.test")),
+        INSIDE,
+        fetch("https://listed.test/a"),
+    ),
+    ("without Host (1.0)", head("GET", "/a"), INSIDE, fetch("https://listed.test/a")),
+    ("another Host", head("GET", "/a", to("other.test")), INSIDE, Refuse),
+    ("another port", head("GET", "/a", to("listed.test:444")), INSIDE, Refuse),
+    ("the default port in full", head("GET", "/a", to("listed.test:443")), INSIDE, fetch("https://listed.test/a")),
+    ("an empty port", head("GET", "/a", to("listed.test:")), INSIDE, fetch("https://listed.test/a")),
+    ("on another port", head("GET", "/a", to("listed.test:8443")), FAR_PORT, fetch("https://listed.test:8443/a")),
+    (
+        "there, no port",
+        head("GET", "/a.deb", to("LISTED.test")),
+        FAR_PORT,
+        fetch("https://listed.test:8443/a.deb", True),
+    ),
+    ("there, an empty port", head("GET", "/a", to("listed.test:")), FAR_PORT, fetch("https://listed.test:8443/a")),
+    ("there, the default port", head("GET", "/a", to("listed.test:443")), FAR_PORT, Refuse),
+    ("there, another port", head("GET", "/a", to("listed.test:8444")), FAR_PORT, Refuse),
+    ("there, another Host", head("GET", "/a", to("other.test")), FAR_PORT, Refuse),
+    ("another target", head("GET", "https://other.test/a", to("listed.test")), INSIDE, Refuse),
+    ("http inside", head("GET", "http://listed.test/a", to("listed.test")), INSIDE, Refuse),
+    ("OPTIONS of a server", head("OPTIONS", "*", to("listed.test")), INSIDE, fetch("https://listed.test")),
+    ("in absolute form", head("OPTIONS", "http://other.test"), PLAIN, fetch("http://other.test")),
+    ("of dduct", head("OPTIONS", "*", to("localhost")), PLAIN, LastStop()),
+    ("GET of a star", head("GET", "*", to("localhost")), PLAIN, Refuse),
+    ("GET of a star inside", head("GET", "*", to("listed.test")), INSIDE, Refuse),
+    ("at its last stop", head("TRACE", "http://o.test/a", ("Max-Forwards", "0")), PLAIN, LastStop()),
+    ("not yet", head("TRACE", "http://o.test/a", ("Max-Forwards", "1")), PLAIN, fetch("http://o.test/a")),
+]
+
+
+@pytest.mark.parametrize(("what", "request_head", "where", "expected"), DECISIONS, ids=[row[0] for row in DECISIONS])
+def test_a_request_is_decided_once(what: str, request_head: RequestHead, where: Where, expected: object) -> None:
+    decision = routing.decide(request_head, where, RULES)
+    if isinstance(expected, type):
+        assert isinstance(decision, expected)
+    else:
+        assert decision == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("CONNECT", "listed.test"),
+        ("CONNECT", "http://listed.test"),
+        ("GET", "ftp://a/b"),
+        ("GET", "a"),
+        ("GET", "http://"),
+    ],
+)
+def test_what_is_no_target_is_refused(method: str, target: str) -> None:
+    with pytest.raises(ProtocolError):
+        routing.decide(head(method, target, to("x")), PLAIN, RULES)
+
+
+# --- names ------------------------------------------------------------------------------------------
+
+NAMES: List[Tuple[str, Optional[Name]]] = [
+    ("/pool/a.deb", Name("https/h/pool/a.deb")),
+    ("/pool/a.deb?", Name("https/h/pool/a.deb")),
+    ("/a.html", None),
+    ("/a.deb/", None),
+    ("/pool/a%2bb%7e.deb", Name("https/h/pool/a%2Bb~.deb")),
+    ("/pool/a%2Bb~.deb", Name("https/h/pool/a%2Bb~.deb")),
+    ("/%61.d%65b", Name("https/h/a.deb")),
+    ("/a%2fb.deb", Name("https/h/a%2Fb.deb")),
+    (f"/v2/a/b/blobs/sha256:{SHA256}", Name(f"https/h/v2/a/b/blobs/sha256:{SHA256}", ("sha256", SHA256))),
+    (f"/v2/a/blobs/sha256%3A{SHA256}", None),
+    (f"/v2/a/blobs/sha256:{SHA256[1:]}", None),
+    ("/v2/a/manifests/latest", None),
+    (f"/v2/a/manifests/sha256:{SHA256}", None),
+    (f"/d/by-hash/SHA256/{SHA256}", Name(f"https/h/d/by-hash/SHA256/{SHA256}", ("sha256", SHA256))),
+    (f"/d/by-hash/SHA512/{SHA512}", Name(f"https/h/d/by-hash/SHA512/{SHA512}", ("sha512", SHA512))),
+    (f"/d/by-hash/MD5Sum/{SHA256[:32]}", None),
+    (
+        f"/packages/{SHA256[:2]}/{SHA256[2:4]}/{SHA256[4:]}/a-1-py3-none-any.whl",
+        Name(f"https/h/packages/{SHA256[:2]}/{SHA256[2:4]}/{SHA256[4:]}/a-1-py3-none-any.whl", ("blake2b", SHA256)),
+    ),
+    (f"/packages/{SHA256[:2]}/{SHA256[2:4]}/{SHA256[4:]}/a-1-py3-none-any.whl.metadata", None),
+    ("/packages/a-1.tar.gz", Name("https/h/packages/a-1.tar.gz")),
+    ("/a.crate?x=1&token=y", Name("https/h/a.crate?x=1")),
+    ("/a.apk?token=y", Name("https/h/a.apk")),
+    ("/a.apk?b=1&a=2", Name("https/h/a.apk?b=1&a=2")),
+    ("/a.apk?b=1&&c", Name("https/h/a.apk?b=1&&c")),
+    ("/a.zst?p=%2e%2e/x", Name("https/h/a.zst?p=%2e%2e%2Fx")),
+    ("/a.gz?X-Amz-Credential=a%2Fb&X-Amz-Date=1&versionId=3", Name("https/h/a.gz?versionId=3")),
+    ("/a.gz?x%2Damz%2Ddate=1", Name("https/h/a.gz")),
+    ("/a.gz?X-Goog-Signature=1&generation=2", Name("https/h/a.gz?generation=2")),
+    ("/a.gz?se=1&sp=r&sv=2&sr=b&sig=x%3D&rscd=attachment", Name("https/h/a.gz?rscd=attachment")),
+    ("/a.gz?Expires=1&Signature=2&Key-Pair-Id=3&Policy=4", Name("https/h/a.gz")),
+    ("/a.gz?secret=1&service=2", Name(f"https/h/a.gz?secret={nameable('secret=1').partition('=')[2]}&service=2")),
+    ("/a;v=1;jsessionid=77/x.gz", Name("https/h" + nameable_path("/a;v=1;jsessionid=77/x.gz"))),
+]
+
+
+@pytest.mark.parametrize(("path", "name"), NAMES, ids=[path[:60] for path, _ in NAMES])
+def test_an_object_has_one_name(path: str, name: Optional[Name]) -> None:
+    path, mark, query = path.partition("?")
+    target = Target("https", Authority("h", 443), path, query if mark else None)
+    assert storage_name(target, NAMING) == name
+
+
+def test_what_signs_a_url_is_no_part_of_its_name_and_not_lost() -> None:
+    name = storage_name(Target("https", Authority("h", 443), "/a.gz", "v=1&sig=x%3D&b=2&token="), NAMING)
+    assert name == Name("https/h/a.gz?v=1&b=2") and name is not None and name.signature == "sig=x%3D&token="
+
+
+def test_another_port_and_another_scheme_are_other_objects() -> None:
+    names = {
+        storage_name(Target(scheme, Authority("h", port), "/a.deb"), NAMING)
+        for scheme, port in (("http", 80), ("https", 443), ("https", 8443), ("http", 443))
+    }
+    assert {name.path for name in names if name} == {
+        "http/h/a.deb",
+        "https/h/a.deb",
+        "https/h:8443/a.deb",
+        "http/h:443/a.deb",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "digest"),
+    [
+        ("/(?P<md5>[0-9a-f]+)$", "/" + "a" * 32, ("md5", "a" * 32)),
+        ("/(?P<md5>[0-9a-f]+)$", "/" + "a" * 31, None),
+        ("/(?P<sha256>.*)$", "/" + "g" * 64, None),
+        ("/(?P<sha256>.*)$", "/" + "A" * 64, ("sha256", "a" * 64)),
+        ("/(?P<sha1_2>..)/(?P<sha1>.*)$", "/ab/" + "c" * 38, ("sha1", "ab" + "c" * 38)),
+        ("/x(?P<sha256>[0-9a-f]{64})?", "/x", None),
+    ],
+)
+def test_a_filter_names_its_digest(pattern: str, path: str, digest: Optional[Tuple[str, str]]) -> None:
+    naming = Naming((re.compile(pattern),), Parameters(()))
+    name = storage_name(Target("https", Authority("h", 443), path), naming)
+    assert name is not None and name.digest == digest
+
+
+@pytest.mark.parametrize(
+    ("parameter", "secret"),
+    [
+        *((name, True) for name in ("api_key", "apiKey", "APIKey", "access_token", "X-Auth", "accesstoken", "key")),
+        *(
+            (name, True)
+            for name in ("private-token", "sessionId", "PHPSESSIONID", "password", "userSecret", "auth.sig")
+        ),
+        *((name, False) for name in ("", "v", "version", "keyboard", "author", "tokenizer", "monkey", "ns", "passage")),
+    ],
+)
+def test_a_parameter_is_secret_by_the_words_of_its_name(parameter: str, secret: bool) -> None:
+    assert looks_secret(parameter) is secret

@@ -1,0 +1,98 @@
+"""Which regular expressions are quick enough to be filters."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from fetching.naming import LONGEST_PATH, Naming, Parameters, storage_name
+from protocol.http1 import parse_absolute
+from server import config as configuration
+from server.config_values import FILTERS
+from server.moving_names import VOLATILE
+from server.patterns import too_slow
+
+DEFAULTS = configuration.defaults(Path("/")).proxy.filters
+
+QUICK = [
+    *(pattern.pattern for pattern in (*DEFAULTS, *configuration.defaults(Path("/")).cache.volatile)),
+    r"",
+    r"\.deb$",
+    r"(?i)\.(iso|img)$",
+    r"^/(?:a|b|c)+\.x$",
+    r"^/.*-[0-9.]+\.tgz$",
+    r"^/.*/.*\.deb$",
+    r"^/(?:[^/]+/)*[^/]+\.rpm$",
+    r"^.*/([^/]+)\.(tar\.gz|zip)$",
+    r"^/v\d+\.\d+/.*$",
+    r"/[^/]*\.deb$",
+]
+
+
+@pytest.mark.parametrize("text", QUICK)
+def test_a_quick_filter_is_taken(text: str) -> None:
+    assert too_slow(text) is None
+
+
+SLOW = [
+    r"^/(?:[a-z]+)+\.deb$",
+    r"^/(a|aa)+$",
+    r"^/(?:foo|foo)+\.deb$",
+    r"^/([^/]+/?)+\.deb$",
+    r"^/(?:[^.]+)+\.deb$",
+    r"^/(?:[^!]+)+$",
+    r"^/(?:\S+)+\.deb$",
+    r"(.*)*x",
+    r".*.*.*x",
+    r"^/.*.*.*.*x",
+    r"^/(?:a+){1,9}!",
+    r"^(?=(?:[a-z]+)+!)",
+    r"^/(?:\d+|[a-z\d]+)+\.gz$",
+    r"^/v2/(?:[a-z0-9]+(?:[._-]?[a-z0-9]+)*/?)+/blobs/",
+    r"^/x$|^/(?:%[0-9A-F]{2}|[^/])+\.gz$",
+    r"(?i)^/(?:[A-Z]+)+\.DEB$",
+    r"^/(?P<sha256>(?:[0-9a-f]+)+)$",
+]
+
+
+@pytest.mark.parametrize("text", SLOW)
+def test_a_filter_that_would_stop_dduct_is_found_out_soon(text: str) -> None:
+    started = time.thread_time()
+    assert too_slow(text)
+    assert time.thread_time() - started < 10
+
+
+def test_the_refusal_names_the_key_and_what_helps(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text("[proxy]\nfilters = ['^/ok$', '^/(?:[a-z]+)+!']\n")
+    with pytest.raises(configuration.ConfigError, match=r"proxy\.filters.*begin it with \^") as caught:
+        configuration.load(file, tmp_path)
+    assert "^/(?:[a-z]+)+!" in str(caught.value)
+
+
+def test_what_begins_anywhere_begins_at_the_beginning(tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text("[proxy]\nfilters = ['.*\\.deb$']\n")
+    (pattern,) = configuration.load(file, tmp_path).proxy.filters
+    assert pattern == re.compile(r"^.*\.deb$")
+
+
+def test_a_path_of_more_than_was_tried_has_no_name() -> None:
+    naming = Naming(DEFAULTS, Parameters([]))
+    longest = "/" + "x" * (LONGEST_PATH - 5) + ".deb"
+    for path, named in (
+        (longest, True),
+        ("/x" + longest[1:], False),
+        ("/" + "%41" * (LONGEST_PATH - 5) + ".deb", True),
+    ):
+        target = parse_absolute(b"http://origin.test" + path.encode())
+        assert (storage_name(target, naming) is not None) is named
+
+
+@pytest.mark.parametrize("text", (*VOLATILE, *FILTERS))
+def test_what_is_shipped_is_quick(text: str) -> None:
+    """A start takes that for granted."""
+    assert too_slow(text) is None

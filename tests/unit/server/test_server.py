@@ -1,0 +1,69 @@
+"""What a configuration makes of it all, and what another one changes while it runs."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Optional
+
+import pytest
+from support.client import Client
+from support.household import House, make_config
+
+from server.server import Server, StartError
+
+pytestmark = pytest.mark.one_process
+
+
+def life_of_a_leaf(house: House) -> float:
+    """How long a leaf is valid that SNI has chosen, in days."""
+    with house.client(house.tls_port) as client:
+        client.start_tls(house.trust, "origin.test")
+        assert isinstance(client.sock, ssl.SSLSocket)
+        certificate = client.sock.getpeercert()
+    assert certificate is not None
+    begin, end = (ssl.cert_time_to_seconds(str(certificate[name])) for name in ("notBefore", "notAfter"))
+    return (end - begin) / 86400
+
+
+def test_a_reload_that_fails_has_changed_nothing(house: House, tmp_path: Path) -> None:
+    users = tmp_path / "users"
+    users.write_text("no hash\n")
+    before = life_of_a_leaf(house)
+    shorter = replace(house.config, certs=replace(house.config.certs, leaf_days=5))
+    with pytest.raises(StartError):
+        house.server.reload(replace(shorter, proxy=replace(shorter.proxy, auth_file=users)))
+    assert life_of_a_leaf(house) == before
+    house.server.reload(shorter)
+    assert life_of_a_leaf(house) == 5
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "a.dduct.rs"])
+def test_a_certificate_of_its_own_made_while_the_clock_was_ahead_is_replaced_when_it_is_right(
+    tmp_path: Path, certificates: Path, name: str
+) -> None:
+    """Without a new start, and not on the disk: a leaf takes its place."""
+    config = make_config(tmp_path, None)
+    shutil.copytree(certificates, config.misc.cert_dir)
+    behind = [0.0]
+    server = Server(config, clock=lambda: time.time() - behind[0])
+    trust = ssl.create_default_context(cafile=str(config.misc.cert_dir / "ca.crt"))
+    own = ssl.PEM_cert_to_DER_cert((config.misc.cert_dir / "server.crt").read_text())
+
+    def shown() -> Optional[bytes]:
+        with Client(server.addresses[1].port) as client:
+            client.start_tls(trust, name)
+            assert isinstance(client.sock, ssl.SSLSocket)
+            return client.sock.getpeercert(binary_form=True)
+
+    server.start()
+    try:
+        if name == "127.0.0.1":
+            assert shown() == own
+        behind[0] = 10 * 86400.0  # and so server.crt is not valid yet
+        assert shown() not in (own, None)
+    finally:
+        server.stop(grace=10)

@@ -1,0 +1,387 @@
+"""Making room, on real directories."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
+
+import pytest
+from support.client import wait_until
+from support.household import House
+from support.origin import Asked, Connection, Files, Origin
+
+from cache import Cache, Lead
+from monitoring.metrics import Counter
+from storage import eviction
+from storage.eviction import Evictor
+from storage.space import Limits, Room
+from storage.store import Key, Metadata, Unstorable
+from transfers.fill import Fill
+
+KILO = 4096  # a block
+
+
+def fill(root: Path, count: int, octets: int = 10 * KILO) -> List[Path]:
+    """Objects of which each was used an hour after the one before."""
+    paths = []
+    for number in range(count):
+        path = root / f"https/h/{number % 3}/{number}.deb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(octets))
+        moment = 1_000_000_000 + 3600 * number
+        os.utime(path, (moment, 1_000_000_000))
+        paths.append(path)
+    return paths
+
+
+def left(paths: List[Path]) -> List[int]:
+    return [number for number, path in enumerate(paths) if path.exists()]
+
+
+def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+    paths = fill(tmp_path, 10)
+    gone: List[int] = []
+    Evictor(Room(tmp_path, Limits(max_size=60 * KILO)), lambda: gone.append(1)).sweep()
+    assert left(paths) == [5, 6, 7, 8, 9]  # a little below the limit
+    assert len(gone) == 5
+
+
+def test_nothing_goes_below_the_limit(tmp_path: Path) -> None:
+    paths = fill(tmp_path, 10)
+    Evictor(Room(tmp_path, Limits(max_size=1000 * KILO))).sweep()
+    Evictor(Room(tmp_path, Limits())).sweep()
+    assert left(paths) == list(range(10))
+
+
+def test_empty_directories_go_with_their_last_object(tmp_path: Path) -> None:
+    fill(tmp_path, 3)
+    Evictor(Room(tmp_path, Limits(max_size=0))).sweep()
+    assert [path.name for path in tmp_path.iterdir()] == [".evictor"]
+
+
+def test_memory_is_bounded_and_everything_goes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eviction, "_CANDIDATES", 4)
+    paths = fill(tmp_path, 20)
+    Evictor(Room(tmp_path, Limits(max_size=50 * KILO))).sweep()
+    assert left(paths) == [16, 17, 18, 19]
+
+
+def test_free_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = fill(tmp_path, 10)
+    real = os.statvfs(tmp_path)
+
+    class Status:
+        f_frsize = 1
+        f_files = f_favail = 0
+
+        @property
+        def f_bavail(self) -> int:
+            return 100 * KILO - sum(path.stat().st_size for path in paths if path.exists())
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Status())
+    Evictor(Room(tmp_path, Limits(min_free=35 * KILO))).sweep()
+    assert left(paths) == [4, 5, 6, 7, 8, 9]
+    assert real.f_bsize
+
+
+def test_what_a_crash_has_left_goes_and_what_grows_stays(tmp_path: Path) -> None:
+    place = tmp_path / "https/h"
+    place.mkdir(parents=True)
+    (place / "left.deb.dduct").write_bytes(b"half")
+    with (place / "grows.deb.dduct").open("wb") as growing:
+        fcntl.flock(growing, fcntl.LOCK_EX)
+        Evictor(Room(tmp_path, Limits(max_size=0))).sweep()
+        assert sorted(path.name for path in place.iterdir()) == ["grows.deb.dduct"]
+
+
+def test_only_one_process_sweeps_a_directory(tmp_path: Path) -> None:
+    paths = fill(tmp_path, 3)
+    with (tmp_path / ".evictor").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        Evictor(Room(tmp_path, Limits(max_size=0))).sweep()
+        assert left(paths) == [0, 1, 2]
+    Evictor(Room(tmp_path, Limits(max_size=0))).sweep()
+    assert left(paths) == []
+
+
+def test_a_directory_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
+    Evictor(Room(tmp_path / "none", Limits(max_size=0, min_free=1))).sweep()
+
+
+def test_what_is_added_during_a_sweep_is_not_forgotten(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    room = Room(tmp_path, Limits(max_size=45 * KILO))
+    room.grow(100 * KILO)  # before, and found by the sweep
+    Evictor(room, lambda: room.grow(7 * KILO)).sweep()
+    used = room.situation().used
+    assert used is not None and 20 * KILO + 21 * KILO <= used < 100 * KILO
+
+
+def test_what_cannot_be_removed_is_not_tried_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, 3)
+    tried = threading.Semaphore(0)
+
+    def refuse(_: str) -> None:
+        tried.release()
+        raise PermissionError
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    evictor = Evictor(Room(tmp_path, Limits(max_size=0)))
+    with running(evictor):
+        for _ in range(3):
+            assert tried.acquire(timeout=20)
+        evictor.look()
+        assert not tried.acquire(timeout=0.2)
+
+
+@contextmanager
+def running(evictor: Evictor) -> Iterator[None]:
+    thread = threading.Thread(target=evictor.run)
+    thread.start()
+    yield
+    evictor.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_it_works_in_the_background_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    monkeypatch.setattr(eviction, "_LOOK", 60.0 if told else 0.01)  # what another process adds is seen sooner or later
+    paths = fill(tmp_path, 5)
+    gone = threading.Semaphore(0)
+    room = Room(tmp_path, Limits(max_size=30 * KILO))
+    evictor = Evictor(room, gone.release)
+    with running(evictor):
+        for _ in range(3):
+            assert gone.acquire(timeout=20)
+        newer = tmp_path / "https/h/newer.deb"
+        newer.write_bytes(bytes(20 * KILO))
+        room.grow(20 * KILO)
+        if told:
+            evictor.look()
+        for _ in range(2):
+            assert gone.acquire(timeout=20)
+    assert left(paths) == [] and newer.exists()
+
+
+def test_a_small_cache_serves_everybody(build_house: Callable[..., House]) -> None:
+    objects = {f"/{number}.deb": os.urandom(300_000) for number in range(12)}
+    house = build_house(max_size=1_000_000)
+    origin = house.origin(Files(objects))
+    for path, body in list(objects.items()) * 2:
+        assert house.fetch(origin, path).body == body
+    for _ in range(200):
+        if len(house.stored()) <= 4:
+            break
+        assert house.fetch(origin, "/11.deb").body == objects["/11.deb"]
+    assert len([name for name in house.stored() if name.endswith(".deb")]) <= 4
+    house.counted(Counter.EVICTED, 8)
+
+
+def test_nothing_new_is_kept_where_there_is_no_room(build_house: Callable[..., House]) -> None:
+    house = build_house(min_free=2**60)
+    origin = house.origin(Files({"/x.deb": os.urandom(1000)}))
+    assert [house.fetch(origin, "/x.deb").status for _ in range(2)] == [200, 200]
+    assert list(house.stored()) == []
+    assert origin.count("/x.deb") == 2
+
+
+def test_a_use_is_noted(house: House) -> None:
+    origin = house.origin(Files({"/x.deb": b"x"}))
+    house.fetch(origin, "/x.deb")
+    (name,) = list(house.stored())
+    path = house.files / name
+    os.utime(path, (1_000_000_000, path.stat().st_mtime))
+    house.fetch(origin, "/x.deb")
+    assert path.stat().st_atime > 1_000_000_000
+
+
+MEGA = 1_000_000
+
+
+def chunked(pieces: int) -> Callable[[Asked, Connection], None]:
+    """An origin whose /endless.zip has so many megabytes, and does not say so; the rest are small."""
+
+    def handler(asked: Asked, connection: Connection) -> None:
+        if not asked.target.startswith("/endless"):
+            connection.respond(200, [("Cache-Control", "max-age=600")], b"s" * MEGA)
+            return
+        connection.head(200, [("Transfer-Encoding", "chunked")])
+        for _ in range(pieces):
+            connection.send(b"%x\r\n" % MEGA + b"e" * MEGA + b"\r\n")
+        connection.send(b"0\r\n\r\n")
+
+    return handler
+
+
+def small_ones(house: House, origin: Origin, count: int) -> List[str]:
+    """So many objects of 1 MB; their paths."""
+    paths = [f"/{number}.deb" for number in range(count)]
+    for path in paths:
+        assert house.fetch(origin, path).status == 200
+    return paths
+
+
+def hits(house: House, origin: Origin, paths: List[str]) -> int:
+    return sum("hit" in str(house.fetch(origin, path).get("cache-status")) for path in paths)
+
+
+def is_quiet(house: House) -> bool:
+    return not house.server.cache.store.room.is_growing and not house.fills()
+
+
+def test_what_is_larger_than_the_cache_is_relayed_and_nothing_goes_for_it(build_house: Callable[..., House]) -> None:
+    house = build_house(max_size=20 * MEGA)
+    origin = house.origin(Files({**{f"/{n}.deb": b"s" * MEGA for n in range(10)}, "/big.zip": bytes(21 * MEGA)}))
+    paths = small_ones(house, origin, 10)
+    assert house.fetch(origin, "/big.zip").body == bytes(21 * MEGA)
+    assert hits(house, origin, paths) == 10 and house.counters.value(Counter.EVICTED) == 0
+    assert is_quiet(house)
+
+
+@pytest.mark.parametrize("clients", [1, 4])
+def test_a_body_without_an_end_leaves_the_disk_and_nothing_goes_for_it(
+    build_house: Callable[..., House], clients: int
+) -> None:
+    house = build_house(max_size=20 * MEGA)
+    origin = house.origin(chunked(40))
+    paths = small_ones(house, origin, 8)
+    with ThreadPoolExecutor(clients) as pool:
+        targets = [f"/endless{number}.zip" for number in range(clients)]
+        assert [len(answer.body) for answer in pool.map(partial(house.fetch, origin), targets)] == [40 * MEGA] * clients
+    house.counted(Counter.UNKEPT, clients)
+    wait_until(lambda: is_quiet(house))
+    # A tenth may go for the next one, once.
+    assert hits(house, origin, paths) >= 6 and house.counters.value(Counter.EVICTED) <= 2
+    assert not [name for name in house.stored() if "endless" in name]
+
+
+def test_a_modest_body_of_unknown_length_is_kept_in_a_full_cache(build_house: Callable[..., House]) -> None:
+    house = build_house(max_size=20 * MEGA)
+    origin = house.origin(chunked(3))
+    small_ones(house, origin, 19)
+    assert len(house.fetch(origin, "/endless.zip").body) == 3 * MEGA
+    wait_until(lambda: is_quiet(house))
+    assert hits(house, origin, ["/endless.zip"]) == 1
+
+
+def test_fills_that_end_in_any_way_reserve_nothing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, room=Room(tmp_path, Limits(max_size=100 * MEGA)))
+    room = cache.store.room
+    metadata = Metadata("https://h/x", (("ETag", '"1"'),), 1.0)
+
+    def lead(number: int) -> Fill:
+        claim = cache.claim(Key(f"https/h/{number}.zip"))
+        assert isinstance(claim, Lead)
+        claim.fill.begin(metadata, 2 * MEGA, resumable=True)
+        claim.fill.write(memoryview(bytes(MEGA)))
+        claim.fill.write(memoryview(b"x"))
+        assert room.situation().known >= MEGA
+        return claim.fill
+
+    for number, end in enumerate([Fill.close, lambda fill: fill.fail("x"), Fill.abandon]):
+        before, fill = room.grown, lead(number)
+        end(fill)
+        fill.close()
+        assert not room.is_growing
+        kept = MEGA + 1 if end is Fill.abandon else 0
+        assert 0 <= room.grown - before - kept <= 3 * 4096
+    claim = cache.claim(Key("https/h/2.zip"))  # what was left over is there, and only the rest is new
+    assert isinstance(claim, Lead)
+    before = room.grown
+    claim.fill.resume(metadata)
+    claim.fill.catch_up()
+    claim.fill.write(memoryview(bytes(MEGA - 1)))
+    assert claim.fill.publish()
+    claim.fill.close()
+    assert not room.is_growing and room.grown - before == MEGA - 1
+    cache.remove(Key("https/h/2.zip"))
+    assert room.grown - before < -MEGA // 2
+
+
+def test_where_foreign_files_fill_the_disk_the_cache_is_not_thrown_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = fill(tmp_path, 5)
+    evictor = Evictor(Room(tmp_path, Limits(min_free=1 << 60)))
+    for _ in range(3):
+        evictor.sweep()
+    assert left(paths) == [0, 1, 2, 3, 4]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "cache.min_free" in said and "none is removed" in said
+
+
+def test_inodes_are_made_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = fill(tmp_path, 100, 10)
+
+    class Status:
+        f_frsize, f_bavail, f_files = 1, 1 << 60, 100
+
+        @property
+        def f_favail(self) -> int:
+            return 103 - sum(path.exists() for path in paths)
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Status())
+    Evictor(Room(tmp_path, Limits())).sweep()
+    assert left(paths) == list(range(7, 100))
+
+
+def test_folders_and_empty_files_count(tmp_path: Path) -> None:
+    for number in range(20):
+        deep = tmp_path / "https/h" / "/".join([str(number)] * 30)
+        deep.mkdir(parents=True)
+        (deep / "x.deb").touch()
+    room = Room(tmp_path, Limits(max_size=20 * 31 * 1024))
+    Evictor(room).sweep()
+    used = room.situation().used
+    assert used is not None and 10 * 1024 <= used <= 20 * 31 * 1024
+    assert len(list((tmp_path / "https/h").iterdir())) < 20
+
+
+def test_a_disk_that_makes_no_files_is_said_once_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, told = Cache(tmp_path), []
+    cache.store.room.on_need = lambda: told.append(1)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    for _ in range(3):
+        with pytest.raises(Unstorable):
+            cache.claim(Key("https/h/x.deb"))
+    assert len([record for record in caplog.records if "No file can be made" in record.getMessage()]) == 1
+    assert len(told) == 3
+
+
+def test_more_is_not_removed_where_what_was_removed_makes_nothing_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Snapshots, or further links to the same files."""
+    paths = fill(tmp_path, 10)
+    statuses: Any = type("Status", (), {"f_frsize": 1, "f_files": 0, "f_favail": 0, "f_bavail": 80 * KILO})
+    monkeypatch.setattr(os, "statvfs", lambda _: statuses)
+    evictor = Evictor(Room(tmp_path, Limits(min_free=100 * KILO)))
+    for _ in range(3):
+        evictor.sweep()
+    assert left(paths) == [3, 4, 5, 6, 7, 8, 9]
+    assert "hardly any of it has become free" in caplog.text
+
+
+def test_what_was_found_is_used_until_it_is_too_old(tmp_path: Path) -> None:
+    paths = fill(tmp_path, 10)
+    room = Room(tmp_path, Limits(max_size=1000 * KILO))
+    evictor = Evictor(room)
+    evictor.sweep()
+    os.utime(paths[1])  # used since
+    room.limits = Limits(max_size=90 * KILO)
+    evictor.relieve()
+    assert 0 not in left(paths) and 1 in left(paths) and len(left(paths)) <= 8

@@ -1,0 +1,168 @@
+"""How much room the cache may take: rules over numbers, and the numbers that workers share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import List, Optional
+
+import pytest
+
+from storage.space import Growth, Limits, Need, Room, Situation
+
+MEGA, GIGA = 10**6, 10**9
+BY_SIZE = Situation(Limits(max_size=10 * GIGA), used=int(9.7 * GIGA), free=500 * GIGA, entries=10_000)
+BY_FREE = Situation(Limits(min_free=GIGA), used=50 * GIGA, free=int(1.02 * GIGA), entries=10_000)
+
+
+@pytest.mark.parametrize(
+    ("situation", "length", "reason"),
+    [
+        (BY_SIZE, 11 * GIGA, "larger than cache.max_size"),
+        (BY_SIZE, 9 * GIGA, ""),
+        (BY_SIZE, None, ""),
+        (BY_FREE, 49 * GIGA, ""),
+        (BY_FREE, 51 * GIGA, "larger than what can be free"),
+        (replace(BY_FREE, used=None), 51 * GIGA, ""),  # nobody has looked yet
+        (Situation(Limits(), free=MEGA), GIGA, ""),
+    ],
+)
+def test_what_can_never_be_kept_is_known_at_once(situation: Situation, length: Optional[int], reason: str) -> None:
+    assert reason in situation.objection_to(length) and bool(reason) == bool(situation.objection_to(length))
+
+
+@pytest.mark.parametrize("full", [BY_SIZE, BY_FREE])
+def test_a_full_cache_takes_layers_for_which_others_go_as_they_arrive(full: Situation) -> None:
+    """300 MB whose length is known: room is made for what is there of it, and for no more."""
+    now, gone = full, 0
+    for _ in range(30):
+        now = replace(now, known=now.known + 10 * MEGA, free=now.free - 10 * MEGA)
+        assert now.objection_to_growth(True, now.known, 10 * GIGA) == ""
+        size = now.need().size
+        now, gone = replace(now, used=(now.used or 0) - size, free=now.free + size), gone + size
+    assert gone <= 300 * MEGA + 500 * MEGA  # and 5 %, so that it is not asked for each piece
+    assert replace(full, known=1, free=full.free - 1).need() == Need()
+
+
+@pytest.mark.parametrize("full", [BY_SIZE, BY_FREE])
+def test_a_full_cache_takes_a_tarball_of_unknown_length(full: Situation) -> None:
+    now = replace(full, unknown=50 * MEGA, free=full.free - 50 * MEGA)
+    assert now.objection_to_growth(False, 50 * MEGA) == ""
+    assert now.need() == Need()
+    # Once it is an object, the least recently used go for it.
+    kept = replace(now, unknown=0, used=(full.used or 0) + 350 * MEGA)
+    assert BY_SIZE is not full or kept.need().size > 0
+
+
+@pytest.mark.parametrize("full", [BY_SIZE, BY_FREE])
+@pytest.mark.parametrize("bodies", [1, 20])
+def test_bodies_without_an_end_leave_the_disk_and_nothing_goes_for_them(full: Situation, bodies: int) -> None:
+    grown = 0
+    while True:
+        now = replace(full, unknown=grown, free=full.free - grown)
+        assert now.need().size == 0
+        if now.objection_to_growth(False, grown // bodies):
+            break
+        grown += 4 * MEGA
+    assert grown < GIGA and now.free > 0.85 * full.limits.min_free
+
+
+def test_a_liar_who_promises_much_and_sends_little_drives_nothing_out() -> None:
+    assert replace(BY_SIZE, known=20 * MEGA).need() == Need()
+    assert replace(BY_FREE, known=20 * MEGA, free=BY_FREE.free - 20 * MEGA).need() == Need()
+
+
+def test_many_growing_objects_do_not_empty_the_cache() -> None:
+    """Twenty of 9 GB each that really come: at most a half of the cache goes for them."""
+    used_before, used, growing = 10 * GIGA, 10 * GIGA, [0] * 20
+    for _ in range(1000):
+        for number, mine in enumerate(growing):
+            now = replace(BY_SIZE, used=used, known=sum(growing))
+            if mine >= 0 and not now.objection_to_growth(True, mine, used_before):
+                growing[number] += 20 * MEGA
+            used -= min(used, now.need().size)
+    assert sum(growing) <= 5.2 * GIGA and used >= 4 * GIGA
+
+
+def test_one_large_object_may_have_the_cache_if_it_is_alone() -> None:
+    now = replace(BY_SIZE, used=GIGA, known=8 * GIGA)
+    assert now.objection_to_growth(True, 8 * GIGA, 10 * GIGA) == ""
+    assert now.objection_to_growth(True, 4 * GIGA, 10 * GIGA) == "too much is growing beside it"
+    assert now.objection_to_growth(True, 4 * GIGA, 0) == ""  # nothing that was here has to go for it
+
+
+def test_room_that_cannot_be_had_is_not_sought() -> None:
+    foreign = Situation(Limits(min_free=10 * GIGA), used=GIGA, free=2 * GIGA)
+    assert foreign.need() == Need(unreachable="cache.min_free")
+    assert foreign.objection_to_growth(True) == foreign.objection_to_growth(False) == "less than cache.min_free is free"
+    # What is beyond max_size goes all the same.
+    both = replace(foreign, limits=Limits(GIGA // 2, 10 * GIGA))
+    assert both.need().size > 0 and both.need().unreachable
+
+
+def test_a_wish_is_granted_up_to_a_tenth() -> None:
+    assert BY_SIZE.need(200 * MEGA) == Need()
+    assert BY_SIZE.need(400 * MEGA).size == 200 * MEGA
+    assert BY_SIZE.need(8 * GIGA).size == 700 * MEGA
+    assert 0 < BY_FREE.need(8 * GIGA).size <= 6 * GIGA
+
+
+@pytest.mark.parametrize(
+    ("files", "free", "entries", "expected"),
+    [
+        (0, 0, 100, Need()),  # btrfs
+        (1500, 75, 1400, Need()),
+        (1500, 74, 1400, Need(files=76)),
+        (1500, 0, 100, Need(unreachable="inodes")),
+        (10**9, 10_001, 10**6, Need()),
+        (10**9, 0, 10**6, Need(files=20_000)),
+    ],
+)
+def test_inodes_are_to_stay_free_as_well(files: int, free: int, entries: int, expected: Need) -> None:
+    assert replace(BY_SIZE, files=files, files_free=free, entries=entries).need() == expected
+
+
+# --- the numbers ----------------------------------------------------------------------------------
+
+
+def test_workers_share_the_numbers(tmp_path: Path) -> None:
+    room = Room(tmp_path, Limits(max_size=GIGA), rows=2)
+    pid = os.fork()
+    if not pid:
+        room.use(1)
+        room.grow(5)
+        growth = Growth(room, None)
+        growth.objection(7)
+        room.wish(9)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    room.use(0)
+    growth = Growth(room, 100)
+    growth.objection(30)
+    now = room.situation()
+    assert (room.grown, now.known, now.unknown, now.used) == (5, 30, 7, None)
+    assert (room.take_wish(), room.take_wish()) == (9, 0)
+    room.note_used(1000, 5, 3)
+    room.use(1)  # the worker that died is started again: what it had growing are leftovers, and nothing is reserved
+    now = room.situation()
+    assert (now.known, now.unknown, now.used, now.entries) == (30, 0, 1007, 3)
+    assert room.is_growing
+
+
+def test_what_grows_is_counted_until_it_ends(tmp_path: Path) -> None:
+    room = Room(tmp_path, Limits(max_size=100 * MEGA))
+    room.note_used(0, 0, 0)
+    told: List[int] = []
+    room.on_need = lambda: told.append(1)
+    growth = Growth(room, None)
+    assert growth.objection(50 * MEGA) == "" and not told
+    assert growth.next_look == 50 * MEGA + 50 * MEGA // 16
+    assert growth.objection(120 * MEGA) == "cache.max_size is reached" and told
+    growth.end(20 * MEGA)
+    growth.end()
+    assert (room.situation().unknown, room.situation().used) == (0, 20 * MEGA)
+
+
+def test_a_directory_that_is_gone_has_room(tmp_path: Path) -> None:
+    assert Room(tmp_path / "none", Limits(min_free=GIGA)).situation().need() == Need()

@@ -1,0 +1,222 @@
+"""Stored octets compared with their hash: on the way to a client, and all at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import List
+
+import pytest
+
+from cache import Cache, Lead
+from storage.locks import try_lock
+from storage.store import Digest, Entry, Key, Lost, Metadata, Record
+from storage.verify import Findings, total, verify
+from transfers.fill import HOLD_BACK, FillFailed
+from transfers.recheck import Recheck
+
+ROOT = Path(__file__).resolve().parents[3]
+META = Metadata("https://h/x", (), 1000.0)
+BODY = random.Random(0).randbytes(3 * HOLD_BACK)  # whose hash is known not to begin like that of `misplaced`
+
+
+def publish(cache: Cache, name: str, body: bytes, digest: bool = False) -> Path:
+    """A stored object; where it lies."""
+    key = Key(name, Digest("sha256", hashlib.sha256(body).hexdigest()) if digest else None)
+    claim = cache.claim(key)
+    assert isinstance(claim, Lead)
+    claim.fill.begin(META, len(body))
+    if body:
+        claim.fill.write(memoryview(body))
+    claim.fill.publish()
+    claim.fill.settle()
+    claim.fill.close()
+    return Path(cache.store.places(key).object)
+
+
+def distrust(path: Path) -> None:
+    """As after a power cut."""
+    record = Record.decode(os.getxattr(path, "user.dduct"))
+    os.setxattr(path, "user.dduct", replace(record, boot="earlier", durable=False).encode())
+
+
+def damage(path: Path, offset: int = 5) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        octet = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([octet ^ 1]))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path)
+
+
+def opened(cache: Cache, path: Path) -> Entry:
+    entry = cache.store.open_entry(str(path))
+    assert entry is not None and not entry.trusted
+    return entry
+
+
+def read(source: Recheck, size: int = 50_000, offset: int = 0) -> bytes:
+    pieces: List[bytes] = []
+    view = memoryview(bytearray(size))
+    source.ready(offset, not offset)
+    while True:
+        count = source.read_at(view, offset)
+        if not count:
+            return b"".join(pieces)
+        pieces.append(bytes(view[:count]))
+        offset += count
+
+
+@pytest.mark.parametrize("size", [1, 50_000, HOLD_BACK, 10**6])
+@pytest.mark.parametrize("offset", [0, 1, len(BODY) - 1])
+def test_what_is_right_is_given_out_and_trusted_from_then_on(cache: Cache, size: int, offset: int) -> None:
+    if size == 1 and offset <= 1:
+        offset = len(BODY) - 10
+    path = publish(cache, "https/h/x", BODY)
+    distrust(path)
+    entry = opened(cache, path)
+    assert read(Recheck(entry), size, offset) == BODY[offset:]
+    entry.close()
+    again = cache.store.open_entry(str(path))
+    assert again is not None and again.trusted and again.record.durable
+    again.close()
+
+
+@pytest.mark.parametrize("where", [0, HOLD_BACK, len(BODY) - 1])
+def test_nobody_gets_all_of_what_is_wrong(cache: Cache, where: int) -> None:
+    path = publish(cache, "https/h/x", BODY)
+    distrust(path)
+    damage(path, where)
+    entry = opened(cache, path)
+    source = Recheck(entry)
+    received = 0
+    with pytest.raises(FillFailed, match="damaged"):
+        while received < len(BODY):
+            received += source.read_at(memoryview(bytearray(50_000)), received)
+    assert 0 < received <= len(BODY) - HOLD_BACK
+    entry.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("size", "offset"), [(1000, 0), (HOLD_BACK, 0), (len(BODY), 7)])
+def test_where_nothing_was_given_out_it_can_be_had_again(cache: Cache, size: int, offset: int) -> None:
+    path = publish(cache, "https/h/x", BODY[:size])
+    distrust(path)
+    damage(path)
+    entry = opened(cache, path)
+    with pytest.raises(Lost, match="damaged"):
+        Recheck(entry).ready(offset, not offset)
+    entry.close()
+    assert not path.exists()
+
+
+def test_an_empty_object_is_right(cache: Cache) -> None:
+    path = publish(cache, "https/h/x", b"")
+    distrust(path)
+    entry = opened(cache, path)
+    assert read(Recheck(entry)) == b""
+    entry.close()
+
+
+# --- all of them --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lines() -> List[str]:
+    return []
+
+
+@pytest.fixture
+def shelf(cache: Cache, tmp_path: Path) -> List[Path]:
+    """Eight objects, four of which are damaged."""
+    paths = [publish(cache, f"https/h/{number}", BODY + bytes([number])) for number in range(4)]
+    blob = publish(cache, "https/h/v2/blob", BODY, digest=True)
+    truncated, zeroed, unreadable, misplaced = paths
+    os.truncate(truncated, 100)
+    zeroed.write_bytes(bytes(len(BODY) + 1))
+    os.setxattr(unreadable, "user.dduct", b"garbage")
+    other = tmp_path / "sha256/aa" / ("a" * 64)
+    other.parent.mkdir()
+    os.rename(misplaced, other)
+    (tmp_path / "https/h/by-hand.deb").write_bytes(b"12345")
+    (tmp_path / "https/h/growing.dduct").write_bytes(b"x")
+    right = publish(cache, "https/h/right", b"")
+    return [truncated, zeroed, unreadable, other, blob, right]
+
+
+def test_everything_is_looked_at(shelf: List[Path], tmp_path: Path, lines: List[str]) -> None:
+    seen: List[int] = []
+    found = verify(tmp_path, False, lambda findings: seen.append(findings.octets), lines.append)
+    # The alias of the blob is a file, too.
+    assert (found.right, found.foreign, found.damaged, found.removed) == (3, 1, 4, 0)
+    assert sorted(line.split(": ")[0] for line in lines) == sorted(str(path) for path in shelf[:4])
+    assert seen == sorted(seen) and found.octets <= total(tmp_path)
+    assert all(path.exists() for path in shelf)
+
+
+def test_what_is_damaged_goes_if_so_wanted(shelf: List[Path], tmp_path: Path, lines: List[str]) -> None:
+    found = verify(tmp_path, True, lambda _: None, lines.append)
+    assert (found.damaged, found.removed) == (4, 4)
+    assert [path.exists() for path in shelf] == [False] * 4 + [True] * 2
+    again = verify(tmp_path, False, lambda _: None, lines.append)
+    assert again == Findings(again.octets, right=3, foreign=1)
+
+
+def test_what_was_copied_in_by_hand_stays_foreign_when_it_has_been_validated(
+    cache: Cache, tmp_path: Path, lines: List[str]
+) -> None:
+    """Its record then has fields, and still no hash."""
+    path = tmp_path / "https/h/by-hand.deb"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(BODY)
+    entry = cache.store.open_entry(str(path))
+    assert entry is not None
+    cache.refresh(entry, entry.record.metadata)
+    entry.close()
+    found = verify(tmp_path, True, lambda _: None, lines.append)
+    assert (found.foreign, found.damaged) == (1, 0) and path.read_bytes() == BODY
+
+
+def test_what_nobody_has_hashed_before_the_machine_went_down(cache: Cache, tmp_path: Path, lines: List[str]) -> None:
+    path = publish(cache, "https/h/x.deb", BODY)
+    record = Record.decode(os.getxattr(path, "user.dduct"))
+    late = replace(record, sha256="", unhashed=True, durable=False)
+    os.setxattr(path, "user.dduct", late.encode())
+    assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # somebody is at it, perhaps
+    os.setxattr(path, "user.dduct", replace(late, boot="earlier").encode())
+    with path.open("rb") as elsewhere:
+        assert try_lock(elsewhere.fileno())
+        assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # for certain
+    assert verify(tmp_path, True, lambda _: None, lines.append).removed == 1
+    assert lines == [f"{path}: the machine went down before its octets were hashed"]
+
+
+def test_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
+    configuration = tmp_path.parent / f"{tmp_path.name}.toml"
+    configuration.write_text(f"[misc]\nfile_dir = '{tmp_path}'\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "dduct.py"), "verify", *arguments, "--cfg", str(configuration)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    try:
+        found = run()
+        assert found.returncode == 1 and found.stderr == ""
+        assert f"{shelf[0]}: 100 octets instead of {len(BODY) + 1}\n" in found.stdout
+        assert "3 right, 4 damaged (0 removed), 1 without a hash; 0.6 MB" in found.stdout
+        fixed = run("--fix")
+        assert fixed.returncode == 0 and "4 damaged (4 removed)" in fixed.stdout
+        assert run().stdout.startswith("3 right, 0 damaged (0 removed), 1 without a hash")
+        configuration.write_text("[misc]\nfile_dir = '/nowhere/at/all'\n")
+        assert run().returncode == 2
+    finally:
+        configuration.unlink()

@@ -1,0 +1,292 @@
+"""Nothing that a client or an origin sends costs more than time linear in its length.
+
+The regular expressions of all modules are found by themselves: a new one is judged without being listed here.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import time
+from typing import Any, Callable, Dict, Iterator, List, Tuple, Union
+
+import pytest
+from support.household import HOST, House
+from support.modules import MODULES
+from support.origin import Asked, Connection
+
+from protocol import field_values, freshness, http1
+from protocol.http1 import Headers, RequestHead, ResponseHead
+from server import patterns
+
+KIB = 1024
+
+# What no client and no origin has a hand in.
+OWN = {
+    "server.config": "the operator's own file",
+    "server.config_values": "the operator's own file",
+    "pages.setup": "our own text; only what has been parsed as a host is put into it",
+    "proxy.access._LINE": "the operator's own auth_file",
+}
+
+Pattern = Union["re.Pattern[str]", "re.Pattern[bytes]"]
+
+
+def found_in(value: Any, depth: int = 3) -> Iterator[Pattern]:
+    if isinstance(value, re.Pattern):
+        yield value
+    elif isinstance(value, dict) and depth:
+        for one in [*value, *value.values()]:
+            yield from found_in(one, depth - 1)
+    elif isinstance(value, (tuple, list, set, frozenset)) and depth:
+        for one in value:
+            yield from found_in(one, depth - 1)
+    elif isinstance(value, type) and value.__module__ in MODULES and depth:
+        for one in vars(value).values():
+            yield from found_in(one, depth - 1)
+
+
+def all_patterns() -> Dict[str, Pattern]:
+    found: Dict[int, Tuple[str, Pattern]] = {}
+    for module in MODULES:
+        for name, value in vars(importlib.import_module(module)).items():
+            for number, pattern in enumerate(found_in(value)):
+                found.setdefault(id(pattern), (f"{module}.{name}[{number}]" if number else f"{module}.{name}", pattern))
+    return dict(found.values())
+
+
+PATTERNS = {
+    where: pattern
+    for where, pattern in all_patterns().items()
+    if where not in OWN and where.rpartition(".")[0] not in OWN
+}
+METHODS = ("search", "match", "fullmatch", "sub", "findall", "finditer", "split")
+
+
+def uses(where: str) -> List[str]:
+    """By which methods a pattern is used, as far as its module shows; all that are possible where it does not."""
+    module = max((one for one in MODULES if where.startswith(f"{one}.")), key=len)
+    name = where[len(module) + 1 :]
+    source = MODULES[module].read_text(encoding="utf-8")
+    found = re.findall(rf"\b{re.escape(name.partition('[')[0])}\.({'|'.join(METHODS)})\(", source)
+    return sorted(set(found)) or ["fullmatch", "search", "sub"]
+
+
+def applied(pattern: Pattern, method: str, text: str) -> float:
+    """Processor time of one use, the best of up to three: others use this machine, too."""
+    subject: Any = text.encode("latin-1") if isinstance(pattern.pattern, bytes) else text
+    call: Callable[[], object] = lambda: getattr(pattern, method)(subject)  # noqa: E731
+    if method == "sub":
+        nothing: Any = b"" if isinstance(subject, bytes) else ""
+        call = lambda: pattern.sub(nothing, subject)  # noqa: E731
+    elif method == "finditer":
+        call = lambda: sum(1 for _ in pattern.finditer(subject))  # noqa: E731
+    best = float("inf")
+    for _ in range(3):
+        started = time.thread_time()
+        call()
+        best = min(best, time.thread_time() - started)
+        if best < 0.005 or best > 0.5:
+            break
+    return best
+
+
+def slow_probe(pattern: Pattern, method: str) -> str:
+    """A text that costs more than linear time; nothing where there is none."""
+    for probe in patterns.probes(pattern.pattern, pattern.flags, patterns.ALL_CHARACTERS):
+        for count in FEW:
+            if applied(pattern, method, probe.text(count)) >= 0.005:
+                return repr(probe.text(count))  # exponential: much more of it would take for ever
+        few = applied(pattern, method, probe.text(4 * KIB // len(probe.unit)))
+        # What is quadratic takes 8 ms at least for 4 KiB, and 16 times as long for four times as much.
+        if few >= 0.005 and applied(pattern, method, probe.text(16 * KIB // len(probe.unit))) > 8 * few:
+            return repr(probe.text(60))
+    return ""
+
+
+# In steps so small that none of them takes for ever, whatever the machine's speed: at most four times the one before.
+FEW = range(8, 65, 2)
+
+
+@pytest.mark.parametrize("where", sorted(PATTERNS))
+def test_no_expression_takes_more_than_linear_time(where: str) -> None:
+    for method in uses(where):
+        assert not slow_probe(PATTERNS[where], method), method
+
+
+BAD: List[Tuple[Pattern, str]] = [
+    (re.compile(r"[ \t]*,[ \t]*"), "sub"),  # Vary, once
+    (re.compile(r"(?:[a-z]+)+!"), "match"),
+]
+
+
+@pytest.mark.parametrize("pattern, method", BAD, ids=lambda value: value if isinstance(value, str) else "")
+def test_an_expression_that_takes_more_is_found_out(pattern: Pattern, method: str) -> None:
+    assert slow_probe(pattern, method)
+
+
+def test_every_expression_stands_where_it_is_found() -> None:
+    hidden = []
+    for module in MODULES:
+        if module in OWN or module == "server.patterns":
+            continue
+        tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+        for function in ast.walk(tree):
+            if isinstance(function, (ast.FunctionDef, ast.Lambda)):
+                hidden += [
+                    f"{module}:{node.lineno}"
+                    for node in ast.walk(function)
+                    if isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and isinstance(node.func.value, ast.Name)
+                    and node.func.value.id == "re"
+                    and node.func.attr != "escape"
+                ]
+    assert hidden == []
+
+
+def test_what_is_not_looked_at_is_there() -> None:
+    names = {where.rpartition(".")[0] for where in all_patterns()} | set(all_patterns()) | set(MODULES)
+    assert set(OWN) <= names
+
+
+# --- lists ------------------------------------------------------------------------------------------
+
+LISTS = [
+    (b"", []),
+    (b",", []),
+    (b" , ,\t", []),
+    (b"a", [b"a"]),
+    (b"a,b", [b"a", b"b"]),
+    (b" a ,\tb ", [b"a", b"b"]),
+    (b'a="b,c",d', [b'a="b,c"', b"d"]),
+    (b'"a,b","c"', [b'"a,b"', b'"c"']),
+    (b'"a\\",b",c', [b'"a\\",b"', b"c"]),
+    (b'"a\\\\",b', [b'"a\\\\"', b"b"]),
+    (b'a\\"b,c",d', [b'a\\"b,c"', b"d"]),
+    # a quote that nobody closes reaches to the end
+    (b'a,"b,c', [b"a", b'"b,c']),
+    (b'a,"b\\', [b"a", b'"b\\']),
+    (b'a,"b\\",c', [b"a", b'"b\\",c']),
+    (b'"', [b'"']),
+    (b'"\\', [b'"\\']),
+]
+
+
+@pytest.mark.parametrize("value, elements", LISTS)
+def test_a_list_has_these_elements(value: bytes, elements: List[bytes]) -> None:
+    assert http1.split_list(value) == elements
+    assert Headers([(b"X", value)]).elements(b"x") == elements
+
+
+# --- whole values and whole heads ---------------------------------------------------------------------
+
+NASTY = [
+    b'"' + b'\\"' * 30000 + b"\\",
+    b'"' * 60000,
+    b'",' * 30000,
+    b'a"' * 30000,
+    b'\\"' * 30000,
+    b"," * 60000,
+    b", " * 30000,
+    b"a" + b" " * 60000 + b"b",
+    b"a" + b"\t" * 60000 + b",",
+    b"a=" * 30000,
+    b"a;" * 30000,
+    b"a,b=c;" * 10000,
+    b"0" * 60000,
+    b"0-," * 20000,
+    b"bytes=" + b" " * 59000 + b"-",
+    b"bytes=" + b"0-0," * 14000,
+    b"W/" * 30000,
+    b'W/"' * 20000,
+    b'"a", ' * 12000,
+    b"http://" + b"a" * 59000 + b"? b",
+    b"http://" + b"a@" * 29000 + b"[",
+    b"/" * 60000,
+    b"../" * 20000,
+    b"%41" * 20000,
+    b"1.1 " * 15000,
+    b"1.1 a, " * 8000,
+    b"Basic " + b" " * 59000,
+    b"a." * 30000,
+    b"a:" * 30000,
+    b"Mon, " + b"0" * 59000,
+    b"max-age=" + b"9" * 59000,
+    b"max-age=1, " * 5400,
+    b'max-age="' * 6000,
+    b"no-cache" + b" =" * 29000,
+]
+
+FIELDS = (
+    b"accept accept-encoding accept-language age authorization cache-control connection content-length content-range "
+    b"content-type cookie date etag expect expires forwarded host if-match if-modified-since if-none-match if-range "
+    b"if-unmodified-since keep-alive last-modified location max-forwards pragma proxy-authorization range te trailer "
+    b"transfer-encoding upgrade user-agent vary via warning www-authenticate x-anything"
+).split()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.thread_time()
+    work()
+    return time.thread_time() - started
+
+
+@pytest.mark.parametrize("value", NASTY, ids=lambda value: repr(value[:12]))
+def test_reading_a_value_takes_linear_time(value: bytes) -> None:
+    headers = Headers([(b"a", value)])
+    base = http1.parse_absolute(b"http://origin.test/a/b")
+
+    def read_all() -> None:
+        for read in (field_values.parse_ranges, field_values.parse_date, http1.canonical, http1.split_list):
+            read(value)
+        freshness.directives_of(Headers([(b"cache-control", value)])).seconds(b"max-age")
+        http1.resolve(base, value)
+        headers.tokens(b"a")
+        for parse in (http1.parse_absolute, lambda text: http1.parse_authority(text, 80)):
+            try:
+                parse(value)
+            except http1.ProtocolError:
+                pass
+
+    assert min(seconds(read_all) for _ in range(3)) < 0.4
+
+
+def test_a_vary_that_names_a_field_ten_thousand_times_costs_no_more_than_once() -> None:
+    request = RequestHead(b"GET", b"/", 1, Headers([(b"accept", b"x, " * 20000)]))
+    response = ResponseHead(200, b"", 1, Headers([(b"Vary", b"accept," * 8000)]))
+    assert min(seconds(lambda: freshness.vary_fields(request, response)) for _ in range(3)) < 0.4
+    assert [name for name, _ in freshness.vary_fields(request, response)] == ["accept"]
+
+
+def test_many_lines_of_one_field_are_one_list() -> None:
+    lines = [(b"A", b"%d" % number + b"x" * 250) for number in range(200)]
+    assert Headers(lines).get(b"a") == b", ".join(value for _, value in lines)
+
+
+@pytest.mark.one_process
+def test_no_head_freezes_a_worker(house: House) -> None:
+    """Whatever it is answered with. Here the clients and the origin count, too."""
+
+    def answer(_: Asked, connection: Connection) -> None:
+        connection.respond(200, [("Cache-Control", "max-age=600"), ("Vary", "X-Anything")], b"stored")
+
+    url = f"http://{HOST}:{house.origin(answer, tls=False).port}/x.deb"
+    with house.client() as client:
+        assert client.get(url, "x", "X-Anything: a").status == 200
+    for number, field in enumerate(FIELDS):
+        for value in NASTY[number % 5 :: 5]:
+            head = b"GET %s HTTP/1.1\r\nHost: x\r\n%s: %s\r\n\r\n" % (url.encode(), field, value)
+            assert min(_spent_on(house, head) for _ in range(2)) < 0.5, (field, value[:20])
+
+
+def _spent_on(house: House, head: bytes) -> float:
+    with house.client() as client:
+        started = time.process_time()
+        client.send(head)
+        try:
+            client.read()
+        except OSError:
+            pass  # it may as well hang up
+        return time.process_time() - started

@@ -1,0 +1,125 @@
+"""Who is shown dduct's own certificate, and which hosts a list in the configuration means."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Sequence
+
+import pytest
+from support.household import HOST, House
+from support.origin import Asked, Connection, Origin
+
+from proxy.routing import HostList
+from server import server
+from server.config_values import Address, ParentProxy
+from tls.authority import CertificateAuthority
+from tls.leaf_certificates import LeafStore
+
+Build = Callable[..., House]
+HOSTS = {
+    "nobody": [],
+    "everybody": ["*"],
+    "the address": [HOST],
+    "a network": ["127.0.0.0/8"],
+    "another host": ["10.0.0.0/8", "*.test", "origin.test"],
+}
+
+
+def asking(house: House, authority: CertificateAuthority, mode: ssl.VerifyMode) -> ssl.SSLContext:
+    context = LeafStore(authority, 9).context(HOST)
+    context.load_verify_locations(house.config.misc.cert_dir / "ca.crt")
+    context.verify_mode = mode
+    return context
+
+
+def who(asked: Asked, connection: Connection) -> None:
+    assert isinstance(connection.sock, ssl.SSLSocket)
+    connection.respond(200, [], str((connection.sock.getpeercert() or {}).get("subject")).encode())
+
+
+@pytest.mark.parametrize("path", ["/page", "/x.deb"], ids=["relayed", "kept"])
+@pytest.mark.parametrize(
+    ("hosts", "shown"),
+    [("nobody", False), ("everybody", True), ("the address", True), ("a network", True), ("another host", False)],
+)
+def test_the_client_certificate_is_shown_to_those_who_are_named(
+    build_house: Build, origin_authority: CertificateAuthority, hosts: str, shown: bool, path: str
+) -> None:
+    house = build_house(client_cert_hosts=tuple(HOSTS[hosts]))
+    with Origin(who, asking(house, origin_authority, ssl.CERT_OPTIONAL)) as origin:
+        answer = house.fetch(origin, path)
+        assert answer.status == 200 and (b"client.dduct.rs" in answer.body) is shown
+
+
+def test_an_origin_with_an_authority_of_its_own_is_reached_where_a_certificate_is_optional(
+    house: House, origin_authority: CertificateAuthority
+) -> None:
+    """It does not know dduct's authority, and would refuse what it has issued."""
+    context = LeafStore(origin_authority, 9).context(HOST)
+    context.load_verify_locations(cadata=origin_authority.pem.decode())
+    context.verify_mode = ssl.CERT_OPTIONAL
+    with Origin(who, context) as origin:
+        assert house.fetch(origin, "/page").body == b"None"
+
+
+@pytest.mark.parametrize(("hosts", "status"), [([], 502), ([HOST], 200)])
+def test_a_parent_is_shown_it_where_it_is_named(
+    build_house: Build, origin_authority: CertificateAuthority, hosts: Sequence[str], status: int
+) -> None:
+    def parent(asked: Asked, connection: Connection) -> None:
+        connection.head(200)
+        connection.over = True
+
+    first = build_house()
+    with Origin(parent, asking(first, origin_authority, ssl.CERT_REQUIRED)) as listening:
+        proxy = ParentProxy(True, Address(HOST, listening.port))
+        # The second dduct has the first one's certificates.
+        house = build_house(upstream_proxy=proxy, client_cert_hosts=tuple(hosts))
+        with house.client() as client:
+            assert client.connect("far.away:22").status == status
+
+
+def test_a_missing_certificate_matters_only_where_it_would_be_shown(tmp_path: Path, build_house: Build) -> None:
+    house = build_house()
+    for name in ("client.crt", "client.key"):
+        (house.config.misc.cert_dir / name).unlink()
+    house.server._make_origins(house.config)
+    wanted = replace(house.config, proxy=replace(house.config.proxy, client_cert_hosts=("*",)))
+    with pytest.raises(server.StartError, match="client_cert_hosts"):
+        house.server.reload(wanted)
+
+
+@pytest.mark.parametrize(
+    ("host", "patterns", "inside"),
+    [
+        ("a.test", ["a.test"], True),
+        ("a.test", ["*.test"], True),
+        ("a.b.test", ["*.test"], True),
+        ("test", ["*.test"], False),  # as with `.test` in other programs' lists: what is below
+        ("atest", ["*.test"], False),
+        ("10.1.2.3", ["10.0.0.0/8"], True),
+        ("10.1.2.3", ["10.1.2.3"], True),
+        ("11.1.2.3", ["10.0.0.0/8"], False),
+        ("127.1", ["127.0.0.0/8"], True),  # what resolvers take for an address
+        ("0x7f000001", ["127.0.0.1"], True),
+        ("::ffff:10.1.2.3", ["10.0.0.0/8"], True),
+        ("fd00::5", ["fd00::/8"], True),
+        ("fd00:0::5", ["fd00::5"], True),
+        ("fe00::5", ["fd00::/9"], False),
+        ("::1", ["0.0.0.0/0"], False),
+        ("a.test", ["0.0.0.0/0", "::/0"], False),  # a name is no address
+        ("a.test", ["*"], True),
+        ("a.test", [], False),
+    ],
+)
+def test_hosts_are_named_by_names_suffixes_addresses_and_networks(
+    host: str, patterns: Sequence[str], inside: bool
+) -> None:
+    assert (host in HostList(patterns)) is inside
+
+
+@pytest.mark.parametrize("host", [None, 5, b"a"])
+def test_what_is_no_text_is_no_host(host: object) -> None:
+    assert host not in HostList(["a"])

@@ -1,0 +1,207 @@
+"""Interim answers are passed on, and have an end."""
+
+from __future__ import annotations
+
+import socket
+from typing import Callable, Iterator, List, Tuple
+
+import pytest
+from support.household import HOST, House
+from support.origin import Asked, Connection, Gate, Origin
+
+from monitoring.metrics import Counter
+from net.stream import Stream
+from protocol.http1 import ResponseHead
+from server.config_values import Address, ParentProxy
+from upstream import response_head
+from upstream.response_head import MAX_INTERIM, AnswerHeads, InterimFlood
+
+Build = Callable[..., House]
+FINAL = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.fixture
+def pair() -> Iterator[Tuple[Stream, socket.socket]]:
+    with socket.create_server((HOST, 0)) as listener:
+        near = Stream(socket.create_connection(listener.getsockname()), 20.0)
+        far, _ = listener.accept()
+    with far:
+        yield near, far
+        near.close()
+
+
+def interim(status: int, *fields: bytes) -> bytes:
+    return b"HTTP/1.1 %d Wait\r\n%s\r\n" % (status, b"".join(field + b"\r\n" for field in fields))
+
+
+def test_a_few_interim_answers_come_before_the_final_one(pair: Tuple[Stream, socket.socket]) -> None:
+    stream, far = pair
+    seen: List[int] = []
+
+    def note(head: ResponseHead) -> None:
+        seen.append(head.status)
+
+    far.sendall(interim(100) + interim(103, b"Link: </x>") + interim(102) + FINAL)
+    assert AnswerHeads(stream, note).final(20.0).status == 200
+    assert seen == [103, 102]  # nobody is told of 100
+
+
+@pytest.mark.parametrize("status", [100, 102, 103, 199])
+def test_their_number_is_bounded(pair: Tuple[Stream, socket.socket], status: int) -> None:
+    stream, far = pair
+    far.sendall(interim(status) * (MAX_INTERIM + 1) + FINAL)
+    with pytest.raises(InterimFlood):
+        AnswerHeads(stream, clock=lambda: 0.0).final(20.0)
+
+
+def test_one_a_second_is_no_flood(pair: Tuple[Stream, socket.socket]) -> None:
+    """An upload reports its progress (104) for as long as it takes."""
+    stream, far = pair
+    now = [0.0]
+    heads = AnswerHeads(stream, clock=lambda: now[0])
+    for _ in range(10 * MAX_INTERIM):
+        far.sendall(interim(104))
+        now[0] += 1.0
+        assert heads.next(20.0).status == 104
+
+
+def test_their_size_is_bounded(pair: Tuple[Stream, socket.socket]) -> None:
+    stream, far = pair
+    far.sendall(interim(103, b"Link: " + b"x" * response_head.MAX_INTERIM_HEAD))
+    with pytest.raises(InterimFlood):
+        AnswerHeads(stream).final(20.0)
+
+
+def test_they_do_not_extend_the_wait(pair: Tuple[Stream, socket.socket]) -> None:
+    stream, far = pair
+    now = [0.0]
+
+    def later(_: ResponseHead) -> None:
+        now[0] += 0.6
+        far.sendall(interim(102))
+
+    far.sendall(interim(102))
+    with pytest.raises(socket.timeout):
+        AnswerHeads(stream, later, lambda: now[0]).final(1.0)
+    assert now[0] == pytest.approx(1.2)
+
+
+# --- end to end -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/x.deb", "/page"], ids=["kept", "relayed"])
+@pytest.mark.parametrize("status", [100, 102, 103])
+def test_a_flood_is_502_and_counted(house: House, path: str, status: int) -> None:
+    def flood(asked: Asked, connection: Connection) -> None:
+        while True:
+            connection.send(interim(status) * 100)
+
+    origin = house.origin(flood)
+    with house.inside(origin) as client:
+        client.send(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+        answer = client.read()
+        while answer.status < 200:
+            answer = client.read()
+        assert answer.status == 502 and b"1xx" in answer.body
+    assert house.counted(Counter.INTERIM_FLOODS) == 1
+    assert house.stored() == []
+
+
+@pytest.mark.parametrize("path", ["/x.deb", "/page"], ids=["kept", "relayed"])
+def test_a_drip_ends_with_the_time_for_an_answer(build_house: Build, path: str) -> None:
+    house = build_house(upstream_timeout=0.3, relay_timeout=0.3)
+    over = Gate()
+
+    def drip(asked: Asked, connection: Connection) -> None:
+        while not over._open.wait(0.05):
+            connection.send(interim(100))
+
+    origin = house.origin(drip)
+    try:
+        answer = house.fetch(origin, path)
+        assert answer.status in (502, 504)
+    finally:
+        over.open()
+
+
+@pytest.mark.parametrize("expects", [True, False], ids=["that waits for leave", "at once"])
+def test_a_flood_ends_an_upload(house: House, expects: bool) -> None:
+    with socket.create_server((HOST, 0)) as listener, house.client() as client:
+        port = listener.getsockname()[1]
+        fields = ["Expect: 100-continue"] if expects else []
+        lines = [f"PUT http://{HOST}:{port}/page HTTP/1.1", f"Host: {HOST}:{port}", "Content-Length: 20000", *fields]
+        client.send(("\r\n".join(lines) + "\r\n\r\n").encode())
+        far, _ = listener.accept()
+        with far:
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += far.recv(65536)
+            far.sendall(interim(102) * (MAX_INTERIM + 20))
+            sent = 0
+            while sent < 20 and not expects:
+                client.send(bytes(1000))  # each piece is a moment to hear the origin
+                sent += 1
+            answer = client.read()
+            while answer.status < 200:
+                answer = client.read()
+            assert answer.status == 502
+    assert house.counted(Counter.INTERIM_FLOODS) == 1
+
+
+def test_a_parents_flood_is_502(build_house: Build) -> None:
+    def flood(asked: Asked, connection: Connection) -> None:
+        while True:
+            connection.send(interim(103) * 100)
+
+    with Origin(flood) as parent:
+        house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, parent.port)))
+        with house.client() as client:
+            answer = client.connect("far.away:22")
+            assert answer.status == 502 and b"1xx" in answer.body
+
+
+# --- how long an origin may be silent ---------------------------------------------------------------
+
+
+def test_what_is_relayed_may_be_silent_for_longer_than_what_is_kept(build_house: Build) -> None:
+    """Long polls and slow reports live, while those who share a transfer do not wait for ever."""
+    house = build_house(upstream_timeout=0.2, relay_timeout=20.0, stale_if_error=False)
+    gate = Gate()
+
+    def slow(asked: Asked, connection: Connection) -> None:
+        gate.wait()
+        connection.head(200, [("Content-Length", "4")])
+        connection.send_body(b"so")
+        connection.send_body(b"on")
+
+    origin = house.origin(slow)
+    with house.inside(origin) as client:
+        client.send(f"GET /page HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+        gate.reached()
+        kept = house.fetch(origin, "/x.deb")  # asked for later, and given up earlier
+        assert kept.status == 504 and b"proxy.upstream_timeout" in kept.body
+        gate.open()
+        assert client.read().body == b"soon"
+
+
+def test_pauses_within_what_cannot_be_kept_are_relayed(build_house: Build) -> None:
+    """An answer that was asked for as if it could be kept, and turns out to be events without an end."""
+    house = build_house(upstream_timeout=0.2, relay_timeout=20.0)
+    pause = Gate()
+
+    def events(asked: Asked, connection: Connection) -> None:
+        if asked.target == "/y.deb":
+            pause.wait()
+            return
+        connection.head(200, [("Transfer-Encoding", "chunked"), ("Cache-Control", "no-store")])
+        connection.send(b"1\r\na\r\n")
+        pause.wait()
+        connection.send(b"1\r\nb\r\n0\r\n\r\n")
+
+    origin = house.origin(events)
+    with house.inside(origin) as client:
+        client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+        client.read_until(b"\r\n\r\n")
+        assert house.fetch(origin, "/y.deb").status == 504  # by then 0.2 s are over
+        pause.open()
+        assert client._chunks() == (b"ab", True)

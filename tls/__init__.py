@@ -1,0 +1,1 @@
+"""The authority, leaf certificates, and what OpenSSL needs to be told."""

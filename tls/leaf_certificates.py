@@ -1,0 +1,135 @@
+"""A certificate for every host that is intercepted, minted when first asked for; its key never touches the disk."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import ssl
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Callable, Optional, Set
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from monitoring.log import Seldom
+from tls.authority import CertificateAuthority, not_after, not_before
+from tls.openssl import let_kernel_encrypt, server_context, share_tickets
+
+_log = logging.getLogger("dduct.leaves")
+
+_MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    certificate: x509.Certificate
+    context: ssl.SSLContext
+    usable_from: float
+    renew_at: float
+
+    def is_good(self, now: float) -> bool:
+        """Whether clients may get it. A clock that was ahead leaves certificates that are not valid yet."""
+        return self.usable_from <= now < self.renew_at
+
+
+class LeafStore:
+    """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end, and
+    where the clock was ahead when they were minted.
+
+    `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first. `verifying`: they
+    are for connections on which clients are asked for certificates; `ktls`: the kernel may encrypt. Stores with the
+    same `ticket_secret` resume each other's sessions, with the same host.
+    """
+
+    def __init__(
+        self,
+        authority: CertificateAuthority,
+        days: int,
+        verifying: bool = False,
+        ktls: bool = False,
+        ticket_secret: Optional[bytes] = None,
+        capacity: int = 1024,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._authority = authority
+        self._verifying = verifying
+        self._ktls = ktls
+        self._ticket_secret = ticket_secret or secrets.token_bytes(32)
+        self._days = days
+        self._capacity = capacity
+        self._clock = clock
+        self._trouble = Seldom(_log)
+        self._key = ec.generate_private_key(ec.SECP256R1())  # RSA-3072 would cost 90 times as much per handshake
+        self._lock = threading.Lock()  # guards the two below; minting happens outside
+        self._minted = threading.Condition(self._lock)
+        self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
+        self._minting: Set[str] = set()
+
+    def context(self, host: str) -> ssl.SSLContext:
+        """The TLS server context for a lower-case host name or an IP address without brackets."""
+        return self._leaf(host).context
+
+    def at_hand(self, host: str) -> Optional[ssl.SSLContext]:
+        """The same, if that takes no minting."""
+        with self._lock:
+            leaf = self._leaves.get(host)
+            if leaf is None or not leaf.is_good(self._clock()):
+                return None
+            self._leaves.move_to_end(host)
+            return leaf.context
+
+    def certificate(self, host: str) -> x509.Certificate:
+        """The certificate in it."""
+        return self._leaf(host).certificate
+
+    def _leaf(self, host: str) -> _Leaf:
+        with self._lock:
+            while True:
+                leaf = self._leaves.get(host)
+                if leaf is not None and leaf.is_good(self._clock()):
+                    self._leaves.move_to_end(host)
+                    return leaf
+                if host not in self._minting:
+                    self._minting.add(host)
+                    break
+                self._minted.wait(_MINTING_AT_MOST)
+        leaf = None
+        try:
+            leaf = self._mint(host)
+        finally:
+            with self._lock:
+                self._minting.discard(host)
+                if leaf is not None:
+                    self._leaves[host] = leaf
+                    self._leaves.move_to_end(host)
+                    while len(self._leaves) > self._capacity:
+                        self._leaves.popitem(last=False)
+                self._minted.notify_all()
+        return leaf
+
+    def _mint(self, host: str) -> _Leaf:
+        now = self._clock()
+        self._look_at_clock(now)
+        pair = self._authority.issue_leaf(self._key, host, self._days, now)
+        begin, end = not_before(pair.certificate).timestamp(), not_after(pair.certificate).timestamp()
+        context = server_context(pair.certificate_pem + self._authority.chain_pem + pair.key_pem)
+        share_tickets(context, self._ticket_secret + host.encode())
+        if self._ktls:
+            let_kernel_encrypt(context)
+        if self._verifying:
+            # It is the context chosen by SNI that verifies. Elsewhere a known authority only has OpenSSL verify our
+            # own leaf, and send the root along, with each handshake.
+            context.load_verify_locations(cadata=self._authority.pem.decode())
+        # Where the clock turns out to have been ahead, half of what a leaf is dated back stays for clients' own clocks.
+        return _Leaf(pair.certificate, context, (begin + now) / 2, now + (end - now) * 3 / 4)
+
+    def _look_at_clock(self, now: float) -> None:
+        begin = not_before(self._authority.certificate)
+        if now < begin.timestamp():
+            self._trouble.warning(
+                "Clients cannot trust ca.crt before %s: the clock was ahead when it was made, or is behind now",
+                f"{begin:%Y-%m-%d %H:%M} UTC",
+            )

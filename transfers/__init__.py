@@ -1,0 +1,1 @@
+"""Objects in transit: fills, those who read along, hashing, pacing."""

@@ -1,0 +1,1 @@
+"""Origins: dialled, verified, asked, kept alive, relayed."""

@@ -1,0 +1,347 @@
+"""Connections to origins: resolved, judged, dialled, through a parent proxy where there is one, and verified.
+
+Rules of this module:
+
+* Every origin's certificate is verified, save those of hosts that the configuration names.
+* An address is judged when it is dialled: a name that resolves to dduct's own listener leads nowhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import socket
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from typing import Callable, Container, Iterable, List, Optional, Sequence, Set, Tuple
+
+from monitoring.metrics import Counter, Counters
+from net.addresses import OwnServices, Reach, is_listener, reach_needed
+from net.client_watch import ClientGone
+from net.stream import Stream
+from protocol import http1
+from protocol.http1 import Authority, Field
+from upstream.connecting import Candidate, connect_first, in_order
+from upstream.origin_tls import OriginTls, TlsSettings
+from upstream.reachability import Outages, WorkingAddresses
+from upstream.response_head import AnswerHeads
+
+_log = logging.getLogger("dduct")
+
+NO_OWN_SERVICES = OwnServices(())
+SLOW = 1.0  # seconds; what fails sooner costs nobody any time
+_LEAST_TIME = 1.0  # seconds to connect, however long the name took
+_TRIAL = 5.0  # seconds for which one request tries alone whether an origin is back: the others have no answer meanwhile
+
+
+class UpstreamError(Exception):
+    """The origin could not be asked, or did not answer properly; `status` is what the client is told."""
+
+    def __init__(self, reason: str, status: int = 502) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class NoAnswer(UpstreamError):
+    """Nobody has been asked: whoever was asked just now did not answer."""
+
+
+class OwnMachine(UpstreamError):
+    """A client on another machine asked for what is on this one."""
+
+    def __init__(self, authority: Authority) -> None:
+        reason = f"{authority} is on dduct's own machine, and for clients there alone"
+        super().__init__(f"{reason}; to open it to all: proxy.allow_own = ['{authority}']", 403)
+
+
+class Unanswered(UpstreamError):
+    """The origin was reached, and hung up, sent no HTTP, or nothing in time; another request may fare better."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Another proxy, over TLS or not; `credentials` are its Basic `user:password`."""
+
+    host: str
+    port: int
+    tls: bool = False
+    credentials: Optional[str] = None
+
+    @property
+    def fields(self) -> Tuple[Field, ...]:
+        """What it has to be told with every request."""
+        if self.credentials is None:
+            return ()
+        return ((b"Proxy-Authorization", b"Basic " + base64.b64encode(self.credentials.encode())),)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Times in seconds. `connect_timeout`: to look a name up and connect, to shake hands, and for a parent's CONNECT.
+    `fill_timeout` (what may be kept) and `relay_timeout` (all else): for an answer, and for each wait within it.
+
+    All hosts but those in `direct` are reached through `parent`, where there is one; `via` is dduct's name there.
+    """
+
+    connect_timeout: float
+    fill_timeout: float
+    relay_timeout: float
+    tls: TlsSettings
+    own_addresses: Tuple[Tuple[str, int], ...] = ()
+    parent: Optional[Parent] = None
+    direct: Container[str] = ()
+    via: bytes = b""
+    allow_own: OwnServices = NO_OWN_SERVICES
+
+
+class Dialler:
+    """Makes connections, and knows those in use. Raises UnusableCertificate."""
+
+    def __init__(self, settings: Settings, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:
+        self._settings = settings
+        self._counters = counters
+        self._clock = clock
+        self._working = WorkingAddresses(clock)
+        self._outages = Outages(_TRIAL, clock)
+        self._tls = OriginTls(settings.tls)
+        self._lock = threading.Lock()  # guards the two below
+        self._in_use: Set[Stream] = set()
+        self._closed = False
+
+    def dial(self, authority: Authority, reach: Reach) -> Stream:
+        """A connection for a tunnel; `hang_up()` ends it. Raises UpstreamError (403, 502, 504, 508)."""
+        parent = self.parent_for(authority.host)
+        if parent is None:
+            return self._dial(authority, reach)
+        stream = self.dial_parent(parent, authority, reach)
+        try:
+            self._connect_through(stream, parent, authority)
+        except (OSError, http1.ProtocolError) as error:
+            self.hang_up(stream, broken=True)
+            raise translated(error, "no answer from the parent proxy (proxy.upstream_proxy)") from error
+        except BaseException:
+            self.hang_up(stream, broken=True)
+            raise
+        return stream
+
+    def parent_for(self, host: str) -> Optional[Parent]:
+        """The proxy through which a host is reached, if any."""
+        return None if host in self._settings.direct else self._settings.parent
+
+    def dial_parent(self, parent: Parent, authority: Authority, reach: Reach) -> Stream:
+        """A connection to a parent, for what is at `authority`. Raises UpstreamError (403 too)."""
+        self._check_behind(authority, reach, ())
+        stream = self._dial(Authority(parent.host, parent.port), Reach.EVERYTHING)
+        try:
+            if reach < Reach.EVERYTHING:
+                self._check_behind(authority, reach, _addresses_behind(stream, authority))
+        except UpstreamError:
+            self.hang_up(stream, broken=True)
+            raise
+        if parent.tls:
+            self.start_tls(stream, Authority(parent.host, parent.port))
+        return stream
+
+    def start_tls(self, stream: Stream, authority: Authority) -> None:
+        """TLS to an origin. Raises UpstreamError; the connection is closed then."""
+        try:
+            stream.start_tls(self._tls.context(authority.host), authority.host)
+        except (OSError, ValueError) as error:
+            self.hang_up(stream, broken=True)
+            raise translated(error, f"no trusted TLS connection to {authority}") from error
+        except BaseException:
+            self.hang_up(stream, broken=True)
+            raise
+
+    def reach_needed(self, stream: Stream, authority: Authority) -> Reach:
+        """What a client has to be allowed to reach for what this connection leads to."""
+        if self.parent_for(authority.host) is None:
+            return self._needed(authority, stream.peer)
+        addresses = (authority.host, *_addresses_behind(stream, authority))
+        return max(self._needed(authority, address) for address in addresses)
+
+    def opens(self, authority: Authority) -> bool:
+        """Whether the configuration opens this authority, as it is written, to everybody."""
+        return self._settings.allow_own.opens(authority.host, authority.port, authority.host)
+
+    def use(self, stream: Stream) -> None:
+        """An idle connection is in use again."""
+        with self._lock:
+            self._in_use.add(stream)
+
+    def release(self, stream: Stream) -> None:
+        """A connection is not in use any more."""
+        with self._lock:
+            self._in_use.discard(stream)
+
+    def hang_up(self, stream: Stream, broken: bool = False) -> None:
+        """End a connection that `dial` made."""
+        self.release(stream)
+        if broken:
+            stream.abort()
+        else:
+            stream.close()
+
+    def close(self) -> None:
+        """End the connections in use, and make no more."""
+        with self._lock:
+            self._closed = True
+            in_use = list(self._in_use)
+        for stream in in_use:
+            stream.cancel()
+
+    # Innards
+
+    def _dial(self, authority: Authority, reach: Reach) -> Stream:
+        place = authority.host, authority.port
+        wait = self._outages.wait(place)
+        if wait:
+            self._counters.add(Counter.FAST_FAILURES)
+            raise NoAnswer(f"{authority} did not answer just now; it is tried again in {wait:.0f} s", 504)
+        began = self._clock()
+        try:
+            stream = self._connect(authority, reach, began + self._settings.connect_timeout)
+        except UpstreamError as error:
+            self._working.forget(place)
+            if error.status == 504 or (error.status == 502 and self._clock() - began >= SLOW):
+                self._note_outage(place, began, error)
+            raise
+        except ClientGone:
+            self._outages.undecided(place, began)
+            raise
+        if self._outages.worked(place):
+            _log.info("%s answers again", authority)
+        return stream
+
+    def _note_outage(self, place: Tuple[str, int], began: float, error: UpstreamError) -> None:
+        pause = self._outages.failed(place, began)
+        if pause:
+            self._counters.add(Counter.OUTAGES)
+            _log.warning("%s; for %.0f s nobody waits for it (proxy.connect_timeout)", error, pause)
+
+    def _connect(self, authority: Authority, reach: Reach, deadline: float) -> Stream:
+        try:
+            found = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise UpstreamError(f"cannot resolve {authority.host}: {_say(error)}") from error
+        place = authority.host, authority.port
+        allowed, refusal = self._judged(authority, [Candidate(*entry) for entry in found], reach)
+        try:
+            order = in_order(allowed, self._working.get(place))
+            sock, winner = connect_first(order, max(deadline, self._clock() + _LEAST_TIME), self._clock)
+        except OSError as error:
+            raise refusal or translated(error, f"cannot connect to {authority}") from error
+        self._working.worked(place, winner.host)
+        return self._track(Stream(sock, self._settings.connect_timeout))
+
+    def _judged(
+        self, authority: Authority, candidates: Sequence[Candidate], reach: Reach
+    ) -> Tuple[List[Candidate], Optional[UpstreamError]]:
+        """The addresses to which a client may be connected, and why not to another one.
+
+        A name may mean others at every look.
+        """
+        allowed: List[Candidate] = []
+        refusal: Optional[UpstreamError] = None
+        for candidate in candidates:
+            try:
+                self._judge(authority, candidate.host, int(candidate.address[1]), reach)
+                allowed.append(candidate)
+            except UpstreamError as error:
+                refusal = refusal or error
+        return allowed, refusal
+
+    def _judge(self, authority: Authority, address: str, port: int, reach: Reach) -> None:
+        """Raises UpstreamError where a client may not be connected to this address."""
+        if any(is_listener(address, port, own) for own in self._settings.own_addresses):
+            raise UpstreamError(f"{authority} is dduct itself", 508)
+        if reach < self._needed(authority, address):
+            raise OwnMachine(authority)
+
+    def _needed(self, authority: Authority, address: str) -> Reach:
+        if self._settings.allow_own.opens(authority.host, authority.port, address):
+            return Reach.NOTHING
+        return reach_needed(address)
+
+    def _check_behind(self, authority: Authority, reach: Reach, addresses: Iterable[str]) -> None:
+        """Raises UpstreamError where a parent may not be asked for what is here, or at these addresses."""
+        if any(reach < self._needed(authority, address) for address in (authority.host, *addresses)):
+            raise OwnMachine(authority)
+
+    def _connect_through(self, stream: Stream, parent: Parent, authority: Authority) -> None:
+        """RFC 9110 §9.3.6, from a client's side. Raises UpstreamError, ProtocolError, OSError."""
+        fields = [(b"Host", str(authority).encode()), (b"Via", self._settings.via), *parent.fields]
+        lines = [b"CONNECT %s HTTP/1.1" % str(authority).encode(), *(b"%s: %s" % field for field in fields)]
+        stream.send(b"\r\n".join([*lines, b"", b""]))
+        head = AnswerHeads(stream).final(stream.timeout)
+        if not 200 <= head.status < 300:
+            reason = head.reason.decode("latin-1")
+            remedy = "; proxy.upstream_proxy wants user:password" if head.status == 407 else ""
+            raise UpstreamError(f"the parent proxy refuses {authority}: {head.status} {reason}{remedy}")
+
+    def _track(self, stream: Stream) -> Stream:
+        stream.of_origin = True
+        with self._lock:
+            closed = self._closed
+            if not closed:
+                self._in_use.add(stream)
+        if closed:
+            stream.abort()
+            raise UpstreamError("dduct is shutting down", 503)
+        return stream
+
+
+def _addresses_behind(parent: Stream, authority: Authority) -> List[str]:
+    """What a name means here, where its parent proxy is on this machine, too, and may lead back to it.
+
+    A parent elsewhere resolves names there, to what we cannot see.
+    """
+    if reach_needed(parent.peer) is Reach.NOTHING:
+        return []
+    try:
+        addresses = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []  # the parent may know better
+    return [str(address[0]) for *_, address in addresses]
+
+
+def translated(error: BaseException, what: str, key: str = "proxy.connect_timeout") -> UpstreamError:
+    """An error of the network or of the origin as one line for a client, with the remedy where there is one.
+
+    `key` is the one that has bounded a wait.
+    """
+    if isinstance(error, UpstreamError):
+        return error
+    if isinstance(error, http1.ProtocolError):
+        return UpstreamError(str(error), error.status)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        remedy = "name its authority in proxy.upstream_ca, or the host in proxy.upstream_insecure"
+        if error.verify_code in _NAME_MISMATCHES:
+            remedy = "ask for a name that it is for, or put the host into proxy.upstream_insecure"
+        elif error.verify_code in _WRONG_TIMES:
+            remedy = "its owner has to renew it; or is this machine's clock wrong?"
+        return UpstreamError(f"{what}: {error.verify_message.rstrip('.')}; {remedy}")
+    if isinstance(error, ssl.SSLError):
+        return UpstreamError(f"{what}: {_say_tls(error)}")
+    if isinstance(error, socket.timeout):
+        return UpstreamError(f"{what}: nothing for too long ({key})", 504)
+    return UpstreamError(f"{what}: {_say(error)}")
+
+
+_NAME_MISMATCHES = (62, 63, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, _EMAIL_, _IP_ADDRESS_
+_WRONG_TIMES = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+
+
+def _say_tls(error: ssl.SSLError) -> str:
+    """What OpenSSL says, without its own places; https towards what speaks http is the usual mistake."""
+    reason = error.reason or str(error)
+    if reason in _NO_TLS:
+        return "it does not speak TLS there (is it http, or another port?)"
+    return reason.lower().replace("_", " ")
+
+
+def _say(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

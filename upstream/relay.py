@@ -1,0 +1,70 @@
+"""What dduct passes on and does not keep: requests on their way to an origin, answers as they come."""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, List
+
+from monitoring.details import Side
+from net.body import BUFFER_SIZE, IncompleteBody
+from net.response import Reply
+from protocol import field_values
+from protocol.http1 import BodyFraming, Field, Framing, Headers, RequestHead, forwards_left
+from upstream.client import Exchange
+
+
+def outgoing(request: RequestHead, via: bytes, upgrade: bool = False) -> Headers:
+    """The fields of a request as they go on to its origin: end-to-end ones, our name in Via, and what of the
+    connection's own options dduct passes on."""
+    kept = request.headers.end_to_end().without([b"host", b"content-length", b"expect"])
+    left = forwards_left(request)
+    if left is not None:
+        kept = Headers([*kept.without([b"max-forwards"]), (b"Max-Forwards", b"%d" % (left - 1))])
+    options: List[Field] = []
+    if b"trailers" in request.headers.tokens(b"te"):  # RFC 9110 §10.1.4; no other coding is spoken here
+        options.append((b"TE", b"trailers"))
+    if upgrade:
+        options.append((b"Upgrade", request.headers.get(b"upgrade") or b""))
+    if options:
+        options.append((b"Connection", b", ".join(name for name, _ in options)))
+    return Headers([*kept, (b"Via", via), *options])
+
+
+def wants_upgrade(request: RequestHead) -> bool:
+    """Whether a request asks for another protocol that dduct lets through (RFC 9110 §7.8).
+
+    Not h2c: what is asked inside of that would be seen by nobody here (RFC 9113 has given it up).
+    """
+    if request.version < 1 or b"upgrade" not in request.headers.tokens(b"connection"):
+        return False
+    protocols = request.headers.tokens(b"upgrade")
+    return bool(protocols) and b"h2c" not in protocols
+
+
+def forward(reply: Reply, exchange: Exchange, seen: Callable[[memoryview], object] = lambda _: None) -> bool:
+    """Pass an origin's answer on, streaming; whether its body has come to its end. It is broken off where that is.
+
+    `seen` is told of all that passes.
+    """
+    head = exchange.head
+    exchange.relayed()
+    fields = [*head.headers.end_to_end()]
+    if b"date" not in head.headers:
+        fields.append((b"Date", field_values.format_date(time.time())))  # RFC 9110 §6.6.1
+    reply.begin(head.status, fields, exchange.body.length, head.reason)
+    if not reply.has_body:
+        return False  # to HEAD, say: what its client reads next is the next answer
+    try:
+        for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
+            seen(piece)
+            reply.write(piece)
+    except IncompleteBody:
+        reply.cut(Side.ORIGIN)
+        return False
+    reply.finish(exchange.body.trailers)
+    return True
+
+
+def expects_continue(head: RequestHead, framing: BodyFraming) -> bool:
+    """Whether a client waits to be told that its body is wanted (RFC 9110 §10.1.1)."""
+    return framing.kind is not Framing.NONE and head.version >= 1 and b"100-continue" in head.headers.tokens(b"expect")
