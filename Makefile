@@ -5,10 +5,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 MACHINE ?= $(shell uname -m)
 WHOLE  := $(wildcard $(addprefix tests/system/test_,$(addsuffix .py,access caching corpus end_to_end faults hot parent recorded relaying secrets)))
+QUICK := $(addprefix tests/unit/,protocol storage tls transfers monitoring fetching)
 FOLDERS := server proxy fetching pages upstream transfers net storage protocol tls monitoring
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all test-workers test-clients test-hard test-packages test-image bench profile check format \
+.PHONY: help run test quick coverage test-all test-workers test-clients test-hard test-packages test-image bench profile check format \
 	dist pyz pyz-fat deb container image release clean
 
 help: ## say what there is
@@ -30,6 +31,14 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
 	$(BIN)/python -m pytest -q -rs -n auto tests/unit tests/system tests/test_layout.py $(PYTEST_ARGS)
+
+quick: $(VENV)/.stamp ## run the quick tests: pure modules, storage, TLS; no whole dduct (below 15 s)
+	$(BIN)/python -m pytest -q -n auto -m "not whole" $(QUICK) $(PYTEST_ARGS)
+
+coverage: $(VENV)/.stamp ## run the tests and print the branches they cover in each folder; fails below the floors
+	@mkdir -p build/coverage
+	$(BIN)/python -m pytest -q -rs -n auto --cov --cov-report=json tests/unit tests/system $(PYTEST_ARGS)
+	$(BIN)/python tests/support/coverage_by_folder.py build/coverage/report.json
 
 test-workers: $(VENV)/.stamp ## run the tests of the whole with two processes that share one cache
 	DDUCT_TEST_WORKERS=2 $(BIN)/python -m pytest -q -rs -n auto $(WHOLE) $(PYTEST_ARGS)

@@ -1,10 +1,10 @@
-"""The files in cert_dir: made at the first start, checked at every one.
+"""The files in cert_dir, made at the first start and checked at every start.
 
-Rules of this room:
+Rules of this module:
 
-* A private key is written with mode 0600 and whole, or not at all.
-* What lies in cert_dir is checked before it is used; what is wrong with it is one line that names file and remedy.
-* What is issued, and how, is `authority.py`'s.
+* A private key file is complete and has mode 0600, or it does not exist.
+* Files in cert_dir are checked before use; an error is one line that names the file and the remedy.
+* `tls/authority.py` issues the certificates.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ _EXPIRY_WARNING = timedelta(days=30)
 _PSS_ONLY = bytes.fromhex("06092a864886f70d01010a")  # the OID 1.2.840.113549.1.1.10 in DER
 _PAIRS = ("ca", "server", "client")
 _OF_AN_AUTHORITY = re.compile(r"(?:ca|server|client|leaf|leaves)(?:\..*)?", re.DOTALL)
-_LISTED_AT_MOST = 20  # names of files in a message
-_LARGEST_FILE = 1024 * 1024  # bytes of a PEM file: a chain may be there, and words about it
+_MAX_LISTED = 20  # file names in a message
+_LARGEST_FILE = 1024 * 1024  # bytes of a PEM file, which may hold a chain and comments
 _PEM_END = b"-----END CERTIFICATE-----"
 
 
 class CertificateError(Exception):
-    """A file in cert_dir is not what it should be; one line that names it and the remedy."""
+    """A file in cert_dir is unusable; the message is one line that names it and the remedy."""
 
 
 @dataclass(frozen=True)
-class Identity:
-    """The names, sizes and lives of what is issued at the first start."""
+class CertificateSettings:
+    """Names, key sizes and lifetimes for certificates of the first start."""
 
     rsa_key_bits: int
     days_from_now: int
@@ -70,7 +70,7 @@ class Identity:
 
     @property
     def hosts(self) -> Tuple[str, ...]:
-        """All that the authority of the first start is to vouch for, if `name_constraints`."""
+        """The hosts that a new authority may certify, if `name_constraints`."""
         return (*self.server_dns_sans, *self.server_ip_sans, self.server_cn, self.client_cn)
 
 
@@ -81,21 +81,21 @@ class CertificateFiles:
     directory: Path
 
     def path(self, name: str) -> Path:
-        """Such as `path('ca.crt')`."""
+        """A file's path, such as `path('ca.crt')`."""
         return self.directory / name
 
     def server_context(self) -> ssl.SSLContext:
-        """For the TLS listener: dduct's own certificate."""
+        """The TLS listener's context. Raises OSError."""
         pem = self.path("server.crt").read_bytes() + self.path("server.key").read_bytes()
         return server_context(pem)
 
     def server_valid_from(self) -> float:
-        """When dduct's own certificate begins to be valid. Raises OSError, CertificateError."""
-        return not_before(_read_certificate(self.path("server.crt"), _issued_anew("server"))).timestamp()
+        """When server.crt becomes valid (Unix time). Raises OSError, CertificateError."""
+        return not_before(_read_certificate(self.path("server.crt"), _reissued("server"))).timestamp()
 
 
-def prepare(directory: Path, identity: Identity) -> CertificateAuthority:
-    """Make what is missing in `directory`, check what is there, and return the authority. Raises CertificateError."""
+def prepare(directory: Path, certificate_settings: CertificateSettings) -> CertificateAuthority:
+    """Make missing files in `directory`, check the others, return the authority. Raises CertificateError."""
     files = CertificateFiles(directory)
     with _named_errors(directory):
         _check_link(directory)
@@ -104,16 +104,16 @@ def prepare(directory: Path, identity: Identity) -> CertificateAuthority:
         with _locked(directory):
             for name in _PAIRS:
                 _recover(files, name)
-            authority = _read_authority(files) or _make_authority(files, identity)
-            _server(files, identity, authority)
-            _client(files, identity, authority)
+            authority = _read_authority(files) or _make_authority(files, certificate_settings)
+            _server(files, certificate_settings, authority)
+            _client(files, certificate_settings, authority)
             for concern in _concerns(files):
                 _log.warning("%s", concern)
     return authority
 
 
 def inspect(directory: Path) -> Tuple[str, ...]:
-    """What `prepare` would warn of in `directory`; nothing is touched. Raises CertificateError where it would."""
+    """The warnings that `prepare` would log; changes nothing. Raises CertificateError where `prepare` would."""
     files = CertificateFiles(directory)
     with _named_errors(directory):
         _check_link(directory)
@@ -157,7 +157,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _check_writable(directory: Path) -> None:
-    """Raises OSError where nothing can be made in `directory`, be it there or not."""
+    """Raise OSError if `directory`, which need not exist, cannot be written."""
     existing = directory
     while not os.path.lexists(existing):
         existing = existing.parent
@@ -168,7 +168,7 @@ def _check_writable(directory: Path) -> None:
 
 
 def _concerns(files: CertificateFiles) -> Iterator[str]:
-    """What works, and should not stay so."""
+    """Warnings about files that still work."""
     for name in _PAIRS:
         key_path, certificate_path = _locate(files, name)
         for path in (key_path, files.path(f"{name}.p12")):
@@ -186,20 +186,20 @@ def _concerns(files: CertificateFiles) -> Iterator[str]:
 
 
 def _read_authority(files: CertificateFiles) -> Optional[CertificateAuthority]:
-    """The authority that is there, None where there has never been one. Raises CertificateError, OSError."""
+    """The stored authority; None if there never was one. Raises CertificateError, OSError."""
     remains = _remains(files.directory)
     remedy = (
         f"restore it from a backup, or delete ca.*, server.* and client.* there ({remains}) and restart for a new "
-        "authority, which every client then has to trust anew"
+        "authority, which every client then has to trust again"
     )
     pair = _read_pair(files, "ca", remedy)
     if pair is None:
         if remains:
-            # A new authority, made in silence, would be one that no client trusts.
+            # No client would trust a new authority that is made silently.
             raise CertificateError(
                 f'misc.cert_dir "{files.directory}" holds {remains}, but neither ca.key nor ca.crt; restore both from '
                 "a backup, or delete all of these and restart for a new authority, which every client then has to "
-                "trust anew"
+                "trust again"
             )
         return None
     try:
@@ -213,33 +213,44 @@ def _read_authority(files: CertificateFiles) -> Optional[CertificateAuthority]:
 
 
 def _remains(directory: Path) -> str:
-    """What there is of an authority and of what it has issued, as a list for a message."""
+    """The files of an authority and its certificates, as a list for a message."""
     names = sorted(name for name in os.listdir(directory) if _OF_AN_AUTHORITY.fullmatch(name))
-    return ", ".join(names[:_LISTED_AT_MOST]) + (", …" if len(names) > _LISTED_AT_MOST else "")
+    return ", ".join(names[:_MAX_LISTED]) + (", …" if len(names) > _MAX_LISTED else "")
 
 
-def _make_authority(files: CertificateFiles, identity: Identity) -> CertificateAuthority:
-    only_for = identity.hosts if identity.name_constraints else None
-    authority = CertificateAuthority.generate(identity.ca_cn, identity.rsa_key_bits, identity.days_from_now, only_for)
+def _make_authority(files: CertificateFiles, certificate_settings: CertificateSettings) -> CertificateAuthority:
+    only_for = certificate_settings.hosts if certificate_settings.name_constraints else None
+    authority = CertificateAuthority.generate(
+        certificate_settings.ca_cn, certificate_settings.rsa_key_bits, certificate_settings.days_from_now, only_for
+    )
     _write_pair(files, "ca", authority.key_pem, authority.pem)
     return authority
 
 
-def _server(files: CertificateFiles, identity: Identity, authority: CertificateAuthority) -> None:
+def _server(
+    files: CertificateFiles, certificate_settings: CertificateSettings, authority: CertificateAuthority
+) -> None:
     def issue() -> KeyPair:
-        key = rsa.generate_private_key(public_exponent=65537, key_size=identity.rsa_key_bits)
-        hosts = [*identity.server_dns_sans, *identity.server_ip_sans]
-        return authority.issue_server(key, identity.server_cn, hosts or [identity.server_cn], identity.days_from_now)
+        key = rsa.generate_private_key(public_exponent=65537, key_size=certificate_settings.rsa_key_bits)
+        hosts = [*certificate_settings.server_dns_sans, *certificate_settings.server_ip_sans]
+        return authority.issue_server(
+            key,
+            certificate_settings.server_cn,
+            hosts or [certificate_settings.server_cn],
+            certificate_settings.days_from_now,
+        )
 
-    _issued(files, "server", issue, identity.p12_pass, authority)
+    _issued(files, "server", issue, certificate_settings.p12_pass, authority)
 
 
-def _client(files: CertificateFiles, identity: Identity, authority: CertificateAuthority) -> None:
+def _client(
+    files: CertificateFiles, certificate_settings: CertificateSettings, authority: CertificateAuthority
+) -> None:
     def issue() -> KeyPair:
-        key = rsa.generate_private_key(public_exponent=65537, key_size=identity.rsa_key_bits)
-        return authority.issue_client(key, identity.client_cn, identity.days_from_now)
+        key = rsa.generate_private_key(public_exponent=65537, key_size=certificate_settings.rsa_key_bits)
+        return authority.issue_client(key, certificate_settings.client_cn, certificate_settings.days_from_now)
 
-    _issued(files, "client", issue, identity.p12_pass, authority)
+    _issued(files, "client", issue, certificate_settings.p12_pass, authority)
 
 
 def _issued(
@@ -261,22 +272,22 @@ def _issued(
 
 
 def _read_issued(files: CertificateFiles, name: str, authority: CertificateAuthority) -> Optional[KeyPair]:
-    """NAME.key and NAME.crt, as `authority` has issued them; None where there is neither."""
-    pair = _read_pair(files, name, _issued_anew(name))
+    """NAME.key and NAME.crt, issued by `authority`; None if neither exists."""
+    pair = _read_pair(files, name, _reissued(name))
     if pair is not None and not authority.issued(pair.certificate):
         raise CertificateError(
             f'"{files.path(name + ".crt")}" was not issued by "{files.path("ca.crt")}"; restore the ca.key and ca.crt '
-            f"that it belongs to, or {_issued_anew(name)}"
+            f"that it belongs to, or {_reissued(name)}"
         )
     return pair
 
 
-def _issued_anew(name: str) -> str:
-    return f"delete {name}.key, {name}.crt and {name}.p12 there and restart: they will be issued anew"
+def _reissued(name: str) -> str:
+    return f"delete {name}.key, {name}.crt and {name}.p12 there and restart: they will be issued again"
 
 
 def _read_pair(files: CertificateFiles, name: str, remedy: str) -> Optional[KeyPair]:
-    """NAME.key and NAME.crt, checked; None where there is neither. Raises CertificateError, OSError."""
+    """NAME.key and NAME.crt, checked; None if neither exists. Raises CertificateError, OSError."""
     key_path, certificate_path = _locate(files, name)
     present = [path for path in (key_path, certificate_path) if os.path.lexists(path)]
     if not present:
@@ -300,7 +311,7 @@ def _read_pair(files: CertificateFiles, name: str, remedy: str) -> Optional[KeyP
 
 
 def _locate(files: CertificateFiles, name: str) -> Tuple[Path, Path]:
-    """Where key and certificate are, or would be; where a start broke off between the two, the latter is pending."""
+    """Paths of key and certificate: the pending one if a start broke off after the key was written."""
     key, certificate = files.path(f"{name}.key"), files.path(f"{name}.crt")
     pending = _pending(certificate)
     broke_off = pending.exists() and os.path.lexists(key) and not os.path.lexists(certificate)
@@ -308,7 +319,7 @@ def _locate(files: CertificateFiles, name: str) -> Tuple[Path, Path]:
 
 
 def _recover(files: CertificateFiles, name: str) -> None:
-    """Go on from where a start broke off."""
+    """Finish or undo what an interrupted start left."""
     pending = _pending(files.path(f"{name}.crt"))
     if _locate(files, name)[1] == pending:
         os.replace(pending, files.path(f"{name}.crt"))
@@ -317,7 +328,7 @@ def _recover(files: CertificateFiles, name: str) -> None:
 
 
 def _read(path: Path, remedy: str) -> bytes:
-    """A file's content. What is none (a device, a pipe) may never end, and is not read at all."""
+    """A file's content. Devices and pipes are refused: reading them may never end."""
     if path.is_symlink() and not path.exists():
         raise CertificateError(f'"{path}" is a link to "{os.readlink(path)}", which is not there; {remedy}')
     mode = path.stat().st_mode
@@ -342,7 +353,7 @@ def _read_key(path: Path, remedy: str) -> PrivateKey:
         raise CertificateError(f'"{path}" holds no whole PEM private key; {remedy}') from None
     if not isinstance(key, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
         raise CertificateError(f'"{path}" is neither an RSA nor an EC key; {remedy}')
-    # cryptography takes one for a plain RSA key, and what that signs with it nobody verifies.
+    # cryptography loads it as a plain RSA key, and no client verifies the resulting signatures.
     if _PSS_ONLY in base64.b64decode(b"".join(data.partition(b"-----\n")[2].partition(b"-----")[0].split())):
         raise CertificateError(f'"{path}" is an RSA key for PSS alone; use a plain RSA or an EC key, or {remedy}')
     return key
@@ -352,9 +363,9 @@ def _read_certificate(path: Path, remedy: str) -> x509.Certificate:
     data = _read(path, remedy)
     end = data.find(_PEM_END)
     try:
-        # Of a chain the first certificate counts.
+        # In a chain, the first certificate counts.
         certificate = x509.load_pem_x509_certificate(data if end < 0 else data[: end + len(_PEM_END)] + b"\n")
-        # Most of it is decoded when it is looked at, and damage inside shows no sooner.
+        # cryptography decodes most fields on access, and damage shows only then.
         certificate.public_key()
         for _ in (certificate.extensions, certificate.subject, certificate.issuer, not_before(certificate)):
             pass
@@ -366,7 +377,7 @@ def _read_certificate(path: Path, remedy: str) -> x509.Certificate:
 
 
 def _public_der(key: object) -> bytes:
-    # Keys have no `==` in some of the versions we serve.
+    # Keys have no `==` in some supported versions.
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]
 
 
@@ -375,7 +386,7 @@ def _pending(path: Path) -> Path:
 
 
 def _write_pair(files: CertificateFiles, name: str, key_pem: bytes, certificate_pem: bytes) -> None:
-    """Write NAME.key and NAME.crt so that a start which breaks off in between is made good by the next."""
+    """Write NAME.key and NAME.crt so that the next start can finish an interrupted write."""
     key, certificate = files.path(f"{name}.key"), files.path(f"{name}.crt")
     pending = _pending(certificate)
     try:
@@ -395,7 +406,7 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 
 
 def _store(path: Path, data: bytes, mode: int) -> None:
-    """Write a file whole: under another name first, brought to the disk, then renamed."""
+    """Write a complete file: under a temporary name, with fsync, then renamed."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600 from the start
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -411,7 +422,7 @@ def _store(path: Path, data: bytes, mode: int) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One dduct at a time, so that two that start at once agree on one authority."""
+    """Lock the directory, so that two dducts that start at once share one authority."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

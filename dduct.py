@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""dduct: an HTTP(S) man-in-the-middle caching proxy. This is its command line, its log and its signals."""
+"""dduct, an HTTP(S) man-in-the-middle caching proxy: its command line, log and signals."""
 
 from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 9):  # noqa: UP036 - it is what tells those who have an older one
+if sys.version_info < (3, 9):  # noqa: UP036 - users of an older Python see this message
     sys.exit("dduct: Python 3.9 or newer is needed, and this is %d.%d" % sys.version_info[:2])  # noqa: UP031
 
 import fcntl
@@ -27,7 +27,7 @@ try:
     from certs import CertificateError
     from monitoring.metrics import Counter
     from monitoring.redaction import without_queries
-    from monitoring.systemd import Manager
+    from monitoring.systemd import ServiceManager
     from proxy.access import AccessError, hash_password
     from server import arguments as command_line
     from server import config as configuration
@@ -54,7 +54,7 @@ VERSION = "0.1.0"
 
 _log = logging.getLogger("dduct")
 
-_STACK = 1024 * 1024  # octets of a thread's stack; nothing here recurses deeply
+_STACK = 1024 * 1024  # bytes of a thread's stack; nothing here recurses deeply
 _LEVELS = {
     "off": logging.CRITICAL + 1,
     "error": logging.ERROR,
@@ -64,10 +64,10 @@ _LEVELS = {
     "trace": logging.NOTSET + 1,
 }
 _STDERR = 2
-_LONGEST_END = 20.0  # seconds; Server.stop takes 16 where nothing ends by itself
-_F_GETPIPE_SZ = 1032  # fcntl(2); the fcntl module has a name for it from Python 3.10 on
+_LONGEST_END = 20.0  # seconds; Server.stop takes 16 if no connection ends by itself
+_F_GETPIPE_SZ = 1032  # fcntl(2); the fcntl module names it since Python 3.10
 _LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
-_MILLISECONDS = tuple(f".{number:03}Z" for number in range(1000))  # every line has one
+_MILLISECONDS = tuple(f".{number:03}Z" for number in range(1000))  # each line has one
 
 
 @lru_cache(maxsize=2)
@@ -81,7 +81,7 @@ def _origin(level: int, name: str) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """`[2026-01-01T12:34:56.789Z INFO  dduct.certs] Write "/…/ca.key"`, one line whatever the message holds."""
+    """`[2026-01-01T12:34:56.789Z INFO  dduct.certs] Write "/…/ca.key"`, one line, and a traceback if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = _moment(int(record.created)) + _MILLISECONDS[int(record.msecs)]
@@ -93,14 +93,14 @@ class _Formatter(logging.Formatter):
 
 
 class _Handler(logging.Handler):
-    """Writes each line to standard error by one system call: processes and threads need no lock to keep lines whole.
+    """Writes each line to standard error with one system call, which keeps lines whole without a lock.
 
-    Whoever does not read it holds up nobody: what there is no room for is lost.
+    A slow reader delays no thread: lines that do not fit are lost.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._pipe_size = 0  # octets, if it is one
+        self._pipe_size = 0  # bytes; 0: no pipe
         try:
             if stat.S_ISFIFO(os.fstat(_STDERR).st_mode):
                 self._pipe_size = fcntl.fcntl(_STDERR, _F_GETPIPE_SZ)
@@ -108,25 +108,25 @@ class _Handler(logging.Handler):
             pass  # closed
 
     def createLock(self) -> None:  # noqa: N802 - logging's name for it
-        """None is needed."""
+        """Create no lock."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Emit it as it is: logging's own would take the lock, unasked from Python 3.13 on."""
+        """Emit without the lock, which logging's own method always takes since Python 3.13."""
         self.emit(record)
         return True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it; where nobody takes it, it is lost."""
+        """Write the line; it is lost if it does not fit."""
         data = memoryview((self.format(record) + "\n").encode("utf-8", "backslashreplace"))
         try:
-            while data and self._has_room():
+            while data and self._has_space():
                 data = data[os.write(_STDERR, data) :]
         except OSError:
             pass
 
-    def _has_room(self) -> bool:
-        """Whether a line can be written without waiting, even if some other threads are about to write theirs."""
+    def _has_space(self) -> bool:
+        """Whether a line can be written without waiting, even if other threads write now."""
         if self._pipe_size:
             held = int.from_bytes(fcntl.ioctl(_STDERR, termios.FIONREAD, bytes(4)), sys.byteorder)
             return held < self._pipe_size // 2
@@ -134,13 +134,13 @@ class _Handler(logging.Handler):
 
 
 def home() -> Path:
-    """The directory of the program: where `dduct.py` lies, or the archive that holds it."""
+    """The program's directory: that of `dduct.py`, or of the archive that holds it."""
     place = Path(__file__).resolve().parent
     return place.parent if place.is_file() else place
 
 
 def _load(path: Optional[str]) -> Config:
-    """The configuration named on the command line, else the one beside the program, else the defaults."""
+    """The configuration at `path`, else beside the program, else the defaults. Raises ConfigError."""
     beside = home() / "dduct.toml"
     if path is not None:
         return configuration.load(Path(path), home())
@@ -148,7 +148,7 @@ def _load(path: Optional[str]) -> Config:
 
 
 def _print_user(user: Optional[str]) -> int:
-    """The whole of `passwd USER`; the exit status."""
+    """Run `passwd USER`; return the exit status."""
     if user is None:
         print("dduct: passwd: expected the name of a user", file=sys.stderr)
         return 2
@@ -171,7 +171,7 @@ def _print_user(user: Optional[str]) -> int:
 
 
 def _verify(root: Path, fix: bool) -> int:
-    """The whole of `verify`; the exit status: 1 where something is damaged and still there."""
+    """Run `verify`; return the exit status: 1 if damaged objects remain, 2 without a cache."""
     try:
         os.listdir(root)
     except OSError as error:
@@ -181,12 +181,12 @@ def _verify(root: Path, fix: bool) -> int:
     findings = verify.verify(root, fix, bar.show, bar.tell)
     bar.clear()
     line = f"{findings.right} right, {findings.damaged} damaged ({findings.removed} removed)"
-    print(f"{line}, {findings.foreign} without a hash; {findings.octets / 1e6:.1f} MB")
+    print(f"{line}, {findings.foreign} without a hash; {findings.bytes_read / 1e6:.1f} MB")
     return 0 if findings.damaged == findings.removed else 1
 
 
 def _check(config: Config) -> int:
-    """The whole of `--check`; the exit status. What a start would refuse is refused here, in the same words."""
+    """Run `--check`; return the exit status. It refuses what a start would refuse, in the same words."""
     try:
         concerns = config_checks.rehearse(config)
     except (CertificateError, StartError) as error:
@@ -204,7 +204,7 @@ def _warn(config: Config) -> None:
 
 
 class _Bar:
-    """How far `verify` is: on a terminal that somebody looks at, and there alone."""
+    """The progress bar of `verify`, shown on a terminal only."""
 
     def __init__(self, total: int) -> None:
         self._total = max(1, total)
@@ -212,36 +212,36 @@ class _Bar:
         self._visible = sys.stderr.isatty()
 
     def show(self, findings: verify.Findings) -> None:
-        """Draw it anew, at most ten times a second."""
+        """Draw the bar, at most ten times a second."""
         now = time.monotonic()
         if not self._visible or now - self._shown_at < 0.1:
             return
         self._shown_at = now
-        share = min(1.0, findings.octets / self._total)
+        share = min(1.0, findings.bytes_read / self._total)
         bar = "#" * round(40 * share)
-        done, total = findings.octets / 1e6, self._total / 1e6
+        done, total = findings.bytes_read / 1e6, self._total / 1e6
         print(f"\r[{bar:<40}] {share:4.0%}  {done:.0f} of {total:.0f} MB", end="", file=sys.stderr, flush=True)
 
     def tell(self, line: str) -> None:
-        """Print a line of what has been found."""
+        """Print one line about a finding."""
         self.clear()
         print(line, flush=True)
 
     def clear(self) -> None:
-        """Make room for a line."""
+        """Erase the bar."""
         if self._visible:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _prepare_for_crowds() -> None:
-    """Room for some thousand connections: a descriptor or two and a thread for each."""
+def _prepare_for_many_readers() -> None:
+    """Allow thousands of connections: each takes a thread and one or two descriptors."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     threading.stack_size(_STACK)
 
 
 def _start_log(level: str) -> None:
-    # Nothing of what these look up is in our lines (logging HOWTO, "Optimization").
+    # Our lines use nothing that these switches collect (logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
     handler = _Handler()
@@ -253,7 +253,7 @@ def _start_log(level: str) -> None:
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Run dduct until a signal ends it; the exit status: 0 in good order, 1 cannot start, 2 bad usage."""
+    """Run the command, or serve until a signal. Exit status: 0 success, 1 failure, 2 wrong usage."""
     options = command_line.parse(arguments, home(), VERSION)
     if options.command == "passwd":
         return _print_user(options.user)
@@ -267,8 +267,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     if options.check:
         return _check(config)
     _start_log(config.misc.log_level)
-    os.umask(0o077)  # what needs authorisation is not for other users of this machine
-    _prepare_for_crowds()
+    os.umask(0o077)  # other users of this machine must not read restricted objects
+    _prepare_for_many_readers()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         server = Server(config)
@@ -278,21 +278,21 @@ def main(arguments: Optional[List[str]] = None) -> int:
     _warn(config)
     for address in server.addresses:
         _log.info("Listening on %s", address)
-    return _Program(server, options.cfg, Manager()).run(worker_count(config))
+    return _Program(server, options.cfg, ServiceManager()).run(worker_count(config))
 
 
 class _Program:
-    """A server and its signals, in this process or in several."""
+    """Runs a server in one or several processes, and handles signals."""
 
-    def __init__(self, server: Server, path: Optional[str], manager: Manager) -> None:
+    def __init__(self, server: Server, path: Optional[str], manager: ServiceManager) -> None:
         self._server = server
         self._path = path
         self._manager = manager
         self._is_one_of_several = False
 
     def run(self, count: int) -> int:
-        """Until a signal ends it; the exit status."""
-        if count > 1 or os.getpid() == 1:  # the first process of a container is spared by what ends others
+        """Serve until a signal; return the exit status."""
+        if count > 1 or os.getpid() == 1:  # the watchdog's signal does not end process 1
             return self._run_workers(count)
         watchdog.start()
         self._server.start()
@@ -304,15 +304,15 @@ class _Program:
     def _run_workers(self, count: int) -> int:
         manager, counters = self._manager, self._server.counters
         manager.ready()
-        counters.use(count)  # the row behind those of the workers
+        counters.use(count)  # the row after the workers' rows
         frozen = partial(counters.add, Counter.FROZEN)
         return Workers(count, self._work, self._reload, self._close, manager.alive, manager.interval, frozen).run()
 
     def _work(self, number: int, lifeline: int) -> int:
-        """The whole life of one process of several."""
+        """Run one worker process; return its exit status."""
         follow_parent(lifeline)
         self._is_one_of_several = True
-        self._manager = Manager({})  # the parent is the one who speaks
+        self._manager = ServiceManager({})  # only the parent notifies
         self._server.start(number)
         self._serve()
         return 0
@@ -327,7 +327,7 @@ class _Program:
         self._server.stop()
 
     def _reload(self) -> bool:
-        """Take the configuration as it is now; whether it could be used."""
+        """Load the configuration again; return whether it is in use."""
         self._manager.reloading()
         try:
             config = _load(self._path)
@@ -335,7 +335,7 @@ class _Program:
         except (ConfigError, StartError, CertificateError) as error:
             _log.error("Not reloaded, and everything stays as it was: %s", error)
             return False
-        except Exception:  # noqa: BLE001 - an edge like a thread's: what runs is not to end with an attempt to change it
+        except Exception:  # noqa: BLE001 - a failed reload must not end the running process
             _log.exception("A bug in dduct: not reloaded, and everything stays as it was")
             return False
         finally:
@@ -352,11 +352,11 @@ class _Program:
 
     def _is_end(self, number: Optional[int]) -> bool:
         if self._is_one_of_several:
-            return number == signal.SIGTERM  # a terminal sends SIGINT to all, and the parent passes it on as this
+            return number == signal.SIGTERM  # a terminal sends SIGINT to all; the parent passes on SIGTERM
         return number in STOP
 
     def _end_at_once(self) -> None:
-        """A second signal means it: running transfers are broken off."""
+        """At the second stop signal, end the process and break off transfers."""
         while not self._is_end(wait_for_signal()):
             pass
         os._exit(1)

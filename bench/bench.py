@@ -3,9 +3,9 @@
 
     bench.py [--rounds N] [--only WORD …] [--objects N]      as root (Squid and nginx want that); writes RESULTS.md
 
-Every round runs every case through everybody, one after the other (but Squid's crowds, which take minutes: once); what
-counts is the median, and the ratio of medians of one run. Figures of different runs, let alone machines, say nothing
-about each other.
+Every round measures every case directly and through each proxy, one after the other (Squid's cases with many clients,
+which take minutes, only once). The result is the median, and the ratio of medians of one run. Figures of different
+runs, let alone of different machines, are not comparable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from servers import HERE, Bench, warm_memory
 
 
 def measure(bench: Bench, cases: Sequence[Case], rounds: int) -> Dict[str, Dict[str, List[float]]]:
-    """All values, by case and by whom they were measured through."""
+    """All values, by case and by the proxy they were measured through."""
     found: Dict[str, Dict[str, List[float]]] = {case.name: {} for case in cases}
     for number in range(rounds):
         for case in cases:
@@ -45,7 +45,7 @@ def measure(bench: Bench, cases: Sequence[Case], rounds: int) -> Dict[str, Dict[
 
 @contextlib.contextmanager
 def started(only_dduct: bool = False) -> Iterator[Bench]:
-    """Everything, or all but Squid, running until the end."""
+    """All servers, or all but Squid, running until the context ends."""
     with (
         tempfile.TemporaryDirectory(prefix="dduct-bench-", dir=os.environ.get("BENCH_DIR", "/var/tmp")) as directory,
         ExitStack() as stack,

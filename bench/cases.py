@@ -1,4 +1,4 @@
-"""What is measured."""
+"""The cases that are measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from servers import HOST, TUNNELLED
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: `path` (`%d` runs through `objects`), how often, by how many at a time, and in which unit."""
+    """One case: `path` (`%d` runs through `objects`), the number of requests, of connections at a time, the unit."""
 
     name: str
     path: str
@@ -24,18 +24,18 @@ class Case:
 
     @property
     def tedious(self) -> bool:
-        """Whether it is a crowd, for which Squid takes minutes."""
+        """Whether it has many clients, for which Squid takes minutes."""
         return self.connections >= 100
 
     def value(self, figures: Dict[str, float]) -> float:
-        """The figure that counts, of those that the client tells."""
+        """The case's figure, computed from the client's output."""
         if self.unit == "req/s":
             return figures["requests"] / figures["seconds"]
         if self.unit == "s":
             return figures["seconds"]
         if self.unit == "ms":
             return figures["first"]
-        return figures["octets"] / figures["seconds"] / 1e6
+        return figures["bytes"] / figures["seconds"] / 1e6
 
 
 CASES = (
@@ -46,7 +46,7 @@ CASES = (
     Case("256 MiB miss, one client", "/miss/{round}/large.deb", 1, 1, "MB/s", miss=True),
     Case("32 MiB miss, 200 clients", "/crowd/{round}/crowd.deb", 200, 200, "s", miss=True),
     Case("32 MiB hit, 200 clients", "/crowd.deb", 200, 200, "s"),
-    Case("first octet of a miss", "/slow/{round}-%d/middle.deb", 10, 1, "ms", objects=10, miss=True),
-    # A connection each: kept ones would meet in one of the origin's processes, or in two, for a whole round.
+    Case("first byte of a miss", "/slow/{round}-%d/middle.deb", 10, 1, "ms", objects=10, miss=True),
+    # One connection per request: kept ones would share one or two of the origin's processes for a whole round.
     Case("blind tunnel, 256 MiB, 4 connections", "/large.deb", 16, 4, "MB/s", once=True, host=TUNNELLED),
 )

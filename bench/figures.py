@@ -1,4 +1,4 @@
-"""Figures of dduct alone: what depends on how much there is, and what it takes to have it."""
+"""Figures of dduct alone: start-up, memory, many clients, and the effect of the number of objects."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from storage.store import Metadata, Record, boot_id
 
 Figure = Tuple[str, str]
 _IDLE = 1000  # connections
-_FOLDERS = 1000  # and in each of them a thousandth of the objects
-_SIZE = 4096  # octets of each
+_FOLDERS = 1000  # each with a thousandth of the objects
+_SIZE = 4096  # bytes of an object
 _ROUNDS = 5
-_CROWDS = 3  # rounds of theirs, of two minutes
+_CROWDS = 3  # rounds with many clients, of two minutes each
 
 
 def figures(bench: Bench, objects: int) -> Iterator[Figure]:
-    """Name and value of each; some take minutes."""
+    """The name and value of each figure; some take minutes."""
     dduct = bench.proxies["dduct"]
     assert dduct is not None
     for make in (_start_up, _memory, _crowd):
@@ -63,7 +63,7 @@ def _start_up(bench: Bench, _: Program) -> Iterator[Figure]:
 
 
 def _memory(bench: Bench, dduct: Program) -> Iterator[Figure]:
-    """An intercepted connection that waits for its next request, and a tunnel in which nothing happens."""
+    """Memory of an intercepted connection between two requests, and of an idle tunnel."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     yield "memory at work, all processes", f"{_pss(dduct) / MEGA:.0f} MiB"
@@ -76,15 +76,15 @@ def _memory(bench: Bench, dduct: Program) -> Iterator[Figure]:
                 sock.recv(4096)
                 tls = stack.enter_context(context.wrap_socket(sock, server_hostname=host))
                 tls.sendall(f"GET /small.deb HTTP/1.1\r\nHost: {host}:{bench.origin}\r\n\r\n".encode())
-                octets = 0
-                while octets < _SIZE:
-                    octets += len(tls.recv(16384))
-            time.sleep(1)  # tunnels give their buffers back a little later
+                size = 0
+                while size < _SIZE:
+                    size += len(tls.recv(16384))
+            time.sleep(1)  # tunnels release their buffers a little later
             yield f"an idle {what}", f"{(_pss(dduct) - before) / _IDLE / 1024:.0f} KiB"
 
 
 def _pss(dduct: Program) -> int:
-    """Octets of all its processes; what is shared counts once."""
+    """Bytes of all its processes; shared memory counts once."""
     pid = dduct.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     total = 0
@@ -96,7 +96,7 @@ def _pss(dduct: Program) -> int:
 
 
 def _crowd(bench: Bench, dduct: Program) -> Iterator[Figure]:
-    """In rounds, like all that is compared: a minute later, the machine may be another."""
+    """Many clients on a miss and on a hit, in alternating rounds, as the machine's speed varies over minutes."""
     count = 200
     cold = Case("cold", "/crowd/{round}/large.deb", count, count, "s")
     misses: List[float] = []
@@ -116,7 +116,7 @@ def _crowd(bench: Bench, dduct: Program) -> Iterator[Figure]:
 
 
 def _scale(bench: Bench, dduct: Program, objects: int) -> Iterator[Figure]:
-    """The same thousand objects, among a thousand others and, in another dduct, among very many; in rounds."""
+    """Hits on a thousand objects, among a thousand others and, in another dduct, among very many; in rounds."""
     again = Case("again", "/scale/%d/0.deb", 30_000, 16, "req/s", objects=_FOLDERS)
     crowded = bench.start_dduct("crowded")
     began = time.monotonic()
@@ -149,7 +149,7 @@ def _once(number: int) -> Case:
 
 
 def _fill(bench: Bench, name: str, count: int) -> Path:
-    """Objects as the dduct of that name keeps them, so many in each folder; where they are."""
+    """Write objects as the dduct called `name` stores them, `count` in each folder; their top folder."""
     root = bench.directory / name / "files/https" / f"{HOST}:{bench.origin}" / "scale"
     fields = (("Content-Type", "application/octet-stream"), ("Cache-Control", "max-age=86400"))
     body = os.urandom(_SIZE)

@@ -5,8 +5,8 @@
  * -x  a proxy: CONNECT and TLS inside for https, absolute targets for http     -c  at a time, each in a thread (16)
  * -n  requests in all (1000)      -o  one request for each connection      -d  %d in URL runs from 0 to OBJECTS - 1
  *
- * One line of JSON: requests, errors, octets, seconds, and in milliseconds the median, the 95th percentile, and the
- * median of the first octet of a body. Certificates are not verified: this measures, tests verify.
+ * One line of JSON: requests, errors, bytes, seconds, and in milliseconds the median, the 95th percentile, and the
+ * median of the first byte of a body. Certificates are not verified: this measures, tests verify.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -35,7 +35,7 @@ static struct {
     SSL_CTX *context;
 } job = {.connections = 16, .requests = 1000, .objects = 1};
 
-static atomic_long next_request, errors, octets;
+static atomic_long next_request, errors, bytes;
 static double *durations, *firsts;
 
 typedef struct {
@@ -90,7 +90,7 @@ static long content_length(const char *head) {
     return field ? atol(field + 17) : -1;
 }
 
-/* Reads a body of `length` octets, or up to the end of the connection where that is -1; how many there were. */
+/* Reads a body of `length` bytes, or up to the end of the connection where that is -1; how many there were. */
 static long read_body(peer *p, long length, double *first) {
     long got = p->end - p->start;
     if (got) *first = now();
@@ -157,7 +157,7 @@ static void *client(void *unused) {
             atomic_fetch_add(&errors, 1);
             hang_up(&p);
         }
-        atomic_fetch_add(&octets, got);
+        atomic_fetch_add(&bytes, got);
         durations[number] = now() - began;
         firsts[number] = first - began;
         if (job.once || length < 0 || (status && strcasestr(head, "\r\nconnection: close"))) hang_up(&p);
@@ -211,8 +211,8 @@ int main(int count, char **arguments) {
     double seconds = now() - began;
     qsort(durations, job.requests, sizeof *durations, ascending);
     qsort(firsts, job.requests, sizeof *firsts, ascending);
-    printf("{\"requests\": %ld, \"errors\": %ld, \"octets\": %ld, \"seconds\": %.6f, \"p50\": %.3f, \"p95\": %.3f, \"first\": %.3f}\n",
-           job.requests, errors, octets, seconds, 1000 * durations[job.requests / 2],
+    printf("{\"requests\": %ld, \"errors\": %ld, \"bytes\": %ld, \"seconds\": %.6f, \"p50\": %.3f, \"p95\": %.3f, \"first\": %.3f}\n",
+           job.requests, errors, bytes, seconds, 1000 * durations[job.requests / 2],
            1000 * durations[(long)(job.requests * 0.95)], 1000 * firsts[job.requests / 2]);
     return 0;
 }

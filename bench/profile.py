@@ -21,14 +21,14 @@ from servers import Bench, Program
 
 from bench import started
 
-_RATE = 500  # looks a second
+_RATE = 500  # samples per second
 _LINES = 14
-# Where threads only wait, which py-spy cannot always tell from work.
+# Functions in which threads only wait, which py-spy cannot always tell from work.
 _WAITING = ("select (", "wait (", "sigwait (", "watch (", "_watch_all (")
 
 
 def profile(bench: Bench, dduct: Program, case: Case, seconds: int) -> Counter[str]:
-    """How often each function was found at work while `case` was repeated."""
+    """How often each function was running while `case` was repeated."""
     done = threading.Event()
 
     def keep_busy() -> None:

@@ -1,4 +1,4 @@
-"""What was measured, as a page and as a picture."""
+"""The results as a page and as a chart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cases import Case
 
 
 class Report:
-    """Medians and their ratios, as a page and as a picture."""
+    """Medians and their ratios, as a page and as a chart."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Report:
         }
 
     def ratio(self, case: Case, other: str) -> Optional[float]:
-        """How many times as fast as the other dduct is; None where that was not measured."""
+        """How many times as fast as `other` dduct is; None where that was not measured."""
         medians = self._medians[case.name]
         if other not in medians:
             return None
@@ -40,7 +40,7 @@ class Report:
         return 1 / ratio if case.unit in ("s", "ms") else ratio
 
     def table(self) -> str:
-        """In Markdown."""
+        """The table of all cases, in Markdown."""
         lines = [
             "| case | unit | straight (nginx) | Squid | dduct | × nginx | × Squid |",
             "|---|---|---:|---:|---:|---:|---:|",
@@ -54,12 +54,12 @@ class Report:
         return "\n".join(lines)
 
     def figures(self) -> str:
-        """What was measured of dduct alone, in Markdown."""
+        """The figures of dduct alone, in Markdown."""
         rows = [f"| {name} | {value} |" for name, value in self._figures]
         return "\n".join(["| dduct alone | |", "|---|---|", *rows]) if rows else ""
 
     def page(self) -> str:
-        """RESULTS.md."""
+        """The content of RESULTS.md."""
         how = (
             f"Written by `make bench`: medians of {self._rounds} interleaved rounds, all on one machine, client and\n"
             "origin included. A ratio above 1 says that dduct is faster, whatever the unit. Compare ratios of one\n"
@@ -68,7 +68,7 @@ class Report:
         return "\n\n".join(["# Results", how, _machine(), self.table(), self.figures(), "![ratios](results.svg)\n"])
 
     def plot(self) -> str:
-        """Bars: how many times as fast as nginx and as Squid."""
+        """An SVG bar chart: how many times as fast as nginx and as Squid dduct is."""
         rows, y = [], 30
         for case in self._cases:
             rows.append(f'<text x="10" y="{y + 14}">{case.name}</text>')

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MEGA = 1024 * 1024
 HOST = "127.0.0.1"
-TUNNELLED = "127.0.0.2"  # the same origin, by a name that nobody intercepts
+TUNNELLED = "127.0.0.2"  # the same origin, by a name that is not intercepted
 
 
 def free_port() -> int:
@@ -48,10 +48,10 @@ def wait_for(port: int) -> None:
 
 
 def warm_memory(directory: Path) -> None:
-    """Have the host give this machine the memory that a miss is going to need, and the disk what is left to write.
+    """Make the host give this machine the memory that a miss needs, and write pending data to the disk.
 
-    A virtual machine may have lent free memory back; to get it again takes longer than to fetch what goes into it. The
-    kernel hands out what was freed last, if it was in use for the same: so a file is written, and removed.
+    A virtual machine may have returned free memory to its host; to get it back takes longer than to download the
+    object. The kernel reuses memory that was freed last after the same use: so a file is written, and removed.
     """
     os.sync()
     path, piece = directory / "warm", bytes(MEGA)
@@ -64,7 +64,7 @@ def warm_memory(directory: Path) -> None:
 
 
 class Program:
-    """A server that runs until the end."""
+    """A server process that runs until the end."""
 
     def __init__(self, port: int, *command: object, log: Path, **more: Any) -> None:
         self.port = port
@@ -144,7 +144,7 @@ class Bench:
         return port
 
     def start_dduct(self, name: str) -> Program:
-        """A dduct with a cache and an authority of its own, in the directory `name`."""
+        """Start a dduct with its own cache and authority, in the directory `name`."""
         port = free_port()
         place = self.directory / name
         place.mkdir()
@@ -208,11 +208,11 @@ class Bench:
         return self._start(port, program, "-N", "-f", place / "squid.conf", name="squid-log")
 
     def transfers(self) -> int:
-        """How many objects for crowds the origin has sent."""
+        """How many objects of the many-clients cases the origin has sent."""
         return len((self.directory / "crowd.log").read_text().splitlines())
 
     def load(self, case: Case, proxy: Optional[int], number: str) -> Dict[str, float]:
-        """One measurement."""
+        """Run one measurement; its figures."""
         command: List[object] = [self.client, "-c", case.connections, "-n", case.requests, "-d", case.objects]
         command += ["-x", f"{HOST}:{proxy}"] if proxy else []
         command += ["-o"] if case.once else []

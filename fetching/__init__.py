@@ -1,1 +1,1 @@
-"""A cacheable request, from the claim on its object to the answer."""
+"""A cacheable request, from the claim on its object to the response."""

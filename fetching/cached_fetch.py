@@ -1,8 +1,8 @@
-"""The way of a request that may be answered from the cache: hit, lead or follow, and one send loop for all three.
+"""The path of a request that may be answered from the cache: hit, lead or follow, and one send loop for all three.
 
-A leader asks the origin; if the answer is to be kept, a filler thread owns connection and file from then on, and the
-leader reads the growing file like everybody else. So no client, however slow or gone, is in the way of a fill.
-A stale object is claimed in the same way: its leader validates it, and everybody else has the outcome.
+A leader asks the origin. If the response is to be stored, a filler thread owns connection and file from then on, and
+the leader reads the growing file like any follower. So a slow or lost client never holds up a fill.
+A stale object is claimed in the same way: its leader validates it, and all others get the outcome.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Optional
 
 from cache import Follow, Hit, Lead
 from fetching import outcomes, proof
-from fetching.deliver import Source, Supply, deliver, shown
+from fetching.deliver import FailoverSource, Source, deliver, shown
 from fetching.filler import Services, key_of
 from fetching.filling import Filling
-from fetching.memory_cache import PlainHit
+from fetching.memory_cache import CacheableHit
 from fetching.naming import Name
-from fetching.origin_query import Inquiry, needed, stored_fields, version
+from fetching.origin_query import OriginQuery, needed, stored_fields, version
 from fetching.outcomes import Admission, Failed, Stale, as_stored, as_upstream_error, credentials
-from fetching.own_bytes import OwnBytes
+from fetching.own_bytes import ByteComparison
 from fetching.proof import Verdict
 from fetching.recent import Client
 from fetching.recovery import HEAD_TIMEOUT, Recovery, checked
@@ -46,12 +46,12 @@ from upstream.relay import forward
 
 _log = logging.getLogger("dduct.fetch")
 
-_CLAIMS_AT_MOST = 8  # then it is relayed: some other process makes and breaks fills faster than we can join them
-_SLOW_HEAD = 3.0  # seconds without an answer after which a request that differs from the leader's is tried
-_FORBIDDEN = 403  # this machine's own affair: for a client that is on it, perhaps
-_SETBACKS_AT_MOST = 2  # then the client is told
-_OF_OUR_ASKING = (206, 304, 416)  # answers to what dduct has asked, and perhaps not this client
-_OUTDATED = (200, 404, 410)  # answers after which what was stored is of no more use
+_MAX_CLAIMS = 8  # then it is relayed: another process makes and breaks fills faster than dduct can join them
+_SLOW_HEAD = 3.0  # seconds without a response head; then a request that differs from the leader's is sent, too
+_FORBIDDEN = 403  # the target is on dduct's own machine, which a client there may reach
+_MAX_SETBACKS = 2  # failed fills; then the client gets the error
+_OF_OUR_ASKING = (206, 304, 416)  # responses to fields that dduct added, and this client perhaps did not send
+_OUTDATED = (200, 404, 410)  # responses after which the stored object is of no more use
 
 
 class CachedFetch:
@@ -77,31 +77,31 @@ class CachedFetch:
         self._client = client
         self._key = key_of(name)
         self._digest = "" if self._key.digest is None else str(self._key.digest)
-        self._inquiry = Inquiry(services, request, target, name, reach, reply.interim)
-        self._filling = Filling(services, self._key, self._inquiry, self._granted)
-        self._recovery = Recovery(self._cache, self._key, self._inquiry, self._filling.start)
-        self._url = self._inquiry.shown
+        self._query = OriginQuery(services, request, target, name, reach, reply.interim)
+        self._filling = Filling(services, self._key, self._query, self._granted)
+        self._recovery = Recovery(self._cache, self._key, self._query, self._filling.start)
+        self._url = self._query.shown
         self._arrived_at = time.time()
         self._credentials = credentials(services.names.opening(request.headers), name)
         self._shown = outcomes.for_method(self._credentials, request.method)
         self._signed = bool(name.signature)
-        self.plain_hit: Optional[PlainHit] = None
+        self.cacheable_hit: Optional[CacheableHit] = None
         self._failed: Optional[Failed] = None
-        self._setbacks = 0  # fills that failed before this client had anything of them
-        # None of these may bring an object here, and so none may lead those who want one.
-        self._takes_no_fill = request.method == b"HEAD" or self._inquiry.keeps_nothing
+        self._setbacks = 0  # fills that failed before this client got any bytes
+        # Such a request brings no object into the cache, so it must not lead those that want one.
+        self._takes_no_fill = request.method == b"HEAD" or self._query.keeps_nothing
         self._why_no_fill = Detail.HEAD if request.method == b"HEAD" else Detail.NO_STORE
 
     def run(self) -> None:
-        """Send the answer. Raises UpstreamError while none has begun, OSError when the client is gone.
+        """Send the response. Raises UpstreamError while none has begun, OSError when the client is gone.
 
-        `plain_hit` then says whether the same request may be answered in the same way again.
+        `cacheable_hit` is set afterwards if the same request may be answered in the same way again.
         """
         reason = NotKept(Detail.BUSY, "it changes hands too often")
-        if self._inquiry.only_if_cached:
-            self._reply.note = with_detail("", Detail.ONLY_IF_CACHED)  # unless it is
+        if self._query.only_if_cached:
+            self._reply.note = with_detail("", Detail.ONLY_IF_CACHED)  # a hit replaces it
         try:
-            for _ in range(_CLAIMS_AT_MOST):
+            for _ in range(_MAX_CLAIMS):
                 if self._answer():
                     return
         except Unstorable as error:
@@ -112,7 +112,7 @@ class CachedFetch:
         self._relay(note)
 
     def _answer(self) -> bool:
-        """One attempt; False where the object has changed hands meanwhile and another attempt is due."""
+        """One attempt. Returns False where the object has changed hands and another attempt is due."""
         if self._takes_no_fill:
             found = self._cache.lookup(self._key)
             if found is None:
@@ -139,13 +139,13 @@ class CachedFetch:
         if self._request.method == b"HEAD" and hit.metadata is None:
             self._relay(with_detail("fwd=uri-miss", Detail.HEAD))  # whether this URL redirects is not known yet
             return True
-        metadata = hit.metadata or self._introduction(hit.entry, hit.entry.record.metadata)
+        metadata = hit.metadata or self._alias_confirmation(hit.entry, hit.entry.record.metadata)
         if metadata is None:
             return True
         if self._is_for_others(metadata):
             return True
         if hit.metadata is None:
-            self._cache.introduce(self._key, metadata)
+            self._cache.confirm_alias(self._key, metadata)
             return self._send_hit(hit.entry, metadata, Counter.HITS, "hit")
         assessment = self._assess(hit.entry, metadata)
         if not assessment.usable:
@@ -166,22 +166,22 @@ class CachedFetch:
         looked_at = self._recheck(hit.entry, metadata, assessment) if sent else 0.0
         plain = outcomes.is_plain(self._request, hit.entry, assessment)
         if sent and plain and not self._needs_permission(metadata):
-            self.plain_hit = outcomes.plain_hit(hit, metadata, self._url, self._key.name, assessment, looked_at)
+            self.cacheable_hit = outcomes.cacheable_hit(hit, metadata, self._url, self._key.name, assessment, looked_at)
         return sent
 
     def _is_doubted(self, assessment: Assessment) -> bool:
-        """Whether this client asks again for the whole of what it has just been given, on a guess.
+        """Whether this client asks again for the whole of an object that it just got on a guessed lifetime.
 
-        apt does, where the hash is not the one in its index. A range goes on with what was broken off.
+        apt does so where the hash differs from the one in its index. A range only continues a broken transfer.
         """
         if assessment.basis is not Basis.HEURISTIC or self._takes_no_fill or b"range" in self._request.headers:
             return False
         return self._services.deliveries.take(self._client, self._key.name)
 
     def _recheck(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> float:
-        """Have what was sent on a guess validated, if that was long ago; until when nothing is to be done about it.
+        """Have an object with a guessed lifetime validated, if it is due. Returns when it is due next.
 
-        What needs authorisation is asked about with each client's own credentials, and with nobody's else.
+        An object that needs authorization is validated with each client's own credentials only, not in the background.
         """
         if assessment.basis is not Basis.HEURISTIC or metadata.restricted or self._signed or self._name.secrets:
             return float("inf")
@@ -190,16 +190,16 @@ class CachedFetch:
         return services.background.ask(self._key.name, due, partial(revalidate, services, *asked, entry.version))
 
     def _head_was_redirected(self) -> bool:
-        """Whether the origin itself has answered a HEAD whose URL redirects; else what is stored has to do.
+        """Relay a HEAD for a URL that redirects. Returns False where the stored object has to answer instead.
 
-        The fields of the redirect are in no record, and some clients ask for nothing else.
+        No record holds the redirect's fields, and some clients ask for nothing else.
         """
-        if self._request.method != b"HEAD" or self._inquiry.only_if_cached:
+        if self._request.method != b"HEAD" or self._query.only_if_cached:
             return False
         if self._services.origins.away(self._target) is not None:
             return False
         try:
-            exchange = self._inquiry.as_it_is(Purpose.FILL)
+            exchange = self._query.pass_through(Purpose.FILL)
         except UpstreamError as error:
             _log.info("HEAD is answered from the cache: %s: %s", self._url, error)
             return False
@@ -213,13 +213,13 @@ class CachedFetch:
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
         if self._key.digest is not None and entry.record.sha256:
             age = as_stored(metadata).age(time.time())
-            return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # it can never be anything else
+            return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # its content never changes
         stored, rules, now = as_stored(metadata), self._services.freshness, time.time()
         assessment = freshness.assess(self._request, stored, rules, now, self._arrived_at, self._name.volatile)
         return replace(assessment, usable=False, usable_on_error=False) if metadata.must_validate else assessment
 
     def _validate(self, stale: Stale) -> bool:
-        """Have the origin asked about an object, by this client or by another that is at it already."""
+        """Have an object validated, by this request or by another one that does so already."""
         away = self._services.origins.away(self._target) if self._may_use(stale) else None
         if away is not None:
             return self._send_stale(stale, away)
@@ -228,7 +228,7 @@ class CachedFetch:
         try:
             claim = self._cache.claim(self._key, beyond=stale.entry.version)
         except Unstorable as error:
-            # The disk takes nothing new, and what is there may still be of use.
+            # The disk takes nothing new, but the stored object may still be of use.
             return self._relay_or(stale, error.detail)
         if isinstance(claim, Hit):
             claim.entry.close()
@@ -241,7 +241,7 @@ class CachedFetch:
         fill = claim.reader.fill
         state = fill.wait_head(_SLOW_HEAD)
         if state is FillState.ASKING and isinstance(fill, Fill):
-            asker = fill.asking.join(self._inquiry.question, fill.fail, fill.close)
+            asker = fill.asking.join(self._query.question, fill.fail, fill.close)
             if asker is not None:
                 _log.info("Asked for once more, because the first request waits for long: %s", self._url)
                 return self._ask(fill, asker, stale)
@@ -256,8 +256,8 @@ class CachedFetch:
             if isinstance(fill, Fill) and self._may_fare_better(fill, error):
                 return False
             return self._send_stale_or_raise(stale, error)
-        known = self._key.digest is None or (fill.metadata.url == self._inquiry.place and not self._signed)
-        metadata = fill.metadata if known else self._introduction(claim.reader, fill.metadata)
+        known = self._key.digest is None or (fill.metadata.url == self._query.place and not self._signed)
+        metadata = fill.metadata if known else self._alias_confirmation(claim.reader, fill.metadata)
         if metadata is None:
             return True
         if self._is_for_others(metadata):
@@ -275,14 +275,14 @@ class CachedFetch:
         finally:
             self._note_outcome(fill)
         if not known and fill.state is FillState.PUBLISHED:
-            self._cache.introduce(self._key, metadata)
+            self._cache.confirm_alias(self._key, metadata)
         return sent
 
     # Lead
 
     def _lead(self, claim: Lead, stale: Optional[Stale]) -> bool:
         fill = claim.fill
-        asker = fill.asking.lead(self._inquiry.question, fill.fail, fill.close)
+        asker = fill.asking.lead(self._query.question, fill.fail, fill.close)
         if self._failed is not None:
             fill.asking.retries = self._failed.retries
             if not self._failed.retries.take():
@@ -291,52 +291,52 @@ class CachedFetch:
         return self._ask(fill, asker, stale)
 
     def _may_fare_better(self, fill: Fill, error: UpstreamError) -> bool:
-        """Whether this client's own request may be answered although the leader's was not.
+        """Whether this client's own request may succeed although the leader's did not.
 
-        An origin that cannot be reached at all is no better for the next; and few try in a row, however many wait.
+        An unreachable origin is so for the next request, too. `Retries` bounds the attempts, however many clients wait.
         """
         own_doing = isinstance(error, Unanswered) or error.status == _FORBIDDEN
-        if not own_doing or not fill.asking.differs(self._inquiry.question) or fill.asking.retries.exhausted():
+        if not own_doing or not fill.asking.differs(self._query.question) or fill.asking.retries.exhausted():
             return False
         self._failed = Failed(error, fill.asking.retries)
         return True
 
     def _ask(self, fill: Fill, asker: Asker, stale: Optional[Stale]) -> bool:
-        with ExitStack() as owned:
-            owned.callback(asker.close)
-            owned.push(when_gone(partial(asker.hand_on, fill.hand_on)))
+        with ExitStack() as cleanup:
+            cleanup.callback(asker.close)
+            cleanup.push(when_gone(partial(asker.hand_on, fill.hand_on)))
             asked_at = time.time()
             missed = "fwd=uri-miss" if stale is None else "fwd=stale"
             try:
-                inquiry = self._inquiry
+                query = self._query
                 exchange = (
-                    inquiry.whole_or_rest(fill.leftover)
+                    query.whole_or_rest(fill.partial_download)
                     if stale is None
-                    else inquiry.whether_still_good(stale.metadata, stale.entry.length)
+                    else query.revalidate(stale.metadata, stale.entry.length)
                 )
             except UpstreamError as error:
                 if not asker.fail(error):
-                    self._failed = Failed(error, fill.asking.retries)  # should the other be no better off
-                    return False  # another request is being answered
+                    self._failed = Failed(error, fill.asking.retries)  # for the case that the other one fails, too
+                    return False  # the other request waits for an answer, or has it
                 return self._send_stale_or_raise(stale, error)
-            owned.callback(exchange.close)
+            cleanup.callback(exchange.close)
             if not asker.answered():
                 if fill.state is FillState.DECLINED:
                     self._pass_on(exchange, with_detail(missed, fill.asking.declined_for))
                     return True
                 return False
             status = exchange.head.status
-            if stale is not None and inquiry.still_good(exchange, stale.metadata, stale.entry.length):
+            if stale is not None and query.still_good(exchange, stale.metadata, stale.entry.length):
                 return self._renew(fill, stale, exchange, asked_at)
             if status >= 500 and self._may_use(stale):
                 failure = UpstreamError(f"the origin answers {status}", status)
                 fill.fail(failure)
                 return self._send_stale(stale, failure)
             if stale is not None and status < 500 and not self._may_change(stale.metadata, exchange):
-                fill.renew()  # who waits for this is to ask with their own credentials
+                fill.renew()  # those that wait for this ask with their own credentials
                 self._pass_on(exchange, with_detail(missed, Detail.CREDENTIALS))
                 return True
-            started = self._filling.start(fill, exchange, asked_at, owned)
+            started = self._filling.start(fill, exchange, asked_at, cleanup)
             if started is None:
                 if stale is not None and status in _OUTDATED:
                     self._cache.remove(self._key)
@@ -360,42 +360,42 @@ class CachedFetch:
         note = f"fwd=stale; fwd-status={exchange.head.status}"
         return self._send_hit(stale.entry, metadata, Counter.VALIDATED, note)
 
-    # What the origin says
+    # Authorization
 
-    def _introduction(self, source: Source, brought: Metadata) -> Optional[Metadata]:
-        """Ask this URL's origin about octets that another has brought; its head decides, its body is not read.
+    def _alias_confirmation(self, source: Source, brought: Metadata) -> Optional[Metadata]:
+        """Ask this URL's origin about bytes that another URL has brought; a head that confirms them is enough.
 
-        None where its answer went to the client instead.
+        Returns None where the origin's response went to the client instead.
         """
-        if not self._inquiry.may_be_introduced_to(brought):
+        if not self._query.may_confirm_alias(brought):
             self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
             return None
         asked_at = time.time()
-        with closing(self._inquiry.whole()) as exchange:
-            if self._inquiry.has(exchange, brought, source.length, self._digest):
-                metadata = self._inquiry.describe(exchange, asked_at)
+        with closing(self._query.get_full()) as exchange:
+            if self._query.has(exchange, brought, source.length, self._digest):
+                metadata = self._query.describe(exchange, asked_at)
                 self._granted(metadata)
                 return metadata
-            reason = self._inquiry.not_storable(exchange)
-            own = OwnBytes(self._key.digest)
+            reason = self._query.not_storable(exchange)
+            comparison = ByteComparison(self._key.digest)
             detail = Detail.NOT_KEPT if reason is None else reason.detail
-            self._pass_on(exchange, with_detail("fwd=uri-miss", detail), own)
-            if own.equal and reason is None and isinstance(source, Entry):
-                metadata = self._inquiry.describe(exchange, asked_at)
+            self._pass_on(exchange, with_detail("fwd=uri-miss", detail), comparison)
+            if comparison.equal and reason is None and isinstance(source, Entry):
+                metadata = self._query.describe(exchange, asked_at)
                 self._granted(metadata)
-                self._cache.introduce(self._key, metadata)
+                self._cache.confirm_alias(self._key, metadata)
             return None
 
     def _needs_permission(self, metadata: Metadata) -> bool:
-        """Whether the origin has to say that this client gets what is stored.
+        """Whether the origin has to permit this client the stored object.
 
-        Those with credentials may get something else than what those without have brought.
+        A client with credentials may get another representation than the one that came without any.
         """
         unlike = bool(self._credentials) and not metadata.same_for_all and self._key.digest is None
         return metadata.restricted or unlike
 
     def _admit_or(self, stored: Stale, hit: Hit) -> Admission:
-        """The same as `_admit`; what is anybody's will do where its origin cannot be asked."""
+        """Like `_admit`; an object that `_may_use` allows is sent, too, where its origin cannot be asked."""
         try:
             return self._admit(stored.metadata, stored.entry.length, hit)
         except UpstreamError as error:
@@ -405,33 +405,33 @@ class CachedFetch:
             return Admission.GRANTED
 
     def _admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> Admission:
-        """Ask the origin, with this client's own credentials, whether it may have what is stored."""
+        """Ask the origin, with this client's own credentials, whether it may have the stored object."""
         if self._holds_grant(metadata):
             return Admission.GRANTED
-        exchange = self._inquiry.permission(metadata)
+        exchange = self._query.permission(metadata)
         if exchange is None:
-            return self._let_in(metadata, None, hit)
-        own = OwnBytes(self._key.digest if hit is None else hit.entry.record.digest)
+            return self._authorize(metadata, None, hit)
+        comparison = ByteComparison(self._key.digest if hit is None else hit.entry.record.digest)
         with closing(exchange):
-            digests = {**own.digests, **OwnBytes(self._key.digest).digests}
+            digests = {**comparison.digests, **ByteComparison(self._key.digest).digests}
             verdict = proof.judge(exchange.head, stored_fields(metadata), length, digests)
             if verdict is Verdict.SAME:
-                return self._let_in(metadata, exchange, hit)
+                return self._authorize(metadata, exchange, hit)
             if exchange.head.status >= 500 and not metadata.restricted:
                 raise UpstreamError(f"the origin answers {exchange.head.status}", exchange.head.status)
             known = self._services.known.holds(self._credentials, self._key.name, "")
             changed = verdict is Verdict.OTHER and metadata.restricted
-            if changed and self._inquiry.may_replace(metadata, exchange, known):
+            if changed and self._query.may_replace(metadata, exchange, known):
                 return Admission.CHANGED
             self._services.grants.forget(self._shown, self._key.name, version(metadata))
-            self._pass_on(exchange, with_detail("fwd=request", Detail.CREDENTIALS), own)
-            if own.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
-                self._let_in(metadata, exchange, hit)
+            self._pass_on(exchange, with_detail("fwd=request", Detail.CREDENTIALS), comparison)
+            if comparison.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
+                self._authorize(metadata, exchange, hit)
             return Admission.ANSWERED
 
-    def _let_in(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> Admission:
-        """The origin has shown that this client gets what is stored; note what else that shows."""
-        amended = self._inquiry.once_let_in(metadata, exchange)
+    def _authorize(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> Admission:
+        """Note that the origin permits this client the stored object, and what else its response shows."""
+        amended = self._query.once_authorized(metadata, exchange)
         if hit is not None and amended != metadata and self._request.method != b"HEAD":
             try:
                 self._cache.amend(self._key, hit.entry, metadata, amended)
@@ -449,42 +449,42 @@ class CachedFetch:
         return any(self._services.grants.holds(one, name, of) for one in {self._credentials, self._shown})
 
     def _may_change(self, stored: Metadata, exchange: Exchange) -> bool:
-        """Whether an answer that is not what is stored says anything of it: replaces it, or ends it."""
+        """Whether another response may replace or end the stored object."""
         if not stored.restricted:
             return True
         if self._services.grants.holds(self._credentials, self._key.name, version(stored)):
             return True
         known = self._services.known.holds(self._credentials, self._key.name, "")
-        return self._inquiry.may_replace(stored, exchange, known)
+        return self._query.may_replace(stored, exchange, known)
 
     def _may_have(self, metadata: Metadata) -> bool:
-        """Whether what was brought from a service of this machine may be given to this client.
+        """Whether this client may get an object that came from a service of dduct's machine.
 
-        If not, it may ask for itself: the address that is dialled then is judged, and each redirect.
+        If not, its request is relayed: every address that is dialled then is judged, and so is each redirect.
         """
         if self._reach >= needed(metadata):
             return True
         return not metadata.redirect and self._services.origins.opens(self._target)
 
-    # Answers
+    # Responses
 
     def _is_for_others(self, metadata: Metadata) -> bool:
-        """Whether what is stored is not for this client, or not for such requests; then it has been relayed."""
+        """Relay if the stored object is not for this client, or not for such requests. Returns whether it did."""
         if not self._may_have(metadata):
             self._relay(with_detail("fwd=bypass", Detail.LOCAL))
             return True
-        if self._inquiry.varies(metadata):
+        if self._query.varies(metadata):
             self._relay("fwd=vary-miss")
             return True
         return False
 
     def _relay(self, note: str, purpose: Purpose = Purpose.RELAY) -> None:
-        """Ask the origin for this client alone."""
-        with closing(self._inquiry.as_it_is(purpose)) as exchange:
+        """Ask the origin for this client alone, and send its response."""
+        with closing(self._query.pass_through(purpose)) as exchange:
             self._forward(exchange, note)
 
     def _relay_or(self, stale: Optional[Stale], detail: Detail) -> bool:
-        """Relay, or use the stale object if the origin cannot be asked."""
+        """Relay, or send the stale object if the origin cannot be asked."""
         note = with_detail("fwd=uri-miss" if stale is None else "fwd=stale", detail)
         try:
             self._relay(note, Purpose.FILL if self._may_use(stale) else Purpose.RELAY)
@@ -494,18 +494,18 @@ class CachedFetch:
             return self._send_stale(stale, error)
         return True
 
-    def _pass_on(self, exchange: Exchange, note: str, seen: Optional[OwnBytes] = None) -> None:
-        """Give the client the answer to the request for the whole, unless it had asked for something else."""
-        own = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
+    def _pass_on(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
+        """Send the client the response to the request for the whole; relay instead if it asked for something else."""
+        as_asked = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
         if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
-            own = False  # the redirect is: the client may have other credentials for where it leads
-        if not own or any(name in self._request.headers for name in selection.CONDITIONS):
+            as_asked = False  # the redirect does: the client may have other credentials for its target
+        if not as_asked or any(name in self._request.headers for name in selection.CONDITIONS):
             exchange.close()
             self._relay(note)
         else:
             self._forward(exchange, note, seen)
 
-    def _forward(self, exchange: Exchange, note: str, seen: Optional[OwnBytes] = None) -> None:
+    def _forward(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
         self._services.counters.add(Counter.RELAYED)
         self._reply.note = note
         if seen is None or exchange.head.status != 200:
@@ -514,13 +514,13 @@ class CachedFetch:
             seen.complete = True
 
     def _note_outcome(self, fill: AnyFill) -> None:
-        """What has become of the object that was sent: the head could only promise it."""
+        """Note for the log what became of the object; the head could only promise it."""
         if self._reply.note.endswith(("; stored", "; collapsed")):
             self._reply.outcome = f"{self._reply.note.replace('; stored', '')}; {outcomes.outcome_of(fill)}"
 
     def _may_use(self, stale: Optional[Stale]) -> bool:
-        """Whether a stale object will do now that its origin cannot be asked."""
-        if stale is None or self._inquiry.only_if_cached or stale.metadata.restricted:
+        """Whether a stale object may be sent although its origin cannot be asked."""
+        if stale is None or self._query.only_if_cached or stale.metadata.restricted:
             return False
         return stale.assessment.usable_on_error
 
@@ -543,12 +543,12 @@ class CachedFetch:
         return True
 
     def _send(self, source: Source, metadata: Metadata) -> bool:
-        """Send it; False where it turns out, before anything is sent, that it is not to be had from there."""
+        """Send it. Returns False where this source turns out, before anything is sent, not to have it."""
         fields = stored_fields(metadata)
         length = source.length
         chosen = selection.select(self._request, fields, length)
         if chosen is None:
-            self._relay(with_detail("fwd=request", Detail.CONDITION))  # a precondition is for the origin to judge
+            self._relay(with_detail("fwd=request", Detail.CONDITION))  # the origin evaluates a precondition
             return True
         prompt = True
         if chosen.parts and self._request.method != b"HEAD":
@@ -560,14 +560,14 @@ class CachedFetch:
         extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
         if age or not self._reply.note.startswith("fwd=uri-miss"):
             extra.append((b"Age", b"%d" % age))
-        self._reply.begin(chosen.status, [*shown(fields, chosen), *extra], chosen.length, hold=prompt)
+        self._reply.send_head(chosen.status, [*shown(fields, chosen), *extra], chosen.length, hold=prompt)
         if not self._reply.has_body:
             return True
-        with ExitStack() as owned:
+        with ExitStack() as cleanup:
             file = source.fileno() if isinstance(source, Entry) else None
-            supply = Supply(source, partial(self._recovery.elsewhere, metadata, length, owned), file)
+            failover = FailoverSource(source, partial(self._recovery.elsewhere, metadata, length, cleanup), file)
             try:
-                deliver(self._reply, supply, chosen)
+                deliver(self._reply, failover, chosen)
             except FillFailed as error:
                 _log.info("Cut short: %s: %s", self._url, error)
                 return True
@@ -576,9 +576,9 @@ class CachedFetch:
         return True
 
     def _is_ready(self, source: Source, chosen: Selection) -> Optional[bool]:
-        """Whether octets are there already; None where they are to be had in another way.
+        """Whether the first bytes are there already; None where another attempt has to find them.
 
-        Raises UpstreamError where they are not, again and again.
+        Raises UpstreamError after repeated failures.
         """
         try:
             return source.ready(chosen.parts[0].start, chosen.status == 200)
@@ -586,6 +586,6 @@ class CachedFetch:
             _log.info("To be had again: %s: %s", self._url, error)
         except FillFailed as error:
             self._setbacks += 1
-            if self._setbacks >= _SETBACKS_AT_MOST:
+            if self._setbacks >= _MAX_SETBACKS:
                 raise as_upstream_error(error.cause) from error
         return None

@@ -1,4 +1,4 @@
-"""Sending octets that are here, or are coming: the one send loop for hits, leaders and followers, whole or in parts."""
+"""Sending bytes that are stored or still arriving: one send loop for hits, leaders and followers, whole or in parts."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from protocol.selection import Part, Selection
 from storage.store import Lost
 from transfers.fill import FillFailed
 
-# A thousand slow readers have as many buffers: a large one is for those who have taken more than sockets hold.
+# In bytes. A thousand slow readers have as many buffers: a reader gets a large one after more than sockets hold.
 _MODEST_BUFFER = 64 * 1024
 _PROVEN = 8 * 1024 * 1024
 _FILE_AT_ONCE = 8 * 1024 * 1024
-_LOST_AT_MOST = 4  # times that one answer may lose its source
-# RFC 9110 §15.4.5: what of the stored fields a 304 repeats.
+_MAX_LOST = 4  # times that one response may lose its source
+# RFC 9110 §15.4.5: the stored fields that a 304 repeats.
 _IN_NOT_MODIFIED = frozenset(
     [b"cache-control", b"content-location", b"date", b"etag", b"expires", b"last-modified", b"vary"]
 )
 
 
 class Source(Protocol):
-    """Octets by offset: an entry, or a reader on a fill.
+    """Bytes by offset: an entry, or a reader on a fill.
 
-    `ready` comes first: with what offset, and for the whole? It says whether there are octets at once.
+    `ready` is called first, with the offset and whether the whole is wanted. Returns whether bytes are there already.
     """
 
     @property
@@ -38,10 +38,10 @@ class Source(Protocol):
     def read_at(self, view: memoryview, offset: int) -> int: ...
 
 
-class Supply:
-    """A source, and another one where that is lost: `elsewhere(offset)` finds it, or raises FillFailed.
+class FailoverSource:
+    """A source with a replacement: where it is lost, `elsewhere(offset)` finds another one, or raises FillFailed.
 
-    `file` is a descriptor from which the octets may be taken as well, as long as that works.
+    `file` is a descriptor from which the kernel may send the bytes; None once that fails.
     """
 
     def __init__(self, source: Source, elsewhere: Callable[[int], Source], file: Optional[int] = None) -> None:
@@ -51,29 +51,29 @@ class Supply:
         self.file = file
 
     def read_at(self, view: memoryview, offset: int) -> int:
-        """Octets from `offset` on; 0 at the end. Raises FillFailed."""
+        """Bytes from `offset` on; 0 at the end. Raises FillFailed."""
         while True:
             try:
                 return self._source.read_at(view, offset)
             except Lost as error:
                 self._lost += 1
-                if self._lost > _LOST_AT_MOST:
+                if self._lost > _MAX_LOST:
                     raise FillFailed(error) from error
                 self._source = self._elsewhere(offset)
 
 
-def deliver(reply: Reply, supply: Supply, chosen: Selection) -> None:
-    """Send the body whose head has left; where not all of it is to be had, the client can tell.
+def deliver(reply: Reply, failover: FailoverSource, chosen: Selection) -> None:
+    """Send the body after its head; if bytes are missing, the connection is closed so that the client can tell.
 
-    Raises FillFailed after having cut it, OSError where the client is gone.
+    Raises FillFailed after that, OSError where the client is gone.
     """
     try:
-        complete = all(_send_part(reply, supply, part) for part in chosen.parts)
+        complete = all(_send_part(reply, failover, part) for part in chosen.parts)
     except FillFailed:
-        reply.cut(Side.ORIGIN)
+        reply.close_abruptly(Side.ORIGIN)
         raise
     if not complete:
-        reply.cut(Side.DDUCT)
+        reply.close_abruptly(Side.DDUCT)
         return
     if chosen.closing:
         reply.write(memoryview(chosen.closing))
@@ -81,7 +81,7 @@ def deliver(reply: Reply, supply: Supply, chosen: Selection) -> None:
 
 
 def shown(fields: Iterable[Field], chosen: Selection) -> List[Field]:
-    """What of the stored fields belongs into an answer."""
+    """The stored fields that belong in a response."""
     if chosen.status == 304:
         return [field for field in fields if field[0].lower() in _IN_NOT_MODIFIED]
     if chosen.status == 416:
@@ -90,19 +90,19 @@ def shown(fields: Iterable[Field], chosen: Selection) -> List[Field]:
     return [field for field in fields if field[0].lower() not in replaced]
 
 
-def _send_part(reply: Reply, supply: Supply, part: Part) -> bool:
-    """Send a span; whether all of it was there."""
+def _send_part(reply: Reply, failover: FailoverSource, part: Part) -> bool:
+    """Send a span. Returns whether all of it was there."""
     if part.preface:
         reply.write(memoryview(part.preface))
     size = _MODEST_BUFFER if part.end is None else min(_MODEST_BUFFER, part.end - part.start)
     buffer = memoryview(bytearray(size)) if size < _MODEST_BUFFER else new_buffer(size)
     offset = part.start
-    if supply.file is not None and part.end is not None and size == _MODEST_BUFFER and reply.takes_files:
-        offset += _send_file(reply, supply, offset, part.end)
+    if failover.file is not None and part.end is not None and size == _MODEST_BUFFER and reply.takes_files:
+        offset += _send_file(reply, failover, offset, part.end)
     while part.end is None or offset < part.end:
         if len(buffer) < BUFFER_SIZE and offset - part.start >= _PROVEN:
             buffer = new_buffer()
-        count = supply.read_at(buffer if part.end is None else buffer[: part.end - offset], offset)
+        count = failover.read_at(buffer if part.end is None else buffer[: part.end - offset], offset)
         if not count:
             return part.end is None
         reply.write(buffer[:count])
@@ -110,17 +110,17 @@ def _send_part(reply: Reply, supply: Supply, part: Part) -> bool:
     return True
 
 
-def _send_file(reply: Reply, supply: Supply, start: int, end: int) -> int:
-    """Let the kernel send a span; how much of it, which is all unless the disk has not given it."""
-    assert supply.file is not None
+def _send_file(reply: Reply, failover: FailoverSource, start: int, end: int) -> int:
+    """Let the kernel send a span. Returns the bytes sent: all, unless the disk has failed."""
+    assert failover.file is not None
     offset = start
     while offset < end:
         try:
-            count = reply.send_file(supply.file, offset, min(_FILE_AT_ONCE, end - offset))
+            count = reply.send_file(failover.file, offset, min(_FILE_AT_ONCE, end - offset))
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            supply.file = None  # reading it finds out more
+            failover.file = None  # `read_at` finds out more
             break
         if not count:
             break

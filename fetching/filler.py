@@ -1,4 +1,4 @@
-"""The filler: an origin's body on its way into a fill, in a thread of its own, whoever reads along or has gone."""
+"""The filler: a thread that carries an origin's body into a fill, whether or not clients read along."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ from upstream.client import Exchange, Origins, Request, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
-_PROVEN = 8 * 1024 * 1024  # octets, after which an object is large enough for
-_LARGE_BUFFER = 1024 * 1024  # octets at once
-_WORTH_WAITING = 60.0  # seconds that a transfer may take yet although nobody wants it
-_PAUSES = (0.05, 0.25, 1.0, 2.0, 4.0)  # seconds before each attempt to resume, in a row without progress
-_PROGRESS = 16 * 1024  # bytes that one attempt has to bring to count as one
-# An origin that breaks off all the time may do so this often, and once more for so many bytes.
+_PROVEN = 8 * 1024 * 1024  # bytes; a fill that is this large gets the large buffer
+_LARGE_BUFFER = 1024 * 1024  # bytes
+_WORTH_WAITING = 60.0  # seconds that a transfer without readers may still take
+_PAUSES = (0.05, 0.25, 1.0, 2.0, 4.0)  # seconds before each attempt to resume; after progress, from the first one again
+_PROGRESS = 16 * 1024  # bytes that one attempt has to bring to count as progress
+# Breaks that a transfer may have, and the bytes that allow one more.
 _RESUMPTIONS, _BYTES_PER_RESUMPTION = 100, 256 * 1024
-MAX_SKIPPED = 64 * 1024 * 1024  # bytes worth receiving twice where an origin knows no ranges
-# An origin refuses a request with these, and perhaps no other one for the same object: GitHub hides what is private.
+MAX_SKIPPED = 64 * 1024 * 1024  # bytes received twice, at most, where an origin knows no ranges
+# An origin may refuse one request with these, and accept another for the same object: GitHub hides private ones.
 REFUSALS = (301, 302, 303, 307, 308, 401, 403, 404)
-_PASSING = (408, 425, 429)  # and so does a 5xx say that another attempt may do
+_PASSING = (408, 425, 429)  # like a 5xx: another attempt may succeed
 
 
 @dataclass(frozen=True)
 class Services:
-    """What fetching needs of the rest of the house. `spawn` starts a thread that shutdown will wait for."""
+    """What fetching needs of the other modules. `spawn` starts a thread that shutdown waits for."""
 
     cache: Cache
     origins: Origins
     freshness: FreshnessRules
     grants: Grants
-    known: Grants  # who was let in at a name, whatever was there then
+    known: Grants  # clients that were authorized at a name, for any version
     names: RequestFields
     counters: Counters
     via: bytes
     spawn: Callable[[str, Callable[[], None]], None]
     deliveries: Deliveries
     background: Background
-    grown: Callable[[int], None]  # is told of the octets that the cache has gained
+    grown: Callable[[int], None]  # called with the bytes that the cache has gained
 
     def forget(self, name: Name) -> None:
-        """What is stored under a name is outdated."""
+        """Invalidate the object of a name."""
         try:
             self.cache.invalidate(key_of(name))
         except Unstorable:
-            pass  # then nothing is
+            pass  # no file can have such a name, or the disk fails
 
     def invalidate(self, target: Target, answer: ResponseHead, naming: Naming) -> None:
-        """RFC 9111 §4.4: the target is not what it was, nor what the answer names of the same origin."""
+        """Invalidate the target, and the URLs of the same origin that the response names (RFC 9111 §4.4)."""
         targets = [target]
         for mention in (b"location", b"content-location"):
             other = http1.resolve(target, answer.headers.get(mention) or b"")
@@ -76,9 +76,9 @@ class Services:
 
 
 def carry(fill: Fill, exchange: Exchange, request: Request, url: str, services: Services) -> None:
-    """Carry an origin's body into a fill, to its end; the whole work of a filler thread. It closes both.
+    """Carry an origin's body into a fill, to its end: all the work of a filler thread. Closes both.
 
-    Where the origin breaks off it is asked for the rest, a few times, and nobody who reads along notices.
+    Where the origin breaks off, it is asked for the rest, a few times; readers do not notice.
     """
     filler = _Filler(fill, exchange, request, url, services)
     with working_for(Regularly(filler.look)):
@@ -86,11 +86,11 @@ def carry(fill: Fill, exchange: Exchange, request: Request, url: str, services: 
 
 
 class _Unwanted(Exception):
-    """Nobody reads along, and there is much to come yet."""
+    """No client reads along, and much is still missing."""
 
 
 class _Refused(UpstreamError):
-    """The origin refuses this request the rest: a token expires, or a signature."""
+    """The origin refuses the rest to this request: its token or signature may have expired."""
 
 
 class _Filler:
@@ -104,7 +104,7 @@ class _Filler:
         self._services = services
         self._etag = None if fill.verifies else validation.strong_etag(exchange.head.headers)
         self._pauses = iter(_PAUSES)
-        self._broke_off_at = fill.size  # the last time
+        self._broke_off_at = fill.size  # the size at the last break
         self._resumptions = 0
         self._skipped = 0
         self._began_at = time.monotonic()
@@ -119,7 +119,7 @@ class _Filler:
             kept = fill.publish()
         except _Unwanted:
             counters.add(Counter.DROPPED)
-            _log.info("Given up, for nobody wants it: %s: after %d octets", self._url, fill.size)
+            _log.info("Given up, for nobody wants it: %s: after %d bytes", self._url, fill.size)
         except _Refused as error:
             if fill.hand_over():
                 counters.add(Counter.DROPPED)
@@ -133,7 +133,7 @@ class _Filler:
             if kept:
                 self._services.grown(fill.length or 0)
             self._exchange.close()
-            self._settle()
+            self._make_durable()
         finally:
             self._exchange.close()
             fill.close()
@@ -144,7 +144,7 @@ class _Filler:
         self._fill.fail(UpstreamError(f"the transfer broke off: {error}"))
 
     def _fetch(self) -> None:
-        """All octets that are missing. Raises FillFailed, UpstreamError, _Unwanted."""
+        """Fetch all missing bytes. Raises FillFailed, UpstreamError, _Unwanted."""
         size = BUFFER_SIZE
         while True:
             buffers = (new_buffer(size), new_buffer(size))  # one is filled while the other is hashed
@@ -159,17 +159,17 @@ class _Filler:
                 else:
                     return
             except IncompleteBody as error:
-                _log.info("Broken off after %d octets: %s: %s", self._fill.size, self._url, error)
+                _log.info("Broken off after %d bytes: %s: %s", self._fill.size, self._url, error)
                 self._exchange.close()
                 self._exchange = self._resumed()
 
     def look(self) -> None:
-        """While the origin says nothing. Raises _Unwanted."""
+        """Called while the origin sends nothing. Raises _Unwanted."""
         if self._fill.unread and not self._fill.state.final:
             self._consider()
 
     def _consider(self) -> None:
-        """Whether to go on although nobody reads along. Raises _Unwanted."""
+        """Give a transfer without readers up unless it ends soon. Raises _Unwanted."""
         fill, elapsed = self._fill, time.monotonic() - self._began_at
         if fill.length is None:
             going_on = elapsed < _WORTH_WAITING
@@ -180,10 +180,10 @@ class _Filler:
             raise _Unwanted
 
     def _resumed(self) -> Exchange:
-        """An exchange whose body begins where the fill ends. Raises UpstreamError where there is none to be had.
+        """An exchange whose body begins where the fill ends. Raises UpstreamError where there is none.
 
-        Only a strong validator shows that the rest belongs to the same representation (RFC 9110 §14.2, §13.1.5), or the
-        digest that the name promises. It is asked for at the first URL: what redirects signed may have expired.
+        Only a strong validator (RFC 9110 §14.2, §13.1.5) or the digest in the name shows that the rest belongs to the
+        same representation. The first URL is asked: a signature that a redirect added may have expired.
         """
         fill = self._fill
         if not fill.size or not (fill.verifies or (self._etag is not None and fill.length)):
@@ -200,7 +200,7 @@ class _Filler:
         raise UpstreamError("the origin broke off, again and again")
 
     def _account(self) -> None:
-        """Whether another resumption is worth it. Raises UpstreamError."""
+        """Count a resumption. Raises UpstreamError where the transfer has had too many."""
         size = self._fill.size
         if size - self._broke_off_at >= _PROGRESS:
             self._pauses = iter(_PAUSES)
@@ -210,7 +210,7 @@ class _Filler:
             raise UpstreamError("the origin breaks off too often for what it sends")
 
     def _rest(self) -> Optional[Exchange]:
-        """One attempt; None where another may do. Raises UpstreamError."""
+        """One attempt; None where another one may succeed. Raises UpstreamError."""
         fill = self._fill
         conditions = validation.rest_conditions(self._etag, fill.size)
         headers = Headers([*self._request.headers.without([b"range", b"if-range"]), *conditions])
@@ -233,11 +233,11 @@ class _Filler:
         return None
 
     def _skip(self, exchange: Exchange) -> bool:
-        """Pass over what is here already; whether the origin got so far. Raises UpstreamError."""
+        """Skip the bytes that the fill has; False where the origin broke off before. Raises UpstreamError."""
         self._skipped += self._fill.size
         try:
             if self._skipped <= MAX_SKIPPED:
-                exchange.body.skip(self._fill.size)
+                exchange.body.consume(self._fill.size)
                 return True
         except IncompleteBody as error:
             _log.info("Broken off again: %s: %s", self._url, error)
@@ -246,9 +246,9 @@ class _Filler:
             raise UpstreamError("the origin broke off, and would send too much again")
         return False
 
-    def _settle(self) -> None:
+    def _make_durable(self) -> None:
         try:
-            self._fill.settle()
+            self._fill.make_durable()
         except (FillFailed, Lost) as error:
             _log.warning("Not kept: %s: %s", self._url, error)
         except (OSError, Unstorable) as error:
@@ -256,5 +256,5 @@ class _Filler:
 
 
 def key_of(name: Name) -> Key:
-    """What the cache calls an object of this name."""
+    """The cache's key for an object of this name."""
     return Key(name.path, None if name.digest is None else Digest(*name.digest))

@@ -1,4 +1,4 @@
-"""Filling: what a leader does with its origin's answer. It starts a fill, declines it, or renews what is stored."""
+"""Filling: a leader's use of its origin's response. It starts a fill, declines it, or renews the stored object."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Callable, Optional, Tuple
 
 from fetching import permission
 from fetching.filler import REFUSALS, Services, carry
-from fetching.origin_query import Inquiry
+from fetching.origin_query import OriginQuery
 from monitoring.details import Detail, NotKept
 from monitoring.metrics import Counter
 from protocol import validation
@@ -23,27 +23,29 @@ _log = logging.getLogger("dduct.fetch")
 
 
 class Filling:
-    """The fills of one request. `on_begun` is told what is known of an object as soon as its fill has begun."""
+    """The fills of one request. `on_begun` gets an object's metadata as soon as its fill has begun."""
 
-    def __init__(self, services: Services, key: Key, inquiry: Inquiry, on_begun: Callable[[Metadata], object]) -> None:
+    def __init__(
+        self, services: Services, key: Key, query: OriginQuery, on_begun: Callable[[Metadata], object]
+    ) -> None:
         self._services = services
         self._cache = services.cache
         self._key = key
-        self._inquiry = inquiry
+        self._query = query
         self._on_begun = on_begun
-        self._url = inquiry.shown
-        self.reason = NotKept(Detail.NOT_KEPT, "")  # why the last answer was not kept
+        self._url = query.shown
+        self.reason = NotKept(Detail.NOT_KEPT, "")  # why the last response was not stored
 
     def start(
         self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack
     ) -> Optional[Tuple[FillReader, Metadata]]:
-        """Give fill and exchange, until now in `cleanup`, to a filler, and get a reader like any other; or decline."""
+        """Move fill and exchange from `cleanup` to a filler. Returns a reader and the metadata; None if declined."""
         metadata = self._begin(fill, exchange, asked_at)
         if metadata is None:
             return None
         reader = self._cache.reader(fill)
         cleanup.callback(reader.close)
-        work = partial(carry, fill, exchange, self._inquiry.whole_request(), self._url, self._services)
+        work = partial(carry, fill, exchange, self._query.whole_request(), self._url, self._services)
         try:
             self._services.spawn("fill", work)
         except RuntimeError as error:  # there are too many threads already
@@ -56,9 +58,9 @@ class Filling:
         return reader, metadata
 
     def renew(self, fill: Fill, entry: Entry, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
-        """The origin says that what is stored is still good (RFC 9111 §4.3.4); what is known of it now."""
-        metadata = self._inquiry.renewed(stored, exchange, asked_at)
-        closed = metadata.restricted and not stored.restricted  # and has to be known to be
+        """The origin confirms the stored object (RFC 9111 §4.3.4). Returns its new metadata."""
+        metadata = self._query.renewed(stored, exchange, asked_at)
+        closed = metadata.restricted and not stored.restricted  # newly restricted, and its record has to say so
         try:
             self._cache.refresh(entry, metadata)
             closed = closed and not self._cache.store.keeps_metadata
@@ -72,14 +74,14 @@ class Filling:
 
     def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Optional[Metadata]:
         """Start the fill, or decline it and return None."""
-        metadata = self._inquiry.describe(exchange, asked_at)
-        if self._inquiry.is_rest(exchange, fill.leftover) and fill.leftover is not None:
+        metadata = self._query.describe(exchange, asked_at)
+        if self._query.is_rest(exchange, fill.partial_download) and fill.partial_download is not None:
             reason = None
-            left = fill.leftover.metadata
+            left = fill.partial_download.metadata
             near, own = left.near or metadata.near, left.own or metadata.own
             metadata = replace(permission.merged(left, metadata), near=near, own=own)
         else:
-            reason = self._inquiry.not_storable(exchange)
+            reason = self._query.not_storable(exchange)
             if reason is None and not exchange.body.delimited and self._key.digest is None:
                 reason = NotKept(Detail.NO_LENGTH, "nothing but the end of its connection says where it ends")
         if reason is None and not self._cache.store.keeps_metadata:
@@ -98,18 +100,18 @@ class Filling:
                 self._services.counters.add(Counter.UNSTORABLE)
         self.reason = reason
         _log.debug("Not kept: %s: %s", self._url, reason.text)
-        if fill.leftover is None or exchange.head.status not in REFUSALS or not fill.hand_over():
+        if fill.partial_download is None or exchange.head.status not in REFUSALS or not fill.hand_over():
             fill.asking.declined_for = reason.detail
             fill.decline()
         return None
 
     def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata) -> None:
-        if self._inquiry.is_rest(exchange, fill.leftover):
+        if self._query.is_rest(exchange, fill.partial_download):
             fill.resume(metadata)
             self._services.counters.add(Counter.RESUMED)
         else:
             resumable = fill.verifies or validation.strong_etag(exchange.head.headers) is not None
-            fill.begin(metadata, exchange.body.length, resumable)
+            fill.start(metadata, exchange.body.length, resumable)
 
 
 def _no_metadata(what: str) -> NotKept:

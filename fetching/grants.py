@@ -1,6 +1,6 @@
-"""Who has been let in: an origin's word on a client's credentials and an object, remembered for a little while.
+"""Grants: an origin's permission for certain credentials to have an object, remembered for a short time.
 
-It is about the `version` that was there, for another client may bring another one by the same name.
+A grant is for one `version`, because another client may bring another one under the same name.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import time
 from collections import OrderedDict
 from typing import Callable
 
-_AT_MOST = 65536
+_MAX_GRANTS = 65536
 
 
 class Grants:
-    """Grants that last `seconds`; 0 remembers nothing. Credentials are kept as a keyed hash, in memory alone."""
+    """Grants that last `seconds`; 0 remembers none. Credentials are kept in memory only, as a keyed hash."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._clock = clock
         self._secret = secrets.token_bytes(32)
         self._lock = threading.Lock()  # guards _ends
-        self._ends: OrderedDict[bytes, float] = OrderedDict()  # in the order in which they end
+        self._ends: OrderedDict[bytes, float] = OrderedDict()  # the first to end comes first
 
     def remember(self, credentials: bytes, name: str, version: str) -> None:
-        """The origin has let a client with these credentials have this object called `name`."""
+        """The origin has granted these credentials this version of the object called `name`."""
         if not self._seconds or not credentials:
             return
         grant = self._grant(credentials, name, version)
@@ -35,16 +35,16 @@ class Grants:
         with self._lock:
             self._ends.pop(grant, None)
             self._ends[grant] = now + self._seconds
-            while len(self._ends) > _AT_MOST or next(iter(self._ends.values())) <= now:
+            while len(self._ends) > _MAX_GRANTS or next(iter(self._ends.values())) <= now:
                 self._ends.popitem(last=False)
 
     def forget(self, credentials: bytes, name: str, version: str) -> None:
-        """The origin has changed its mind."""
+        """The origin has withdrawn its permission."""
         with self._lock:
             self._ends.pop(self._grant(credentials, name, version), None)
 
     def holds(self, credentials: bytes, name: str, version: str) -> bool:
-        """Whether the origin has said so not long ago. Without credentials it has to be asked every time."""
+        """Whether a grant is still valid. A client without credentials has none: its origin is asked every time."""
         if not credentials:
             return False
         with self._lock:

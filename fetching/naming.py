@@ -1,4 +1,4 @@
-"""What an object is called in the cache, and whether it may be kept at all: values in, a value out."""
+"""An object's name in the cache, and whether it may be stored at all: values in, a value out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import unquote_plus
 from monitoring.redaction import nameable, nameable_path
 from protocol.http1 import Target
 
-LONGEST_PATH = 2048  # bytes of a path that filters are searched in: what they take for that was tried
+LONGEST_PATH = 2048  # bytes of a path that filters are searched in; `server/patterns` times filters up to this length
 
 
 class Parameters:
@@ -27,8 +27,8 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Naming:
-    """What is kept, and what of it is `volatile`, by patterns that are searched in paths; and which query parameters
-    make no difference."""
+    """Patterns that are searched in paths: `filters` select the stored objects, `volatile` those of them that are
+    validated every time. `ignored`: query parameters that do not change the object."""
 
     filters: Tuple[re.Pattern[str], ...]
     ignored: Parameters
@@ -37,11 +37,11 @@ class Naming:
 
 @dataclass(frozen=True)
 class Name:
-    """What an object is called in the cache: a path, and the digest that its URL promises, as (algorithm, hex).
+    """An object's name in the cache: a path, and the digest that its URL promises, as (algorithm, hex).
 
-    `signature` is what of the query does not belong to the name; like a password, it says that this client may have it.
-    So do `secrets`, the parameters that look like passwords although they belong to the name.
-    What is `volatile` is never served without asking its origin.
+    `signature`: the query parameters that are not part of the name; like a password, they may authorize this client.
+    So may `secrets`, the parameters that look like passwords although they are part of the name.
+    A `volatile` object is never served without asking its origin.
     """
 
     path: str
@@ -59,12 +59,12 @@ def storage_name(target: Target, naming: Naming) -> Optional[Name]:
     """The name under which a target may be kept; None where no filter matches its path.
 
     Percent-encoded unreserved characters are the same as plain ones (RFC 3986 §6.2.2.2): apt writes `%2b` and `%7e`
-    where others do not. No name has the value of a parameter that looks like a secret, but its hash. Whether a file can
-    have the name is for the cache to say.
+    where others do not. A name holds the hash of a parameter that looks like a secret, never its value. The store
+    decides whether a file can have the name.
     """
     path = _ESCAPE.sub(_decode_unreserved, target.path)
     if len(path) > LONGEST_PATH:
-        return None  # what a filter takes for a path of this length has been tried
+        return None  # the running time of filters is known only up to this length
     for pattern in naming.filters:
         match = pattern.search(path)
         if match is not None:
@@ -74,7 +74,7 @@ def storage_name(target: Target, naming: Naming) -> Optional[Name]:
     return None
 
 
-# A name that holds a hash is not given to anything else, wherever it is: 32 digits are an MD5.
+# A file name with a hash never gets other content, in any folder: 32 digits are an MD5.
 _HASH = re.compile("(?<![0-9A-Fa-f])[0-9A-Fa-f]{32,}(?![0-9A-Fa-f])")
 
 
@@ -85,7 +85,7 @@ def _is_volatile(path: str, naming: Naming) -> bool:
 
 
 def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, str, str]:
-    """What of a query makes another object, as the end of a file name; what only signs it; and what else is secret."""
+    """Split a query into the end of a file name, the ignored parameters, and other parameters with secrets."""
     kept: List[str] = []
     signing: List[str] = []
     secrets: List[str] = []
@@ -112,7 +112,7 @@ _SECRET_ENDINGS = ("apikey", "accesskey", "authkey", "password", "secret", "sess
 
 
 def looks_secret(parameter: str) -> bool:
-    """Whether a query parameter's name is one under which secrets are sent: `api_key`, `accessToken`, `X-Auth`."""
+    """Whether a query parameter's name is usual for secrets: `api_key`, `accessToken`, `X-Auth`."""
     words = {word.lower() for word in _WORDS.findall(parameter)}
     return not words.isdisjoint(_SECRET_WORDS) or parameter.lower().endswith(_SECRET_ENDINGS)
 
@@ -127,12 +127,12 @@ _HEX = re.compile("[0-9a-f]+")
 
 
 def hash_of(group: str) -> str:
-    """The hash that a filter's group is about: `blake2b` and `blake2b_2` are parts of one digest."""
+    """The hash that a filter's group belongs to: `blake2b` and `blake2b_2` are parts of one digest."""
     return group.partition("_")[0]
 
 
 def _digest(match: re.Match[str]) -> Optional[Tuple[str, str]]:
-    """The digest in a path, put together from its parts in their order; None unless it is one."""
+    """The digest in a path, joined from its parts in their order; None unless it is valid."""
     groups = sorted(match.re.groupindex.items(), key=lambda item: item[1])
     parts: Dict[str, List[str]] = {}
     for group, number in groups:

@@ -1,4 +1,4 @@
-"""What a request asks of its origin on the cache's behalf, and what the answer says of the object."""
+"""A cacheable request's queries to its origin, and what the responses say of the object."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from protocol.http1 import Field, Headers, RequestHead, ResponseHead, Target
 from protocol.selection import CONDITIONS
 from storage.store import FieldText, Metadata
 from transfers.asking import Question
-from transfers.fill import Leftover
+from transfers.fill import PartialDownload
 from upstream.client import Exchange, Purpose, Request, UpstreamError
 from upstream.relay import outgoing
 
 _log = logging.getLogger("dduct.fetch")
 
-_REDIRECT_LIMIT = 512  # characters of a redirect's URL worth remembering; of a longer one, its origin is
+_REDIRECT_LIMIT = 512  # characters of a redirect's URL; of a longer one, only the origin is stored
 
 
-class Inquiry:
-    """The questions of one request. Each raises UpstreamError: also where the client wants none to be asked.
+class OriginQuery:
+    """The queries of one request. Each raises UpstreamError, also where the client forbids one (only-if-cached).
 
-    What the name's signature signs is as good as a password. `reach`: what of this machine the client may reach.
+    Signatures and secrets in the query count as credentials. `reach`: what of dduct's machine the client may reach.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class Inquiry:
         self._reach = reach
         self._signed = bool(name.signature or name.secrets)
         self._path = name.path.partition("?")[0]
-        self._lasts = name.digest is not None  # it can never be anything else, wherever it is found
+        self._lasts = name.digest is not None  # its content never changes, wherever it comes from
         self._on_interim = on_interim
         self.only_if_cached = freshness.only_if_cached(request)
         self.keeps_nothing = self.only_if_cached or freshness.says_no_store(request)
         self.url = bare(target)
-        self.shown = shown(self.url)  # in the log
+        self.shown = shown(self.url)  # for the log
         self.place = self.url + _mark_of(name)
 
     @cached_property
     def sent(self) -> RequestHead:
-        """The request as its origin gets it: what an answer may depend on."""
+        """The request as its origin gets it; a response may depend on its fields."""
         fields = outgoing(self._request, self._services.via).without([*CONDITIONS, b"accept-encoding"])
         return replace(self._request, headers=self._services.names.on_behalf_of_all(fields))
 
@@ -73,18 +73,18 @@ class Inquiry:
 
     @cached_property
     def question(self) -> Question:
-        """All that tells a question for the whole from that of another client."""
+        """All parts of a request for the whole that may differ between clients."""
         fields = sorted((name.lower(), value) for name, value in self.sent.headers)
         return self._reach, self._target.path_query, tuple(fields)
 
     def varies(self, metadata: Metadata) -> bool:
-        """Whether what is stored was chosen for another kind of request."""
+        """Whether the stored response was selected for another kind of request."""
         return bool(metadata.vary) and freshness.varies(self.sent, metadata.vary)
 
-    # Questions
+    # Queries
 
-    def as_it_is(self, purpose: Purpose = Purpose.RELAY) -> Exchange:
-        """What the client itself has asked."""
+    def pass_through(self, purpose: Purpose = Purpose.RELAY) -> Exchange:
+        """Send the client's own request."""
         self._check_permission()
         headers = outgoing(self._request, self._services.via)
         return self._services.origins.exchange(self._made_of(self._request.method, headers, purpose))
@@ -93,13 +93,13 @@ class Inquiry:
         """The request for the whole representation, as its origin stores it (never re-encoded)."""
         return self._request_for(b"GET", [*conditions, (b"Accept-Encoding", b"identity")])
 
-    def whole(self, conditions: Iterable[Field] = ()) -> Exchange:
+    def get_full(self, conditions: Iterable[Field] = ()) -> Exchange:
         """Ask for the whole representation, through redirects."""
         self._check_permission()
         return self._services.origins.follow(self.whole_request(conditions))
 
-    def whether_still_good(self, metadata: Metadata, length: Optional[int]) -> Exchange:
-        """Ask for the whole, unless it is what is stored: a 304 says so."""
+    def revalidate(self, metadata: Metadata, length: Optional[int]) -> Exchange:
+        """Ask for the whole, unless the stored object is still good: then the origin answers 304."""
         fields, strict = stored_fields(metadata), self._is_about_permission(metadata)
         self._check_permission()
         question = self.whole_request(proof.question(fields) if strict else validation.validators(fields))
@@ -109,27 +109,27 @@ class Inquiry:
         )
         if exchange.head.status != 304 or self.still_good(exchange, metadata, length):
             return exchange
-        exchange.close()  # it speaks of something that is not here
-        return self.whole()
+        exchange.close()  # the 304 is about another representation
+        return self.get_full()
 
-    def whole_or_rest(self, leftover: Optional[Leftover]) -> Exchange:
-        """Ask for the whole, or for what a leftover lacks of it: a 206 is exactly that."""
-        if leftover is None or not self._resumes(leftover):
-            return self.whole()
-        exchange = self.whole(validation.rest_conditions(self._etag_of(leftover), leftover.size))
-        if self.is_rest(exchange, leftover) or exchange.head.status not in (206, 416):
+    def whole_or_rest(self, partial_download: Optional[PartialDownload]) -> Exchange:
+        """Ask for the whole, or for what a partial download lacks of it: a 206 is exactly that."""
+        if partial_download is None or not self._resumes(partial_download):
+            return self.get_full()
+        exchange = self.get_full(validation.rest_conditions(self._etag_of(partial_download), partial_download.size))
+        if self.is_rest(exchange, partial_download) or exchange.head.status not in (206, 416):
             return exchange
-        exchange.close()  # it sends a part, and not the one that is wanted
-        return self.whole()
+        exchange.close()  # it is another part than the one asked for
+        return self.get_full()
 
-    def rest(self, etag: bytes, offset: int, length: int) -> Exchange:
-        """Ask for the octets from `offset` on, of the representation with this strong validator and length."""
-        exchange = self.whole(validation.rest_conditions(etag, offset))
+    def get_range(self, etag: bytes, offset: int, length: int) -> Exchange:
+        """Ask for the bytes from `offset` on, of the representation with this strong validator and length."""
+        exchange = self.get_full(validation.rest_conditions(etag, offset))
         if validation.is_rest(exchange.head, etag, offset, length):
             return exchange
         try:
             if offset <= MAX_SKIPPED and validation.is_whole_again(exchange.head, etag, length):
-                exchange.body.skip(offset)
+                exchange.body.consume(offset)
                 return exchange
         except IncompleteBody as error:
             _log.debug("Broken off again: %s: %s", self.url, error)
@@ -137,15 +137,15 @@ class Inquiry:
         raise UpstreamError("the origin does not send the rest")
 
     def permission(self, metadata: Metadata) -> Optional[Exchange]:
-        """Ask whether this client may have what is stored, with its own method: CDNs refuse HEAD.
+        """Ask whether this client may have the stored object, with its own method: CDNs refuse HEAD.
 
-        None where it is sent to where the one was who brought the object, and where no credentials have counted: that
-        is permission.
+        None where the origin redirects it to where the object came from, and no credentials counted there: that is
+        permission.
         """
         self._check_permission()
         fields = stored_fields(metadata)
         probe = self._request_for(self._request.method, [*proof.question(fields), (b"Accept-Encoding", b"identity")])
-        # More than for a validation: whoever gets another's answer must not be let in by it.
+        # Stricter than a validation: another request's response must not authorize this client.
         probe = replace(probe, confirms=partial(proof.names, fields=fields))
         exchange = self._services.origins.exchange(probe)
         target = exchange.redirect()
@@ -154,14 +154,14 @@ class Inquiry:
         if self._leads_everybody_there(target, metadata):
             exchange.close()
             return None
-        # An origin may send a stranger away to log in, or everybody before it asks who it is: what counts is what is
-        # found at the end of the way.
+        # An origin may redirect a stranger to a login page, or redirect all clients before it checks credentials. So
+        # the response at the end of the redirects decides.
         return self._services.origins.follow(probe, begun=exchange)
 
     def _leads_everybody_there(self, target: Target, metadata: Metadata) -> bool:
-        """Whether a redirect is to where anybody may have what is stored: it was had there without any credentials.
+        """Whether a redirect leads where any client may have the stored object: it came from there without credentials.
 
-        A query may carry those of the client along, and a signature may have opened the redirect itself.
+        A query may carry the client's credentials along, and a signature may have opened the redirect itself.
         """
         why_is_known = bool(metadata.restricted_by) or not metadata.restricted
         here = (self._target.scheme, self._target.authority)
@@ -169,16 +169,18 @@ class Inquiry:
         moved = (target.scheme, target.authority) != here
         return same and moved and why_is_known and permission.SIGNATURE not in metadata.restricted_by
 
-    # Answers
+    # Responses
 
-    def is_rest(self, exchange: Exchange, leftover: Optional[Leftover]) -> bool:
-        """Whether an answer is exactly what a leftover lacks, of the same representation."""
-        if leftover is None or not self._resumes(leftover):
+    def is_rest(self, exchange: Exchange, partial_download: Optional[PartialDownload]) -> bool:
+        """Whether a response is exactly what a partial download lacks, of the same representation."""
+        if partial_download is None or not self._resumes(partial_download):
             return False
-        return validation.is_rest(exchange.head, self._etag_of(leftover), leftover.size, leftover.length)
+        return validation.is_rest(
+            exchange.head, self._etag_of(partial_download), partial_download.size, partial_download.length
+        )
 
     def not_storable(self, exchange: Exchange) -> Optional[NotKept]:
-        """Why an answer may not be kept; None where it may."""
+        """Why a response may not be stored; None where it may."""
         redirected = exchange.redirected_to is not None
         reason = freshness.not_storable(self._request, exchange.head, self._services.freshness, redirected)
         kind = exchange.head.headers.get(b"content-type")
@@ -188,21 +190,21 @@ class Inquiry:
         return reason
 
     def may_replace(self, stored: Metadata, exchange: Exchange, known: bool) -> bool:
-        """Whether an answer that is not what is stored may take its place; `known`: its client was let in before."""
+        """Whether another response may replace the stored one; `known`: its client was authorized before."""
         if self.not_storable(exchange) is not None:
             return False
         fields = stored_fields(stored)
         return permission.may_replace(stored, self.brings, known, exchange.head, fields, time.time())
 
-    def once_let_in(self, metadata: Metadata, exchange: Optional[Exchange]) -> Metadata:
-        """What is known once this client was let in; without an exchange, by a redirect that leads everybody there."""
+    def once_authorized(self, metadata: Metadata, exchange: Optional[Exchange]) -> Metadata:
+        """The metadata once this client is authorized; without an exchange, a redirect for all clients did that."""
         rules, names = self._services.freshness, self._services.names
         if exchange is None:
             return replace(metadata, same_for_all=metadata.same_for_all or not metadata.restricted)
         return permission.shown(metadata, bool(self.brings), exchange.head, rules, names)
 
     def describe(self, exchange: Exchange, asked_at: float) -> Metadata:
-        """What is to be kept of an answer's head, and of the redirects that have led to it."""
+        """The metadata to store of a response's head, and of the redirects that led to it."""
         now = time.time()
         rules, names = self._services.freshness, self._services.names
         target = exchange.redirected_to
@@ -228,7 +230,7 @@ class Inquiry:
         )
 
     def still_good(self, exchange: Exchange, stored: Metadata, length: Optional[int]) -> bool:
-        """Whether the answer to `whether_still_good` says so."""
+        """Whether the response to `revalidate` confirms the stored object."""
         if self._is_about_permission(stored):
             same = proof.judge(exchange.head, stored_fields(stored), length, {}) is Verdict.SAME
             return same and (exchange.head.status == 304 or self.not_storable(exchange) is None)
@@ -241,17 +243,17 @@ class Inquiry:
         repeated = validation.repeats(exchange.head, stored_fields(stored), length, elsewhere)
         return repeated and self.not_storable(exchange) is None
 
-    def may_be_introduced_to(self, brought: Metadata) -> bool:
-        """Whether this URL's origin may say that it has what another URL has `brought`.
+    def may_confirm_alias(self, brought: Metadata) -> bool:
+        """Whether this URL's origin may confirm that it has the object that another URL has `brought`.
 
-        Anybody's can say so without having it: what needs authorisation is opened by its own alone.
+        Any origin can say so without having it. So only its own origin opens a restricted object.
         """
         return not brought.restricted or _origin_of(brought.url) == _origin_of(self.url)
 
     def has(self, exchange: Exchange, brought: Metadata, length: Optional[int], digest: str) -> bool:
-        """Whether an answer is the object of `digest`, which another URL has brought.
+        """Whether a response is the object of `digest`, which another URL has brought.
 
-        What is this machine's own affair is opened by nothing else.
+        Only a response from dduct's own machine opens an object from there.
         """
         if self.not_storable(exchange) is not None or needed(brought) > exchange.needs:
             return False
@@ -260,9 +262,9 @@ class Inquiry:
         return None in (exchange.body.length, length) or exchange.body.length == length
 
     def renewed(self, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
-        """What is known of a stored representation after a 304 (RFC 9111 §4.3.4): its fields, and for whom it is.
+        """The metadata of a stored representation after a 304 (RFC 9111 §4.3.4): its fields, and its restrictions.
 
-        Whom this request's credentials have let in says nothing of others.
+        Restrictions stay: permission for this request's credentials says nothing about other clients.
         """
         found = self.describe(exchange, asked_at)
         now = found.fetched_at
@@ -279,30 +281,30 @@ class Inquiry:
             redirect=found.redirect,
         )
 
-    # Innards
+    # Internals
 
     def _limited(
         self, fields: Tuple[FieldText, ...], exchange: Exchange, now: float, age: float
     ) -> Tuple[FieldText, ...]:
-        """Fields of an answer, which is fresh for no longer than the redirects hold that have led to it."""
+        """Fields of a response, fresh for no longer than the redirects that led to it."""
         rules = self._services.freshness
         holding = (freshness.redirect_lifetime(hop.head, rules, now) for hop in exchange.hops)
         limits = [seconds for seconds in holding if seconds is not None]
         return fields if self._lasts or not limits else freshness.limited(fields, min(limits) + age, rules, now)
 
     def _is_about_permission(self, stored: Metadata) -> bool:
-        """Whether a validation decides what this very client may have, too: then it takes a proof."""
+        """Whether a validation also decides whether this client may have the object: then it takes a proof."""
         return stored.restricted or bool(self.brings)
 
-    def _resumes(self, leftover: Leftover) -> bool:
-        """Whether this request is one for what is left over, and something will show that the rest belongs to it."""
-        if leftover.metadata.url != self.place or self.varies(leftover.metadata):
+    def _resumes(self, partial_download: PartialDownload) -> bool:
+        """Whether this request fits a partial download, and something will show that the rest belongs to it."""
+        if partial_download.metadata.url != self.place or self.varies(partial_download.metadata):
             return False
-        return self._lasts or self._etag_of(leftover) is not None
+        return self._lasts or self._etag_of(partial_download) is not None
 
-    def _etag_of(self, leftover: Leftover) -> Optional[bytes]:
-        """The strong validator of what is left over; None where its digest proves it."""
-        return None if self._lasts else validation.strong_etag(stored_fields(leftover.metadata))
+    def _etag_of(self, partial_download: PartialDownload) -> Optional[bytes]:
+        """A partial download's strong validator, if any; None where its digest proves it."""
+        return None if self._lasts else validation.strong_etag(stored_fields(partial_download.metadata))
 
     def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
         return self._made_of(method, Headers([*self.sent.headers, *fields]), Purpose.FILL)
@@ -317,7 +319,7 @@ class Inquiry:
 
 
 def needed(metadata: Metadata) -> Reach:
-    """What of this machine a client has to be allowed to reach for what is stored."""
+    """The reach that a client needs for the stored object."""
     if metadata.near:
         return Reach.EVERYTHING
     return Reach.OWN_ADDRESSES if metadata.own else Reach.NOTHING
@@ -325,14 +327,14 @@ def needed(metadata: Metadata) -> Reach:
 
 @lru_cache(maxsize=1024)
 def stored_fields(metadata: Metadata) -> Headers:
-    """The stored fields, as fields."""
+    """The stored fields as bytes."""
     return Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields)
 
 
 def version(metadata: Metadata) -> str:
-    """What only this representation has of all that its URL may have had, or will (RFC 9110 §8.8.1).
+    """A mark of this representation among all that its URL has had or will have (RFC 9110 §8.8.1).
 
-    A strong tag outlives a validation; without one, every validation has to be taken for a change.
+    A strong tag outlives a validation. Without one, every validation counts as a change.
     """
     etag = validation.strong_etag(stored_fields(metadata))
     return repr(metadata.fetched_at) if etag is None else etag.decode("latin-1")
@@ -344,7 +346,7 @@ def bare(target: Target) -> str:
 
 
 def _mark_of(name: Name) -> str:
-    """What tells URLs apart that differ in their queries, and says nothing of these: they may hold secrets."""
+    """A hash that tells URLs with different queries apart without showing these: they may hold secrets."""
     query = name.path.partition("?")[2]
     return "?" + hashlib.sha256(query.encode()).hexdigest()[:16] if query else ""
 

@@ -1,4 +1,4 @@
-"""What a cached fetch finds out on its way, as values: what is stale, who is let in, what to say of a hit."""
+"""What a cached fetch learns on its way, as values: stale objects, admissions, notes on hits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Iterable
 
 from cache import Hit
 from fetching import memory_cache
-from fetching.memory_cache import PlainHit
+from fetching.memory_cache import CacheableHit
 from fetching.naming import Name
 from fetching.origin_query import stored_fields
 from protocol import selection
@@ -20,12 +20,12 @@ from transfers.fill import FillState
 from transfers.follow import AnyFill
 from upstream.client import UpstreamError
 
-# What makes the answer to a request another one than to the next.
+# Fields that make the response to a request differ from that to the next one.
 _OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
 
 
 class Admission(enum.Enum):
-    """What an origin says to a client that wants what another client's credentials have brought here."""
+    """An origin's decision on a client that wants an object which another client's credentials have brought."""
 
     GRANTED = "the client may have it"
     ANSWERED = "the client has been given the origin's own answer"
@@ -43,20 +43,20 @@ class Stale:
 
 @dataclass(frozen=True)
 class Failed:
-    """How a leader failed that this request has followed, and how often those who followed may still ask."""
+    """The failure of a leader that this request has followed, and the retries that its followers have left."""
 
     error: UpstreamError
     retries: Retries
 
 
 def credentials(opening: Iterable[Field], name: Name) -> bytes:
-    """All that this client has to show for itself; nothing where that is nothing."""
+    """All credentials of this client; empty if it has none."""
     fields = (b": ".join(field) for field in opening)
     return b"\n".join([*fields, name.signature.encode(), name.secrets.encode()]).strip(b"\n")
 
 
 def for_method(credentials: bytes, method: bytes) -> bytes:
-    """What an origin's word on these credentials is about: it need not give the bytes to whom it answers HEAD."""
+    """The credentials that a grant is for: an origin that answers HEAD need not permit the bytes."""
     return b"HEAD\n" + credentials if credentials and method == b"HEAD" else credentials
 
 
@@ -65,7 +65,7 @@ def as_stored(metadata: Metadata) -> Stored:
 
 
 def outcome_of(fill: AnyFill) -> str:
-    """What has become of a fill, for the log."""
+    """What became of a fill, for the log."""
     if fill.state is FillState.PUBLISHED:
         return "stored"
     if fill.cause is None and not fill.state.final:
@@ -74,27 +74,29 @@ def outcome_of(fill: AnyFill) -> str:
 
 
 def is_plain(request: RequestHead, entry: Entry, assessment: Assessment) -> bool:
-    """Whether nothing of this request or of this moment made a difference to the answer."""
+    """Whether the response is small, fresh for a while, and the same for the next request."""
     asks_for_more = any(name in request.headers for name in _OF_ITS_OWN)
     small = entry.trusted and entry.record.length <= memory_cache.SMALL and request.method == b"GET"
     lasts = assessment.ttl > 0 and assessment.basis is not Basis.VOLATILE
     return small and lasts and not asks_for_more
 
 
-def plain_hit(hit: Hit, metadata: Metadata, url: str, name: str, assessment: Assessment, looked_at: float) -> PlainHit:
-    """A hit that may be answered in the same way again, until it is stale or `looked_at`."""
+def cacheable_hit(
+    hit: Hit, metadata: Metadata, url: str, name: str, assessment: Assessment, looked_at: float
+) -> CacheableHit:
+    """A hit that may be sent again in the same way, until it is stale or its recheck is due (`looked_at`)."""
     born_at = metadata.fetched_at - metadata.age
     fresh_until = assessment.ttl + assessment.age + born_at
     guessed = assessment.basis is Basis.HEURISTIC
     times = (born_at, metadata.fetched_at, fresh_until, min(fresh_until, looked_at))
-    return PlainHit(hit.identities, url, *times, guessed, name)
+    return CacheableHit(hit.identities, url, *times, guessed, name)
 
 
 def hit_note(assessment: Assessment) -> str:
-    """Cache-Status of a hit (RFC 9211 §2); its ttl is negative for a stale one."""
+    """Cache-Status of a hit (RFC 9211 §2); the ttl of a stale one is negative."""
     return "hit" if assessment.ttl == float("inf") else f"hit; ttl={int(assessment.ttl)}"
 
 
 def as_upstream_error(cause: object) -> UpstreamError:
-    """What a follower tells its client when the leader got no answer."""
+    """The error for a follower's client when the leader got no response."""
     return cause if isinstance(cause, UpstreamError) else UpstreamError(f"the transfer broke off: {cause}")

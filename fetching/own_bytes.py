@@ -1,4 +1,4 @@
-"""What an origin sends to one client, compared with what is stored while it passes: equal bytes are a proof, too."""
+"""Compares an origin's response to one client with the stored object while it passes: equal bytes are a proof."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from storage.store import Digest
 from transfers.hashing import hasher
 
 
-class OwnBytes:
-    """The body of an answer, to be compared with what has this digest; None compares with nothing.
+class ByteComparison:
+    """A response's body, compared with the object of this digest; None compares with nothing.
 
-    `complete` is set by whoever has seen the body to its end.
+    The caller sets `complete` once it has seen the body to its end.
     """
 
     def __init__(self, digest: Optional[Digest]) -> None:
@@ -21,12 +21,12 @@ class OwnBytes:
 
     @property
     def digests(self) -> Dict[str, str]:
-        """The digests of what is stored, by their algorithms."""
+        """The digest of the stored object, by its algorithm."""
         return {} if self._digest is None else {self._digest.algorithm: self._digest.hex}
 
     @property
     def equal(self) -> bool:
-        """Whether it was the same, to the last byte."""
+        """Whether the whole body was the same; a weak digest cannot show that."""
         if self._hash is None or self._digest is None or not self.complete or not self._digest.shared:
             return False
         return bool(self._hash.hexdigest() == self._digest.hex)

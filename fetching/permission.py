@@ -1,4 +1,4 @@
-"""Who may change what is kept of a restricted object, and what an origin has shown of it. Values in, values out."""
+"""Which requests may change a restricted object's record, and what a response shows of it. Values in, values out."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from protocol.request_fields import RequestFields
 from storage.store import Metadata
 
 FIELDS, SIGNATURE, PRIVATE = "fields", "signature", "private"  # why an object is restricted, as its record says it
-KNOWN_FOR = 86400.0  # seconds for which a client that was let in once may bring a new version
-_FORGOTTEN_BY_ALL = 86400.0  # seconds without a validation, after which anybody may bring something else,
-_FORGOTTEN = 3600.0  # or at least anybody with credentials of the same kind
+KNOWN_FOR = 86400.0  # seconds for which a client that was authorized once may bring a new version
+_FORGOTTEN_BY_ALL = 86400.0  # seconds without a validation, after which any client may bring something else,
+_FORGOTTEN = 3600.0  # or any client with credentials of the same kind
 
 
 def reasons(fields: bool, signature: bool, private: bool) -> Tuple[str, ...]:
-    """Why an object is restricted; nothing where it is anybody's."""
+    """Why an object is restricted; empty where it is not."""
     given = ((FIELDS, fields), (SIGNATURE, signature), (PRIVATE, private))
     return tuple(reason for reason, applies in given if applies)
 
 
 def merged(one: Metadata, other: Metadata) -> Metadata:
-    """The first, restricted by whatever restricts either."""
+    """The first, with the restrictions of both."""
     both = dict.fromkeys((*one.restricted_by, *other.restricted_by))
     restricted = one.restricted or other.restricted
     return replace(
@@ -35,10 +35,10 @@ def merged(one: Metadata, other: Metadata) -> Metadata:
 def may_replace(
     stored: Metadata, brings: Collection[str], known: bool, response: ResponseHead, fields: Headers, now: float
 ) -> bool:
-    """Whether an answer that is not what is stored may take its place.
+    """Whether another response may replace the stored one.
 
-    `brings`: the kinds of credentials of the request; `known`: they were let in at this name not long ago. A stranger's
-    page to log in is 200, too: who is known may, or gets the same kind of thing with the same kind of credentials.
+    `brings`: the kinds of credentials of the request; `known`: they were authorized at this name not long ago. A
+    login page is a 200, too: an unknown client needs the same kinds of credentials, and content of the same kind.
     """
     if not stored.restricted or stored.restricted_by == (PRIVATE,) or known:
         return True
@@ -56,9 +56,9 @@ def may_replace(
 def shown(
     metadata: Metadata, credentials: bool, response: ResponseHead, rules: FreshnessRules, names: RequestFields
 ) -> Metadata:
-    """What is known once an origin has shown that it gives a request what is stored; the same where that is no more.
+    """The metadata once an origin has given a request the stored object; the same where this shows nothing new.
 
-    What it gives to those with credentials and to those without is anybody's.
+    An object that the origin gives with credentials and without is unrestricted.
     """
     if not metadata.restricted:
         return replace(metadata, same_for_all=metadata.same_for_all or credentials)

@@ -1,11 +1,11 @@
-"""What proves that an origin gives this client what is stored. Values in, a value out.
+"""Proofs that an origin gives this client the stored object. Values in, a value out.
 
 Rules of this module:
 
-* It is about authorization, and stricter than validation: equal bytes have to follow, not only be likely.
-* A strong entity tag proves it, and so does a digest that the origin itself states. A weak tag, a date, a length and a
-  Content-Type prove nothing: an origin that makes everybody an export of their own may give them all the same.
-* What contradicts a proof spoils it (RFC 9111 §4.3.4).
+* A proof is about authorization, and stricter than validation: equal bytes have to follow, not only be likely.
+* A strong entity tag is a proof, and so is a digest that the origin itself states. A weak tag, a date, a length and a
+  Content-Type prove nothing: an origin that makes an export for each client may give all of them the same.
+* A contradiction voids a proof (RFC 9111 §4.3.4).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from protocol.validation import selects, strong_etag
 
 
 class Verdict(enum.Enum):
-    """What an answer says of what is stored."""
+    """What a response says of the stored object."""
 
     SAME = "its origin gives this client the very same"
     OTHER = "its origin gives this client something else"
@@ -29,13 +29,13 @@ class Verdict(enum.Enum):
 
 
 def question(fields: Headers) -> List[Field]:
-    """The condition under which a 304 proves something: If-Modified-Since is not one."""
+    """The condition for a 304 that proves something; If-Modified-Since is none."""
     etag = strong_etag(fields)
     return [] if etag is None else [(b"If-None-Match", etag)]
 
 
 def judge(response: ResponseHead, fields: Headers, length: Optional[int], digests: Mapping[str, str]) -> Verdict:
-    """What the answer to `question` says of what is stored with these fields, this length and these digests."""
+    """What the response to `question` says of the stored object with these fields, this length and these digests."""
     stated = [digests[name] == value for name, value in _stated(response) if name in digests]
     if response.status == 304:
         return Verdict.SAME if False not in stated and _names_no_other(response, fields) else Verdict.UNKNOWN
@@ -57,12 +57,12 @@ def judge(response: ResponseHead, fields: Headers, length: Optional[int], digest
 
 
 def names(response: ResponseHead, fields: Headers) -> bool:
-    """Whether a 304 itself names the strong entity tag of what is stored: for connections that may bring another's."""
+    """Whether a 304 itself repeats the stored strong tag: for connections that may bring another request's response."""
     return b"etag" in response.headers and _names_no_other(response, fields)
 
 
 def states(response: ResponseHead, algorithm: str, value: str) -> bool:
-    """Whether the origin itself says that what it sends has this digest, and nothing to the contrary."""
+    """Whether the origin states this digest for its response, and no other one."""
     stated = [one == value for name, one in _stated(response) if name == algorithm]
     return all(stated) if stated else algorithm == "sha256" and _tag_is(response, value)
 
@@ -76,11 +76,11 @@ _HEX = re.compile(r"(sha256|sha512|blake2b):([0-9a-f]{64,128})")
 _TAG = re.compile(rb'"(?:sha256:)?([0-9a-f]{64})"')
 _SHA256 = re.compile("[0-9A-Fa-f]{64}")
 _MEMBER = re.compile(r"(sha-256|sha-512)=:?([A-Za-z0-9+/]{43,86}={1,2}):?", re.IGNORECASE)
-_VALUE_LIMIT = 1024  # bytes of a field; no statement is longer
+_VALUE_LIMIT = 1024  # bytes of a field; no digest is longer
 
 
 def _stated(response: ResponseHead) -> Iterator[Tuple[str, str]]:
-    """The digests of the whole representation that an answer states, as (algorithm, hexadecimal)."""
+    """The digests of the whole representation that a response states, as (algorithm, hexadecimal)."""
     get = response.headers.get
     match = _HEX.fullmatch(_text(get(b"docker-content-digest")))
     if match is not None:
@@ -96,7 +96,7 @@ def _stated(response: ResponseHead) -> Iterator[Tuple[str, str]]:
 
 
 def _tag_is(response: ResponseHead, sha256: Optional[str]) -> bool:
-    """Whether the strong entity tag is this very digest, as registries and stores make it; any other says nothing."""
+    """Whether the strong entity tag is this digest, as registries and stores make it; no other tag counts."""
     tag = _TAG.fullmatch(response.headers.get(b"etag") or b"")
     return tag is not None and tag.group(1).decode() == sha256
 

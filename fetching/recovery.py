@@ -1,4 +1,4 @@
-"""Recovery: another way to the bytes of an answer that has begun, where its source is lost."""
+"""Recovery: another source for the rest of a response, where the first one is lost."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from typing import Callable, Optional, Tuple
 
 from cache import Cache, Follow, Hit
 from fetching.deliver import Source
-from fetching.origin_query import Inquiry, stored_fields
+from fetching.origin_query import OriginQuery, stored_fields
 from net.body import IncompleteBody
 from net.client_watch import when_gone
 from protocol import validation
 from storage.store import Entry, Key, Lost, Metadata, Unstorable
 from transfers.fill import Fill, FillFailed, FillState
 from transfers.follow import FillReader
-from transfers.recheck import Recheck
+from transfers.recheck import VerifyingReader
 from upstream.client import Exchange, UpstreamError
 
-_MAX_CLAIMS = 8  # of one answer in a row
-_OTHERS_FIRST = 0.2  # seconds that a request which the origin has refused gives others to lead
-HEAD_TIMEOUT = 120.0  # seconds that a follower waits for the head of its leader's answer
+_MAX_CLAIMS = 8  # of one response in a row
+_OTHERS_FIRST = 0.2  # seconds for which a refused request lets others lead
+HEAD_TIMEOUT = 120.0  # seconds that a follower waits for its leader's response head
 
-# Gives an exchange to a filler: its reader and what is known of it, or None where nothing is kept.
+# Gives an exchange to a filler. Returns its reader and the metadata, or None where nothing is stored.
 Start = Callable[[Fill, Exchange, float, ExitStack], Optional[Tuple[FillReader, Metadata]]]
 
 
 class Recovery:
-    """How one request finds its object again."""
+    """Finds the object of one request again."""
 
-    def __init__(self, cache: Cache, key: Key, inquiry: Inquiry, start: Start) -> None:
+    def __init__(self, cache: Cache, key: Key, query: OriginQuery, start: Start) -> None:
         self._cache = cache
         self._key = key
-        self._inquiry = inquiry
+        self._query = query
         self._start = start
 
     def elsewhere(self, sent: Metadata, length: Optional[int], cleanup: ExitStack, offset: int) -> Source:
-        """Another source of the bytes from `offset` on of a representation that is being sent. Raises FillFailed.
+        """Another source of the bytes from `offset` on of the representation that is being sent. Raises FillFailed.
 
-        The leader may have died, or the disk: the object may be here by now, or be fetched again.
+        The leader or the disk may have failed: by now the object may be in the cache, or be fetched again.
         """
         etag = validation.strong_etag(stored_fields(sent))
-        named = self._key.digest is not None  # then every fill is of the same object, or comes to nothing
+        named = self._key.digest is not None  # then every fill is of the same object, or fails
         if length is None or (etag is None and not named):
             raise FillFailed("there is no way to tell whether the rest is of the same object")
         try:
             found = self._find(cleanup)
             if found is None:
                 if etag is None:
-                    raise FillFailed("nothing would prove the rest")  # a digest does so for fills alone
-                rest = _Rest(self._inquiry.rest(etag, offset, length), length, offset)
+                    raise FillFailed("nothing would prove the rest")  # a digest proves only the whole, in a fill
+                rest = _Rest(self._query.get_range(etag, offset, length), length, offset)
                 source: Source = cleanup.enter_context(closing(rest))
                 return source
         except UpstreamError as error:
@@ -60,10 +60,10 @@ class Recovery:
         return source
 
     def _find(self, cleanup: ExitStack) -> Optional[Tuple[Source, Metadata]]:
-        """The object from the cache, if it can be had there. Raises UpstreamError.
+        """The object from the cache; None where the cache does not have it. Raises UpstreamError.
 
-        A fill that its leader hands over, because the origin refuses it, goes on with one of those who read along. Only
-        once does this one offer to be that.
+        A leader that the origin refuses hands its fill over, and one of the readers leads then. This request does
+        so only once.
         """
         has_led = False
         for _ in range(_MAX_CLAIMS):
@@ -97,7 +97,7 @@ class Recovery:
             leading.callback(fill.close)
             leading.push(when_gone(fill.hand_on))
             asked_at = time.time()
-            exchange = self._inquiry.whole_or_rest(fill.leftover)
+            exchange = self._query.whole_or_rest(fill.partial_download)
             leading.callback(exchange.close)
             started = self._start(fill, exchange, asked_at, leading)
         if started is not None:
@@ -106,19 +106,19 @@ class Recovery:
 
 
 class _Rest:
-    """What an origin sends of an object from some offset on, as a source."""
+    """The part of an object that an origin sends from some offset on, as a source."""
 
     def __init__(self, exchange: Exchange, length: int, offset: int) -> None:
         self._exchange = exchange
-        self._offset = offset  # of what comes next
+        self._offset = offset  # of the next byte
         self.length: Optional[int] = length
 
     def ready(self, offset: int, whole: bool) -> bool:
-        """It is on its way."""
+        """Always False: the bytes are on their way."""
         return False
 
     def read_at(self, view: memoryview, offset: int) -> int:
-        """The next bytes. Raises Lost where others are wanted, FillFailed."""
+        """The next bytes. Raises Lost where other bytes are wanted, FillFailed where the origin breaks off."""
         if offset != self._offset:
             raise Lost("the origin is sending what comes before")
         try:
@@ -129,10 +129,10 @@ class _Rest:
         return count
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the exchange."""
         self._exchange.close()
 
 
 def checked(entry: Entry) -> Source:
-    """An entry as a source that gives out nothing wrong."""
-    return entry if entry.trusted else Recheck(entry)
+    """An entry as a source that never gives out wrong bytes."""
+    return entry if entry.trusted else VerifyingReader(entry)

@@ -1,7 +1,7 @@
-"""Validation in the background: whether what was sent on a guess is still good, asked on behalf of nobody.
+"""Validation in the background, of objects that were sent on a guessed lifetime.
 
-The question has no client's credentials, and no client waits for its answer. What has changed is fetched like any other
-object; until that is here, requests find the old one outdated, so that the next answer is right.
+The query has no client's credentials, and no client waits for its response. A changed object is fetched like any
+other one. Until it is there, requests find the old one stale, so that the next response is right.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cache import Hit, Lead
 from fetching.filler import Services, key_of
 from fetching.filling import Filling
 from fetching.naming import Name
-from fetching.origin_query import Inquiry, stored_fields
+from fetching.origin_query import OriginQuery, stored_fields
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from protocol import freshness
@@ -28,26 +28,26 @@ from upstream.client import Exchange, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
-_AWAY = 500  # the lowest status that says that an origin has a problem of its own
+_AWAY = 500  # the lowest status that means a problem of the origin itself
 _TOO_MANY = 429
 
 
 def revalidate(
     services: Services, request: RequestHead, target: Target, name: Name, reach: Reach, version: Version
 ) -> bool:
-    """Ask about the object of a request, which was published with this version; whether there was an answer."""
+    """Validate the object of a request, published with this version. Returns False where no answer came."""
     return _Revalidation(services, request, target, name, reach).ask(version)
 
 
 class _Revalidation:
-    """One question."""
+    """One validation."""
 
     def __init__(self, services: Services, request: RequestHead, target: Target, name: Name, reach: Reach) -> None:
         asked = replace(request, method=b"GET", headers=_without_its_client(services, request.headers))
         self._services = services
         self._key = key_of(name)
-        self._inquiry = Inquiry(services, asked, target, name, reach, lambda _: None)
-        self._filling = Filling(services, self._key, self._inquiry, lambda _: None)
+        self._query = OriginQuery(services, asked, target, name, reach, lambda _: None)
+        self._filling = Filling(services, self._key, self._query, lambda _: None)
 
     def ask(self, version: Version) -> bool:
         """See `revalidate`."""
@@ -60,7 +60,7 @@ class _Revalidation:
             claim.entry.close()
             return True
         if not isinstance(claim, Lead):
-            claim.reader.close()  # somebody else asks just now
+            claim.reader.close()  # another request is asking
             return True
         with ExitStack() as cleanup:
             cleanup.callback(claim.fill.close)
@@ -77,13 +77,13 @@ class _Revalidation:
     def _lead(self, claim: Lead, entry: Entry, metadata: Metadata, cleanup: ExitStack) -> bool:
         fill, asked_at = claim.fill, time.time()
         try:
-            exchange = self._inquiry.whether_still_good(metadata, entry.length)
+            exchange = self._query.revalidate(metadata, entry.length)
         except UpstreamError as error:
             fill.fail(error)
             return self._failed(error)
         cleanup.callback(exchange.close)
         status = exchange.head.status
-        if self._inquiry.still_good(exchange, metadata, entry.length):
+        if self._query.still_good(exchange, metadata, entry.length):
             self._filling.renew(fill, entry, metadata, exchange, asked_at)
             self._services.counters.add(Counter.CONFIRMED)
             return True
@@ -91,34 +91,34 @@ class _Revalidation:
             failure = UpstreamError(f"the origin answers {status}", status)
             fill.fail(failure)
             return self._failed(failure)
-        _log.info("Outdated: %s: the origin answers %d to a validation", self._inquiry.shown, status)
+        _log.info("Outdated: %s: the origin answers %d to a validation", self._query.shown, status)
         self._services.counters.add(Counter.OUTDATED)
         self._outdate(entry, metadata)
         self._replace(claim, exchange, asked_at, cleanup)
         return True
 
     def _replace(self, claim: Lead, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> None:
-        """Fetch what there is now, if it may be kept; a large one is given up unless somebody reads along."""
+        """Fetch the new representation, if it may be stored; without readers, a large one is given up."""
         started = self._filling.start(claim.fill, exchange, asked_at, cleanup)
         if started is not None:
             started[0].close()
 
     def _outdate(self, entry: Entry, metadata: Metadata) -> None:
-        """Nobody is to be served it as if it were fresh: its guessed lifetime is over from now on."""
+        """End the object's guessed lifetime now: no request may get it as if it were fresh."""
         stored = Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
         age = freshness.age_at_end(stored, self._services.freshness, time.time())
         try:
             self._services.cache.refresh(entry, replace(metadata, age=age))
         except Unstorable as error:
-            _log.debug("Outdated, but cannot be noted so: %s: %s", self._inquiry.shown, error)
+            _log.debug("Outdated, but cannot be noted so: %s: %s", self._query.shown, error)
 
     def _failed(self, error: UpstreamError) -> bool:
         self._services.counters.add(Counter.UNCONFIRMED)
-        _log.debug("Not validated: %s: %s", self._inquiry.shown, error)
+        _log.debug("Not validated: %s: %s", self._query.shown, error)
         return False
 
 
 def _without_its_client(services: Services, headers: Headers) -> Headers:
-    """What of a request's fields says nothing of its client, nor of what it wanted of this one answer."""
+    """The fields of a request that depend neither on its client nor on its wishes for one response."""
     opening = [name.lower() for name, _ in services.names.opening(headers)]
     return headers.without([*opening, *CONDITIONS, b"cache-control", b"pragma", b"te", b"proxy-authorization"])

@@ -1,4 +1,4 @@
-"""The words in which the log and Cache-Status say why: README.md has the same tables."""
+"""The reasons in the log and in Cache-Status: README.md has the same tables."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 
 class Detail(enum.Enum):
-    """Why the cache had no part in an answer, or does not keep it: the values of Cache-Status' `detail` (RFC 9211)."""
+    """Why the cache was not used for an answer, or does not keep it: values of Cache-Status' `detail` (RFC 9211)."""
 
-    # The cache has no part in such requests.
+    # Such requests bypass the cache.
     NO_FILTER = "no-filter"
     PATH_TOO_LONG = "path-too-long"
     NOT_INTERCEPTED = "not-intercepted"
@@ -24,7 +24,7 @@ class Detail(enum.Enum):
     UNAVAILABLE = "unavailable"
     LOOP = "loop"
     ONLY_IF_CACHED = "only-if-cached"
-    # The request takes no object into the cache.
+    # The request puts no object into the cache.
     HEAD = "head"
     CONDITION = "condition"
     CREDENTIALS = "credentials"
@@ -36,7 +36,7 @@ class Detail(enum.Enum):
     HTML = "html"
     NO_LENGTH = "no-length"
     TOO_LARGE = "too-large"
-    NO_ROOM = "no-room"
+    NO_SPACE = "no-room"
     METADATA_TOO_LARGE = "metadata-too-large"
     NO_METADATA = "no-metadata"
     PATH = "path"
@@ -47,21 +47,21 @@ class Detail(enum.Enum):
 
 @dataclass(frozen=True)
 class NotKept:
-    """Why an answer is not kept: a word for Cache-Status, and for people."""
+    """Why an answer is not kept: for Cache-Status, and for people."""
 
     detail: Detail
     text: str
 
 
 class Side(enum.Enum):
-    """Who has cut a transfer."""
+    """Who broke off a transfer."""
 
     CLIENT = "the client"
     ORIGIN = "its origin"
     DDUCT = "dduct"
 
 
-# Errors of our own, by their status.
+# dduct's own errors, by status.
 _OF_ERRORS = {
     400: Detail.MALFORMED,
     414: Detail.MALFORMED,
@@ -77,10 +77,10 @@ _OF_ERRORS = {
 
 
 def of_error(status: int) -> Detail:
-    """What an error of our own is."""
+    """The detail of dduct's own errors."""
     return _OF_ERRORS.get(status, Detail.REFUSED)
 
 
 def with_detail(note: str, detail: Detail) -> str:
-    """Parameters of Cache-Status, and why."""
+    """Cache-Status parameters, and `detail`."""
     return f"{note}; detail={detail.value}" if note else f"detail={detail.value}"

@@ -1,4 +1,4 @@
-"""Log lines about what may befall every request at once, such as a full disk: one of them, and then how many more."""
+"""Limits for log lines that every request may cause, such as about a full disk."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import time
 from collections import OrderedDict
 from typing import Callable, Tuple
 
-_KEYS_REMEMBERED = 4096  # the oldest is forgotten first
+_KEYS_REMEMBERED = 4096  # the least recently used goes first
 
 
-class Seldom:
-    """Warnings of one sort, at most one in `seconds`; the next one says how many were left out."""
+class RateLimitedLog:
+    """Warnings of one kind, at most one in `seconds`; the next one counts those left out."""
 
     def __init__(self, log: logging.Logger, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
         self._seconds = seconds
         self._clock = clock
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards _silent_until, _left_out
         self._silent_until = float("-inf")
         self._left_out = 0
 
     def warning(self, message: str, *arguments: object) -> None:
-        """Log it, or count it."""
+        """Log a line, or count it."""
         now = self._clock()
         with self._lock:
             if now < self._silent_until:
@@ -37,7 +37,7 @@ class Seldom:
 
 
 class PerAddress:
-    """Lines of one sort, at most `burst` in `seconds` for each key: a client's address, with what the line is about."""
+    """Lines of one kind, at most `burst` in `seconds` for each key: a client's address and the topic."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class PerAddress:
         self._seconds = seconds
         self._clock = clock
         self._lock = threading.Lock()  # guards _periods
-        self._periods: OrderedDict[str, Tuple[float, int]] = OrderedDict()  # by key: its end, and the lines in it
+        self._periods: OrderedDict[str, Tuple[float, int]] = OrderedDict()  # by key: its end and its line count
 
     def write(self, level: int, key: str, message: str, *arguments: object) -> None:
-        """Log it, unless there have been enough such lines lately."""
+        """Log a line, unless its key has used up its burst."""
         now = self._clock()
         with self._lock:
             end, count = self._periods.pop(key, (0.0, 0))

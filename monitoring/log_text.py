@@ -1,4 +1,4 @@
-"""What clients send, as the log shows it: on one line, in ASCII, without what may be secret."""
+"""Clients' data as the log shows it: in ASCII, without secrets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _URL = re.compile(
 
 
 def target_shown(target: bytes) -> str:
-    """A target for the log: without its query, and without the userinfo that it must not have (RFC 9110 §4.2.4).
+    """A target for the log, without its query and the forbidden userinfo (RFC 9110 §4.2.4).
 
-    What can be taken apart in other ways is not shown, for a password may have any character.
+    A target that `_URL` does not match is shown as `?`, because a password may have any character.
     """
     if target.startswith(b"/"):
         return shown(one_line(target))
@@ -23,5 +23,5 @@ def target_shown(target: bytes) -> str:
 
 
 def one_line(raw: bytes) -> str:
-    """Octets of a request for the log; nothing in them can start a line of its own."""
+    """Up to 2048 bytes of a request in ASCII; the log replaces control characters."""
     return raw[:2048].decode("latin-1").encode("ascii", "backslashreplace").decode()

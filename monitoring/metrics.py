@@ -1,4 +1,4 @@
-"""Counters of what dduct has done since it was started, and gauges of what is so now."""
+"""Counters of events since dduct started, and gauges of its present state."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Union
 
 
 class Counter(enum.Enum):
-    """What is counted: its name for Prometheus, and what it means. `place` is its number among all."""
+    """A counted event: its Prometheus name and meaning. `column` is its index among all."""
 
     def __init__(self, name: str, meaning: str) -> None:
-        self.place = len(type(self).__members__)
+        self.column = len(type(self).__members__)
 
     HITS = ("hits", "Responses from the cache without asking the origin for the object")
     VALIDATED = ("validated", "Responses from the cache after the origin said they are still good")
@@ -30,7 +30,7 @@ class Counter(enum.Enum):
     BROKEN = ("broken", "Transfers into the cache that broke off")
     MISMATCHED = ("digest_mismatches", "Objects that had not the digest which their URL promises, and were not kept")
     DAMAGED = ("damaged", "Stored objects that the disk did not give back as they were, and that were fetched anew")
-    STORED_OCTETS = ("stored_bytes", "Octets that were put into the cache")
+    STORED_BYTES = ("stored_bytes", "Bytes that were put into the cache")
     EVICTED = ("evicted", "Objects that were removed to make room")
     RELAYED = ("relayed", "Responses relayed without being kept")
     UNSTORABLE = (
@@ -57,45 +57,45 @@ class Counter(enum.Enum):
 
 
 class Gauge(enum.Enum):
-    """What is so now: its name for Prometheus, and what it means. `place` is its number, after all counters."""
+    """A present value: its Prometheus name and meaning. `column` is its index, after all counters."""
 
     def __init__(self, name: str, meaning: str) -> None:
-        self.place = len(Counter) + len(type(self).__members__)
+        self.column = len(Counter) + len(type(self).__members__)
 
     DISK_WAITING = ("disk_waiting", "Threads that wait for the cache's disk, and have for too long already")
 
 
 class Counters:
-    """A number for each Counter and Gauge, in memory that forked processes share: each writes its row, all read all."""
+    """A number for each Counter and Gauge, in memory that forked processes share: each writes its own row."""
 
     def __init__(self, rows: int = 1) -> None:
         self._rows = rows
-        self._values = memoryview(mmap.mmap(-1, rows * _PLACES * _NUMBER)).cast("Q")
+        self._values = memoryview(mmap.mmap(-1, rows * _COLUMNS * _NUMBER)).cast("Q")
         self._row = 0
-        self._lock = threading.Lock()  # guards this process's row of _values
+        self._lock = threading.Lock()  # guards counters in this process's row
 
     def use(self, row: int) -> None:
-        """Count in this row from now on. Gauges begin anew: a process before may have ended amid something."""
-        self._row = row * _PLACES
+        """Count in this row from now on. Gauges become 0: an earlier process may have left values."""
+        self._row = row * _COLUMNS
         for gauge in Gauge:
             self.set(gauge, 0)
 
     def add(self, counter: Counter, amount: int = 1) -> None:
-        """Count so many more."""
-        place = self._row + counter.place
+        """Add to a counter."""
+        column = self._row + counter.column
         with self._lock:
-            self._values[place] += amount
+            self._values[column] += amount
 
     def set(self, gauge: Gauge, value: int) -> None:
-        """Say how many there are in this process."""
-        self._values[self._row + gauge.place] = value
+        """Set this process's value."""
+        self._values[self._row + gauge.column] = value
 
     def value(self, number: Union[Counter, Gauge]) -> int:
-        """How many so far, or now, in all processes."""
-        return sum(self._values[row * _PLACES + number.place] for row in range(self._rows))
+        """The sum over all processes."""
+        return sum(self._values[row * _COLUMNS + number.column] for row in range(self._rows))
 
     def render(self) -> str:
-        """All of them in Prometheus' text format."""
+        """All values in Prometheus' text format."""
         lines = []
         for counter in Counter:
             name, meaning = counter.value
@@ -111,5 +111,5 @@ class Counters:
         return "\n".join(lines) + "\n"
 
 
-_NUMBER = 8  # octets of a number
-_PLACES = len(Counter) + len(Gauge)  # of a row
+_NUMBER = 8  # bytes of a number
+_COLUMNS = len(Counter) + len(Gauge)  # of a row

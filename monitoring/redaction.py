@@ -1,7 +1,7 @@
-"""What may be shown of a URL, a path or a file name in the log, and what of a query may be part of a file name.
+"""Hides secrets in URLs, paths and file names: in the log, and in the names of cached files.
 
-* A query is never shown, nor is userinfo, nor the value of a path parameter that looks like a secret.
-* A value that looks like a secret is never part of a name: its hash is, which tells objects apart as well.
+* The log never shows a query, userinfo, or the value of a path parameter that looks secret.
+* A file name never has a value that looks secret. It has a hash, which distinguishes objects as well.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from typing import Tuple
 from urllib.parse import unquote_plus
 
-# Names of parameters that carry secrets: whole words of a name, and what gives a name away wherever it stands in it.
+# Names of parameters that carry secrets: whole words of a name, and parts that count anywhere in a name.
 _SECRET_WORDS = frozenset(
     [
         *("access", "auth", "code", "cookie", "csrf", "hmac", "key", "keys", "login", "nonce", "otp", "pass", "pin"),
@@ -23,27 +23,27 @@ _SECRET_PARTS = (
     *("authoriz", "authoris", "bearer"),
 )
 _WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_LONGEST_NAME = 64  # characters; what calls itself more is no parameter's name
-_RANDOM = re.compile("[A-Za-z0-9+/_=-]{20,}")  # what may be a value that nobody has chosen to be read
-_CHANGES_AT_LEAST = 6
+_LONGEST_NAME = 64  # characters; a longer text is no parameter's name
+_RANDOM = re.compile("[A-Za-z0-9+/_=-]{20,}")  # what may be a random value
+_MIN_CHANGES = 6
 _UUID = re.compile("[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _INNER_PARAMETER = re.compile(r"([A-Za-z0-9_.\[\]-]{1,64})[\"']?[=:]")
 _HASH_DIGITS = 32
-_MARK = "~"  # before a hash that stands for a value
+_MARK = "~"  # before a hash that replaces a value
 _AUTHORITY = re.compile(r"(//)[^/?#\s]*@")
 _QUERY = re.compile(r"(?:\?|%3[Ff]).*", re.DOTALL)
 _INNER_QUERY = re.compile(r"(?:\?|%3[Ff])[^\s'\"]+")
 _MATRIX = re.compile(r";([^;=/]{1,64})=([^;/]*)")
-_SHOWN_AT_MOST = 2048  # characters
+_MAX_SHOWN = 2048  # characters
 
 
 def looks_secret(name: str, value: str) -> bool:
-    """Whether a parameter (percent-encoded, as it stands in a URL) may hold what lets somebody in."""
+    """Whether a parameter (percent-encoded, as in a URL) may hold credentials."""
     return _is_secret_name(unquote_plus(name)) or _is_secret_value(unquote_plus(value))
 
 
 def nameable(parameter: str) -> str:
-    """A parameter of a query as part of a file name: what looks like a secret is replaced by its hash."""
+    """A query parameter as part of a file name: a hash replaces what looks secret."""
     name, equals, value = parameter.partition("=")
     if not equals:
         return _hash_of(parameter) if _is_secret_value(unquote_plus(parameter)) else parameter
@@ -53,30 +53,30 @@ def nameable(parameter: str) -> str:
 
 
 def nameable_path(path: str) -> str:
-    """A path as part of a file name: the same for its parameters (`;jsessionid=…`)."""
+    """A path as part of a file name: the same for path parameters (`;jsessionid=…`)."""
     return _MATRIX.sub(_nameable_matrix, path) if ";" in path else path
 
 
 def shown(text: str) -> str:
-    """A URL or a path for the log; nothing in it can start a line of its own."""
-    text = _AUTHORITY.sub(r"\1", _QUERY.sub("", text[:_SHOWN_AT_MOST]))
+    """A URL or a path for the log, on one line and without secrets."""
+    text = _AUTHORITY.sub(r"\1", _QUERY.sub("", text[:_MAX_SHOWN]))
     if ";" in text:
         text = _MATRIX.sub(_shown_matrix, text)
     return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
 def without_queries(text: str) -> str:
-    """A traceback for the log: messages in it may name files and URLs."""
+    """A traceback for the log, without queries and userinfo in its messages."""
     return _AUTHORITY.sub(r"\1", _INNER_QUERY.sub("?…", text))
 
 
 def reason_of(error: Exception) -> object:
-    """What an exception says for the log, without the file that an OSError is about: its name has a query in it."""
+    """An exception's message for the log, without an OSError's file name, which may contain a query."""
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else error
 
 
 def _hash_of(parameter: str) -> str:
-    # Long enough that nobody can find another value for it; the same in all processes, and after a restart.
+    # Long enough that finding a second value is infeasible; the same in all processes and after a restart.
     return _MARK + hashlib.sha256(b"dduct parameter\0" + parameter.encode()).hexdigest()[:_HASH_DIGITS]
 
 
@@ -91,18 +91,18 @@ def _is_secret_name(name: str) -> bool:
 
 
 def _is_secret_value(value: str) -> bool:
-    """Whether it has been made at random, as far as its look tells, or has such a thing inside (`url=…?token=…`)."""
-    if any(_is_secret_name(name) for name in _INNER_PARAMETER.findall(value[:_SHOWN_AT_MOST])):
+    """Whether a value looks random, or has a secret parameter inside (`url=…?token=…`)."""
+    if any(_is_secret_name(name) for name in _INNER_PARAMETER.findall(value[:_MAX_SHOWN])):
         return True
     return any(_is_random(piece) for piece in _RANDOM.findall(value))
 
 
 def _is_random(piece: str) -> bool:
-    """Whether capitals, small letters and digits change all the time: names and versions are words and numbers."""
+    """Whether a text is digits, a UUID, or often changes between capitals, small letters and digits."""
     if piece.isdigit() or _UUID.fullmatch(piece) is not None:
         return True
     kinds = [_kind(character) for character in piece]
-    return sum(one != other and "" not in (one, other) for one, other in zip(kinds, kinds[1:])) >= _CHANGES_AT_LEAST
+    return sum(one != other and "" not in (one, other) for one, other in zip(kinds, kinds[1:])) >= _MIN_CHANGES
 
 
 def _kind(character: str) -> str:

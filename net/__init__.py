@@ -1,1 +1,1 @@
-"""Streams, bodies, tunnels, listeners, the poller."""
+"""Streams, bodies, tunnels, listeners and the poller."""

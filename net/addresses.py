@@ -1,4 +1,4 @@
-"""Addresses: what they are written like, which networks and hosts they belong to, and which are this machine's own."""
+"""Addresses: parsing, membership in networks, and the addresses of this machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ IPAddress = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 # Cloud metadata services outside the link-local networks (AWS and Google over IPv6, Alibaba, Azure).
 _METADATA = frozenset(map(ipaddress.ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16")))
-# What a gateway, or the kernel, makes an IPv4 address of: NAT64 (RFC 6052), IPv4-compatible (RFC 4291 §2.5.5.1).
+# A gateway or the kernel translates these to IPv4: NAT64 (RFC 6052), IPv4-compatible (RFC 4291 §2.5.5.1).
 _TRANSLATED = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::/96")))
 
 
 def parse_address(text: str) -> Optional[IPAddress]:
-    """An address as sockets write it, without its zone, IPv4 out of IPv6; None for a name."""
+    """An address in a socket's notation, without its zone; IPv4-mapped ones as IPv4. None for a name."""
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -28,25 +28,25 @@ def parse_address(text: str) -> Optional[IPAddress]:
 
 @lru_cache(maxsize=4096)
 def is_loopback(text: str) -> bool:
-    """Whether a peer is on this machine."""
+    """Whether `text` is a loopback address."""
     address = parse_address(text)
     return address is not None and address.is_loopback
 
 
-def is_private_affair(host: str) -> bool:
-    """Whether an address, or a name that always means one, is for clients on this machine alone: loopback,
-    link-local (cloud metadata), and "this host"."""
+def is_local_only(host: str) -> bool:
+    """Whether only local clients may reach an address, or a name with a fixed address: loopback, link-local
+    (cloud metadata), and "this host"."""
     address = parse_address(host) or _parse_number(host)
     if address is None:
         return host == "localhost" or host.endswith(".localhost")  # RFC 6761 §6.3
     if address.is_loopback or address.is_link_local or address.is_unspecified or address in _METADATA:
         return True
     inner = _translated(address)
-    return inner is not None and is_private_affair(str(inner))
+    return inner is not None and is_local_only(str(inner))
 
 
 def _parse_number(host: str) -> Optional[IPAddress]:
-    """What resolvers, too, take for an IPv4 address (inet_aton(3)): `127.1`, `0x7f.1`, `2130706433`."""
+    """An IPv4 address in notations that resolvers accept (inet_aton(3)): `127.1`, `0x7f.1`, `2130706433`."""
     try:
         return ipaddress.IPv4Address(socket.inet_aton(host))
     except (OSError, UnicodeError):
@@ -54,7 +54,7 @@ def _parse_number(host: str) -> Optional[IPAddress]:
 
 
 def _translated(address: IPAddress) -> Optional[ipaddress.IPv4Address]:
-    """The IPv4 address that an IPv6 one stands for."""
+    """The IPv4 address inside an IPv6 address (NAT64, IPv4-compatible, 6to4), if any."""
     if isinstance(address, ipaddress.IPv4Address):
         return None
     if any(address in network for network in _TRANSLATED):
@@ -63,15 +63,15 @@ def _translated(address: IPAddress) -> Optional[ipaddress.IPv4Address]:
 
 
 class Reach(enum.IntEnum):
-    """What of dduct's own machine a client may reach; and what it takes to reach an address."""
+    """A client's permission for addresses of dduct's machine; also the permission that an address needs."""
 
     NOTHING = 0  # a client on another machine; an address of another machine
-    OWN_ADDRESSES = 1  # a client that comes from an address others reach, too, as rootless containers do; that address
-    EVERYTHING = 2  # a client on this machine, by loopback; loopback, link-local addresses, metadata services
+    OWN_ADDRESSES = 1  # a client from a non-loopback address of this machine, as in rootless containers; that address
+    EVERYTHING = 2  # a client from loopback; loopback and link-local addresses, metadata services
 
 
 def reach_of(client: str, local: str) -> Reach:
-    """What a client may reach whose connection has these two ends."""
+    """The permission of a client, by the two addresses of its connection."""
     if is_loopback(client):
         return Reach.EVERYTHING
     # The kernel drops packets from elsewhere that claim to come from an address of this machine.
@@ -79,20 +79,20 @@ def reach_of(client: str, local: str) -> Reach:
 
 
 def reach_needed(address: str) -> Reach:
-    """What a client has to be allowed to reach for a connection to this address, which may change at any time."""
-    if is_private_affair(address):
+    """The permission that a connection to `address` needs; it may change with this machine's addresses."""
+    if is_local_only(address):
         return Reach.EVERYTHING
     return Reach.OWN_ADDRESSES if _is_own(address) else Reach.NOTHING
 
 
 class OwnServices:
-    """Services of this machine that everybody may reach: `host:port`, or `host` for all ports of it.
+    """Services of this machine that all clients may reach: `host:port`, or `host` for all its ports.
 
-    A name opens whatever it means, but for link-local addresses and metadata services: these take their own address.
+    A name opens all its addresses, except link-local ones and metadata services: these need an entry by address.
     """
 
     def __init__(self, services: Iterable[str]) -> None:
-        self._addresses: Set[Tuple[IPAddress, int]] = set()  # 0 for any port
+        self._addresses: Set[Tuple[IPAddress, int]] = set()  # port 0: any
         self._names: Set[Tuple[str, int]] = set()
         for service in services:
             host, port = split_service(service)
@@ -103,17 +103,17 @@ class OwnServices:
                 self._addresses.add((address, port))
 
     def opens(self, host: str, port: int, address: str) -> bool:
-        """Whether everybody may connect to this address of a host, which may be the address itself."""
+        """Whether all clients may connect to `address` of `host`, which may itself be the address."""
         parsed = parse_address(address) or _parse_number(address)
         if parsed is not None and not self._addresses.isdisjoint(((parsed, port), (parsed, 0))):
             return True
-        if parsed is not None and is_private_affair(address) and not parsed.is_loopback:
+        if parsed is not None and is_local_only(address) and not parsed.is_loopback:
             return False
         return not self._names.isdisjoint(((host.lower(), port), (host.lower(), 0)))
 
 
 def split_service(text: str) -> Tuple[str, int]:
-    """Host and port of `host:port`, `[ipv6]:port`, or of a host alone: then the port is 0."""
+    """Host and port of `host:port`, `[ipv6]:port`, or a host alone, with port 0."""
     if parse_address(text.strip("[]")) is not None:
         return text.strip("[]"), 0
     host, colon, port = text.rpartition(":")
@@ -121,7 +121,7 @@ def split_service(text: str) -> Tuple[str, int]:
 
 
 def is_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
-    """Whether a connection to (host, port) would arrive at the listener `own`."""
+    """Whether a connection to (host, port) would reach the listener `own`."""
     if port != own[1]:
         return False
     host, own_host = _plain(host), _plain(own[0])
@@ -143,17 +143,17 @@ def _is_own(text: str) -> bool:
 
 
 def _is_local(host: str) -> bool:
-    """Whether an address is this machine's: the kernel then takes that very address as the source. Sends nothing."""
+    """Whether an address is this machine's: the kernel then chooses it as the source address. Sends nothing."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, 9))
             return bool(probe.getsockname()[0] == host.partition("%")[0])
     except OSError:
-        return False  # no way leads there, or there is no such protocol here
+        return False  # no route, or no such address family here
 
 
 def is_network(text: str) -> bool:
-    """Whether it is an address or a network, and no name."""
+    """Whether `text` is an address or a network, not a name."""
     try:
         ipaddress.ip_network(text)
     except ValueError:
@@ -162,7 +162,7 @@ def is_network(text: str) -> bool:
 
 
 class Networks:
-    """A set of addresses, given as networks such as `10.0.0.0/8` and `::1`."""
+    """A set of addresses, as networks such as `10.0.0.0/8` and `::1`."""
 
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = [ipaddress.ip_network(network) for network in networks]

@@ -1,4 +1,4 @@
-"""Where a request arrived: what its connection has fixed before it."""
+"""The arrival of a request: the facts that its connection fixes."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from protocol.http1 import Authority
 
 
 @dataclass(frozen=True)
-class Where:
-    """Where a request arrived: the address it was sent to, and what its connection has fixed already.
+class Arrival:
+    """The arrival of a request: `local` is the address of its connection at this end.
 
-    `reach` is what of this machine the client may reach; `inside` is the authority of the CONNECT that is being
-    intercepted; `server_name` is the SNI of a direct TLS connection, where the client sent one.
+    `reach`: the client's permission for addresses of this machine. `connect_target`: the authority of the intercepted
+    CONNECT. `server_name`: the SNI of a direct TLS connection, where the client sent one.
     """
 
     local: Authority
     reach: Reach
     encrypted: bool = False
-    inside: Optional[Authority] = None
+    connect_target: Optional[Authority] = None
     server_name: Optional[str] = None
 
     @cached_property
     def kind(self) -> str:
-        """Equal for two connections only if the same octets mean the same on both."""
+        """A key: connections with equal kinds give the same bytes the same meaning."""
         return repr(self)
 
     @cached_property
-    def inside_address(self) -> bool:
-        """Whether the CONNECT that is being intercepted was to an address, which may be that of many hosts."""
-        return self.inside is not None and parse_address(self.inside.host) is not None
+    def connect_target_is_address(self) -> bool:
+        """Whether the CONNECT's target is an address, which many hosts may share."""
+        return self.connect_target is not None and parse_address(self.connect_target.host) is not None

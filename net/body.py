@@ -1,7 +1,7 @@
-"""Message bodies on streams: octets in, octets out, framing removed and put on.
+"""Message bodies on streams: a reader removes the framing, a writer adds it.
 
-A reader's end is always one of two things: 0 for a body that is provably complete, `IncompleteBody` for every other
-end. Nobody downstream has to compare lengths again.
+A reader ends in one of two ways: 0 for a complete body, `IncompleteBody` for every other end. So its callers need not
+compare lengths.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BUFFER_SIZE = 256 * 1024
 
 
 def new_buffer(size: int = BUFFER_SIZE) -> memoryview:
-    """Room for octets on their way. On pages of its own, where OpenSSL and the kernel are up to a third faster."""
+    """A buffer on pages of its own: there OpenSSL and the kernel are up to a third faster."""
     return memoryview(mmap.mmap(-1, size))
 
 
@@ -29,9 +29,9 @@ class IncompleteBody(Exception):
 
 
 class BodyReader:
-    """The octets of one message body, read from `stream` as `framing` says.
+    """Reads one message body from `stream` by its `framing`.
 
-    `before` is called once, when the first octets are wanted: the place to tell the `sender` to go ahead.
+    `before` is called once, before the first read: it may send the `sender` a 100 Continue.
     """
 
     def __init__(
@@ -48,18 +48,18 @@ class BodyReader:
         self._remaining = framing.length or 0  # of the body, or of the current chunk
         self._first_chunk = True
         self.length = framing.length
-        self.trailers: Tuple[Field, ...] = ()  # once it is complete
+        self.trailers: Tuple[Field, ...] = ()  # set once the body is complete
         self.complete = framing.kind is Framing.NONE or framing.length == 0
-        self.started = False  # somebody has asked for octets
-        self._broken = ""  # why there will be no more of them
+        self.started = False  # the first read was made
+        self._broken = ""  # why no more bytes can be read
 
     @property
     def delimited(self) -> bool:
-        """Whether the message itself says where it ends; only then is a full body a provable one."""
+        """Whether the framing marks the end; only then is a complete body proven."""
         return self._kind is not Framing.CLOSE
 
     def readinto(self, view: memoryview, much: bool = False) -> int:
-        """Some octets of the body, or as `much` as comes at once; 0 once it is complete. Raises IncompleteBody."""
+        """Read some bytes, with `much` as many as come at once; 0 once complete. Raises IncompleteBody."""
         if self.complete:
             return 0
         if self._broken:
@@ -70,17 +70,17 @@ class BodyReader:
                 self._before()
             return self._read(view, self._stream.read_much if much else self._stream.readinto)
         except (http1.ProtocolError, OSError) as error:
-            # What follows on the stream is anybody's guess: the first error is the last word on this body.
+            # The position in the stream is unknown now: every later read repeats the first error.
             self._broken = str(error) or type(error).__name__
             raise IncompleteBody(self._broken) from error
         except BaseException:
-            self._broken = "nobody waits for it any more"  # and so nobody drains it, either
+            self._broken = "nobody waits for it any more"  # this also keeps `drain` from reading
             raise
 
     def chunks(self, *buffers: memoryview, much: bool = False) -> Iterator[memoryview]:
-        """The body piece by piece, every piece a view of the next of `buffers`. Raises IncompleteBody.
+        """Yield the body in pieces, each a view of the next of `buffers`. Raises IncompleteBody.
 
-        `much`: as much as comes at once, but for the first piece, for which somebody may be waiting.
+        `much`: as many bytes as come at once, except for the first piece, for which a client may be waiting.
         """
         first = True
         for buffer in itertools.cycle(buffers):
@@ -90,8 +90,8 @@ class BodyReader:
             yield buffer[:count]
             first = False
 
-    def skip(self, count: int) -> None:
-        """Read and forget the next `count` bytes. Raises IncompleteBody where there are not so many."""
+    def consume(self, count: int) -> None:
+        """Read and discard `count` bytes. Raises IncompleteBody where the body is shorter."""
         buffer = new_buffer()
         while count > 0:
             done = self.readinto(buffer[:count])
@@ -99,15 +99,15 @@ class BodyReader:
                 raise IncompleteBody("it is shorter than what is there already")
             count -= done
 
-    def drain(self, limit: int, patience: float = math.inf) -> bool:
-        """Read and forget what is left, if that takes no more than `limit` octets; whether it is complete now.
+    def drain(self, limit: int, timeout: float = math.inf) -> bool:
+        """Read and discard the rest if it has at most `limit` bytes; returns whether the body is complete.
 
-        No read begins after `patience` seconds.
+        No read begins after `timeout` seconds.
         """
         if not self.complete and self._remaining > limit:
             return False
         buffer = memoryview(bytearray(min(limit + 1, BUFFER_SIZE)))
-        left, deadline = limit, time.monotonic() + patience
+        left, deadline = limit, time.monotonic() + timeout
         try:
             while left >= 0 and not self.complete and time.monotonic() < deadline:
                 left -= self.readinto(buffer)
@@ -142,31 +142,31 @@ class BodyReader:
 
     def _read_trailers(self) -> List[Field]:
         trailers: List[Field] = []
-        room = http1.HEAD_LIMIT
+        free = http1.HEAD_LIMIT
         while True:
             line = self._stream.read_line(http1.HEAD_LIMIT)
             if line == b"\r\n":
                 return trailers
             trailers.append(http1.parse_trailer_line(line, self._sender))
-            room -= len(line)
-            if room < 0 or len(trailers) > http1.FIELD_LIMIT:
+            free -= len(line)
+            if free < 0 or len(trailers) > http1.FIELD_LIMIT:
                 raise http1.ProtocolError("trailer section is longer than 64 KiB or 200 fields")
 
 
 class BodyWriter:
-    """Puts `framing` around a body on its way out. Without `finish()` the peer can tell that it is cut off."""
+    """Sends a body with its `framing`. Without `finish()` the peer sees that a chunked body is incomplete."""
 
     def __init__(self, stream: Stream, framing: BodyFraming) -> None:
         self._stream = stream
         self._chunked = framing.kind is Framing.CHUNKED
 
     def write(self, data: Union[bytes, memoryview]) -> None:
-        """Send one piece, at least one octet."""
+        """Send a piece of at least one byte."""
         if self._chunked:
             data = b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
         self._stream.send(data)
 
     def finish(self, trailers: Iterable[Field] = ()) -> None:
-        """Say that the body is complete; `trailers` are lost where the framing has no place for them."""
+        """End the body; `trailers` are sent only in a chunked body."""
         if self._chunked:
             self._stream.send(b"0\r\n" + http1.serialise_trailers(trailers) + b"\r\n")

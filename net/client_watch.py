@@ -1,10 +1,10 @@
-"""Whether the client for whom a thread works is still there, looked at while the thread waits for somebody else.
+"""Detects that a thread's client has hung up, while the thread waits for something else.
 
-A thread serves one client, or one fill. Who waits for an origin, or for bytes of a fill, asks `current` for it: nothing
-in between has to know for whom something is done.
+A thread serves one client, or one fill. Code that waits for an origin, or for bytes of a fill, finds the client by
+`current`, so the callers in between need not pass it on.
 
-A reset is the end at once. So is the end of what a client sends under TLS. In plain http some clients (`nc -N`) say so
-when they have asked for everything, and still want their answer: they get it if it does not pause for `HALF_CLOSED`.
+After a reset the client is gone at once. So it is after a half-close under TLS. In plain HTTP some clients (`nc -N`)
+half-close after their last request and still want the answer: they get it if it does not pause for `HALF_CLOSED`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import time
 from typing import Callable, List, Optional, Protocol, Tuple
 
 HALF_CLOSED = 2.0  # seconds
-LOOKS_APART = 1.0  # seconds, where something else is waited for than a descriptor
-_BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL  # poll tells these unasked
+POLL_INTERVAL = 1.0  # seconds, in waits for something other than a descriptor
+_BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL  # poll reports these unrequested
 
-Ready = List[Tuple[int, int]]  # descriptors and their events, as `poll` gives them
+Ready = List[Tuple[int, int]]  # descriptors and their events, as `poll` returns them
 
 _here = threading.local()
 
 
 class ClientGone(Exception):
-    """The client has hung up: whatever was to be done for it is not wanted any more."""
+    """The client has hung up: work for it is not wanted any more."""
 
 
 class Waiting(Protocol):
-    """For whom a thread waits."""
+    """The party that a thread works for: a client, or a fill."""
 
     def wait(self, poll: select.poll, seconds: float) -> Ready: ...
 
@@ -36,41 +36,41 @@ class Waiting(Protocol):
 
 
 def current() -> Optional[Waiting]:
-    """For whom this thread works, if that matters."""
+    """The party that this thread works for, if one is set."""
     return getattr(_here, "waiting", None)
 
 
 def wait_ready(poll: select.poll, seconds: float) -> Ready:
-    """What of `poll` is ready, nothing after `seconds`; as long as this thread's client is there. Raises ClientGone."""
+    """Poll for up to `seconds`; returns the ready events. Raises ClientGone if this thread's client hangs up."""
     waiting = current()
     return poll.poll(1000 * seconds) if waiting is None else waiting.wait(poll, seconds)
 
 
 def check() -> None:
-    """Look, now and then, whether this thread's client is still there. Raises what its `check` raises."""
+    """Check this thread's client, at its own interval. Raises what its `check` raises."""
     waiting = current()
     if waiting is not None:
         waiting.check()
 
 
 def wait_for(condition: threading.Condition, predicate: Callable[[], bool], seconds: float) -> None:
-    """Until something holds, or for so many seconds; as long as this thread's client is there. Raises ClientGone."""
+    """Wait up to `seconds` for `predicate`. Raises ClientGone if this thread's client hangs up."""
     deadline = time.monotonic() + seconds
     while True:
         left = deadline - time.monotonic()
-        if condition.wait_for(predicate, max(0.0, min(LOOKS_APART, left))) or left <= LOOKS_APART:
+        if condition.wait_for(predicate, max(0.0, min(POLL_INTERVAL, left))) or left <= POLL_INTERVAL:
             return
         check()
 
 
 def wait(condition: threading.Condition, seconds: float) -> None:
-    """For a notice, or for so many seconds, but not for long. Raises ClientGone."""
-    condition.wait(min(LOOKS_APART, seconds))
+    """Wait for a notification, at most `POLL_INTERVAL` or `seconds`. Raises ClientGone."""
+    condition.wait(min(POLL_INTERVAL, seconds))
     check()
 
 
-class working_for:  # noqa: N801 - it is used like a function; as a generator it took twice the time
-    """What this thread does inside of this, it does for `waiting`."""
+class working_for:  # noqa: N801 - used like a function; a generator took twice the time
+    """A context in which this thread works for `waiting`."""
 
     def __init__(self, waiting: Waiting) -> None:
         self._waiting = waiting
@@ -84,7 +84,7 @@ class working_for:  # noqa: N801 - it is used like a function; as a generator it
 
 
 def when_gone(act: Callable[[], None]) -> Callable[[object, object, object], None]:
-    """For an ExitStack: to `act` where it is left because the client has gone."""
+    """An exit callback for an ExitStack; it calls `act` on ClientGone."""
 
     def leave(_: object, error: object, __: object) -> None:
         if isinstance(error, ClientGone):
@@ -94,22 +94,22 @@ def when_gone(act: Callable[[], None]) -> Callable[[object, object, object], Non
 
 
 class ClientWatch:
-    """A client, by its descriptor. `encrypted` says whether TLS runs on it."""
+    """Watches a client by its descriptor. `encrypted` returns whether its stream uses TLS."""
 
     def __init__(self, fileno: Callable[[], int], encrypted: Callable[[], bool]) -> None:
         self._fileno = fileno
         self._encrypted = encrypted
         self._looked_at = float("-inf")
-        self._since: Optional[float] = None  # when it was first seen to be half-closed, in this wait
-        self._until = 0.0  # this wait lasts no longer
+        self._since: Optional[float] = None  # when this wait first saw a half-close
+        self._until = 0.0  # deadline of this wait
 
     @property
     def half_closed(self) -> bool:
-        """Whether it has said that it sends no more, and something is waited for on its behalf."""
+        """Whether the client has half-closed during a wait that still lasts."""
         return self._since is not None and time.monotonic() < self._until
 
     def wait(self, poll: select.poll, seconds: float) -> Ready:
-        """What of `poll` is ready, nothing after `seconds`. Raises ClientGone."""
+        """Poll for up to `seconds`; returns the ready events. Raises ClientGone."""
         client = self._fileno()
         if client < 0:
             raise ClientGone("the connection has been ended")
@@ -134,13 +134,13 @@ class ClientWatch:
             self._since = None
 
     def check(self) -> None:
-        """See `check` of the module: looks at most once a second. Raises ClientGone."""
+        """Check the client, at most once per `POLL_INTERVAL`. Raises ClientGone."""
         now = time.monotonic()
-        if now - self._looked_at < LOOKS_APART:
+        if now - self._looked_at < POLL_INTERVAL:
             return
-        if now - self._looked_at > 2 * LOOKS_APART:
-            self._since = None  # it has had something meanwhile
-        self._looked_at, self._until = now, now + 2 * LOOKS_APART
+        if now - self._looked_at > 2 * POLL_INTERVAL:
+            self._since = None  # checks paused, so the client got bytes meanwhile
+        self._looked_at, self._until = now, now + 2 * POLL_INTERVAL
         client = self._fileno()
         poll = select.poll()
         poll.register(client, select.POLLRDHUP)
@@ -156,20 +156,20 @@ class ClientWatch:
 
 
 class Regularly:
-    """No client, but something to be looked after every second of waiting."""
+    """Calls `look` every `POLL_INTERVAL` of a wait, for a thread without a client."""
 
     def __init__(self, look: Callable[[], None]) -> None:
         self._look = look
 
     def wait(self, poll: select.poll, seconds: float) -> Ready:
-        """What of `poll` is ready, nothing after `seconds`. Raises what `look` raises."""
+        """Poll for up to `seconds`; returns the ready events. Raises what `look` raises."""
         deadline = time.monotonic() + seconds
         while True:
             remaining = deadline - time.monotonic()
-            ready = poll.poll(1000 * max(0.0, min(LOOKS_APART, remaining)))
+            ready = poll.poll(1000 * max(0.0, min(POLL_INTERVAL, remaining)))
             if ready or remaining <= 0:
                 return ready
             self._look()
 
     def check(self) -> None:
-        """Where nothing but a descriptor is waited for, there is nothing to do."""
+        """Do nothing: this thread waits only for descriptors, in `wait`."""

@@ -1,4 +1,4 @@
-"""Threads that are waited for, and listening sockets whose connections get one each."""
+"""A thread pool that can be joined, and listening sockets."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import time
 from collections import deque
 from typing import Callable, Deque, Optional, Set, Tuple
 
-from monitoring.log import Seldom
-from net.poller import Idle, Next
+from monitoring.log import RateLimitedLog
+from net.poller import Next, Poller
 
 _log = logging.getLogger("dduct")
 
 _Job = Tuple[str, Callable[[], None]]
 
-_WAITING_AT_MOST = 64  # threads without work
-_WAITING_FOR = 5.0  # seconds
+_MAX_WAITING = 64  # threads without work
+_WAITING_FOR = 5.0  # seconds until a thread without work ends
 _BACKLOG = 1024
-_END = 5.0  # seconds for an accepting thread to be out of its loop
-_SCARCITY_PAUSE = 0.1  # seconds
-_END_OF_IDLE, _END_OF_ALL = b"?", b"!"  # what rings a listener's bell
+_END = 5.0  # seconds for an accepting thread to leave its loop
+_SCARCITY_PAUSE = 0.1  # seconds without accepting
+_END_OF_IDLE, _END_OF_ALL = b"?", b"!"  # bytes for a listener's bell
 
 
-class Threads:
-    """Threads that are waited for at the end, and used again: to make one costs as much as half a handshake."""
+class ThreadPool:
+    """Reused threads, joined at the end: creating a thread costs as much as half a TLS handshake."""
 
     def __init__(self) -> None:
-        lock = threading.Lock()  # guards the five below
-        self._came = threading.Condition(lock)  # work, for a thread that has none
-        self._ended = threading.Condition(lock)  # some work
+        lock = threading.Lock()  # guards the five fields after the conditions
+        self._came = threading.Condition(lock)  # notified of new work, and of the close
+        self._ended = threading.Condition(lock)  # notified of finished work
         self._jobs: Deque[_Job] = deque()
         self._threads: Set[threading.Thread] = set()
         self._running = 0
@@ -41,7 +41,7 @@ class Threads:
         self._closing = False
 
     def spawn(self, name: str, work: Callable[[], None]) -> None:
-        """Run `work` in a thread of its own. Raises RuntimeError where the system has no room for one."""
+        """Run `work` in a thread of its own. Raises RuntimeError where the system allows no more threads."""
         with self._came:
             self._running += 1
             if self._waiting > len(self._jobs):
@@ -59,7 +59,7 @@ class Threads:
             raise
 
     def join(self, seconds: float) -> bool:
-        """Wait until all work is done, also that which comes meanwhile; whether it was in time."""
+        """Wait up to `seconds` until all work is done, including new work; returns whether it is."""
         with self._ended:
             if not self._ended.wait_for(lambda: not self._running, seconds):
                 return False
@@ -76,19 +76,19 @@ class Threads:
             threading.current_thread().name, work = job
             try:
                 work()
-            except Exception:  # noqa: BLE001 - the one boundary: a bug is logged and ends its work alone
+            except Exception:  # noqa: BLE001 - the boundary of a thread: a bug is logged and ends only its own work
                 _log.exception("A bug in dduct ended the thread %s", threading.current_thread().name)
             finally:
-                del work  # and all that it holds
+                del work  # frees the objects it holds
             job = self._next()
 
     def _next(self) -> Optional[_Job]:
-        """More work for this thread; None where none comes for a while."""
+        """The next work for this thread; None after `_WAITING_FOR` seconds without any."""
         with self._came:
             self._running -= 1
             self._ended.notify_all()
             self._waiting += 1
-            if self._waiting <= _WAITING_AT_MOST:
+            if self._waiting <= _MAX_WAITING:
                 self._came.wait_for(lambda: self._jobs or self._closing, _WAITING_FOR)
             self._waiting -= 1
             if self._jobs:
@@ -98,7 +98,7 @@ class Threads:
 
 
 def binding_remedy(error: OSError, port: int) -> str:
-    """What to do about an address that cannot be bound, as the end of a line; nothing where that is unknown."""
+    """The remedy for a bind error, as the end of a log line; empty where unknown."""
     if error.errno == errno.EADDRINUSE:
         return f"; another process has it (ss -ltnp 'sport = :{port}' says which)"
     if error.errno == errno.EADDRNOTAVAIL:
@@ -109,7 +109,7 @@ def binding_remedy(error: OSError, port: int) -> str:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket that several processes may accept from. Raises OSError."""
+    """A listening socket that several processes may share. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -118,7 +118,7 @@ def bind(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
         sock.listen(_BACKLOG)
-        sock.setblocking(False)  # another process may be faster between our being woken and our accepting
+        sock.setblocking(False)  # another process may accept between our wake-up and our accept
     except BaseException:
         sock.close()
         raise
@@ -126,131 +126,131 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Listener(socketserver.ThreadingTCPServer):
-    """A listening socket; every connection is for `serve`, which is given the socket and the client's address.
+    """A listening socket; `serve` gets each connection, as its socket and the client's address.
 
-    It must not wait for anything, and the socket is its own from then on.
+    `serve` must not wait, and owns the socket.
 
-    As long as accepting takes no waiting, the thread does it that watches all idle connections: a second thread would
-    fight with that one for the interpreter, at the cost of a sixth of all new connections. The listener's own thread
-    takes over where there is something to wait for: a descriptor.
+    The poller's thread accepts while accepting needs no waiting: a second thread would compete with it for the
+    interpreter, at the cost of a sixth of all new connections. The listener's own thread takes over where accepting has
+    to wait for a free descriptor.
     """
 
     daemon_threads = True
     block_on_close = False
-    patience = float("inf")
+    timeout = float("inf")
 
     def __init__(
         self,
         sock: socket.socket,
-        threads: Threads,
+        threads: ThreadPool,
         serve: Callable[[socket.socket, str], None],
-        idle: Idle,
+        poller: Poller,
     ) -> None:
         self._spawn = threads.spawn
         self._serve = serve
-        self._idle = idle
-        self._trouble = Seldom(_log)
+        self._poller = poller
+        self._trouble = RateLimitedLog(_log)
         self.address_family = sock.family
         super().__init__(sock.getsockname()[:2], socketserver.BaseRequestHandler, bind_and_activate=False)
         self.socket.close()
         self.socket = sock
-        # Since it accepts: one that was made before a fork would wake the other processes as well.
+        # Created by `start`, after any fork: a bell from before a fork would wake the other processes, too.
         self._bell: Optional[Tuple[socket.socket, socket.socket]] = None
         self._ended = threading.Event()
-        self._accepting = threading.Lock()  # guards the descriptors: none is closed under an accept (a quick one)
+        self._accepting = threading.Lock()  # guards the descriptors: held over each non-blocking accept
 
     @property
     def address(self) -> Tuple[str, int]:
-        """Where it really listens: port 0 has become a real one."""
+        """The bound address, with the real port in place of 0."""
         host, port = self.socket.getsockname()[:2]
         return host, port
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start to accept."""
         self._bell = socket.socketpair()
         self._spawn("listener", self.serve_forever)
 
     def stop(self) -> None:
-        """Accept no more. Waits until the accepting thread is out of its loop. Harmless twice."""
+        """Stop accepting, and wait until the accepting thread has left its loop. Idempotent."""
         self.shutdown()
         self.server_close()
 
     def stop_all(self) -> None:
-        """Accept no more, in whatever process that has this socket."""
+        """Stop accepting in all processes that share this socket."""
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # not connected, says BSD; Linux wakes who waits for it
+            pass  # ENOTCONN on BSD; Linux wakes the waiting threads
         self.stop()
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
-        """Accept what takes waiting, until `shutdown`, or until the socket listens no more; all of these wake it."""
+        """Accept where the poller cannot, until `shutdown` or the socket's end; each of these wakes it."""
         assert self._bell is not None
         bell = self._bell[0]
         poll = select.poll()
         poll.register(self.socket, select.POLLIN)
         poll.register(bell, select.POLLIN)
         try:
-            while not (self._idle.watch(self, self._take_over) and bell.recv(1) == _END_OF_ALL):
+            while not (self._poller.watch(self, self._take_over) and bell.recv(1) == _END_OF_ALL):
                 if poll.poll() != [(self.socket.fileno(), select.POLLIN)]:
                     break
                 self._handle_request_noblock()  # type: ignore[attr-defined]
         finally:
-            self._idle.forget(self)
+            self._poller.forget(self)
             self._ended.set()
 
     def shutdown(self) -> None:
-        """Have `serve_forever` end, if it runs, and wait for that. `Idle` may still be about to accept one."""
+        """End `serve_forever`, if it runs, and wait for its end. `Poller` may still accept a connection."""
         if self._bell is not None:
             self._bell[1].send(_END_OF_ALL)
             self._ended.wait(_END)
 
     def server_close(self) -> None:
-        """Give everything back."""
+        """Close the socket and the bell."""
         with self._accepting:
             bell, self._bell = self._bell, None
             for sock in (self.socket, *(bell or ())):
                 sock.close()
 
-    # As somebody whom `Idle` watches
+    # As a `Pollable`
 
-    def has_left(self) -> bool:
-        """No: what is wrong with it, accepting finds out."""
+    def peer_closed(self) -> bool:
+        """Always false: accepting detects errors of the socket."""
         return False
 
-    def answer_at_once(self, turn: float) -> Next:
-        """Accept a connection. END where something has to be waited for: then this is over for `Idle`, not for us."""
+    def answer_at_once(self, iteration: float) -> Next:
+        """Accept a connection. CLOSE where accepting has to wait: the poller drops it, and its own thread goes on."""
         with self._accepting:
             if self._bell is None:
-                return Next.END
+                return Next.CLOSE
             try:
                 request, client_address = super().get_request()
             except OSError as error:
-                return Next.WATCH if isinstance(error, BlockingIOError) else Next.END  # another process was faster
+                return Next.WAIT if isinstance(error, BlockingIOError) else Next.CLOSE  # another process was faster
             self._hand_on(request, client_address)
-            return Next.WATCH
+            return Next.WAIT
 
     def timed_out(self) -> Next:
-        """Never."""
-        return Next.END
+        """Never called: the timeout is infinite."""
+        return Next.CLOSE
 
     def give_up(self) -> None:
-        """Nothing that `_take_over` would not do."""
+        """Do nothing: `_take_over` follows."""
 
     def _take_over(self) -> None:
-        """Have the listener's own thread go on."""
+        """Wake the listener's own thread."""
         with self._accepting:
             if self._bell is not None:
                 self._bell[1].send(_END_OF_IDLE)
 
-    # As a socketserver
+    # As a socketserver.TCPServer
 
     def process_request(self, request: socket.socket, client_address: Tuple[str, int]) -> None:  # type: ignore[override]
-        """Hand an accepted connection on."""
+        """Give an accepted connection to `serve`."""
         self._hand_on(request, client_address)
 
     def get_request(self) -> Tuple[socket.socket, Tuple[str, int]]:
-        """Accept a connection. One that cannot be had for want of descriptors waits a little, and is not spun for."""
+        """Accept a connection. Pauses if descriptors or memory run out, so that the loop does not spin."""
         try:
             return super().get_request()
         except OSError as error:

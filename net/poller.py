@@ -1,14 +1,13 @@
-"""Connections between two requests, watched by one thread, which answers what needs no thought.
+"""Connections between two requests, watched by one thread, which serves repeated requests itself.
 
-Every connection has a thread while there is anything to do or to wait for. Where many of them only repeat themselves,
-those threads would stand in each other's way: each system call lets go of the interpreter, and to get hold of it again
-among others costs more than the call (four busy connections in one process: a third of the throughput of one). So they
-come here, and leave again as soon as something is to be done that may take time. Listeners come for the same reason.
+A connection has a thread while it is being served. Many threads with repeated requests would compete for the
+interpreter: each system call releases it, and getting it back among other threads costs more than the call (four busy
+connections in one process: a third of the throughput of one). So such connections come to the poller, and leave it
+when an operation may take time. Listeners come for the same reason.
 
-One thing is asked here that may take time after all: the cache's disk, whether a file is as it was. Where that hangs,
-the thread is lost until the disk answers, and a successor goes on in its place with all connections but the one that
-it hangs with. epoll is level-triggered: what the lost thread was told and has not looked at, its successor is told
-again.
+One operation in the poller may take time after all: asking the cache's disk whether a file is unchanged. If it hangs,
+the thread is lost until the disk answers. A successor takes over all connections but the one that hangs. epoll is
+level-triggered, so it reports the events that the lost thread has not handled to the successor, too.
 """
 
 from __future__ import annotations
@@ -25,40 +24,40 @@ from typing import Callable, Dict, Optional, Protocol, TypeVar
 
 _log = logging.getLogger("dduct")
 
-_TICK = 0.5  # seconds: patience is measured this exactly
-_LOOK_EVERY = 0.25  # seconds between two looks at what the thread asks the disk
-_LOOKS = 2  # that see the same question again, before the thread is lost
-_LOST_AT_MOST = 4  # threads
+_TICK = 0.5  # seconds: the precision of timeouts
+_LOOK_EVERY = 0.25  # seconds between two checks of the thread's disk operation
+_LOOKS = 2  # checks that find the same operation again, before the thread is lost
+_MAX_LOST = 4  # threads
 
 _Result = TypeVar("_Result")
 
 
 class Next(enum.Enum):
-    """What is to be done about a connection that has spoken."""
+    """The next step for a connection with new events."""
 
-    WATCH = "all was done, and it is watched on"
-    WORK = "something that takes a thread"
-    END = "nothing any more: to give it up takes no thread"
+    WAIT = "all was done, and it is watched on"
+    NEEDS_THREAD = "something that takes a thread"
+    CLOSE = "nothing any more: to give it up takes no thread"
 
 
-class Guest(Protocol):
-    """A connection that waits for its client. `patience` is how long the next octets may take to come, in seconds.
+class Pollable(Protocol):
+    """A connection that waits for its client. `timeout` is the longest wait for the next bytes, in seconds.
 
-    `timed_out` is asked when `patience` is over, and is not WATCH.
-    After `give_up`, `resume` only hangs up, which takes no time; or, for a listener, wakes its own thread. Until then
-    the descriptor is to stay open: the next connection would get its number. `has_left` is asked when the other end
-    sends no more, and whether it has left nothing to be read. All that is answered in a `turn` had begun to arrive
-    when it began; it is named by that time (`time.monotonic()`).
+    `timed_out` is called after `timeout`, and does not return WAIT. After `give_up`, `resume` only closes the
+    connection, without waiting; a listener's wakes its own thread. The descriptor stays open until then: otherwise a
+    new connection could get its number. `peer_closed` is called when the peer sends no more, and returns whether there
+    is nothing to read. `iteration` is the start of a poll iteration (`time.monotonic()`): every request that is
+    answered in the iteration had begun to arrive by then.
     """
 
     @property
-    def patience(self) -> float: ...
+    def timeout(self) -> float: ...
 
     def fileno(self) -> int: ...
 
-    def has_left(self) -> bool: ...
+    def peer_closed(self) -> bool: ...
 
-    def answer_at_once(self, turn: float) -> Next: ...
+    def answer_at_once(self, iteration: float) -> Next: ...
 
     def timed_out(self) -> Next: ...
 
@@ -66,10 +65,10 @@ class Guest(Protocol):
 
 
 class Disk(Protocol):
-    """What guests may ask in this thread: `polling` is the question, another object for each, as long as it lasts.
+    """The disk, as used in the poller's thread. `polling` is the current operation, a distinct object for each.
 
-    `lost` is told of one that lasts too long, and since when at most; `found` when it is over. Between these,
-    nobody asks another one in this thread.
+    `lost` reports an operation that hangs, with the earliest time it can have begun; `found` reports its end. Between
+    the two calls, the poller's thread starts no other operation.
     """
 
     polling: Optional[float]
@@ -89,26 +88,26 @@ class _NoDisk:
 
 @dataclass
 class _Watched:
-    guest: Guest
+    pollable: Pollable
     resume: Callable[[], None]
     until: float
     fd: int
 
 
 class _Shift:
-    """One thread's time as the one that watches; the first two are its own to write, the others the supervisor's."""
+    """One thread's time as the poller. The thread writes the first two fields, the supervisor the others."""
 
     def __init__(self) -> None:
-        self.turn = 0.0
-        self.answering: Optional[_Watched] = None  # or was, until the next one
-        self.operation: Optional[float] = None  # of the disk, in which it was lost
-        self.over = False  # another thread watches; what counts is what it is under Idle's lock
+        self.iteration = 0.0
+        self.answering: Optional[_Watched] = None  # kept until the next one
+        self.operation: Optional[float] = None  # the disk operation that hangs
+        self.replaced = False  # another thread is the poller; reliable only under Poller's lock
 
 
-class Idle:
-    """Those who are watched. `spawn` starts a thread with their `resume` when something is to be done for one.
+class Poller:
+    """Watches pollables. `spawn` starts a thread with the `resume` of one that needs it.
 
-    `upkeep` is called once a second, and takes no time. `disk` is what may hang.
+    `upkeep` is called every `_TICK` seconds, and must not wait. `disk` is the disk that may hang.
     """
 
     def __init__(
@@ -121,40 +120,40 @@ class Idle:
         self._upkeep = upkeep
         self._disk: Disk = _NoDisk() if disk is None else disk
         self._ended = threading.Event()
-        self._lock = threading.Lock()  # guards the six below
+        self._lock = threading.Lock()  # guards the six fields below
         self._epoll: Optional[select.epoll] = None  # from `open` to the end of `run`
         self._watched: Dict[int, _Watched] = {}  # by descriptor
         self._wake = self._bell = -1
         self._shift = _Shift()
-        self._lost = 0  # threads
+        self._lost = 0  # threads that hang
 
-    def watch(self, guest: Guest, resume: Callable[[], None]) -> bool:
-        """Take a connection; whether that was possible. If so, it is no longer the caller's."""
-        fd = guest.fileno()
+    def watch(self, pollable: Pollable, resume: Callable[[], None]) -> bool:
+        """Watch a pollable; returns whether it is watched. If so, the poller owns it."""
+        fd = pollable.fileno()
         with self._lock:
             if self._epoll is None:
                 return False
-            self._watched[fd] = _Watched(guest, resume, time.monotonic() + guest.patience, fd)
+            self._watched[fd] = _Watched(pollable, resume, time.monotonic() + pollable.timeout, fd)
             try:
                 self._epoll.register(fd, select.EPOLLIN | select.EPOLLRDHUP)
             except (OSError, ValueError):
                 del self._watched[fd]
-                return False  # it is closed, or the system watches only so many for one user
+                return False  # closed, or the user's limit of epoll watches is reached
         return True
 
-    def forget(self, guest: Guest) -> None:
-        """Watch somebody no more, if he is watched.
+    def forget(self, pollable: Pollable) -> None:
+        """Stop watching a pollable, if it is watched.
 
-        One that is being answered just now is not waited for, and is resumed if his answer says so.
+        Does not wait for a current `answer_at_once`, whose result may still resume the pollable.
         """
         with self._lock:
-            watched = self._watched.get(guest.fileno())
-            if watched is not None and watched.guest is guest and self._epoll is not None:
-                del self._watched[guest.fileno()]
-                self._epoll.unregister(guest.fileno())
+            watched = self._watched.get(pollable.fileno())
+            if watched is not None and watched.pollable is pollable and self._epoll is not None:
+                del self._watched[pollable.fileno()]
+                self._epoll.unregister(pollable.fileno())
 
     def open(self) -> None:
-        """Take connections, and heed `stop`, from now on, however late the thread of `run` begins. Harmless twice."""
+        """Accept `watch` and `stop` from now on, even before the thread of `run` starts. Idempotent."""
         with self._lock:
             if self._epoll is None:
                 self._epoll = select.epoll()
@@ -162,12 +161,12 @@ class Idle:
                 self._epoll.register(self._wake, select.EPOLLIN)
 
     def run(self) -> None:
-        """Watch and answer, in this thread, until `stop`, or until it is lost."""
+        """Poll in this thread until `stop`, or until the thread is lost."""
         self.open()
         self._serve(self._shift)
 
     def supervise(self) -> None:
-        """Have another thread go on where that of `run` hangs, until the end of it."""
+        """Replace the poller's thread whenever it hangs; returns when polling has ended."""
         seen: Optional[float] = None
         looks = 0
         while not self._ended.wait(_LOOK_EVERY):
@@ -180,25 +179,25 @@ class Idle:
                     self._begin(successor)
 
     def stop(self) -> None:
-        """Watch no more: threads go on with whoever is here. Harmless twice."""
+        """End polling: each watched pollable is resumed in a thread. Idempotent."""
         with self._lock:
             if self._bell >= 0:
-                os.write(self._bell, b"!")  # a pipe has room for it
+                os.write(self._bell, b"!")  # a byte always fits into the pipe
 
     def _begin(self, shift: _Shift) -> None:
         try:
             self._spawn("idle", partial(self._serve, shift))
         except RuntimeError:
-            self._serve(shift)  # no room for a thread: this one does what matters more
+            self._serve(shift)  # no thread available: polling matters more than supervision
 
     def _serve(self, shift: _Shift) -> None:
         epoll = self._epoll
-        assert epoll is not None  # only who is on shift ends it
+        assert epoll is not None  # only the thread on shift closes it
         try:
             self._watch_all(shift, epoll, self._wake)
         finally:
             with self._lock:
-                on_shift = not shift.over
+                on_shift = not shift.replaced
             if on_shift:
                 self._end(epoll)
 
@@ -209,34 +208,29 @@ class Idle:
                 self._epoll, self._wake, self._bell = None, -1, -1
             self._ended.set()
             for fd, watched in list(self._watched.items()):
-                self._let_go(epoll, fd, watched, Next.WORK)
+                self._let_go(epoll, fd, watched, Next.NEEDS_THREAD)
             for end in ends:
                 os.close(end)
 
     def _replace(self, operation: float) -> Optional[_Shift]:
-        """Declare the thread lost that is in this operation; the shift of another one, unless it has come back."""
+        """Declare the thread in this operation lost; returns its successor's shift, None if the thread is back."""
         with self._lock:
             shift = self._shift
-            # In this order: it looks whether it is over after its operation, so either it finds out or we do.
-            shift.over = True
+            # Set `replaced`, then read `polling`: the thread clears `polling`, then reads `replaced`. So one notices.
+            shift.replaced = True
             watched = shift.answering
-            if (
-                self._disk.polling is not operation
-                or watched is None
-                or self._epoll is None
-                or self._lost >= _LOST_AT_MOST
-            ):
-                shift.over = False
+            if self._disk.polling is not operation or watched is None or self._epoll is None or self._lost >= _MAX_LOST:
+                shift.replaced = False
                 return None
-            if self._watched.get(watched.fd) is watched:  # from now on it is the lost thread's, like a session's
+            if self._watched.get(watched.fd) is watched:  # from now on the lost thread owns it, like a session's
                 del self._watched[watched.fd]
                 try:
                     self._epoll.unregister(watched.fd)
                 except OSError:
-                    pass  # it was closed
+                    pass  # closed already
             shift.operation = operation
             self._lost += 1
-            self._disk.lost(operation, shift.turn)
+            self._disk.lost(operation, shift.iteration)
             self._disk.polling = None
             self._shift = _Shift()
             return self._shift
@@ -245,7 +239,7 @@ class Idle:
         expired_at = time.monotonic()
         while True:
             spoken = epoll.poll(_TICK)
-            shift.turn = now = time.monotonic()
+            shift.iteration = now = time.monotonic()
             for fd, events in spoken:
                 if fd == wake or not self._answer(shift, epoll, fd, events, now):
                     return
@@ -255,31 +249,31 @@ class Idle:
                 expired_at = now
 
     def _answer(self, shift: _Shift, epoll: select.epoll, fd: int, events: int, now: float) -> bool:
-        """See what somebody wants who has spoken; whether this thread is to go on with others."""
+        """Handle the events of a descriptor; returns whether this thread is still the poller."""
         watched = self._watched.get(fd)
         if watched is None:
-            return True  # forgotten since
+            return True  # `forget` was called meanwhile
         shift.answering = watched
-        if events & select.EPOLLRDHUP and _guarded(watched.guest.has_left):
-            what = Next.END
+        if events & select.EPOLLRDHUP and _guarded(watched.pollable.peer_closed):
+            what = Next.CLOSE
         else:
-            what = _guarded(watched.guest.answer_at_once, now) or Next.END
-        if shift.over and self._was_lost(shift):
-            # It is not watched any more, and the epoll may be closed.
-            if what is not Next.WATCH or not self.watch(watched.guest, watched.resume):
-                self._go_on(watched, Next.WORK if what is Next.WATCH else what)
+            what = _guarded(watched.pollable.answer_at_once, now) or Next.CLOSE
+        if shift.replaced and self._was_lost(shift):
+            # `_replace` has removed the pollable, and the epoll may be closed.
+            if what is not Next.WAIT or not self.watch(watched.pollable, watched.resume):
+                self._go_on(watched, Next.NEEDS_THREAD if what is Next.WAIT else what)
             return False
-        if what is Next.WATCH:
-            watched.until = now + watched.guest.patience
+        if what is Next.WAIT:
+            watched.until = now + watched.pollable.timeout
         else:
             self._let_go(epoll, fd, watched, what)
         return True
 
     def _was_lost(self, shift: _Shift) -> bool:
-        """Whether a thread that has come back from an operation has been lost meanwhile."""
+        """Whether this thread, back from an operation, was lost meanwhile."""
         with self._lock:
-            if not shift.over:
-                return False  # it came back just in time
+            if not shift.replaced:
+                return False  # it was back in time
             self._lost -= 1
             self._disk.found(shift.operation)
             return True
@@ -288,34 +282,34 @@ class Idle:
         with self._lock:
             silent = [(fd, watched) for fd, watched in self._watched.items() if watched.until <= now]
         for fd, watched in silent:
-            self._let_go(epoll, fd, watched, _guarded(watched.guest.timed_out) or Next.END)
+            self._let_go(epoll, fd, watched, _guarded(watched.pollable.timed_out) or Next.CLOSE)
 
     def _let_go(self, epoll: select.epoll, fd: int, watched: _Watched, what: Next) -> None:
         with self._lock:
-            if self._watched.get(fd) is watched:  # OpenSSL may have closed it, and a newcomer has its number
+            if self._watched.get(fd) is watched:  # OpenSSL may have closed it, and a new one has its number
                 del self._watched[fd]
                 try:
                     epoll.unregister(fd)
                 except OSError:
-                    pass  # it was closed
+                    pass  # closed already
         self._go_on(watched, what)
 
     def _go_on(self, watched: _Watched, what: Next) -> None:
-        """Have a thread do what there is to do for one that is not watched any more, or hang up."""
-        if what is Next.WORK:
+        """Resume a pollable that is no longer watched in a thread, or close it here."""
+        if what is Next.NEEDS_THREAD:
             try:
                 self._spawn("session", watched.resume)
                 return
             except RuntimeError:
-                pass  # no room for a thread: all that can be done is to hang up
-        _guarded(watched.guest.give_up)
+                pass  # no thread available: the connection has to be closed
+        _guarded(watched.pollable.give_up)
         _guarded(watched.resume)
 
 
 def _guarded(step: Callable[..., _Result], *arguments: float) -> Optional[_Result]:
-    """Have a guest do something. A bug is logged, and the end of that guest alone: this thread is everybody's."""
+    """Run a step of a pollable. A bug is logged and ends only that pollable: the thread serves all of them."""
     try:
         return step(*arguments)
-    except Exception:  # noqa: BLE001 - a boundary, like a thread's edge
+    except Exception:  # noqa: BLE001 - a boundary, like that of a thread
         _log.exception("A bug in dduct ended a connection")
         return None

@@ -1,7 +1,7 @@
-"""One response on a client's connection: its head once, its body framed as this client understands, one end.
+"""One response on a client connection: one head, a body in a framing that the client understands, one end.
 
-After the head has left there is no second one: what goes wrong then closes the connection, so that the client can
-tell the response from a complete one.
+A response has one head. So an error after the head closes the connection: the client then sees that the response is
+incomplete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from net.tunnel import Carried
 from protocol import field_values, http1
 from protocol.http1 import BodyFraming, Field, Framing, RequestHead, ResponseHead
 
-# What we say is not to be taken for anything else by whoever makes a browser ask for it.
+# Other web sites must not use responses of dduct as scripts, styles or frames.
 _FOR_BROWSERS = (
     (b"X-Content-Type-Options", b"nosniff"),
     (b"Content-Security-Policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
@@ -25,7 +25,7 @@ _FOR_BROWSERS = (
 
 
 class Reply:
-    """The answer to `request`; `via` is how dduct signs messages (RFC 9110 §7.6.3)."""
+    """The answer to `request`; `via` is dduct's Via entry (RFC 9110 §7.6.3)."""
 
     def __init__(self, stream: Stream, request: Optional[RequestHead], via: bytes) -> None:
         self._stream = stream
@@ -34,22 +34,22 @@ class Reply:
         self._answers_head = request is not None and request.method == b"HEAD"
         self._writer: Optional[BodyWriter] = None
         self._framing = http1.NO_BODY
-        self.head = b""  # as it was sent
-        self._held = b""  # a head that waits for the first octets of its body
+        self.head = b""  # the bytes sent
+        self._held = b""  # a head to send with the first bytes of the body
         self.persistent = request is not None and request.persistent
         self.status = 0
-        self.carried = Carried()  # behind a 101 or the answer to CONNECT
-        self.cut_by: Optional[Side] = None  # where it was not the client that left
-        self.octets = 0  # of body sent so far
-        self.note = ""  # how the cache took part: parameters of Cache-Status (RFC 9211)
-        self.outcome = ""  # the same for the log, where more is known at the end
+        self.carried = Carried()  # by a tunnel after a 101 or the answer to CONNECT
+        self.cut_by: Optional[Side] = None  # the side that cut the response, unless it was the client
+        self.bytes_sent = 0  # of the body
+        self.note = ""  # Cache-Status parameters (RFC 9211)
+        self.outcome = ""  # replaces `note` in the log, where the end shows more
 
     @property
     def started(self) -> bool:
-        """Whether the head has left."""
+        """Whether the head was sent or held."""
         return self._writer is not None
 
-    def begin(
+    def send_head(
         self,
         status: int,
         fields: Iterable[Field],
@@ -57,14 +57,14 @@ class Reply:
         reason: bytes = b"",
         hold: bool = False,
     ) -> None:
-        """Send the head. `length` is that of the body that follows or, after HEAD, would; None where nobody knows.
+        """Send the head. `length` is that of the body, for HEAD that of the GET's body; None if unknown.
 
-        `fields` are end-to-end fields; Content-Length among them counts only where no body follows. `hold`: octets of
-        the body follow at once, and the head may wait for them.
+        `fields` are end-to-end fields; Content-Length among them is used only where no body follows. `hold`: the body
+        follows at once, so the head may wait for its first bytes.
         """
         self.status = status
         self._framing = self._choose_framing(status, length)
-        # RFC 9110 §8.6: after a 304 the length would be that of the 200, and is not what follows.
+        # RFC 9110 §8.6: in a 304, Content-Length is that of the 200, not the length that follows.
         like_a_get = self._answers_head and status not in (204, 304)
         described = length is not None and (self._framing.kind is Framing.LENGTH or like_a_get)
         keeps_length = self._framing.kind is Framing.NONE and not described
@@ -74,7 +74,7 @@ class Reply:
         elif self._framing.kind is Framing.CHUNKED:
             head.append((b"Transfer-Encoding", b"chunked"))
         head.append((b"Via", self._via))
-        # RFC 9211 §2: each cache appends itself, behind what its origin has said.
+        # RFC 9211 §2: each cache appends its entry after those from the origin.
         head.append((b"Cache-Status", b"dduct; " + self.note.encode() if self.note else b"dduct"))
         if not self.persistent:
             head.append((b"Connection", b"close"))
@@ -87,79 +87,79 @@ class Reply:
 
     @property
     def has_body(self) -> bool:
-        """Whether octets are to follow the head."""
+        """Whether a body follows the head."""
         return self._framing.kind is not Framing.NONE
 
     def write(self, piece: memoryview) -> None:
         """Send a piece of the body."""
         assert self._writer is not None
         if self._held:
-            # One packet, and one TLS record, are better than two.
+            # One packet and one TLS record cost less than two.
             self._stream.send(b"".join((self._held, piece)))
             self._held = b""
         else:
             self._writer.write(piece)
-        self.octets += len(piece)
+        self.bytes_sent += len(piece)
 
     @property
     def takes_files(self) -> bool:
-        """Whether `send_file` may be used: nothing is put around the octets, and only the kernel may encrypt them."""
+        """Whether `send_file` may be used: no chunk framing, and no encryption except by the kernel."""
         return self._framing.kind is Framing.LENGTH and self._stream.takes_files
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
-        """Send octets of the body straight from a file; how many it were, 0 at its end."""
+        """Send bytes of the body from a file by sendfile(2); returns how many, 0 at the file's end."""
         if self._held:
             self._stream.send(self._held)
             self._held = b""
         sent = self._stream.send_file(fd, offset, count)
-        self.octets += sent
+        self.bytes_sent += sent
         return sent
 
     def finish(self, trailers: Iterable[Field] = ()) -> None:
-        """The body is complete."""
+        """End the body."""
         assert self._writer is not None
         if self.has_body:
             self._writer.finish(trailers)
 
     def interim(self, head: ResponseHead) -> None:
-        """Pass on a 1xx response (RFC 9110 §15.2), to a client that knows of such."""
+        """Pass on a 1xx response (RFC 9110 §15.2); HTTP/1.0 clients get none."""
         if not self.started and self._request is not None and self._request.version >= 1:
             self._stream.send(head.serialise(head.headers.end_to_end()))
 
     def switch(self, head: ResponseHead) -> None:
-        """Pass on a 101: what follows on this connection is another protocol's."""
+        """Pass on a 101: another protocol follows on this connection."""
         self.status, self.persistent = head.status, False
         self._writer = BodyWriter(self._stream, http1.NO_BODY)
         protocol = head.headers.get(b"upgrade") or b""
         options = [(b"Upgrade", protocol), (b"Connection", b"Upgrade"), (b"Via", self._via)]
         self._stream.send(head.serialise([*head.headers.end_to_end(), *options]))
 
-    def cut(self, by: Side) -> None:
-        """The body will not be completed: end the connection so that the client can tell."""
+    def close_abruptly(self, by: Side) -> None:
+        """End the connection so that the client sees an incomplete body; `by` is the side that cut it."""
         self.cut_by = by
         self.persistent = False
         if self._framing.kind is Framing.CLOSE:
-            self._stream.abort()
+            self._stream.reset()
         else:
-            self._stream.cut()
+            self._stream.close_abruptly()
 
-    def whole(self, status: int, fields: Iterable[Field], body: Union[bytes, str]) -> None:
-        """A complete response of our own in one piece."""
+    def send_complete(self, status: int, fields: Iterable[Field], body: Union[bytes, str]) -> None:
+        """Send a complete response of dduct in one piece."""
         data = body.encode() if isinstance(body, str) else body
         fields = [*fields, *_FOR_BROWSERS, (b"Date", field_values.format_date(time.time()))]
-        self.begin(status, fields, len(data), hold=True)
+        self.send_head(status, fields, len(data), hold=True)
         if self.has_body and data:
             self.write(memoryview(data))
         self.finish()
 
     def error(self, status: int, reason: str, fields: Iterable[Field] = ()) -> None:
-        """One line of plain text that says what is wrong; after a head it can only cut the connection."""
+        """Send an error as one line of plain text; after a head, only cut the connection."""
         if self.started:
-            self.cut(Side.ORIGIN)
+            self.close_abruptly(Side.ORIGIN)
             return
         self.note = self.note or with_detail("", of_error(status))
         line = f"dduct: {_printable(reason)}\n"
-        self.whole(status, [(b"Content-Type", b"text/plain; charset=utf-8"), *fields], line)
+        self.send_complete(status, [(b"Content-Type", b"text/plain; charset=utf-8"), *fields], line)
 
     def _choose_framing(self, status: int, length: Optional[int]) -> BodyFraming:
         if self._answers_head or status < 200 or status in (204, 304):

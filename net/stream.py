@@ -1,10 +1,10 @@
-"""A byte stream over one socket: its own read buffer, a deadline on every wait, TLS on top at any moment.
+"""A byte stream over one socket: its own read buffer, a deadline on every wait, TLS from any moment on.
 
-Rules of this room:
+Rules of this module:
 
-* Nothing waits for ever: every wait for the peer ends in `socket.timeout` (TimeoutError).
-* What was read ahead is never lost: TLS started on a stream with buffered octets begins with those octets.
-* One thread at a time. A stream has no lock; `cancel()` alone may be called from outside.
+* Every wait for the peer is limited: it ends in `socket.timeout` (TimeoutError).
+* Bytes read ahead are never lost: TLS started on a stream with buffered bytes begins with those bytes.
+* One thread at a time uses a stream. It has no lock; other threads may call only `cancel()`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from net import client_watch
 from protocol import http1
 from tls.tls_in_tls import READ_SIZE, Buffer, NestedTls, Transport
 
-_HEAD_SIZE = 16 * 1024  # octets that are read at once where a line or a head is wanted
-_SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE = 282, 1, 4  # linux/tls.h; the socket module has no names for them
-_OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # ssl has a name for it from 3.10 on
-_READ_AHEAD_AT_MOST = 64  # reads of READ_SIZE
+_HEAD_SIZE = 16 * 1024  # bytes per read of a line or a head
+_SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE = 282, 1, 4  # linux/tls.h; missing in the socket module
+_OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # missing in ssl before Python 3.10
+_MAX_READ_AHEAD = 64  # reads of READ_SIZE
 _MOMENT = 1  # milliseconds
 
 
@@ -37,27 +37,27 @@ _Result = TypeVar("_Result")
 
 
 class ConnectionLost(OSError):
-    """The peer went away in the middle of something."""
+    """The connection ended inside a message, a handshake or a tunnel."""
 
 
 class NamedSocket(ssl.SSLSocket):
-    """A TLS socket that remembers for which name its client asked; set by the context's sni_callback."""
+    """A TLS socket with the SNI of its client, set by the context's sni_callback."""
 
     server_name: Optional[str] = None
 
 
-def tell_cut_from_end(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Make a context report a connection that ends without close_notify, and return it.
+def require_close_notify(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Make a context report the end of a connection without close_notify, and return the context.
 
-    Python 3.9 has OpenSSL 3 take that for an end in good order (SSL_OP_IGNORE_UNEXPECTED_EOF, bpo-43794), and with it
-    a body that is cut off for a complete one. OpenSSL 1.1 knows no such option, and reports it always.
+    Python 3.9 makes OpenSSL 3 treat it as a regular end (SSL_OP_IGNORE_UNEXPECTED_EOF, bpo-43794), so that a truncated
+    body seems complete. OpenSSL 1.1 has no such option, and always reports it.
     """
     context.options &= ~_OP_IGNORE_UNEXPECTED_EOF
     return context
 
 
 class Stream:
-    """One connection. `timeout` is the longest wait, in seconds, for the peer's next octets or next room."""
+    """One connection. `timeout` is the longest wait, in seconds, for the peer to send or accept bytes."""
 
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self._socket = sock  # the TCP socket, or the TLS socket that took over its descriptor
@@ -65,25 +65,25 @@ class Stream:
         self._buffer = bytearray()
         self._timeout: Optional[float] = None
         self._closed = False
-        self._serves = False  # TLS runs on it, and we are its server
-        self._deserted = False  # the peer has ended TCP without a word of TLS
-        self._postponed: Optional[OSError] = None  # an error that came behind octets which were still good
+        self._serves = False  # this end is the TLS server
+        self._peer_closed_silently = False  # the peer has ended TCP without close_notify
+        self._postponed: Optional[OSError] = None  # an error after valid bytes, raised by the next read
         self.timeout = timeout
-        self.of_origin = False  # whoever waits for it looks at its own client meanwhile
-        self.ended = False  # `arrived` has found out that the peer sends no more
-        self.handshaking = False  # between `begin_tls` and the end of the handshake
+        self.of_origin = False  # waits for an origin also watch the thread's client (client_watch)
+        self.eof = False  # the peer sends no more, as found by `arrived` or `peer_closed_silently`
+        self.handshaking = False  # from `begin_tls` to the end of the handshake
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @property
     def encrypted(self) -> bool:
-        """Whether TLS runs on it."""
+        """Whether the stream uses TLS."""
         return isinstance(self._transport, (ssl.SSLSocket, NestedTls))
 
     @property
     def takes_files(self) -> bool:
-        """Whether octets given to the kernel arrive as they are meant: nothing encrypts, or the kernel itself does.
+        """Whether `send_file` may be used: the stream is plain, or the kernel encrypts it.
 
-        It has to be asked: without its consent to this very connection they would leave as plaintext.
+        The kernel is asked for each connection: where it does not encrypt, the bytes would leave as plaintext.
         """
         if not self.encrypted:
             return True
@@ -97,12 +97,12 @@ class Stream:
 
     @property
     def server_name(self) -> Optional[str]:
-        """The SNI of a client whose handshake went through a `NamedSocket`, lower-case; None where it sent none."""
+        """The SNI of the client, lower-case, if the socket is a `NamedSocket`; None where it sent none."""
         return getattr(self._socket, "server_name", None)
 
     @property
     def peer(self) -> str:
-        """The address at the other end; empty once that is gone."""
+        """The peer's address; empty once the connection is gone."""
         try:
             return str(self._socket.getpeername()[0])
         except (OSError, IndexError):
@@ -110,26 +110,26 @@ class Stream:
 
     @property
     def address(self) -> Tuple[str, int]:
-        """Our end's. Raises OSError."""
+        """The local address and port. Raises OSError."""
         host, port = self._socket.getsockname()[:2]
         return str(host), int(port)
 
     @property
     def buffered(self) -> int:
-        """Octets that were received and not read yet."""
+        """The number of bytes received and not read yet."""
         return len(self._buffer)
 
     def fileno(self) -> int:
-        """The descriptor under all layers, for polling."""
+        """The socket's descriptor, for polling."""
         return self._socket.fileno()
 
     # Reading
 
     def read_head(self, idle: float, limit: int = http1.HEAD_LIMIT) -> bytes:
-        """One message head through its empty line; b"" when the peer closed before sending any of it.
+        """One message head with its empty line; b"" when the peer closed before its first byte.
 
-        Waits up to `idle` seconds for the first octet and then up to the stream's time-out for all the rest,
-        however slowly it drips. Raises ProtocolError(431) beyond `limit`, ConnectionLost on a torn head.
+        Waits up to `idle` seconds for the first byte, then up to the stream's `timeout` for all the rest.
+        Raises ProtocolError(431) beyond `limit` bytes, ConnectionLost on an incomplete head.
         """
         if not self._buffer and not self._fill(idle):
             return b""
@@ -154,7 +154,7 @@ class Stream:
                 raise ConnectionLost("connection closed inside a head")
 
     def read_line(self, limit: int) -> bytes:
-        """One line with its LF; raises ProtocolError beyond `limit` octets, ConnectionLost on a torn one."""
+        """One line with its LF. Raises ProtocolError beyond `limit` bytes, ConnectionLost on an incomplete line."""
         while True:
             end = self._buffer.find(b"\n") + 1
             if 0 < end <= limit:
@@ -165,7 +165,7 @@ class Stream:
                 raise ConnectionLost("connection closed inside a chunked body")
 
     def readinto(self, view: memoryview) -> int:
-        """Some octets, at least one; 0 at the end of the stream."""
+        """Read at least one byte; returns the count, 0 at the end of the stream."""
         if self._buffer:
             count = min(len(view), len(self._buffer))
             view[:count] = memoryview(self._buffer)[:count]
@@ -174,7 +174,7 @@ class Stream:
         return self._receive_within(view, self.timeout)
 
     def read_much(self, view: memoryview) -> int:
-        """Like `readinto`, but all that comes within a moment: TLS gives no more than a record of 16 KiB at a time."""
+        """Like `readinto`, but collects bytes until none come for 1 ms: TLS yields one record (16 KiB) at a time."""
         count = self.readinto(view)
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
@@ -188,17 +188,17 @@ class Stream:
                     continue
                 break
             except ssl.SSLZeroReturnError:
-                break  # as below
+                break  # the end, as below
             except OSError as error:
-                self._postponed = error  # what came before it counts
+                self._postponed = error  # the bytes before it are valid
                 break
             if not more:
-                break  # the end, which the next read finds again
+                break  # the end; the next read finds it again
             count += more
         return count
 
     def readinto_nowait(self, view: memoryview) -> Optional[int]:
-        """Like `readinto`, but None where it would have to wait."""
+        """Like `readinto`, but returns None instead of waiting."""
         if self._buffer:
             return self.readinto(view)
         self._wait(0)
@@ -207,15 +207,15 @@ class Stream:
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
 
-    def holds_octets(self) -> bool:
-        """Whether a read would return at once without asking the kernel (poll knows nothing of these octets)."""
+    def holds_bytes(self) -> bool:
+        """Whether a read would return at once without the kernel: poll does not see these bytes."""
         if self._buffer:
             return True
         tls = self._transport if isinstance(self._transport, NestedTls) else self._tls
         return tls is not None and tls.pending() > 0
 
     def arrived(self) -> bool:
-        """Take in what the peer has sent, without waiting; whether there is anything to read now."""
+        """Buffer received bytes without waiting; returns whether there are any to read."""
         if not self._buffer:
             self._wait(0)
             chunk = bytearray(_HEAD_SIZE)
@@ -223,18 +223,18 @@ class Stream:
                 count = self._receive(chunk)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return False
-            self.ended = not count
+            self.eof = not count
             self._buffer += memoryview(chunk)[:count]
         return bool(self._buffer)
 
     def peek(self) -> bytes:
-        """All that has arrived, without waiting; it stays, for `skip` or `read_head`. b"" where nothing has."""
+        """All received bytes, without waiting, or b""; they stay for `consume` or `read_head`."""
         return bytes(self._buffer) if self.arrived() else b""
 
     def look_ahead(self, count: int) -> Optional[bytes]:
-        """The next bytes, without waiting for them, and without taking them out of the socket; b"" at the end.
+        """Up to `count` next bytes, without waiting; b"" at the end, None where none have come.
 
-        None where nothing has come. Under TLS, what it takes to know is read. Raises OSError.
+        A plain connection keeps them in the socket; under TLS they move to the buffer. Raises OSError.
         """
         if not self._buffer and not self.encrypted:
             try:
@@ -243,56 +243,58 @@ class Stream:
             except BlockingIOError:
                 return None
         if not self.arrived():
-            return b"" if self.ended else None
+            return b"" if self.eof else None
         return bytes(self._buffer[:count])
 
-    def take_in(self) -> None:
-        """Read what has arrived behind what is buffered already, without waiting; it stays. Raises OSError."""
+    def take_in(self) -> bool:
+        """Append received bytes to the buffer without waiting; False at the end of the stream. Raises OSError."""
         self._wait(0)
         chunk = bytearray(_HEAD_SIZE)
         try:
-            self._buffer += memoryview(chunk)[: self._receive(chunk)]
+            count = self._receive(chunk)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
+            return True
+        self._buffer += memoryview(chunk)[:count]
+        return bool(count)
 
     def start_of_buffer(self, count: int) -> bytes:
-        """What has been read and not been used yet."""
+        """Up to `count` bytes of the buffer; they stay in it."""
         return bytes(self._buffer[:count])
 
     def give_away(self) -> socket.socket:
-        """The socket, for somebody else to close. Only where nothing encrypts."""
+        """Give the socket to the caller, who closes it. Only for plain streams."""
         self._closed = True
         return self._socket
 
-    def deserted(self) -> bool:
-        """Whether the peer, which sends no more, has left nothing to be read either: no request, and no close_notify.
+    def peer_closed_silently(self) -> bool:
+        """Whether the peer, which has closed its side, has left no bytes to read: no request and no close_notify.
 
-        For OpenSSL that is an error which it wants to tell the peer, and for Python an exception: ten times as costly.
+        Asked of the socket: OpenSSL would send the peer an alert, and Python raise an exception, at ten times the cost.
         """
         self._wait(0)
         try:
-            gone = not self.holds_octets() and not socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
+            gone = not self.holds_bytes() and not socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
         except OSError:
-            gone = True  # a reset, of which the kernel tells but once
-        self.ended = self._deserted = gone
+            gone = True  # a reset; the kernel reports it only once
+        self.eof = self._peer_closed_silently = gone
         return gone
 
     def head_arrived(self) -> bytes:
-        """A message head, if all of it is here without waiting; it stays, for `skip` or `read_head`. b"" otherwise."""
+        """A complete message head, without waiting, or b""; it stays for `consume` or `read_head`."""
         if not self.arrived():
             return b""
         end = http1.head_end(self._buffer, 0)
         return bytes(self._buffer[:end]) if 0 <= end <= http1.HEAD_LIMIT else b""
 
-    def skip(self, count: int) -> None:
-        """Forget octets that have arrived."""
+    def consume(self, count: int) -> None:
+        """Remove `count` bytes from the buffer."""
         del self._buffer[:count]
 
-    def dead(self) -> bool:
-        """Whether an idle connection has been closed, or speaks out of turn; either way it is of no more use."""
-        if self.holds_octets():
+    def unusable(self) -> bool:
+        """Whether an idle connection was closed or has unexpected bytes, and cannot be used again."""
+        if self.holds_bytes():
             return True
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
@@ -301,7 +303,7 @@ class Stream:
     # Writing
 
     def send(self, data: Buffer) -> None:
-        """All of `data`; a peer that takes nothing for a whole time-out is given up, a slow one is not."""
+        """Send all of `data`; a slow peer is accepted. Raises socket.timeout if it takes nothing for `timeout`."""
         self._wait(self.timeout)
         with memoryview(data) as view:
             sent, outstanding = 0, None
@@ -314,25 +316,25 @@ class Stream:
                     self._wait(self.timeout / 2)
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
-        """Some octets of a file, at most `count`, without their passing through this process; 0 at its end.
+        """Send up to `count` bytes of a file by sendfile(2); returns how many, 0 at its end.
 
-        Only where `takes_files`. Raises OSError of either side: EIO is the file's.
+        Only where `takes_files`. Raises OSError of the socket or the file: EIO is the file's.
         """
         poll = select.poll()
         poll.register(self.fileno(), select.POLLOUT)
-        patience, outstanding = self.timeout, None
+        timeout, outstanding = self.timeout, None
         while True:
-            if not poll.poll(1000 * patience):
+            if not poll.poll(1000 * timeout):
                 outstanding = self._still_outstanding(outstanding)
-                patience = self.timeout / 2
+                timeout = self.timeout / 2
                 continue
             try:
                 return os.sendfile(self.fileno(), fd, offset, count)
             except BlockingIOError:
-                continue  # less room than the kernel thought
+                continue  # less buffer space than poll reported
 
     def send_nowait(self, view: Buffer) -> int:
-        """As much as the peer takes at once, perhaps nothing; what it did not take has to be sent next."""
+        """Send without waiting; returns the count, perhaps 0. The next send must begin with the rest."""
         self._wait(0)
         tls = self._tls
         try:
@@ -340,12 +342,12 @@ class Stream:
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
             return 0
 
-    # TLS and the end
+    # TLS and close
 
     def start_tls(self, context: ssl.SSLContext, server_name: Optional[str] = None) -> None:
-        """Start TLS on this very connection: as client of `server_name`, or as server when it is None.
+        """Start TLS on this connection: as client of `server_name`, or as server when it is None.
 
-        Raises ssl.SSLError, socket.timeout or ConnectionLost; the stream is then only good for closing.
+        Raises ssl.SSLError, socket.timeout or ConnectionLost; then the stream can only be closed.
         """
         self._wait(self.timeout)
         if not self._buffer and not self.encrypted:
@@ -362,7 +364,7 @@ class Stream:
     def begin_tls(self, context: ssl.SSLContext) -> None:
         """Start TLS as server without waiting; `continue_tls` or `finish_tls` goes on.
 
-        Only where nothing is buffered and nothing encrypts yet. Raises OSError.
+        Only for plain streams with an empty buffer. Raises OSError.
         """
         self._wait(0)
         self._socket = self._transport = context.wrap_socket(
@@ -370,10 +372,10 @@ class Stream:
         )
         self.handshaking = self._serves = True
         if self._tls is None:
-            raise ConnectionLost("connection closed before its TLS began")  # SSLSocket takes it for not connected
+            raise ConnectionLost("connection closed before its TLS began")  # SSLSocket considers it unconnected
 
     def continue_tls(self) -> bool:
-        """Take the handshake as far as it goes with what has arrived; whether it is over. Raises OSError."""
+        """Advance the handshake without waiting; returns whether it is complete. Raises OSError."""
         self._wait(0)
         try:
             self._tls.do_handshake()
@@ -383,11 +385,11 @@ class Stream:
         return True
 
     def finish_tls(self) -> None:
-        """Take the handshake to its end. Raises OSError."""
+        """Complete the handshake. Raises OSError."""
         self._handshake()
 
     def shutdown_write(self) -> None:
-        """Say that nothing more is coming, and go on reading: close_notify under TLS, FIN otherwise."""
+        """End the sending direction, and go on reading: close_notify under TLS, FIN otherwise."""
         if self.encrypted:
             self._read_ahead()
             self._close_notify(self.timeout if isinstance(self._transport, NestedTls) else 0)
@@ -395,31 +397,31 @@ class Stream:
             self._socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        """Close in good order; the peer can tell this end from a broken one. Harmless twice, like every close.
+        """Close with close_notify under TLS, so that the peer knows the end is regular. Idempotent, like every close.
 
-        Waits for nothing: a peer that takes nothing any more is not told.
+        Does not wait: a peer whose receive window is full gets no close_notify.
         """
-        if self.encrypted and not (self._closed or self._deserted):
+        if self.encrypted and not (self._closed or self._peer_closed_silently):
             self._close_notify(0)
-        self.cut()
+        self.close_abruptly()
 
-    def cut(self) -> None:
-        """Close without close_notify: what was sent arrives, and under TLS is known to be incomplete."""
+    def close_abruptly(self) -> None:
+        """Close without close_notify: sent bytes arrive, and under TLS the peer knows that they are incomplete."""
         if not self._closed:
             self._closed = True
             self._socket.close()
 
-    def abort(self) -> None:
-        """Close with a reset, so that nobody takes what was sent for complete."""
+    def reset(self) -> None:
+        """Close with a reset, so that the peer does not take the sent bytes for complete."""
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:
             pass  # already gone
-        self.cut()
+        self.close_abruptly()
 
     def linger(self, seconds: float) -> None:
-        """Say that nothing more is coming and read what the peer still sends, so that a reset does not destroy
-        the last answer before the peer has read it (RFC 9112 §9.6); then close."""
+        """End the sending direction, discard what the peer sends for up to `seconds`, then close: unread bytes would
+        cause a reset, which destroys the last answer before the peer has read it (RFC 9112 §9.6)."""
         if self._closed:
             return
         deadline = time.monotonic() + seconds
@@ -427,39 +429,39 @@ class Stream:
         try:
             if self.encrypted:
                 self._close_notify(0)
-            # Under TLS too: what is read here is only thrown away, and SSLSocket has no half-close.
+            # Under TLS too: the bytes are only discarded, and SSLSocket has no half-close.
             socket.socket.shutdown(self._socket, socket.SHUT_WR)
             while time.monotonic() < deadline:
                 self._socket.settimeout(max(0.001, deadline - time.monotonic()))
                 if not socket.socket.recv_into(self._socket, scrap):
                     break
         except (OSError, ValueError):
-            pass  # gone, or nothing more in time
-        self.cut()
+            pass  # the peer is gone, or sent nothing in time
+        self.close_abruptly()
 
     def cancel(self) -> None:
-        """Wake whoever waits on this stream, from another thread: its read ends, its write fails."""
+        """Wake the thread that waits on this stream, from another thread: its read ends, its write fails."""
         try:
-            # SSLSocket.shutdown() would drop the TLS layer under a thread that is using it.
+            # SSLSocket.shutdown() would drop the TLS object while another thread uses it.
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         except OSError:
             pass  # already gone
 
     def makefile(self, mode: str) -> io.BytesIO:
-        """What http.client holds while a response is open: closing that must not close the stream."""
+        """An empty file for http.client, which closes it after a response: the stream must stay open."""
         return io.BytesIO()
 
     def sendall(self, data: Buffer) -> None:
-        """The name under which http.client knows `send`."""
+        """`send`, under the name that http.client calls."""
         self.send(data)
 
-    # Innards
+    # Internals
 
     @property
     def _tls(self) -> Any:
-        """What does the work of an SSLSocket, whose frames around each call cost as much as decrypting a record.
+        """The C object of an SSLSocket, called directly: the wrapper's calls cost as much as decrypting a record.
 
-        It waits as long as the socket does.
+        It has the socket's timeout.
         """
         return getattr(self._transport, "_sslobj", None)
 
@@ -469,18 +471,18 @@ class Stream:
         self.handshaking = False
 
     def _still_outstanding(self, before: Optional[int]) -> int:
-        """Octets that the peer has yet to take, when it has made no room for a time-out.
+        """The number of bytes that the peer has not acknowledged; called when the socket stayed full for a timeout.
 
-        The kernel tells of room only when a third of its buffer is free, which may be a megabyte: whoever takes less
-        than that is slow, and not gone. Raises socket.timeout where they are as many as `before`.
+        The kernel reports space only when a third of its buffer is free, perhaps a megabyte: a peer that accepts less
+        is slow, but alive. Raises socket.timeout where the number is not below `before`.
         """
-        octets = int.from_bytes(fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        if before is not None and octets >= before:
+        unsent = int.from_bytes(fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        if before is not None and unsent >= before:
             raise socket.timeout("the peer takes nothing")
-        return octets
+        return unsent
 
     def _wait(self, seconds: float) -> None:
-        # settimeout() costs a system call, and most waits are like the one before.
+        # settimeout() costs a system call, and most waits have the same timeout as the one before.
         if seconds != self._timeout:
             self._timeout = seconds
             self._transport.settimeout(seconds)
@@ -492,11 +494,11 @@ class Stream:
         return count > 0
 
     def _receive_within(self, view: Buffer, seconds: float) -> int:
-        """Some bytes, waited for; for a client, only as long as that is there. Raises ClientGone, too."""
+        """Read some bytes within `seconds`. Raises ClientGone, too: see `_awaited`."""
         return self._awaited(partial(self._receive, view), seconds)
 
     def _awaited(self, operation: Callable[[], _Result], seconds: float) -> _Result:
-        """Do what needs bytes of the peer. Raises ClientGone, too, where that is an origin."""
+        """Run `operation` within `seconds`. Raises ClientGone if the client leaves during a wait for an origin."""
         waiting = client_watch.current() if self.of_origin else None
         if waiting is None:
             self._wait(seconds)
@@ -522,25 +524,25 @@ class Stream:
             tls = self._tls
             return self._transport.recv_into(view) if tls is None else int(tls.read(len(view), view))
         except ssl.SSLZeroReturnError:
-            return 0  # the peer's close_notify; Python raises it where ours has left already
+            return 0  # the peer's close_notify, where ours was sent already
         except ssl.SSLEOFError:
             if not self._serves:
-                raise  # an origin's body may end here, and must not seem complete
-            self._deserted = True
+                raise  # a truncated body of an origin must not seem complete
+            self._peer_closed_silently = True
             return 0
 
     def _read(self, limit: int, view: memoryview) -> int:
         return self._transport.recv_into(view)
 
     def _read_ahead(self) -> None:
-        """Take in what has arrived: OpenSSL, which looks for a close_notify when it sends one, loses all else."""
+        """Buffer received bytes: when OpenSSL sends a close_notify, it looks for the peer's and drops other data."""
         self._wait(0)
         chunk = bytearray(READ_SIZE)
-        for _ in range(_READ_AHEAD_AT_MOST):
+        for _ in range(_MAX_READ_AHEAD):
             try:
                 count = self._receive(chunk)
             except OSError:
-                return  # nothing more for now, or nothing any more: the next read will say
+                return  # no more for now, or an error that the next read finds again
             if not count:
                 return
             self._buffer += memoryview(chunk)[:count]
@@ -551,12 +553,12 @@ class Stream:
         return taken
 
     def _close_notify(self, seconds: float) -> None:
-        # SSLSocket.unwrap() would wait for the peer's own close_notify; ours leaves before that.
+        # SSLSocket.unwrap() sends our close_notify, then waits for the peer's: 0 seconds suffice to send.
         self._wait(seconds)
         try:
             self._transport.unwrap()  # type: ignore[union-attr]
         except (OSError, ValueError):
-            pass  # a peer that is gone, or whose window is full, gets none
+            pass  # the peer is gone, or its window is full
 
 
 def _wrap(sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str]) -> ssl.SSLSocket:
@@ -564,6 +566,6 @@ def _wrap(sock: socket.socket, context: ssl.SSLContext, server_name: Optional[st
         sock,
         server_side=server_name is None,
         server_hostname=server_name,
-        suppress_ragged_eofs=False,  # `Stream` tells what they mean
-        do_handshake_on_connect=False,  # until this returns, nobody could cancel it
+        suppress_ragged_eofs=False,  # `_receive` handles ragged ends
+        do_handshake_on_connect=False,  # `cancel` cannot reach the socket until this returns
     )

@@ -1,7 +1,7 @@
-"""Tunnels: octets both ways, and none of them looked at.
+"""Tunnels: bytes relayed both ways, unread.
 
-Where much is moving to another machine and nothing is encrypted here, the kernel carries it from socket to socket
-(splice(2)); else it is copied. A tunnel in which nothing moves holds neither buffer nor pipe, for there are thousands.
+Bulk data to another machine goes from socket to socket in the kernel (splice(2)) if neither stream uses TLS here; all
+other data is copied. An idle tunnel holds neither buffer nor pipe, for there are thousands of them.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from net.addresses import is_loopback
 from net.stream import Stream
 
 _MODEST, _LARGE = 16 * 1024, 512 * 1024
-_PIPE_SIZE = 1024 * 1024  # as large as the kernel lets anybody have it
-_MUCH = 64 * 1024  # octets that have gone one way without a pause: then a pipe is worth while
-_QUIET = 1.0  # seconds, after which nothing is moving
-_TURNS = 16  # of one way, before the other has its chance
-_BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL  # poll tells these unasked
-_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # fcntl(2); the fcntl module has names for them from Python 3.10 on
+_PIPE_SIZE = 1024 * 1024  # bytes; the kernel's default limit of an unprivileged user
+_MUCH = 64 * 1024  # bytes in one direction without a pause, from which a pipe pays off
+_QUIET = 1.0  # seconds without bytes, after which a tunnel is idle
+_ROUNDS = 16  # rounds of one direction, before the other is served
+_BROKEN = select.POLLHUP | select.POLLERR | select.POLLNVAL  # poll reports these unrequested
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # fcntl(2); missing in the fcntl module before Python 3.10
 
-# Where processors are scarce, client and origin go first: then more has come when we look again, and takes less work.
-# It returns at once where nobody waits. Older Pythons would hold up all our threads meanwhile (python/cpython#96078).
+# On a busy machine, client and origin run first: then each poll finds more bytes, at less work for each. sched_yield
+# returns at once if no process waits. Older Pythons block all threads meanwhile (python/cpython#96078).
 _YIELDS_ALONE = sys.version_info >= (3, 11, 1) or (3, 10, 9) <= sys.version_info < (3, 11)
 _let_others_run: Callable[[], None] = os.sched_yield if _YIELDS_ALONE else lambda: None
 
-_Awaited = Tuple[int, int]  # a descriptor, and an event of it
+_Awaited = Tuple[int, int]  # a descriptor, and its poll events
 
 
 class _Buffer:
-    """Room for octets on their way, for both directions of a tunnel: modest, more where much comes, none in quiet.
+    """The copy buffer of both directions of a tunnel: modest at first, larger for bulk data, none when idle.
 
     Thousands of tunnels are idle most of the time.
     """
@@ -47,37 +47,37 @@ class _Buffer:
         self._view = memoryview(b"")
 
     def get(self) -> memoryview:
-        """Some room; what was in it before is of no use."""
+        """The buffer; its former content is invalid."""
         if not self._view:
             self._view = memoryview(bytearray(_MODEST))
         return self._view
 
     def note(self, count: int) -> None:
-        """So much of it was filled at once."""
+        """Record a read of `count` bytes; a full buffer is doubled."""
         if count == len(self._view) < _LARGE:
             self._view = memoryview(bytearray(2 * count))
 
-    def holds(self, octets: memoryview) -> bool:
-        """Whether these are in it, and not in a place of their own."""
-        return octets.obj is self._view.obj
+    def holds(self, view: memoryview) -> bool:
+        """Whether `view` lies in this buffer."""
+        return view.obj is self._view.obj
 
     def drop(self) -> None:
-        """Nothing is moving."""
+        """Free the buffer."""
         self._view = memoryview(b"")
 
 
 class _Pipe:
-    """Room in the kernel for one way of a tunnel: its octets do not pass through this process (splice(2)).
+    """A kernel pipe for one direction of a tunnel: its bytes do not pass through this process (splice(2)).
 
-    Raises OSError where there is no such room.
+    Raises OSError where no pipe of useful size is available.
     """
 
     def __init__(self, source: Stream, sink: Stream) -> None:
         self._source, self._sink = source, sink
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.held = 0  # octets
-        self.written = 0  # since it was asked last
-        # A user may have only so much room in pipes (pipe(7)): then this one is smaller, or not worth while.
+        self.held = 0  # bytes
+        self.written = 0  # bytes to the sink since the caller last reset it
+        # The kernel limits the pipe memory of a user (pipe(7)): the pipe may be smaller, even too small to pay off.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._in, _F_SETPIPE_SZ, _PIPE_SIZE)
         if fcntl.fcntl(self._in, _F_GETPIPE_SZ) < _MUCH:
@@ -85,14 +85,14 @@ class _Pipe:
             raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
     def carry(self) -> bool:
-        """As much as comes and goes without waiting, and then no more than it holds; whether anything came or went.
+        """Move bytes without waiting, at most `_ROUNDS` rounds; returns whether any moved.
 
-        Raises OSError where the kernel cannot, or an end is broken.
+        Raises OSError where the kernel cannot splice, or an end is broken.
         """
         source, sink, splice = self._source.fileno(), self._sink.fileno(), os.splice
         moved = False
         try:
-            for _ in range(_TURNS):
+            for _ in range(_ROUNDS):
                 if not self.held:
                     self.held = splice(source, self._in, _PIPE_SIZE)
                     if not self.held:
@@ -109,7 +109,7 @@ class _Pipe:
         return moved
 
     def taken_back(self) -> memoryview:
-        """The octets in it, which it gives up."""
+        """Remove and return the bytes in the pipe."""
         data = os.read(self._out, self.held) if self.held else b""
         self.held = 0
         return memoryview(data)
@@ -120,7 +120,7 @@ class _Pipe:
 
 
 class _Direction:
-    """One way through a tunnel: what was read from `source` and not written to `sink` yet, and how it ends."""
+    """One direction of a tunnel: the bytes read from `source` and not written to `sink` yet, and its end."""
 
     def __init__(self, source: Stream, sink: Stream, buffer: _Buffer) -> None:
         self.source = source
@@ -128,63 +128,63 @@ class _Direction:
         self._buffer = buffer
         self._pending = memoryview(b"")
         self._pipe: Optional[_Pipe] = None
-        self._can_splice = hasattr(os, "splice") and not (source.encrypted or sink.encrypted)  # from Python 3.10 on
-        self.may_hide = source.encrypted or source.buffered > 0  # octets of which poll knows nothing
+        self._can_splice = hasattr(os, "splice") and not (source.encrypted or sink.encrypted)  # since Python 3.10
+        self.may_hide = source.encrypted or source.buffered > 0  # the source may hold bytes that poll does not see
         self._to_read = source.fileno(), select.POLLIN
         self._to_write = sink.fileno(), select.POLLOUT
-        self._carried = 0  # octets since it was quiet last
-        self.total = 0  # bytes that the sink has taken
-        self.broken: Optional[Stream] = None  # an end that raised OSError
-        self.ended = False  # the source has nothing more
-        self.done = False  # and the sink knows
+        self._carried = 0  # bytes since the last pause
+        self.total = 0  # bytes written to the sink
+        self.broken: Optional[Stream] = None  # the end that raised OSError
+        self.eof = False  # the source has ended
+        self.done = False  # the end was passed on to the sink
 
     def wants_write(self) -> bool:
         return bool(self._pending) or (self._pipe is not None and self._pipe.held > 0)
 
     def awaits(self) -> Optional[_Awaited]:
-        """A descriptor and the event of it without which nothing can be carried (poll(2)); none when all has been."""
+        """The descriptor and poll(2) event that the next move needs; None when done."""
         if self.wants_write():
             return self._to_write
         return None if self.done else self._to_read
 
-    def holds_octets(self) -> bool:
-        """Whether there is something to read of which poll knows nothing."""
-        return not (self.ended or self.wants_write()) and self.source.holds_octets()
+    def holds_bytes(self) -> bool:
+        """Whether the source holds bytes to read that poll does not see."""
+        return not (self.eof or self.wants_write()) and self.source.holds_bytes()
 
     def busy(self) -> bool:
-        """Whether much has gone this way without a pause."""
+        """Whether the direction carries bulk data."""
         return self._carried >= _MUCH
 
     def move(self) -> bool:
-        """Carry what can be carried without waiting; whether anything was."""
+        """Relay bytes without waiting; returns whether any moved."""
         if self._splice():
             return True
         if self._pipe is not None and self._pipe.held:
             return False
-        # Something is there that is not for the pipe: an end, or urgent data, before which splice stops for ever.
+        # Copying handles what splice cannot move: the end, or urgent data, before which splice stops for good.
         return self._copy()
 
     def rest(self) -> None:
-        """Nothing is moving: hold nothing that is not needed."""
+        """Free what an idle direction does not need."""
         self._carried = 0
         if self._pipe is not None and not self._pipe.held:
             self.close()
 
     def close(self) -> None:
-        """Give the pipe back; what is in it is lost."""
+        """Close the pipe; bytes in it are lost."""
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
 
     def _copy(self) -> bool:
         moved = False
-        for _ in range(_TURNS):
-            arrived = self._copy_in() if not (self.ended or self._pending) else False
+        for _ in range(_ROUNDS):
+            arrived = self._copy_in() if not (self.eof or self._pending) else False
             sent = self._copy_out() if self._pending else 0
             moved = moved or arrived or sent > 0
-            if self.ended and not self._pending:
+            if self.eof and not self._pending:
                 self._pass_on_the_end()
-            if self.ended or self._pending or not (arrived or sent) or self._worth_a_pipe():
+            if self.eof or self._pending or not (arrived or sent) or self._worth_a_pipe():
                 break
         self._lend()
         return moved
@@ -198,7 +198,7 @@ class _Direction:
         self.done = True
 
     def _copy_in(self) -> bool:
-        """Take in what has come; whether anything has, if only the end."""
+        """Read without waiting; returns whether bytes or the end came."""
         view = self._buffer.get()
         try:
             count = self.source.readinto_nowait(view)
@@ -207,7 +207,7 @@ class _Direction:
             raise
         if count is None:
             return False
-        self.ended = count == 0
+        self.eof = count == 0
         self._pending = view[:count]
         self._buffer.note(count)
         return True
@@ -224,7 +224,7 @@ class _Direction:
         return sent
 
     def _splice(self) -> bool:
-        """Have the kernel carry what it can; whether it did."""
+        """Splice without waiting; returns whether any bytes moved."""
         if self._pending or (self._pipe is None and not self._begin_to_splice()):
             return False
         assert self._pipe is not None
@@ -239,24 +239,24 @@ class _Direction:
             pipe.written = 0
 
     def _begin_to_splice(self) -> bool:
-        """Whether the next octets are for the pipe, which is there now."""
+        """Open a pipe if it pays off; returns whether it is open."""
         if not self._worth_a_pipe():
             return False
-        # What splice passes on is made of pages: a receiver on this machine pays more for each than a copy would cost.
+        # splice passes on pages: each costs a receiver on this machine more than a copy would.
         self._can_splice = not _is_here(self.sink)
         if not self._can_splice:
             return False
         try:
             self._pipe = _Pipe(self.source, self.sink)
         except OSError:
-            self._can_splice = False  # there are no more descriptors
+            self._can_splice = False  # no descriptors, or too little pipe memory
         return self._can_splice
 
     def _worth_a_pipe(self) -> bool:
         return self._can_splice and self.busy() and not self.source.buffered
 
     def _splice_no_more(self, error: OSError) -> None:
-        """Go on by copying where the kernel cannot splice. Raises the error where it is one of the connection."""
+        """Go on by copying where the kernel cannot splice. Raises all other errors: they are the connection's."""
         assert self._pipe is not None
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             self.broken = self.sink if self._pipe.held else self.source
@@ -266,19 +266,19 @@ class _Direction:
         self._can_splice = False
 
     def _lend(self) -> None:
-        """The other way needs the buffer: what is still in it moves out."""
+        """Move pending bytes out of the buffer, which the other direction needs."""
         if self._pending and self._buffer.holds(self._pending):
             self._pending = memoryview(bytes(self._pending))
 
 
 def _is_here(stream: Stream) -> bool:
-    """Whether the peer is on this machine."""
+    """Whether the stream's peer is on this machine."""
     return is_loopback(stream.peer) or stream.peer == stream.address[0]
 
 
 @dataclass
 class Carried:
-    """How many bytes a tunnel has carried: `sent` by the client, and `received` by it; and who has cut it."""
+    """The bytes that a tunnel has relayed, `sent` and `received` by the client, and the side that cut it."""
 
     sent: int = 0
     received: int = 0
@@ -286,10 +286,10 @@ class Carried:
 
 
 def tunnel(client: Stream, origin: Stream, idle: float, carried: Optional[Carried] = None) -> None:
-    """Carry octets both ways until both ends are done; each end's half-close is passed on.
+    """Relay bytes both ways until both ends have ended; a half-close is passed on.
 
-    Raises OSError when an end breaks, and socket.timeout when nothing moves for `idle` seconds. At the end `carried`
-    says how much it was.
+    Raises OSError when an end breaks, and socket.timeout when nothing moves for `idle` seconds. `carried` is filled in
+    at the end, also after an error.
     """
     buffer = _Buffer()
     ways = (_Direction(client, origin, buffer), _Direction(origin, client, buffer))
@@ -330,9 +330,9 @@ def _carry(ways: Tuple[_Direction, _Direction], buffer: _Buffer, idle: float) ->
 
 
 class _Watch:
-    """What the kernel knows of the two ways of a tunnel.
+    """Polls both directions of a tunnel.
 
-    Where much is moving, every wait is like the one before: what was found out for that one is kept.
+    With bulk data, most waits have the same events and results: registrations and results are kept for the next one.
     """
 
     def __init__(self, ways: Tuple[_Direction, _Direction]) -> None:
@@ -344,9 +344,9 @@ class _Watch:
         self._ready: List[_Direction] = []
 
     def wait(self, seconds: float) -> List[_Direction]:
-        """The ways that can be moved; none after `seconds`."""
+        """The directions that are ready; none after `seconds`."""
         for way in self._may_hide:
-            if way.holds_octets():
+            if way.holds_bytes():
                 return [way for way in self._ways if not way.done]
         awaited = [way.awaits() for way in self._ways]
         if awaited != self._awaited:

@@ -1,9 +1,9 @@
-"""What a .pyz needs beside itself: the system's cryptography, else the one it carries, unpacked once for each user.
+"""Find cryptography for a .pyz: the system's, or the archive's own, unpacked once per user.
 
-Shared libraries cannot be loaded from an archive. They go into a directory that nobody but this user (and root) can
-write to, all the way up; a place that others could have prepared is never used. Whoever unpacks holds a lock, and a
-directory gets its name when everything in it has reached the disk. What has the name was whole then; it is still looked
-through at every start, for systemd-tmpfiles takes what is old out of /var/tmp, file by file.
+Shared libraries cannot be loaded from an archive. They are unpacked into a directory that only this user (and root) can
+write to, including all its parents; a directory that others could have prepared is never used. The unpacking process
+holds a lock, and a directory gets its final name once all its content is synced to the disk. A directory with that name
+was complete then; every start still checks it, because systemd-tmpfiles removes old files from /var/tmp one by one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional
 
-OLDEST = (3, 4)  # of cryptography
+OLDEST = (3, 4)  # the oldest cryptography that works
 LIBRARY = "library/"
 VARIABLE = "DDUCT_LIBRARY"
 REMEDY = "apt install python3-cryptography, or as your system calls it"
 
 
 class Carried(NamedTuple):
-    """What an archive carries."""
+    """The description of an archive's library."""
 
     machine: str
     identity: str
@@ -36,11 +36,11 @@ class Carried(NamedTuple):
 
 
 class Unusable(Exception):
-    """A place or a library that cannot be used, and why."""
+    """A directory or a library that cannot be used, and why."""
 
 
 def provide() -> None:
-    """Make `cryptography` importable, or end the program with one line that says what to do."""
+    """Make `cryptography` importable, or end the program with one line that names the remedy."""
     if _system_has_it():
         return
     carried = _carried()
@@ -54,7 +54,7 @@ def provide() -> None:
 
 
 def _library(identity: str) -> Path:
-    """The unpacked library, in the first place that will do. Raises Unusable."""
+    """The unpacked library, in the first usable directory. Raises Unusable."""
     reasons = []
     for place in _places():
         try:
@@ -64,7 +64,7 @@ def _library(identity: str) -> Path:
     raise Unusable(f"no room to unpack into ({'; '.join(reasons)}): set {VARIABLE} to a directory of your own")
 
 
-# --- what there is ------------------------------------------------------------------------------
+# --- finding a library --------------------------------------------------------------------------
 
 
 def _system_has_it() -> bool:
@@ -83,7 +83,7 @@ def _system_has_it() -> bool:
 
 
 def _forget() -> None:
-    """What cannot be used must not stand in the way of what can."""
+    """Drop the unusable modules, so that usable ones can be imported."""
     for name in list(sys.modules):
         if name.partition(".")[0] in ("cryptography", "_cffi_backend"):
             del sys.modules[name]
@@ -107,7 +107,7 @@ def _check(carried: Carried) -> None:
 
 
 def _use(library: Path) -> None:
-    """Put it before what the system has, and load it. Raises Unusable."""
+    """Put it before the system's packages, and load it. Raises Unusable."""
     sys.path.insert(1, str(library))
     importlib.invalidate_caches()
     try:
@@ -116,11 +116,11 @@ def _use(library: Path) -> None:
         raise Unusable(f"the cryptography of this file does not run here ({error}): {REMEDY}") from None
 
 
-# --- where it goes ------------------------------------------------------------------------------
+# --- unpacking ----------------------------------------------------------------------------------
 
 
 def _places() -> Iterator[Path]:
-    """Where it may be unpacked, best first. A service has no HOME, but perhaps a directory from systemd."""
+    """The directories to try, best first. A service has no HOME, but may have a directory from systemd."""
     chosen = os.environ.get(VARIABLE)
     if chosen:
         yield Path(chosen).absolute()
@@ -137,7 +137,7 @@ def _places() -> Iterator[Path]:
 
 
 def _unpacked(archive: Path, identity: str, place: Path) -> Path:
-    """The directory with the library in `place`; it is made if it is not there. Raises Unusable, OSError."""
+    """The directory with the library in `place`, unpacked if missing. Raises Unusable, OSError."""
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if place.is_symlink() and place.lstat().st_uid not in (0, os.geteuid()):
         raise Unusable("somebody else has made this link")
@@ -168,18 +168,18 @@ def _is_whole(library: Path, sizes: Dict[str, int]) -> bool:
 
 
 def _hold(library: Path) -> Path:
-    """Keep systemd-tmpfiles away for as long as this process runs: it passes over directories that are locked."""
+    """Lock the library while this process runs: systemd-tmpfiles skips locked directories."""
     fcntl.flock(os.open(library, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), fcntl.LOCK_SH)
     return library
 
 
 def _check_ownership(place: Path) -> None:
-    """Nobody but this user and root may write to `place`, nor put another directory there. Raises Unusable."""
+    """Check that only this user and root can write to `place` or replace it. Raises Unusable."""
     if place.stat().st_uid != os.geteuid():
         raise Unusable("it belongs to somebody else")
     for one in (place, *place.parents):
         status = one.stat()
-        kept = one != place and status.st_mode & stat.S_ISVTX  # in /tmp only an owner renames
+        kept = one != place and status.st_mode & stat.S_ISVTX  # in /tmp, only owners can rename
         if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not kept):
             raise Unusable(f"others may write to {one}")
 
@@ -195,7 +195,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _unpack(archive: Path, stage: Path, library: Path) -> None:
-    """Under the lock: whatever is in `stage` is what a killed one has left, in `library` what has aged."""
+    """Unpack, under the lock. `stage` may hold a killed process's leftovers, `library` an incomplete older copy."""
     shutil.rmtree(stage, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as content:
@@ -204,7 +204,7 @@ def _unpack(archive: Path, stage: Path, library: Path) -> None:
         aged = library.with_suffix(".old")
         shutil.rmtree(aged, ignore_errors=True)
         if library.exists():
-            os.replace(library, aged)  # others may be running from it, and import more
+            os.replace(library, aged)  # others may run from it, and import more
         os.replace(stage, library)
         shutil.rmtree(aged, ignore_errors=True)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Build dduct_X.Y.Z_all.deb with Debian's own tools (debhelper, dh-python). The same sources make the same bytes."""
+"""Build dduct_X.Y.Z_all.deb with Debian's own tools (debhelper, dh-python), reproducibly from the same sources."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ HERE = Path(__file__).resolve().parent
 
 
 def changelog(version: str, maintainer: str, moment: int) -> str:
-    """debian/changelog; what has changed is in CHANGELOG.md."""
+    """The content of debian/changelog; changes are listed in CHANGELOG.md."""
     date = formatdate(moment, usegmt=True).replace("GMT", "+0000")
     return f"dduct ({version}) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- {maintainer}  {date}\n"
 
 
 def lay_out(directory: Path) -> Path:
-    """The source tree that dpkg-buildpackage wants, below `directory`; its path."""
+    """Make the source tree for dpkg-buildpackage below `directory`; its path."""
     tree = directory / f"dduct-{parts.version()}"
     shutil.rmtree(tree, ignore_errors=True)
     for name in tarball.contents():
@@ -41,7 +41,7 @@ def lay_out(directory: Path) -> Path:
 
 
 def build(target: Path) -> Path:
-    """Write the package into `target`; its path."""
+    """Build the package into `target`; its path."""
     if shutil.which("dpkg-buildpackage") is None:
         raise SystemExit("dpkg-buildpackage is missing: apt install dpkg-dev debhelper dh-python")
     tree = lay_out(parts.ROOT / "build/deb")

@@ -1,4 +1,4 @@
-"""What dduct consists of: read from the sources, so that no list has to be kept beside them."""
+"""The files of dduct, found from the sources, so that there is no separate list to maintain."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Iterator, List
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What the program reads beside its modules, wherever these lie (in an archive, too).
+# Data files that the program reads, relative to its modules (in an archive, too).
 DATA = ["pages/setup.sh"]
 
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "LICENSE"]
 
-_1980 = 315532800  # no archive format has anything older
+_1980 = 315532800  # no archive format has an earlier time
 
 
 def version() -> str:
-    """The one in dduct.py; nothing else knows it."""
+    """The version in dduct.py, which is stated nowhere else."""
     for node in ast.parse((ROOT / "dduct.py").read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VERSION":
             return str(ast.literal_eval(node.value))
@@ -28,7 +28,7 @@ def version() -> str:
 
 
 def moment() -> int:
-    """When these sources were made, in seconds since 1970: SOURCE_DATE_EPOCH, else the last commit's time."""
+    """The time of these sources, in seconds since 1970: SOURCE_DATE_EPOCH, or the last commit's time."""
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     if given.isdigit():
         return max(_1980, int(given))
@@ -40,7 +40,7 @@ def moment() -> int:
 
 
 def modules(start: str = "dduct.py") -> List[str]:
-    """The files of the program's own modules that `start` needs, itself included, by their paths below ROOT."""
+    """The program's own modules that `start` needs, including itself, by their paths below ROOT."""
     found = [start]
     for path in found:
         found += sorted(set(_imports(ROOT / path)) - set(found))
@@ -48,12 +48,12 @@ def modules(start: str = "dduct.py") -> List[str]:
 
 
 def program() -> List[str]:
-    """The files that make up the running program, by their paths below ROOT."""
+    """The files that the running program needs, by their paths below ROOT."""
     return [*modules(), *DATA]
 
 
 def documents() -> List[str]:
-    """What there is to read: DOCUMENTS, and the files that these and one another link to."""
+    """DOCUMENTS, and all files that they and one another link to."""
     found = list(DOCUMENTS)
     for name in found:
         links = _links(ROOT / name) if name.endswith(".md") else []
@@ -62,7 +62,7 @@ def documents() -> List[str]:
 
 
 def _links(document: Path) -> Iterator[str]:
-    """The paths below the repository that a document links to, whether they are there or not."""
+    """The paths below the repository that a document links to, existing or not."""
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text("utf-8")):
         yield os.path.relpath(os.path.normpath(document.parent / target), ROOT)
 

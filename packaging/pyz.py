@@ -1,7 +1,7 @@
-"""Build dduct.pyz: one file that runs where python3 and cryptography are, or (--fat) where python3 alone is.
+"""Build dduct.pyz: one file that needs Python and cryptography or, with --fat, Python alone.
 
-Both carry tomli, so that Python 3.9 and 3.10 need no package for it. The fat one carries cryptography as well, for one
-architecture and every Python that we serve; bundle.py unpacks that on the target. The same sources make the same bytes.
+Both kinds contain tomli, so that Python 3.9 and 3.10 need no package for it. The fat one also contains cryptography,
+for one architecture and every supported Python; bundle.py unpacks it on the target. The build is reproducible.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from wheels import PYTHONS, Wheels
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 HERE = Path(__file__).resolve().parent
-LIBRARY = "library/"  # below it lies what bundle.py unpacks
+LIBRARY = "library/"  # bundle.py unpacks everything below it
 
-# Runs on any Python, for it has to say that it is too old.
+# Runs on any Python, as it must report one that is too old.
 MAIN = b"""import sys
 
 if sys.version_info < (3, 9):
@@ -50,12 +50,12 @@ def thin(wheels: Wheels) -> Files:
 
 
 def fat(wheels: Wheels) -> Files:
-    """The content of an archive that needs nothing but Python, on `wheels.machine`."""
+    """The content of an archive that needs only Python, on `wheels.machine`."""
     files = thin(wheels)
     library = _wheel(wheels.abi3("cryptography"), LIBRARY)
     for python in PYTHONS:
         found = _wheel(wheels.binary("cffi", python), LIBRARY)
-        # Of cffi nothing runs but this, and the licence is the same in each.
+        # Only this part of cffi is used, and the licence is the same in each wheel.
         library.update({name: data for name, data in found.items() if "_cffi_backend" in name or "licenses/" in name})
     files.update(library)
     tags = ",".join("cpython-" + python.replace(".", "") for python in PYTHONS)
@@ -64,7 +64,7 @@ def fat(wheels: Wheels) -> Files:
 
 
 def _wheel(path: Path, prefix: str) -> Files:
-    """What a wheel puts into an archive: its code below `prefix`, its licences below `licenses/`."""
+    """A wheel's files in an archive: code below `prefix`, licences below `licenses/`."""
     files = {}
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
@@ -107,11 +107,11 @@ def _arguments() -> Tuple[bool, str, Path]:
 
 
 def main() -> None:
-    """Build what the command line asks for."""
+    """Build the archive that the command line describes."""
     is_fat, machine, target = _arguments()
     wheels = Wheels(parts.ROOT / "build/wheels", machine)
     write(fat(wheels) if is_fat else thin(wheels), target)
-    print(f"{target}: {target.stat().st_size} octets")
+    print(f"{target}: {target.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

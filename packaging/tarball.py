@@ -1,4 +1,4 @@
-"""Build dduct-X.Y.Z.tar.gz, to be unpacked and run. The same sources make the same bytes."""
+"""Build dduct-X.Y.Z.tar.gz, to be unpacked and run, reproducibly from the same sources."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import parts
 
 EXECUTABLE = {"dduct.py"}
 
-# RFC 1952: deflate at its slowest, no time, and an unknown system. Each Python would name another one.
+# RFC 1952: deflate, slowest level, no time, unknown system; Python versions differ in the last one.
 _GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\xff"
 
 
 def contents() -> List[str]:
-    """Every file, by its path below the repository, which is also the one below `dduct-X.Y.Z/`."""
+    """Every file, by its path below the repository, which is also its path below `dduct-X.Y.Z/`."""
     shipped = ["Containerfile", "container.toml", "dduct.service"]
     kubernetes = [
         path.name
@@ -58,7 +58,7 @@ def build(directory: Path) -> Path:
 
 
 def compressed(data: bytes) -> bytes:
-    """As gzip would have it."""
+    """Compress to the gzip format."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     body = deflate.compress(data) + deflate.flush()
     return _GZIP_HEADER + body + struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)

@@ -1,4 +1,4 @@
-"""The wheels that the .pyz files are made of: fetched with pip from its index, and only with the pinned hashes."""
+"""The wheels inside the .pyz files: pip downloads them from its index, and only with the pinned hashes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
 PINS = Path(__file__).resolve().parent / "pins"
 
-# Some packages refuse 3.9.0 and 3.9.1, which a bare `3.9` stands for.
+# Some packages refuse 3.9.0 and 3.9.1, and pip takes a bare `3.9` for 3.9.0.
 _PATCH = ".18"
 
 
 class Wheels:
-    """Wheels for one machine, kept in `directory`. What is there with the right hash is not fetched again."""
+    """Wheels for one machine, kept in `directory`. A wheel there with the right hash is not downloaded again."""
 
     def __init__(self, directory: Path, machine: str) -> None:
         if machine not in MACHINES:
@@ -28,11 +28,11 @@ class Wheels:
         self._directory = directory
 
     def any(self, package: str) -> Path:
-        """A wheel of Python alone."""
+        """A pure Python wheel."""
         return self._get(package, "-none-any.whl", PYTHONS[0])
 
     def abi3(self, package: str) -> Path:
-        """A wheel for every Python from the oldest on."""
+        """A wheel for every Python from the oldest one on."""
         return self._get(package, f"-cp39-abi3-manylinux_2_28_{self.machine}.whl", PYTHONS[0])
 
     def binary(self, package: str, python: str) -> Path:
@@ -43,7 +43,7 @@ class Wheels:
     def _get(self, package: str, ending: str, python: str) -> Path:
         self._directory.mkdir(parents=True, exist_ok=True)
         with (self._directory / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two builds at a time
+            fcntl.flock(lock, fcntl.LOCK_EX)  # for concurrent builds
             found = list(self._kept(package, ending))
             if not found:
                 self._fetch(package, python)
@@ -73,12 +73,12 @@ class Wheels:
 
 
 def hashes(package: str) -> Set[str]:
-    """The SHA-256 sums that its requirements file allows."""
+    """The SHA-256 sums that a package's requirements file allows."""
     return set(re.findall(r"--hash=sha256:([0-9a-f]{64})", (PINS / f"{package}.txt").read_text("utf-8")))
 
 
 def _pip(directory: Path) -> List[str]:
-    """How to call pip: Debian's Python has none of its own."""
+    """The command for pip: Debian's Python has none of its own."""
     own = [sys.executable, "-m", "pip"]
     if subprocess.run([*own, "--version"], capture_output=True, check=False).returncode == 0:
         return own

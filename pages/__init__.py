@@ -1,1 +1,1 @@
-"""What dduct answers itself."""
+"""Built-in pages."""

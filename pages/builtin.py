@@ -1,11 +1,11 @@
-"""What dduct answers in its own name."""
+"""Built-in pages: responses that dduct makes itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from monitoring.metrics import Counters
-from net.arrival import Where
+from net.arrival import Arrival
 from pages import setup
 from pages.setup import About
 from protocol.http1 import Field, RequestHead
@@ -15,15 +15,15 @@ OWN_PATHS = frozenset(["/ca.crt", "/healthz", "/metrics", "/setup", "/setup/sh"]
 
 @dataclass(frozen=True)
 class Page:
-    """A whole response."""
+    """A complete response."""
 
     status: int
     fields: tuple[Field, ...]
     body: bytes
 
 
-def page(request: RequestHead, path: str, where: Where, about: About, counters: Counters) -> Page:
-    """The page at `path`, for a request that arrived at `where`."""
+def page(request: RequestHead, path: str, arrival: Arrival, about: About, counters: Counters) -> Page:
+    """The page at `path`, for a request that arrived at `arrival`."""
     if path not in OWN_PATHS:
         return _text(404, f"dduct: no such page; there are {', '.join(sorted(OWN_PATHS))}\n")
     if request.method not in (b"GET", b"HEAD"):
@@ -39,11 +39,11 @@ def page(request: RequestHead, path: str, where: Where, about: About, counters: 
             about.ca_pem,
         )
     if path in ("/setup", "/setup/sh"):
-        # What it says depends on who asks, and where: it is of no use to anybody else.
-        fresh, proxy = (b"Cache-Control", b"no-store"), setup.reached(request, where)
+        # The page depends on the client and its arrival, so it must not be stored.
+        fresh, proxy = (b"Cache-Control", b"no-store"), setup.reached(request, arrival)
         if path == "/setup":
             return Page(200, ((b"Content-Type", b"text/html; charset=utf-8"), fresh), setup.page(proxy, about))
-        # As plain text a browser shows it, so that it can be read before it is run.
+        # A browser shows plain text, so that users can read the script before they run it.
         return Page(200, ((b"Content-Type", b"text/plain; charset=utf-8"), fresh), setup.script(proxy, about))
     if path == "/metrics":
         kind = (b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -51,12 +51,12 @@ def page(request: RequestHead, path: str, where: Where, about: About, counters: 
     return _text(200, "ok\n", (b"Cache-Control", b"no-store"))
 
 
-# What a proxy must not echo to whoever can make a browser send TRACE (RFC 9110 §9.3.8).
+# A page that makes a browser send TRACE must not see these fields (RFC 9110 §9.3.8).
 _NOT_ECHOED = (b"authorization", b"cookie", b"proxy-authorization")
 
 
-def last_stop(request: RequestHead) -> Page:
-    """The answer to a TRACE or OPTIONS that ends here (RFC 9110 §9.3.7, §9.3.8)."""
+def max_forwards_reached(request: RequestHead) -> Page:
+    """The answer to a TRACE or OPTIONS whose Max-Forwards is 0 (RFC 9110 §9.3.7, §9.3.8)."""
     if request.method == b"OPTIONS":
         return Page(200, ((b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE, CONNECT"),), b"")
     line = b"%s %s HTTP/1.%d\r\n" % (request.method, request.target, request.version)

@@ -1,10 +1,10 @@
-"""`/setup`: what to paste for every client, and the script that does it (`setup.sh`, which lies beside this file).
+"""`/setup`: instructions for each kind of client, and the script that follows them (`setup.sh` beside this file).
 
-Rules of this room:
+Rules of this module:
 
-* Where dduct is, the client has said: an authority that has been parsed, or the address that it came to. It is still
-  escaped for whatever it is put into: the script is run by root.
-* Texts are written with `@NAME@` in place of a value, and become HTML only after the values are in.
+* The address of dduct comes from the client: an authority that was parsed, or the local address of the socket. It is
+  still escaped for its context (shell, HTML): root runs the script.
+* Texts hold `@NAME@` in place of a value. HTML escaping covers texts and values alike.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Dict, Iterable, Tuple, Union
 
-from net.arrival import Where
+from net.arrival import Arrival
 from protocol import http1
 from protocol.http1 import Authority, RequestHead
 
 
 @dataclass(frozen=True)
 class About:
-    """What a page says of this dduct: its authority's certificate, the hosts it intercepts, the patterns of paths that
-    are kept, and whether it asks for a password."""
+    """Facts about this dduct for the pages: its authority's certificate, intercepted hosts, path patterns of cached
+    objects (`filters`), and whether it asks for a password."""
 
     ca_pem: bytes
     hosts: Tuple[str, ...]
@@ -45,7 +45,7 @@ _USUAL = Authority("127.0.0.1", 8000)
 
 @dataclass(frozen=True)
 class Proxy:
-    """dduct as a client reaches it, and at which address of its own machine the client has arrived."""
+    """The address of dduct as a client uses it; `arrival` is the local address of the connection."""
 
     authority: Authority
     encrypted: bool
@@ -53,21 +53,21 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """What goes into the client's settings."""
+        """The proxy URL for the client's settings."""
         return f"http{'s' if self.encrypted else ''}://{self.authority}"
 
 
-def reached(request: RequestHead, where: Where) -> Proxy:
-    """Where this request found dduct: the target's or Host's authority, or the address of the socket."""
-    default = 443 if where.encrypted else 80
+def reached(request: RequestHead, arrival: Arrival) -> Proxy:
+    """The proxy that a request used: the authority of its target or Host, or the address of the socket."""
+    default = 443 if arrival.encrypted else 80
     try:
         if not request.target.startswith(b"/"):
-            return Proxy(http1.parse_absolute(request.target).authority, where.encrypted, where.local)
+            return Proxy(http1.parse_absolute(request.target).authority, arrival.encrypted, arrival.local)
         host = request.headers.get(b"host")
-        authority = http1.parse_authority(host, default) if host else where.local
+        authority = http1.parse_authority(host, default) if host else arrival.local
     except http1.ProtocolError:
-        authority = where.local
-    return Proxy(authority, where.encrypted, where.local)
+        authority = arrival.local
+    return Proxy(authority, arrival.encrypted, arrival.local)
 
 
 # --- the script -------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ _FILLED_IN = re.compile(r"(?<=\n# --- dduct fills these in, and changes nothing 
 
 
 def script(proxy: Proxy, about: About) -> bytes:
-    """`setup.sh` with the values of this dduct at its top."""
+    """`setup.sh` with this dduct's values at the top."""
     values = {
         "proxy": proxy.url,
         "fingerprint": about.fingerprint,
@@ -97,7 +97,7 @@ def _template() -> str:
 
 
 def _quoted(text: str) -> str:
-    """One word of sh, whatever is in it."""
+    """`text` as one word of sh, with any characters."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
@@ -106,7 +106,7 @@ def _quoted(text: str) -> str:
 
 @dataclass(frozen=True)
 class File:
-    """A file and what goes into it."""
+    """A file and its content."""
 
     path: str
     text: str
@@ -114,7 +114,7 @@ class File:
 
 @dataclass(frozen=True)
 class Run:
-    """Commands."""
+    """Commands to run."""
 
     text: str
 
@@ -124,14 +124,14 @@ Step = Union[str, File, Run]  # a str is a sentence, with `code` in it
 
 @dataclass(frozen=True)
 class Client:
-    """One kind of client: what to do, in order, and how to take it back."""
+    """One kind of client: its steps in order, and how to undo them."""
 
     name: str
     steps: Tuple[Step, ...]
     undo: str
 
 
-# As in setup.sh.
+# The same lists as in setup.sh.
 _NO_PROXY = "localhost,127.0.0.1,::1,.local,.localdomain,.internal,.lan,.home.arpa"
 _NO_PROXY_CLUSTER = "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,.svc,.cluster.local"
 _DROP_IN = '[Service]\nEnvironment="HTTP_PROXY=@PROXY@" "HTTPS_PROXY=@PROXY@"\nEnvironment="NO_PROXY=@NO_PROXY@"'
@@ -394,7 +394,7 @@ def page(proxy: Proxy, about: About) -> bytes:
         "PORT": str(proxy.authority.port),
         "NO_PROXY": direct,
         "NO_PROXY_CLUSTER": f"{direct},{_NO_PROXY_CLUSTER}",
-        # Whoever does not know the authority yet can only look at its fingerprint.
+        # A client that does not trust the authority yet cannot verify TLS: its user compares the fingerprint.
         "FETCH": "curl -fsSk" if proxy.encrypted else "curl -fsS",
         "CURL": "curl -fsS --cacert ca.crt" if proxy.encrypted else "curl -fsS",
     }
@@ -488,7 +488,7 @@ _MARKS = (
 
 
 def _text(text: str, values: Dict[str, str], attributes: str = "") -> str:
-    """A paragraph: `code`, **strong** and [links](#to), of what is written here; values cannot make any."""
+    """A paragraph with `code`, **strong** and [links](#to) from `text`; values cannot add markup."""
     marked = html.escape(text)
     for pattern, replacement in _MARKS:
         marked = pattern.sub(replacement, marked)

@@ -1,4 +1,4 @@
-"""What the values of some fields mean: byte ranges (RFC 9110 §14) and dates (§5.6.7). Pure, like `http1`."""
+"""The meaning of some field values: byte ranges (RFC 9110 §14) and dates (§5.6.7). Pure, like `http1`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import List, Optional, Tuple
 
 from protocol.remembering import remember_short
 
-RANGES_LIMIT = 1000  # zstd:chunked layers are asked for in so many pieces at once, zchunk files in 256
+RANGES_LIMIT = 1000  # clients ask for so many ranges of zstd:chunked layers at once, and for 256 of zchunk files
 _RANGES = re.compile(rb"bytes[ \t]*=(.*)", re.IGNORECASE | re.DOTALL)
 _RANGE = re.compile(rb"([0-9]{0,18})[ \t]*-[ \t]*([0-9]{0,18})")
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """One requested range: `first` None means the last `last` octets, `last` None means to the end."""
+    """One requested range: `first` None means the last `last` bytes, `last` None means to the end."""
 
     first: Optional[int]
     last: Optional[int]
 
     def window(self, length: int) -> Optional[Tuple[int, int]]:
-        """The half-open span of a representation of `length` octets, or None where unsatisfiable."""
+        """The half-open span in a representation of `length` bytes, or None where unsatisfiable."""
         if self.first is None:
             count = min(self.last or 0, length)
             return (length - count, length) if count else None
@@ -33,9 +33,9 @@ class ByteRange:
 
 
 def parse_ranges(value: bytes) -> List[ByteRange]:
-    """The ranges that a Range field asks for; none for anything a server may ignore (RFC 9110 §14.2).
+    """The ranges that a Range field asks for; none for anything that a server may ignore (RFC 9110 §14.2).
 
-    One malformed range spoils them all, and so do more than RANGES_LIMIT.
+    One malformed range makes the whole field invalid, and so do more than RANGES_LIMIT.
     """
     match = _RANGES.fullmatch(value.strip(b" \t"))
     if match is None:
@@ -61,7 +61,7 @@ def _parse_range(text: bytes) -> Optional[ByteRange]:
 
 
 _LEAP_SECOND = 60
-_CENTURY_TURN = 70  # RFC 850 has two digits of a year; what is written today in that format is not of 1969
+_CENTURY_TURN = 70  # RFC 850 years have two digits; below 70 they mean 20xx: no date sent today is of 1969
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _CLOCK = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
@@ -85,7 +85,7 @@ def format_date(timestamp: float) -> bytes:
 def parse_date(value: bytes) -> Optional[float]:
     """Seconds since the epoch of any of HTTP's three date formats (RFC 9110 §5.6.7), or None.
 
-    What resembles a date and is none, such as one in another time zone, says nothing.
+    A string that only resembles a date, such as one in another time zone, gives None.
     """
     text = value.decode("latin-1")
     match = next((found for found in (pattern.fullmatch(text) for pattern in _DATES) if found), None)

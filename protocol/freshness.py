@@ -1,6 +1,6 @@
-"""RFC 9111 as decisions: what may be kept, and how long it is fresh. Values in, a value out.
+"""RFC 9111 as decisions: which responses may be stored, and how long they are fresh. Values in, a value out.
 
-Nothing here waits, logs, or touches a socket, a file or a clock; times are given, in seconds since the epoch.
+Nothing here waits, logs, or touches a socket, a file or a clock; times are arguments, in seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from protocol.request_fields import DEFAULT, RequestFields
 FieldText = Tuple[str, str]
 
 _DELTA_LIMIT = 2**31  # RFC 9111 §1.2.2
-_IMMUTABLE = 365 * 86400.0  # RFC 8246 names no time; this one stands for ever
+_IMMUTABLE = 365 * 86400.0  # RFC 8246 names no time; this one means "for ever"
 _CLOCK_SLACK = 1.0  # seconds
 _HEURISTIC_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class FreshnessRules:
-    """The configured part. Where the origin says nothing, `fresh_for` counts, or a share of the time since the last
-    modification, up to `heuristic_max`; both are in seconds, and a `heuristic_max` of 0 allows no guess at all. What is
-    fresh by a guess alone is asked about in the background once it was validated `recheck` seconds ago."""
+    """The configured rules; times in seconds.
+
+    Where the origin states no lifetime, it is a share of the time since the last modification, up to `heuristic_max`,
+    or `fresh_for` without Last-Modified. A `heuristic_max` of 0 disables both. A response that is fresh by heuristic
+    only is revalidated in the background once its last validation is `recheck` old.
+    """
 
     fresh_for: float = 86400.0
     heuristic_max: float = 7 * 86400.0
@@ -39,14 +42,14 @@ class FreshnessRules:
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored response: its `fields`, when it came or was validated last, and how old it was then, in seconds."""
+    """A stored response: its `fields`, the time it arrived or was last validated, and its age then, in seconds."""
 
     fields: Headers
     fetched_at: float
     initial_age: float = 0.0
 
     def age(self, now: float) -> float:
-        """RFC 9111 §4.2.3, the current age."""
+        """The current age (RFC 9111 §4.2.3)."""
         return self.initial_age + max(0.0, now - self.fetched_at)
 
 
@@ -57,7 +60,7 @@ _SECONDS = re.compile(rb"[0-9]+")
 
 
 def directives_of(headers: Headers) -> Directives:
-    """What Cache-Control says in a message."""
+    """The Cache-Control directives of a message."""
     return _directives(headers.get(b"cache-control"))
 
 
@@ -67,7 +70,7 @@ def _directives(value: Optional[bytes]) -> Directives:
 
 
 class Directives:
-    """The directives of Cache-Control fields (RFC 9111 §5.2); what is malformed is as if it were not there."""
+    """The directives of Cache-Control fields (RFC 9111 §5.2); malformed ones are ignored."""
 
     def __init__(self, elements: Iterable[bytes]) -> None:
         self._arguments: Dict[bytes, List[Optional[bytes]]] = {}
@@ -84,16 +87,16 @@ class Directives:
         return bool(self._arguments)
 
     def seconds(self, name: bytes) -> Optional[int]:
-        """The smallest of a directive's arguments; 0 for one that is no number, None where it is absent.
+        """The smallest of a directive's arguments; 0 for one that is not a number, None where it is absent.
 
-        RFC 9111 §4.2.1: what is in conflict or invalid counts as stale.
+        RFC 9111 §4.2.1: conflicting or invalid values count as stale.
         """
         if name not in self._arguments:
             return None
         return min(_delta(argument) for argument in self._arguments[name])
 
     def bare(self, name: bytes) -> bool:
-        """Whether it stands there without an argument."""
+        """Whether the directive is there without an argument."""
         return None in self._arguments.get(name, [])
 
 
@@ -104,7 +107,7 @@ def _delta(argument: Optional[bytes]) -> int:
 
 
 def wants_no_cache(headers: Headers) -> bool:
-    """Whether a request insists on validation (RFC 9111 §5.2.1.4; §5.4: Pragma only without Cache-Control)."""
+    """Whether a request requires validation (RFC 9111 §5.2.1.4; §5.4: Pragma only without Cache-Control)."""
     directives = directives_of(headers)
     if b"cache-control" in headers:
         return b"no-cache" in directives
@@ -112,7 +115,7 @@ def wants_no_cache(headers: Headers) -> bool:
 
 
 def says_no_store(request: RequestHead) -> bool:
-    """RFC 9111 §5.2.1.5: nothing of this request, or of an answer to it, may be kept."""
+    """RFC 9111 §5.2.1.5: no part of this request, or of its response, may be stored."""
     return b"no-store" in directives_of(request.headers)
 
 
@@ -121,9 +124,9 @@ def only_if_cached(request: RequestHead) -> bool:
     return b"only-if-cached" in directives_of(request.headers)
 
 
-# --- what may be kept ---------------------------------------------------------------------------
+# --- storable responses -------------------------------------------------------------------------
 
-# Fields that belong to one transfer, one hop or one client and not to the representation.
+# Fields of one transfer, one hop or one client, not of the representation.
 NOT_STORED = frozenset(
     [
         b"accept-ranges",
@@ -137,8 +140,8 @@ NOT_STORED = frozenset(
         b"warning",
     ]
 )
-_FIELDS_BUDGET = 1600  # bytes; what is more has to do without the dispensable ones
-# Fields that neither a body nor a client needs: what servers say of themselves, and of single transfers.
+_FIELDS_BUDGET = 1600  # bytes; beyond it, the dispensable fields are dropped
+# Fields that neither the body nor a client needs: they describe a server or a single transfer.
 _DISPENSABLE = frozenset(
     [
         *(
@@ -160,21 +163,21 @@ _DISPENSABLE = frozenset(
 def not_storable(
     request: RequestHead, response: ResponseHead, rules: FreshnessRules, redirected: bool = False
 ) -> Optional[NotKept]:
-    """Why a response must not be kept (RFC 9111 §3); None where it may be.
+    """Why a response must not be stored (RFC 9111 §3); None where it may be.
 
-    `redirected`: it was found at another URL than the one that was asked for.
+    `redirected`: it came from another URL than the requested one.
     """
     said = directives_of(response.headers)
     if response.status != 200 or b"content-range" in response.headers:
         return NotKept(Detail.STATUS, f"status {response.status}")
     if says_no_store(request):
         return NotKept(Detail.NO_STORE, "the client said no-store")
-    # RFC 9111 §5.2.2.3: whoever understands the status, as we do 200, may disregard a no-store beside it.
+    # RFC 9111 §5.2.2.3: a cache that understands the status, as dduct does 200, may ignore a no-store beside it.
     if b"no-store" in said and b"must-understand" not in said and rules.obey_no_store:
         return NotKept(Detail.NO_STORE, "the origin said no-store")
     if b"*" in response.headers.tokens(b"vary"):
         return NotKept(Detail.VARY_STAR, "Vary: *")
-    # No origin sends an archive as HTML; one that sends clients away to log in ends up there.
+    # No origin sends an archive as HTML; redirects to a login page end in HTML.
     if redirected and media_types.is_page(response.headers.get(b"content-type")):
         return NotKept(Detail.HTML, "a redirect to a page of HTML")
     return None
@@ -186,7 +189,7 @@ def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
 
 
 def stored_fields(response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
-    """The fields that are kept with the representation: all but those that nothing depends on, where there are many."""
+    """The fields stored with the representation; where they are many, without the dispensable ones."""
     fields = list(response.headers.end_to_end().without(NOT_STORED))
     if b"date" not in response.headers:
         fields.append((b"Date", field_values.format_date(now)))  # RFC 9110 §6.6.1
@@ -194,54 +197,54 @@ def stored_fields(response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
 
 
 def initial_age(response: ResponseHead, asked_at: float, now: float) -> float:
-    """How old a response is when it arrives, at `now`, after a request at `asked_at` (RFC 9111 §4.2.3)."""
+    """The age of a response that arrives at `now`, after a request at `asked_at` (RFC 9111 §4.2.3)."""
     date = field_values.parse_date(response.headers.get(b"date") or b"")
     apparent = 0.0 if date is None else max(0.0, now - date)
     ages = response.headers.elements(b"age")
-    # §5.1: a list is taken by its first member, and what is no number is ignored.
+    # §5.1: the first member of a list counts, and a value that is not a number is ignored.
     said = _delta(ages[0]) if ages and _SECONDS.fullmatch(ages[0]) else None
-    # A Date has whole seconds: one that seems to be of the second before is of now.
+    # A Date has whole seconds: an apparent age below one second means none.
     apparent = apparent if apparent >= 1 else 0.0
     return apparent if said is None else max(apparent, said + max(0.0, now - asked_at))
 
 
 def vary_fields(request: RequestHead, response: ResponseHead, names: RequestFields = DEFAULT) -> Tuple[FieldText, ...]:
-    """The request fields that the response depended on, to be matched by later requests (RFC 9111 §4.1).
+    """The request fields that the response depended on, for later requests to match (RFC 9111 §4.1).
 
-    Accept-Encoding is not among them, for origins are always asked for `identity`. Credentials are never written down:
-    where there were any, `restricted` covers them; where there were none, that is what is to be matched.
+    Accept-Encoding is not among them, as origins are always asked for `identity`. Credentials are never stored: where
+    the request had any, `restricted` covers them; where it had none, later requests must match that.
     """
     known = bool(names.opening(request.headers))
     return tuple(
         (name.decode("latin-1"), _normal(request.headers.get(name)))
-        for name in dict.fromkeys(response.headers.tokens(b"vary"))  # each once, however often it is named
+        for name in dict.fromkeys(response.headers.tokens(b"vary"))  # without repeats
         if name != b"accept-encoding" and not (known and names.opens(name))
     )
 
 
 def varies(request: RequestHead, vary: Iterable[FieldText]) -> bool:
-    """Whether a stored response was chosen for another kind of request than this one."""
+    """Whether a stored response was selected for a request with other values of these fields."""
     return any(_normal(request.headers.get(name.encode("latin-1"))) != value for name, value in vary)
 
 
 def without_dispensable(fields: List[Field]) -> Tuple[FieldText, ...]:
-    """All fields or, where they are many, those that something depends on; whether they fit is for the store to say."""
+    """All fields or, where they are many, those not dispensable; the store decides whether they fit."""
     if not fits(fields):
         fields = [field for field in fields if field[0].lower() not in _DISPENSABLE]
     return tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
 
 
 def fits(fields: Iterable[Field]) -> bool:
-    """Whether there is room for the rest of the metadata beside these fields."""
+    """Whether these fields fit beside the rest of the metadata."""
     return sum(len(name) + len(value) + 8 for name, value in fields) <= _FIELDS_BUDGET
 
 
 def _normal(value: Optional[bytes]) -> str:
-    """A field's value where white space around commas makes no difference; absent and empty are the same."""
+    """A field's value with uniform white space around commas; absent and empty are the same."""
     return "" if value is None else ", ".join(part.strip(" \t") for part in value.decode("latin-1").split(","))
 
 
-# --- how long it is fresh -----------------------------------------------------------------------
+# --- freshness lifetime -------------------------------------------------------------------------
 
 
 def lifetime(stored: Stored, rules: FreshnessRules) -> float:
@@ -256,7 +259,7 @@ def lifetime(stored: Stored, rules: FreshnessRules) -> float:
 
 
 def _explicit_lifetime(stored: Stored) -> Optional[float]:
-    """RFC 9111 §4.2.1; None where the origin says nothing."""
+    """RFC 9111 §4.2.1; None where the origin states none."""
     said = directives_of(stored.fields)
     for name in (b"s-maxage", b"max-age"):
         seconds = said.seconds(name)
@@ -265,7 +268,7 @@ def _explicit_lifetime(stored: Stored) -> Optional[float]:
     expires = stored.fields.get(b"expires")
     if expires is not None:
         when = field_values.parse_date(expires)
-        return 0.0 if when is None else max(0.0, when - _made_at(stored))  # §5.3: an invalid date is one in the past
+        return 0.0 if when is None else max(0.0, when - _made_at(stored))  # §5.3: an invalid date is in the past
     return _IMMUTABLE if b"immutable" in said else None
 
 
@@ -285,9 +288,9 @@ _PERMANENT = (301, 308)
 
 
 def redirect_lifetime(response: ResponseHead, rules: FreshnessRules, now: float) -> Optional[float]:
-    """For how many seconds a redirect that has just come holds; None where it is for good, or nearly.
+    """The seconds for which a redirect just received holds; None for an unlimited time.
 
-    RFC 9110 §15.4: one that is not permanent may be changed on occasion, and is what it was for no longer than it says.
+    RFC 9110 §15.4: a redirect that is not permanent may change, and holds no longer than it states.
     """
     said = directives_of(response.headers)
     if b"no-cache" in said or (b"no-store" in said and rules.obey_no_store):
@@ -299,7 +302,7 @@ def redirect_lifetime(response: ResponseHead, rules: FreshnessRules, now: float)
 
 
 def limited(fields: Tuple[FieldText, ...], seconds: float, rules: FreshnessRules, now: float) -> Tuple[FieldText, ...]:
-    """Stored fields of what redirects have led to, which is fresh for `seconds` at most; caches behind us are told."""
+    """The stored fields of a redirect's target, limited to `seconds` of freshness, also for caches behind dduct."""
     headers = Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in fields)
     if lifetime(Stored(headers, now), rules) <= seconds:
         return fields
@@ -320,11 +323,11 @@ def _name_of(directive: bytes) -> bytes:
     return directive.partition(b"=")[0].strip(b" \t").lower()
 
 
-# --- may it be used -----------------------------------------------------------------------------
+# --- use of a stored response -------------------------------------------------------------------
 
 
 class Basis(enum.Enum):
-    """What says for how long a stored response is fresh."""
+    """The source of a stored response's freshness lifetime."""
 
     EXPLICIT = "its origin"
     HEURISTIC = "a guess"
@@ -334,9 +337,9 @@ class Basis(enum.Enum):
 
 @dataclass(frozen=True)
 class Assessment:
-    """Whether a stored response may be used: as it is, or at least where its origin cannot be asked.
+    """Whether a stored response may be used at once, or at least where its origin cannot be reached.
 
-    `ttl` is in seconds and negative for a stale one; what is volatile is asked about however long it has left.
+    `ttl` is in seconds and negative for a stale response; a volatile one is revalidated at any `ttl`.
     """
 
     usable: bool
@@ -349,16 +352,16 @@ class Assessment:
 def assess(
     request: RequestHead, stored: Stored, rules: FreshnessRules, now: float, asked_at: float, volatile: bool = False
 ) -> Assessment:
-    """RFC 9111 §4, §4.2.4, §5.2.1: may a response be used for a request that arrived at `asked_at`?
+    """Decide whether a response may be used for a request that arrived at `asked_at` (RFC 9111 §4, §4.2.4, §5.2.1).
 
-    One that came or was validated since then may be, whatever else is said; of a `volatile` name nothing else may.
+    One that arrived or was validated since then may always be used; of a `volatile` name, no other may.
     """
     said, wanted = directives_of(stored.fields), directives_of(request.headers)
     age = stored.age(now)
     ttl = lifetime(stored, rules) - age
     no_cache = wants_no_cache(request.headers)
     binding = any(name in said for name in (b"must-revalidate", b"proxy-revalidate", b"s-maxage", b"no-cache"))
-    # A time in the future is one of a clock that was wrong, and says nothing.
+    # A time in the future comes from a wrong clock, and does not count.
     usable = now + _CLOCK_SLACK >= stored.fetched_at >= asked_at or (
         not no_cache
         and not volatile
@@ -379,7 +382,7 @@ def _basis(stored: Stored, volatile: bool) -> Basis:
 
 
 def _within(wanted: Directives, age: float, ttl: float, binding: bool) -> bool:
-    """Whether age and remaining lifetime are what a request's directives allow (RFC 9111 §5.2.1)."""
+    """Whether a request's directives allow this age and remaining lifetime (RFC 9111 §5.2.1)."""
     max_age = wanted.seconds(b"max-age")
     if max_age is not None and (age > max_age or max_age == 0):
         return False

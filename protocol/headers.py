@@ -1,4 +1,4 @@
-"""Field lines of a message, and what is common to their values (RFC 9110 §5). Pure, like `http1`."""
+"""The field lines of a message, and the common syntax of their values (RFC 9110 §5). Pure, like `http1`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from protocol.remembering import remember_short
 
 Field = Tuple[bytes, bytes]
 
-# The pieces of a list: a comma, a quoted string (one that nobody closes reaches to the end), and all else.
-# Every piece ends where it ends, whatever follows: nothing is looked at twice, however odd the value.
+# The pieces of a list: a comma, a quoted string (an unclosed one reaches to the end), or other text. The end of a piece
+# does not depend on the text after it, so no byte is scanned twice, in any value.
 _PIECE = re.compile(rb',|[^,"]+|"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
-# RFC 9110 §7.6.1, and the fields that speak to the next hop alone (§11.7; Proxy-Connection: curl, old browsers).
+# RFC 9110 §7.6.1, and the fields for the next hop only (§11.7; Proxy-Connection: curl, old browsers).
 _HOP_BY_HOP = frozenset(
     [
         b"connection",
@@ -39,7 +39,7 @@ _SPELLING = {
 
 
 class Headers:
-    """The field lines of one message: order, case and repeats kept, looked up without case."""
+    """The field lines of one message; they keep order, case and repeats, and lookups ignore case."""
 
     __slots__ = ("_fields", "_index")
 
@@ -80,31 +80,31 @@ class Headers:
         return self._index.get(name)
 
     def get_all(self, name: bytes) -> List[bytes]:
-        """The value of every line called by the lower-case `name`, in order."""
+        """The value of every line with the lower-case `name`, in order."""
         if name not in self._index:
             return []
         return [value for field, value in self._fields if field.lower() == name]
 
     def tokens(self, name: bytes) -> List[bytes]:
-        """The comma-separated elements of a field, lower-case, empty ones left out (RFC 9110 §5.6.1)."""
+        """The comma-separated elements of a field, lower-case, without empty ones (RFC 9110 §5.6.1)."""
         return [element.lower() for element in self.elements(name)]
 
     def elements(self, name: bytes) -> List[bytes]:
-        """The comma-separated elements of a field as they are; a comma in a quoted string separates nothing."""
+        """The comma-separated elements of a field, unchanged; a comma in a quoted string separates nothing."""
         return split_list(self._index.get(name) or b"")
 
     def without(self, names: Iterable[bytes]) -> Headers:
-        """A copy that lacks the given lower-case names."""
+        """A copy without the given lower-case names."""
         dropped = frozenset(names)
         return Headers(field for field in self._fields if field[0].lower() not in dropped)
 
     def end_to_end(self) -> Headers:
-        """A copy without what belongs to one connection: RFC 9110 §7.6.1, nominated fields included."""
+        """A copy without the fields of one connection: RFC 9110 §7.6.1, including those that Connection names."""
         return self.without(_HOP_BY_HOP.union(self.tokens(b"connection")))
 
 
 def split_list(value: bytes) -> List[bytes]:
-    """The elements of a comma-separated list, empty ones left out (RFC 9110 §5.6.1), in time linear in its length."""
+    """The elements of a comma-separated list, without empty ones (RFC 9110 §5.6.1), in time linear in its length."""
     if b'"' not in value:
         parts = value.split(b",")
     else:
@@ -120,7 +120,7 @@ def split_list(value: bytes) -> List[bytes]:
 
 @remember_short(entries=1024, length=64)
 def canonical(name: bytes) -> bytes:
-    """`content-length` → `Content-Length`; a name with capitals stays as its sender wrote it.
+    """`content-length` → `Content-Length`; a name with capitals stays as sent.
 
     Origins behind HTTP/2 front ends send lower-case names; librepo compares `Content-Length: ` literally.
     """

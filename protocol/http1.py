@@ -1,12 +1,12 @@
 """HTTP/1.1 messages as bytes: heads, framing, targets.
 
-Rules of this room:
+Rules of this module:
 
 * Pure. It never sees a socket, a file or a clock; values in, values out.
-* Bytes inside. Only a `Target` is text, for it is what filters and file names are made of.
-* Strict. A message that two readers could frame differently is refused, never repaired
-  (RFC 9112 §11.1 and §11.2: response splitting and request smuggling). Blanks that many origins write, and that no
-  reader takes for anything else, are removed from responses; in requests they are refused.
+* Bytes inside. Only a `Target` is text, because filters and file names are made from it.
+* Strict. A message that two readers could frame differently is refused, never repaired (RFC 9112 §11.1 and §11.2:
+  response splitting and request smuggling). Blanks that many origins send, and that no reader misunderstands, are
+  removed from responses; in requests they are refused.
 * Field lines keep their order, their case and their repeats.
 """
 
@@ -33,7 +33,7 @@ CHUNK_LINE_LIMIT = 4 * 1024
 
 
 class ProtocolError(Exception):
-    """A peer's message is malformed or ambiguous; `status` is the answer it deserves."""
+    """A peer's message is malformed or ambiguous; `status` is the status code to answer with."""
 
     def __init__(self, reason: str, status: int = 400) -> None:
         super().__init__(reason)
@@ -41,7 +41,7 @@ class ProtocolError(Exception):
 
 
 class Sender(enum.Enum):
-    """Whose message it is: clients may want to smuggle a request past us, origins are only sloppy."""
+    """The sender of a message: clients may try to smuggle a request past dduct, origins are only sloppy."""
 
     CLIENT = "client"
     ORIGIN = "origin"
@@ -50,7 +50,7 @@ class Sender(enum.Enum):
 # --- fields -------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# Every octet RFC 9110 §5.5 forbids in a field value, and every CR or LF that is not one CRLF.
+# Every byte that RFC 9110 §5.5 forbids in a field value, and every CR or LF that is not part of a CRLF.
 _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n")
 
 # --- heads --------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ _FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n")
 
 @dataclass(frozen=True)
 class RequestHead:
-    """A request line and its fields; `target` as received, `version` is the minor of HTTP/1."""
+    """A request line and its fields; `target` as received, `version` is the minor version of HTTP/1."""
 
     method: bytes
     target: bytes
@@ -67,7 +67,7 @@ class RequestHead:
 
     @property
     def persistent(self) -> bool:
-        """Whether the connection may carry another request (RFC 9112 §9.3; a proxy keeps none for 1.0)."""
+        """Whether the connection may carry another request (RFC 9112 §9.3; a proxy keeps none open for 1.0)."""
         return self.version >= 1 and b"close" not in self.headers.tokens(b"connection")
 
 
@@ -89,7 +89,7 @@ class ResponseHead:
         return self.version >= 1 or b"keep-alive" in options
 
     def serialise(self, fields: Iterable[Field]) -> bytes:
-        """The same head with other fields, ready to be sent."""
+        """This head with other fields, ready to be sent."""
         return serialise_response(self.status, self.reason, fields)
 
     @property
@@ -103,10 +103,10 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\
 
 
 def head_end(buffer: bytearray, start: int = 0) -> int:
-    """Where the head that `buffer` begins with ends, or -1; search from `start`.
+    """The end of the head at the start of `buffer`, or -1; searches from `start`.
 
-    A head ended by bare LFs counts as ended too: the parser then refuses it at once, instead of the reader
-    waiting for a CRLF that never comes.
+    A head that ends with bare LFs counts as ended, too: the parser then refuses it at once, and the reader does not
+    wait for a CRLF that never comes.
     """
     at = buffer.find(b"\n\r\n", max(0, start - 2))
     bare = buffer.find(b"\n\n", max(0, start - 1), at + 1 if at >= 0 else len(buffer))
@@ -116,7 +116,7 @@ def head_end(buffer: bytearray, start: int = 0) -> int:
 
 
 def parse_request(block: bytes) -> RequestHead:
-    """Parse one request head, from its first octet through the empty line (RFC 9112 §2 to §5).
+    """Parse one request head, from its first byte through the empty line (RFC 9112 §2 to §5).
 
     Raises ProtocolError: 400 malformed, 414 and 431 over-long, 505 another major version.
     """
@@ -130,7 +130,7 @@ def parse_request(block: bytes) -> RequestHead:
     if major != b"1":
         raise ProtocolError("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
     headers = _parse_fields(fields, Sender.CLIENT)
-    # RFC 9112 §3.2. A CONNECT without one is sent by many a simple client (sslyze among them), and leaves no doubt.
+    # RFC 9112 §3.2. Many simple clients (such as sslyze) send CONNECT without Host, and its target is unambiguous.
     if minor != b"0" and b"host" not in headers and method != b"CONNECT":
         raise ProtocolError("HTTP/1.1 request without Host")
     if len(headers.get_all(b"host")) > 1:
@@ -170,7 +170,7 @@ def _parse_fields(lines: List[bytes], sender: Sender) -> Headers:
         name, colon, value = line.partition(b":")
         if sender is Sender.ORIGIN:
             name = name.rstrip(b" \t")  # RFC 9112 §5.1: a proxy removes white space before the colon from a response
-        # Refuses obs-fold, white space before the colon and empty names in one go (RFC 9112 §5.1, §5.2).
+        # Refuses obs-fold, white space before the colon and empty names at once (RFC 9112 §5.1, §5.2).
         if not colon or _TOKEN.fullmatch(name) is None:
             raise ProtocolError("malformed field line")
         fields.append((name, value.strip(b" \t")))
@@ -178,7 +178,7 @@ def _parse_fields(lines: List[bytes], sender: Sender) -> Headers:
 
 
 def _with_one_length(headers: Headers) -> Headers:
-    """Equal Content-Lengths as one (RFC 9110 §8.6), lest anybody behind us has to decide; all others as they are."""
+    """Merge equal Content-Lengths into one (RFC 9110 §8.6), so that no later reader has to; keep others unchanged."""
     value = headers.get(b"content-length")
     if value is None or b"," not in value:
         return headers
@@ -189,7 +189,7 @@ def _with_one_length(headers: Headers) -> Headers:
 
 
 def serialise_response(status: int, reason: bytes, fields: Iterable[Field]) -> bytes:
-    """A response head ready to be sent; it is HTTP/1.1 whatever the client spoke (RFC 9110 §2.5)."""
+    """A response head ready to be sent; always HTTP/1.1, for clients of any version (RFC 9110 §2.5)."""
     parts = [b"HTTP/1.1 %d %s\r\n" % (status, reason or reason_phrase(status))]
     parts.extend(b"%s: %s\r\n" % (canonical(name), value) for name, value in fields)
     parts.append(b"\r\n")
@@ -198,7 +198,7 @@ def serialise_response(status: int, reason: bytes, fields: Iterable[Field]) -> b
 
 @lru_cache(maxsize=1024)
 def reason_phrase(status: int) -> bytes:
-    """The registered phrase of a status code, or nothing for an unregistered one."""
+    """The registered phrase of a status code, or an empty one for an unregistered code."""
     try:
         return HTTPStatus(status).phrase.encode()
     except ValueError:
@@ -209,7 +209,7 @@ def reason_phrase(status: int) -> bytes:
 
 
 class Framing(enum.Enum):
-    """How the end of a message body is known."""
+    """How the end of a message body is determined."""
 
     NONE = "no body"
     LENGTH = "Content-Length"
@@ -219,7 +219,7 @@ class Framing(enum.Enum):
 
 @dataclass(frozen=True)
 class BodyFraming:
-    """The one decision about a message body; `length` in octets where Content-Length says it."""
+    """How a message body is framed; `length` in bytes where Content-Length states it."""
 
     kind: Framing
     length: Optional[int] = None
@@ -237,7 +237,7 @@ def request_framing(head: RequestHead) -> BodyFraming:
     """RFC 9112 §6.3 for requests; raises ProtocolError (400, 501) where two readers could differ."""
     length = _content_length(head.headers)
     if b"transfer-encoding" not in head.headers:
-        # Some clients say of every request how long its body is. Where a body means nothing, an empty one is none.
+        # Some clients send Content-Length with every request. Where a body has no meaning, a length of 0 means no body.
         none = length is None or (length == 0 and head.method in _WITHOUT_BODY)
         return NO_BODY if none else BodyFraming(Framing.LENGTH, length)
     _check_transfer_encoding(head.headers, head.version, length)
@@ -264,7 +264,7 @@ def _content_length(headers: Headers) -> Optional[int]:
     value = headers.get(b"content-length")
     if value is None:
         return None
-    # Repeats that differ arrive here joined by a comma and are refused with the rest.
+    # Different repeats arrive here joined by a comma, and are refused with the rest.
     if _DIGITS.fullmatch(value) is None:
         raise ProtocolError("Content-Length is not one decimal number")
     return int(value)
@@ -292,9 +292,9 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})" + _CHUNK_EXTENSION + rb"\r\n")
 
 
 def parse_chunk_line(line: bytes, sender: Sender = Sender.CLIENT) -> int:
-    """The size in a chunk's first line, its CRLF included; extensions are checked and ignored (RFC 9112 §7.1).
+    """The size in a chunk's first line, including its CRLF; extensions are checked and ignored (RFC 9112 §7.1).
 
-    Some origins and balancers pad it with blanks to a fixed width.
+    Some origins and load balancers pad it with blanks to a fixed width.
     """
     if sender is Sender.ORIGIN and line.endswith(b"\r\n"):
         line = line[:-2].rstrip(b" \t") + b"\r\n"
@@ -304,7 +304,7 @@ def parse_chunk_line(line: bytes, sender: Sender = Sender.CLIENT) -> int:
     return int(match.group(1), 16)
 
 
-# RFC 9110 §6.5.1: what frames, routes or authenticates a message has no meaning behind it, and is dropped there.
+# RFC 9110 §6.5.1: fields that frame, route or authenticate a message have no meaning in trailers, and are dropped.
 _NOT_IN_TRAILERS = frozenset(
     b"authorization cache-control content-encoding content-length content-range content-type cookie expect host "
     b"max-forwards pragma range set-cookie trailer www-authenticate".split()
@@ -312,14 +312,14 @@ _NOT_IN_TRAILERS = frozenset(
 
 
 def parse_trailer_line(line: bytes, sender: Sender = Sender.CLIENT) -> Field:
-    """One line of a trailer section, its CRLF included, as a field; raises ProtocolError on any other."""
+    """Parse one line of a trailer section, including its CRLF; raises ProtocolError where malformed."""
     if not line.endswith(b"\r\n") or _FORBIDDEN.search(line) or b"\n" in line[:-2]:
         raise ProtocolError("malformed trailer field")
     return next(iter(_parse_fields([line[:-2]], sender)))
 
 
 def serialise_trailers(fields: Iterable[Field]) -> bytes:
-    """The lines of a trailer section, without the empty one that ends it; fields that do not belong there left out."""
+    """The lines of a trailer section, without the final empty line and without fields that are not allowed there."""
     kept = Headers(fields).end_to_end().without(_NOT_IN_TRAILERS)
     return b"".join(b"%s: %s\r\n" % (canonical(name), value) for name, value in kept)
 
@@ -331,7 +331,7 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 @dataclass(frozen=True)
 class Authority:
-    """A host, lower-case and without brackets or trailing dot, and a port."""
+    """A host, lower-case, without brackets or trailing dot, and a port."""
 
     host: str
     port: int
@@ -342,9 +342,9 @@ class Authority:
 
 @dataclass(frozen=True)
 class Target:
-    """What a request asks for, normalised once: the only form that policy, cache and upstream see.
+    """The normalised target of a request: the only form that routing, cache and upstream use.
 
-    `path` keeps the percent-encoding it came with; `query` is without its question mark, None where there is none.
+    `path` keeps its percent-encoding; `query` is without its question mark, None where there is none.
     """
 
     scheme: str
@@ -354,7 +354,7 @@ class Target:
 
     @property
     def host_field(self) -> str:
-        """The value of a Host field for it: the port only where it is not the scheme's own."""
+        """The value of a Host field for it: the port only if it is not the scheme's default."""
         if self.authority.port != _DEFAULT_PORT[self.scheme]:
             return str(self.authority)
         host = self.authority.host
@@ -366,22 +366,22 @@ class Target:
         return self.path if self.query is None else f"{self.path}?{self.query}"
 
     def __str__(self) -> str:
-        # RFC 9112 §3.2.4: what is `*` at an origin is an empty path in absolute form.
+        # RFC 9112 §3.2.4: `*` at an origin is an empty path in absolute form.
         return f"{self.scheme}://{self.host_field}{'' if self.path == '*' else self.path_query}"
 
 
 _HOST_NAME = re.compile(rb"[0-9A-Za-z_](?:[0-9A-Za-z_.-]{0,252}[0-9A-Za-z_])?\.?")
 _AUTHORITY = re.compile(rb"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]@/]+))(?::([0-9]{0,5}))?")
-# A path begins with a slash, or is empty: what could belong to host and path alike would be tried in all ways.
+# A path begins with a slash, or is empty. Characters that could belong to host and path alike would cause backtracking.
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)((?:/[^?#\x00-\x20\x7f]*)?)(?:\?([^#\x00-\x20\x7f]*))?")
 _ORIGIN = re.compile(rb"(/[^?#\x00-\x20\x7f]*)(?:\?([^#\x00-\x20\x7f]*))?")
-_RAW_OCTET = re.compile(rb"[\x80-\xff]")
+_RAW_BYTE = re.compile(rb"[\x80-\xff]")
 
 
 def parse_authority(text: bytes, default_port: Optional[int]) -> Authority:
     """Parse `host`, `host:port` or `[v6]:port`; userinfo, zones and odd characters are refused.
 
-    Raises ProtocolError(400), also when there is neither a port nor a default for it.
+    Raises ProtocolError(400), also without a port and a default.
     """
     match = _AUTHORITY.fullmatch(text)
     if match is None:
@@ -421,9 +421,9 @@ def parse_origin_form(target: bytes, scheme: str, authority: Authority) -> Targe
 
 
 def resolve(base: Target, reference: bytes) -> Optional[Target]:
-    """The target that a URI reference such as Location's means (RFC 3986 §5); None for what is no URL of http.
+    """The target of a URI reference such as Location's (RFC 3986 §5); None where it is not a URL of http or https.
 
-    One that is longer than any request line may be cannot be asked for.
+    A reference longer than any request line cannot be requested.
     """
     if len(reference) > REQUEST_LINE_LIMIT:
         return None
@@ -435,20 +435,20 @@ def resolve(base: Target, reference: bytes) -> Optional[Target]:
 
 def _target(scheme: str, authority: Authority, path: bytes, query: Optional[bytes]) -> Target:
     def text(raw: bytes) -> str:
-        # curl sends a URL's UTF-8 as it was typed; origins expect it percent-encoded (RFC 3986 §2.5).
-        return _RAW_OCTET.sub(lambda match: b"%%%02X" % match.group()[0], raw).decode("ascii")
+        # curl sends a URL's UTF-8 as typed; origins expect it percent-encoded (RFC 3986 §2.5).
+        return _RAW_BYTE.sub(lambda match: b"%%%02X" % match.group()[0], raw).decode("ascii")
 
     return Target(scheme, authority, text(path), None if query is None else text(query))
 
 
-_DIGITS_AT_MOST = 9
+_MAX_DIGITS = 9
 
 
 def forwards_left(head: RequestHead) -> Optional[int]:
-    """How many more proxies may pass a TRACE or OPTIONS on; None where it does not matter (RFC 9110 §7.6.2)."""
+    """How many more proxies may forward a TRACE or OPTIONS; None for no limit (RFC 9110 §7.6.2)."""
     value = head.headers.get(b"max-forwards")
     if value is None or head.method not in (b"TRACE", b"OPTIONS"):
         return None
-    if not value.isdigit() or len(value) > _DIGITS_AT_MOST:
+    if not value.isdigit() or len(value) > _MAX_DIGITS:
         raise ProtocolError("Max-Forwards is not a number")
     return int(value)

@@ -1,14 +1,14 @@
-"""Which Content-Types an archive, a package or a layer never has: pages to log in are not kept under their names.
+"""Content-Types that an archive, a package or a layer never has, so that login pages are not stored under their names.
 
-Only what is decisive is here. Small servers call an archive text/plain, application/octet-stream or another archive;
-none calls it HTML or JSON, unless what is compressed in it is that (Apache: `x.json.gz`, Content-Encoding).
+Only unambiguous types count. Small servers send an archive as text/plain, application/octet-stream or another archive;
+none sends it as HTML or JSON, unless the compressed file is that (Apache: `x.json.gz`, Content-Encoding).
 """
 
 from __future__ import annotations
 
 from typing import Optional
 
-# By the end of a name.
+# By file extension.
 _ARCHIVES = frozenset(
     [
         *("7z", "aar", "apk", "apkovl", "appimage", "bz2", "cab", "conda", "crate", "ddeb", "deb", "dmg"),
@@ -29,21 +29,21 @@ def essence(content_type: Optional[bytes]) -> bytes:
 
 
 def is_page(content_type: Optional[bytes]) -> bool:
-    """Whether it is HTML."""
+    """Whether the type is HTML."""
     return essence(content_type) in _PAGES
 
 
 def is_textual(content_type: Optional[bytes]) -> bool:
-    """Whether it may be a page, a document or an error, for people or for programs; so may what has no type."""
+    """Whether it may be a page, a document or an error, for people or for programs; a missing type may be any."""
     kind = essence(content_type)
     return not kind or kind.startswith(b"text/") or kind in _PAGES or _is_json(kind) or kind in _DOCUMENTS
 
 
 def contradicts(path: str, by_digest: bool, content_type: Optional[bytes]) -> bool:
-    """Whether what is called like that is surely no object of this path.
+    """Whether this type proves that the response is not the object of this path.
 
-    `by_digest`: its path names the digest of what it is. That may be a JSON document (a manifest, a configuration), and
-    proves to be it; HTML is a page in its place, which its client is to see.
+    `by_digest`: the path names the object's digest. The object may then be a JSON document (a manifest, a
+    configuration), which its digest verifies; HTML is a page in its place, which the client must see.
     """
     kind = essence(content_type)
     name = path.rpartition("/")[2].lower().split(".")

@@ -1,7 +1,7 @@
-"""Results of pure functions, remembered by what they were made of: only short values, so that the sum is bounded.
+"""A cache of pure functions' results: only for short arguments, so that its memory is bounded.
 
-A number of entries is no bound where clients or origins choose the values: a thousand of 64 KiB are 64 MiB, and what
-was made of them is a multiple of that.
+A limit on entries is no bound where clients or origins choose the values: a thousand of 64 KiB are 64 MiB, and their
+results are several times that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _Result = TypeVar("_Result")
 def remember_short(
     entries: int, length: int
 ) -> Callable[[Callable[[_Argument], _Result]], Callable[[_Argument], _Result]]:
-    """Remember so many results of a function of one value (bytes or text, or None) of at most this length."""
+    """Cache `entries` results of a function of one value (bytes or text of at most `length`, or None)."""
 
     def decorate(function: Callable[[_Argument], _Result]) -> Callable[[_Argument], _Result]:
         remembered = lru_cache(entries)(function)

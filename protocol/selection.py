@@ -11,7 +11,7 @@ from protocol import field_values
 from protocol.http1 import Field, Headers, RequestHead
 from protocol.validation import weak
 
-# What makes a request one for less, or for something else, than the whole representation.
+# Fields by which a request asks for less, or for something else, than the whole representation.
 CONDITIONS = (
     b"range",
     b"if-range",
@@ -25,16 +25,16 @@ _ETAG = re.compile(rb'(?:W/)?"[^"]*"')
 
 @dataclass(frozen=True)
 class Part:
-    """A half-open span of the representation, and what is sent before it (the head of a part of a multipart body)."""
+    """A half-open span of the representation, and the bytes sent before it (the head of a multipart body's part)."""
 
     start: int
-    end: Optional[int]  # None: up to an end that nobody knows yet
+    end: Optional[int]  # None: up to an end that is not known yet
     preface: bytes = b""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A status, the fields that say which part it is, the parts, and what follows the last of them."""
+    """A status, the fields that describe the selected part, the parts, and the bytes after the last of them."""
 
     status: int
     fields: Tuple[Field, ...] = ()
@@ -43,20 +43,20 @@ class Selection:
 
     @property
     def length(self) -> Optional[int]:
-        """Octets of the body; None where nobody knows yet."""
-        octets = len(self.closing)
+        """Bytes of the body; None where unknown."""
+        size = len(self.closing)
         for part in self.parts:
             if part.end is None:
                 return None
-            octets += len(part.preface) + part.end - part.start
-        return octets
+            size += len(part.preface) + part.end - part.start
+        return size
 
 
 def select(request: RequestHead, fields: Headers, length: Optional[int]) -> Optional[Selection]:
-    """Apply preconditions and Range to a representation of `length` octets, or of unknown length.
+    """Apply preconditions and Range to a representation of `length` bytes, or of unknown length.
 
-    None where a precondition asks for another representation than the stored one: that is for the origin to answer
-    (RFC 9110 §13.1.1 and §13.1.4).
+    None where a precondition asks for another representation than the stored one: the origin must answer (RFC 9110
+    §13.1.1 and §13.1.4).
     """
     whole = Selection(200, (), (Part(0, length),))
     if not any(name in request.headers for name in CONDITIONS):
@@ -76,14 +76,14 @@ def select(request: RequestHead, fields: Headers, length: Optional[int]) -> Opti
         return Selection(416, ((b"Content-Range", b"bytes */%d" % length),))
     if len(windows) == 1:
         return Selection(206, (_content_range(windows[0], length),), (Part(*windows[0]),))
-    # RFC 9110 §17.15: many overlapping ranges are an attack, or a mistake; nobody gets more than the whole.
+    # RFC 9110 §17.15: many overlapping ranges are an attack or a mistake; no response is longer than the whole.
     if sum(end - start for start, end in windows) >= length:
         return whole
     return _multipart(windows, fields.get(b"content-type"), length)
 
 
 def _multipart(windows: List[Tuple[int, int]], kind: Optional[bytes], length: int) -> Selection:
-    """RFC 9110 §14.6 and §15.3.7.2."""
+    """A multipart/byteranges selection (RFC 9110 §14.6 and §15.3.7.2)."""
     boundary = secrets.token_hex(12).encode()
     parts = []
     for position, window in enumerate(windows):
@@ -101,7 +101,7 @@ def _content_range(window: Tuple[int, int], length: int) -> Field:
 
 
 def _wants_another(request: RequestHead, fields: Headers) -> bool:
-    """RFC 9110 §13.2.2 steps 1 and 2, where they are false."""
+    """Whether RFC 9110 §13.2.2 step 1 or 2 is false."""
     match = request.headers.get(b"if-match")
     if match is not None:
         etag = fields.get(b"etag")
@@ -112,19 +112,19 @@ def _wants_another(request: RequestHead, fields: Headers) -> bool:
 
 
 def _unchanged(request: RequestHead, fields: Headers) -> bool:
-    """RFC 9110 §13.2.2 steps 3 and 4."""
+    """Whether RFC 9110 §13.2.2 step 3 or 4 is false."""
     none_match = request.headers.get(b"if-none-match")
     if none_match is not None:
         etag = fields.get(b"etag")
         return none_match == b"*" or (etag is not None and weak(etag) in map(weak, _ETAG.findall(none_match)))
     since = field_values.parse_date(request.headers.get(b"if-modified-since") or b"")
-    # RFC 9111 §4.3.2: without Last-Modified, Date will do.
+    # RFC 9111 §4.3.2: Date replaces a missing Last-Modified.
     modified = field_values.parse_date(fields.get(b"last-modified") or fields.get(b"date") or b"")
     return since is not None and modified is not None and modified <= since
 
 
 def _same_representation(request: RequestHead, fields: Headers) -> bool:
-    """RFC 9110 §13.1.5: an If-Range must match strongly, an ETag or an exact date."""
+    """Whether If-Range, an ETag or an exact date, matches strongly (RFC 9110 §13.1.5)."""
     condition = request.headers.get(b"if-range")
     if condition is None:
         return True

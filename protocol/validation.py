@@ -1,4 +1,4 @@
-"""RFC 9111 §4.3 and §4.4 as decisions: how a stored response is validated, and what the answers mean for it.
+"""RFC 9111 §4.3 and §4.4 as decisions: how a stored response is validated, and how the answers change it.
 
 Values in, a value out, as in `freshness`.
 """
@@ -27,9 +27,9 @@ def validators(fields: Headers) -> List[Field]:
 
 
 def selects(response: ResponseHead, fields: Headers) -> bool:
-    """Whether a 304 is about the response that is stored with `fields` (RFC 9111 §4.3.4): it names no other validator.
+    """Whether a 304 selects the response stored with `fields` (RFC 9111 §4.3.4): it names no other validator.
 
-    Where there is a strong tag, the RFC would let that decide alone; a date that disagrees makes it doubtful.
+    The RFC would let a strong ETag alone decide; but a date that differs makes the match doubtful.
     """
     for name in (b"etag", b"last-modified"):
         sent, stored = response.headers.get(name), fields.get(name)
@@ -39,9 +39,9 @@ def selects(response: ResponseHead, fields: Headers) -> bool:
 
 
 def confirms(response: ResponseHead, fields: Headers) -> bool:
-    """Whether a 304 names a validator of the response that is stored with `fields`, or says nothing at all.
+    """Whether a 304 names a validator of the response stored with `fields`, or has no relevant field at all.
 
-    For a connection on which something else may arrive: nothing of that is taken over.
+    For a connection that may carry unrelated messages: none of their fields is taken over.
     """
     if b"etag" in response.headers and b"etag" in fields and selects(response, fields):
         return True
@@ -55,14 +55,14 @@ _SAYING_NOTHING = frozenset([b"date", b"server", b"connection", b"keep-alive", b
 
 
 def same_coding(response: ResponseHead, fields: Headers) -> bool:
-    """Whether the bytes of an answer mean the same as those stored with `fields`."""
+    """Whether an answer has the content coding of the response stored with `fields`."""
     return response.headers.get(b"content-encoding") == fields.get(b"content-encoding")
 
 
 def repeats(response: ResponseHead, fields: Headers, length: Optional[int], elsewhere: bool) -> bool:
-    """Whether a 200 is, octet for octet, what is stored: an origin that knows no conditions sends it again.
+    """Whether a 200 repeats the stored bytes: some origins ignore conditions and send everything again.
 
-    `elsewhere`: it comes from another mirror than the stored one did. They keep times, and make tags of their own.
+    `elsewhere`: it comes from another mirror than the stored one. Mirrors keep times, but make their own ETags.
     """
     if response.status != 200 or length is None or response.headers.get(b"content-length") != b"%d" % length:
         return False
@@ -73,24 +73,24 @@ def repeats(response: ResponseHead, fields: Headers, length: Optional[int], else
 
 
 def strong_etag(fields: Headers) -> Optional[bytes]:
-    """What shows, and nothing else does, that two parts are of one representation (RFC 9110 §13.1.5, §14.2)."""
+    """The strong ETag, the only proof that two parts are of one representation (RFC 9110 §13.1.5, §14.2)."""
     etag = fields.get(b"etag")
     return etag if etag is not None and etag.startswith(b'"') else None
 
 
 def rest_conditions(etag: Optional[bytes], offset: int) -> List[Field]:
-    """The fields that ask for the bytes from `offset` on, if the representation is still the one with `etag`.
+    """The fields that request the bytes from `offset` on, if the representation still has this `etag`.
 
-    None, here and below: a digest will prove the whole, whatever the origin calls it.
+    `etag` None, here and below: a digest will prove the whole, with any validator of the origin.
     """
     condition = [] if etag is None else [(b"If-Range", etag)]
     return [(b"Range", b"bytes=%d-" % offset), *condition]
 
 
 def is_rest(response: ResponseHead, etag: Optional[bytes], offset: int, length: Optional[int]) -> bool:
-    """Whether an answer is exactly what `rest_conditions` have asked for, of `length` bytes in all where that is known.
+    """Whether an answer is exactly the rest that `rest_conditions` requested, of `length` bytes in total where known.
 
-    The origin need not know how long the whole is, but it has to send all that is missing.
+    The origin need not know the total length, but must send all missing bytes.
     """
     match = _CONTENT_RANGE.fullmatch(response.headers.get(b"content-range") or b"")
     if response.status != 206 or match is None or (etag is not None and response.headers.get(b"etag") != etag):
@@ -103,7 +103,7 @@ def is_rest(response: ResponseHead, etag: Optional[bytes], offset: int, length: 
 
 
 def is_whole_again(response: ResponseHead, etag: Optional[bytes], length: Optional[int]) -> bool:
-    """Whether an answer to `rest_conditions` is the whole of the same representation: its origin knows no ranges."""
+    """Whether an answer to `rest_conditions` is the same representation, in full: the origin supports no ranges."""
     sent = response.headers.get(b"content-length")
     if response.status != 200 or b"content-encoding" in response.headers or b"content-range" in response.headers:
         return False
@@ -115,14 +115,14 @@ def is_whole_again(response: ResponseHead, etag: Optional[bytes], length: Option
 _CONTENT_RANGE = re.compile(rb"(?i:bytes) +([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 
 
-# RFC 9111 §3.2: a 304 must not change what the stored octets depend on.
+# RFC 9111 §3.2: a 304 must not change fields that describe the stored bytes.
 _NOT_UPDATED = frozenset([b"content-encoding", b"content-range", b"content-type", *NOT_STORED])
 
 
 def updated_fields(fields: Headers, response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
-    """The stored fields after a 304: its own replace those of the same name (RFC 9111 §3.2).
+    """The stored fields after a 304: its fields replace those of the same name (RFC 9111 §3.2).
 
-    Where they would be too many, those alone that say how long it is good; the object stays what it is.
+    Where there would be too many, only fields for freshness and validators are replaced; the object stays as it is.
     """
     fresh = response.headers.end_to_end().without(_NOT_UPDATED)
     kept = fields.without([*(name.lower() for name, _ in fresh), b"date"])
@@ -130,7 +130,7 @@ def updated_fields(fields: Headers, response: ResponseHead, now: float) -> Tuple
     merged = without_dispensable([*kept, *fresh, *date])
     if fits(_as_bytes(merged)):
         return merged
-    renewing = [field for field in fresh if field[0].lower() in _RENEWING and len(field[1]) <= _RENEWING_AT_MOST]
+    renewing = [field for field in fresh if field[0].lower() in _RENEWING and len(field[1]) <= _MAX_RENEWING]
     kept = fields.without([*(name.lower() for name, _ in renewing), b"date"])
     return without_dispensable([*kept, *renewing, *date])
 
@@ -140,11 +140,11 @@ def _as_bytes(fields: Iterable[FieldText]) -> Iterable[Field]:
 
 
 _RENEWING = frozenset([b"cache-control", b"date", b"expires", b"etag", b"last-modified"])
-_RENEWING_AT_MOST = 256  # bytes of one such value
+_MAX_RENEWING = 256  # bytes of one such value
 
 
 def weak(etag: bytes) -> bytes:
-    """An entity tag for weak comparison (RFC 9110 §8.8.3.2)."""
+    """An ETag for weak comparison (RFC 9110 §8.8.3.2)."""
     return etag[2:] if etag.startswith(b"W/") else etag
 
 
@@ -154,5 +154,5 @@ _SAFE = frozenset([b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PROPFIND", b"REPORT"
 
 
 def invalidates(method: bytes, status: int) -> bool:
-    """Whether an answer to a method means that what is stored of its target is outdated (RFC 9111 §4.4)."""
+    """Whether an answer to a method makes the target's stored response outdated (RFC 9111 §4.4)."""
     return method not in _SAFE and 200 <= status < 400

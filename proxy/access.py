@@ -1,4 +1,4 @@
-"""Who may come in: networks, and users with passwords."""
+"""Access control of clients: networks, and users with passwords."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Dict, NamedTuple, Optional
 from net.addresses import Networks
 from proxy.password_queue import PasswordQueue
 
-_COST = 14  # scrypt's N is 2 to this: about 50 ms and 16 MiB
-_COST_AT_LEAST, _COST_AT_MOST = 10, 19  # beyond which OpenSSL would want more memory than it can be told of
+_COST = 14  # scrypt's N is 2**_COST: a hash takes about 50 ms and 16 MiB
+_MIN_COST, _MAX_COST = 10, 19  # above 19, scrypt's memory limit does not fit OpenSSL's parameter
 _BLOCK, _PARALLEL, _SALT = 8, 1, 16
-_REMEMBERED_AT_MOST = 4096
-_USER_SHOWN = 64  # bytes of a user's name in the log
-_SAME_AT_MOST = 15.0  # seconds to wait for a check of the very same credentials
+_MAX_REMEMBERED = 4096
+_USER_SHOWN = 64  # bytes of a user name in the log
+_MAX_SAME = 15.0  # seconds to wait for another thread's check of the same credentials
 
 
 class AccessError(Exception):
-    """The file of users cannot be used; one line that says where and why."""
+    """The auth_file cannot be used; the message is one line with the place and the reason."""
 
 
 # --- users --------------------------------------------------------------------------------------
@@ -40,7 +40,7 @@ class _Hash(NamedTuple):
         try:
             return hmac.compare_digest(_scrypt(password, self.cost, self.salt), self.digest)
         except (ValueError, MemoryError):
-            return False  # there is no room for it, and nobody comes in who was not seen
+            return False  # memory is short: an unchecked password is a wrong one
 
 
 _LINE = re.compile(r"([^:\s#]+):\$scrypt\$ln=([0-9]{1,2})\$([A-Za-z0-9+/=]+)\$([A-Za-z0-9+/=]+)")
@@ -48,7 +48,7 @@ _BASIC = re.compile(rb"basic +([A-Za-z0-9+/]+=*)", re.IGNORECASE)
 
 
 def hash_password(user: str, password: str) -> str:
-    """The line of an auth_file that lets `user` in with `password`. Raises AccessError on names that it cannot have."""
+    """The line of an auth_file for `user` with `password`. Raises AccessError where the name is not allowed."""
     salt = os.urandom(_SALT)
     digest = _scrypt(password.encode(), _COST, salt)
     line = f"{user}:$scrypt$ln={_COST}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
@@ -58,7 +58,7 @@ def hash_password(user: str, password: str) -> str:
 
 
 class UserLine(NamedTuple):
-    """A user as the auth_file had them when they proved who they are."""
+    """A user's entry in the auth_file at the time of their authentication."""
 
     name: str
     hashed: _Hash
@@ -76,18 +76,18 @@ class Users:
         for number, line in enumerate(lines, 1):
             if line.strip() and not line.startswith("#"):
                 self._add(line.strip(), f'proxy.auth_file "{path}", line {number}')
-        # Whoever is nobody takes as long as somebody.
+        # An unknown user's password is hashed too: the time must not tell which users exist.
         self._nobody = _Hash(_COST, bytes(_SALT), bytes(32))
         self._secret = secrets.token_bytes(32)
         self._queue = PasswordQueue()
-        self._lock = threading.Lock()  # guards the two below
-        self._known: Dict[bytes, str] = {}  # credentials that were right, as keyed hashes, and whose they are
-        self._hashing: Dict[bytes, threading.Event] = {}  # credentials that are being checked; set when that is over
+        self._lock = threading.Lock()  # guards _known and _hashing
+        self._known: Dict[bytes, str] = {}  # keyed hash of right credentials -> user name
+        self._hashing: Dict[bytes, threading.Event] = {}  # credentials in a check; set at its end
 
     def check(self, field: Optional[bytes], address: str = "") -> Optional[str]:
-        """The user whom a Proxy-Authorization field (RFC 7617) proves, or None.
+        """The user that a Proxy-Authorization field (RFC 7617) authenticates, or None.
 
-        Raises TooManyPasswords where its address sends more than can be checked. What is remembered never waits.
+        Raises TooManyPasswords if `address` sends too many passwords. Remembered credentials never wait.
         """
         match = None if field is None else _BASIC.fullmatch(field)
         if match is None:
@@ -106,8 +106,8 @@ class Users:
             same = self._hashing.get(proof)
             if same is None:
                 mine = self._hashing[proof] = threading.Event()
-        if same is not None:  # a client that begins with several connections is hashed for once
-            same.wait(_SAME_AT_MOST)
+        if same is not None:  # one hash for a client's simultaneous connections
+            same.wait(_MAX_SAME)
             return name if self.remembers(field) else None
         try:
             return name if self._hash(name, password, proof, address) else None
@@ -117,12 +117,12 @@ class Users:
             mine.set()
 
     def line_of(self, name: str) -> Optional[UserLine]:
-        """What the file says of a user now: equal to what it said before if the password is the same."""
+        """A user's current entry: equal to an earlier one if the password is unchanged."""
         hashed = self._hashes.get(name)
         return None if hashed is None else UserLine(name, hashed)
 
     def recognise(self, field: Optional[bytes]) -> Optional[UserLine]:
-        """The user of a Proxy-Authorization field that is remembered, None for all others. This takes no time."""
+        """The user of a remembered Proxy-Authorization field, None for all others. Hashes nothing."""
         match = None if field is None else _BASIC.fullmatch(field)
         if match is None:
             return None
@@ -131,23 +131,23 @@ class Users:
         return None if name is None else self.line_of(name)
 
     def holds(self, line: UserLine) -> bool:
-        """Whether a user is still there, with the same password."""
+        """Whether the file still has this user with the same password."""
         return self._hashes.get(line.name) == line.hashed
 
     def _hash(self, name: str, password: bytes, proof: bytes, address: str) -> bool:
-        """Whether a password is right; one that is will be remembered. Raises TooManyPasswords."""
-        with self._queue.turn(address, name):
+        """Whether a password is right; remembers it if so. Raises TooManyPasswords."""
+        with self._queue.admission(address, name):
             right = self._hashes.get(name, self._nobody).matches(password) and name in self._hashes
         self._queue.note(address, right)
         if right:
             with self._lock:
-                if len(self._known) >= _REMEMBERED_AT_MOST:
+                if len(self._known) >= _MAX_REMEMBERED:
                     self._known.clear()
                 self._known[proof] = name
         return right
 
     def remembers(self, field: Optional[bytes]) -> bool:
-        """Whether a Proxy-Authorization field is known to be right. Unlike `check`, this takes no time."""
+        """Whether a Proxy-Authorization field is remembered as right. Unlike `check`, hashes nothing."""
         match = None if field is None else _BASIC.fullmatch(field)
         if match is None:
             return False
@@ -169,12 +169,12 @@ class Users:
             self._hashes[user] = _Hash(int(cost), base64.b64decode(salt), base64.b64decode(digest))
         except ValueError:
             raise AccessError(f"{where}: expected base64 after the $") from None
-        if not _COST_AT_LEAST <= int(cost) <= _COST_AT_MOST:
-            raise AccessError(f"{where}: expected a cost (ln) from {_COST_AT_LEAST} to {_COST_AT_MOST}")
+        if not _MIN_COST <= int(cost) <= _MAX_COST:
+            raise AccessError(f"{where}: expected a cost (ln) from {_MIN_COST} to {_MAX_COST}")
 
 
 def claimed_user(field: bytes) -> bytes:
-    """The user whom a Proxy-Authorization field names, right or wrong, and never the password."""
+    """The user named by a Proxy-Authorization field, authenticated or not; never the password."""
     match = _BASIC.fullmatch(field)
     try:
         user, colon, _ = base64.b64decode(b"" if match is None else match.group(1)).partition(b":")
@@ -193,7 +193,7 @@ def _scrypt(password: bytes, cost: int, salt: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Access:
-    """Who may come in; without `users` a password is not asked for. `certificates`: tls_bind asks for one."""
+    """The access rules. `users` None: no password needed. `certificates`: tls_bind requires a client certificate."""
 
     clients: Networks
     users: Optional[Users] = None

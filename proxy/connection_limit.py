@@ -1,9 +1,9 @@
-"""Who may be connected: places for connections, and who gives theirs up when there are no more.
+"""The limit on client connections: slots, and the choice of a connection that loses its slot to a new one.
 
-A place that is held in silence is worth nothing to anybody. So an address may hold only so many places with connections
-that have not made an accepted request yet; and when all places are taken, a connection that waits for its client is
-ended for the newcomer. It is one of the address that holds the most in silence, never of the newcomer's own address,
-unless it has been silent for a while: no address gains by opening more.
+Silent connections must not keep others out. So each address has a limit on unproven connections, those without an
+accepted request; and when all slots are taken, a silent connection is ended for the new one. The loser is of the
+address with the most silent connections, and of the new connection's own address only after `_GRACE` seconds of
+silence: no address gains by opening more connections.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import time
 from collections import deque
 from typing import Callable, Deque, Dict, Iterator, List, Optional, Protocol
 
-GONE = float("-inf")  # as `silent_since`: the client has hung up
+GONE = float("-inf")  # `silent_since` of a connection whose client has hung up
 
-_GRACE = 5.0  # seconds that a connection may be silent before its own address takes its place
-_LOOKS_APART = 0.1  # seconds between two looks at all connections
-_SHARE = 4  # an address may hold one place of so many in silence
-_SHARE_AT_LEAST = 32
+_GRACE = 5.0  # seconds of silence before a connection may lose its slot to its own address
+_SURVEY_INTERVAL = 0.1  # seconds between two scans of all connections
+_SHARE = 4  # an address may hold 1/_SHARE of all slots unproven
+_MIN_SHARE = 32
 
 
-class NoPlace(Exception):
-    """There is no place for a connection; one line that names the key."""
+class TooManyConnections(Exception):
+    """No slot for a connection; the message is one line that names the configuration key."""
 
 
 class Holder(Protocol):
-    """A connection. `silent_since` is when it began to wait for its client (monotonic), None while it does not."""
+    """A connection. `silent_since` is when it began to wait for its client (monotonic), None while it is busy."""
 
     @property
     def address(self) -> str: ...
@@ -35,33 +35,33 @@ class Holder(Protocol):
     def silent_since(self) -> Optional[float]: ...
 
 
-class Places:
-    """`count` places; at most `unproven` of them are for one address before it has asked, 0: a share."""
+class ConnectionLimit:
+    """`count` slots; an address has at most `unproven` connections without a request (0: a share of `count`)."""
 
     def __init__(self, count: int, unproven: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()  # guards all below
+        self._lock = threading.Lock()  # guards all fields below
         self._count, self._unproven_at_most = count, _share(count, unproven)
-        self._holders: Dict[Holder, bool] = {}  # and whether they have made an accepted request
-        self._unproven: Dict[str, int] = {}  # how many have not, by address
-        self._silent: List[Dict[str, Deque[Holder]]] = []  # as of the last look: by address, the longest silent first
+        self._holders: Dict[Holder, bool] = {}  # value: an accepted request was made
+        self._unproven: Dict[str, int] = {}  # connections without one, by address
+        self._silent: List[Dict[str, Deque[Holder]]] = []  # of the last scan: by address, longest silent first
         self._looked_at = float("-inf")
 
     def take(self, holder: Holder) -> Optional[Holder]:
-        """Take a place; another connection that has lost its own for that, and is to be ended. Raises NoPlace."""
+        """Take a slot; returns the connection to end, if one lost its slot for it. Raises TooManyConnections."""
         address = holder.address
         with self._lock:
             loser = None
             if self._unproven.get(address, 0) >= self._unproven_at_most:
-                loser = self._patient(self._look()[1].get(address))
+                loser = self._silent_too_long(self._look()[1].get(address))
                 if loser is None:
-                    raise NoPlace(
+                    raise TooManyConnections(
                         f"too many connections of {address} have not asked for anything (proxy.max_silent_per_client)"
                     )
             elif len(self._holders) >= self._count:
                 loser = self._dispensable(address)
                 if loser is None:
-                    raise NoPlace("too many connections (proxy.max_connections)")
+                    raise TooManyConnections("too many connections (proxy.max_connections)")
             if loser is not None:
                 self._drop(loser)
             self._holders[holder] = False
@@ -69,29 +69,29 @@ class Places:
             return loser
 
     def prove(self, holder: Holder) -> None:
-        """A connection has made a request that was accepted. Harmless twice."""
+        """A request of the connection was accepted. Idempotent."""
         with self._lock:
             if self._holders.get(holder) is False:
                 self._holders[holder] = True
                 self._count_down(holder.address)
 
     def release(self, holder: Holder) -> None:
-        """Give a place back. Harmless twice, and for one that has lost it."""
+        """Give a slot back. Idempotent, also after the slot was lost."""
         with self._lock:
             self._drop(holder)
 
     def resize(self, count: int, unproven: int) -> None:
-        """From now on there are so many; nobody loses their place by that."""
+        """Change the limits; existing connections keep their slots."""
         with self._lock:
             self._count, self._unproven_at_most = count, _share(count, unproven)
 
     @property
     def taken(self) -> int:
-        """How many are taken."""
+        """The number of slots taken."""
         with self._lock:
             return len(self._holders)
 
-    # Callers of what follows have the lock
+    # Callers of the methods below hold the lock
 
     def _drop(self, holder: Holder) -> None:
         proven = self._holders.pop(holder, None)
@@ -106,9 +106,9 @@ class Places:
             del self._unproven[address]
 
     def _look(self) -> List[Dict[str, Deque[Holder]]]:
-        """Silent connections by address: of clients that are gone, without a request, and all others."""
+        """Silent connections by address, in three groups: client gone, unproven, proven."""
         now = self._clock()
-        if now - self._looked_at >= _LOOKS_APART:
+        if now - self._looked_at >= _SURVEY_INTERVAL:
             self._looked_at = now
             found: List[Dict[str, List[Holder]]] = [{}, {}, {}]
             since: Dict[Holder, float] = {}
@@ -125,7 +125,7 @@ class Places:
         return self._silent
 
     def _dispensable(self, address: str) -> Optional[Holder]:
-        """Whose place the newcomer of this address gets."""
+        """The connection that loses its slot to a new one of this address."""
         gone, *others = self._look()
         for holders in gone.values():
             for holder in _popped(holders):
@@ -139,13 +139,13 @@ class Places:
                         return holder
         for silent in others:
             for holders in silent.values():
-                patient = self._patient(holders)
-                if patient is not None:
-                    return patient
+                long_silent = self._silent_too_long(holders)
+                if long_silent is not None:
+                    return long_silent
         return None
 
-    def _patient(self, holders: Optional[Deque[Holder]]) -> Optional[Holder]:
-        """One that has been silent for so long that anybody may have its place."""
+    def _silent_too_long(self, holders: Optional[Deque[Holder]]) -> Optional[Holder]:
+        """A connection that has been silent for `_GRACE` or longer, and may lose its slot to any address."""
         while holders:
             holder = holders[0]
             since = holder.silent_since if holder in self._holders else None
@@ -166,4 +166,4 @@ def _popped(holders: Deque[Holder]) -> Iterator[Holder]:
 
 
 def _share(count: int, unproven: int) -> int:
-    return unproven or max(_SHARE_AT_LEAST, count // _SHARE)
+    return unproven or max(_MIN_SHARE, count // _SHARE)

@@ -1,8 +1,8 @@
-"""All connections of clients, from accept to end: who gets a place, who shakes hands, who is ended and why.
+"""All client connections from accept to end: slots, handshakes, sessions, refusals.
 
-    accepted → allowed? → a place → first bytes (tls_bind) → handshake → Session, in a thread or with the poller → end
+    accepted → allowed? → slot → first bytes (tls_bind) → handshake → Session, in a thread or in the poller → end
 
-Whoever is not allowed costs no place, no thread, no handshake and no leaf.
+A client that is not allowed costs no slot, no thread, no handshake and no leaf.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from typing import Callable, Dict, Optional
 
 from monitoring.metrics import Counter
 from net.addresses import Reach, reach_of
-from net.arrival import Where
+from net.arrival import Arrival
 from net.client_watch import working_for
-from net.poller import Guest, Idle, Next
+from net.poller import Next, Pollable, Poller
 from net.stream import Stream
 from protocol.http1 import Authority
 from proxy import first_bytes
 from proxy.access import Access
-from proxy.connection_limit import Holder, NoPlace, Places
+from proxy.connection_limit import ConnectionLimit, Holder, TooManyConnections
 from proxy.first_bytes import ACCESS_DENIED, INTERNAL_ERROR
 from proxy.refusals import Refusals
-from proxy.runtime import Household
+from proxy.runtime import Runtime
 from proxy.session import Session
 
 _log = logging.getLogger("dduct")
 
 
 class Connection:
-    """One client connection, as the holder of a place. `session` is there once requests may come."""
+    """One client connection, which holds a slot. `session` is set once requests may come."""
 
     def __init__(self, stream: Stream, address: str, since: float) -> None:
         self.stream = stream
@@ -43,22 +43,22 @@ class Connection:
 
     @property
     def silent_since(self) -> Optional[float]:
-        """See places.Holder: a handshake is silence, too."""
+        """See connection_limit.Holder; a connection is silent during its handshake, too."""
         return self._since if self.session is None else self.session.silent_since
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered."""
+        """Whether a request is in progress."""
         return self.session is not None and self.session.busy
 
     def barred(self, access: Access) -> Optional[str]:
-        """Why it may not go on; None where it may."""
+        """Why the client may not go on; None if it may."""
         if self.session is not None:
             return self.session.barred(access)
         return None if self.address in access.clients else f"{self.address} is not in proxy.allow_clients"
 
     def end(self) -> None:
-        """Have it end, from another thread."""
+        """End the connection from another thread."""
         if self.session is not None:
             self.session.end()
         else:
@@ -66,52 +66,56 @@ class Connection:
 
 
 class Connections:
-    """The connections of one process. `spawn` starts a thread; `household` is what counts now."""
+    """The connections of one process. `spawn` starts a thread."""
 
     def __init__(
-        self, idle: Idle, spawn: Callable[[str, Callable[[], None]], None], places: Places, clock: Callable[[], float]
+        self,
+        poller: Poller,
+        spawn: Callable[[str, Callable[[], None]], None],
+        limit: ConnectionLimit,
+        clock: Callable[[], float],
     ) -> None:
-        self._idle = idle
+        self._poller = poller
         self._spawn = spawn
         self._clock = clock
-        self.places = places
-        self._refusals = Refusals(idle)
+        self.limit = limit
+        self._refusals = Refusals(poller)
         self._lock = threading.Lock()  # guards _all
         self._all: Dict[Stream, Connection] = {}
-        self._household: Callable[[], Household]
+        self._current_runtime: Callable[[], Runtime]
 
-    def judge_by(self, household: Callable[[], Household]) -> None:
-        """Before anything is accepted."""
-        self._household = household
+    def judge_by(self, current_runtime: Callable[[], Runtime]) -> None:
+        """Set the source of the current runtime; called before the first `accept`."""
+        self._current_runtime = current_runtime
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._all)
 
     def accept(self, encrypted: bool, sock: socket.socket, address: str) -> None:
-        """Take or refuse a new connection, without waiting. Raises nothing but bugs."""
-        house = self._household()
-        if address not in house.access.clients:
-            self._refuse_stranger(house, encrypted, sock, address)
+        """Accept or refuse a new connection without waiting. Raises nothing but bugs."""
+        runtime = self._current_runtime()
+        if address not in runtime.access.clients:
+            self._refuse_stranger(runtime, encrypted, sock, address)
             return
         try:
-            stream = Stream(sock, house.idle_timeout)
+            stream = Stream(sock, runtime.idle_timeout)
             local = stream.address
         except OSError:
-            sock.close()  # it was gone before we had it
+            sock.close()  # the client is gone already
             return
         connection = Connection(stream, address, self._clock())
         try:
-            loser = self.places.take(connection)
-        except NoPlace as error:
-            self._refuse_crowd(house, encrypted, sock, address, str(error))
+            loser = self.limit.take(connection)
+        except TooManyConnections as error:
+            self._refuse_crowd(runtime, encrypted, sock, address, str(error))
             return
         if loser is not None:
-            self._displace(house, loser, address)
+            self._displace(runtime, loser, address)
         with self._lock:
             self._all[stream] = connection
         try:
-            self._begin(connection, encrypted, _arrival(*local, reach_of(address, local[0])))
+            self._begin(connection, encrypted, _arrival_at(*local, reach_of(address, local[0])))
         except RuntimeError as error:
             self._end(connection)
             _log.warning("No room for a connection: %s", error)
@@ -120,7 +124,7 @@ class Connections:
             raise
 
     def cancel(self, idle_only: bool) -> None:
-        """Have connections end; those that are answered just now only unless `idle_only`."""
+        """End all connections, or with `idle_only` those without a request in progress."""
         with self._lock:
             connections = list(self._all.values())
         for connection in connections:
@@ -128,15 +132,15 @@ class Connections:
                 connection.stream.cancel()
 
     def end_barred(self) -> None:
-        """After a reload: end the connections of clients and users who may not come in any more, whatever they do."""
-        house = self._household()
+        """After a reload: end all connections, in any state, of clients and users that are no longer allowed."""
+        runtime = self._current_runtime()
         with self._lock:
             connections = list(self._all.values())
         for connection in connections:
-            why = connection.barred(house.access)
+            why = connection.barred(runtime.access)
             if why is not None:
-                house.services.counters.add(Counter.BARRED)
-                house.repeated.write(
+                runtime.services.counters.add(Counter.BARRED)
+                runtime.repeated.write(
                     logging.INFO,
                     f"barred {connection.address}",
                     "%s: connection ended, for it is no longer allowed: %s",
@@ -145,61 +149,63 @@ class Connections:
                 )
                 connection.end()
 
-    def _begin(self, connection: Connection, encrypted: bool, where: Where) -> None:
-        guest: Guest
+    def _begin(self, connection: Connection, encrypted: bool, arrival: Arrival) -> None:
+        pollable: Pollable
         if encrypted:
-            guest = arriving = _FirstBytes(connection.stream, self._household().idle_timeout)
-            resume = partial(self._shake_hands, connection, arriving, where)
+            pollable = arriving = _FirstBytes(connection.stream, self._current_runtime().idle_timeout)
+            resume = partial(self._shake_hands, connection, arriving, arrival)
         else:
-            guest = self._make_session(connection, where)
+            pollable = self._make_session(connection, arrival)
             resume = partial(self._attend, connection)
-        if not self._idle.watch(guest, resume):
+        if not self._poller.watch(pollable, resume):
             self._spawn("session", resume)
 
-    def _shake_hands(self, connection: Connection, guest: _FirstBytes, where: Where) -> None:
-        """Begin TLS on a connection that has spoken, or say what is wrong with what it has said."""
-        house = self._household()
-        if guest.wrong is not None:
-            house.services.counters.add(Counter.WRONG_PROTOCOL)
-            house.repeated.write(
-                logging.INFO, f"protocol {connection.address}", "%s %s", connection.address, guest.wrong.line
+    def _shake_hands(self, connection: Connection, pollable: _FirstBytes, arrival: Arrival) -> None:
+        """Start TLS on a connection with first bytes, or answer a wrong protocol."""
+        runtime = self._current_runtime()
+        if pollable.wrong is not None:
+            runtime.services.counters.add(Counter.WRONG_PROTOCOL)
+            runtime.repeated.write(
+                logging.INFO, f"protocol {connection.address}", "%s %s", connection.address, pollable.wrong.line
             )
             sock = connection.stream.give_away()
             self._end(connection)
-            self._refusals.turn_away(sock, guest.wrong.data)
+            self._refusals.turn_away(sock, pollable.wrong.data)
             return
         try:
-            if guest.over:
+            if pollable.given_up:
                 self._end(connection)
                 return
-            connection.stream.start_tls(house.tls)
+            connection.stream.start_tls(runtime.tls)
         except OSError as error:
             key = f"tls {connection.address} {connection.stream.server_name}"
             name = connection.stream.server_name or "server.crt"
             message = "%s makes no TLS connection with us as %s (proxy.tls_bind): %s"
-            house.repeated.write(logging.INFO, key, message, connection.address, name, error)
+            runtime.repeated.write(logging.INFO, key, message, connection.address, name, error)
             self._end(connection)
             return
         except BaseException:
             self._end(connection)
             raise
-        where = replace(where, encrypted=True, server_name=connection.stream.server_name)
-        self._make_session(connection, where, house.access.certificates)
+        arrival = replace(arrival, encrypted=True, server_name=connection.stream.server_name)
+        self._make_session(connection, arrival, runtime.access.certificates)
         self._attend(connection)
 
-    def _make_session(self, connection: Connection, where: Where, certified: bool = False) -> Session:
-        proved = partial(self.places.prove, connection)
-        connection.session = Session(connection.stream, connection.address, where, self._household, proved, certified)
+    def _make_session(self, connection: Connection, arrival: Arrival, certified: bool = False) -> Session:
+        proved = partial(self.limit.prove, connection)
+        connection.session = Session(
+            connection.stream, connection.address, arrival, self._current_runtime, proved, certified
+        )
         return connection.session
 
     def _attend(self, connection: Connection) -> None:
-        """Serve a connection as long as it takes a thread."""
+        """Serve a connection in this thread until it ends or goes to the poller."""
         session = connection.session
         assert session is not None
         try:
             with working_for(session.watch):
                 while session.run():
-                    if self._idle.watch(session, partial(self._attend, connection)):
+                    if self._poller.watch(session, partial(self._attend, connection)):
                         return
         except BaseException:
             self._end(connection)
@@ -207,73 +213,73 @@ class Connections:
         self._end(connection)
 
     def _end(self, connection: Connection) -> None:
-        connection.stream.cut()
+        connection.stream.close_abruptly()
         with self._lock:
             self._all.pop(connection.stream, None)
-        self.places.release(connection)
+        self.limit.release(connection)
 
-    def _displace(self, house: Household, loser: Holder, address: str) -> None:
-        """End a connection that has lost its place; its thread, or the poller's, finds out."""
+    def _displace(self, runtime: Runtime, loser: Holder, address: str) -> None:
+        """End a connection that has lost its slot; its thread, or the poller's, then cleans up."""
         assert isinstance(loser, Connection)
-        house.services.counters.add(Counter.DISPLACED)
-        house.trouble.warning(
+        runtime.services.counters.add(Counter.DISPLACED)
+        runtime.trouble.warning(
             "%s: a silent connection was ended, for its place went to %s (proxy.max_connections)",
             loser.address,
             address,
         )
         loser.stream.cancel()
 
-    def _refuse_stranger(self, house: Household, encrypted: bool, sock: socket.socket, address: str) -> None:
-        house.services.counters.add(Counter.STRANGERS)
+    def _refuse_stranger(self, runtime: Runtime, encrypted: bool, sock: socket.socket, address: str) -> None:
+        runtime.services.counters.add(Counter.STRANGERS)
         line = f"{address} is not in proxy.allow_clients"
-        house.repeated.write(logging.INFO, f"stranger {address}", "%s: connection refused (403)", line)
+        runtime.repeated.write(logging.INFO, f"stranger {address}", "%s: connection refused (403)", line)
         answer = ACCESS_DENIED if encrypted else first_bytes.response(403, "Forbidden", line)
         self._refusals.turn_away(sock, answer)
 
-    def _refuse_crowd(self, house: Household, encrypted: bool, sock: socket.socket, address: str, why: str) -> None:
-        house.services.counters.add(Counter.TURNED_AWAY)
-        house.trouble.warning("%s: connection refused (503): %s", address, why)
+    def _refuse_crowd(self, runtime: Runtime, encrypted: bool, sock: socket.socket, address: str, why: str) -> None:
+        runtime.services.counters.add(Counter.TURNED_AWAY)
+        runtime.trouble.warning("%s: connection refused (503): %s", address, why)
         answer = first_bytes.response(503, "Service Unavailable", why, "Retry-After: 5")
         self._refusals.turn_away(sock, INTERNAL_ERROR if encrypted else answer)
 
 
 class _FirstBytes:
-    """A connection to tls_bind that has not spoken yet: it takes no thread before it does."""
+    """A connection to tls_bind in the `Poller`: it takes no thread before its first bytes."""
 
     def __init__(self, stream: Stream, seconds: float) -> None:
         self._stream = stream
-        self.patience = seconds
-        self.wrong: Optional[first_bytes.Answer] = None  # it does not speak TLS
-        self.over = False  # nothing is to be done but to hang up
+        self.timeout = seconds
+        self.wrong: Optional[first_bytes.Answer] = None  # set if the client does not speak TLS
+        self.given_up = False  # `_shake_hands` only has to close
 
     def fileno(self) -> int:
         """The connection's descriptor."""
         return self._stream.fileno()
 
-    def has_left(self) -> bool:
-        """Whether the client is gone without a word."""
-        return self._stream.deserted()
+    def peer_closed(self) -> bool:
+        """Whether the client is gone and has left no bytes to read."""
+        return self._stream.peer_closed_silently()
 
-    def answer_at_once(self, turn: float) -> Next:
-        """Look at what the client speaks."""
+    def answer_at_once(self, iteration: float) -> Next:
+        """Detect the client's protocol by its first bytes."""
         try:
             data = self._stream.look_ahead(first_bytes.ENOUGH)
         except OSError:
-            return Next.END
+            return Next.CLOSE
         if data is None:
-            return Next.WATCH
+            return Next.WAIT
         self.wrong = first_bytes.wrong_on_tls(data) if data else None
-        return Next.WORK if data and self.wrong is None else Next.END
+        return Next.NEEDS_THREAD if data and self.wrong is None else Next.CLOSE
 
     def timed_out(self) -> Next:
-        """There is nothing to do but to hang up."""
-        return Next.END
+        """Close a silent connection."""
+        return Next.CLOSE
 
     def give_up(self) -> None:
-        """Have `_shake_hands` hang up."""
-        self.over = True
+        """Make `_shake_hands` close the connection."""
+        self.given_up = True
 
 
 @lru_cache(maxsize=4096)
-def _arrival(host: str, port: int, reach: Reach) -> Where:
-    return Where(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), reach)
+def _arrival_at(host: str, port: int, reach: Reach) -> Arrival:
+    return Arrival(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), reach)

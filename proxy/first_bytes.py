@@ -1,15 +1,15 @@
-"""What a client speaks, by the first bytes that it sends, and how one that has come to the wrong port is told."""
+"""Protocol detection by a client's first bytes, and the answers to clients on the wrong port."""
 
 from __future__ import annotations
 
 import enum
 from typing import NamedTuple, Optional
 
-ENOUGH = 16  # bytes; fewer do as well
+ENOUGH = 16  # bytes that suffice for detection; it works with fewer, too
 
 
 class Protocol(enum.Enum):
-    """What the first bytes of a connection look like."""
+    """The protocols that the first bytes of a connection can show."""
 
     TLS = "TLS"
     HTTP = "plain http"
@@ -20,14 +20,14 @@ class Protocol(enum.Enum):
 
 
 class Answer(NamedTuple):
-    """What the client is told, in its own language, and what the log says."""
+    """The answer in the client's own protocol, and the line for the log."""
 
     data: bytes
     line: str
 
 
 _PREFACE = b"PRI * HTTP/2.0"
-_ALERT = b"\x15\x03\x01\x00\x02\x02"  # a fatal alert of TLS (RFC 8446 §6); its description follows
+_ALERT = b"\x15\x03\x01\x00\x02\x02"  # a fatal TLS alert (RFC 8446 §6), without its description byte
 ACCESS_DENIED, INTERNAL_ERROR = _ALERT + b"\x31", _ALERT + b"\x50"
 _HANDSHAKE_FAILURE = _ALERT + b"\x28"
 _SOCKS = {
@@ -37,12 +37,12 @@ _SOCKS = {
 
 
 def looks_like_tls(data: bytes) -> bool:
-    """Whether this is how a handshake begins: a record of that type, of major version 3."""
+    """Whether the bytes begin a TLS handshake record of major version 3."""
     return data[:1] == b"\x16" and data[1:2] in (b"", b"\x03")
 
 
 def recognise(data: bytes) -> Protocol:
-    """By at least one byte."""
+    """The protocol that `data` begins; needs at least one byte."""
     if looks_like_tls(data):
         return Protocol.TLS
     if data.startswith(_PREFACE):
@@ -53,7 +53,7 @@ def recognise(data: bytes) -> Protocol:
 
 
 def wrong_on_plain(data: bytes) -> Optional[Answer]:
-    """The answer to what is not for tcp_bind; None for what may be http/1."""
+    """The answer to first bytes that do not belong on tcp_bind; None for possible HTTP/1."""
     protocol = recognise(data)
     line = f"speaks {protocol.value} on proxy.tcp_bind, which is for plain http (http://… as the proxy's URL)"
     if protocol is Protocol.TLS:
@@ -64,7 +64,7 @@ def wrong_on_plain(data: bytes) -> Optional[Answer]:
 
 
 def wrong_on_tls(data: bytes) -> Optional[Answer]:
-    """The answer to what is not for tls_bind; None for TLS."""
+    """The answer to first bytes that do not belong on tls_bind; None for TLS."""
     protocol = recognise(data)
     if protocol is Protocol.TLS:
         return None
@@ -76,12 +76,12 @@ def wrong_on_tls(data: bytes) -> Optional[Answer]:
 
 
 def wrong_inside(data: bytes) -> Optional[Answer]:
-    """The answer to what is not for a connection whose TLS has been taken off; None for what may be http/1."""
+    """The answer to first bytes that do not belong inside TLS; None for possible HTTP/1."""
     return _without_http2("speaks HTTP/2 although it was not offered") if data.startswith(_PREFACE) else None
 
 
 def response(status: int, reason: str, line: str, *fields: str) -> bytes:
-    """A response in the clear, before there is anything to answer."""
+    """An HTTP response as bytes, for connections without a readable request."""
     body = f"dduct: {line}\n".encode()
     head = [
         f"HTTP/1.1 {status} {reason}",

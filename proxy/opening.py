@@ -1,6 +1,6 @@
-"""What follows an answered CONNECT: the client's first bytes say whether it is TLS, and sometimes for which name.
+"""After an answered CONNECT: the client's first bytes show whether it speaks TLS, and its SNI.
 
-Nothing is taken out of the socket for that where nothing encrypts, so that TLS starts on it as it would without.
+On a plain connection these bytes stay in the socket (MSG_PEEK), so that TLS starts on the socket itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Optional
 
-from net.arrival import Where
+from net.arrival import Arrival
 from net.stream import Stream
 from protocol.http1 import Authority, serialise_response
 from proxy.first_bytes import looks_like_tls
@@ -21,14 +21,14 @@ from proxy.routing import Rules
 from tls import client_hello
 from tls.client_hello import Incomplete
 
-_SILENCE = 1.0  # seconds; who says nothing for so long waits for the server to speak: ssh, SMTP, MySQL
-_HTTPS = 443  # where servers never speak first
-_HELLO = 4096  # bytes, within which nearly all hellos are
-_START = 2  # bytes, if no name is wanted
+_SILENCE = 1.0  # seconds; a client silent for longer waits for the server's first bytes: ssh, SMTP, MySQL
+_HTTPS = 443  # servers never speak first on this port
+_HELLO = 4096  # bytes; nearly all ClientHellos are shorter
+_START = 2  # bytes, where the SNI is not needed
 
 
 class Spoken(enum.Enum):
-    """What a client has begun with."""
+    """The kind of a client's first bytes."""
 
     TLS = "a handshake"
     OTHER = "another protocol"
@@ -37,50 +37,50 @@ class Spoken(enum.Enum):
 
 
 class Opening:
-    """The time between the answer to a CONNECT and its client's first bytes. `inside` is where requests would arrive.
+    """The phase between the answer to a CONNECT and its client's first bytes. `arrival` is for the requests inside.
 
-    For a CONNECT to an address, `server_name` is the host that the handshake names, if that is to be intercepted.
-    `context` is what the host of the CONNECT is answered with, where that was at hand.
+    For a CONNECT to an address, `server_name` is the SNI of the handshake, if that host is to be intercepted.
+    `context` is the TLS context for the CONNECT's host, where it was cached.
     """
 
     def __init__(
         self,
         stream: Stream,
-        inside: Where,
+        arrival: Arrival,
         rules: Rules,
         timeout: float,
         context: Optional[ssl.SSLContext] = None,
     ) -> None:
-        assert inside.inside is not None
+        assert arrival.connect_target is not None
         self._stream = stream
         self._rules = rules
-        self.authority = inside.inside
-        self.inside = inside
+        self.authority = arrival.connect_target
+        self.arrival = arrival
         self.context = context
-        self.wants_name = inside.inside_address
+        self.wants_name = arrival.connect_target_is_address
         self.may_be_silent = self.authority.port != _HTTPS
         self._deadline = time.monotonic() + (min(_SILENCE, timeout) if self.may_be_silent else timeout)
         self.server_name: Optional[str] = None
 
     @property
     def seconds(self) -> float:
-        """How long it is still waited."""
+        """Seconds left to wait."""
         return max(0.0, self._deadline - time.monotonic())
 
     @property
     def host(self) -> str:
-        """In whose name the client is answered."""
+        """The host whose leaf certificate the client gets."""
         return self.server_name or self.authority.host
 
-    def place(self) -> Where:
-        """Where the requests inside arrive: at the host that was named.
+    def named_arrival(self) -> Arrival:
+        """The arrival of the requests inside, at the host of the SNI.
 
-        Its origin is dialled by that name, never at the client's address, which would choose what everybody gets.
+        The origin is dialled by that name, never at the client's address: a client must not choose what others get.
         """
-        return self.inside if self.server_name is None else _named(self.inside, self.server_name)
+        return self.arrival if self.server_name is None else _named(self.arrival, self.server_name)
 
     def look(self) -> Optional[Spoken]:
-        """What the client speaks, without waiting; None where that is still open. Raises OSError."""
+        """The kind of the first bytes, without waiting; None while it is unknown. Raises OSError."""
         usual = _HELLO if self.wants_name else _START
         data = self._stream.look_ahead(client_hello.LONGEST if self._stream.buffered else usual)
         if not data:
@@ -93,8 +93,8 @@ class Opening:
         if isinstance(name, Incomplete):
             if len(data) >= client_hello.LONGEST or not self.seconds:
                 return Spoken.TLS
-            self._stream.take_in()  # or poll would tell of what has come again and again
-            return None
+            # What stays in the socket is reported by poll again and again, and so is the end of the stream.
+            return None if self._stream.take_in() else Spoken.END
         if name is not None and name != self.authority.host and self._is_listed(name):
             self.server_name = name
         return Spoken.TLS
@@ -103,7 +103,7 @@ class Opening:
         return name in self._rules.intercept and name not in self._rules.own_names
 
     def wait(self, other: Optional[Stream] = None) -> Spoken:
-        """What the client speaks. NOTHING, too, as soon as there is something to read from `other`."""
+        """Wait for the kind of the first bytes. NOTHING at the deadline, or once `other` has bytes to read."""
         poll = select.poll()
         poll.register(self._stream.fileno(), select.POLLIN)
         if other is not None:
@@ -119,14 +119,14 @@ class Opening:
                 return Spoken.NOTHING
 
 
-@lru_cache(maxsize=1024)  # of host names alone, which client_hello bounds
-def _named(inside: Where, name: str) -> Where:
-    assert inside.inside is not None
-    return replace(inside, inside=Authority(name, inside.inside.port))
+@lru_cache(maxsize=1024)  # keys hold host names only, whose length client_hello limits
+def _named(arrival: Arrival, name: str) -> Arrival:
+    assert arrival.connect_target is not None
+    return replace(arrival, connect_target=Authority(name, arrival.connect_target.port))
 
 
 @lru_cache(maxsize=1)
 def established(via: bytes) -> bytes:
     """The answer to a CONNECT."""
-    # librepo looks for these words, apt for the status; one apk stalls where no field follows the status line.
+    # librepo looks for these words, apt for the status; one apk version stalls without a field after the status line.
     return serialise_response(200, b"Connection established", [(b"Via", via)])

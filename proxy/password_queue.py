@@ -1,9 +1,9 @@
-"""Whose password is hashed next: fair between addresses, so that guesses delay nobody but those who guess.
+"""The queue of passwords to hash: fair between addresses, so that password guessing delays only the guessers.
 
-Hashing is expensive on purpose. So there are only a few hashes at a time, of which an address has one. Of each user, an
-address may have a few more that wait; the next one then takes the place of the oldest, which is refused at once. Many
-users may share an address (NAT), so that in all there may be more. Addresses whose last password was right, or that
-have sent none yet, come before those that guess.
+Hashing is expensive on purpose. So few hashes run at a time, and at most one of an address. An address may queue a few
+more for each user; one beyond that replaces the oldest, which is refused at once. Many users may share an address
+(NAT), so an address may queue more in total. Addresses whose last password was right, or that have sent none yet, come
+before guessers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections import OrderedDict, deque
 from contextlib import contextmanager
 from typing import Deque, Iterator, Optional, Set
 
-_AT_ONCE = 2  # hashes: guesses get no more of the machine than that
-_WAITING_PER_USER = 4  # of one address; whether there is such a user makes no difference, or guessers could tell
+_AT_ONCE = 2  # hashes: limits the CPU time that guesses can take
+_WAITING_PER_USER = 4  # of one address; the same for unknown users: guessers must not tell them apart
 _WAITING_PER_ADDRESS = 32
 _TIMEOUT = 10.0  # seconds in the queue
 _GUESSERS_REMEMBERED = 4096  # addresses; the oldest is forgotten first
@@ -25,7 +25,7 @@ class TooManyPasswords(Exception):
 
 
 class _Waiting:
-    """One password that waits; `event` is set when it is its turn, or when it is `refused`."""
+    """One queued password; `event` is set once it is `admitted` or `refused`."""
 
     def __init__(self, user: str) -> None:
         self.user = user
@@ -35,18 +35,18 @@ class _Waiting:
 
 
 class PasswordQueue:
-    """The order of hashes. `turn` waits for one; `note` is told whether the password was right."""
+    """The order of hashes. `admission` waits for permission to hash; `note` records the result."""
 
     def __init__(self, timeout: float = _TIMEOUT) -> None:
         self._timeout = timeout
-        self._lock = threading.Lock()  # guards the three below, and the state of all who wait
-        self._waiting: OrderedDict[str, Deque[_Waiting]] = OrderedDict()  # by address, the longest unserved first
-        self._running: Set[str] = set()  # addresses
+        self._lock = threading.Lock()  # guards the three fields below, and the state of each _Waiting
+        self._waiting: OrderedDict[str, Deque[_Waiting]] = OrderedDict()  # by address, longest unserved first
+        self._running: Set[str] = set()  # addresses with a hash in progress
         self._guessers: OrderedDict[str, None] = OrderedDict()  # addresses whose last password was wrong
 
     @contextmanager
-    def turn(self, address: str, user: str = "") -> Iterator[None]:
-        """Hash inside of this. Raises TooManyPasswords where the address sends too many, or nothing ends in time."""
+    def admission(self, address: str, user: str = "") -> Iterator[None]:
+        """Hash inside this context. Raises TooManyPasswords if the address sends too many, or on a time-out."""
         mine = _Waiting(user)
         with self._lock:
             queue = self._waiting.setdefault(address, deque())
@@ -78,7 +78,7 @@ class PasswordQueue:
                     self._guessers.popitem(last=False)
 
     def _withdraw(self, address: str, mine: _Waiting) -> None:
-        """Its time is over, unless its turn has just come."""
+        """Leave the queue after a time-out, unless just admitted or refused."""
         with self._lock:
             if not (mine.admitted or mine.refused):
                 mine.refused = True
@@ -88,7 +88,7 @@ class PasswordQueue:
                     del self._waiting[address]
 
     def _admit(self) -> None:
-        """Begin what may begin; callers have the lock."""
+        """Admit as many passwords as may run; callers hold the lock."""
         while len(self._running) < _AT_ONCE:
             address = self._next()
             if address is None:
@@ -96,7 +96,7 @@ class PasswordQueue:
             queue = self._waiting.pop(address)
             following = queue.popleft()
             if queue:
-                self._waiting[address] = queue  # behind all others
+                self._waiting[address] = queue  # at the end
             self._running.add(address)
             following.admitted = True
             following.event.set()
@@ -107,7 +107,7 @@ class PasswordQueue:
 
 
 def _surplus(queue: Deque[_Waiting], user: str) -> Optional[_Waiting]:
-    """Which of an address's passwords is to go for another one of this user, if any."""
+    """The queued password of an address to refuse in favour of a new one of this user, if any."""
     same = [one for one in queue if one.user == user]
     if len(same) >= _WAITING_PER_USER:
         return same[0]

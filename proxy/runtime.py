@@ -1,4 +1,4 @@
-"""What a configuration decides for all connections, in one value: a reload puts another one in its place."""
+"""The result of a configuration for all connections, in one value: a reload replaces it."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from dataclasses import dataclass, field
 from typing import Dict, Tuple
 
 from fetching.filler import Services
-from fetching.memory_cache import Hot
-from monitoring.log import PerAddress, Seldom
-from net.arrival import Where
+from fetching.memory_cache import MemoryCache
+from monitoring.log import PerAddress, RateLimitedLog
+from net.arrival import Arrival
 from pages.setup import About
 from proxy.access import Access
 from proxy.routing import Rules
-from tls.leaf_certificates import LeafStore
+from tls.leaf_certificates import LeafCertificateCache
 
 _log = logging.getLogger("dduct.session")
 
 
 @dataclass(frozen=True)
-class Household:
-    """What a configuration decides for all sessions. `tls` is for those of tls_bind, `idle_timeout` in seconds;
-    `draining` is set once dduct is about to stop."""
+class Runtime:
+    """The result of a configuration for all sessions. `tls` is the context of tls_bind. `idle_timeout` is in seconds.
+    `draining` is set when dduct begins to stop."""
 
     services: Services
     rules: Rules
-    leaves: LeafStore
+    leaf_certificates: LeafCertificateCache
     access: Access
-    hot: Hot
+    memory_cache: MemoryCache
     about: About
     tls: ssl.SSLContext
-    tls_valid_from: float  # when its certificate begins to be valid
+    tls_valid_from: float  # start of its certificate's validity
     idle_timeout: float
     draining: threading.Event
     repeated: PerAddress = field(default_factory=lambda: PerAddress(_log))
-    trouble: Seldom = field(default_factory=lambda: Seldom(_log, seconds=10.0))
-    entrances: Dict[Tuple[str, bytes], Where] = field(default_factory=dict)  # where a CONNECT has led before
+    trouble: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(_log, seconds=10.0))
+    connect_cache: Dict[Tuple[str, bytes], Arrival] = field(default_factory=dict)  # by arrival kind and CONNECT head

@@ -1,4 +1,4 @@
-"""One request that the cache has no part in: its origin answers it, for this client alone."""
+"""A request that bypasses the cache: the origin answers it, for this client alone."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from net.response import Reply
 from net.stream import Stream
 from protocol import validation
 from protocol.http1 import BodyFraming, Framing, RequestHead, Target
-from proxy.runtime import Household
+from proxy.runtime import Runtime
 from upstream.client import Purpose, Request
 from upstream.relay import expects_continue, forward, outgoing, wants_upgrade
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a client asks of an origin, and its body, which has not been read yet."""
+    """A client's request to an origin, with its unread body."""
 
     target: Target
     head: RequestHead
@@ -28,14 +28,14 @@ class Asked:
 
 
 def answer_from_origin(
-    house: Household, asked: Asked, reply: Reply, reach: Reach, carry: Callable[[Stream], None]
+    runtime: Runtime, asked: Asked, reply: Reply, reach: Reach, carry: Callable[[Stream], None]
 ) -> None:
-    """Ask the origin, whatever the method and the body; `carry` is for the protocol that follows a 101.
+    """Relay a request of any method to the origin; `carry` relays the protocol after a 101.
 
-    Raises UpstreamError while no answer has begun, OSError when the client is gone.
+    Raises UpstreamError before the answer has begun, OSError when the client is gone.
     """
-    services, head, framing = house.services, asked.head, asked.framing
-    # kubectl and docker send a POST with `Content-Length: 0` to switch protocols. That field goes on as it came.
+    services, head, framing = runtime.services, asked.head, asked.framing
+    # kubectl and docker send a POST with `Content-Length: 0` to switch protocols. The field is passed on unchanged.
     empty = framing.kind is Framing.NONE or framing.length == 0
     upgrade = empty and wants_upgrade(head)
     request = Request(
@@ -53,7 +53,7 @@ def answer_from_origin(
     exchange = services.origins.exchange(request)
     try:
         if validation.invalidates(head.method, exchange.head.status):
-            services.invalidate(asked.target, exchange.head, house.rules.naming)
+            services.invalidate(asked.target, exchange.head, runtime.rules.naming)
         services.counters.add(Counter.RELAYED)
         if exchange.head.status == 101:
             reply.switch(exchange.head)

@@ -1,4 +1,4 @@
-"""The command line: what there is, and for what there is not, one line that says what was probably meant."""
+"""The command line; an unknown option or command gets one line with a suggestion."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import List, NoReturn, Optional
 
 COMMANDS = ("passwd", "verify")
 _OPTIONS = ("--cfg", "--check", "--fix", "--help", "--version")
-# How others call it.
+# Names from other programs.
 _MEANT = {
     **dict.fromkeys(
         ("-c", "-f", "-C", "--conf", "--config", "--config-file", "--configuration", "--file"), "--cfg FILE"
@@ -28,7 +28,7 @@ _MEANT = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are one line, as all of dduct's are."""
+    """Prints an error as one line, like all of dduct's."""
 
     def error(self, message: str) -> NoReturn:
         print(f"dduct: {message}; --help says what there is", file=sys.stderr)
@@ -36,7 +36,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Optional[List[str]], home: Path, version: str) -> argparse.Namespace:
-    """Read the command line; ends the process with status 2 where it is wrong."""
+    """Parse the command line; an error ends the process with status 2."""
     parser = _Parser(
         prog="dduct",
         description="HTTP(S) man-in-the-middle caching proxy for clusters, CI and labs.",
@@ -71,7 +71,7 @@ def parse(arguments: Optional[List[str]], home: Path, version: str) -> argparse.
 
 
 def _misunderstood(given: List[str]) -> str:
-    """What argparse would take for something else, or say little about."""
+    """The error that argparse would miss or explain badly; else empty."""
     for position, argument in enumerate(given):
         if argument == "--":
             return ""

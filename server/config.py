@@ -1,10 +1,9 @@
 """The configuration: one table of keys, frozen values, and errors that name key, value and remedy.
 
-Rules of this room:
+Rules of this module:
 
-* A key stands in `_SCHEMA` once: its section, its name, its default as one would write it, and its reader
-  (`config_values.py`).
-* Nothing is guessed. An unknown key, a wrong type and a wrong value are errors, each one line long.
+* `_SCHEMA` declares each key once: section, name, default as written in TOML, and reader (`config_values.py`).
+* An unknown key, a wrong type and a wrong value are errors, each one line long. No value is guessed.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from server.moving_names import VOLATILE
 
 
 class ConfigError(Exception):
-    """The configuration cannot be used; one line that says which file, key and value, and what is expected."""
+    """The configuration is unusable; the message is one line: file, key, value and what is expected."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Proxy:
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Section [cache]; times in seconds, sizes in octets."""
+    """Section [cache]; times in seconds, sizes in bytes."""
 
     max_size: Optional[int]
     min_free: Optional[int]
@@ -102,7 +101,7 @@ class Certs:
 
 @dataclass(frozen=True)
 class Config:
-    """A whole configuration; `source` is the file it came from, None for the built-in defaults."""
+    """A complete configuration; `source` is its file, None for the built-in defaults."""
 
     misc: Misc
     proxy: Proxy
@@ -213,36 +212,36 @@ _SCHEMA = (
     _Key("certs", "name_constraints", False, read.boolean),
 )
 # OpenSSL's NAME_CHECK_MAX: names of a certificate times constraints of its authority.
-_COMPARISONS_AT_MOST = 2**20
-_CONSTRAINED_HOSTS_AT_MOST = 1020
+_MAX_COMPARISONS = 2**20
+_MAX_CONSTRAINED_HOSTS = 1020
 _SECRET = ("certs.p12_pass",)
 _SECTIONS = ("misc", "proxy", "cache", "certs")
 
 
 def defaults(home: Path) -> Config:
-    """The built-in configuration; directories lie in `home`, where the program is."""
+    """The built-in configuration, with directories in `home`. Raises ConfigError."""
     return _build({}, home, home, None)
 
 
 def load(path: Path, home: Path) -> Config:
     """Read a configuration file. Raises ConfigError.
 
-    Relative paths in it are relative to its own directory; what it leaves out is as in `defaults(home)`.
+    Relative paths are relative to the file's directory; missing keys are as in `defaults(home)`.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows put a byte order mark before it
+        text = path.read_bytes().decode("utf-8-sig")  # editors on Windows write a byte order mark
         document = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-    except (ValueError, RecursionError) as error:  # numbers may be too long, and lists too deep
+    except (ValueError, RecursionError) as error:  # a number too long, or a list too deep
         raise ConfigError(f"{path}: not TOML: {error}{_key_at(text, str(error))}") from error
     return _build(document, path.resolve().parent, home, path)
 
 
 def _key_at(text: str, error: str) -> str:
-    """Which key a complaint about TOML is about. Its value is not shown, for it may be a password."""
+    """The key in the line of a TOML error; its value may be a password and is not shown."""
     match = re.search(r"at line ([0-9]+)", error)
     lines = text.splitlines()
     if match is None or not 0 < int(match.group(1)) <= len(lines):
@@ -281,7 +280,7 @@ def _build(document: Mapping[str, Any], base: Path, home: Path, source: Optional
 
 
 def _strangers(document: Mapping[str, Any]) -> Iterator[str]:
-    """What the document holds that no key in the schema stands for, one line each."""
+    """Errors about entries that are not in `_SCHEMA`, one line each."""
     keys = [f"{key.section}.{key.name}" for key in _SCHEMA]
     for section, content in document.items():
         homes = [key.section for key in _SCHEMA if key.name == section]
@@ -299,7 +298,7 @@ def _strangers(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _misfits(config: Config, home: Path) -> Iterator[str]:
-    """What is wrong beside the rest, one line each."""
+    """Errors about keys in conflict, one line each."""
     files = {
         "proxy.auth_file": config.proxy.auth_file,
         "proxy.upstream_ca": config.proxy.upstream_ca,
@@ -333,18 +332,18 @@ def _collide(one: Optional[Address], other: Optional[Address]) -> bool:
 
 
 def comparisons(certs: Certs) -> int:
-    """How often a client compares a name with a constraint to verify server.crt, where those are as configured."""
+    """How many pairs of name and constraint a client compares to verify server.crt, as configured."""
     hosts = (*certs.server_dns_sans, *certs.server_ip_sans)
     constraints = {host.replace("*.", "", 1) for host in (*hosts, certs.server_cn, certs.client_cn)}
     return (len(hosts or (certs.server_cn,)) + 1) * (len(constraints) + (0 if certs.server_ip_sans else 2))
 
 
 def _too_many_constraints(certs: Certs) -> Iterator[str]:
-    if comparisons(certs) > _COMPARISONS_AT_MOST:
+    if comparisons(certs) > _MAX_COMPARISONS:
         count = len(certs.server_dns_sans) + len(certs.server_ip_sans)
         yield (
-            f"certs.name_constraints = true with {count} hosts: expected at most about {_CONSTRAINED_HOSTS_AT_MOST}; "
-            f"OpenSSL compares {_COMPARISONS_AT_MOST} pairs of name and constraint, and refuses server.crt beyond; "
+            f"certs.name_constraints = true with {count} hosts: expected at most about {_MAX_CONSTRAINED_HOSTS}; "
+            f"OpenSSL compares {_MAX_COMPARISONS} pairs of name and constraint, and refuses server.crt beyond; "
             "list '*.' names instead, or set it to false"
         )
 
@@ -355,13 +354,13 @@ def _nearest(name: str, known: List[str]) -> str:
 
 
 def _shown(key: _Key, value: Any) -> str:
-    # A value with an @ is a URL that may hold a password.
+    # A value with an @ may be a URL with a password.
     secret = f"{key.section}.{key.name}" in _SECRET or (isinstance(value, str) and "@" in value)
     return "…" if secret else read.brief(value)
 
 
 def describe(config: Config) -> str:
-    """The effective configuration as `--check` prints it: TOML, secrets left out."""
+    """The effective configuration in TOML, without secrets, for `--check`."""
     lines = [f"# from {config.source or 'the built-in defaults'}"]
     for section in _SECTIONS:
         lines += ["", f"[{section}]"]

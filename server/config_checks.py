@@ -1,10 +1,10 @@
-"""What a configuration is warned of, and what a start with it would find: for `--check`, and for the log at start.
+"""Warnings about a configuration, for `--check` and the log at start; and a start without its effects, for `--check`.
 
-Rules of this room:
+Rules of this module:
 
-* Nothing is made, changed or kept open.
-* `WARNINGS` is the table: each of its functions takes a configuration and gives lines that name their key. They tell
-  of what can never match or work; what cannot be used at all is an error, and config.py's.
+* The functions create and change nothing, and keep nothing open.
+* `WARNINGS` is the table: each function takes a configuration and yields lines that name their key. A warning is
+  about a value that is usable but hardly as intended; `config.py` raises errors about unusable values.
 * `rehearse` raises what a start would raise, in the same words and order.
 """
 
@@ -25,8 +25,8 @@ from server.config_values import Address
 from server.server import StartError, open_access
 from upstream.origin_tls import OriginTls, TlsSettings, UnusableCertificate
 
-_LEAST_CACHE = 1024**2  # bytes; hardly any artifact is smaller
-_GO_COMPARISONS = 250_000  # names times constraints that Go's crypto/x509 and webpki take
+_LEAST_CACHE = 1024**2  # bytes; most artifacts are larger
+_GO_COMPARISONS = 250_000  # names times constraints that Go's crypto/x509 and webpki accept
 _UNEXPANDED = re.compile(r"\$\w|\$\{|(?:^|/)%[A-Za-z](?:/|$)|(?<=/)~")
 _HOST_FIRST = re.compile(r"\^?(?://|(?:[A-Za-z0-9_*-]+\\?\.)+[A-Za-z]{2,}(?::[0-9]+)?/)")
 _SCHEME = re.compile(r"https?\??:|\(\?:https?\|?[a-z]*\)\??:|://")
@@ -34,7 +34,7 @@ _NO_SLASH_FIRST = re.compile(r"\^[A-Za-z0-9_-]")
 
 
 def warnings(config: Config) -> List[str]:
-    """What works, and hardly as it was meant; one line each."""
+    """What works, but hardly as intended; one line each."""
     return [line for check in WARNINGS for line in check(config)]
 
 
@@ -53,10 +53,10 @@ def _filters(config: Config) -> Iterator[str]:
 
 
 def _needs_question_mark(text: str) -> bool:
-    """Whether a pattern matches nothing without a `?`. One that has alternatives is not looked into."""
+    """Whether a pattern matches only texts with a `?`. One with alternatives is not examined."""
     if "|" in text:
         return False
-    depth: List[bool] = [False]  # for each open group: whether there is a literal `?` in it
+    depth: List[bool] = [False]  # for each open group: whether it has a literal `?`
     position = 0
     while position < len(text):
         two, one = text[position : position + 2], text[position]
@@ -80,7 +80,7 @@ def _sizes(config: Config) -> Iterator[str]:
     try:
         status = os.statvfs(_existing(config.misc.file_dir))
     except OSError:
-        return  # which `rehearse` tells of
+        return  # `rehearse` reports it
     total = status.f_blocks * status.f_frsize
     if limits.min_free is not None and limits.min_free >= total > 0:
         yield f"cache.min_free = {limits.min_free} is more than the whole disk ({total} bytes): nothing is ever kept"
@@ -96,7 +96,7 @@ def _clients(config: Config) -> Iterator[str]:
         try:
             lines = proxy.auth_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
-            return  # which `rehearse` tells of
+            return  # `rehearse` reports it
         if not any(line.strip() and not line.startswith("#") for line in lines):
             yield f"proxy.auth_file '{proxy.auth_file}' has no users: nobody may use dduct"
     if proxy.require_client_cert and proxy.tls_bind is None:
@@ -142,7 +142,7 @@ WARNINGS: Tuple[Callable[[Config], Iterator[str]], ...] = (
 
 
 def rehearse(config: Config) -> Tuple[str, ...]:
-    """Look at all that a start would use; what it would warn of. Raises CertificateError and StartError as it would."""
+    """Check what a start would use; return its warnings. Raises CertificateError and StartError as a start would."""
     concerns = certs.inspect(config.misc.cert_dir)
     _check_cache(config.misc.file_dir)
     for key, address in (("tcp_bind", config.proxy.tcp_bind), ("tls_bind", config.proxy.tls_bind)):
@@ -157,7 +157,7 @@ def rehearse(config: Config) -> Tuple[str, ...]:
 
 
 def _existing(path: Path) -> Path:
-    """A path, or what there is of it."""
+    """A path, or its nearest existing parent."""
     while not os.path.lexists(path) and path != path.parent:
         path = path.parent
     return path
@@ -179,7 +179,7 @@ def _check_cache(root: Path) -> None:
 
 
 def _check_address(key: str, address: Address) -> None:
-    """Whether one could listen there. That somebody does, such as a dduct that runs, is no error here."""
+    """Raise StartError if the address cannot be bound; that a running dduct uses it is no error."""
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

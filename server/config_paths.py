@@ -1,10 +1,10 @@
-"""Where directories must not lie: whatever removes files from one of them must never come upon the other.
+"""Where directories must not lie: eviction in file_dir must never reach certificates or the program's files.
 
-Rules of this room:
+Rules of this module:
 
-* Places are compared as the system sees them: links resolved, whether or not anything is there yet, and where it is,
-  by device and inode too (a second mount of the same directory has another path).
-* Each complaint is one line that names both keys.
+* Paths are compared with links resolved, whether or not they exist. Existing paths are also compared by device and
+  inode, because a second mount of the same directory has another path.
+* Each error is one line that names its keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Iterator, Mapping, Optional
 
 from storage.own_files import OWN_FOLDERS
 
-# Directories that are never anybody's own.
+# Directories that many programs share.
 _SHARED = [
     *map(Path, ("/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/proc", "/run", "/sbin", "/sys")),
     *map(Path, ("/tmp", "/usr", "/var", "/var/cache", "/var/lib", "/var/log", "/var/tmp")),  # noqa: S108 - refused
@@ -23,7 +23,7 @@ _SHARED = [
 
 
 def misplaced(cert_dir: Path, file_dir: Path, program: Path, files: Mapping[str, Optional[Path]]) -> Iterator[str]:
-    """What is wrong with these places, one line each. `files`: files that are only read, by their keys."""
+    """Errors about these paths, one line each. `files`: files that dduct only reads, by key."""
     for key, directory in (("misc.cert_dir", cert_dir), ("misc.file_dir", file_dir)):
         real = _resolved(directory)
         if any(_is_same(real, shared) for shared in _SHARED):
@@ -47,7 +47,7 @@ def misplaced(cert_dir: Path, file_dir: Path, program: Path, files: Mapping[str,
 
 
 def _relation(inner: Path, outer: Path) -> str:
-    """What `inner` is to `outer`: `the same as`, `inside`, `around`, or nothing."""
+    """The relation of `inner` to `outer`: `the same as`, `inside`, `around`, or empty."""
     if _is_same(_resolved(inner), _resolved(outer)):
         return "the same as"
     if _is_within(inner, outer):
@@ -66,9 +66,9 @@ def _is_same(place: Path, other: Path) -> bool:
     try:
         return os.path.samefile(place, other)
     except OSError:
-        return False  # one of them is not there
+        return False  # one of them does not exist
 
 
 def _resolved(path: Path) -> Path:
-    """Absolute, without links and `..`; what is not there yet is taken as it is written."""
+    """The absolute path without links and `..`; missing parts stay as written."""
     return Path(os.path.realpath(path))

@@ -1,9 +1,9 @@
-"""Values of the configuration: what TOML gives is read into what the program uses, or is not what was expected.
+"""Readers of configuration values: each turns a TOML value into the value that the program uses, or raises.
 
-Rules of this room:
+Rules of this module:
 
 * A reader takes a value and the directory for relative paths. It returns the value to use, or raises `Expected`.
-* Nothing here knows a key. Each expectation is one line, and completes `expected …`.
+* Readers know no keys. The message of `Expected` is one line that completes `expected …`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FILTERS = (
     r"^/.*\.(?:tar|tbz|tgz|txz)$",
     r"^/.*\.(?:7z|bz2|gz|xz|zip|zst)$",
 )
-# Tried by the tests: to try them again at each start would take it two seconds.
+# The tests try these patterns: trying them at each start would take two seconds.
 _KNOWN_AS_QUICK = frozenset((*VOLATILE, *FILTERS))
 LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
@@ -50,7 +50,7 @@ class Address:
 
 @dataclass(frozen=True)
 class ParentProxy:
-    """Another proxy to go through: over TLS or not, and `user:password` where it asks for that."""
+    """A parent proxy: reached over TLS or not, with `user:password` if it needs that."""
 
     tls: bool
     address: Address
@@ -60,25 +60,25 @@ class ParentProxy:
         return f"http{'s' if self.tls else ''}://{'********@' if self.credentials else ''}{self.address}"
 
 
-_SHOWN_AT_MOST = 200  # characters of a value, or of what is wrong with it
+_MAX_SHOWN = 200  # characters of a text in an error
 
 
 class Expected(Exception):
-    """A value is not what its key wants; the message completes `expected …`."""
+    """A value does not fit its key; the message completes `expected …`."""
 
 
 def short(text: str) -> str:
-    """Some text for an error: all of it on one line, if it is not too long."""
+    """A text for an error, on one line, cut after _MAX_SHOWN characters."""
     text = text if text.isprintable() else repr(text)
-    return text if len(text) <= _SHOWN_AT_MOST else text[:_SHOWN_AT_MOST] + "…"
+    return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…"
 
 
 def brief(value: Any) -> str:
-    """A value for an error."""
+    """A value for an error, as in `short`."""
     try:
         return short(repr(value))
     except ValueError:
-        return "…"  # a number with more digits than Python writes
+        return "…"  # a number with more digits than Python converts
 
 
 # --- readers: a TOML value and the directory for relative paths in, a value of the dataclass out ----
@@ -94,10 +94,10 @@ def string(value: Any, _: Path) -> str:
 
 
 def common_name(value: Any, base: Path) -> str:
-    """A subject's name."""
+    """A subject's common name."""
     name = string(value, base)
-    if not 0 < len(name.encode()) <= 64:  # RFC 5280, ub-common-name: of characters, but cryptography counts octets
-        raise Expected("a name of 1 to 64 octets")
+    if not 0 < len(name.encode()) <= 64:  # RFC 5280, ub-common-name, in characters; cryptography counts bytes
+        raise Expected("a name of 1 to 64 bytes")
     return name
 
 
@@ -110,7 +110,7 @@ def log_level(value: Any, base: Path) -> str:
 
 
 def directory(value: Any, base: Path) -> Path:
-    """A directory, whether it is there or not."""
+    """A directory, which need not exist."""
     text = string(value, base)
     if not text:
         raise Expected("the path of a directory")
@@ -118,7 +118,7 @@ def directory(value: Any, base: Path) -> Path:
 
 
 def readable(what: str) -> Callable[[Any, Path], Optional[Path]]:
-    """A file that is there, or '' for none; errors call it `what`."""
+    """A readable file, or '' for none; errors call it `what`."""
 
     def read(value: Any, base: Path) -> Optional[Path]:
         text = string(value, base)
@@ -126,7 +126,7 @@ def readable(what: str) -> Callable[[Any, Path], Optional[Path]]:
             return None
         path = _path(text, base)
         try:
-            # Not `is_file()`, which raises some of the errors that are met on the way, and hides others.
+            # `is_file()` would raise some errors on the path, and hide others.
             if stat.S_ISREG(path.stat().st_mode):
                 path.open("rb").close()
                 return path
@@ -150,7 +150,7 @@ _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\s]+)):([0-9]{1,5})")
 
 
 def address(value: Any, base: Path) -> Optional[Address]:
-    """Where to listen, or '' for nowhere."""
+    """Where to listen, or '' for none."""
     if not isinstance(value, str):
         raise Expected("'host:port' in quotes, such as '127.0.0.1:8000', or '' to switch it off")
     text = string(value, base)
@@ -163,7 +163,7 @@ def address(value: Any, base: Path) -> Optional[Address]:
     try:
         if literal is not None:
             return Address(str(ipaddress.IPv6Address(literal)), int(port))
-        name.encode("idna")  # as it will be when it is looked up
+        name.encode("idna")  # as the lookup will encode it
     except UnicodeError as error:
         raise Expected(f"a host name that can be looked up ({error})") from None
     except ValueError:
@@ -179,15 +179,15 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd]?)")
 
 
 def _written(value: Any, *kinds: type) -> str:
-    """A text, or a number as one writes it; nothing for what is of none of these kinds."""
+    """A text, or a number's digits; empty if the value is of none of these types."""
     try:
         return str(value) if isinstance(value, kinds) and not isinstance(value, bool) else ""
     except ValueError:
-        return ""  # more digits than Python writes
+        return ""  # more digits than Python converts
 
 
 def seconds(value: Any, _: Path) -> float:
-    """A time."""
+    """A time in seconds, above 0."""
     found = _duration(value)
     if found is None or found < _SHORTEST:
         raise Expected("a time such as '30s', '5m', '2h' or '1d' (units are s, m, h, d), above 0 and up to 30 days")
@@ -195,7 +195,7 @@ def seconds(value: Any, _: Path) -> float:
 
 
 def _duration(value: Any) -> Optional[float]:
-    """A time in seconds; None for what is none, or too long."""
+    """A time in seconds; None if invalid or too long."""
     match = _DURATION.fullmatch(_written(value, str, int, float))
     if match is None:
         return None
@@ -215,14 +215,14 @@ def size(value: Any, _: Path) -> Optional[int]:
     if match is None:
         share = ", and no share of the disk (%)" if isinstance(value, str) and "%" in value else ""
         raise Expected(f"a size such as '500M', '20G' or '1T', or '' for none{share}")
-    octets = float(match.group(1)) * _SIZES[match.group(2).upper()]
-    if octets >= 2**63:
+    size = float(match.group(1)) * _SIZES[match.group(2).upper()]
+    if size >= 2**63:
         raise Expected("a size below 8388608T")
-    return int(octets)
+    return int(size)
 
 
 def seconds_or_none(value: Any, _: Path) -> float:
-    """A time that may be 0."""
+    """A time in seconds, or 0."""
     found = _duration(value)
     if found is None or 0 < found < _SHORTEST:
         raise Expected("a time such as '30s', '5m', '2h' or '1d' (units are s, m, h, d), up to 30 days, or 0")
@@ -230,7 +230,7 @@ def seconds_or_none(value: Any, _: Path) -> float:
 
 
 def whole(lowest: int, highest: int) -> Callable[[Any, Path], int]:
-    """A whole number within these bounds."""
+    """A whole number within the bounds."""
 
     def read(value: Any, _: Path) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= highest:
@@ -241,7 +241,7 @@ def whole(lowest: int, highest: int) -> Callable[[Any, Path], int]:
 
 
 def list_of(read: Callable[[Any, Path], Any]) -> Callable[[Any, Path], Tuple[Any, ...]]:
-    """A list, each item of which `read` takes."""
+    """A list of items that `read` accepts."""
 
     def read_list(value: Any, base: Path) -> Tuple[Any, ...]:
         if not isinstance(value, list):
@@ -261,7 +261,7 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 def host_pattern(value: Any, base: Path) -> str:
-    """A host name in lower case, or `*.` before one for all below it."""
+    """A lower-case host name, or `*.name` for all hosts below it."""
     name = string(value, base).lower().rstrip(".")
     plain = name[2:] if name.startswith("*.") else name
     if not plain or len(plain) > 253 or not all(map(_LABEL.fullmatch, plain.split("."))):
@@ -270,7 +270,7 @@ def host_pattern(value: Any, base: Path) -> str:
 
 
 def _hint(name: str) -> str:
-    """What was probably meant by what is no host name."""
+    """A suggestion for a wrong host name, or empty."""
     if name in ("*", "*.*"):
         return "; all hosts at once cannot be listed"
     if not name.isascii():
@@ -288,7 +288,7 @@ def ip(value: Any, base: Path) -> str:
     """An IP address."""
     text = string(value, base).strip("[]")
     try:
-        if "%" not in text:  # a zone means something to this machine alone
+        if "%" not in text:  # a zone has a meaning on this machine only
             return str(ipaddress.ip_address(text))
     except ValueError:
         pass
@@ -304,7 +304,7 @@ def network(value: Any, base: Path) -> str:
 
 
 def host_or_ip(value: Any, base: Path) -> str:
-    """Either."""
+    """A host name or an address."""
     try:
         return ip(value, base)
     except Expected:
@@ -327,7 +327,7 @@ def host_or_network(value: Any, base: Path) -> str:
 
 
 def host_or_network_or_all(value: Any, base: Path) -> str:
-    """The same, or `*` for every host."""
+    """As `host_or_network`, or `*` for every host."""
     return "*" if value == "*" else host_or_network(value, base)
 
 
@@ -350,10 +350,10 @@ def own_service(value: Any, base: Path) -> str:
 
 
 def path_pattern(value: Any, base: Path) -> re.Pattern[str]:
-    """A regular expression that is searched in paths, and takes little time on any."""
+    """A regular expression to search in paths; a slow one is refused."""
     text = string(value, base)
     if text.startswith(".*"):
-        text = "^" + text  # the same in one line, and not tried again from each of its characters
+        text = "^" + text  # equivalent in one line, but not retried from each character
     try:
         pattern = re.compile(text)
     except (re.error, ValueError, OverflowError, RecursionError) as error:
@@ -368,7 +368,7 @@ def path_pattern(value: Any, base: Path) -> re.Pattern[str]:
 
 
 def filter_pattern(value: Any, base: Path) -> re.Pattern[str]:
-    """A regular expression whose named groups are parts of one hash."""
+    """A path pattern whose named groups are parts of one hash."""
     pattern = path_pattern(value, base)
     hashes = {group.partition("_")[0] for group in pattern.groupindex}
     if len(hashes) > 1 or not hashes.issubset(HASHES):
@@ -387,7 +387,7 @@ _FIELD_NAMES = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+\*?")
 
 
 def harmless_field(value: Any, base: Path) -> str:
-    """The name of a request field that is no credential, or the beginning of many."""
+    """The name of a request field that is no credential, or a prefix and `*`."""
     name = string(value, base)
     if not _FIELD_NAMES.fullmatch(name):
         raise Expected("the name of a request field, or its beginning and a '*'")
@@ -397,7 +397,7 @@ def harmless_field(value: Any, base: Path) -> str:
 
 
 def parameter(value: Any, base: Path) -> str:
-    """A query parameter's name, or the beginning of many."""
+    """A query parameter's name, or a prefix and `*`."""
     name = string(value, base)
     if not name or set(name) & set("=&?#/") or "*" in name[:-1]:
         raise Expected("the name of a query parameter, or its beginning and a '*'")
@@ -405,7 +405,7 @@ def parameter(value: Any, base: Path) -> str:
 
 
 def proxy_url(value: Any, base: Path) -> Optional[ParentProxy]:
-    """Another proxy, or '' for none."""
+    """A parent proxy, or '' for none."""
     text = string(value, base)
     if not text:
         return None

@@ -1,7 +1,7 @@
-"""Names whose content changes: the default of `cache.volatile`, by what they belong to.
+"""Names whose content changes: the default of `cache.volatile`, grouped by package format.
 
-Repository indexes above all: their clients send no `Cache-Control`, their origins state no lifetime, and an outdated
-one breaks an installation or hides an update. What a pattern takes in by mistake costs one small question a request.
+Most are repository indexes: clients send no `Cache-Control`, origins state no lifetime, and an outdated index breaks
+an installation or hides an update. A name matched by mistake costs one small validation per request.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Tuple
 
 VOLATILE: Tuple[str, ...] = (
-    # apt, and opkg
+    # apt, opkg
     r"/(?:In)?Release(?:\.gpg)?$",
     r"/(?:Packages|Sources|Index)(?:\.[a-z0-9]+)?$",
     r"/(?:Contents|Translation|Components|Commands|icons)-[^/]+$",
     r"/ls-lR(?:\.[a-z0-9]+)?$",
-    # rpm-md (whatever does not begin with its checksum), SUSE
+    # rpm-md (names that do not begin with a checksum), SUSE
     r"/repodata/(?![0-9a-f]{32,}-)[^/]+$",
     r"/media\.1/[^/]+$",
     r"/suse/setup/descr/[^/]+$",
@@ -23,7 +23,7 @@ VOLATILE: Tuple[str, ...] = (
     r"/(?:APKINDEX\.(?:tar\.gz|adb)|packages\.adb)$",
     r"\.(?:db|files)(?:\.tar(?:\.[a-z0-9]+)?)?(?:\.sig)?$",
     r"[/-]repodata$",
-    # Slackware, and CRAN
+    # Slackware, CRAN
     r"/(?:PACKAGES|CHECKSUMS|FILELIST|FILE_LIST|MANIFEST|ChangeLog)(?:\.[A-Za-z0-9]+)*$",
     r"/src/contrib/Meta/[^/]+$",
     # RubyGems, CPAN, LuaRocks
@@ -50,7 +50,7 @@ VOLATILE: Tuple[str, ...] = (
     # Python's simple index and metadata, tags of container images
     r"/simple/(?:[^/]+/)?$|/pypi/[^/]+/json$",
     r"^/v2/.+/(?:manifests/(?!sha(?:256|512):)[^/]+|tags/list)$",
-    # What is called latest, and archives of branches
+    # Names such as latest, and archives of branches
     r"/(?:latest|current|nightly)/",
     r"[/_.-]latest[_.]|[_.-]latest-",
     r"/dist/[a-z-]*-(?:stable|beta|nightly)[.-]",

@@ -1,11 +1,11 @@
-"""Whether a regular expression backtracks: how its time grows with what it is searched in.
+"""Whether a regular expression backtracks: how its search time grows with the length of the text.
 
 Python's engine tries every way in which overlapping repetitions can share a text. `(?:[a-z]+)+` has 2^n of them, and
-`.*x.*y` has n^2. It holds the interpreter's lock meanwhile, so one such search stops the whole process.
+`.*x.*y` has n^2. The engine holds the interpreter's lock, so one such search stops the whole process.
 
-There is no way to see this from outside but to try. The texts to try are made of the expression itself: what leads to
-one of its repetitions, many times what that repetition takes, and an end that does not match. They grow in small steps,
-so that an expression with exponential time is found out before it takes long.
+Only a trial shows this. The texts to try are built from the expression: a start that leads to a repetition, many units
+that the repetition takes, and an end that does not match. The texts grow in small steps, so that exponential time
+shows before a search takes long.
 """
 
 from __future__ import annotations
@@ -23,50 +23,50 @@ from typing import Any, Callable, Dict, FrozenSet, Iterable, Iterator, List, Opt
 
 from fetching.naming import LONGEST_PATH
 
-# Before Python 3.11 they had other names; typeshed knows neither.
+# They have other names before Python 3.11; typeshed lacks both.
 _op: Any = importlib.import_module("re._constants" if sys.version_info >= (3, 11) else "sre_constants")
 _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
-_SECONDS_AT_MOST = 0.02  # of processor time, for one search in a text of LONGEST_PATH
-_ONE_BY_ONE = 40  # repetitions that are tried one by one: exponential time shows there
-_GROWTH = 1.2  # from there to _THEN_FASTER repetitions
+_MAX_SECONDS = 0.02  # of processor time, for one search in a text of LONGEST_PATH
+_ONE_BY_ONE = 40  # counts up to this are tried one by one: exponential time shows there
+_GROWTH = 1.2  # factor, from there to _THEN_FASTER
 _THEN_FASTER = 300
 _GROWTH_THEN = 3
-_PAIRS_AT_MOST = 250
-_STARTS_AT_MOST = 4
+_MAX_PAIRS = 250
+_MAX_STARTS = 4
 _MIXED = 5
-_ENDS_AT_MOST = 4
-_CHOICES_AT_MOST = 256
-_BUDGET = 3.0  # seconds of processor time for one expression; one that takes longer is not worth it
-_TRIES = 3  # what seems slow has to be so each time: others may be using the machine
+_MAX_ENDS = 4
+_MAX_CHOICES = 256
+_BUDGET = 3.0  # seconds of processor time for one expression; one that needs more is refused
+_TRIES = 3  # a search is slow only if each try is: the machine may be busy
 
 _Nodes = Sequence[Tuple[Any, Any]]
 _REPEATS = tuple(getattr(_op, name) for name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT") if hasattr(_op, name))
 _BEGINNINGS = ((_op.AT, _op.AT_BEGINNING), (_op.AT, _op.AT_BEGINNING_STRING))
 
-# What a path may have, and no more: the characters of RFC 3986 and those that clients send nevertheless.
+# All characters that a path may have: those of RFC 3986, and others that clients send nevertheless.
 PATH_CHARACTERS = frozenset(chr(code) for code in range(0x21, 0x7F)) - frozenset("?#")
 ALL_CHARACTERS = frozenset(chr(code) for code in range(0x100))
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A text of any length: `start`, then `unit` again and again, then `end`."""
+    """A text of any length: `start`, then repeated `unit`, then `end`."""
 
     start: str
     unit: str
     end: str
 
     def text(self, repetitions: int) -> str:
-        """With so many units."""
+        """The text with so many units."""
         return self.start + self.unit * repetitions + self.end
 
 
-@lru_cache(maxsize=512)  # every reload reads the same ones again
+@lru_cache(maxsize=512)  # every reload reads the same patterns
 def too_slow(text: str) -> Optional[str]:
-    """A path on which a filter takes too long, as `start` and its repeated unit; None for a filter without one.
+    """A path, shortened, on which the pattern `text` is too slow; None if none is found.
 
-    `text` is known to be a regular expression.
+    `text` is a valid regular expression.
     """
     pattern = re.compile(text)
     if _is_simple(_parse(text, pattern.flags)):
@@ -83,7 +83,7 @@ def too_slow(text: str) -> Optional[str]:
 def _is_slow(search: Callable[[str], object], probe: Probe, longest: int) -> bool:
     for repetitions in _lengths(max(1, (longest - len(probe.start) - len(probe.end)) // len(probe.unit))):
         text = probe.text(repetitions)
-        if all(_seconds(search, text) > _SECONDS_AT_MOST for _ in range(_TRIES)):
+        if all(_seconds(search, text) > _MAX_SECONDS for _ in range(_TRIES)):
             return True
     return False
 
@@ -106,14 +106,14 @@ def _lengths(longest: int) -> Iterator[int]:
 
 
 def _is_simple(nodes: Any) -> bool:
-    """Whether there are few ways to match a text, which needs no trial: most filters have one `.*` and an end."""
+    """Whether few ways to match a text exist, so no trial is needed: most filters have one `.*` and an end."""
     unbounded, ways = _ways(nodes)
     anchored = bool(nodes) and nodes[0] in _BEGINNINGS
-    return ways <= _CHOICES_AT_MOST and unbounded <= anchored
+    return ways <= _MAX_CHOICES and unbounded <= anchored
 
 
 def _ways(nodes: _Nodes) -> Tuple[int, float]:
-    """How many repetitions without an end an expression has, and in how many ways all the rest of it may match."""
+    """The number of unbounded repetitions, and the number of ways in which the rest may match."""
     unbounded, ways = 0, 1.0
     for op, value in nodes:
         inner = [_ways(one) for one in _inner(op, value)]
@@ -121,11 +121,11 @@ def _ways(nodes: _Nodes) -> Tuple[int, float]:
         if op in _REPEATS:
             least, most, body = value
             if most is _op.MAXREPEAT:
-                # Of one character each: what it takes is then one number.
+                # A repeated single character varies in one number only.
                 simple = len(body) == 1 and body[0][0] in (_op.ANY, _op.IN, _op.LITERAL, _op.NOT_LITERAL)
                 unbounded += 1 if simple else 2
             else:
-                ways *= (most - least + 1) * min(inner[0][1], _CHOICES_AT_MOST) ** min(most, _CHOICES_AT_MOST // 8)
+                ways *= (most - least + 1) * min(inner[0][1], _MAX_CHOICES) ** min(most, _MAX_CHOICES // 8)
                 unbounded *= 2 if most > 1 else 1
         elif inner:
             ways *= sum(count for _, count in inner)
@@ -138,9 +138,9 @@ def _ways(nodes: _Nodes) -> Tuple[int, float]:
 
 
 def probes(text: Union[str, bytes], flags: int, alphabet: FrozenSet[str]) -> Iterator[Probe]:
-    """Texts on which an expression takes long, if it does so on any."""
+    """Texts on which an expression is slow, if it is slow on any."""
     made = _Samples(_parse(text, flags), alphabet, bool(flags & re.IGNORECASE))
-    ends = ["", *itertools.islice(made.odd, _ENDS_AT_MOST)]
+    ends = ["", *itertools.islice(made.odd, _MAX_ENDS)]
     for start, unit in made.repeated():
         for end in ends:
             yield Probe(start, unit, end)
@@ -164,7 +164,7 @@ _CATEGORIES: Dict[Any, Callable[[str], bool]] = {
 
 
 class _Samples:
-    """Texts that an expression, or a part of it, matches."""
+    """Texts that an expression or a part of it matches."""
 
     def __init__(self, nodes: _Nodes, alphabet: FrozenSet[str], ignores_case: bool) -> None:
         self._nodes = nodes
@@ -173,28 +173,28 @@ class _Samples:
         mentioned = (character for character in _characters(nodes) if character in alphabet)
         common = (character for character in _COMMON if character in alphabet)
         self._interesting = list(dict.fromkeys([*itertools.islice(mentioned, 60), *common]))
-        # What a text may end with so that it does not match: what the expression excludes, and what it does not name.
+        # Ends that prevent a match: characters that the expression excludes, and one that it does not name.
         named = set(_characters(nodes))
         excluded = [c for c in _excluded(nodes) if c in alphabet]
         self.odd = list(dict.fromkeys([*(c for c in "!\x00~" if c in alphabet - named)][:1] + excluded))
 
     def repeated(self) -> Iterator[Tuple[str, str]]:
-        """What leads to a repetition, and what may be repeated there."""
+        """A start that leads to a repetition, and a unit for it."""
         pairs: Dict[Tuple[str, str], None] = {}
         starts = {"": None}
         for start, body in self._repetitions(self._nodes, ""):
             starts[start] = None
             for unit in self._variants(body):
-                # Without a start, too: what is searched for may begin anywhere, and be tried everywhere.
+                # Without a start, too: a search may begin at each position.
                 pairs[start, unit] = pairs["", unit] = None
         taken = [c for c in self._interesting if any(self._takes(node, c) for node in _walk(self._nodes))]
         units = taken + ["".join(pair) for pair in itertools.permutations(taken[:_MIXED], 2)]
-        for start in itertools.islice(starts, _STARTS_AT_MOST):
+        for start in itertools.islice(starts, _MAX_STARTS):
             pairs.update(((start, unit), None) for unit in units)
-        return itertools.islice((pair for pair in pairs if pair[1]), _PAIRS_AT_MOST)
+        return itertools.islice((pair for pair in pairs if pair[1]), _MAX_PAIRS)
 
     def _repetitions(self, nodes: _Nodes, start: str) -> Iterator[Tuple[str, _Nodes]]:
-        """Each repetition that has no fixed number, with a text that leads to it."""
+        """Each repetition with more than two counts, and a text that leads to it."""
         for op, value in nodes:
             for inner in _inner(op, value):
                 yield from self._repetitions(inner, start)
@@ -203,7 +203,7 @@ class _Samples:
             start += self._one([(op, value)])
 
     def _variants(self, body: _Nodes) -> List[str]:
-        """Some texts that the body of a repetition takes: with each alternative, and with each character of a class."""
+        """Some texts that a repetition's body matches: with each alternative, and with characters of a class."""
         found = [self._one(body), self._one(body) * 2]
         nodes = list(body)
         for position, (op, value) in enumerate(nodes):
@@ -214,7 +214,7 @@ class _Samples:
         return found
 
     def _one(self, nodes: Iterable[Tuple[Any, Any]]) -> str:
-        """One text that some nodes take."""
+        """One text that nodes match."""
         text = ""
         for op, value in nodes:
             if op in _REPEATS:
@@ -226,7 +226,7 @@ class _Samples:
         return text
 
     def _takes(self, node: Tuple[Any, Any], character: str) -> bool:
-        """Whether a node for one character takes this one."""
+        """Whether a node for one character matches it."""
         op, value = node
         if op is _op.LITERAL:
             same = (character.lower(), character.upper()) if self._ignores_case else (character,)
@@ -251,7 +251,7 @@ class _Samples:
 
 
 def _inner(op: Any, value: Any) -> List[_Nodes]:
-    """The expressions that a node has in it."""
+    """The expressions inside a node."""
     if op in _REPEATS:
         return [value[2]]
     if op is _op.SUBPATTERN:
@@ -273,7 +273,7 @@ def _walk(nodes: _Nodes) -> Iterator[Tuple[Any, Any]]:
 
 
 def _characters(nodes: _Nodes) -> Iterator[str]:
-    """Those that an expression names: its literals, and the ends of its ranges."""
+    """The characters in an expression: literals, and ends of ranges."""
     for op, value in _walk(nodes):
         if op in (_op.LITERAL, _op.NOT_LITERAL):
             yield chr(value)
@@ -286,7 +286,7 @@ def _characters(nodes: _Nodes) -> Iterator[str]:
 
 
 def _excluded(nodes: _Nodes) -> Iterator[str]:
-    """The characters that an expression names in order not to take them."""
+    """The characters that an expression excludes."""
     for op, value in _walk(nodes):
         if op is _op.NOT_LITERAL:
             yield chr(value)

@@ -1,4 +1,4 @@
-"""A `Server` is one dduct, from bound sockets to the last closed connection: what a configuration makes of it all."""
+"""`Server`: one dduct, built from a configuration, from bound sockets to the last closed connection."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ import certs
 from cache import Cache
 from fetching.filler import Services
 from fetching.grants import Grants
-from fetching.memory_cache import Hot
+from fetching.memory_cache import MemoryCache
 from fetching.naming import Naming, Parameters
 from fetching.permission import KNOWN_FOR
 from fetching.recent import Background, Deliveries, SharedTimes
 from monitoring.metrics import Counter, Counters, Gauge
 from net.addresses import Networks, OwnServices
-from net.listener import Listener, Threads, bind, binding_remedy
-from net.poller import Idle
+from net.listener import Listener, ThreadPool, bind, binding_remedy
+from net.poller import Poller
 from net.stream import NamedSocket
 from pages.setup import About
 from protocol.freshness import FreshnessRules
 from protocol.request_fields import RequestFields
 from proxy.access import Access, AccessError, Users
-from proxy.connection_limit import Places
+from proxy.connection_limit import ConnectionLimit
 from proxy.connections import Connections
 from proxy.routing import HostList, Hosts, Rules
-from proxy.runtime import Household
+from proxy.runtime import Runtime
 from server.config import Config
 from server.config_values import Address, ParentProxy
 from storage.eviction import Evictor
-from storage.space import Limits, Room
+from storage.space import Limits, SpaceLimits
 from tls import openssl
-from tls.leaf_certificates import LeafStore
+from tls.leaf_certificates import LeafCertificateCache
 from upstream.client import Origins
 from upstream.dialling import Parent, Settings
 from upstream.origin_tls import TlsSettings, UnusableCertificate
 
 _log = logging.getLogger("dduct")
 
-_FORCED_END = 3.0  # seconds for threads to notice that their sockets are gone
-_PATIENCE = 10  # times what an origin may take to be connected and to say something
-_WORKERS_AT_MOST = 8  # unless the configuration says more
+_FORCED_END = 3.0  # seconds for threads to notice closed sockets
+_TIMEOUT = 10  # times (connect_timeout + upstream_timeout), for a stuck leader
+_MAX_WORKERS = 8  # unless proxy.workers is set
 
 
 class StartError(Exception):
-    """dduct cannot start; one line that names the key and the remedy."""
+    """dduct cannot start; the message names key and remedy."""
 
 
 def worker_count(config: Config) -> int:
-    """How many processes are to share the listeners."""
-    return config.proxy.workers or min(len(os.sched_getaffinity(0)), _WORKERS_AT_MOST)
+    """How many processes share the listeners."""
+    return config.proxy.workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
 
 
-def identity(config: Config) -> certs.Identity:
-    """What the configuration says of the certificates of the first start."""
-    return certs.Identity(
+def certificate_settings(config: Config) -> certs.CertificateSettings:
+    """The settings for the certificates of the first start."""
+    return certs.CertificateSettings(
         rsa_key_bits=config.certs.rsa_key_bits,
         days_from_now=config.certs.days_from_now,
         ca_cn=config.certs.ca_cn,
@@ -82,121 +82,123 @@ def _parent(proxy: Optional[ParentProxy]) -> Optional[Parent]:
 
 
 class Server:
-    """One dduct made of a configuration. The constructor reads certificates, opens the cache and binds.
+    """One dduct, built from a configuration. The constructor reads certificates, opens the cache and binds.
 
-    What it makes may be shared by processes that are forked before `start`: number 0 of them sweeps the cache. Raises
+    Processes that are forked before `start` may share it: number 0 sweeps the cache. The constructor raises
     certs.CertificateError and StartError.
     """
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
         self._config = config
-        self._clock = clock  # what certificates are judged by
+        self._clock = clock  # for validity of certificates
         self._via = b"1.1 dduct-" + secrets.token_hex(4).encode()
-        self.counters = Counters(rows=worker_count(config) + 1)  # and one for the parent of them all
-        self._threads = Threads()
-        self._aside = Threads()  # for what no client waits for
-        # For all that are forked, and for life: no client chooses which of them it meets.
+        self.counters = Counters(rows=worker_count(config) + 1)  # and one for the parent process
+        self._threads = ThreadPool()
+        self._aside = ThreadPool()  # no client waits for these
+        # All processes share it for their lifetime: a client cannot choose its process.
         self._ticket_secret = secrets.token_bytes(32)
         self._draining = threading.Event()
         self._recent = SharedTimes()
         self._background = Background(self._recent, self._aside.spawn, self._draining)
-        self._authority = certs.prepare(config.misc.cert_dir, identity(config))
+        self._authority = certs.prepare(config.misc.cert_dir, certificate_settings(config))
         self._files = certs.CertificateFiles(config.misc.cert_dir)
         self.cache = self._open_cache()
-        self._evictor = Evictor(self.cache.store.room, partial(self.counters.add, Counter.EVICTED))
-        self.cache.store.room.on_need = self._evictor.look
+        self._evictor = Evictor(self.cache.store.space, partial(self.counters.add, Counter.EVICTED))
+        self.cache.store.space.on_need = self._evictor.look
         self.cache.disk.on_slow = partial(self.counters.add, Counter.SLOW_DISK)
-        self._idle = Idle(self._threads.spawn, self._keep_up, self.cache.disk)
-        places = Places(config.proxy.max_connections, config.proxy.max_silent_per_client)
-        self.connections = Connections(self._idle, self._threads.spawn, places, time.monotonic)
-        self._outdated: weakref.WeakSet[Origins] = weakref.WeakSet()  # from before a reload, as long as they are in use
+        self._poller = Poller(self._threads.spawn, self._keep_up, self.cache.disk)
+        limit = ConnectionLimit(config.proxy.max_connections, config.proxy.max_silent_per_client)
+        self.connections = Connections(self._poller, self._threads.spawn, limit, time.monotonic)
+        self._outdated: weakref.WeakSet[Origins] = weakref.WeakSet()  # from before a reload, while in use
         self._listeners: List[Listener] = []
         try:
             self._bind()
-            self._household = self._furnish(config, self._make_leaves(config))
+            self._current_runtime = self._build_runtime(config, self._make_leaf_certificates(config))
             self._announce(config)
         except BaseException:
             self.close()
             raise
-        self.connections.judge_by(lambda: self._household)
+        self.connections.judge_by(lambda: self._current_runtime)
 
     @property
     def addresses(self) -> List[Address]:
-        """Where it listens: tcp_bind, then tls_bind, without one that is switched off."""
+        """The bound addresses: tcp_bind, then tls_bind, without those that are off."""
         return [Address(*listener.address) for listener in self._listeners]
 
     def start(self, number: int = 0) -> None:
-        """Begin to accept, as the process with this number."""
+        """Start to accept, as process `number`."""
         self.counters.use(number)
-        self.cache.store.room.use(number)
+        self.cache.store.space.use(number)
         if number == 0:
             self._threads.spawn("evictor", self._evictor.run)
-        self._idle.open()
-        self._threads.spawn("idle", self._idle.run)
-        self._aside.spawn("supervisor", self._idle.supervise)
+        self._poller.open()
+        self._threads.spawn("idle", self._poller.run)
+        self._aside.spawn("supervisor", self._poller.supervise)
         for listener in self._listeners:
             listener.start()
 
     def reload(self, wanted: Config, announce: bool = True) -> None:
-        """Go on with another configuration: every request from now on is judged by it, running ones are not touched.
+        """Replace the configuration: new requests use the new one, running requests keep the old one.
 
-        But for connections of clients and users who may not come in any more: they end.
+        Connections of clients and users that are no longer allowed end.
 
-        Raises StartError, certs.CertificateError; nothing has changed then.
+        Raises StartError, certs.CertificateError; then nothing changes.
         """
         config = self._with_what_cannot_change(wanted)
-        same = _of_leaves(config) == _of_leaves(self._config)
-        household = self._furnish(config, self._household.leaves if same else self._make_leaves(config))
-        before, self._household, self._config = self._household, household, config
+        same = _of_leaf_certificates(config) == _of_leaf_certificates(self._config)
+        current_runtime = self._build_runtime(
+            config, self._current_runtime.leaf_certificates if same else self._make_leaf_certificates(config)
+        )
+        before, self._current_runtime, self._config = self._current_runtime, current_runtime, config
         before.services.origins.retire()
         self._outdated.add(before.services.origins)
-        self.cache.store.room.limits = _limits(config)
-        self.cache.patience = _patience(config)
-        self.connections.places.resize(config.proxy.max_connections, config.proxy.max_silent_per_client)
+        self.cache.store.space.limits = _limits(config)
+        self.cache.timeout = _timeout(config)
+        self.connections.limit.resize(config.proxy.max_connections, config.proxy.max_silent_per_client)
         self.connections.end_barred()
         if announce:
             _announce_differences(wanted, config)
             self._announce(config)
 
     def stop(self, grace: float = 10.0) -> None:
-        """Accept no more, let running transfers finish for `grace` seconds, then end what is left."""
+        """Stop accepting, let transfers run for `grace` seconds, then end the rest."""
         self._draining.set()
         self._evictor.stop()
         self.close()
         self.connections.cancel(idle_only=True)
-        self._idle.stop()
+        self._poller.stop()
         if not self._threads.join(grace):
             _log.warning("Ending transfers that are not through after %g s", grace)
-        for origins in [*self._outdated, self._household.services.origins]:
+        for origins in [*self._outdated, self._current_runtime.services.origins]:
             origins.close()
         self.connections.cancel(idle_only=False)
-        # No client waits for what is asked in the background: it ends with its connections, and not before.
+        # No client waits for background requests: they end when their connections close.
         if not (self._threads.join(_FORCED_END) and self._aside.join(_FORCED_END)):
             _log.warning("Some connections would not end")
 
     def close(self) -> None:
-        """Listen no more, in this process."""
+        """Stop listening in this process."""
         for listener in self._listeners:
             listener.stop()
 
     def close_all(self) -> None:
-        """Listen no more, in whatever process has been forked from this one."""
+        """Stop listening in all processes with these sockets."""
         for listener in self._listeners:
             listener.stop_all()
 
     # Setting up
 
     def _announce(self, config: Config) -> None:
-        """Say what should not be forgotten."""
+        """Warn of unverified hosts and of hosts that ca.crt may not certify."""
         for host in config.proxy.upstream_insecure:
             _log.warning("The certificate of %s is not verified (proxy.upstream_insecure)", host)
         for host in (*config.certs.server_dns_sans, *config.certs.server_ip_sans):
-            if not self._authority.may_vouch_for(host):
+            if not self._authority.may_certify(host):
                 _log.warning("Clients will not believe us as %s: ca.crt has name constraints without it", host)
 
-    def _furnish(self, config: Config, leaves: LeafStore) -> Household:
-        """All that a configuration decides. Raises StartError."""
-        return Household(
+    def _build_runtime(self, config: Config, leaf_certificates: LeafCertificateCache) -> Runtime:
+        """All that a configuration decides. Raises StartError, certs.CertificateError."""
+        return Runtime(
             services=Services(
                 cache=self.cache,
                 origins=self._make_origins(config),
@@ -222,8 +224,8 @@ class Server:
                 own_names=Hosts([config.certs.server_cn, "localhost"]),
                 naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query), config.cache.volatile),
             ),
-            hot=Hot(self.cache.disk),
-            leaves=leaves,
+            memory_cache=MemoryCache(self.cache.disk),
+            leaf_certificates=leaf_certificates,
             access=open_access(config),
             about=_about(config, self._authority.pem),
             tls=self._tls_context(config),
@@ -233,7 +235,7 @@ class Server:
         )
 
     def _with_what_cannot_change(self, config: Config) -> Config:
-        """A new configuration, but for what takes a new start."""
+        """`config`, with present values of keys that need a restart."""
         now = self._config
         return replace(
             config,
@@ -249,9 +251,9 @@ class Server:
     def _open_cache(self) -> Cache:
         root = self._config.misc.file_dir
         try:
-            # Leaders give up by themselves, after several attempts; this is for one that is stuck.
-            patience = _patience(self._config)
-            cache = Cache(root, patience, Room(root, _limits(self._config), worker_count(self._config)))
+            # Leaders give up by themselves after several attempts; this is for a stuck one.
+            timeout = _timeout(self._config)
+            cache = Cache(root, timeout, SpaceLimits(root, _limits(self._config), worker_count(self._config)))
         except OSError as error:
             raise StartError(f'misc.file_dir "{root}" cannot be used: {error.strerror or error}') from error
         _log.info('Files "%s"', root)
@@ -275,11 +277,13 @@ class Server:
                 remedy = binding_remedy(error, address.port)
                 raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}{remedy}") from error
             self._listeners.append(
-                Listener(sock, self._threads, partial(self.connections.accept, encrypted), self._idle)
+                Listener(sock, self._threads, partial(self.connections.accept, encrypted), self._poller)
             )
 
-    def _make_leaves(self, config: Config) -> LeafStore:
-        return LeafStore(self._authority, *_of_leaves(config), ticket_secret=self._ticket_secret, clock=self._clock)
+    def _make_leaf_certificates(self, config: Config) -> LeafCertificateCache:
+        return LeafCertificateCache(
+            self._authority, *_of_leaf_certificates(config), ticket_secret=self._ticket_secret, clock=self._clock
+        )
 
     def _make_origins(self, config: Config) -> Origins:
         proxy = config.proxy
@@ -305,18 +309,18 @@ class Server:
             raise StartError(str(error)) from error
 
     def _tls_context(self, config: Config) -> ssl.SSLContext:
-        """dduct's own certificate, or a minted one where the client asks for a host that is to be intercepted."""
+        """The TLS listener's context: server.crt, or a leaf for an intercepted host (SNI). Raises StartError."""
         try:
             context = self._files.server_context()
             if config.proxy.ktls:
                 openssl.let_kernel_encrypt(context)
             if config.proxy.require_client_cert:
-                # A context that SNI chooses does not change what is asked of the client, but is the one that verifies.
+                # This context asks the client for a certificate; a context that SNI chooses verifies it.
                 context.verify_mode = ssl.CERT_REQUIRED
                 context.load_verify_locations(self._files.path("ca.crt"))
-                openssl.resume_nothing(context)  # a session would let in after its certificate has ended
+                openssl.resume_nothing(context)  # a session could outlive its client certificate
             else:
-                openssl.share_tickets(context, self._ticket_secret + b"/")  # no host is named so
+                openssl.share_tickets(context, self._ticket_secret + b"/")  # no host is named "/"
         except OSError as error:
             raise StartError(f'misc.cert_dir "{self._files.directory}" has no usable server.crt: {error}') from error
         context.sslsocket_class = NamedSocket
@@ -324,28 +328,28 @@ class Server:
         return context
 
     def _choose_leaf(self, sock: NamedSocket, name: Optional[str], _: ssl.SSLContext) -> None:
-        household = self._household
-        rules = household.rules
+        current_runtime = self._current_runtime
+        rules = current_runtime.rules
         host = sock.server_name = None if name is None else name.lower()
         if host is not None and host in rules.intercept and host not in rules.own_names:
-            sock.context = household.leaves.context(host)
-        elif self._clock() < household.tls_valid_from:
-            # The clock was ahead when server.crt was made. Until that is valid, leaves take its place.
+            sock.context = current_runtime.leaf_certificates.context(host)
+        elif self._clock() < current_runtime.tls_valid_from:
+            # The clock was ahead when server.crt was made. Leaves replace it until it is valid.
             if host is None or host not in rules.own_names:
                 host = sock.getsockname()[0].replace("::ffff:", "", 1).partition("%")[0]
-            sock.context = household.leaves.context(host)
+            sock.context = current_runtime.leaf_certificates.context(host)
 
     def _keep_up(self) -> None:
-        self._household.services.origins.sweep()
+        self._current_runtime.services.origins.sweep()
         self.counters.set(Gauge.DISK_WAITING, self.cache.disk.waiting())
 
-    def _note_growth(self, octets: int) -> None:
-        self.counters.add(Counter.STORED_OCTETS, octets)
+    def _note_growth(self, grown_by: int) -> None:
+        self.counters.add(Counter.STORED_BYTES, grown_by)
         self._evictor.look()
 
 
 def open_access(config: Config) -> Access:
-    """Who may come in. Raises StartError."""
+    """The access rules. Raises StartError."""
     try:
         users = None if config.proxy.auth_file is None else Users(config.proxy.auth_file)
     except AccessError as error:
@@ -353,12 +357,12 @@ def open_access(config: Config) -> Access:
     return Access(Networks(config.proxy.allow_clients), users, config.proxy.require_client_cert)
 
 
-def _patience(config: Config) -> float:
-    """How long a leader may be without any progress, in seconds, before those who follow it take it for stuck."""
-    return _PATIENCE * (config.proxy.connect_timeout + config.proxy.upstream_timeout)
+def _timeout(config: Config) -> float:
+    """Seconds without any progress after which followers regard their leader as stuck."""
+    return _TIMEOUT * (config.proxy.connect_timeout + config.proxy.upstream_timeout)
 
 
-def _of_leaves(config: Config) -> Tuple[int, bool, bool]:
+def _of_leaf_certificates(config: Config) -> Tuple[int, bool, bool]:
     return config.certs.leaf_days, config.proxy.require_client_cert, config.proxy.ktls
 
 

@@ -1,12 +1,11 @@
-"""Ends a process in which nothing runs any more because one thread keeps the interpreter's lock.
+"""Ends a process that is stuck because one thread keeps the interpreter's lock.
 
-* A search with a regular expression that backtracks keeps it for hours. No other thread runs meanwhile, so no signal is
-  taken and no timer in Python fires. The kernel ends the process: by a timer that a thread sets back as long as it
-  can.
-* That timer counts processor time. A process that is stopped, suspended with its machine, or gets no processor on a
-  busy one uses none, and steps of the clock do not matter.
-* Before it ends, it writes a stack to standard error: of the thread that uses the processor, for the kernel gives it
-  the signal. The C code that does so needs no lock. Stacks of others may be changing where the alarm is a false one.
+* A search with a backtracking regular expression keeps the lock for hours. No other thread runs, so Python handles no
+  signal and no timer. A kernel timer ends the process; a thread resets the timer as long as the thread can run.
+* The timer counts processor time. A process that is stopped, suspended with its machine, or without a processor on a
+  busy machine uses none. Steps of the clock have no effect.
+* The process first writes one stack to standard error: that of the thread that uses the processor, because the kernel
+  gives it the signal. The C code for this needs no lock. It omits other stacks: they may change in a false alarm.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ import stat
 import threading
 import time
 
-LIMIT = 20.0  # seconds of processor time without a sign of life
-ENDED_BY = signal.SIGVTALRM  # what kills the process then
-_PARTS = 20  # so often in that time the timer is set back
+LIMIT = 20.0  # seconds of processor time without a reset
+ENDED_BY = signal.SIGVTALRM  # ends the process then
+_PARTS = 20  # resets of the timer in that time
 _STDERR = 2
 
 
 def start(limit: float = LIMIT) -> None:
-    """Watch this process from now on. Call it once in each process, in its main thread, before others start.
+    """Watch this process. Call once in each process, in the main thread, before other threads start.
 
-    It ends no process with number 1, which the kernel spares.
+    It cannot end process 1, which the kernel spares.
     """
 
     def set_back() -> None:
@@ -35,22 +34,22 @@ def start(limit: float = LIMIT) -> None:
             signal.setitimer(signal.ITIMER_VIRTUAL, limit)
             time.sleep(limit / _PARTS)
 
-    signal.signal(ENDED_BY, signal.SIG_DFL)  # whoever has started dduct may have it ignored, or blocked
+    signal.signal(ENDED_BY, signal.SIG_DFL)  # dduct's parent may have ignored or blocked it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {ENDED_BY})
     faulthandler.register(ENDED_BY, _output(), all_threads=False, chain=True)
     threading.Thread(target=set_back, name="sign of life", daemon=True).start()
 
 
 def end_within(seconds: float) -> None:
-    """End this process with status 1 in so many seconds, with the stack of each thread, unless it has ended by then."""
+    """After `seconds`, write the stack of each thread and end this process with status 1, if it still runs."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=_output())
 
 
 def _output() -> int:
-    """A descriptor of standard error on which no write waits, kept open for life.
+    """A descriptor of standard error that stays open; if that is a pipe, no write waits.
 
-    What it is a pipe of may not read it: the process would wait for that instead of ending. A description of its own
-    is what lets it differ from those who share the pipe.
+    A process that waits for the pipe's reader would not end. The separate open file description leaves the mode of
+    others that share the pipe unchanged.
     """
     try:
         if stat.S_ISFIFO(os.fstat(_STDERR).st_mode):

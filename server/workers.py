@@ -1,4 +1,4 @@
-"""Several processes that serve the same listeners: forked from one that does nothing but keep them alive."""
+"""Several processes that serve the same listeners, forked from a parent that only keeps them alive."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _log = logging.getLogger("dduct")
 
 STOP = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = (*STOP, signal.SIGHUP, signal.SIGCHLD)
-_SHORT_LIFE = 5.0  # seconds; who dies so soon will do so again, and waits before the next attempt
+_SHORT_LIFE = 5.0  # seconds; a worker that ends sooner will do so again, and restarts later
 _PAUSE = 1.0  # seconds
-_LAST = 2.0  # seconds for the kernel to end who was killed: it cannot while they wait for a disk
+_LAST = 2.0  # seconds for killed workers to end: they cannot while they wait for a disk
 
 
 def wait_for_signal(seconds: Optional[float] = None) -> Optional[int]:
-    """The next of SIGNALS, which are blocked in all threads; None where none has come in so many seconds.
+    """Wait for the next of SIGNALS, which all threads block; None if none comes within `seconds`.
 
-    A handler would run only once the main thread does, and some kernels (gVisor) give the signal to another.
+    A handler would run only when the main thread runs, and some kernels (gVisor) give the signal to another.
     """
     if seconds is None:
         return signal.sigwait(SIGNALS)
@@ -34,7 +34,7 @@ def wait_for_signal(seconds: Optional[float] = None) -> Optional[int]:
 
 
 def follow_parent(lifeline: int) -> None:
-    """End this process in good order when its parent dies: until then nobody writes into the pipe or closes it."""
+    """Send SIGTERM to this process when its parent dies: until then, the pipe stays empty and open."""
 
     def watch() -> None:
         os.read(lifeline, 1)
@@ -45,18 +45,17 @@ def follow_parent(lifeline: int) -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a worker may hold up others, in seconds."""
+    """How long a worker may delay others, in seconds."""
 
     silence: float = watchdog.LIMIT  # of processor time, without a sign of life
-    end: float = 25.0  # from the signal that tells it to end; it gives its transfers ten of them
+    end: float = 25.0  # from SIGTERM on; its transfers get ten of them
 
 
 class Workers:
-    """Keeps `count` processes alive. Each does `work(number, lifeline)`, which is to return its exit status.
+    """Keeps `count` processes alive. Each runs `work(number, lifeline)`, which returns its exit status.
 
-    The parent must have no threads while it forks. SIGHUP is passed on after `reload()` has said that it may be, a
-    stopping signal after `close()`; a second one ends all at once. `frozen()` is called for each worker that has ended
-    because it gave no sign of life.
+    The parent must have no threads when it forks. SIGHUP is passed on if `reload()` returns true, a stop signal after
+    `close()`; a second stop signal kills all workers. `frozen()` is called for each worker that the watchdog ended.
     """
 
     def __init__(
@@ -78,23 +77,23 @@ class Workers:
         self._interval = interval  # seconds between two calls of `alive`
         self._frozen = frozen
         self._limits = limits
-        self._numbers: Dict[int, int] = {}  # by process
+        self._numbers: Dict[int, int] = {}  # by process id
         self._born: Dict[int, float] = {}  # by number
-        self._due: Dict[int, float] = {}  # by number: when those that are dead are started again
+        self._due: Dict[int, float] = {}  # by number: when ended workers are started again
         self._stopping = False
-        self._deadline: Optional[float] = None  # for those that are to end; the next step is taken then
+        self._deadline: Optional[float] = None  # for workers that should end; then the next step follows
         self._killed = False
         self._lifeline = -1
         self._status = 0
 
     def run(self) -> int:
-        """Until all have ended; the exit status."""
+        """Run until all have ended; return the exit status."""
         self._lifeline, kept_open = os.pipe()
         try:
             for number in range(self._count):
                 self._start(number, kept_open)
             while self._numbers or (self._due and not self._stopping):
-                self._heed(wait_for_signal(self._pause()))
+                self._handle(wait_for_signal(self._pause()))
                 self._reap()
                 self._end_those_left()
                 self._start_those_due(kept_open)
@@ -103,12 +102,12 @@ class Workers:
             os.close(kept_open)
             os.close(self._lifeline)
 
-    def _heed(self, number: Optional[int]) -> None:
+    def _handle(self, number: Optional[int]) -> None:
         if number is None:
             self._alive()
         elif number == signal.SIGHUP:
             if not self._stopping and self._reload():
-                self._tell(signal.SIGHUP)
+                self._send_signal(signal.SIGHUP)
         elif number != signal.SIGCHLD:
             self._stop()
 
@@ -125,16 +124,16 @@ class Workers:
         self._stopping = True
         self._deadline = time.monotonic() + self._limits.end
         self._close()
-        self._tell(signal.SIGTERM)
+        self._send_signal(signal.SIGTERM)
 
     def _kill(self) -> None:
         self._killed = True
         self._status = 1
         self._deadline = time.monotonic() + _LAST
-        self._tell(signal.SIGKILL)
+        self._send_signal(signal.SIGKILL)
 
     def _end_those_left(self) -> None:
-        """Whoever was told to end and has not by now: killed first, and then left to the kernel."""
+        """After a deadline, kill the remaining workers; after the next, leave them to the kernel."""
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         what = "is left to the kernel, for it waits for a disk" if self._killed else "is killed"
@@ -145,9 +144,9 @@ class Workers:
         else:
             self._kill()
 
-    def _tell(self, number: signal.Signals) -> None:
+    def _send_signal(self, number: signal.Signals) -> None:
         for process in self._numbers:
-            os.kill(process, number)  # it is there until `_reap` has seen it
+            os.kill(process, number)  # the id is valid until `_reap`
 
     def _start(self, number: int, kept_open: int) -> None:
         sys.stdout.flush()
@@ -167,7 +166,7 @@ class Workers:
             os.close(kept_open)
             watchdog.start(self._limits.silence)
             status = self._work(number, self._lifeline)
-        except BaseException:  # noqa: BLE001 - what is above this in the stack belongs to the parent
+        except BaseException:  # noqa: BLE001 - the stack above this belongs to the parent
             _log.exception("A bug in dduct ended worker %d", number)
         finally:
             os._exit(status)
@@ -180,7 +179,7 @@ class Workers:
                 self._start(number, kept_open)
 
     def _reap(self) -> None:
-        """Take note of those that have ended, and start them again unless all are to."""
+        """Note ended workers, and schedule their restart unless all should end."""
         while self._numbers:
             process, status = os.waitpid(-1, os.WNOHANG)
             if not process:
@@ -213,5 +212,5 @@ class Workers:
 
 
 def status_of(status: int) -> int:
-    """The exit status of a process that was waited for, or minus the signal that killed it."""
+    """The exit status in a wait status, or minus the signal that killed the process."""
     return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)

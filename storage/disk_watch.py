@@ -1,8 +1,8 @@
-"""Whether the cache's disk answers: a network file system may hang, and nobody may hang with it who need not.
+"""Watch whether the cache's disk answers: a network file system may hang, and must block as few threads as possible.
 
-Operations of threads are entered here while they last, the oldest first. While one has lasted for too long, and for a
-moment after a slow answer, the poller's thread asks the disk nothing; and only so many threads wait for it. Where the
-first operation to hang is the poller's own, another thread takes its place (see idle.py).
+Each disk operation of a thread is registered while it lasts, the oldest first. While one has lasted too long, and
+shortly after a slow answer, the poller's thread makes no disk calls, and the number of threads that wait is limited. If
+the poller's own operation is the first to hang, another thread takes its place (see `net.poller`).
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ import logging
 import time
 from typing import Callable, Dict, Iterator, Optional
 
-from monitoring.log import Seldom
+from monitoring.log import RateLimitedLog
 from storage.store import Unstorable
 
 _log = logging.getLogger("dduct")
 
-SLOW = 0.1  # seconds for one operation
+SLOW = 0.1  # seconds; an operation that takes longer is slow
 _WARY_FOR = 1.0  # seconds after a slow answer
-_WAITING_AT_MOST = 64  # threads, while the disk is slow
+_MAX_WAITING = 64  # threads that may wait while the disk is slow
 
 
 class DiskWatch:
-    """Single operations on the dictionary are atomic; `on_slow` is told of each time that the disk was slow.
+    """The operations in progress, and how slow the disk is. `on_slow` is called each time the disk becomes slow.
 
-    `polling` is the operation that the poller's thread is in, another object for each. Only the poller's thread writes
-    it, and while one is `lost`, the next poller has none.
+    `polling` is the operation of the poller's thread, another object for each. Only the poller's thread writes it, and
+    while one is `lost`, the next poller has none. Single operations on the dictionary are atomic.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, directory: str = "") -> None:
         self._clock = clock
         self._directory = directory
         self.polling: Optional[float] = None
-        self._in_flight: Dict[object, float] = {}  # since when
+        self._in_flight: Dict[object, float] = {}  # the start of each
         self._wary_until = float("-inf")
-        self._trouble = Seldom(_log)
+        self._trouble = RateLimitedLog(_log)
         self.on_slow: Callable[[], None] = lambda: None
 
     @contextlib.contextmanager
     def operation(self) -> Iterator[None]:
-        """Ask the disk something, in a thread. Raises Unstorable where enough threads wait for it."""
+        """Register a thread's disk operation. Raises Unstorable where enough threads wait already."""
         now = self._clock()
-        if len(self._in_flight) >= _WAITING_AT_MOST and self.is_slow(now):
+        if len(self._in_flight) >= _MAX_WAITING and self.is_slow(now):
             raise Unstorable("the cache's disk does not answer (misc.file_dir)")
         token = object()
         self._in_flight[token] = now
@@ -53,39 +53,39 @@ class DiskWatch:
             self.note(self._clock() - now)
 
     def note(self, seconds: float) -> None:
-        """An operation has taken so long."""
+        """Record that an operation has taken so long."""
         if seconds > SLOW:
-            self._tell(seconds)
+            self._log_slowness(seconds)
 
     def lost(self, operation: object, since: float) -> None:
-        """The poller's thread hangs in an operation, until `found`; another thread is the poller now."""
+        """Record that the poller's thread hangs in an operation, until `found`; another thread is the poller now."""
         self._in_flight[operation] = since
 
     def found(self, operation: object) -> None:
-        """What was lost has come back."""
+        """Record that a lost operation has ended."""
         del self._in_flight[operation]
 
     def waiting(self) -> int:
-        """How many threads are in an operation that has taken too long already."""
+        """The number of threads in an operation that has already taken too long."""
         now = self._clock()
         waits = [now - since for since in list(self._in_flight.values()) if now - since > SLOW]
         if waits:
-            self._tell(max(waits))  # though nobody asks for anything
+            self._log_slowness(max(waits))  # although there is no new operation
         return len(waits)
 
     def is_slow(self, now: float) -> bool:
-        """Whether the disk is not to be asked without need."""
+        """Whether to avoid the disk where possible."""
         if now < self._wary_until:
             return True
         if not self._in_flight:
             return False
-        oldest = min(list(self._in_flight.values()), default=now)  # a copy: other threads come and go
+        oldest = min(list(self._in_flight.values()), default=now)  # a copy: other threads change the dictionary
         if now - oldest <= SLOW:
             return False
-        self._tell(now - oldest)
+        self._log_slowness(now - oldest)
         return True
 
-    def _tell(self, seconds: float) -> None:
+    def _log_slowness(self, seconds: float) -> None:
         now = self._clock()
         if now >= self._wary_until:
             self.on_slow()

@@ -1,7 +1,7 @@
-"""Where an object lies below the cache's directory: its name as a path, or aside where another's is in its way.
+"""The path of an object below the cache's directory: its name, or aside where another object blocks that path.
 
-`x.deb/y.deb` wants a folder where `x.deb` wants a file. What comes second lies aside, in a folder of its host that
-no URL can name. A place that was free once may be taken later, and the reverse: both are looked at.
+`x.deb/y.deb` needs a folder where `x.deb` needs a file. The second to come is stored aside, in a folder of its host
+that no URL can name. A free path may be taken later, and the reverse, so lookups try both.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ import os
 import stat
 from typing import Optional
 
-from storage.own_files import ASIDE, PART_SUFFIX
+from storage.own_files import ASIDE, GROWING_SUFFIX
 
-_NAME_LIMIT = 255 - len(PART_SUFFIX)
-_LEVELS_AT_MOST = 32  # folders above a file: each may cost a block and an inode, and the client chooses them
-_NAME_AT_MOST = 2048  # bytes
-_PATH_AT_MOST = 4095 - 64  # bytes (PATH_MAX), and the suffix or the name of a fresh file beside it
+_NAME_LIMIT = 255 - len(GROWING_SUFFIX)
+_MAX_LEVELS = 32  # folders above a file: each may cost a block and an inode, and the client chooses them
+_MAX_NAME = 2048  # bytes
+_MAX_PATH = 4095 - 64  # bytes: PATH_MAX less the suffix or a fresh file's name
 
 
 def objection(root: str, name: str) -> Optional[str]:
-    """Why no file below a root can have this name; None where one can."""
-    if name.count("/") > _LEVELS_AT_MOST:
-        return f"its path has more than {_LEVELS_AT_MOST} levels"
+    """Why no file below `root` can have this name; None where it is valid."""
+    if name.count("/") > _MAX_LEVELS:
+        return f"its path has more than {_MAX_LEVELS} levels"
     size = len(name.encode())
-    if size > _NAME_AT_MOST or size + len(os.fsencode(root)) > _PATH_AT_MOST:
+    if size > _MAX_NAME or size + len(os.fsencode(root)) > _MAX_PATH:
         return "over-long path"
     for part in name.split("/"):
         if part in ("", ".", "..") or "\0" in part:
             return "empty, dot or NUL segment in its path"
         if len(part.encode()) > _NAME_LIMIT:
             return "over-long segment in its path"
-        if part.endswith(PART_SUFFIX):
-            return f"its path ends a segment in {PART_SUFFIX}"
+        if part.endswith(GROWING_SUFFIX):
+            return f"its path ends a segment in {GROWING_SUFFIX}"
     return None
 
 
 def aside_of(root: str, place: str) -> str:
-    """Where an object lies whose place is taken by a folder, or has a file where a folder is wanted."""
+    """The aside path of an object whose own path is a folder, or leads through a file."""
     name = place[len(root) + 1 :]
     top, _, rest = name.partition("/")
     hashed = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
@@ -46,20 +46,20 @@ def aside_of(root: str, place: str) -> str:
 
 
 def vacant(root: str, place: str) -> str:
-    """Where what belongs to a place is to be written: there, if it is free or has its file, else aside."""
-    if os.path.lexists(place + PART_SUFFIX):
-        return place  # it grows there already
+    """The path to write an object of `place` to: `place` if it is free or a file, else aside."""
+    if os.path.lexists(place + GROWING_SUFFIX):
+        return place  # it already grows there
     aside = aside_of(root, place)
     try:
         return aside if stat.S_ISDIR(os.lstat(place).st_mode) else place
     except NotADirectoryError:
         return aside
     except OSError:
-        return aside if os.path.lexists(aside) or os.path.lexists(aside + PART_SUFFIX) else place
+        return aside if os.path.lexists(aside) or os.path.lexists(aside + GROWING_SUFFIX) else place
 
 
 def make_folders(path: str) -> int:
-    """Make the folders that a path lacks, one after the other; how many. Raises OSError."""
+    """Make the missing folders of a path, one after the other; how many. Raises OSError."""
     missing = []
     directory = os.path.dirname(path)
     while directory and not os.path.isdir(directory):
@@ -67,7 +67,7 @@ def make_folders(path: str) -> int:
         directory = os.path.dirname(directory)
     made = 0
     for directory in reversed(missing):
-        with contextlib.suppress(FileExistsError):  # somebody else was faster; where it is a file, the next one fails
+        with contextlib.suppress(FileExistsError):  # another process was faster; if it is a file, the next mkdir fails
             os.mkdir(directory)
             made += 1
     return made

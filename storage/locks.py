@@ -1,4 +1,4 @@
-"""What processes tell each other by the locks and names of open files: who leads, who reads along, whose name it is."""
+"""Signals between processes by locks and names of open files: who leads, whether it has readers, whose name it is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import struct
 
 
 def try_lock(fd: int) -> bool:
-    """Take the exclusive lock of an open file, without waiting; whether it is ours."""
+    """Take the exclusive lock of an open file, without waiting; whether this process has it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -18,7 +18,7 @@ def try_lock(fd: int) -> bool:
 
 
 def is_locked(fd: int) -> bool:
-    """Whether somebody has the lock of an open file, as far as its file system tells."""
+    """Whether a process holds the lock of an open file, as far as its file system tells."""
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -30,7 +30,7 @@ def is_locked(fd: int) -> bool:
 
 
 def is_file(path: str, fd: int) -> bool:
-    """Whether `path` names the very file that is open as `fd`."""
+    """Whether `path` names the file that is open as `fd`."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except OSError:
@@ -38,13 +38,13 @@ def is_file(path: str, fd: int) -> bool:
 
 
 def show_interest(fd: int) -> None:
-    """Let the leader of a growing file, in whatever process, know that somebody reads it, until `fd` is closed."""
-    with contextlib.suppress(OSError):  # where there are no such locks, leaders take it for granted
+    """Tell the leader of a growing file, in any process, that it has a reader, until `fd` is closed."""
+    with contextlib.suppress(OSError):  # without such locks, leaders assume readers
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK))
 
 
 def is_of_interest(fd: int) -> bool:
-    """Whether a process has shown interest in a growing file, or cannot do so."""
+    """Whether any process has shown interest in a growing file, or cannot do so."""
     try:
         found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
     except OSError:
@@ -53,5 +53,5 @@ def is_of_interest(fd: int) -> bool:
 
 
 def _flock(kind: int) -> bytes:
-    """A struct flock (fcntl(2)) for the first octet of a file."""
+    """A struct flock (fcntl(2)) for the first byte of a file."""
     return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0)

@@ -1,8 +1,8 @@
-"""Which files below the cache's directory are dduct's own: nothing else there is ever removed, or even looked at.
+"""The files below the cache's directory that are dduct's own; dduct never removes or reads any other file there.
 
-* Own are the folders of `OWN_FOLDERS`, and in them what lies where an object can lie: below a host or, for what is
-  named by a digest, under exactly that name. Files that were copied in there by hand count as objects.
-* Symbolic links, mount points and other file systems are not followed: what lies behind them is somebody else's.
+* The folders of `OWN_FOLDERS` are own, and so is each file in them at an object's possible path: below a host or, for
+  an object named by its digest, under exactly that name. Files copied there by hand count as objects.
+* Symbolic links, mount points and other file systems are not followed: files behind them are not dduct's.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import re
 import stat
 from typing import Iterator, List, NamedTuple, Optional, Set, Tuple
 
-PART_SUFFIX = ".dduct"
-ASIDE = ".dduct"  # a folder below each host, which no URL can name: segments that end in PART_SUFFIX are no names
+GROWING_SUFFIX = ".dduct"
+ASIDE = ".dduct"  # a folder below each host that no URL can name: no name has a segment with GROWING_SUFFIX
 OWN_FOLDERS = ("http", "https", "sha256", "sha512", "blake2b")
 _NAMED_BY_URL = frozenset(["http", "https"])
 _NOT_FOREIGN = frozenset([".evictor", "lost+found", *OWN_FOLDERS])
 _PROBE_PREFIX = ".probe-"
 _HEX = re.compile("[0-9a-f]+")
 _MOUNTS = "/proc/self/mountinfo"
-_MOUNT_POINT = 4  # the number of this field of a line (proc_pid_mountinfo(5))
+_MOUNT_POINT = 4  # the index of this field in a line (proc_pid_mountinfo(5))
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class Outside(NamedTuple):
-    """What lies in the cache's directory and is not dduct's: an example of each kind, if there is one."""
+    """Foreign entries in the cache's directory: an example of each kind, if there is one."""
 
     foreign: Optional[str]
     closed: Tuple[str, ...]  # own folders that are a link, a mount point or no folder
 
 
 def own_entries(root: str) -> Iterator[os.DirEntry[str]]:
-    """All own files below a directory, and the folders that hold them; a folder comes before what it holds."""
+    """All own files below a directory, and their folders; a folder comes before its content."""
     mounts = _mounts_below(root)
     try:
         device = os.stat(root).st_dev
@@ -52,7 +52,7 @@ def own_entries(root: str) -> Iterator[os.DirEntry[str]]:
                     elif entry.is_file(follow_symlinks=False) and _is_object(entry, place, level, top):
                         yield entry
         except OSError:
-            continue  # gone meanwhile, or not ours to read
+            continue  # gone meanwhile, or not readable
 
 
 def files_below(root: str) -> Iterator[os.DirEntry[str]]:
@@ -61,7 +61,7 @@ def files_below(root: str) -> Iterator[os.DirEntry[str]]:
 
 
 def outside(root: str) -> Outside:
-    """What in a cache's directory is not dduct's own, as far as its first level shows."""
+    """The foreign entries of a cache's directory, judged by its first level."""
     mounts = _mounts_below(root)
     device = os.stat(root).st_dev
     closed = tuple(
@@ -76,24 +76,24 @@ def outside(root: str) -> Outside:
 
 
 def is_reached_directly(root: str, path: str) -> bool:
-    """Whether no folder between root and a path is a symbolic link: else the path names something elsewhere."""
+    """Whether no folder between `root` and a path is a symbolic link; otherwise the path leads elsewhere."""
     directory = os.path.dirname(path)
     while len(directory) > len(root):
         try:
             if stat.S_ISLNK(os.lstat(directory).st_mode):
                 return False
         except OSError:
-            pass  # it is not there yet
+            pass  # it does not exist yet
         directory = os.path.dirname(directory)
     return True
 
 
 def prune(directory: str, root: str) -> Tuple[int, int]:
-    """Remove a folder that holds nothing, and those above it, below the root; how many, and the bytes they took."""
+    """Remove an empty folder, and the empty ones above it, below `root`; how many, and the bytes they took."""
     count = size = 0
     while len(directory) > len(root):
         try:
-            taken = room_of(os.lstat(directory))
+            taken = size_on_disk(os.lstat(directory))
             os.rmdir(directory)
         except OSError:
             break  # in use
@@ -103,18 +103,18 @@ def prune(directory: str, root: str) -> Tuple[int, int]:
 
 
 _BLOCK = 512  # bytes; the unit of st_blocks
-_LEAST = 1024  # bytes: what an inode costs at least, where a file system says that it takes no block
+_LEAST = 1024  # bytes: the minimum of an inode where a file system reports no blocks
 
 
-def room_of(status: os.stat_result) -> int:
+def size_on_disk(status: os.stat_result) -> int:
     """Bytes that a file or folder takes on its disk."""
     return max(status.st_blocks * _BLOCK, _LEAST)
 
 
-def room_at(path: str) -> int:
-    """Bytes that a file takes; 0 where there is none."""
+def size_on_disk_at(path: str) -> int:
+    """Bytes that a file takes on its disk; 0 where there is none."""
     try:
-        return room_of(os.lstat(path))
+        return size_on_disk(os.lstat(path))
     except OSError:
         return 0
 
@@ -134,15 +134,15 @@ def _is_object(entry: os.DirEntry[str], place: str, level: int, top: str) -> boo
     if level != 1:
         return False
     name = entry.name
-    if name.endswith(PART_SUFFIX):
-        name = name[: -len(PART_SUFFIX)]
+    if name.endswith(GROWING_SUFFIX):
+        name = name[: -len(GROWING_SUFFIX)]
         if name.startswith("."):
-            return True  # a fresh one, which is about to be renamed
+            return True  # a fresh one, to be renamed soon
     return name.startswith(os.path.basename(place)) and _HEX.fullmatch(name) is not None
 
 
 def _mounts_below(root: str) -> Set[str]:
-    """Where something is mounted below a directory, as paths that begin as `root` does."""
+    """The mount points below a directory, as paths that start with `root`."""
     real = os.path.realpath(root)
     try:
         with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as lines:

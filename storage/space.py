@@ -1,9 +1,9 @@
-"""How much room the cache may take, and what is in it for objects that grow: rules over numbers, and the numbers.
+"""How much space the cache may take: rules over numbers, and the numbers.
 
-* For objects whose length is known, room is made as their bytes arrive; for others, none is made: they have what is
-  free, and a little beyond the limits. Neither may drive out what is here for the sake of promises.
-* The numbers are in memory that all workers share. A worker that is started again takes over what the one before it
-  has left: nothing stays reserved.
+* For an object of known length, objects are evicted as its bytes arrive. An object of unknown length evicts none: it
+  has the free space, and a little beyond the limits. No stored object is evicted for bytes that are only announced.
+* The numbers are in memory that all workers share. A restarted worker takes over the numbers of its predecessor, so
+  that nothing stays reserved.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional, Tuple
 
-SLACK = 0.05  # of a limit, by which it is undercut, so that the next object does not exceed it again
-FOLDER_SIZE = 4096  # bytes that a folder, or a file without content, takes as far as is known before it is looked at
+SLACK = 0.05  # fraction of a limit: eviction goes this far below it, so that the next object does not exceed it again
+FOLDER_SIZE = 4096  # assumed bytes of a folder or an empty file, until a sweep has measured it
 
-# What may be used beyond a limit, as a part of it, until what is to go has gone.
+# The excess over a limit that is allowed until eviction has caught up, as a fraction of it.
 _BEYOND_SIZE_KNOWN, _BEYOND_SIZE = 0.10, 0.05  # of max_size, and at least
-_BEYOND_LEAST_KNOWN, _BEYOND_LEAST = 16 * 1024 * 1024, 4 * 1024 * 1024  # so many bytes
+_BEYOND_LEAST_KNOWN, _BEYOND_LEAST = 16 * 1024 * 1024, 4 * 1024 * 1024  # these bytes
 _BEYOND_FREE_KNOWN, _BEYOND_FREE = 0.25, 0.10  # of min_free
-_SHARE_OF_A_WISH = 10  # a tenth of the cache goes at once for what could not be kept for want of room
-_SHARE_OF_GROWTH = 2  # a half of it may be growing objects, if others have to go for them,
-_SHARE_OF_OTHERS = 10  # unless there is but one of them, and a little besides
-_FILES_SHARE, _FILES_AT_MOST = 20, 10_000  # so many inodes are to stay free: a twentieth, or this
-_STEP_LEAST, _STEP_MOST = 256 * 1024, 4 * 1024 * 1024  # bytes between two looks of a growing object
-_STEP_SHARE = 16  # of what is free: the nearer the limit, the more often it is looked at
+_SHARE_OF_A_WISH = 10  # for an object that did not fit, at most a tenth of the cache is evicted at once
+_SHARE_OF_GROWTH = 2  # if others must be evicted, growing objects may take half of it,
+_SHARE_OF_OTHERS = 10  # or more for one, if all others that grow take no more than a tenth
+_FILES_SHARE, _MAX_FILES = 20, 10_000  # inodes that stay free: a twentieth, or at most this
+_STEP_LEAST, _STEP_MOST = 256 * 1024, 4 * 1024 * 1024  # bytes between two checks of a growing object
+_STEP_SHARE = 16  # of the free space: near the limit, checks are more frequent
 _PLENTY = 1 << 60
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bytes: as many as objects may take up (None: any number), and as many as are to stay free."""
+    """In bytes: the most that objects may take up (None: no limit), and the least that stays free."""
 
     max_size: Optional[int] = None
     min_free: int = 0
@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Need:
-    """What has to go: bytes and inodes; `unreachable` says why what is missing cannot be had by removing objects."""
+    """The bytes and inodes to evict; `unreachable` says why eviction cannot free enough."""
 
     size: int = 0
     files: int = 0
@@ -53,10 +53,10 @@ class Need:
 
 @dataclass(frozen=True)
 class Situation:
-    """How things stand, in bytes and inodes.
+    """The current numbers, in bytes and inodes.
 
-    `used` is what objects take that are here, None before anybody has looked; `known` and `unknown` are what growing
-    ones have taken so far, by whether their length is known. `entries` are inodes that could be had back.
+    `used`: the stored objects, None before the first sweep. `known`, `unknown`: growing objects so far, by whether
+    their length is known. `entries`: the inodes that eviction could free.
     """
 
     limits: Limits
@@ -70,7 +70,7 @@ class Situation:
 
     @property
     def capacity(self) -> int:
-        """What objects could take in all; without limits, more than there is."""
+        """The space for all objects in total; without limits, more than any disk has."""
         size = _PLENTY if self.limits.max_size is None else self.limits.max_size
         if not self.limits.min_free:
             return size
@@ -78,7 +78,7 @@ class Situation:
         return min(size, max(0, taken + self.free - self.limits.min_free))
 
     def objection_to(self, length: Optional[int]) -> str:
-        """Why an object of this length can never be kept, whatever goes for it; empty where it can."""
+        """Why an object of this length can never be kept, even after eviction; empty where it can."""
         if length is None:
             return ""
         if self.limits.max_size is not None and length > self.limits.max_size:
@@ -88,9 +88,9 @@ class Situation:
         return ""
 
     def objection_to_growth(self, known: bool, mine: int = 0, used_before: int = 0) -> str:
-        """Why an object that has taken `mine` bytes cannot go on growing on the disk; empty where it can.
+        """Why an object that has taken `mine` bytes cannot grow further on the disk; empty where it can.
 
-        `used_before` is what was used when it began: what fits beside that drives nothing out.
+        `used_before` is the use when it started: growth that fits beside that evicts nothing.
         """
         share = _BEYOND_FREE_KNOWN if known else _BEYOND_FREE
         if self.free < self.limits.min_free * (1 - share):
@@ -109,21 +109,21 @@ class Situation:
             return "too much is growing beside it"
         return ""
 
-    def room_to_grow(self) -> int:
-        """Bytes that can be taken before any limit is met."""
-        room = self.free - self.limits.min_free
+    def space_to_grow(self) -> int:
+        """Bytes that can be taken before a limit is reached."""
+        space = self.free - self.limits.min_free
         if self.limits.max_size is not None:
-            room = min(room, self.limits.max_size - (self.used or 0) - self.known - self.unknown)
-        return max(0, room)
+            space = min(space, self.limits.max_size - (self.used or 0) - self.known - self.unknown)
+        return max(0, space)
 
     def need(self, wish: int = 0) -> Need:
-        """What has to go. `wish`: so much is to be free for one that could not be kept; at most a tenth is granted."""
+        """What to evict. `wish`: bytes for an object that could not be kept; at most a tenth is granted."""
         used, limits = self.used or 0, self.limits
         wish = min(wish, self.capacity // _SHARE_OF_A_WISH)
         size = 0
         if limits.max_size is not None and used + self.known + wish > limits.max_size:
             size = used + self.known - limits.max_size + max(wish, int(limits.max_size * SLACK))
-        # What grows without a known length has to do with what is free: it will have gone, or is an object by then.
+        # Growing objects of unknown length count as free space: by then they are removed, or are stored objects.
         missing = limits.min_free + max(wish, int(limits.min_free * SLACK)) - self.free - self.unknown
         unreachable = ""
         if self.free + self.unknown < limits.min_free + wish and limits.min_free:
@@ -134,7 +134,7 @@ class Situation:
         return Need(min(size, used), *self._files_needed(unreachable))
 
     def _files_needed(self, unreachable: str) -> Tuple[int, str]:
-        least = min(self.files // _FILES_SHARE, _FILES_AT_MOST)
+        least = min(self.files // _FILES_SHARE, _MAX_FILES)
         if not self.files or self.files_free >= least:
             return 0, unreachable
         missing = 2 * least - self.files_free
@@ -143,8 +143,8 @@ class Situation:
         return missing, unreachable
 
 
-class Room:
-    """The numbers for the cache below `root`, in memory that forked processes share: each writes its own row."""
+class SpaceLimits:
+    """The numbers of the cache below `root`, in memory that forked processes share; each writes its own row."""
 
     def __init__(self, root: Path, limits: Limits, rows: int = 1) -> None:
         self.root = str(root)
@@ -152,11 +152,11 @@ class Room:
         self._rows = rows
         self._values = memoryview(mmap.mmap(-1, (_ROWS_FROM + rows * _ROW) * _NUMBER)).cast("q")
         self._row = _ROWS_FROM
-        self._lock = threading.Lock()  # guards this process's row, and its steps from one wish to the next
-        self.on_need: Callable[[], None] = lambda: None  # is told where room is short
+        self._lock = threading.Lock()  # guards this process's row, and its changes of the wish
+        self.on_need: Callable[[], None] = lambda: None  # called when space is short
 
     def use(self, row: int) -> None:
-        """Count in this row from now on. What a process that had it before has left growing are leftovers."""
+        """Count in this row from now on. Bytes that its former process left growing count as stored."""
         with self._lock:
             self._row = _ROWS_FROM + row * _ROW
             left = self._values[self._row + _KNOWN] + self._values[self._row + _UNKNOWN]
@@ -164,45 +164,45 @@ class Room:
             self._values[self._row + _GROWN] += left
 
     def grow(self, size: int, entries: int = 1) -> None:
-        """Objects, or their folders, have taken so many bytes and inodes more."""
+        """Add bytes and inodes that objects or their folders have taken."""
         with self._lock:
             self._values[self._row + _GROWN] += size
             self._values[self._row + _GROWN_ENTRIES] += entries
 
     @property
     def grown(self) -> int:
-        """What has ever been added, by all processes."""
+        """The bytes ever added, by all processes."""
         return self._sum(_GROWN)
 
     def note_used(self, used: int, grown_before: int, entries: int) -> None:
-        """What was found in use by somebody who began to look when `grown` was so much; and in how many inodes."""
+        """Set the bytes and inodes that a sweep has found in use; `grown_before` is `grown` at its start."""
         self._values[_BASE], self._values[_SURVEYED] = used - grown_before, 1
         self._values[_ENTRIES] = entries - self._sum(_GROWN_ENTRIES)
 
     def note_freed(self, size: int, entries: int) -> None:
-        """So much of that has gone."""
+        """Subtract evicted bytes and inodes."""
         self._values[_BASE] -= size
         self._values[_ENTRIES] -= entries
 
     def wish(self, size: int) -> None:
-        """An object of so many bytes could not be kept for want of room."""
+        """Record that an object of this size could not be kept for lack of space."""
         with self._lock:
             self._values[_WISH] = max(self._values[_WISH], size)
         self.on_need()
 
     def take_wish(self) -> int:
-        """The largest wish since the last time."""
+        """The largest wish since the last call."""
         with self._lock:
             size, self._values[_WISH] = self._values[_WISH], 0
         return size
 
     @property
     def is_growing(self) -> bool:
-        """Whether any object grows, in whatever process."""
+        """Whether an object grows in any process."""
         return self._sum(_KNOWN) + self._sum(_UNKNOWN) > 0
 
     def situation(self) -> Situation:
-        """How things stand now."""
+        """The current numbers."""
         used = self._values[_BASE] + self.grown if self._values[_SURVEYED] else None
         entries = max(0, self._values[_ENTRIES] + self._sum(_GROWN_ENTRIES))
         now = Situation(self.limits, used, self._sum(_KNOWN), self._sum(_UNKNOWN), entries=entries)
@@ -214,7 +214,7 @@ class Room:
         return Situation(now.limits, now.used, now.known, now.unknown, free, files, files_free, now.entries)
 
     def change(self, known: bool, size: int) -> None:
-        """Growing objects have so many bytes more, or less."""
+        """Add to the bytes of growing objects, or subtract."""
         with self._lock:
             self._values[self._row + (_KNOWN if known else _UNKNOWN)] += size
 
@@ -223,37 +223,37 @@ class Room:
 
 
 class Growth:
-    """What one growing object takes, for as long as it grows; for its leader alone. `length` is None if unknown."""
+    """The space that one growing object takes while it grows; for its leader only. `length` is None if unknown."""
 
-    def __init__(self, room: Room, length: Optional[int]) -> None:
-        self._room = room
+    def __init__(self, space: SpaceLimits, length: Optional[int]) -> None:
+        self._space = space
         self._known = length is not None
-        self._used_before = room.situation().used or 0
+        self._used_before = space.situation().used or 0
         self._size = 0
-        self.next_look = _STEP_LEAST  # at this size
+        self.next_look = _STEP_LEAST  # the size at which to check again
 
     def objection(self, size: int) -> str:
-        """Note that it has taken so many bytes; why it cannot go on, or nothing."""
+        """Set its size; why it cannot go on, or an empty string."""
         self._note(size)
-        now = self._room.situation()
-        room = now.room_to_grow()
-        self.next_look = size + min(max(room // _STEP_SHARE, _STEP_LEAST), _STEP_MOST)
-        if not room:
-            self._room.on_need()
+        now = self._space.situation()
+        space = now.space_to_grow()
+        self.next_look = size + min(max(space // _STEP_SHARE, _STEP_LEAST), _STEP_MOST)
+        if not space:
+            self._space.on_need()
         return now.objection_to_growth(self._known, size, self._used_before)
 
     def end(self, kept: int = 0) -> None:
-        """It grows no more, and `kept` bytes of it stay; idempotent."""
+        """End the growth; `kept` bytes of it stay. Idempotent."""
         if kept:
-            self._room.grow(kept)
+            self._space.grow(kept)
         self._note(0)
 
     def _note(self, size: int) -> None:
         change, self._size = size - self._size, size
-        self._room.change(self._known, change)
+        self._space.change(self._known, change)
 
 
-# Numbers in the shared memory: those of all, then the rows.
-_NUMBER = 8  # bytes of one
+# Indices in the shared memory: the common numbers, then the rows.
+_NUMBER = 8  # bytes of a number
 _BASE, _ENTRIES, _SURVEYED, _WISH, _ROWS_FROM = range(5)
 _GROWN, _GROWN_ENTRIES, _KNOWN, _UNKNOWN, _ROW = range(5)

@@ -1,9 +1,9 @@
-"""What one object looks like on disk: a file below the root, its metadata in one extended attribute.
+"""One object on disk: a file below the root, its metadata in one extended attribute.
 
-Rules of this room:
+Rules of this module:
 
-* The file system is the database. A name, an inode and `user.dduct` are all there is.
-* Nothing outside the root is ever named: a path is checked part by part, and an odd one is `Unstorable`.
+* The file system is the database. A name, an inode and `user.dduct` are the whole state.
+* No path outside the root is ever used: a path is checked part by part, and an odd one is `Unstorable`.
 * Damage is a miss with a reason, never an error for a client.
 """
 
@@ -25,31 +25,31 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional, Tuple
 
 from monitoring.details import Detail
-from monitoring.log import Seldom
+from monitoring.log import RateLimitedLog
 from monitoring.redaction import reason_of, shown
 from storage.locations import aside_of, make_folders, objection, vacant
 from storage.locks import is_file, is_locked, try_lock
-from storage.own_files import PART_SUFFIX, is_reached_directly, outside, prune, room_at
+from storage.own_files import GROWING_SUFFIX, is_reached_directly, outside, prune, size_on_disk_at
 from storage.record import Digest as Digest
 from storage.record import FieldText as FieldText
 from storage.record import Metadata as Metadata
 from storage.record import Record as Record
 from storage.record import Unstorable as Unstorable
-from storage.space import FOLDER_SIZE, Growth, Limits, Room
+from storage.space import FOLDER_SIZE, Growth, Limits, SpaceLimits
 
 ATTRIBUTE = "user.dduct"
-_REMEMBERED_AT_MOST = 512  # characters of a name whose places are remembered
-ATIME_GRAIN = 3600.0  # seconds; a use is noted no more often, whatever the mount options say
-_MKDIR_ATTEMPTS = 10  # another thread may prune a directory between our making and our using it
+_MAX_REMEMBERED = 512  # characters; the paths of longer names are not remembered
+ATIME_GRAIN = 3600.0  # seconds between two recorded uses of an object, under any mount options
+_MKDIR_ATTEMPTS = 10  # another thread may prune a directory after it is made and before it is used
 _READ_ATTEMPTS = 3
-# A sync that fails with one of these may have thrown octets away, and the next one says nothing of it (fsync(2)).
+# A sync that fails with one of these may have lost bytes, and the next one does not report it (fsync(2)).
 _LOST_IN_WRITING = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 _log = logging.getLogger("dduct.store")
 
 
 class Lost(Exception):
-    """These octets cannot be had from here any more, though perhaps in another way: claim again."""
+    """These bytes are not available here any more, but may be elsewhere: claim again."""
 
 
 class Key(NamedTuple):
@@ -60,50 +60,50 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where a key's object lies, and where the alias of its URL does, if the object is stored by its digest."""
+class Paths:
+    """The path of a key's object, and of its URL's alias if the object is stored by its digest."""
 
     object: str
     alias: Optional[str]
 
 
-# What tells a published object from the one that takes its place, or from itself after a validation.
+# Differs between a published object and its successor, and before and after a validation.
 Version = Tuple[int, int, float]
-# What the kernel changes whenever a file or its attribute becomes another one.
-Identity = Tuple[int, int, int, int]
+# The kernel changes it with every change of a file or its attribute.
+FileIdentity = Tuple[int, int, int, int]
 
 
 class Entry:
-    """One published object, open for reading; whoever got it closes it. Safe against replacement and eviction.
+    """One published object, open for reading; its caller closes it. Replacement and eviction do not affect it.
 
-    Unless it is `trusted`, its octets are to be compared with its hash before anybody has all of them.
+    Unless it is `trusted`, its bytes must be verified before any reader has all of them.
     """
 
     def __init__(
-        self, store: Store, place: str, fd: int, record: Record, trusted: bool, identity: Identity = (0, 0, 0, 0)
+        self, store: Store, place: str, fd: int, record: Record, trusted: bool, identity: FileIdentity = (0, 0, 0, 0)
     ) -> None:
         self._store = store
         self.place = place
-        self.identity = identity  # from before its record was read
+        self.identity = identity  # taken before the record was read
         self._fd = fd
         self.record = record
         self.trusted = trusted
         self.length: Optional[int] = record.length
 
     def ready(self, offset: int, whole: bool) -> bool:
-        """Nothing here has to be waited for."""
+        """A stored object is always ready."""
         return True
 
     def read_at(self, view: memoryview, offset: int) -> int:
-        """Octets from `offset` on; 0 at the end. Raises Lost, and is unpublished, where the disk does not give them."""
+        """Read bytes from `offset` on; 0 at the end. If the disk cannot, unpublishes the object and raises Lost."""
         try:
-            return read_octets(self._fd, view, offset)
+            return read_bytes(self._fd, view, offset)
         except Lost:
             self.discard()
             raise
 
     def fileno(self) -> int:
-        """The descriptor, its offset is never used."""
+        """The descriptor; its offset is never used."""
         return self._fd
 
     @property
@@ -113,42 +113,42 @@ class Entry:
         return status.st_dev, status.st_ino, self.record.metadata.fetched_at
 
     def discard(self) -> None:
-        """Unpublish it, if it is still the one that is published."""
+        """Unpublish it, if it is still the published object."""
         if is_file(self.place, self._fd):
             self._store.remove(self.place)
 
-    def vouch(self, sha256: str = "") -> None:
-        """Its octets are right, and have this hash: bring them to the disk, and say so. Raises OSError, Unstorable."""
+    def mark_verified(self, sha256: str = "") -> None:
+        """Record that its bytes are right, with this hash, and sync them to the disk. Raises OSError, Unstorable."""
         if sha256 and self.record.unhashed:
             self._store.note_hash(self._fd, sha256)
         os.fsync(self._fd)
         self._store.note_durable(self)
 
     def close(self) -> None:
-        """Give the descriptor back; harmless twice."""
+        """Close the descriptor; idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 class Store:
-    """The directory below which everything lies; `room` says how much may be in it.
+    """The directory of all stored objects; `space` limits its size.
 
     Raises OSError where the directory cannot be made or written.
     """
 
-    def __init__(self, root: Path, room: Optional[Room] = None) -> None:
+    def __init__(self, root: Path, space: Optional[SpaceLimits] = None) -> None:
         self.root = root
-        self.room = room or Room(root, Limits())
+        self.space = space or SpaceLimits(root, Limits())
         root.mkdir(parents=True, exist_ok=True)
         self.outside = outside(str(root))
         self.keeps_metadata = self._probe_attributes()
         self.boot = boot_id()
-        self.trouble = Seldom(_log)  # with the disk
-        self._full = Seldom(_log)
-        # Guards the step from a record to the next one; between processes a lost one costs a validation or a hash.
+        self.trouble = RateLimitedLog(_log)  # with the disk
+        self._full = RateLimitedLog(_log)
+        # Guards each update of a record; between processes, a lost update costs a validation or a hash.
         self._updating = threading.Lock()
-        self._known_places = lru_cache(maxsize=4096)(self._places)
+        self._known_paths = lru_cache(maxsize=4096)(self._paths)
 
     def place(self, name: str) -> str:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""
@@ -160,29 +160,29 @@ class Store:
             raise Unstorable(f"{folder} in misc.file_dir is a link, a mount point or no folder", Detail.PATH)
         return f"{self.root}/{name}"
 
-    def places(self, key: Key) -> Places:
-        """Where a key's files are; raises Unstorable on names that a file cannot have.
+    def paths(self, key: Key) -> Paths:
+        """The paths of a key's files; raises Unstorable on names that a file cannot have.
 
-        Without attributes there are no aliases, and so nothing is stored by its digest.
+        Without attributes there are no aliases, so no object is stored by its digest.
         """
-        return self._known_places(key) if len(key.name) <= _REMEMBERED_AT_MOST else self._places(key)
+        return self._known_paths(key) if len(key.name) <= _MAX_REMEMBERED else self._paths(key)
 
-    def _places(self, key: Key) -> Places:
+    def _paths(self, key: Key) -> Paths:
         named = self.place(key.name)
         if key.digest is None or not key.digest.shared or not self.keeps_metadata:
-            return Places(named, None)
-        return Places(self.place(f"{key.digest.algorithm}/{key.digest.hex[:2]}/{key.digest.hex}"), named)
+            return Paths(named, None)
+        return Paths(self.place(f"{key.digest.algorithm}/{key.digest.hex[:2]}/{key.digest.hex}"), named)
 
     def vacant(self, place: str) -> str:
-        """Where what belongs to `place` is to be written: there, or aside where another's is in its way."""
+        """Where to write the object of `place`: there, or aside where another object blocks that path."""
         return vacant(str(self.root), place)
 
     def open_entry(self, place: str) -> Optional[Entry]:
-        """The published object of `place`, wherever it lies; None where there is none, or only a damaged one."""
+        """The published object of `place`, also if it is aside; None where there is none, or only a damaged one."""
         return self._find(place, alias=False)
 
     def open_alias(self, place: str) -> Optional[Entry]:
-        """The alias of `place`, like `open_entry`. Neither passes for the other: filters change, and files stay."""
+        """The alias of `place`, like `open_entry`. No alias passes for an object: filters change, and files stay."""
         return self._find(place, alias=True)
 
     def _find(self, place: str, alias: bool) -> Optional[Entry]:
@@ -202,22 +202,22 @@ class Store:
         except BaseException:
             os.close(fd)
             raise
-        # What is not complete was never verified, and has this name by some accident; foreign files count as durable.
+        # An incomplete object was never verified, and has this name by accident; foreign files count as durable.
         if record is None or bool(record.alias) != alias or not (record.complete or alias or record.durable):
             os.close(fd)
             return None
-        # Published in an earlier boot and perhaps never written out: the name may have outlived the octets.
+        # If published in an earlier boot and perhaps never synced, the name may have outlived the bytes.
         trusted = alias or record.durable or record.boot == self.boot
         if record.unhashed:
-            trusted = is_locked(fd)  # by whoever fetched it, on this machine or on another, and is at its hash
+            trusted = is_locked(fd)  # by the process, here or on another machine, that fetched and hashes it
             if not trusted and record.boot != self.boot:
                 os.close(fd)
                 return None
         return Entry(self, place, fd, record, trusted, identity_of(status))
 
-    def open_part(self, place: str) -> int:
-        """Open the file that grows beside `place`, made with its directories, never truncated. Raises Unstorable."""
-        part = place + PART_SUFFIX
+    def open_growing_file(self, place: str) -> int:
+        """Open the growing file of `place`, made with its directories, never truncated. Raises Unstorable."""
+        part = place + GROWING_SUFFIX
         if not is_reached_directly(str(self.root), part):
             raise Unstorable("a folder in its path is a symbolic link", Detail.PATH)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -231,29 +231,29 @@ class Store:
         raise Unstorable("its directory vanishes again and again", Detail.BUSY)
 
     def open_growing(self, place: str) -> Optional[int]:
-        """Open the file that grows beside `place`; None where there is none any more. Raises Unstorable."""
+        """Open the growing file of `place`; None where there is none any more. Raises Unstorable."""
         try:
-            return os.open(place + PART_SUFFIX, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return os.open(place + GROWING_SUFFIX, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise Unstorable.of(error) from error
 
     def open_fresh(self, place: str) -> Tuple[int, str]:
-        """A locked file beside `place` under a name of its own, to be renamed by the caller. Raises Unstorable."""
-        path = f"{os.path.dirname(place)}/.{uuid.uuid4().hex}{PART_SUFFIX}"
+        """Make a locked file beside `place` under a unique name, for the caller to rename. Raises Unstorable."""
+        path = f"{os.path.dirname(place)}/.{uuid.uuid4().hex}{GROWING_SUFFIX}"
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise Unstorable.of(error) from error
-        if not try_lock(fd):  # somebody who clears up has found it first
-            remove_part(path, fd)
+        if not try_lock(fd):  # the evictor has found it first
+            remove_growing_file(path, fd)
             os.close(fd)
             raise Unstorable("its file is locked by somebody else", Detail.BUSY)
         return fd, path
 
     def prune(self, place: str) -> None:
-        """Remove the directories above `place` that hold nothing: those made for an object that was not kept."""
+        """Remove the empty directories above `place`, made for an object that was not kept."""
         prune(os.path.dirname(place), str(self.root))
 
     def write_record(self, fd: int, record: Record) -> None:
@@ -267,39 +267,39 @@ class Store:
             raise Unstorable.of(error) from error
 
     def write_alias(self, place: str, digest: Digest, metadata: Metadata) -> None:
-        """Note at a URL's place that it serves the object of a digest; losing that memory costs one question.
+        """Record at a URL's place that it serves the object of a digest; losing this costs one request to the origin.
 
-        Does nothing where another process is at it, or where no file can be made.
+        Does nothing where another process is writing it, or where no file can be made.
         """
         place = self.vacant(place)
-        part = place + PART_SUFFIX
+        part = place + GROWING_SUFFIX
         try:
-            fd = self.open_part(place)
+            fd = self.open_growing_file(place)
         except Unstorable:
             return
         try:
             if try_lock(fd) and is_file(part, fd):
                 os.ftruncate(fd, 0)
                 self.write_record(fd, Record(metadata, 0, alias=str(digest), boot=self.boot))
-                self.room.grow(FOLDER_SIZE)
+                self.space.grow(FOLDER_SIZE)
                 self.put_in_place(place)
         except (OSError, Unstorable) as error:
             self.trouble.warning("Cannot note that %s has %s: %s", shown(metadata.url), digest, reason_of(error))
-            remove_part(part, fd)
+            remove_growing_file(part, fd)
         finally:
             os.close(fd)
 
     def refresh(self, entry: Entry, metadata: Metadata) -> None:
-        """Replace what is known of a published object. It says nothing of its octets. Raises Unstorable."""
+        """Replace the metadata of a published object. It does not verify its bytes. Raises Unstorable."""
         self._update(entry, lambda record: replace(record, metadata=metadata))
 
     def put_in_place(self, place: str) -> str:
-        """Rename what has grown beside `place`, or aside where a folder is in its way; its path. Raises OSError."""
-        part = place + PART_SUFFIX
-        replaced = room_at(place)
+        """Rename the growing file to `place`, or aside where a folder blocks it; its path. Raises OSError."""
+        part = place + GROWING_SUFFIX
+        replaced = size_on_disk_at(place)
         try:
             os.replace(part, place)
-            self.room.grow(-replaced, -bool(replaced))
+            self.space.grow(-replaced, -bool(replaced))
             return place
         except (IsADirectoryError, FileExistsError):
             pass
@@ -312,39 +312,39 @@ class Store:
         raise FileNotFoundError(errno.ENOENT, "its directory vanishes again and again", Detail.BUSY)
 
     def forget(self, place: str) -> None:
-        """Unpublish what belongs to `place`, wherever it lies."""
+        """Unpublish the object of `place`, also if it is aside."""
         for one in (place, aside_of(str(self.root), place)):
             if not os.path.isdir(one):
                 self.remove(one)
 
     def amend(self, entry: Entry, metadata: Metadata, amended: Metadata) -> None:
-        """Replace what is known of a published object, unless another has done so since. Raises Unstorable."""
+        """Replace the metadata of a published object, unless it was replaced meanwhile. Raises Unstorable."""
         self._update(entry, lambda record: replace(record, metadata=amended) if record.metadata == metadata else record)
 
     def remove(self, place: str) -> None:
-        """Unpublish an object, if there is one; who reads it reads on."""
+        """Unpublish an object, if there is one; its readers can read on."""
         if not is_reached_directly(str(self.root), place):
-            return  # a link leads to what is not ours to remove
-        removed = room_at(place)
+            return  # a link leads outside dduct's own files
+        removed = size_on_disk_at(place)
         try:
             os.unlink(place)
-            self.room.grow(-removed, -1)
+            self.space.grow(-removed, -1)
         except OSError as error:
             if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
                 _log.warning("Cannot remove %s: %s", shown(place), reason_of(error))
             return
         self.prune(place)
 
-    def settle(self, place: str, alias: bool = False) -> None:
-        """Bring a published file to the disk, then say so in its record. Raises OSError, Unstorable.
+    def mark_durable(self, place: str, alias: bool = False) -> None:
+        """Sync a published file to the disk, then record that. Raises OSError, Unstorable.
 
-        What the disk has lost on the way is unpublished: who reads it next may find anything.
+        An object whose bytes the disk has lost is unpublished: its next reader could get wrong bytes.
         """
         entry = self._find(place, alias)
         if entry is None:
             return  # evicted or replaced since
         try:
-            entry.vouch()
+            entry.mark_verified()
         except OSError as error:
             if error.errno in _LOST_IN_WRITING:
                 entry.discard()
@@ -353,7 +353,7 @@ class Store:
             entry.close()
 
     def note_hash(self, fd: int, sha256: str) -> None:
-        """The hash of a published object that had none yet. Raises Unstorable where it cannot be noted."""
+        """Record the hash of a published object that had none. Raises Unstorable."""
         with self._updating:
             try:
                 record = read_record(fd)
@@ -363,27 +363,27 @@ class Store:
                 self.write_record(fd, replace(record, sha256=sha256, unhashed=False))
 
     def note_durable(self, entry: Entry) -> None:
-        """An object has reached the disk. Raises Unstorable.
+        """Record that an object has reached the disk. Raises Unstorable.
 
-        Where another process's step has undone the one that noted its hash, whoever opens it next hashes it anew.
+        Where another process's update has undone `note_hash`, the object's next reader hashes it again.
         """
         self._update(entry, lambda record: replace(record, durable=not record.unhashed))
 
     def begin_growth(self, length: Optional[int]) -> Growth:
-        """Something new begins to grow, of a length that may be unknown. Raises Unstorable where it cannot be kept."""
-        now = self.room.situation()
+        """Start to count a growing object, of a possibly unknown length. Raises Unstorable where it cannot be kept."""
+        now = self.space.situation()
         reason = now.objection_to(length)
         if reason:
             raise Unstorable(reason, Detail.TOO_LARGE)
         reason = now.objection_to_growth(length is not None)
         if reason:
             self.trouble.warning('Nothing new is kept in "%s" for now: %s', self.root, reason)
-            self.room.wish(length or 0)
-            raise Unstorable(reason, Detail.NO_ROOM)
-        return Growth(self.room, length)
+            self.space.wish(length or 0)
+            raise Unstorable(reason, Detail.NO_SPACE)
+        return Growth(self.space, length)
 
     def _update(self, entry: Entry, change: Callable[[Record], Record]) -> None:
-        """Change the record of a published object. Of two that do so at once neither undoes the other's change."""
+        """Change the record of a published object. Of two updates at once, neither undoes the other."""
         with self._updating:
             try:
                 record = read_record(entry.fileno()) or entry.record
@@ -403,12 +403,12 @@ class Store:
         if record.length != status.st_size:
             return None
         if time.time() - status.st_atime > ATIME_GRAIN:
-            with contextlib.suppress(OSError):  # for the sake of eviction only
+            with contextlib.suppress(OSError):  # for eviction only
                 os.utime(fd, ns=(time.time_ns(), status.st_mtime_ns))
         return record
 
     def _foreign(self, status: os.stat_result, place: str) -> Optional[Record]:
-        """A record for a file that somebody copied in by hand; never for one that claims a digest."""
+        """A record for a file that was copied in by hand; None for one below the name of a digest."""
         name = os.path.relpath(place, self.root)
         scheme, _, rest = name.partition("/")
         if scheme not in ("http", "https") or not status.st_size:
@@ -423,21 +423,21 @@ class Store:
     def _make_parents(self, path: str) -> None:
         try:
             made = make_folders(path)
-            self.room.grow(FOLDER_SIZE * made, made)
+            self.space.grow(FOLDER_SIZE * made, made)
         except (FileNotFoundError, FileExistsError):
             pass  # pruned again meanwhile
         except OSError as error:
             raise self._refused(error) from error
 
     def _refused(self, error: OSError) -> Unstorable:
-        """The disk makes no file or folder; that is said once a minute."""
+        """Report that the disk can make no file or folder, once a minute."""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             self._full.warning('No file can be made in "%s": %s: nothing new is kept', self.root, reason_of(error))
-            self.room.on_need()
+            self.space.on_need()
         return Unstorable.of(error)
 
     def _probe_attributes(self) -> bool:
-        probe = self.root / f".probe-{os.getpid()}{PART_SUFFIX}"
+        probe = self.root / f".probe-{os.getpid()}{GROWING_SUFFIX}"
         probe.touch()
         try:
             os.setxattr(probe, ATTRIBUTE, b"{}")
@@ -461,13 +461,13 @@ def read_record(fd: int) -> Optional[Record]:
     return Record.decode(data)
 
 
-def identity_of(status: os.stat_result) -> Identity:
-    """Equal for two looks at a file only if neither its octets nor its attribute were changed between them."""
+def identity_of(status: os.stat_result) -> FileIdentity:
+    """Equal for two fstat results only if neither the file's bytes nor its attribute changed in between."""
     return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
-def read_octets(fd: int, view: memoryview, offset: int) -> int:
-    """What there is of an open file from `offset` on. Raises Lost where the disk does not give it, again and again."""
+def read_bytes(fd: int, view: memoryview, offset: int) -> int:
+    """Read an open file from `offset` on. Raises Lost where the disk fails again and again."""
     reason: object = None
     for _ in range(_READ_ATTEMPTS):
         try:
@@ -478,15 +478,15 @@ def read_octets(fd: int, view: memoryview, offset: int) -> int:
 
 
 def is_blank(fd: int) -> bool:
-    """Whether an open file is new: neither octets nor a record in it."""
+    """Whether an open file is new, with neither bytes nor a record."""
     try:
         return not os.fstat(fd).st_size and read_record(fd) is None
     except ValueError:
         return False
 
 
-def leftover_record(fd: int, boot: str) -> Optional[Record]:
-    """The record of a growing file whose leader is gone, if it was begun in this boot, and one can go on with it."""
+def partial_download_record(fd: int, boot: str) -> Optional[Record]:
+    """The record of a growing file without a leader, if it was started in this boot and can be resumed."""
     try:
         record = read_record(fd)
     except ValueError:
@@ -496,8 +496,8 @@ def leftover_record(fd: int, boot: str) -> Optional[Record]:
     return record if record.length > 1 else None
 
 
-def remove_part(part: str, fd: int) -> None:
-    """Remove a growing file that this process owns, and no other that has taken its name."""
+def remove_growing_file(part: str, fd: int) -> None:
+    """Remove a growing file that this process owns, unless another file has taken its name."""
     try:
         if is_file(part, fd):
             os.unlink(part)
@@ -506,8 +506,8 @@ def remove_part(part: str, fd: int) -> None:
 
 
 def boot_id() -> str:
-    """What tells this run of the machine from every other."""
+    """An identifier of this boot of the machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return uuid.uuid4().hex  # then nothing of an earlier run is trusted before it is durable
+        return uuid.uuid4().hex  # then no earlier object is trusted before it is durable

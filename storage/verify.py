@@ -1,4 +1,4 @@
-"""Comparing stored octets with their hash: of all objects there are. `transfers.recheck` does it for one alone."""
+"""Verify the bytes of all stored objects. `transfers.recheck` does it for a single one."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Callable, Iterator, Optional
 
 from monitoring.redaction import reason_of, shown
 from storage.locks import is_locked
-from storage.own_files import PART_SUFFIX, files_below
-from storage.store import Lost, Record, boot_id, read_octets, read_record
+from storage.own_files import GROWING_SUFFIX, files_below
+from storage.store import Lost, Record, boot_id, read_bytes, read_record
 
 _log = logging.getLogger("dduct.verify")
 
-_AT_ONCE = 1024 * 1024  # octets
+_AT_ONCE = 1024 * 1024  # bytes
 
 
 @dataclass
 class Findings:
-    """What has been looked at, in objects and octets. `foreign` files have no hash: nothing says what is right."""
+    """The objects and bytes checked so far. `foreign` files have no hash to compare with."""
 
-    octets: int = 0
+    bytes_read: int = 0
     right: int = 0
     foreign: int = 0
     damaged: int = 0
@@ -32,9 +32,9 @@ class Findings:
 
 
 def verify(root: Path, fix: bool, progress: Callable[[Findings], None], tell: Callable[[str], None]) -> Findings:
-    """Hash every published object below `root`, and remove what is damaged if `fix`.
+    """Hash every published object below `root`, and remove damaged ones if `fix`.
 
-    `tell` is given a line for everything that is wrong, `progress` the findings so far, every now and then.
+    `tell` gets a line for each problem; `progress` gets the findings so far, after each piece.
     """
     findings = Findings()
     for path in _objects(root):
@@ -53,22 +53,22 @@ def verify(root: Path, fix: bool, progress: Callable[[Findings], None], tell: Ca
 
 
 def total(root: Path) -> int:
-    """Octets of all published objects below `root`."""
-    octets = 0
+    """Bytes of all published objects below `root`."""
+    bytes_read = 0
     for path in _objects(root):
         try:
-            octets += os.stat(path).st_size
+            bytes_read += os.stat(path).st_size
         except OSError:
             continue  # gone meanwhile
-    return octets
+    return bytes_read
 
 
 def _objects(root: Path) -> Iterator[str]:
-    return (entry.path for entry in files_below(str(root)) if not entry.name.endswith(PART_SUFFIX))
+    return (entry.path for entry in files_below(str(root)) if not entry.name.endswith(GROWING_SUFFIX))
 
 
 def _damage(path: str, root: Path, findings: Findings, progress: Callable[[Findings], None]) -> Optional[str]:
-    """What is wrong with a file; counts it where nothing is."""
+    """The damage of a file, None where there is none; updates the findings."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -81,10 +81,10 @@ def _damage(path: str, root: Path, findings: Findings, progress: Callable[[Findi
         except ValueError as error:
             return str(error)
         if record is not None and record.unhashed and record.boot != boot_id() and not is_locked(fd):
-            return "the machine went down before its octets were hashed"
-        if record is None or not (record.sha256 or record.alias):  # copied in by hand, or being hashed elsewhere
+            return "the machine went down before its bytes were hashed"
+        if record is None or not (record.sha256 or record.alias):  # copied in by hand, or still being hashed
             findings.foreign += 1
-            findings.octets += os.fstat(fd).st_size
+            findings.bytes_read += os.fstat(fd).st_size
             return None
         reason = _difference(fd, record, os.path.relpath(path, root), findings, progress)
         if reason is None:
@@ -101,19 +101,19 @@ def _difference(
 ) -> Optional[str]:
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or status.st_size != record.length:
-        findings.octets += status.st_size
-        return f"{status.st_size} octets instead of {record.length}"
+        findings.bytes_read += status.st_size
+        return f"{status.st_size} bytes instead of {record.length}"
     if record.alias:
         return None
     found = hashlib.sha256()
     for data in _pieces(fd):
         found.update(data)
-        findings.octets += len(data)
+        findings.bytes_read += len(data)
         progress(findings)
     if found.hexdigest() != record.sha256:
-        return "its octets are not those that were stored"
+        return "its bytes are not those that were stored"
     if name.startswith("sha256/") and name.rpartition("/")[2] != record.sha256:
-        return "its octets have not the digest that it is named by"
+        return "its bytes have not the digest that it is named by"
     return None
 
 
@@ -121,7 +121,7 @@ def _pieces(fd: int) -> Iterator[memoryview]:
     view = memoryview(bytearray(_AT_ONCE))
     offset = 0
     while True:
-        count = read_octets(fd, view, offset)
+        count = read_bytes(fd, view, offset)
         if not count:
             return
         yield view[:count]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
 import pytest
-from support.household import House, make_config
 from support.leaks import Watch
+from support.running import RunningDduct, make_config
 
 from certs import prepare
-from server.server import identity
+from server.server import certificate_settings
 from tls.authority import CertificateAuthority
 
 
@@ -20,7 +20,7 @@ from tls.authority import CertificateAuthority
 def nothing_is_left_behind() -> Iterator[None]:
     watch = Watch()
     yield
-    left = watch.leftovers()
+    left = watch.remains()
     assert not left, f"left behind: {', '.join(left)}"
 
 
@@ -34,8 +34,17 @@ def origin_authority() -> CertificateAuthority:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cert_dir that is copied into every dduct of the tests: making RSA keys takes its time."""
     directory = tmp_path_factory.mktemp("certificates")
-    prepare(directory, identity(make_config(directory, None)))
+    prepare(directory, certificate_settings(make_config(directory, None)))
     return directory
+
+
+_WHOLE = {"dduct", "start_dduct"}
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    for item in items:
+        if _WHOLE.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker("whole")
 
 
 _REACHES_INSIDE = {"monkeypatch", "caplog", "spy"}
@@ -49,25 +58,25 @@ def _workers(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def build_house(
+def start_dduct(
     request: pytest.FixtureRequest, tmp_path: Path, origin_authority: CertificateAuthority, certificates: Path
-) -> Iterator[Callable[..., House]]:
+) -> Iterator[Callable[..., RunningDduct]]:
     """Start a dduct whose [proxy] and [cache] keys are as given."""
-    built: List[House] = []
+    built: List[RunningDduct] = []
     workers = _workers(request)
     with ExitStack() as stack:
 
-        def build(**keys: Any) -> House:
-            directory = tmp_path / f"house-{len(built)}"
+        def build(**keys: Any) -> RunningDduct:
+            directory = tmp_path / f"dduct-{len(built)}"
             directory.mkdir(exist_ok=True)
             keys.setdefault("workers", workers)
-            built.append(stack.enter_context(House(directory, origin_authority, certificates, **keys)))
+            built.append(stack.enter_context(RunningDduct(directory, origin_authority, certificates, **keys)))
             return built[-1]
 
         yield build
 
 
 @pytest.fixture
-def house(build_house: Callable[..., House]) -> House:
+def dduct(start_dduct: Callable[..., RunningDduct]) -> RunningDduct:
     """A dduct with defaults."""
-    return build_house()
+    return start_dduct()

@@ -1,1 +1,1 @@
-"""The authority, leaf certificates, and what OpenSSL needs to be told."""
+"""The authority, leaf certificates, and direct settings of OpenSSL."""

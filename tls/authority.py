@@ -1,9 +1,9 @@
-"""dduct's own authority: what it issues, and for whom.
+"""dduct's own certificate authority, and the certificates that it issues.
 
-Rules of this room:
+Rules of this module:
 
-* Everything issued here verifies under VERIFY_X509_STRICT, and one code path serves cryptography 3.4.8 to the newest.
-* No file is read or written here: `certs.py` does that.
+* Every certificate verifies under VERIFY_X509_STRICT. One code path serves cryptography 3.4.8 to the newest.
+* No function here reads or writes files: `certs.py` does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 Life = Tuple[datetime, datetime]
 PrivateKey = Union[rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey]
 
-_CLOCK_SKEW = timedelta(days=2)  # a client whose clock is late must not find a new certificate too young
+_CLOCK_SKEW = timedelta(days=2)  # a new certificate must be valid for a client whose clock is behind
 _COMMON_NAME_LIMIT = 64  # RFC 5280, ub-common-name
 
 
@@ -36,17 +36,17 @@ class KeyPair:
 
     @property
     def key_pem(self) -> bytes:
-        """PKCS#8, unencrypted."""
+        """The key as PEM: PKCS#8, unencrypted."""
         return self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
     @property
     def certificate_pem(self) -> bytes:
-        """The certificate alone."""
+        """The certificate as PEM."""
         return self.certificate.public_bytes(Encoding.PEM)
 
 
 class CertificateAuthority:
-    """A key that clients trust, and what it vouches for."""
+    """A key that clients trust, and its certificate."""
 
     def __init__(self, pair: KeyPair) -> None:
         self._pair = pair
@@ -55,10 +55,10 @@ class CertificateAuthority:
     def generate(
         common_name: str, key_bits: int, days: int, only_for: Optional[Sequence[str]] = None
     ) -> CertificateAuthority:
-        """A new RSA authority, valid for `days`, and believed for no other hosts than `only_for` (None: for all)."""
+        """A new RSA authority, valid for `days`, that may certify only `only_for` (None: all hosts)."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=key_bits)
         subject = _name(common_name)
-        # RFC 5280 §4.2.1.9 and §4.2.1.3: both critical, and nothing but signing.
+        # RFC 5280 §4.2.1.9 and §4.2.1.3: both critical; the key only signs.
         builder = (
             _builder(subject, subject, key, _from_now(days))
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
@@ -70,26 +70,26 @@ class CertificateAuthority:
 
     @property
     def certificate(self) -> x509.Certificate:
-        """What clients are to trust."""
+        """The certificate that clients trust."""
         return self._pair.certificate
 
     @property
     def pem(self) -> bytes:
-        """The same as PEM."""
+        """The certificate as PEM."""
         return self._pair.certificate_pem
 
     @property
     def key_pem(self) -> bytes:
-        """Its private key."""
+        """The private key as PEM."""
         return self._pair.key_pem
 
     @property
     def chain_pem(self) -> bytes:
-        """What a server has to send beside its own certificate: clients have a root already."""
+        """What a server sends after its certificate: no root, because clients have it."""
         return b"" if self.certificate.issuer == self.certificate.subject else self.pem
 
-    def may_vouch_for(self, host: str) -> bool:
-        """Whether clients believe it in that: its own name constraints may say no (RFC 5280 §4.2.1.10)."""
+    def may_certify(self, host: str) -> bool:
+        """Whether the authority's own name constraints permit `host` (RFC 5280 §4.2.1.10)."""
         constraints = self._constraints
         if constraints is None:
             return True
@@ -107,14 +107,14 @@ class CertificateAuthority:
         return self._issue(key, common_name, names, ExtendedKeyUsageOID.SERVER_AUTH, _from_now(days))
 
     def issue_leaf(self, key: PrivateKey, host: str, days: int, now: Optional[float] = None) -> KeyPair:
-        """A host's certificate with a life of `days` in all, which is what clients count, by the caller's clock."""
+        """A host's certificate, valid for `days` in all, as clients count. `now`: the caller's Unix time."""
         name = _general_name(host)
-        # OpenSSL takes an IPv4 address in a subject for a DNS name, which name constraints do not permit.
+        # OpenSSL treats an IPv4 address in a subject as a DNS name, which name constraints refuse.
         subject = "" if isinstance(name, x509.IPAddress) and self._constraints is not None else host
         return self._issue(key, subject, [name], ExtendedKeyUsageOID.SERVER_AUTH, _in_all(days, now))
 
     def issue_client(self, key: PrivateKey, common_name: str, days: int) -> KeyPair:
-        """A client's certificate."""
+        """A client's certificate, valid for `days`."""
         return self._issue(key, common_name, [], ExtendedKeyUsageOID.CLIENT_AUTH, _from_now(days))
 
     def issued(self, certificate: x509.Certificate) -> bool:
@@ -163,12 +163,12 @@ class CertificateAuthority:
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         )
         if names:
-            # RFC 5280 §4.2.1.6: critical where there is no subject.
+            # RFC 5280 §4.2.1.6: critical if the subject is empty.
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=not list(subject))
         return KeyPair(key, builder.sign(self._pair.key, hashes.SHA256()))
 
     def _authority_key_identifier(self) -> x509.AuthorityKeyIdentifier:
-        # Copied, not computed: a user's own authority may have made its identifier in another way.
+        # Copied, not computed: a user's own authority may compute its identifier differently.
         try:
             own = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
         except x509.ExtensionNotFound:
@@ -235,14 +235,14 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _name_constraints(hosts: Sequence[str]) -> x509.NameConstraints:
-    """Nothing but these hosts and what is below them; a DNS name cannot be permitted without that."""
+    """Permit these hosts and names below them only; a DNS constraint always includes those."""
     permitted: List[x509.GeneralName] = []
     for host in dict.fromkeys(host.replace("*.", "", 1) for host in hosts):
         try:
             permitted.append(x509.IPAddress(ipaddress.ip_network(host)))
         except ValueError:
             permitted.append(x509.DNSName(host))
-    # What is not named at all is not constrained: addresses would be free where none is listed.
+    # A type without constraints is not limited: all addresses would be permitted if none is listed.
     everywhere = [x509.IPAddress(ipaddress.ip_network(network)) for network in ("0.0.0.0/0", "::/0")]
     has_address = any(isinstance(name, x509.IPAddress) for name in permitted)
     return x509.NameConstraints(permitted, None if has_address else everywhere)
@@ -256,7 +256,7 @@ def _is_within(name: x509.GeneralName, subtree: x509.GeneralName) -> bool:
 
 
 def may_sign(certificate: x509.Certificate) -> bool:
-    """Whether clients believe what it signs (RFC 5280 §4.2.1.3); where it says nothing, they do."""
+    """Whether its keyUsage permits signing (RFC 5280 §4.2.1.3); without keyUsage, it does."""
     try:
         return bool(certificate.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign)
     except x509.ExtensionNotFound:
@@ -264,17 +264,17 @@ def may_sign(certificate: x509.Certificate) -> bool:
 
 
 def not_after(certificate: x509.Certificate) -> datetime:
-    """When it ends."""
+    """When it expires."""
     return _aware(certificate, "not_valid_after")
 
 
 def not_before(certificate: x509.Certificate) -> datetime:
-    """When it begins."""
+    """When it becomes valid."""
     return _aware(certificate, "not_valid_before")
 
 
 def _aware(certificate: x509.Certificate, name: str) -> datetime:
-    # The aware attribute came with cryptography 42, and the naive one warns since.
+    # cryptography 42 added the aware attribute; the naive one warns since then.
     value = getattr(certificate, f"{name}_utc", None)
     if value is None:
         value = getattr(certificate, name).replace(tzinfo=timezone.utc)

@@ -1,6 +1,6 @@
-"""The name in a ClientHello (RFC 8446 §4.1.2, RFC 6066 §3), read before anybody has decided who answers it. Pure.
+"""The name in a ClientHello (RFC 8446 §4.1.2, RFC 6066 §3), read before dduct decides who answers it. Pure.
 
-A handshake that is not understood has no name: OpenSSL will say what is wrong with it, to whoever it is answered by.
+A malformed handshake has no name: the TLS server that answers it, dduct or the origin, reports the error.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 import struct
 from typing import Optional, Union
 
-LONGEST = 64 * 1024  # bytes that are waited for
+LONGEST = 64 * 1024  # bytes to wait for
 _RECORD_HEAD, _MESSAGE_HEAD = 5, 4
 _HANDSHAKE, _CLIENT_HELLO = 22, 1
 _SERVER_NAME, _HOST_NAME = 0, 0
@@ -19,14 +19,14 @@ _NAME = re.compile(rb"[A-Za-z0-9_.-]{1,253}")
 
 
 class Incomplete:
-    """There is more to come."""
+    """The data ends too early."""
 
 
 INCOMPLETE = Incomplete()
 
 
 def server_name(data: bytes) -> Union[str, Incomplete, None]:
-    """The lower-case host name that the first bytes of a connection ask for; None where they ask for none."""
+    """The lower-case host name in a connection's first bytes; None without one, INCOMPLETE if too short."""
     message = _message(data)
     if message is None or isinstance(message, Incomplete):
         return message
@@ -37,7 +37,7 @@ def server_name(data: bytes) -> Union[str, Incomplete, None]:
 
 
 def _message(data: bytes) -> Union[bytes, Incomplete, None]:
-    """The body of the first handshake message, put together from its records."""
+    """The body of a ClientHello, joined from its records; None if it is none."""
     whole = _whole_message(data)
     if whole is not None:
         return whole
@@ -67,7 +67,7 @@ def _message(data: bytes) -> Union[bytes, Incomplete, None]:
 
 
 def _whole_message(data: bytes) -> Optional[bytes]:
-    """The same, of a hello that is all here in one record: nearly all are."""
+    """The same, if one record holds it all, as usual; else None."""
     if len(data) < _RECORD_HEAD + _MESSAGE_HEAD or data[0] != _HANDSHAKE or data[_RECORD_HEAD] != _CLIENT_HELLO:
         return None
     begin = _RECORD_HEAD + _MESSAGE_HEAD
@@ -82,7 +82,7 @@ def _has_all(handshake: bytes) -> bool:
 
 
 def _name_in(hello: bytes) -> Optional[str]:
-    """Raises IndexError or struct.error where a length within the hello goes beyond its end."""
+    """Raises IndexError or struct.error if a length goes beyond the end of the hello."""
     at = _RANDOM_END
     at += 1 + hello[at]  # session
     at += 2 + _NUMBER.unpack_from(hello, at)[0]  # suites

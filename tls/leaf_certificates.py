@@ -1,4 +1,4 @@
-"""A certificate for every host that is intercepted, minted when first asked for; its key never touches the disk."""
+"""A certificate for every intercepted host, minted on first use; its key never touches the disk."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Callable, Optional, Set
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from monitoring.log import Seldom
+from monitoring.log import RateLimitedLog
 from tls.authority import CertificateAuthority, not_after, not_before
 from tls.openssl import let_kernel_encrypt, server_context, share_tickets
 
 _log = logging.getLogger("dduct.leaves")
 
-_MINTING_AT_MOST = 10.0  # seconds until one who waits for another's leaf looks again
+_MAX_MINTING = 10.0  # seconds until a thread that waits for a leaf checks again
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class _Leaf:
     renew_at: float
 
     def is_good(self, now: float) -> bool:
-        """Whether clients may get it. A clock that was ahead leaves certificates that are not valid yet."""
+        """Whether clients may get it. A leaf minted while the clock was ahead is not valid yet."""
         return self.usable_from <= now < self.renew_at
 
 
-class LeafStore:
-    """Certificates in the names of hosts: minted when first asked for, kept, renewed before they end, and
-    where the clock was ahead when they were minted.
+class LeafCertificateCache:
+    """Leaf certificates by host: minted on first use, kept, and renewed before they expire, or if the clock was
+    ahead when they were minted.
 
-    `days` is the life of a leaf, `capacity` how many are kept; the least recently used goes first. `verifying`: they
-    are for connections on which clients are asked for certificates; `ktls`: the kernel may encrypt. Stores with the
-    same `ticket_secret` resume each other's sessions, with the same host.
+    A leaf lasts `days`; at most `capacity` are kept, and the least recently used goes first. `verifying`: the
+    connections ask clients for certificates. `ktls`: the kernel may encrypt. Caches with the same `ticket_secret`
+    resume each other's sessions with the same host.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class LeafStore:
         self._days = days
         self._capacity = capacity
         self._clock = clock
-        self._trouble = Seldom(_log)
+        self._trouble = RateLimitedLog(_log)
         self._key = ec.generate_private_key(ec.SECP256R1())  # RSA-3072 would cost 90 times as much per handshake
-        self._lock = threading.Lock()  # guards the two below; minting happens outside
+        self._lock = threading.Lock()  # guards _leaves and _minting; not held to mint
         self._minted = threading.Condition(self._lock)
         self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
         self._minting: Set[str] = set()
@@ -72,8 +72,8 @@ class LeafStore:
         """The TLS server context for a lower-case host name or an IP address without brackets."""
         return self._leaf(host).context
 
-    def at_hand(self, host: str) -> Optional[ssl.SSLContext]:
-        """The same, if that takes no minting."""
+    def get_cached(self, host: str) -> Optional[ssl.SSLContext]:
+        """The same if it is cached, else None."""
         with self._lock:
             leaf = self._leaves.get(host)
             if leaf is None or not leaf.is_good(self._clock()):
@@ -82,7 +82,7 @@ class LeafStore:
             return leaf.context
 
     def certificate(self, host: str) -> x509.Certificate:
-        """The certificate in it."""
+        """The certificate in that context."""
         return self._leaf(host).certificate
 
     def _leaf(self, host: str) -> _Leaf:
@@ -95,7 +95,7 @@ class LeafStore:
                 if host not in self._minting:
                     self._minting.add(host)
                     break
-                self._minted.wait(_MINTING_AT_MOST)
+                self._minted.wait(_MAX_MINTING)
         leaf = None
         try:
             leaf = self._mint(host)
@@ -120,10 +120,10 @@ class LeafStore:
         if self._ktls:
             let_kernel_encrypt(context)
         if self._verifying:
-            # It is the context chosen by SNI that verifies. Elsewhere a known authority only has OpenSSL verify our
-            # own leaf, and send the root along, with each handshake.
+            # The context chosen by SNI verifies the client. Elsewhere a loaded authority would only make OpenSSL
+            # verify our own leaf, and send the root, in each handshake.
             context.load_verify_locations(cadata=self._authority.pem.decode())
-        # Where the clock turns out to have been ahead, half of what a leaf is dated back stays for clients' own clocks.
+        # If the clock was ahead, half of a leaf's backdating stays as a margin for clients' own clocks.
         return _Leaf(pair.certificate, context, (begin + now) / 2, now + (end - now) * 3 / 4)
 
     def _look_at_clock(self, now: float) -> None:

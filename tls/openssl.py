@@ -1,7 +1,7 @@
-"""TLS contexts of servers, and what OpenSSL does and `ssl` has no name for: order of suites, shared tickets, kTLS.
+"""TLS contexts of servers, and OpenSSL settings that `ssl` does not offer: order of suites, shared tickets, kTLS.
 
-Where `ssl` cannot pass a wish on, OpenSSL is told directly, at the address that CPython keeps in each SSLContext. Where
-that cannot be done (another Python, no ctypes), nothing changes: these are matters of speed.
+ctypes calls OpenSSL with the address of the SSL_CTX that CPython keeps in each SSLContext. Where that fails (another
+Python, no ctypes), the settings stay unchanged: except in `resume_nothing`, they only affect speed.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 _FAST = "TLS_AES_128_GCM_SHA256"
 _SHARED_LIBRARY = ".so"
-# Where CPython is known to keep its SSL_CTX: in the first field of the object.
+# CPython versions known to keep the SSL_CTX in the object's first field.
 _LAYOUT_KNOWN = sys.implementation.name == "cpython" and (3, 9) <= sys.version_info < (3, 15)
 _CPUINFO = Path("/proc/cpuinfo")
 _SSL_CTRL_SET_SESS_CACHE_MODE, _SSL_SESS_CACHE_OFF = 44, 0
 _SSL_CTRL_SET_TLSEXT_TICKET_KEYS = 59
-_OP_ENABLE_KTLS = 1 << 3  # ssl has a name for it from 3.12 on
+_OP_ENABLE_KTLS = 1 << 3  # ssl names it since 3.12
 _TCP_ULP = 31  # linux/tcp.h
-_ENOTSUPP = 524  # the kernel's own, and what older ones say for ENOTCONN
+_ENOTSUPP = 524  # kernel-internal; older kernels return it for ENOTCONN
 
 # --- Suites -------------------------------------------------------------------------------------
 
 
 def prefer_aes_128(context: ssl.SSLContext) -> None:
-    """Put AES-128-GCM before the other suites of TLS 1.3 that the context has, if that can be done.
+    """Put AES-128-GCM first among the context's suites for TLS 1.3, if that is possible.
 
-    OpenSSL puts AES-256 first, which costs an eighth more per octet, and SHA-384, which has no instructions of its own,
-    in every handshake. `SSLContext` can order TLS 1.2's suites; for these it learns `set_ciphersuites()` only in Python
-    3.15. No suite is added: what the system's policy has taken out stays out. Without AES instructions nothing changes.
+    OpenSSL puts AES-256 first: an eighth more cost per byte, and SHA-384, which has no instructions of its own, in
+    every handshake. `SSLContext` can order TLS 1.2's suites; `set_ciphersuites()` for TLS 1.3 exists from Python 3.15
+    on. No suite is added: suites that the system's policy removed stay out. Without AES instructions nothing changes.
     """
     names = suites(context)
     if _FAST not in names or not has_aes(_CPUINFO):
@@ -54,13 +54,13 @@ def prefer_aes_128(context: ssl.SSLContext) -> None:
 
 
 def suites(context: ssl.SSLContext) -> List[str]:
-    """The names of its suites for TLS 1.3, in their order."""
+    """The names of a context's suites for TLS 1.3, in order."""
     return [str(suite["name"]) for suite in context.get_ciphers() if suite["protocol"] == "TLSv1.3"]
 
 
 @lru_cache(maxsize=1)
 def has_aes(cpuinfo: Path) -> bool:
-    """Whether the processor has instructions for AES, as Linux tells (`flags` on x86, `Features` on ARM)."""
+    """Whether the processor has instructions for AES, from Linux (`flags` on x86, `Features` on ARM)."""
     try:
         lines = cpuinfo.read_text(errors="replace").splitlines()
     except OSError:
@@ -72,10 +72,10 @@ def has_aes(cpuinfo: Path) -> bool:
 
 
 def share_tickets(context: ssl.SSLContext, secret: bytes) -> None:
-    """Have a session that one context began resumed by each other that was given the same secret, in any process.
+    """Let contexts with the same secret resume each other's sessions, in any process.
 
-    A ticket stands for all that its handshake found out about the client, a certificate included: contexts that ask for
-    different things need different secrets. Without this each context makes up keys of its own (RFC 8446 §4.6.1).
+    A ticket carries all facts about the client from its handshake, including a certificate: contexts that ask for
+    different things need different secrets. By default each context has random ticket keys (RFC 8446 §4.6.1).
     """
     library = _library()
     if library is None:
@@ -88,9 +88,9 @@ def share_tickets(context: ssl.SSLContext, secret: bytes) -> None:
 
 
 def resume_nothing(context: ssl.SSLContext) -> None:
-    """Have every connection of a server shake hands in full: whoever resumes shows no certificate.
+    """Require a full handshake for every connection: a client that resumes shows no certificate.
 
-    Where OpenSSL cannot be told, TLS 1.2 without tickets still resumes in this context, for two hours at most.
+    Without access to OpenSSL, TLS 1.2 without tickets still resumes in this context, for two hours at most.
     """
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET
@@ -103,18 +103,18 @@ def resume_nothing(context: ssl.SSLContext) -> None:
 
 
 def let_kernel_encrypt(context: ssl.SSLContext) -> None:
-    """Have connections encrypted by the kernel where it can; whether one is, `Stream.takes_files` finds out."""
+    """Let the kernel encrypt connections if it can; `Stream.takes_files` says whether it does."""
     if ssl.OPENSSL_VERSION_INFO >= (3,) and _kernel_knows_tls():
         context.options |= _OP_ENABLE_KTLS
 
 
 def _kernel_knows_tls() -> bool:
-    """Whether asking is worth while: each connection would do so twice, and for root the kernel looks for a module."""
+    """Whether the kernel has TLS: else each connection asks twice, and for root the kernel looks for a module."""
     try:
         with socket.socket() as probe:
             probe.setsockopt(socket.IPPROTO_TCP, _TCP_ULP, b"tls")
     except OSError as error:
-        return error.errno in (errno.ENOTCONN, _ENOTSUPP)  # it has looked at the connection, of which there is none
+        return error.errno in (errno.ENOTCONN, _ENOTSUPP)  # TLS is there, and found no connection
     return True
 
 
@@ -123,12 +123,12 @@ def _kernel_knows_tls() -> bool:
 
 @lru_cache(maxsize=1)
 def _library() -> Optional[ctypes.CDLL]:
-    """The very library that the ssl module uses; None where it cannot be had."""
+    """The same library that the ssl module uses; None if it is not accessible."""
     spec = importlib.util.find_spec("_ssl")
     if not _LAYOUT_KNOWN or spec is None or not spec.origin or _SHARED_LIBRARY not in spec.origin:
-        return None  # a library that is part of the interpreter shows no such names, or another library's
+        return None  # an interpreter with OpenSSL built in exports no such names, or another library's
     try:
-        import ctypes  # here, for some systems have none, and some policies do not let it in
+        import ctypes  # here: some systems lack it, and some policies forbid it
 
         library = ctypes.CDLL(spec.origin)
         library.SSL_CTX_set_ciphersuites.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
@@ -140,7 +140,7 @@ def _library() -> Optional[ctypes.CDLL]:
 
 
 def _address(context: ssl.SSLContext) -> Optional[int]:
-    """Of the SSL_CTX in it."""
+    """The address of its SSL_CTX."""
     import ctypes
 
     return ctypes.c_void_p.from_address(id(context) + object.__basicsize__).value
@@ -148,7 +148,7 @@ def _address(context: ssl.SSLContext) -> Optional[int]:
 
 # --- Contexts -----------------------------------------------------------------------------------
 
-_OP_PRIORITIZE_CHACHA = 1 << 21  # for which ssl has no name
+_OP_PRIORITIZE_CHACHA = 1 << 21  # ssl has no name for it
 
 
 def server_context(pem: bytes) -> ssl.SSLContext:
@@ -156,13 +156,13 @@ def server_context(pem: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    # Our order counts, but for clients that put ChaCha20 first: their processors do not know AES.
+    # Our order counts, except for clients that put ChaCha20 first: their processors lack AES.
     context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE | _OP_PRIORITIZE_CHACHA
     context.set_ciphers("ECDHE+AES128+AESGCM:ECDHE+AESGCM:ECDHE+CHACHA20")
     prefer_aes_128(context)
     context.set_alpn_protocols(["http/1.1"])
-    context.num_tickets = 1  # two cost a quarter of a handshake, and whoever resumes gets another
-    # load_cert_chain() takes paths only; a memfd has one, and its octets never reach a disk.
+    context.num_tickets = 1  # two cost a quarter of a handshake, and each resumption sends another
+    # load_cert_chain() takes paths only; a memfd has one, and its bytes never reach a disk.
     descriptor = os.memfd_create("dduct", os.MFD_CLOEXEC)
     try:
         with os.fdopen(os.dup(descriptor), "wb") as file:

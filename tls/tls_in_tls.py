@@ -1,4 +1,4 @@
-"""TLS over another transport, for which the ssl module has no socket: TLS in TLS, or octets read ahead."""
+"""TLS over transports that ssl sockets do not support: TLS in TLS, or bytes read ahead."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import time
 from typing import Callable, Optional, TypeVar, Union
 
 READ_SIZE = 64 * 1024
-_RECORD_HEAD = 5  # octets: type, version, and the length of what follows in the last two
+_RECORD_HEAD = 5  # bytes: type, version, and the body's length in the last two
 Buffer = Union[bytes, bytearray, memoryview]
 _Result = TypeVar("_Result")
 
 
 class NestedTls:
-    """A TLS connection inside `inner`, as client of `server_name`, or as server where that is None.
+    """A TLS connection inside `inner`, as client of `server_name`, or as server if that is None.
 
-    Looks like the few socket methods that `Stream` uses. As with OpenSSL itself, a `send` that could not be finished
-    is repeated with the same octets.
+    It has the few socket methods that `Stream` uses. As with OpenSSL itself, the caller repeats an unfinished `send`
+    with the same bytes.
     """
 
     def __init__(self, inner: Transport, context: ssl.SSLContext, early: bytes, server_name: Optional[str]) -> None:
@@ -27,7 +27,7 @@ class NestedTls:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._unsent = b""
-        self._accepted = 0  # octets of the caller's that are encrypted in _unsent
+        self._accepted = 0  # the caller's bytes that are encrypted in _unsent
         self._ragged_end_is_error = server_name is not None
         self._incoming.write(early)
         self._tls = context.wrap_bio(
@@ -62,12 +62,12 @@ class NestedTls:
         return accepted
 
     def unwrap(self) -> None:
-        # OpenSSL would also look for the peer's close_notify, and choke on data that comes before it.
+        # OpenSSL would also look for the peer's close_notify, and fail on data before it.
         aside = self._incoming.read()
         try:
             self._tls.unwrap()
         except ssl.SSLError:
-            pass  # the peer's own close_notify is not waited for
+            pass  # no wait for the peer's own close_notify
         if aside:
             self._incoming.write(aside)
         self._flush()
@@ -89,7 +89,7 @@ class NestedTls:
         self._inner.close()
 
     def _run(self, operation: Callable[[], _Result]) -> _Result:
-        """Do something that may need octets of the peer; they have one time-out for all of them together."""
+        """Run an operation that may need the peer's bytes; one timeout covers all of them."""
         deadline = time.monotonic() + (self._timeout or 0)
         curtailed = False
         try:
@@ -107,7 +107,7 @@ class NestedTls:
                 self._inner.settimeout(self._timeout)
 
     def _holds_record(self) -> bool:
-        """Whether a whole record waits in the BIO; OpenSSL leaves octets there only from the start of one on."""
+        """Whether a complete record waits in the BIO; OpenSSL leaves bytes there only from a record's start on."""
         data = self._incoming.read()
         if data:
             self._incoming.write(data)

@@ -1,1 +1,1 @@
-"""Objects in transit: fills, those who read along, hashing, pacing."""
+"""Objects in transit: fills, their readers, hashing, pacing."""

@@ -1,7 +1,7 @@
-"""A fill: one transfer into one growing file, and those who read along.
+"""A fill: one transfer into one growing file, and its readers.
 
-Within a process a condition on the `Fill` says what happens; for others the growing file does (see `follow`). Every way
-out of a fill wakes all its readers.
+Within a process, a condition on the `Fill` announces changes; for other processes the growing file does (see `follow`).
+A fill wakes all its readers however it ends.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from typing import Callable, Dict, Optional
 from monitoring.redaction import reason_of, shown
 from net import client_watch
 from storage.locks import is_file, is_of_interest, try_lock
-from storage.own_files import PART_SUFFIX
+from storage.own_files import GROWING_SUFFIX
 from storage.space import Growth
 from storage.store import (
     Key,
     Lost,
     Metadata,
-    Places,
+    Paths,
     Record,
     Store,
     Unstorable,
     Version,
     is_blank,
-    leftover_record,
-    read_octets,
-    remove_part,
+    partial_download_record,
+    read_bytes,
+    remove_growing_file,
 )
 from transfers.asking import Asking
 from transfers.hashing import Hashes
-from transfers.pacing import CROWD, wait_for_bytes
+from transfers.pacing import MANY_READERS, wait_for_bytes
 from transfers.window import WINDOW_LIMIT, Window
 
-# The last octets of a digest-named object stay here until the digest agrees, so that nobody holds a whole wrong one.
+# Readers get the last bytes of a digest-named object only once the digest matches: no reader gets a whole wrong object.
 HOLD_BACK = 64 * 1024
 
-_REHASHED_AT_ONCE = 1024 * 1024  # octets
-_LAGGARD_PATIENCE = 30.0  # seconds for the slowest reader of a fill without a disk
-_OWNING_AT_MOST = 10.0  # seconds to wait for another thread's file operations, then the claim begins anew
+_REHASHED_AT_ONCE = 1024 * 1024  # bytes
+_SLOWEST_READER_TIMEOUT = 30.0  # seconds without progress before a fill without a disk drops its slowest reader
+_ACQUIRE_TIMEOUT = 10.0  # seconds to wait for another thread's `acquire`; then the claim starts again
 
 
 class FillState(enum.Enum):
-    """How far a fill is. The last five are final."""
+    """The state of a fill. The last five are final."""
 
     ASKING = "the leader waits for the origin's answer"
-    FILLING = "the head is known, octets are arriving"
+    FILLING = "the head is known, bytes are arriving"
     PUBLISHED = "complete and in its place"
     UNKEPT = "complete and read to its end, but the disk would not have it"
     FAILED = "broken off"
@@ -59,7 +59,7 @@ class FillState(enum.Enum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing more comes of it."""
+        """Whether the fill is over."""
         return self in _FINAL
 
 
@@ -67,8 +67,8 @@ _COMPLETE = frozenset([FillState.PUBLISHED, FillState.UNKEPT])
 _FINAL = _COMPLETE.union([FillState.FAILED, FillState.DECLINED, FillState.GONE])
 
 
-class Ownership(enum.Enum):
-    """What became of the attempt to lead."""
+class AcquireResult(enum.Enum):
+    """The result of an attempt to lead."""
 
     MINE = "this process writes the file"
     FOREIGN = "another process does"
@@ -76,8 +76,8 @@ class Ownership(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Leftover:
-    """What a leader that is gone has left of an object: the first `size` of its `length` octets."""
+class PartialDownload:
+    """The part of an object that an earlier leader left: the first `size` of its `length` bytes."""
 
     metadata: Metadata
     length: int
@@ -85,7 +85,7 @@ class Leftover:
 
 
 class FillFailed(Exception):
-    """The fill broke off before the wanted octets arrived; `cause` is what its leader gave as the reason."""
+    """The fill broke off before the wanted bytes arrived; `cause` is the reason that its leader gave."""
 
     def __init__(self, cause: object) -> None:
         super().__init__(str(cause))
@@ -93,78 +93,78 @@ class FillFailed(Exception):
 
 
 class DigestMismatch(FillFailed):
-    """The octets are not those that the object's name promises."""
+    """The bytes do not match the digest in the object's name."""
 
 
 class Fill:
-    """One transfer into one growing file: written by its leader, read by any number of threads meanwhile.
+    """One transfer into one growing file. Its leader writes it while any number of threads read it.
 
-    Readers call `attach`, `detach`, `wait_head`, `ready` and `read_at`; all else is the leader's. `over` is told when
-    the fill has reached its end, just before its readers are. A published object of the version `beyond` is to be
-    replaced, or found to be still good.
+    Readers call `attach`, `detach`, `wait_head`, `ready` and `read_at`; everything else is for the leader. `on_done` is
+    called at the end of the fill, just before its readers are notified. A published object of the version `beyond` is
+    to be replaced or revalidated.
     """
 
     def __init__(
         self,
         store: Store,
         key: Key,
-        places: Places,
-        over: Callable[[Fill], None],
+        paths: Paths,
+        on_done: Callable[[Fill], None],
         beyond: Optional[Version] = None,
     ) -> None:
         self._store = store
         self._beyond = beyond
         self._digest = key.digest
         self.asking = Asking()
-        self._place, self._alias = places.object, places.alias
-        self._published_at = self._place  # unless a folder gets in its way
-        self._over = over
+        self._place, self._alias = paths.object, paths.alias
+        self._published_at = self._place  # unless a folder blocks that path
+        self._on_done = on_done
         self._fd = -1
         self._hashes, self._size = Hashes(key.digest), 0
-        self._began_at = 0  # what was there of it before
-        self._growth: Optional[Growth] = None  # as long as it takes room
-        # Guards all below, and is notified on every change of them; `available` looks at one without.
+        self._began_at = 0  # bytes that an earlier leader left
+        self._growth: Optional[Growth] = None  # while the fill takes up disk space
+        # Guards everything below, and is notified of changes (many readers poll). `available` reads without it.
         self._changed = threading.Condition()
-        self._window: Optional[Window] = None  # what the disk would not take
-        self._positions: Dict[object, int] = {}  # of the readers: what lies before is of no more use to them
-        self._users = 1  # descriptors' users: the leader, and every attached reader
-        self._released = 0  # octets that readers may have
-        self._owned = False  # `own` is through, and this is what it found out:
-        self._ownership: Optional[Ownership] = None
+        self._window: Optional[Window] = None  # bytes that the disk did not accept
+        self._positions: Dict[object, int] = {}  # of the readers: they need no bytes before these
+        self._users = 1  # users of the descriptor: the leader and every attached reader
+        self._released = 0  # bytes that readers may read
+        self._is_acquired = False  # whether `acquire` has ended; its result:
+        self._acquired: Optional[AcquireResult] = None
         self._cause: object = None
         self.state = FillState.ASKING
         self.metadata: Optional[Metadata] = None
         self.length: Optional[int] = None
-        self.leftover: Optional[Leftover] = None  # to be gone on with by `resume`; `begin` begins anew
+        self.partial_download: Optional[PartialDownload] = None  # `resume` continues it; `start` discards it
 
     # The leader's side
 
-    def own(self) -> Ownership:
-        """Become the one that writes the growing file, or find out who is; tell those who wait for that.
+    def acquire(self) -> AcquireResult:
+        """Become the writer of the growing file, or find out which process is; notify the threads in `wait_acquired`.
 
-        Unless this process writes it, the fill is over with this. Raises Unstorable.
+        Unless this process is the writer, the fill is over. Raises Unstorable.
         """
-        ownership = None
+        acquired = None
         try:
-            while ownership is None:
-                ownership = self._try_own()
+            while acquired is None:
+                acquired = self._try_acquire()
         finally:
-            if ownership is not Ownership.MINE:
+            if acquired is not AcquireResult.MINE:
                 self._finish(FillState.GONE)
             with self._changed:
-                self._ownership = ownership
-                self._owned = True
+                self._acquired = acquired
+                self._is_acquired = True
                 self._changed.notify_all()
-        return ownership
+        return acquired
 
-    def begin(self, metadata: Metadata, length: Optional[int], resumable: bool = False) -> None:
-        """The origin's answer is to be kept: `length` octets are coming, or an unknown number.
+    def start(self, metadata: Metadata, length: Optional[int], resumable: bool = False) -> None:
+        """Keep the origin's answer: `length` bytes are coming, or an unknown number.
 
-        `resumable`: whoever finds what a crash leaves of it can have the rest. Raises Unstorable; the fill can then
-        still be declined.
+        `resumable`: after a crash, another leader can fetch the rest. Raises Unstorable; the fill can then still be
+        declined.
         """
         self._growth = self._store.begin_growth(length)
-        if self.leftover is not None:
+        if self.partial_download is not None:
             self._start_over()
         boot = self._store.boot if resumable and length else ""
         self._store.write_record(self._fd, Record(metadata, length or 0, boot=boot))
@@ -174,8 +174,8 @@ class Fill:
             self._changed.notify_all()
 
     def resume(self, metadata: Metadata) -> None:
-        """The origin sends the rest of what was left over; readers have at once what is there. Raises Unstorable."""
-        left = self.leftover
+        """Continue a partial download; its bytes are at once available to readers. Raises Unstorable."""
+        left = self.partial_download
         assert left is not None
         self._growth = self._store.begin_growth(left.length)
         self._store.write_record(self._fd, Record(metadata, left.length, boot=self._store.boot))
@@ -187,96 +187,96 @@ class Fill:
             self._changed.notify_all()
 
     def catch_up(self) -> None:
-        """Hash what was there before; a no-op on a new fill. Raises FillFailed, Lost where the disk has lost it."""
+        """Hash the earlier bytes; a no-op on a new fill. Raises FillFailed, Lost where the disk has lost them."""
         offset = self._hashes.go_on()
         view = memoryview(bytearray(min(self._size - offset, _REHASHED_AT_ONCE)))
         while offset < self._size:
-            count = read_octets(self._fd, view[: self._size - offset], offset)
+            count = read_bytes(self._fd, view[: self._size - offset], offset)
             if not count:
                 raise FillFailed("what was there of it has been cut off")
             self._hashes.update(view[:count])
-            self._hashes.settle()
+            self._hashes.finish()
             offset += count
 
     def write(self, data: memoryview) -> None:
-        """Append octets and show them to the readers. Raises FillFailed where there is neither disk nor reader left.
+        """Append bytes and release them to the readers. Raises FillFailed where there is neither a disk nor a reader.
 
-        They must stay as they are until the next call returns: they may still be hashed.
-        Where the disk takes no more, they pass through memory, and the fill is as slow as its slowest reader.
+        The bytes must not change until the next call returns: they may still be hashed. When the disk accepts no more,
+        the bytes pass through memory, and the fill is as slow as its slowest reader.
         """
         grown = self._size - self._began_at
         if self._growth is not None and grown >= self._growth.next_look and self._window is None:
-            self._look_at_room(self._growth, grown)
+            self._look_at_space(self._growth, grown)
         done = self._write_to_disk(data) if self._window is None else 0
         self._hashes.update(data)
         self._size += len(data)
         if done < len(data):
             self._write_to_memory(data[done:])
         if self._digest is None and self._size == self.length:
-            return  # the last piece is for `publish`: who has the whole object finds it in its place
+            return  # `publish` releases the last piece: a reader with all bytes then finds the object published
         released = self._size if self._digest is None else self._size - HOLD_BACK
         with self._changed:
             if released > self._released:
                 self._released = released
-                if len(self._positions) <= CROWD:
+                if len(self._positions) <= MANY_READERS:
                     self._changed.notify_all()
 
     def publish(self) -> bool:
-        """The body is complete: verify it, put it in its place, let everybody have the rest; whether it was kept.
+        """Verify the complete body, publish it and release the last bytes; whether it was kept.
 
-        Raises FillFailed where length or digest disagree; nothing is published then, and the fill is to be failed.
+        Raises FillFailed where length or digest differ; nothing is published then, and the caller must fail the fill.
         """
         self._verify()
         kept = self._window is None and self._put_in_place()
         self._finish(FillState.PUBLISHED if kept else FillState.UNKEPT)
         return kept
 
-    def settle(self) -> None:
-        """After `publish`, when nobody waits any more: make the object survive a loss of power.
+    def make_durable(self) -> None:
+        """Make a published object survive a loss of power; called when no client waits any more.
 
-        Raises OSError, Unstorable, and, where it is unpublished for having been lost, FillFailed or Lost.
+        Raises OSError, Unstorable, and FillFailed or Lost where the object was lost and is therefore unpublished.
         """
         if self.state is not FillState.PUBLISHED:
             return
         if self._hashes.late:
             self._hash_the_rest()
-        self._store.settle(self._published_at)
+        self._store.mark_durable(self._published_at)
         if self._alias is not None:
             with contextlib.suppress(Unstorable):  # then there is no alias either; see write_alias
-                self._store.settle(self._alias, alias=True)
+                self._store.mark_durable(self._alias, alias=True)
 
     def fail(self, cause: object) -> None:
-        """Break off: nothing is published, and readers past the octets they have get `cause`."""
+        """Break off: nothing is published; readers that want more bytes get `cause`."""
         self._finish(FillState.FAILED, cause)
 
     def decline(self) -> None:
-        """The origin's answer is not to be kept."""
+        """Do not keep the origin's answer."""
         self._finish(FillState.DECLINED)
 
     def renew(self) -> None:
-        """There is nothing to fill: what is published is still good, and claims will find it so."""
+        """End without a transfer: the published object is still good, and new claims find it so."""
         self._finish(FillState.GONE)
 
     @property
     def verifies(self) -> bool:
-        """Whether a digest proves the whole, wherever its parts come from."""
+        """Whether a digest proves the whole object, wherever its parts come from."""
         return self._digest is not None
 
     @property
     def unread(self) -> bool:
-        """Whether nobody in this process reads along."""
+        """Whether no reader in this process is attached."""
         return self._users <= 1
 
     def abandon(self) -> bool:
-        """Stop here, for whoever wants it next to go on from; False where somebody, here or elsewhere, reads along."""
+        """Stop, so that a later claim can continue; False where a reader, in any process, is attached."""
         return not is_of_interest(self._fd) and self._stop(although_read=False)
 
     def hand_over(self) -> bool:
-        """Stop here, for one of those who read along to go on from; False where nothing would prove the rest."""
-        return leftover_record(self._fd, self._store.boot) is not None and self._stop(although_read=True)
+        """Stop, so that one of the readers can continue; False where nothing would prove the rest."""
+        return partial_download_record(self._fd, self._store.boot) is not None and self._stop(although_read=True)
 
     def hand_on(self) -> None:
-        """Its leader's client has gone before there was an answer: claims begin again, with what was left over."""
+        """The leader's client has gone before there was an answer: claims start again, with the partial download."""
         if not self.hand_over():
             self.renew()
 
@@ -284,20 +284,20 @@ class Fill:
         with self._changed:
             if (self._users > 1 and not although_read) or self._window is not None or self.state.final:
                 return False
-        kept = leftover_record(self._fd, self._store.boot)
+        kept = partial_download_record(self._fd, self._store.boot)
         self._end_growth(self._size - self._began_at if kept else 0)
         if kept is None:
-            remove_part(self._place + PART_SUFFIX, self._fd)
+            remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
             self._store.prune(self._place)
-        self._over(self)
+        self._on_done(self)
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         with self._changed:
-            self.state = FillState.GONE  # only now: whoever claims again does not come back here
+            self.state = FillState.GONE  # only after `_on_done`: a new claim does not find this fill
             self._changed.notify_all()
         return True
 
     def close(self) -> None:
-        """The leader's last word, on every path; a fill that is not over by then has failed."""
+        """End the leader's part, on every path; a fill that is not over by then has failed."""
         try:
             self._hashes.close()
         finally:
@@ -307,17 +307,17 @@ class Fill:
     # The readers' side
 
     def attach(self) -> None:
-        """Count a reader in, so that the file stays open for it; `detach` ends that."""
+        """Add a reader, so that the file stays open for it; `detach` removes it."""
         with self._changed:
             self._users += 1
 
     def enter(self, reader: object) -> None:
-        """An attached reader is going to want everything from the first octet on, as far as anybody knows."""
+        """Register an attached reader that is assumed to want every byte from the first one on."""
         with self._changed:
             self._place_reader(reader, self._positions.get(reader, 0))
 
     def detach(self, reader: object = None) -> None:
-        """Count a user out; the last one closes the file."""
+        """Remove a user; the last one closes the file."""
         with self._changed:
             self._users -= 1
             last = not self._users
@@ -327,115 +327,115 @@ class Fill:
             os.close(self._fd)
             self._fd = -1
 
-    def wait_owned(self) -> Optional[Ownership]:
-        """What `own` found out, None where it raised; it does file operations only, so this is soon."""
+    def wait_acquired(self) -> Optional[AcquireResult]:
+        """The result of `acquire`, None where it raised; the wait is short, as it does file operations only."""
         with self._changed:
-            self._changed.wait_for(lambda: self._owned, _OWNING_AT_MOST)
-            return self._ownership
+            self._changed.wait_for(lambda: self._is_acquired, _ACQUIRE_TIMEOUT)
+            return self._acquired
 
-    def wait_head(self, patience: float) -> FillState:
-        """The state once it is no longer ASKING, or ASKING after `patience` seconds."""
-        with self._changed:  # under which is a poll that does not wait
-            client_watch.wait_for(self._changed, lambda: self.state is not FillState.ASKING, patience)
+    def wait_head(self, timeout: float) -> FillState:
+        """The state once it is no longer ASKING, or ASKING after `timeout` seconds."""
+        with self._changed:  # the client is polled under the lock, but that poll does not block
+            client_watch.wait_for(self._changed, lambda: self.state is not FillState.ASKING, timeout)
             return self.state
 
-    def ready(self, offset: int, patience: float) -> bool:
-        """Wait until the octets at `offset` are there, or for `patience` seconds; whether they are.
+    def ready(self, offset: int, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the bytes at `offset`; whether they are there.
 
-        Raises FillFailed, Lost where they never will be.
+        Raises FillFailed, Lost where they will never come.
         """
         with self._changed:
-            arrived = self._wait_for_octets(offset, patience)
+            arrived = self._wait_for_bytes(offset, timeout)
             if self.state.final and self.state not in _COMPLETE:
-                raise self._ending()  # even if there are some: nobody needs half of it who has had nothing yet
+                raise self._ending()  # even with some bytes there: a reader that has none yet needs no partial object
             return arrived
 
     def available(self, offset: int) -> int:
-        """Octets that are there from `offset` on, as far as a look without the lock can tell."""
+        """The number of bytes available from `offset` on, as far as a read without the lock can tell."""
         return self._released - offset
 
     def read_at(
-        self, view: memoryview, offset: int, patience: float, reader: object = None, hesitate_for: float = 0.0
+        self, view: memoryview, offset: int, timeout: float, reader: object = None, backoff: float = 0.0
     ) -> int:
-        """Octets from `offset` on as soon as there are any; 0 at the end of a complete object.
+        """Read bytes from `offset` on as soon as there are any; 0 at the end of a complete object.
 
-        Raises FillFailed where they will not come, or did not for `patience` seconds, and Lost where this reader has no
-        way to them. A `reader` has no more use for what lies before its offset. In a crowd, it waits for many octets if
-        they come within `hesitate_for` seconds.
+        Raises FillFailed where they will not come or did not come for `timeout` seconds, and Lost where this reader
+        cannot get them. A `reader` needs no bytes before its offset. Among many readers, it waits up to `backoff`
+        seconds for many bytes.
         """
-        # Without the lock, on which a crowd would wait for each other: this only grows, and as long as there is no
-        # window all of it is on the disk. A position that is not up to date is a lower one then, which does no harm.
+        # Without the lock, which would make many readers wait for each other: `_released` only grows, and without a
+        # window all bytes are on the disk. An outdated position is a lower one, which does no harm.
         if self.available(offset) >= len(view) and self._window is None:
-            return read_octets(self._fd, view, offset)
+            return read_bytes(self._fd, view, offset)
         with self._changed:
             self._place_reader(reader, offset)
             if self._window is not None:
                 self._changed.notify_all()
-            arrived = self._wait_for_octets(offset, patience, hesitate_for)
+            arrived = self._wait_for_bytes(offset, timeout, backoff)
             if self._window is not None and self._window.has_dropped(offset):
-                self._positions.pop(reader, None)  # it goes on elsewhere, and nobody here waits for it
+                self._positions.pop(reader, None)  # it continues elsewhere; the fill must not wait for it
                 self._changed.notify_all()
                 raise Lost("the disk takes no more, and this reader is too slow to do without")
             available = self._released - offset
             if available <= 0:
                 if self.state in _COMPLETE:
                     return 0
-                raise self._ending() if arrived else FillFailed(f"nothing arrived for {patience:g} s")
+                raise self._ending() if arrived else FillFailed(f"nothing arrived for {timeout:g} s")
             if self._window is not None:
                 if offset >= self._window.first:
                     return self._window.read(view[:available], offset)
                 available = min(available, self._window.beginning - offset)
-        return read_octets(self._fd, view[:available], offset)
+        return read_bytes(self._fd, view[:available], offset)
 
     @property
     def cause(self) -> object:
-        """Why it failed, or is not kept."""
+        """Why the fill failed or is not kept."""
         return self._cause
 
     @property
     def size(self) -> int:
-        """Octets written so far; for the leader alone."""
+        """Bytes written so far; for the leader only."""
         return self._size
 
-    # Innards
+    # Internals
 
     def _place_reader(self, reader: object, offset: int) -> None:
-        """Note where a reader is; the caller has the lock."""
-        if len(self._positions) == CROWD and reader not in self._positions:
-            self._changed.notify_all()  # from now on those who wait look by themselves
+        """Record a reader's position; the caller holds the lock."""
+        if len(self._positions) == MANY_READERS and reader not in self._positions:
+            self._changed.notify_all()  # from now on, waiting readers poll
         self._positions[reader] = offset
 
-    def _wait_for_octets(self, offset: int, patience: float, hesitate_for: float = 0.0) -> bool:
-        """Until there are octets at `offset`, or never will be; False after `patience` seconds. The lock is held."""
+    def _wait_for_bytes(self, offset: int, timeout: float, backoff: float = 0.0) -> bool:
+        """Wait until bytes at `offset` are there or never will be; False after `timeout` seconds. The lock is held."""
 
         def arrived(count: int) -> bool:
             return self.state.final or self._released - offset >= (count if self._window is None else 1)
 
         return wait_for_bytes(
-            self._changed, arrived, lambda: len(self._positions) > CROWD, patience, hesitate_for=hesitate_for
+            self._changed, arrived, lambda: len(self._positions) > MANY_READERS, timeout, backoff=backoff
         )
 
     def _ending(self) -> Exception:
-        """Why there will be no more octets."""
+        """The exception that says why there are no more bytes."""
         return Lost("it was given up") if self.state is FillState.GONE else FillFailed(self._cause)
 
     def _start_over(self) -> None:
-        """A fresh inode takes the name of what was left over. Raises Unstorable.
+        """Replace the partial download by a fresh inode of the same name. Raises Unstorable.
 
-        Followers elsewhere who have read some of that see that it is gone, and are not given octets of something else.
+        Followers in other processes that have read part of it see that it is gone; they get no bytes of another object.
         """
         fd, path = self._store.open_fresh(self._place)
         try:
-            os.replace(path, self._place + PART_SUFFIX)
+            os.replace(path, self._place + GROWING_SUFFIX)
         except OSError as error:
-            remove_part(path, fd)
+            remove_growing_file(path, fd)
             os.close(fd)
             raise Unstorable.of(error) from error
         os.close(self._fd)
-        self._fd, self.leftover = fd, None
+        self._fd, self.partial_download = fd, None
 
     def _write_to_disk(self, data: memoryview) -> int:
-        """How many octets of `data` the disk has taken; what it has not is for the window, from now on."""
+        """Write `data` to the disk; how many bytes it accepted. From now on the window gets the rest."""
         done = 0
         try:
             while done < len(data):
@@ -444,22 +444,22 @@ class Fill:
             self._leave_the_disk(str(reason_of(error)), done)
         return done
 
-    def _look_at_room(self, growth: Growth, grown: int) -> None:
+    def _look_at_space(self, growth: Growth, grown: int) -> None:
         reason = growth.objection(grown)
         if reason:
             self._leave_the_disk(reason, 0)
 
     def _leave_the_disk(self, reason: str, done: int) -> None:
-        """Go on in memory: `done` bytes of the piece at hand have been written.
+        """Continue in memory: `done` bytes of the current piece have been written.
 
-        Nobody may join who needs the beginning, and the room is of more use to others.
+        No reader that needs the beginning may join, and the disk space is of more use to others.
         """
         self._cause = reason
         self._store.trouble.warning("Goes on without the disk: %s: %s", shown(self._place), reason)
-        remove_part(self._place + PART_SUFFIX, self._fd)
+        remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
         self._end_growth(0)
-        self._store.room.wish(self.length or 2 * self._size)
-        self._over(self)
+        self._store.space.wish(self.length or 2 * self._size)
+        self._on_done(self)
         with self._changed:
             self._window = Window(self._size + done)
 
@@ -469,19 +469,19 @@ class Fill:
             growth.end(kept)
 
     def _write_to_memory(self, data: memoryview) -> None:
-        """Append to the window as soon as its readers have made room, or have been too slow for that."""
+        """Append to the window once its readers have made space, or were dropped as too slow."""
         with self._changed:
             window = self._window
             assert window is not None
 
-            def has_room() -> bool:
+            def has_space() -> bool:
                 assert window is not None
                 window.drop_before(min(self._positions.values(), default=window.end))
                 return window.size + len(data) <= WINDOW_LIMIT
 
             before = dict(self._positions)
-            while not self._changed.wait_for(has_room, _LAGGARD_PATIENCE):
-                # Whoever reads nothing for so long is given up, for the sake of those who do.
+            while not self._changed.wait_for(has_space, _SLOWEST_READER_TIMEOUT):
+                # A reader without progress for so long is dropped, for the sake of the others.
                 for reader in [one for one, at in before.items() if self._positions.get(one) == at < window.end]:
                     del self._positions[reader]
                 before = dict(self._positions)
@@ -490,15 +490,15 @@ class Fill:
             window.append(data)
 
     def _put_in_place(self) -> bool:
-        """Rename the file into its place, with its record; whether that could be done."""
+        """Rename the file into its place, with its record; whether that succeeded."""
         assert self.metadata is not None
         try:
-            if not is_file(self._place + PART_SUFFIX, self._fd):
-                raise Unstorable("its file was taken away")  # what has that name now is somebody else's
+            if not is_file(self._place + GROWING_SUFFIX, self._fd):
+                raise Unstorable("its file was taken away")  # the file that has the name now belongs to another process
             late, boot = self._hashes.late, self._store.boot
             sha256 = "" if late else self._hashes.sha256
             self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot, unhashed=late))
-            # The alias first: whoever finds the object finds out from where, and need not ask the origin again.
+            # The alias first: a request that finds the object then finds its alias, too, and need not ask the origin.
             if self._alias is not None and self._digest is not None:
                 self._store.write_alias(self._alias, self._digest, self.metadata)
             self._published_at = self._store.put_in_place(self._place)
@@ -519,44 +519,44 @@ class Fill:
         finally:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
 
-    def _try_own(self) -> Optional[Ownership]:
-        """One attempt at `own`; None where the file was not the one to own, and another attempt is due."""
-        part = self._place + PART_SUFFIX
-        fd = self._store.open_part(self._place)
-        ownership = None
+    def _try_acquire(self) -> Optional[AcquireResult]:
+        """One attempt at `acquire`; None where the locked file has lost its name: then another one is due."""
+        part = self._place + GROWING_SUFFIX
+        fd = self._store.open_growing_file(self._place)
+        acquired = None
         try:
             if not try_lock(fd):
-                ownership = Ownership.FOREIGN
+                acquired = AcquireResult.FOREIGN
             elif not is_file(part, fd):
                 pass  # its last owner has just renamed or removed it
             elif self._published_meanwhile():
                 os.unlink(part)
-                ownership = Ownership.PUBLISHED
+                acquired = AcquireResult.PUBLISHED
             elif is_blank(fd):
-                ownership = Ownership.MINE
+                acquired = AcquireResult.MINE
             else:
-                self.leftover = self._what_is_left(fd)
-                if self.leftover is None:
-                    os.unlink(part)  # a fresh inode carries nothing of it over
+                self.partial_download = self._what_is_left(fd)
+                if self.partial_download is None:
+                    os.unlink(part)  # a fresh inode carries nothing over
                 else:
-                    ownership = Ownership.MINE
+                    acquired = AcquireResult.MINE
         except OSError as error:
             raise Unstorable.of(error) from error
         finally:
-            if ownership is Ownership.MINE:
+            if acquired is AcquireResult.MINE:
                 self._fd = fd
             else:
                 os.close(fd)
-        return ownership
+        return acquired
 
-    def _what_is_left(self, fd: int) -> Optional[Leftover]:
-        record = leftover_record(fd, self._store.boot)
+    def _what_is_left(self, fd: int) -> Optional[PartialDownload]:
+        record = partial_download_record(fd, self._store.boot)
         if record is None:
             return None
-        # It is not for followers before its origin has spoken.
+        # Followers must not use it before the origin has answered.
         self._store.write_record(fd, replace(record, asking=True))
-        # All of it may be there: then the last octet is asked for, to find out whether the object is still the same.
-        return Leftover(record.metadata, record.length, min(os.fstat(fd).st_size, record.length - 1))
+        # All bytes may be there: then only the last byte is requested, to learn whether the object is still the same.
+        return PartialDownload(record.metadata, record.length, min(os.fstat(fd).st_size, record.length - 1))
 
     def _published_meanwhile(self) -> bool:
         entry = self._store.open_entry(self._place)
@@ -569,25 +569,25 @@ class Fill:
 
     def _verify(self) -> None:
         if self.length is not None and self._size != self.length:
-            raise FillFailed(f"{self._size} octets instead of {self.length}")
+            raise FillFailed(f"{self._size} bytes instead of {self.length}")
         if self._digest is not None and self._hashes.check != self._digest.hex:
-            raise DigestMismatch(f"its octets have not the digest {self._digest}")
+            raise DigestMismatch(f"its bytes have not the digest {self._digest}")
 
     def _finish(self, state: FillState, cause: object = None) -> None:
         with self._changed:
             if self.state.final:
                 return
-        kept = state is FillState.FAILED and self.state is FillState.ASKING and self.leftover is not None
+        kept = state is FillState.FAILED and self.state is FillState.ASKING and self.partial_download is not None
         if state is not FillState.PUBLISHED and not kept and self._fd >= 0:
-            remove_part(self._place + PART_SUFFIX, self._fd)
+            remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
             self._store.prune(self._place)
         self._end_growth(self._size - self._began_at if state is FillState.PUBLISHED else 0)
-        self._over(self)
+        self._on_done(self)
         unhashed = state is FillState.PUBLISHED and self._hashes.late
-        if self._fd >= 0 and not unhashed:  # else everybody sees by the lock that the hash is coming
+        if self._fd >= 0 and not unhashed:  # otherwise the lock shows that the hash is still to come
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         with self._changed:
-            if state in _COMPLETE:  # only now: whoever has the whole object finds it in its place, and no fill of it
+            if state in _COMPLETE:  # only now: a reader with all bytes finds the object published, and no fill
                 self._released = self.length = self._size
             self.state, self._cause = state, cause or self._cause
             self._changed.notify_all()

@@ -1,7 +1,7 @@
-"""Reading along: a reader on a fill, and how a fill looks that another process leads.
+"""Readers of a fill, and the view of a fill that another process leads.
 
-Between processes the growing file is the whole protocol: who holds its lock leads, its size says how far, and its inode
-how it ended.
+Between processes the growing file is the whole protocol: the holder of its lock leads, its size is the progress, and
+its record tells how the fill ended.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Iterator, Optional, Union
 
 from net import client_watch
 from storage.locks import is_file, show_interest, try_lock
-from storage.own_files import PART_SUFFIX
+from storage.own_files import GROWING_SUFFIX
 from storage.store import (
     Lost,
     Metadata,
     Record,
     is_blank,
-    read_octets,
+    read_bytes,
     read_record,
-    remove_part,
+    remove_growing_file,
 )
 from transfers.fill import HOLD_BACK, Fill, FillState
-from transfers.pacing import LOOKS_APART, PIECE, hesitation
+from transfers.pacing import PIECE, POLL_INTERVAL, backoff_seconds
 
-_POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two looks at another process's fill
-_FIRST_OCTETS = 5.0  # seconds; some clients give up where no head comes for 30, so it must not wait for ever
+_POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two polls of another process's fill
+_FIRST_BYTES = 5.0  # seconds; limited, because some clients give up after 30 without a response head
 
 
 class ForeignFill:
-    """A fill that another process leads, watched through its file; the readers' side of `Fill`."""
+    """A fill that another process leads, seen through its file; it has the readers' methods of `Fill`."""
 
     def __init__(self, place: str, fd: int, held_back: bool) -> None:
         self._place = place
@@ -44,20 +44,20 @@ class ForeignFill:
         self.cause: object = None
 
     def attach(self) -> None:
-        """Each follower has a descriptor of its own: nothing to count."""
+        """Do nothing: each follower has its own descriptor."""
 
     def enter(self, reader: object) -> None:
-        """Nor is there anything to wait for."""
+        """Do nothing: the leader cannot wait for readers of other processes."""
 
     def detach(self, reader: object = None) -> None:
-        """Give the descriptor back; harmless twice."""
+        """Close the descriptor; idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
-    def wait_head(self, patience: float) -> FillState:
-        """See Fill.wait_head; a leader that gave up or died before the head leaves GONE."""
-        for _ in _looks(patience):
+    def wait_head(self, timeout: float) -> FillState:
+        """See Fill.wait_head; the state is GONE if the leader gave up or died before the head."""
+        for _ in _looks(timeout):
             self._look()
             if self.state is not FillState.ASKING:
                 break
@@ -68,30 +68,30 @@ class ForeignFill:
         return self._size() - offset
 
     def read_at(
-        self, view: memoryview, offset: int, patience: float, reader: object = None, hesitate_for: float = 0.0
+        self, view: memoryview, offset: int, timeout: float, reader: object = None, backoff: float = 0.0
     ) -> int:
-        """See Fill.read_at; whether there is a crowd, nobody knows here."""
+        """See Fill.read_at; the number of readers is unknown here."""
         began = time.monotonic()
         wanted = len(view)
-        for _ in _looks(patience, hesitate_for * LOOKS_APART):
-            if time.monotonic() - began >= hesitate_for:
+        for _ in _looks(timeout, backoff * POLL_INTERVAL):
+            if time.monotonic() - began >= backoff:
                 wanted = 1
             available = self.available(offset)
-            if available < wanted:  # and only then does it matter what has become of its leader
+            if available < wanted:  # the leader's fate matters only now
                 self._look()
                 available = self.available(offset)
             if available >= wanted or (available > 0 and self.state.final):
-                return read_octets(self._fd, view[:available], offset)
+                return read_bytes(self._fd, view[:available], offset)
             if self.state is FillState.PUBLISHED:
                 return 0
             if self.state.final:
                 raise Lost(self.cause)
             wanted = PIECE
-        raise Lost(f"nothing arrived for {patience:g} s")
+        raise Lost(f"nothing arrived for {timeout:g} s")
 
-    def ready(self, offset: int, patience: float) -> bool:
+    def ready(self, offset: int, timeout: float) -> bool:
         """See Fill.ready."""
-        for _ in _looks(patience):
+        for _ in _looks(timeout):
             self._look()
             if self._size() > offset or self.state is FillState.PUBLISHED:
                 return True
@@ -118,15 +118,16 @@ class ForeignFill:
         self.state = ended
 
     def _ending(self) -> Optional[FillState]:
-        """PUBLISHED, FAILED, or None while its leader is at it."""
-        if is_file(self._place + PART_SUFFIX, self._fd):
+        """PUBLISHED, FAILED, or None while the leader is still filling."""
+        if is_file(self._place + GROWING_SUFFIX, self._fd):
             if not try_lock(self._fd):
                 return None
             if is_blank(self._fd):
-                # Whoever wanted to lead it may have found it locked by such a look, and leave it to us.
-                remove_part(self._place + PART_SUFFIX, self._fd)
+                # Another process may have failed to lead because of such a poll's lock. Without the file it claims
+                # again.
+                remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
             fcntl.flock(self._fd, fcntl.LOCK_UN)
-        # Its name counts no longer, for it may have been evicted since. Its leader says so last, when all is right.
+        # The name no longer decides: the object may have been evicted since. The leader writes a complete record last.
         record = self._record()
         if record is not None and record.complete and record.length == os.fstat(self._fd).st_size:
             return FillState.PUBLISHED
@@ -140,7 +141,7 @@ class ForeignFill:
             return None
 
     def _size(self) -> int:
-        """Octets that may be read: all but some, until the whole is known to be in its place."""
+        """Bytes that may be read; the last ones are held back until the object is known to be published."""
         size = os.fstat(self._fd).st_size
         if self.state is FillState.PUBLISHED:
             return size
@@ -153,49 +154,49 @@ AnyFill = Union[Fill, ForeignFill]
 
 
 class FillReader:
-    """A reader on a fill, attached until it is closed. `patience` is in seconds."""
+    """A reader on a fill, attached until it is closed. `timeout` is in seconds."""
 
-    def __init__(self, fill: AnyFill, patience: float) -> None:
+    def __init__(self, fill: AnyFill, timeout: float) -> None:
         self.fill = fill
-        self._patience = patience
+        self._timeout = timeout
         self._open = True
-        self._caught_up_at = float("inf")  # not yet; and until then there is nothing to hesitate about
-        self._usual = 0  # octets that are asked for at once
+        self._caught_up_at = float("inf")  # never yet: until then there is no backoff
+        self._usual = 0  # the largest read so far, in bytes
         fill.enter(self)
 
     @property
     def length(self) -> Optional[int]:
-        """Octets of the whole object, where known already."""
+        """Bytes of the whole object, where known."""
         return self.fill.length
 
     def ready(self, offset: int, whole: bool) -> bool:
-        """Wait a little for the octets at `offset`; whether they are there.
+        """Wait briefly for the bytes at `offset`; whether they are there.
 
-        Raises FillFailed, Lost where it is clear that they never come.
+        Raises FillFailed, Lost where they will never come.
         """
-        return self.fill.ready(offset, min(self._patience, _FIRST_OCTETS))
+        return self.fill.ready(offset, min(self._timeout, _FIRST_BYTES))
 
     def read_at(self, view: memoryview, offset: int) -> int:
-        """Octets from `offset` on as they come; 0 at the end. Raises FillFailed, Lost."""
+        """Read bytes from `offset` on as they arrive; 0 at the end. Raises FillFailed, Lost."""
         if self.fill.available(offset) >= len(view):
-            return self.fill.read_at(view, offset, self._patience, self)
+            return self.fill.read_at(view, offset, self._timeout, self)
         self._usual = max(self._usual, len(view))
-        is_last = len(view) < self._usual  # more than the rest of a span is not worth waiting for
-        hesitate_for = 0.0 if is_last else min(hesitation(self._caught_up_at), self._patience / 2)
-        count = self.fill.read_at(view, offset, self._patience, self, hesitate_for)
+        is_last = len(view) < self._usual  # the rest of a span is not worth a backoff
+        backoff = 0.0 if is_last else min(backoff_seconds(self._caught_up_at), self._timeout / 2)
+        count = self.fill.read_at(view, offset, self._timeout, self, backoff)
         self._caught_up_at = time.monotonic()
         return count
 
     def close(self) -> None:
-        """Detach; harmless twice."""
+        """Detach; idempotent."""
         if self._open:
             self._open = False
             self.fill.detach(self)
 
 
-def _looks(patience: float, apart: float = 0.0) -> Iterator[None]:
-    """Yield at growing intervals, of `apart` seconds at least, until `patience` seconds have passed."""
-    deadline = time.monotonic() + patience
+def _looks(timeout: float, apart: float = 0.0) -> Iterator[None]:
+    """Yield at growing intervals, of at least `apart` seconds, until `timeout` seconds have passed."""
+    deadline = time.monotonic() + timeout
     pause = max(_POLL_SHORTEST, apart)
     while True:
         yield

@@ -1,4 +1,4 @@
-"""The hashes of an object that grows."""
+"""The hashes of a growing object."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, Optional
 
 from storage.store import Digest
 
-_ALONE = 4 * 1024 * 1024  # octets that are hashed before a thread for it is worth while
+_ALONE = 4 * 1024 * 1024  # bytes hashed before a thread is worth its cost
 
 
 class Hashes:
-    """SHA-256 and, where the object is named by another one, that.
+    """SHA-256 and, where the object is named by another hash, that one.
 
-    A large object is hashed by a thread of its own, so that the one who brings the octets can bring the next meanwhile.
-    Where no name promises a digest, nothing depends on the hash for now, and nobody is to be slower for it: as soon as
-    the thread does not keep up, it is `late`, and leaves the rest for when somebody has the time to `go_on`.
+    A thread of its own hashes a large object, so that the next bytes can be fetched meanwhile. Where no name promises a
+    digest, nothing needs the hash yet, and it must delay no reader: once the thread falls behind, the hash is `late`,
+    and hashing stops until `go_on`.
     """
 
     def __init__(self, digest: Optional[Digest]) -> None:
@@ -26,12 +26,12 @@ class Hashes:
         self._hashed = 0
         self.late = False
         self._thread: Optional[threading.Thread] = None
-        self._changed = threading.Condition()  # guards the two below
-        self._waiting: Optional[memoryview] = None  # handed over, and not hashed yet
+        self._changed = threading.Condition()  # guards the two attributes below
+        self._waiting: Optional[memoryview] = None  # given to the thread, and not hashed yet
         self._closed = False
 
     def update(self, data: memoryview) -> None:
-        """The next octets. They must stay as they are until the next call of anything here returns."""
+        """Take the next bytes. They must not change until the next call of any method returns."""
         if self.late:
             return
         if self._thread is None and not self._start():
@@ -45,30 +45,30 @@ class Hashes:
                 self._changed.notify_all()
 
     def go_on(self) -> int:
-        """Be late no longer: the octets from this offset on are wanted, once more."""
-        self.settle()
+        """Stop being late; the offset from which on the caller must pass the bytes again."""
+        self.finish()
         self.late = False
         return self._hashed
 
-    def settle(self) -> None:
-        """Wait until all is hashed that was taken."""
+    def finish(self) -> None:
+        """Wait until all accepted bytes are hashed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is None)
 
     @property
     def sha256(self) -> str:
-        """Hexadecimal."""
-        self.settle()
+        """The SHA-256, hexadecimal."""
+        self.finish()
         return str(self._sha256.hexdigest())
 
     @property
     def check(self) -> str:
-        """The hash that the object's name promises, or SHA-256."""
-        self.settle()
+        """The hash that the object's name promises, or SHA-256; hexadecimal."""
+        self.finish()
         return str(self._check.hexdigest())
 
     def close(self) -> None:
-        """End the thread, if there is one; harmless twice."""
+        """End the thread, if there is one; idempotent."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -76,7 +76,7 @@ class Hashes:
             self._thread.join()
 
     def _start(self) -> bool:
-        """Begin to hash in a thread, if that is worth while and the system has room for one."""
+        """Start to hash in a thread, if that is worth its cost and the system allows one."""
         if self._hashed < _ALONE:
             return False
         thread = threading.Thread(target=self._run, name="hash", daemon=True)
@@ -107,7 +107,7 @@ class Hashes:
 
 
 def hasher(digest: Digest) -> Any:
-    """What computes such a digest."""
+    """A new hash object for this kind of digest."""
     if digest.algorithm == "blake2b":
         return hashlib.blake2b(digest_size=len(digest.hex) // 2)
     return hashlib.new(digest.algorithm)

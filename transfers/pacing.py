@@ -1,4 +1,4 @@
-"""How a reader that has caught up waits for more: for many bytes at once, if it is one of a crowd."""
+"""How a reader that has caught up waits for more bytes: among many readers, for many bytes at once."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Callable
 
 from net import client_watch
 
-CROWD = 16  # readers; more of them look by themselves whether there is more
-_CROWD_SHORTEST, _CROWD_LONGEST = 0.005, 0.1  # seconds between two such looks
-PIECE = 8 * 1024 * 1024  # octets for which a reader in a crowd hesitates,
-_HESITATION = 2.0  # but no longer than so many seconds;
-LOOKS_APART = 1 / 8  # of that time lie between two looks
+MANY_READERS = 16  # readers; when there are more, they poll instead of being woken
+_BACKOFF_SHORTEST, _BACKOFF_LONGEST = 0.005, 0.1  # seconds between two polls
+PIECE = 8 * 1024 * 1024  # bytes that a reader waits for during its backoff, when there are many readers
+_BACKOFF = 2.0  # seconds; the longest backoff
+POLL_INTERVAL = 1 / 8  # of the backoff, between two polls
 
 
-def hesitation(caught_up_at: float) -> float:
-    """Seconds that a reader may wait for more than a few octets, if it had read all there was at that (monotonic) time.
+def backoff_seconds(caught_up_at: float) -> float:
+    """The seconds a reader may wait for many bytes, if it had read all there was at that (monotonic) time.
 
-    Four times as long as it has taken to send what it got then. Alone, that is nothing; in a crowd for which the
-    processor is too slow, steps become fewer and larger, and the filler has a chance to get ahead.
+    Four times as long as sending those bytes has taken. That is nearly 0 for a single reader. When there are too many
+    readers for the processor, steps become fewer and larger, and the filler can get ahead.
     """
-    return min(_HESITATION, 4 * (time.monotonic() - caught_up_at))
+    return min(_BACKOFF, 4 * (time.monotonic() - caught_up_at))
 
 
 def wait_for_bytes(
@@ -29,21 +29,21 @@ def wait_for_bytes(
     arrived: Callable[[int], bool],
     crowded: Callable[[], bool],
     timeout: float,
-    hesitate_for: float,
+    backoff: float,
 ) -> bool:
-    """Until so many bytes have arrived, or never will; False after `timeout` seconds. Raises ClientGone.
+    """Wait until bytes have arrived or never will; False after `timeout` seconds. Raises ClientGone.
 
-    Callers have `changed`.
+    Callers hold `changed`.
 
-    A crowd is not woken for every little, and hesitates to take it: the filler has to wait for each step.
+    Many readers are not woken for every few bytes, and wait for larger steps: each step delays the filler.
     """
     began = time.monotonic()
-    pause = max(_CROWD_SHORTEST, hesitate_for * LOOKS_APART)
+    pause = max(_BACKOFF_SHORTEST, backoff * POLL_INTERVAL)
     while True:
-        waited, is_crowd = time.monotonic() - began, crowded()
-        if arrived(PIECE if is_crowd and waited < hesitate_for else 1):
+        waited, has_many_readers = time.monotonic() - began, crowded()
+        if arrived(PIECE if has_many_readers and waited < backoff else 1):
             return True
         if waited >= timeout:
             return arrived(1)
-        client_watch.wait(changed, min(pause, timeout - waited) if is_crowd else timeout - waited)
-        pause = max(pause, min(2 * pause, _CROWD_LONGEST))
+        client_watch.wait(changed, min(pause, timeout - waited) if has_many_readers else timeout - waited)
+        pause = max(pause, min(2 * pause, _BACKOFF_LONGEST))

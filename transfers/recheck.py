@@ -1,4 +1,4 @@
-"""A stored object whose octets are compared with their hash while it is sent."""
+"""A stored object whose bytes are verified while they are sent."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from transfers.fill import HOLD_BACK, FillFailed
 
 _log = logging.getLogger("dduct.verify")
 
-_AT_ONCE = 1024 * 1024  # octets
+_AT_ONCE = 1024 * 1024  # bytes
 
 
-class Recheck:
-    """A published object that is not to be trusted unseen: nobody gets all of it before its hash has proved right.
+class VerifyingReader:
+    """A published object that needs verification: no reader gets all of it before its hash matches.
 
-    Whoever reads it from the beginning gets it as it is hashed, but for its last octets; whoever wants anything else
-    waits until all is hashed. What is wrong is unpublished.
+    A reader from the first byte gets the bytes as they are hashed, except the last ones. Any other reader waits until
+    the whole object is hashed. A damaged object is unpublished.
     """
 
     def __init__(self, entry: Entry) -> None:
@@ -27,20 +27,20 @@ class Recheck:
         self._size = entry.record.length
         self.length: Optional[int] = self._size
         self._hash = hashlib.sha256()
-        self._hashed = 0  # octets
+        self._hashed = 0  # bytes
         self._right = False
-        self._given = False  # somebody has octets that may be wrong
+        self._given = False  # a reader has bytes that may be wrong
 
     def ready(self, offset: int, whole: bool) -> bool:
-        """Make sure that there is something to begin with. Raises Lost."""
+        """Hash the object first where it cannot be sent while it is hashed. Raises Lost."""
         if not whole or self._size <= HOLD_BACK:
             self._finish()
         return True
 
     def read_at(self, view: memoryview, offset: int) -> int:
-        """Octets from `offset` on; 0 at the end.
+        """Read bytes from `offset` on; 0 at the end.
 
-        Raises Lost, or FillFailed where those that were given out before are not to be trusted either.
+        Raises Lost, or FillFailed where the bytes already given to the reader may be wrong, too.
         """
         if self._right:
             return self._entry.read_at(view, offset)
@@ -62,7 +62,7 @@ class Recheck:
         self._hashed += len(data)
 
     def _finish(self) -> None:
-        """Hash what is left, and compare. Raises Lost."""
+        """Hash the remaining bytes, and compare. Raises Lost."""
         if self._right:
             return
         view = memoryview(bytearray(min(_AT_ONCE, self._size)))
@@ -72,12 +72,13 @@ class Recheck:
                 break
             self._note(view[:count])
         sha256, record = self._hash.hexdigest(), self._entry.record
-        # Who should have hashed it is gone, but not since this boot: what was given to the kernel is what it gives.
+        # If it is unhashed, its process ended before hashing it, but within this boot: the kernel still has the right
+        # bytes.
         if sha256 != record.sha256 and not (record.unhashed and self._hashed == self._size):
             self._entry.discard()
             raise Lost("it has been damaged on the disk")
         self._right = True
         try:
-            self._entry.vouch(sha256)
+            self._entry.mark_verified(sha256)
         except (OSError, Unstorable) as error:
             _log.debug("Right, but cannot be noted so: %s", reason_of(error))

@@ -1,14 +1,14 @@
-"""Origins: asked, redirects followed, connections kept alive. http.client asks; what it gets wrong is closed here.
+"""Origins: requests, redirects and kept connections, on top of http.client, whose faults are closed here.
 
-Rules of this room:
+Rules of this module:
 
-* A connection that has brought an answer without a body (HEAD, 204, 304, Content-Length: 0) brings nothing after that
-  but a 304 that confirms what was asked. A broken origin may send a body all the same, and late: it would be taken for
-  the answer to the next request, and be another URL's.
-* A connection over which somebody has logged in as such (NTLM, Negotiate) is not kept: it would be anybody's.
-* http.client sends requests and keeps count of a connection's state. Response heads and bodies are read by this
-  project's own strict parser, for http.client's lenient one ends short bodies silently, splits heads at bare CRs,
-  ends them at lines without a colon, accepts two Content-Lengths and `0x_3` as a chunk size.
+* A connection that has brought a response without a body (HEAD, 204, 304, Content-Length: 0) brings nothing after that
+  but a 304 that confirms the stored object. A broken origin may send a body all the same, and late: dduct would take
+  it for the response to the next request, which may be for another URL.
+* A connection that a client has authenticated as such (NTLM, Negotiate) is not kept: others would use its identity.
+* http.client sends requests and tracks a connection's state. dduct's own strict parser reads heads and bodies, because
+  http.client's lenient one ends short bodies silently, splits heads at bare CRs, ends them at lines without a colon,
+  and accepts two Content-Lengths and `0x_3` as a chunk size.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from protocol.http1 import Authority, BodyFraming, Field, Headers, ResponseHead,
 from protocol.request_fields import DEFAULT, RequestFields
 from upstream.connection_pool import ConnectionPool
 from upstream.dialling import SLOW, Dialler, NoAnswer, Settings, translated
-from upstream.dialling import Unanswered as Unanswered  # for those who ask origins
+from upstream.dialling import Unanswered as Unanswered  # for callers of this module
 from upstream.dialling import UpstreamError as UpstreamError
 from upstream.reachability import Outages
 from upstream.response_head import AnswerHeads, InterimFlood
@@ -44,18 +44,18 @@ _log = logging.getLogger("dduct")
 REDIRECT_LIMIT = 10
 _REDIRECTS = (301, 302, 303, 307, 308)
 _REPLAYABLE = (b"GET", b"HEAD", b"OPTIONS")
-_DRAINED_AT_MOST = 64 * 1024  # octets worth reading to keep a connection
-_DRAINED_FOR = 1.0  # seconds worth waiting for them
-_CONTINUE_PATIENCE = 1.0  # seconds; curl waits as long
+_MAX_DRAINED = 64 * 1024  # bytes that are read to keep a connection
+_DRAINED_FOR = 1.0  # seconds that this may take
+_CONTINUE_TIMEOUT = 1.0  # seconds; curl waits as long
 _LOGS_CONNECTIONS_IN = re.compile(rb"(?i)(?:^|[\s,])(?:ntlm|negotiate)(?:$|[\s,])")
 
 
 class _Stale(Exception):
-    """A kept-alive connection brought no answer, or what is none; the request may be sent on another one."""
+    """A kept connection brought no response, or an invalid one; the request may be sent on another one."""
 
 
 class OriginResponse(http.client.HTTPResponse):
-    """http.client's response with this project's parser in it: `head` and `body` replace its own attributes."""
+    """http.client's response with dduct's parser: `head` and `body` replace its own attributes."""
 
     head: ResponseHead
     body: BodyReader
@@ -80,12 +80,12 @@ class OriginResponse(http.client.HTTPResponse):
         self.code = self.status = self.head.status
         self.reason = self.head.reason.decode("latin-1")
         self.version = 10 + self.head.version
-        # http.client closes its socket under a response that says `close`; ours is closed by whoever read the body.
+        # http.client closes its socket at a response with `close`; here the reader of the body closes the connection.
         self.will_close = False
 
 
 class _Connection(http.client.HTTPConnection):
-    """An established connection, told to http.client."""
+    """An established connection, as http.client's type."""
 
     response_class = OriginResponse
 
@@ -97,23 +97,23 @@ class _Connection(http.client.HTTPConnection):
         self.auto_open = 0  # a request on a closed connection is an error, not a new connection
         self.origin = origin
         self.stream = stream
-        self.to_parent = to_parent  # what a parent proxy, which wants absolute targets, is told; None without one
+        self.to_parent = to_parent  # fields for a parent proxy, which needs absolute targets; None without one
         self.idle_since = 0.0
         self.fileno = stream.fileno
-        self.needs = needs  # what a client has to be allowed to reach for what it leads to
-        self.spoiled = False  # the end of the request was never sent
+        self.needs = needs  # the reach that a client needs for its target
+        self.request_incomplete = False  # the end of the request was not sent
 
 
 @dataclass(frozen=True)
 class _Origin:
     scheme: str
     authority: Authority
-    reach: Reach  # or a connection that one client may have would be another's, too
-    bodiless: bool = False  # its connections have brought an answer without a body
+    reach: Reach  # clients of different reach share no connection
+    bodiless: bool = False  # its connections have brought a response without a body
 
 
 class Purpose(enum.Enum):
-    """What an answer is for, and with that for how long its origin may be silent."""
+    """What a response is for; this decides how long its origin may be silent."""
 
     FILL = "may be kept: others may wait for it, and it can be asked for again"
     RELAY = "for one client alone, who may give up by themselves: long polls, events, slow reports"
@@ -121,12 +121,12 @@ class Purpose(enum.Enum):
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask of an origin: `headers` are end-to-end fields without Host and framing.
+    """A request to an origin: `headers` are end-to-end fields without Host and framing.
 
-    `expects`: the origin is to say whether it wants the body; `upgrade`: it may answer 101 and switch protocols;
-    `on_interim` is told every interim response (RFC 9110 §15.2) but 100. `reach`: what of this machine its client
-    may reach. `confirms` says which 304 to it is proof enough over a connection that brings
-    nothing else; None where none is. `expects_redirect`: that is for where it will be redirected to.
+    `expects`: the origin first says whether it wants the body; `upgrade`: it may answer 101 and switch protocols;
+    `on_interim` gets every interim response (RFC 9110 §15.2) but 100. `reach`: what of dduct's machine the client may
+    reach. `confirms`: whether a 304 is proof enough on a connection that brings nothing else; None where none is.
+    `expects_redirect`: the origin will redirect the request, and `confirms` is about the redirect's target.
     """
 
     method: bytes
@@ -144,7 +144,7 @@ class Request:
     names: RequestFields = DEFAULT  # which of its fields may be credentials
 
     def redirected(self, target: Target) -> Request:
-        """The same at another URL. Credentials stay behind when host, port or scheme change: S3 answers 400 to them."""
+        """The same at another URL. Credentials are dropped when host, port or scheme change: S3 answers 400 to them."""
         headers = self.headers
         if (target.scheme, target.authority) != (self.target.scheme, self.target.authority):
             headers = Headers(field for field in headers if not self.names.opens(field[0]))
@@ -152,7 +152,7 @@ class Request:
 
 
 class Hop(NamedTuple):
-    """A redirect that was followed: its head, where it led, and what a client has to be allowed to reach for it."""
+    """A redirect that was followed: its head, its target, and the reach that a client needs for it."""
 
     head: ResponseHead
     target: Target
@@ -160,7 +160,7 @@ class Hop(NamedTuple):
 
 
 class Exchange:
-    """A request that was sent and the answer that came: read `body`, then `close()`, on every path."""
+    """A request that was sent and its response: read `body`, then `close()`, on every path."""
 
     def __init__(self, origins: Origins, connection: _Connection, response: OriginResponse, request: Request) -> None:
         self._origins = origins
@@ -168,36 +168,36 @@ class Exchange:
         self._response = response
         self._closed = False
         self._logs_in = _logs_in(request, response.head)
-        self._bodiless = response.body.complete  # before anything was read of it
+        self._bodiless = response.body.complete  # nothing of it has been read yet
         self.method = request.method
         self.target = request.target
-        self.hops: Tuple[Hop, ...] = ()  # the redirects that `follow` has followed to it
+        self.hops: Tuple[Hop, ...] = ()  # the redirects that `follow` has followed
         self.head = response.head
         self.body = response.body
 
     @property
     def needs(self) -> Reach:
-        """What a client has to be allowed to reach for the answer, and for the redirects to it."""
+        """The reach that a client needs for the response and for the redirects that led to it."""
         return max([self._connection.needs, *(hop.needs for hop in self.hops)])
 
     @property
     def redirected_to(self) -> Optional[Target]:
-        """Where the first URL sent `follow`, if anywhere."""
+        """The target of the first redirect, if any."""
         return self.hops[0].target if self.hops else None
 
     @property
     def stream(self) -> Stream:
-        """The connection itself, for what follows a 101."""
+        """The connection itself, for the protocol after a 101."""
         return self._connection.stream
 
     def relayed(self) -> None:
-        """What follows is for its client alone, and may pause for as long as what is relayed may."""
+        """Apply the timeout for relays: the rest of the body is for one client alone."""
         self._connection.stream.timeout = self._origins.relay_timeout
 
     def redirect(self) -> Optional[Target]:
-        """Where the answer sends us, or None where it does not, or to nowhere that http1 understands.
+        """The target of a redirect; None without one, or where http1 cannot resolve it.
 
-        A redirect that sets a cookie sends the client: what it leads to may be another thing without that cookie.
+        The client itself follows a redirect that sets a cookie: the target may be another thing without that cookie.
         """
         location = self.head.headers.get(b"location")
         if self.head.status not in _REDIRECTS or location is None or b"set-cookie" in self.head.headers:
@@ -205,7 +205,7 @@ class Exchange:
         return http1.resolve(self.target, location)
 
     def close(self) -> None:
-        """Keep the connection for another request if its body was read to the end, or nearly; else hang up."""
+        """Keep the connection for another request if its body was read to the end, or nearly; else close it."""
         if self._closed:
             return
         self._closed = True
@@ -219,16 +219,16 @@ class Exchange:
             self._origins.give_back(self._connection, reusable)
 
     def _may_be_kept(self) -> bool:
-        """Whether its connection may be, once what is left of the body has been read, in moments. Raises ClientGone."""
-        reusable = self.head.persistent and self.body.delimited and not self._connection.spoiled
+        """Whether the connection may be kept; reads the rest of the body, for a moment. Raises ClientGone."""
+        reusable = self.head.persistent and self.body.delimited and not self._connection.request_incomplete
         if not reusable or self.head.status == 101 or self._logs_in:
             return False
-        # Somebody waits: a redirect is not followed before, nor a hit sent that has been asked about.
+        # The client waits meanwhile: only afterwards a redirect is followed, or a validated hit sent.
         self._connection.stream.timeout = min(self._connection.stream.timeout, _DRAINED_FOR)
-        return self.body.drain(_DRAINED_AT_MOST, _DRAINED_FOR)
+        return self.body.drain(_MAX_DRAINED, _DRAINED_FOR)
 
     def discard(self) -> None:
-        """Hang up, whatever the answer is."""
+        """Close the connection, however the response ends."""
         self._closed = True
         self._response.close()
         self._origins.give_back(self._connection, reusable=False)
@@ -251,7 +251,7 @@ class Origins:
 
     @property
     def relay_timeout(self) -> float:
-        """The longest silence of what is relayed, in seconds."""
+        """The longest silence in a relayed response, in seconds."""
         return self._settings.relay_timeout
 
     def dial(self, authority: Authority, reach: Reach) -> Stream:
@@ -261,21 +261,21 @@ class Origins:
         return stream
 
     def exchange(self, request: Request) -> Exchange:
-        """Send one request and read the head of its answer. Raises UpstreamError (502, 504, 508)."""
+        """Send one request and read the head of its response. Raises UpstreamError (502, 504, 508)."""
         return self._reported(self._exchange, request)
 
     def follow(self, request: Request, begun: Optional[Exchange] = None) -> Exchange:
-        """The same, following redirects; from `begun` on, the answer that came already.
+        """The same, following redirects; `begun` is a response that has arrived already.
 
-        One from https to http, to nowhere, or to where it has come from is handed out as it is, and so is the one after
-        REDIRECT_LIMIT: the client may know better what to do about it.
+        A redirect from https to http, without a usable target, or in a loop is returned as it is. So is the one after
+        REDIRECT_LIMIT: the client may know better how to go on.
         """
         return self._reported(partial(self._follow, begun=begun), request)
 
     def away(self, target: Target) -> Optional[NoAnswer]:
-        """Why not to wait for this origin where something else will do; None where it is to be asked.
+        """Why not to wait for this origin if there is a substitute; None where the caller has to ask it.
 
-        Whoever asks then is to ask, by which all others learn.
+        All other requests learn from the outcome of that one.
         """
         wait = self._silent.wait((target.scheme, target.authority))
         if not wait:
@@ -284,7 +284,7 @@ class Origins:
         return NoAnswer(f"{target.authority} did not answer just now; it is tried again in {wait:.0f} s", 504)
 
     def opens(self, target: Target) -> bool:
-        """Whether proxy.allow_own opens what is at this URL, as it is written, to everybody."""
+        """Whether proxy.allow_own opens this URL, as it is written, to every client."""
         return self._dialler.opens(target.authority)
 
     def hang_up(self, stream: Stream, broken: bool = False) -> None:
@@ -292,13 +292,13 @@ class Origins:
         self._dialler.hang_up(stream, broken)
 
     def give_back(self, connection: _Connection, reusable: bool) -> None:
-        """An exchange is over: keep its connection for the next one, or hang up."""
+        """An exchange is over: keep its connection for the next one, or close it."""
         self._dialler.release(connection.stream)
         for surplus in self._pool.put(connection) if reusable else [connection]:
             surplus.close()
 
     def sweep(self) -> None:
-        """Close idle connections that are of no more use, now and then; waits for nothing."""
+        """Close useless idle connections, every few seconds; never waits."""
         for connection in self._pool.sweep():
             connection.close()
 
@@ -308,14 +308,14 @@ class Origins:
             connection.close()
 
     def close(self) -> None:
-        """Hang up on everybody; whoever waits for an origin gets an error."""
+        """Close all connections; a request that waits for an origin gets an error."""
         self.retire()
         self._dialler.close()
 
-    # Innards
+    # Internals
 
     def _reported(self, ask: Callable[[Request], Exchange], request: Request) -> Exchange:
-        """Ask, and learn from it whether the origin answers."""
+        """Ask, and note whether the origin answers."""
         target, began = request.target, self._clock()
         try:
             exchange = ask(request)
@@ -334,7 +334,7 @@ class Origins:
 
     def _exchange(self, request: Request) -> Exchange:
         origin = _Origin(request.target.scheme, request.target.authority, request.reach)
-        # What cannot be sent twice is not risked on a connection that may be dying (RFC 9110 §9.2.2).
+        # A request that cannot be sent twice takes no kept connection: it may be closing (RFC 9110 §9.2.2).
         if request.method in _REPLAYABLE and request.body is None:
             found = self._confirmation(origin, request) or self._ask_again(origin, request)
             if found is not None:
@@ -376,7 +376,7 @@ class Origins:
         return _Connection(origin, stream, self._dialler.reach_needed(stream, origin.authority), to_parent)
 
     def _ask_again(self, origin: _Origin, request: Request) -> Optional[Exchange]:
-        """Send a request over a connection that was kept; None where there is none that lives."""
+        """Send a request over a kept connection; None where none is usable."""
         kept = self._take(origin)
         while kept is not None:
             try:
@@ -386,7 +386,7 @@ class Origins:
         return None
 
     def _confirmation(self, origin: _Origin, request: Request) -> Optional[Exchange]:
-        """A 304 that confirms, over a connection that brings nothing else; None where there is none to be had."""
+        """A 304 that confirms, over a connection that brings nothing else; None where there is none."""
         if request.confirms is None or request.expects_redirect:
             return None
         exchange = self._ask_again(replace(origin, bodiless=True), replace(request, on_interim=lambda _: None))
@@ -419,15 +419,15 @@ class Origins:
             if connection is None:
                 return None
             self._dialler.use(connection.stream)
-            if not self._pool.expired(connection) and not connection.stream.dead():
+            if not self._pool.expired(connection) and not connection.stream.unusable():
                 return connection
             self.give_back(connection, reusable=False)
 
 
 def _logs_in(request: Request, head: ResponseHead) -> bool:
-    """Whether a connection may be somebody's own after this: NTLM and Negotiate (RFC 4559) log in connections."""
-    said = (*request.headers.get_all(b"authorization"), *head.headers.get_all(b"www-authenticate"))
-    return any(_LOGS_CONNECTIONS_IN.search(value) for value in said)
+    """Whether a connection may have an identity after this: NTLM and Negotiate (RFC 4559) authenticate connections."""
+    schemes = (*request.headers.get_all(b"authorization"), *head.headers.get_all(b"www-authenticate"))
+    return any(_LOGS_CONNECTIONS_IN.search(value) for value in schemes)
 
 
 def _send(connection: _Connection, request: Request) -> OriginResponse:
@@ -453,38 +453,38 @@ def _send(connection: _Connection, request: Request) -> OriginResponse:
 
 
 def _send_body(connection: _Connection, request: Request, heads: AnswerHeads) -> Optional[ResponseHead]:
-    """Send what the origin wants of the body; its final head, if that came before the end of it."""
+    """Send the body as far as the origin wants it. Returns the final head if that comes before the end."""
     if request.body is None:
         return None
     stream = connection.stream
     head = _await_go_ahead(heads) if request.expects else None
     if head is not None:
-        connection.spoiled = True
+        connection.request_incomplete = True
         return head
     writer = BodyWriter(stream, request.framing)
     for piece in request.body.chunks(memoryview(bytearray(64 * 1024))):
         if stream.arrived():
             head = heads.next(stream.timeout)
             if not head.interim:
-                connection.spoiled = True
+                connection.request_incomplete = True
                 return head
         try:
             writer.write(piece)
         except ConnectionError:
-            connection.spoiled = True
-            return None  # it may have answered before it had heard all; the answer, if any, says more than this error
+            connection.request_incomplete = True
+            return None  # an early response, if there is one, says more than this error
     writer.finish(request.body.trailers)
     return None
 
 
 def _await_go_ahead(heads: AnswerHeads) -> Optional[ResponseHead]:
-    """Wait a little for 100 Continue (RFC 9110 §10.1.1); the final head, if that is the answer."""
-    deadline = time.monotonic() + _CONTINUE_PATIENCE
+    """Wait a little for 100 Continue (RFC 9110 §10.1.1). Returns the final head if that comes instead."""
+    deadline = time.monotonic() + _CONTINUE_TIMEOUT
     while True:
         try:
             head = heads.next(max(0.001, deadline - time.monotonic()))
         except socket.timeout:
-            return None  # an origin that has never heard of Expect: it waits for the body
+            return None  # an origin that does not know Expect waits for the body
         if head.status == 100:
             return None
         if not head.interim:

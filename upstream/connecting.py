@@ -1,7 +1,7 @@
 """Connecting to the first of several addresses that answers (RFC 8305), without a thread for each attempt.
 
-An address that drops packets costs a quarter of a second, and not the whole time there is: the next attempt does not
-wait for the one before to fail.
+An address that drops packets costs a quarter of a second, not the whole timeout: the next attempt does not wait for
+it to fail.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
 
 
 def in_order(candidates: Iterable[Candidate], worked: Optional[str] = None) -> List[Candidate]:
-    """The order of attempts: what `worked` of late first, then one family after the other (RFC 8305 §4)."""
+    """The order of attempts: the address that `worked` last, then the families in turn (RFC 8305 §4)."""
     rest = list(dict.fromkeys(candidates))
     first = [candidate for candidate in rest if candidate.host == worked][:1]
     rest = [candidate for candidate in rest if candidate not in first]
@@ -53,7 +53,7 @@ def in_order(candidates: Iterable[Candidate], worked: Optional[str] = None) -> L
 def connect_first(
     candidates: Sequence[Candidate], deadline: float, clock: Callable[[], float] = time.monotonic
 ) -> Tuple[socket.socket, Candidate]:
-    """A connection to the first that answers, and which that is. Raises the last OSError, or ClientGone."""
+    """A connection to the first address that answers, and that address. Raises the last OSError, or ClientGone."""
     waiting = deque(candidates)
     pending: Dict[int, Tuple[socket.socket, Candidate]] = {}
     poll = select.poll()
@@ -82,7 +82,7 @@ def connect_first(
                 if not code:
                     return sock, candidate
                 sock.close()
-                failure, next_at = OSError(code, os.strerror(code)), clock()  # the next one at once
+                failure, next_at = OSError(code, os.strerror(code)), clock()  # the next attempt starts at once
         raise failure
     finally:
         for sock, _ in pending.values():

@@ -2,9 +2,9 @@
 
 Rules of this module:
 
-* Taking one and giving one back cost the same however many there are: `_by_age` begins with the oldest.
-* What has to be closed is returned, and closed without the lock.
-* What an origin has closed, or what is too old, is found by `sweep` without any traffic: it would stay in CLOSE-WAIT.
+* Taking and returning a connection cost the same for any number of them: `_by_age` begins with the oldest.
+* Connections to close are returned to the caller, and closed without the lock.
+* `sweep` finds closed and old connections without any traffic: otherwise they would stay in CLOSE-WAIT.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import time
 from collections import OrderedDict, deque
 from typing import Callable, Deque, Dict, Generic, Hashable, List, Optional, Protocol, TypeVar
 
-IDLE_TIMEOUT = 30.0  # seconds; most servers hang up later than that
+IDLE_TIMEOUT = 30.0  # seconds; most servers close a connection later
 MAX_IDLE_PER_ORIGIN = 32
 MAX_IDLE = 1024
 _SWEEP_INTERVAL = 5.0  # seconds
 
 
 class Pooled(Protocol):
-    """What can be kept: a connection that knows where it leads, and can be asked whether it still does."""
+    """A connection that can be kept. It knows its origin, and has a descriptor to poll."""
 
     origin: Hashable
     idle_since: float
@@ -34,18 +34,18 @@ _C = TypeVar("_C", bound=Pooled)
 
 
 class ConnectionPool(Generic[_C]):
-    """Idle connections by origin, the youngest first."""
+    """Idle connections by origin; the youngest is taken first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._swept_at = clock()  # of the one thread that sweeps
+        self._swept_at = clock()  # for the one thread that sweeps
         self._lock = threading.Lock()  # guards the three below
         self._by_origin: Dict[Hashable, Deque[_C]] = {}  # the youngest last
         self._by_age: OrderedDict[int, _C] = OrderedDict()  # by id; the oldest first
         self._keeps = True
 
     def put(self, connection: _C) -> List[_C]:
-        """Keep a connection; returns those that are to be closed instead, perhaps this one."""
+        """Keep a connection. Returns those to close instead, perhaps this one."""
         connection.idle_since = self._clock()
         with self._lock:
             if not self._keeps or len(self._by_origin.get(connection.origin, ())) >= MAX_IDLE_PER_ORIGIN:
@@ -58,7 +58,7 @@ class ConnectionPool(Generic[_C]):
             return surplus
 
     def take(self, origin: Hashable) -> Optional[_C]:
-        """The youngest connection to an origin, which may be too old (`expired`) or closed by now."""
+        """The youngest connection to an origin; it may be too old (`expired`) or closed by now."""
         with self._lock:
             kept = self._by_origin.get(origin)
             if kept is None:
@@ -74,7 +74,7 @@ class ConnectionPool(Generic[_C]):
         return self._clock() - connection.idle_since > IDLE_TIMEOUT
 
     def sweep(self) -> List[_C]:
-        """Those that are of no more use, every few seconds; returns what has to be closed. For one thread."""
+        """Remove useless connections, every few seconds. Returns those to close. For one thread."""
         now = self._clock()
         if now - self._swept_at < _SWEEP_INTERVAL:
             return []
@@ -82,13 +82,13 @@ class ConnectionPool(Generic[_C]):
         with self._lock:
             found = self._expired()
             idle = list(self._by_age.values())
-        # Whoever takes one of them meanwhile is not asked: it counts only while it is still here.
+        # A connection that is taken meanwhile is in use: `_remove` does not find it.
         dead = _readable(idle)
         with self._lock:
             return found + [connection for connection in dead if self._remove(connection)]
 
     def retire(self) -> List[_C]:
-        """Keep nothing any more; returns what has to be closed."""
+        """Keep nothing from now on. Returns the connections to close."""
         with self._lock:
             self._keeps = False
             idle = list(self._by_age.values())
@@ -96,7 +96,7 @@ class ConnectionPool(Generic[_C]):
             self._by_origin.clear()
             return idle
 
-    # Innards; the lock is held
+    # Internals; the caller holds the lock
 
     def _expired(self) -> List[_C]:
         found = []
@@ -108,7 +108,7 @@ class ConnectionPool(Generic[_C]):
         if self._by_age.pop(id(connection), None) is None:
             return False
         kept = self._by_origin[connection.origin]
-        kept.remove(connection)  # of a few
+        kept.remove(connection)  # linear, in at most MAX_IDLE_PER_ORIGIN
         if not kept:
             del self._by_origin[connection.origin]
         return True
@@ -116,14 +116,14 @@ class ConnectionPool(Generic[_C]):
     def _pop_oldest(self) -> _C:
         _, connection = self._by_age.popitem(last=False)
         kept = self._by_origin[connection.origin]
-        kept.popleft()  # in an origin's own order, too, it is the oldest
+        kept.popleft()  # the oldest of all is its origin's oldest
         if not kept:
             del self._by_origin[connection.origin]
         return connection
 
 
 def _readable(idle: List[_C]) -> List[_C]:
-    """Which of some connections have been closed by their origin, or speak out of turn."""
+    """The connections that their origin has closed, or on which it has sent unexpected bytes."""
     poll = select.poll()
     by_descriptor = {connection.fileno(): connection for connection in idle}
     by_descriptor.pop(-1, None)  # closed meanwhile

@@ -1,9 +1,9 @@
-"""Connections to origins: resolved, judged, dialled, through a parent proxy where there is one, and verified.
+"""Connections to origins: name lookup, address checks, connecting, parent proxies, and verification.
 
 Rules of this module:
 
-* Every origin's certificate is verified, save those of hosts that the configuration names.
-* An address is judged when it is dialled: a name that resolves to dduct's own listener leads nowhere.
+* Every origin's certificate is verified, except for hosts that the configuration names.
+* An address is judged when it is dialled: a name that resolves to dduct's own listener is refused.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from upstream.response_head import AnswerHeads
 _log = logging.getLogger("dduct")
 
 NO_OWN_SERVICES = OwnServices(())
-SLOW = 1.0  # seconds; what fails sooner costs nobody any time
-_LEAST_TIME = 1.0  # seconds to connect, however long the name took
-_TRIAL = 5.0  # seconds for which one request tries alone whether an origin is back: the others have no answer meanwhile
+SLOW = 1.0  # seconds; a faster failure costs clients no time
+_LEAST_TIME = 1.0  # seconds to connect, even after a slow name lookup
+_TRIAL = 5.0  # seconds for which one request tries alone whether an origin is back; the others fail meanwhile
 
 
 class UpstreamError(Exception):
-    """The origin could not be asked, or did not answer properly; `status` is what the client is told."""
+    """The origin could not be asked, or did not answer properly; `status` is for the client."""
 
     def __init__(self, reason: str, status: int = 502) -> None:
         super().__init__(reason)
@@ -45,11 +45,11 @@ class UpstreamError(Exception):
 
 
 class NoAnswer(UpstreamError):
-    """Nobody has been asked: whoever was asked just now did not answer."""
+    """The origin was not asked, because it did not answer a moment ago."""
 
 
 class OwnMachine(UpstreamError):
-    """A client on another machine asked for what is on this one."""
+    """A client on another machine asked for a service of dduct's own machine."""
 
     def __init__(self, authority: Authority) -> None:
         reason = f"{authority} is on dduct's own machine, and for clients there alone"
@@ -57,7 +57,7 @@ class OwnMachine(UpstreamError):
 
 
 class Unanswered(UpstreamError):
-    """The origin was reached, and hung up, sent no HTTP, or nothing in time; another request may fare better."""
+    """The origin was reached, and hung up, sent no HTTP, or nothing in time; another request may succeed."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Parent:
 
     @property
     def fields(self) -> Tuple[Field, ...]:
-        """What it has to be told with every request."""
+        """The fields that every request to it needs."""
         if self.credentials is None:
             return ()
         return ((b"Proxy-Authorization", b"Basic " + base64.b64encode(self.credentials.encode())),)
@@ -79,8 +79,8 @@ class Parent:
 
 @dataclass(frozen=True)
 class Settings:
-    """Times in seconds. `connect_timeout`: to look a name up and connect, to shake hands, and for a parent's CONNECT.
-    `fill_timeout` (what may be kept) and `relay_timeout` (all else): for an answer, and for each wait within it.
+    """Times in seconds. `connect_timeout`: for name lookup and connecting, for a handshake, and for a parent's CONNECT.
+    `fill_timeout` (responses that may be stored) and `relay_timeout` (all others): for a response, and each wait in it.
 
     All hosts but those in `direct` are reached through `parent`, where there is one; `via` is dduct's name there.
     """
@@ -97,7 +97,7 @@ class Settings:
 
 
 class Dialler:
-    """Makes connections, and knows those in use. Raises UnusableCertificate."""
+    """Makes connections, and tracks those in use. Raises UnusableCertificate."""
 
     def __init__(self, settings: Settings, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
@@ -131,7 +131,7 @@ class Dialler:
         return None if host in self._settings.direct else self._settings.parent
 
     def dial_parent(self, parent: Parent, authority: Authority, reach: Reach) -> Stream:
-        """A connection to a parent, for what is at `authority`. Raises UpstreamError (403 too)."""
+        """A connection to a parent, for requests to `authority`. Raises UpstreamError (403 too)."""
         self._check_behind(authority, reach, ())
         stream = self._dial(Authority(parent.host, parent.port), Reach.EVERYTHING)
         try:
@@ -145,7 +145,7 @@ class Dialler:
         return stream
 
     def start_tls(self, stream: Stream, authority: Authority) -> None:
-        """TLS to an origin. Raises UpstreamError; the connection is closed then."""
+        """Start TLS to an origin or a parent. Raises UpstreamError, and closes the connection then."""
         try:
             stream.start_tls(self._tls.context(authority.host), authority.host)
         except (OSError, ValueError) as error:
@@ -156,14 +156,14 @@ class Dialler:
             raise
 
     def reach_needed(self, stream: Stream, authority: Authority) -> Reach:
-        """What a client has to be allowed to reach for what this connection leads to."""
+        """The reach that a client needs for the target of this connection."""
         if self.parent_for(authority.host) is None:
             return self._needed(authority, stream.peer)
         addresses = (authority.host, *_addresses_behind(stream, authority))
         return max(self._needed(authority, address) for address in addresses)
 
     def opens(self, authority: Authority) -> bool:
-        """Whether the configuration opens this authority, as it is written, to everybody."""
+        """Whether the configuration opens this authority, as it is written, to every client."""
         return self._settings.allow_own.opens(authority.host, authority.port, authority.host)
 
     def use(self, stream: Stream) -> None:
@@ -172,7 +172,7 @@ class Dialler:
             self._in_use.add(stream)
 
     def release(self, stream: Stream) -> None:
-        """A connection is not in use any more."""
+        """A connection is no longer in use."""
         with self._lock:
             self._in_use.discard(stream)
 
@@ -180,7 +180,7 @@ class Dialler:
         """End a connection that `dial` made."""
         self.release(stream)
         if broken:
-            stream.abort()
+            stream.reset()
         else:
             stream.close()
 
@@ -192,7 +192,7 @@ class Dialler:
         for stream in in_use:
             stream.cancel()
 
-    # Innards
+    # Internals
 
     def _dial(self, authority: Authority, reach: Reach) -> Stream:
         place = authority.host, authority.port
@@ -239,9 +239,9 @@ class Dialler:
     def _judged(
         self, authority: Authority, candidates: Sequence[Candidate], reach: Reach
     ) -> Tuple[List[Candidate], Optional[UpstreamError]]:
-        """The addresses to which a client may be connected, and why not to another one.
+        """The addresses that a client may connect to, and the reason for the first refused one.
 
-        A name may mean others at every look.
+        Each lookup of a name may find other addresses.
         """
         allowed: List[Candidate] = []
         refusal: Optional[UpstreamError] = None
@@ -266,12 +266,12 @@ class Dialler:
         return reach_needed(address)
 
     def _check_behind(self, authority: Authority, reach: Reach, addresses: Iterable[str]) -> None:
-        """Raises UpstreamError where a parent may not be asked for what is here, or at these addresses."""
+        """Raises UpstreamError where a client may not reach this authority, or these addresses, through a parent."""
         if any(reach < self._needed(authority, address) for address in (authority.host, *addresses)):
             raise OwnMachine(authority)
 
     def _connect_through(self, stream: Stream, parent: Parent, authority: Authority) -> None:
-        """RFC 9110 §9.3.6, from a client's side. Raises UpstreamError, ProtocolError, OSError."""
+        """Send a CONNECT (RFC 9110 §9.3.6). Raises UpstreamError, ProtocolError, OSError."""
         fields = [(b"Host", str(authority).encode()), (b"Via", self._settings.via), *parent.fields]
         lines = [b"CONNECT %s HTTP/1.1" % str(authority).encode(), *(b"%s: %s" % field for field in fields)]
         stream.send(b"\r\n".join([*lines, b"", b""]))
@@ -288,15 +288,15 @@ class Dialler:
             if not closed:
                 self._in_use.add(stream)
         if closed:
-            stream.abort()
+            stream.reset()
             raise UpstreamError("dduct is shutting down", 503)
         return stream
 
 
 def _addresses_behind(parent: Stream, authority: Authority) -> List[str]:
-    """What a name means here, where its parent proxy is on this machine, too, and may lead back to it.
+    """The addresses of a name, where its parent proxy is on dduct's machine and may lead back to it.
 
-    A parent elsewhere resolves names there, to what we cannot see.
+    A parent elsewhere resolves names there, and dduct does not see the result.
     """
     if reach_needed(parent.peer) is Reach.NOTHING:
         return []
@@ -310,7 +310,7 @@ def _addresses_behind(parent: Stream, authority: Authority) -> List[str]:
 def translated(error: BaseException, what: str, key: str = "proxy.connect_timeout") -> UpstreamError:
     """An error of the network or of the origin as one line for a client, with the remedy where there is one.
 
-    `key` is the one that has bounded a wait.
+    `key` is the configuration key that bounded the wait.
     """
     if isinstance(error, UpstreamError):
         return error
@@ -336,7 +336,7 @@ _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_L
 
 
 def _say_tls(error: ssl.SSLError) -> str:
-    """What OpenSSL says, without its own places; https towards what speaks http is the usual mistake."""
+    """OpenSSL's reason, without the place in its source; TLS towards a port for http is the usual mistake."""
     reason = error.reason or str(error)
     if reason in _NO_TLS:
         return "it does not speak TLS there (is it http, or another port?)"

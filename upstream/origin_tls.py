@@ -1,4 +1,4 @@
-"""How dduct speaks TLS as a client: whom it trusts, and who is shown its own certificate."""
+"""TLS towards origins: which authorities dduct trusts, and which hosts see its client certificate."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Container, Optional, Tuple
 
-from net.stream import tell_cut_from_end
+from net.stream import require_close_notify
 from tls.openssl import prefer_aes_128
 
 
 class UnusableCertificate(Exception):
-    """A file of the configuration cannot be used; one line that names key and file."""
+    """A configured file cannot be used; the message is one line with key and file."""
 
 
 @dataclass(frozen=True)
 class TlsSettings:
-    """`ca` is a PEM file trusted beside the system's; certificates of `insecure` hosts are not verified.
+    """`ca` is a PEM file trusted in addition to the system's; certificates of `insecure` hosts are not verified.
 
-    `client_certificate` (certificate, key) is shown to `client_cert_hosts` that ask for one, and to nobody else: it is
-    of a private authority, and an origin where it is optional refuses what it does not know.
+    `client_certificate` (certificate, key) is shown only to `client_cert_hosts` that ask for one. It comes from a
+    private authority, and an origin where it is optional refuses a certificate that it does not know.
     """
 
     ca: Optional[Path] = None
@@ -45,8 +45,8 @@ class OriginTls:
         return contexts[host not in self._settings.insecure]
 
     def _make(self, verify: bool, shown: Optional[Tuple[Path, Path]]) -> ssl.SSLContext:
-        context = tell_cut_from_end(ssl.create_default_context())
-        # Python 3.13 turned this on; laboratories' own authorities often lack an extension it asks for.
+        context = require_close_notify(ssl.create_default_context())
+        # Python 3.13 turned this on; private authorities often lack an extension that it requires.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])

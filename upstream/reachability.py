@@ -1,6 +1,6 @@
-"""What was learnt of origins of late: which address of a name works, and who does not answer.
+"""Recent experience with origins: which address of a name works, and which names do not answer.
 
-Each process learns by itself.
+Each process has its own.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import time
 from collections import OrderedDict
 from typing import Callable, Dict, Hashable, Optional, Tuple
 
-_REMEMBERED = 600.0  # seconds for which an address that has worked is tried first
-_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 10.0  # seconds for which nobody waits for who did not answer
+_REMEMBERED = 600.0  # seconds for which a working address is tried first
+_FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 10.0  # seconds for which requests do not wait for a name that did not answer
 _MAX_NAMES = 1024
 
 
 class WorkingAddresses:
-    """The address of each name that has worked last."""
+    """The last working address of each name."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -30,7 +30,7 @@ class WorkingAddresses:
         return address if self._clock() < until else None
 
     def worked(self, name: Hashable, address: str) -> None:
-        """This one has just worked."""
+        """This address has just worked."""
         with self._lock:
             self._worked[name] = address, self._clock() + _REMEMBERED
             self._worked.move_to_end(name)
@@ -38,26 +38,26 @@ class WorkingAddresses:
                 self._worked.popitem(last=False)
 
     def forget(self, name: Hashable) -> None:
-        """None has worked."""
+        """No address of this name has worked."""
         with self._lock:
             self._worked.pop(name, None)
 
 
 class _State:
-    """What is known of one name. `worked_at` is when it last did, `until` when the next request may try."""
+    """The state of one name. `worked_at`: its last success; `until`: when the next request may try."""
 
     def __init__(self) -> None:
         self.worked_at = float("-inf")
         self.until = 0.0
         self.tried_at = float("inf")  # since when one request tries alone
-        self.pause = 0.0  # how long nobody tries; 0 for who is not away
+        self.pause = 0.0  # seconds without attempts; 0 outside of an outage
 
 
 class Outages:
-    """Who does not answer. After a failure nobody waits for a few seconds; then one request tries, and meanwhile, for
-    `trial` seconds at most, the others still do not wait.
+    """Names that do not answer. After a failure, requests do not wait for a few seconds. Then one request tries;
+    meanwhile, for at most `trial` seconds, the others still do not wait.
 
-    A failure counts only where nothing has worked since its request began: a late one does not hide a recovery.
+    A failure counts only if nothing has worked since its request began: a late one does not hide a recovery.
     """
 
     def __init__(self, trial: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -67,7 +67,7 @@ class Outages:
         self._states: OrderedDict[Hashable, _State] = OrderedDict()
 
     def wait(self, name: Hashable) -> float:
-        """Seconds for which not to try; 0 where the caller is to try now, and to report what came of it."""
+        """Seconds without attempts. 0 where the caller tries now, and reports the outcome."""
         with self._lock:
             state = self._states.get(name)
             if state is None or not state.pause:
@@ -79,14 +79,14 @@ class Outages:
             return 0.0
 
     def undecided(self, name: Hashable, began: float) -> None:
-        """A request that began then has ended before there was an answer: where it was to try, the next one is."""
+        """A request that began then ended without an outcome. If it was the trial, the next request is."""
         with self._lock:
             state = self._states.get(name)
             if state is not None and state.pause and state.tried_at <= began:
                 state.tried_at, state.until = float("inf"), self._clock()
 
     def worked(self, name: Hashable) -> bool:
-        """It has answered; whether that is news."""
+        """The name has answered. Returns whether that ends an outage."""
         with self._lock:
             state = self._state(name)
             news, state.pause = bool(state.pause), 0.0
@@ -94,7 +94,7 @@ class Outages:
             return news
 
     def failed(self, name: Hashable, began: float) -> float:
-        """It has not answered a request that began then; for how many seconds nobody tries if that is news, else 0."""
+        """The name did not answer a request begun then. Returns the pause in seconds if an outage begins, else 0."""
         with self._lock:
             state = self._state(name)
             if state.worked_at >= began:

@@ -1,4 +1,4 @@
-"""What dduct passes on and does not keep: requests on their way to an origin, answers as they come."""
+"""What dduct passes on: the fields of requests to an origin, and responses that are not stored."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from upstream.client import Exchange
 
 
 def outgoing(request: RequestHead, via: bytes, upgrade: bool = False) -> Headers:
-    """The fields of a request as they go on to its origin: end-to-end ones, our name in Via, and what of the
-    connection's own options dduct passes on."""
+    """The fields of a request to its origin: the end-to-end ones, dduct's name in Via, and those options of the
+    connection that dduct passes on."""
     kept = request.headers.end_to_end().without([b"host", b"content-length", b"expect"])
     left = forwards_left(request)
     if left is not None:
         kept = Headers([*kept.without([b"max-forwards"]), (b"Max-Forwards", b"%d" % (left - 1))])
     options: List[Field] = []
-    if b"trailers" in request.headers.tokens(b"te"):  # RFC 9110 §10.1.4; no other coding is spoken here
+    if b"trailers" in request.headers.tokens(b"te"):  # RFC 9110 §10.1.4; dduct supports no other coding
         options.append((b"TE", b"trailers"))
     if upgrade:
         options.append((b"Upgrade", request.headers.get(b"upgrade") or b""))
@@ -33,7 +33,7 @@ def outgoing(request: RequestHead, via: bytes, upgrade: bool = False) -> Headers
 def wants_upgrade(request: RequestHead) -> bool:
     """Whether a request asks for another protocol that dduct lets through (RFC 9110 §7.8).
 
-    Not h2c: what is asked inside of that would be seen by nobody here (RFC 9113 has given it up).
+    h2c is not let through: dduct would not see the requests inside (RFC 9113 has deprecated it).
     """
     if request.version < 1 or b"upgrade" not in request.headers.tokens(b"connection"):
         return False
@@ -42,29 +42,29 @@ def wants_upgrade(request: RequestHead) -> bool:
 
 
 def forward(reply: Reply, exchange: Exchange, seen: Callable[[memoryview], object] = lambda _: None) -> bool:
-    """Pass an origin's answer on, streaming; whether its body has come to its end. It is broken off where that is.
+    """Stream an origin's response to the client. Returns whether its body came to its end.
 
-    `seen` is told of all that passes.
+    Where the origin breaks off, so does the response. `seen` gets every piece of the body.
     """
     head = exchange.head
     exchange.relayed()
     fields = [*head.headers.end_to_end()]
     if b"date" not in head.headers:
         fields.append((b"Date", field_values.format_date(time.time())))  # RFC 9110 §6.6.1
-    reply.begin(head.status, fields, exchange.body.length, head.reason)
+    reply.send_head(head.status, fields, exchange.body.length, head.reason)
     if not reply.has_body:
-        return False  # to HEAD, say: what its client reads next is the next answer
+        return False  # to HEAD, for example: the client takes what follows for the next response
     try:
         for piece in exchange.body.chunks(memoryview(bytearray(BUFFER_SIZE))):
             seen(piece)
             reply.write(piece)
     except IncompleteBody:
-        reply.cut(Side.ORIGIN)
+        reply.close_abruptly(Side.ORIGIN)
         return False
     reply.finish(exchange.body.trailers)
     return True
 
 
 def expects_continue(head: RequestHead, framing: BodyFraming) -> bool:
-    """Whether a client waits to be told that its body is wanted (RFC 9110 §10.1.1)."""
+    """Whether a client waits for 100 Continue before it sends its body (RFC 9110 §10.1.1)."""
     return framing.kind is not Framing.NONE and head.version >= 1 and b"100-continue" in head.headers.tokens(b"expect")

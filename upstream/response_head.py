@@ -1,7 +1,7 @@
-"""The heads of an origin's answer: interim ones as they come, then the final one.
+"""The heads of an origin's response: interim ones as they arrive, then the final one.
 
-Interim answers (RFC 9110 §15.2) are bounded: in number, which grows by one a second, in size, and in time. None extends
-the wait for the final head, or an origin could keep a thread for ever without an answer.
+Interim responses (RFC 9110 §15.2) are bounded: in number, which grows by one a second, in size, and in time. None
+extends the wait for the final head. Otherwise an origin could occupy a thread for ever.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from net.stream import ConnectionLost, Stream
 from protocol import http1
 from protocol.http1 import ResponseHead
 
-MAX_INTERIM = 16  # at once; uploads that report their progress go on, at one a second
+MAX_INTERIM = 16  # at once; an upload that reports its progress goes on, at one a second
 MAX_INTERIM_HEAD = 16 * 1024  # bytes
 
 
 class InterimFlood(http1.ProtocolError):
-    """The origin sends interim answers beyond all measure."""
+    """The origin sends too many interim responses, or too large ones."""
 
     def __init__(self) -> None:
         super().__init__("the origin sends interim answers (1xx) without an end", 502)
 
 
 class AnswerHeads:
-    """The heads of one answer on a connection. `on_interim` is told every interim one but 100."""
+    """The heads of one response on a connection. `on_interim` gets every interim head but 100."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class AnswerHeads:
         self._interim = 0
 
     def next(self, seconds: float) -> ResponseHead:
-        """The next head, interim or final, of which the first byte comes within `seconds`.
+        """The next head, interim or final, whose first byte arrives within `seconds`.
 
         Raises ProtocolError(502), ConnectionLost, socket.timeout, or another OSError.
         """
@@ -57,12 +57,12 @@ class AnswerHeads:
             allowed = MAX_INTERIM + self._clock() - self._began
             if self._interim > allowed or len(block) > MAX_INTERIM_HEAD:
                 raise InterimFlood
-            if head.status != 100:  # dduct has asked for that one, or nobody
+            if head.status != 100:  # 100 answers dduct's own Expect, or nothing
                 self._on_interim(head)
         return head
 
     def final(self, seconds: float) -> ResponseHead:
-        """The final head, if it comes within `seconds`, whatever comes before it. Raises the same."""
+        """The final head, if it arrives within `seconds`, after any interim ones. Raises like `next`."""
         deadline = self._clock() + seconds
         while True:
             remaining = deadline - self._clock()

@@ -108,7 +108,7 @@ mkdir -p "$(dirname -- "$target")"
 qemu-img convert -c -O qcow2 "$work/disk.raw" "$work/disk.qcow2"
 rm "$work/disk.raw"
 mv "$work/disk.qcow2" "$target"
-step "done: $(stat -c %s "$target") octets"
+step "done: $(stat -c %s "$target") bytes"
 # What the marketplace wants to know of it.
 printf 'size: %s\nmd5: %s\nsha256: %s\n' "$((size * 1048576))" "$(md5sum < "$target" | cut -d ' ' -f 1)" \
     "$(sha256sum < "$target" | cut -d ' ' -f 1)"

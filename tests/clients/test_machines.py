@@ -96,7 +96,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     run(
         "mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--dpkgopt=force-unsafe-io",
         f"--include={PACKAGES}", *nothing,
-        release["VERSION_CODENAME"].strip('"'), root, *sources, patience=600,
+        release["VERSION_CODENAME"].strip('"'), root, *sources, timeout=600,
     )  # fmt: skip
     yield root
     shutil.rmtree(root)

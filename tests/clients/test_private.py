@@ -175,7 +175,7 @@ def sizes(workshop: Workshop, digests: List[str]) -> list[tuple[str, int]]:
 
 
 def blobs_of(registry: Registry) -> int:
-    """Octets of blobs that the registry has sent, by its own log."""
+    """Bytes of blobs that the registry has sent, by its own log."""
     total = 0
     for line in registry.program.log.read_text().splitlines():
         if '"GET /v2/' in line and "/blobs/sha256:" in line and '" 200 ' in line:

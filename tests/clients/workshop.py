@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tls.authority import CertificateAuthority
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 120.0
+TIMEOUT = 120.0
 ORIGIN = "origin.test"
 REGISTRY = "registry.test"
 TOKENS = "tokens.test"
@@ -58,7 +58,7 @@ def run(
     *command: object,
     env: Optional[Mapping[str, str]] = None,
     cwd: Optional[Path] = None,
-    patience: float = PATIENCE,
+    timeout: float = TIMEOUT,
 ) -> str:
     """The output of a command that has to succeed."""
     done = subprocess.run(
@@ -68,7 +68,7 @@ def run(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=patience,
+        timeout=timeout,
         check=False,
     )
     output = done.stdout.decode(errors="replace")
@@ -106,7 +106,7 @@ class Program:
 
     def wait_for_port(self, port: int) -> None:
         """Until it accepts connections."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"it ended:\n{self.log.read_text()}"
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -119,7 +119,7 @@ class Program:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(PATIENCE)
+            return self.process.wait(TIMEOUT)
         finally:
             self.process.kill()
             self.process.wait()
@@ -175,20 +175,20 @@ class Nginx:
         return f"https://{ORIGIN}:{self.tls_port}"
 
     def sent(self) -> Dict[str, int]:
-        """Octets of body sent so far, by path. Everything before the marker's line is then in the log."""
+        """Bytes of body sent so far, by path. Everything before the marker's line is then in the log."""
         self._markers += 1
         marker = f"/marker-{self._markers}"
         (self.files / marker[1:]).write_bytes(b"")
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{marker}", timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{marker}", timeout=TIMEOUT) as answer:
             assert answer.status == 200
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while marker not in self._log.read_text() and time.monotonic() < deadline:
             time.sleep(0.01)
         sent: Dict[str, int] = {}
         for line in self._log.read_text().splitlines():
-            _, path, _, octets = line.split()
+            _, path, _, raw = line.split()
             if not path.startswith("/marker-"):
-                sent[path] = sent.get(path, 0) + int(octets)
+                sent[path] = sent.get(path, 0) + int(raw)
         return sent
 
 
@@ -219,7 +219,7 @@ http:
 
     def blobs_sent(self, at_least: int = 0) -> List[str]:
         """The digests of the blobs that were asked for with GET, once `at_least` so many are in the log."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
             lines = self.program.log.read_text().splitlines()
             gets = [line for line in lines if '"GET /v2/' in line and "/blobs/sha256:" in line]

@@ -22,7 +22,7 @@ class Dduct:
         return {self.process.pid, *self.process.children()}
 
     def memory(self) -> int:
-        """Octets; what is shared counts once."""
+        """Bytes; what is shared counts once."""
         total = 0
         for pid in self.processes:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()

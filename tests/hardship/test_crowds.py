@@ -23,7 +23,7 @@ from support.process import Process, write
 
 from hardship.measure import Dduct
 
-CROWD = 1000
+MANY_READERS = 1000
 TUNNELS = 2000
 SMALL, LARGE = os.urandom(4096), os.urandom(20_000_000)
 
@@ -113,7 +113,7 @@ class Crowd:
         return len(self._sockets) - len(poll.poll(0))
 
 
-def one_octet(sock: socket.socket) -> None:
+def one_byte(sock: socket.socket) -> None:
     sock.send(b"x")
 
 
@@ -145,15 +145,15 @@ def test_a_crowd_of_slow_clients_does_not_delay_a_healthy_one(dduct: Dduct, orig
         before = dduct.descriptors(), dduct.threads()
         head = f"Host: {host}\r\n"
         first, drop = {
-            "headers": (f"GET {small} HTTP/1.1\r\n{head}X: ", one_octet),
-            "bodies": (f"PUT http://{host}/upload HTTP/1.1\r\n{head}Content-Length: 1000000\r\n\r\n", one_octet),
+            "headers": (f"GET {small} HTTP/1.1\r\n{head}X: ", one_byte),
+            "bodies": (f"PUT http://{host}/upload HTTP/1.1\r\n{head}Content-Length: 1000000\r\n\r\n", one_byte),
             "reads": (f"GET {large} HTTP/1.1\r\n{head}\r\n", read_a_little),
         }[kind]
-        with Crowd(dduct.port, CROWD, first.encode(), drop) as crowd:
-            wait_until(lambda: dduct.descriptors() >= alone + CROWD)
+        with Crowd(dduct.port, MANY_READERS, first.encode(), drop) as crowd:
+            wait_until(lambda: dduct.descriptors() >= alone + MANY_READERS)
             figures = healthy(dduct.port, small)
             memory = dduct.memory()
-            assert crowd.alive() == CROWD
+            assert crowd.alive() == MANY_READERS
         wait_until(lambda: dduct.descriptors() <= before[0] and dduct.threads() <= before[1])
     print(f"slow {kind}: healthy p50 {figures['p50']:.1f} ms, p95 {figures['p95']:.1f} ms; {memory / 2**20:.0f} MiB")
     assert figures["p95"] < 200

@@ -89,7 +89,7 @@ def test_a_full_file_system_under_load(dduct: Process, files: Path) -> None:
 
 
 def _fill_up(place: Path) -> None:
-    """To the last octet."""
+    """To the last byte."""
     with (place / ".ballast").open("wb", buffering=0) as ballast:
         for size in (1_000_000, 4096, 1):
             try:

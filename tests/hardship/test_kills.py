@@ -103,7 +103,7 @@ def published(files: Path) -> List[str]:
 def left(path: Path) -> str:
     """A growing file that should not be there, and what there is of it."""
     try:
-        return f"{path.name}: {path.stat().st_size} octets, {os.getxattr(path, 'user.dduct')!r}"
+        return f"{path.name}: {path.stat().st_size} bytes, {os.getxattr(path, 'user.dduct')!r}"
     except OSError as error:
         return f"{path.name}: {error}"
 

@@ -13,7 +13,7 @@ import pytest
 from support.process import Process, write
 
 HOST = "intercepted.test"
-PATIENCE = 400
+TIMEOUT = 400
 # A private authority publishes no revocations, and its hosts are in no DNS that could name it.
 OF_A_PRIVATE_AUTHORITY = {
     "cert_revocation",
@@ -68,7 +68,7 @@ def test_testssl_finds_nothing_above_low(dduct: Process, directory: Path, tmp_pa
     ca = directory / "certs/ca.crt"
     command = [program, "--quiet", "--warnings", "off", "--color", "0", "--add-ca", str(ca), "--jsonfile", str(report)]
     done = subprocess.run(
-        [*command, *target], capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL
+        [*command, *target], capture_output=True, text=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL
     )
     assert report.exists(), done.stdout + done.stderr
     findings: List[Dict[str, str]] = json.loads(report.read_text())
@@ -92,7 +92,7 @@ def test_sslyze_finds_nothing(dduct: Process, directory: Path, tmp_path: Path, w
         target = ["--https_tunnel", f"http://127.0.0.1:{tcp}", f"{HOST}:443"]
     report = tmp_path / "report.json"
     command = [program, "--json_out", str(report), "--certinfo_ca_file", str(directory / "certs/ca.crt")]
-    done = subprocess.run([*command, *target], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([*command, *target], capture_output=True, text=True, timeout=TIMEOUT)
     assert report.exists(), done.stdout + done.stderr
     (server,) = json.loads(report.read_text())["server_scan_results"]
     assert server["scan_status"] == "COMPLETED", done.stdout

@@ -15,7 +15,7 @@ import pytest
 from clients.workshop import require
 from support.documented import check_size
 
-from packages.yard import PATIENCE, PROXY, ROOT, URL, Debian, Yard, run, wait_for
+from packages.yard import PROXY, ROOT, TIMEOUT, URL, Debian, Yard, run, wait_for
 
 UNIT = ROOT / "packaging/dduct.service"
 
@@ -110,7 +110,7 @@ def test_the_units_command_as_its_user_tells_when_it_is_ready(installed: Debian,
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(place))
         place.chmod(0o777)
-        manager.settimeout(PATIENCE)
+        manager.settimeout(TIMEOUT)
         as_user = ["setpriv", "--reuid=dduct", "--regid=dduct", "--clear-groups", "env", "NOTIFY_SOCKET=/run/notify"]
         program = yard.start("dduct", installed.command(*as_user, *exec_start()))
         assert manager.recv(1000) == b"READY=1", program.log.read_text()
@@ -121,7 +121,7 @@ def test_the_units_command_as_its_user_tells_when_it_is_ready(installed: Debian,
         assert manager.recv(1000) == b"READY=1"
         program.process.send_signal(signal.SIGTERM)
         assert manager.recv(1000) == b"STOPPING=1"
-        assert program.process.wait(PATIENCE) == 0
+        assert program.process.wait(TIMEOUT) == 0
     assert status(installed, "/var/lib/dduct/certs/ca.key") == "dduct:dduct 600"
 
 
@@ -171,11 +171,11 @@ class Machine:
 
     def wait_until_booted(self) -> None:
         wait_for(self._yard.directory / "machine.log", "Welcome to")
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         state = ""
         while time.monotonic() < deadline:
             command = [*self._enter(), "systemctl", "is-system-running", "--wait"]
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE)
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT)
             state = done.stdout.decode().strip()
             if state in ("running", "degraded"):
                 return
@@ -221,7 +221,7 @@ def check_reload(machine: Machine, debian: Debian) -> None:
     configuration.write_text(configuration.read_text().replace("fresh_for = '1d'", "fresh_for = '2d'"))
     before = machine.main_pid()
     machine.run("systemctl", "reload", "dduct")
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while "Reloaded the configuration" not in machine.journal():
         assert time.monotonic() < deadline, machine.journal()
         time.sleep(0.1)
@@ -232,7 +232,7 @@ def check_restart(machine: Machine, yard: Yard) -> None:
     """Killed, it is started again; stopped, it ends in good order, and what is cached stays."""
     before = machine.main_pid()
     machine.run("sh", "-c", f"kill -KILL {before}")  # the only kill that a small system has
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while machine.main_pid() in (0, before):
         assert time.monotonic() < deadline, machine.journal()
         time.sleep(0.1)

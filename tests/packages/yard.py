@@ -23,7 +23,7 @@ from tls.authority import CertificateAuthority
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "packaging/kubernetes"
 TOOLS = ROOT / ".venv-packages/bin"
-PATIENCE = 120.0
+TIMEOUT = 120.0
 PORT = 8443  # of the origin, in a network of its own
 URL = f"https://127.0.0.1:{PORT}/pool/thing.tar.gz"
 PROXY = "http://127.0.0.1:8000"  # where the configuration that is shipped has it
@@ -165,9 +165,9 @@ class Yard:
     def wait_until_healthy(self, program: Optional[Program] = None) -> float:
         """Until dduct answers; seconds that it took."""
         began = time.monotonic()
-        while time.monotonic() - began < PATIENCE:
+        while time.monotonic() - began < TIMEOUT:
             words = [str(word) for word in self.inside("curl", "-sf", "-m", "5", "--noproxy", "*", f"{PROXY}/healthz")]
-            done = subprocess.run(words, stdout=subprocess.PIPE, timeout=PATIENCE)
+            done = subprocess.run(words, stdout=subprocess.PIPE, timeout=TIMEOUT)
             if done.stdout == b"ok\n":
                 return time.monotonic() - began
             if program is not None:
@@ -201,7 +201,7 @@ class Yard:
 
 def wait_for(log: Path, text: str) -> None:
     """Until a program has written it."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not log.exists() or text not in log.read_text():
         assert time.monotonic() < deadline, f"no {text!r} in {log}"
         time.sleep(0.02)

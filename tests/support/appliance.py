@@ -15,7 +15,7 @@ from server.config import Config, load
 ROOT = Path(__file__).resolve().parents[2]
 OPENNEBULA = ROOT / "packaging" / "opennebula"
 APPLIANCE = OPENNEBULA / "appliances" / "dduct"
-PATIENCE = 60.0
+TIMEOUT = 60.0
 
 LINK = "2: eth0: <UP> mtu 1500 state UP \\    link/ether 02:00:0a:00:02:0f brd ff:ff:ff:ff:ff:ff"
 ADDRESSES = """1: lo    inet 127.0.0.1/8 scope host lo
@@ -116,7 +116,7 @@ class Appliance:
         }
         command = [shutil.which("bash") or "bash", "-c", script]
         return subprocess.run(
-            command, env=environment, cwd=self.root, capture_output=True, text=True, timeout=PATIENCE, errors="replace"
+            command, env=environment, cwd=self.root, capture_output=True, text=True, timeout=TIMEOUT, errors="replace"
         )
 
     def configure(self, **inputs: str) -> Config:

@@ -70,7 +70,7 @@ class Client:
         return self.sock
 
     def send(self, data: bytes) -> None:
-        """Raw octets."""
+        """Raw bytes."""
         self.sock.sendall(data)
 
     def reset(self) -> None:
@@ -105,7 +105,7 @@ class Client:
         return Answer(status, headers, body, complete)
 
     def read_until(self, end: bytes) -> bytes:
-        """Octets up to `end`, which is dropped."""
+        """Bytes up to `end`, which is dropped."""
         while end not in self._buffer:
             if not self._fill():
                 raise ConnectionError("connection closed before the head")

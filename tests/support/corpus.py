@@ -20,7 +20,7 @@ MACROS = {
 class Case(NamedTuple):
     verdict: str
     rule: str
-    octets: bytes
+    raw: bytes
 
 
 def literal(text: str) -> bytes:
@@ -29,8 +29,8 @@ def literal(text: str) -> bytes:
 
 def expand(match: re.Match[str]) -> str:
     name, piece, count = match.groups()
-    octets = MACROS[name] if name else literal(piece) * int(count)
-    return octets.decode("latin-1").encode("unicode_escape").decode("ascii")
+    raw = MACROS[name] if name else literal(piece) * int(count)
+    return raw.decode("latin-1").encode("unicode_escape").decode("ascii")
 
 
 def load(name: str) -> List[object]:
@@ -39,6 +39,6 @@ def load(name: str) -> List[object]:
         if not line or line.startswith("#"):
             continue
         verdict, rule, what, text = (column.strip(" ") for column in line.split("|", 3))
-        octets = literal(re.sub(r"\{(?:(get|post|ok|end)|([^{}]+)\*(\d+))\}", expand, text))
-        cases.append(pytest.param(Case(verdict, rule, octets), id=f"{verdict} {what} ({rule})"))
+        raw = literal(re.sub(r"\{(?:(get|post|ok|end)|([^{}]+)\*(\d+))\}", expand, text))
+        cases.append(pytest.param(Case(verdict, rule, raw), id=f"{verdict} {what} ({rule})"))
     return cases

@@ -10,7 +10,7 @@ UNITS = {"kB": 1e3, "MB": 1e6}
 
 
 def size(artefact: str) -> float:
-    """How many octets it is said to have, such as `dduct-X.Y.Z.tar.gz`."""
+    """How many bytes it is said to have, such as `dduct-X.Y.Z.tar.gz`."""
     row = re.search(rf"^\| `{re.escape(artefact)}` \| [^|]* \| ([0-9.]+) (kB|MB) \|", README.read_text("utf-8"), re.M)
     assert row is not None, f"{README} does not say how large {artefact} is"
     return float(row[1]) * UNITS[row[2]]
@@ -19,4 +19,4 @@ def size(artefact: str) -> float:
 def check_size(artefact: str, path: Path) -> None:
     """It may differ by 15 %."""
     found, said = path.stat().st_size, size(artefact)
-    assert abs(found / said - 1) <= 0.15, f"{path.name} has {found} octets, and packaging/README.md says {said:.0f}"
+    assert abs(found / said - 1) <= 0.15, f"{path.name} has {found} bytes, and packaging/README.md says {said:.0f}"

@@ -30,7 +30,7 @@ class Watch:
         self._threads = {thread.ident for thread in threading.enumerate()}
         self._descriptors = descriptors()
 
-    def leftovers(self) -> List[str]:
+    def remains(self) -> List[str]:
         """Threads that do not end, and descriptors that stay open."""
         left = []
         for thread in threading.enumerate():

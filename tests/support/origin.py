@@ -39,11 +39,11 @@ class Connection:
         self.body_sent = 0
 
     def send(self, data: bytes) -> None:
-        """Raw octets."""
+        """Raw bytes."""
         self.sock.sendall(data)
 
     def send_body(self, data: bytes) -> None:
-        """Raw octets that count as body."""
+        """Raw bytes that count as body."""
         self.body_sent += len(data)
         self.sock.sendall(data)
 
@@ -166,7 +166,7 @@ class Origin:
 
     @property
     def body_sent(self) -> int:
-        """Octets of bodies handed to the kernel so far, on all connections."""
+        """Bytes of bodies handed to the kernel so far, on all connections."""
         with self._changed:
             return self._body_sent + sum(connection.body_sent for connection in self._connections)
 

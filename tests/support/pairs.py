@@ -1,4 +1,4 @@
-"""Two ends of one TCP connection, for the tests of the rooms that carry octets."""
+"""Two ends of one TCP connection, for the tests of the rooms that carry bytes."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from net.stream import Stream, tell_cut_from_end
+from net.stream import Stream, require_close_notify
 
 HOST = "a.example"
-PATIENCE = 30.0  # seconds; a wait that reaches it has failed
+TIMEOUT = 30.0  # seconds; a wait that reaches it has failed
 SOON = 0.05  # seconds; for waits that are meant to end by themselves
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def meet(
 
 
 def tcp_pair(buffers: Optional[int] = None) -> Tuple[socket.socket, socket.socket]:
-    """Two connected sockets; `buffers` makes the kernel hold no more than about so many octets between them."""
+    """Two connected sockets; `buffers` makes the kernel hold no more than about so many bytes between them."""
     with socket.socket() as listener:
         if buffers is not None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
@@ -75,7 +75,7 @@ def tcp_pair(buffers: Optional[int] = None) -> Tuple[socket.socket, socket.socke
         far, _ = listener.accept()
     if buffers is not None:
         far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
-    far.settimeout(PATIENCE)
+    far.settimeout(TIMEOUT)
     return near, far
 
 
@@ -120,9 +120,9 @@ def _contexts() -> Tuple[ssl.SSLContext, ssl.SSLContext, ssl.SSLContext]:
         path.write_bytes(key.private_bytes(*encoding) + pem)
         server.load_cert_chain(path)
         strict_server.load_cert_chain(path)
-    client = tell_cut_from_end(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    client = require_close_notify(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     client.load_verify_locations(cadata=pem.decode())
-    return server, client, tell_cut_from_end(strict_server)
+    return server, client, require_close_notify(strict_server)
 
 
 class Inner:
@@ -176,20 +176,20 @@ class Pairs:
 
     def keep(self, end: T) -> T:
         """Have `end` closed with the others."""
-        self._stack.callback(end.cut if isinstance(end, Stream) else end.close)  # type: ignore[attr-defined]
+        self._stack.callback(end.close_abruptly if isinstance(end, Stream) else end.close)  # type: ignore[attr-defined]
         return end
 
-    def plain(self, timeout: float = PATIENCE, buffers: Optional[int] = None) -> Tuple[Stream, socket.socket]:
+    def plain(self, timeout: float = TIMEOUT, buffers: Optional[int] = None) -> Tuple[Stream, socket.socket]:
         """A stream and the socket at its other end."""
         near, far = tcp_pair(buffers)
         return self.keep(Stream(near, timeout)), self.keep(far)
 
-    def streams(self, timeout: float = PATIENCE, buffers: Optional[int] = None) -> Tuple[Stream, Stream]:
+    def streams(self, timeout: float = TIMEOUT, buffers: Optional[int] = None) -> Tuple[Stream, Stream]:
         near, far = tcp_pair(buffers)
         return self.keep(Stream(near, timeout)), self.keep(Stream(far, timeout))
 
     def tls(
-        self, timeout: float = PATIENCE, *, server: bool = True, buffers: Optional[int] = None
+        self, timeout: float = TIMEOUT, *, server: bool = True, buffers: Optional[int] = None
     ) -> Tuple[Stream, ssl.SSLSocket]:
         """A stream under TLS, as `server` or as client, and the TLS socket at its other end."""
         stream, far = self.plain(timeout, buffers)
@@ -199,10 +199,10 @@ class Pairs:
         """Start TLS at both ends."""
         wrapped = in_thread(_wrap, far, server)
         stream.start_tls(server_context() if server else client_context(), None if server else HOST)
-        return wrapped.result(PATIENCE)
+        return wrapped.result(TIMEOUT)
 
     def nested(
-        self, timeout: float = PATIENCE, *, server: bool = True, buffers: Optional[int] = None
+        self, timeout: float = TIMEOUT, *, server: bool = True, buffers: Optional[int] = None
     ) -> Tuple[Stream, Stream]:
         """A stream under TLS in TLS, as `server` or as client, and the stream at its other end."""
         near, far = self.streams(timeout, buffers)
@@ -210,7 +210,7 @@ class Pairs:
             ends = (near, far) if server else (far, near)
             started = in_thread(ends[0].start_tls, server_context())
             ends[1].start_tls(client_context(), HOST)
-            started.result(PATIENCE)
+            started.result(TIMEOUT)
         return near, far
 
 
@@ -222,5 +222,5 @@ def _wrap(sock: socket.socket, client: bool) -> ssl.SSLSocket:
         server_hostname=HOST if client else None,
         suppress_ragged_eofs=False,  # here a missing close_notify must show
     )
-    wrapped.settimeout(PATIENCE)
+    wrapped.settimeout(TIMEOUT)
     return wrapped

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Dict, List, Optional, Sequence, Set
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 60.0
+TIMEOUT = 60.0
 _F_SETPIPE_SZ = 1031
 
 
@@ -68,7 +68,7 @@ class Running:
     def wait_for(self, text: str, count: int = 1) -> List[str]:
         """The log lines with `text` in them, once there are so many."""
         with self._changed:
-            found = self._changed.wait_for(lambda: sum(text in line for line in self.lines) >= count, PATIENCE)
+            found = self._changed.wait_for(lambda: sum(text in line for line in self.lines) >= count, TIMEOUT)
             assert found, "\n".join(self.lines)
             return [line for line in self.lines if text in line]
 
@@ -85,12 +85,12 @@ class Running:
         self._process.send_signal(number)
 
     def wait(self) -> int:
-        return self._process.wait(PATIENCE)
+        return self._process.wait(TIMEOUT)
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        self._reading.join(PATIENCE)
+        self._reading.join(TIMEOUT)
         assert self._process.stderr is not None
         self._process.stderr.close()
 

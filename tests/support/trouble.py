@@ -1,4 +1,4 @@
-"""A TCP relay that does to connections what networks do: cuts, resets, silence, single octets, flipped bits, delay."""
+"""A TCP relay that does to connections what networks do: cuts, resets, silence, single bytes, flipped bits, delay."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PIECE = 65536
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to the octets of one connection on their way from the server: `at` so many of them.
+    """What happens to the bytes of one connection on their way from the server: `at` so many of them.
 
-    `end`: how the connection is cut there (None: it is not); `flip`: that octet is changed; `hang`: nothing follows
-    until somebody gives up; `piece`: octets per segment; `delay`: seconds before each.
+    `end`: how the connection is cut there (None: it is not); `flip`: that byte is changed; `hang`: nothing follows
+    until somebody gives up; `piece`: bytes per segment; `delay`: seconds before each.
     """
 
     at: int = 1 << 62
@@ -44,7 +44,7 @@ class Trouble:
         self._lock = threading.Lock()  # guards the three below
         self._sockets: List[socket.socket] = []
         self._threads: List[threading.Thread] = []
-        self.carried = 0  # octets from the server that were handed on
+        self.carried = 0  # bytes from the server that were handed on
         self._accepting = threading.Thread(target=self._accept, name="trouble")
         self._accepting.start()
 

@@ -17,8 +17,8 @@ from typing import Any, Callable, List, Optional
 
 import pytest
 from support.client import Answer, wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 from net import addresses
@@ -28,7 +28,7 @@ from proxy.access import AccessError, Users, hash_password
 from server import server
 
 ROOT = Path(__file__).resolve().parents[2]
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 BODY = os.urandom(50_000)
 
 
@@ -75,7 +75,7 @@ BODY = os.urandom(50_000)
     ],
 )
 def test_some_addresses_are_the_machines_own_affair(address: str, private: bool) -> None:
-    assert addresses.is_private_affair(address) is private
+    assert addresses.is_local_only(address) is private
 
 
 def test_networks_hold_addresses() -> None:
@@ -107,7 +107,7 @@ def test_users_prove_who_they_are(file_of_users: Path) -> None:
         assert users.check(basic("lab", "p@ss:word")) == "lab"
         assert users.check(basic("zoë", "ü")) == "zoë"
     wrong = [basic("lab", "x"), basic("nobody", "x"), basic("lab", ""), b"Basic !", b"Basic ", b"Bearer x", b"", None]
-    wrong += [b"Basic " + base64.b64encode(octets) for octets in (b"lab", b"\xff:x", b":")]
+    wrong += [b"Basic " + base64.b64encode(raw) for raw in (b"lab", b"\xff:x", b":")]
     assert [users.check(field) for field in wrong] == [None] * len(wrong)
 
 
@@ -168,29 +168,29 @@ def test_the_command_line_makes_a_user(tmp_path: Path) -> None:
 # --- at the door ------------------------------------------------------------------------------------
 
 
-def get(house: House, url: str, *fields: str) -> Answer:
-    with house.client() as client:
+def get(dduct: RunningDduct, url: str, *fields: str) -> Answer:
+    with dduct.client() as client:
         return client.get(url, "x", *fields)
 
 
-def test_a_stranger_is_turned_away(build_house: Build) -> None:
-    house = build_house(allow_clients=("10.0.0.0/8",))
-    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+def test_a_stranger_is_turned_away(start_dduct: Build) -> None:
+    dduct = start_dduct(allow_clients=("10.0.0.0/8",))
+    origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     for target in (f"http://{HOST}:{origin.port}/x.deb", "/ca.crt"):
-        answer = get(house, target)
+        answer = get(dduct, target)
         assert answer.status == 403 and b"proxy.allow_clients" in answer.body
-    with house.client() as client:
+    with dduct.client() as client:
         assert client.connect(f"{HOST}:{origin.port}").status == 403
     assert origin.requests == []
 
 
-def test_a_password_is_asked_for_and_opens_the_door(build_house: Build, file_of_users: Path) -> None:
-    house = build_house(auth_file=file_of_users)
-    origin = house.origin(Files({"/x.deb": BODY}))
-    plain = house.origin(Files({"/x.deb": BODY}), tls=False)
+def test_a_password_is_asked_for_and_opens_the_door(start_dduct: Build, file_of_users: Path) -> None:
+    dduct = start_dduct(auth_file=file_of_users)
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    plain = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     authority = f"{HOST}:{origin.port}"
     good, bad = (f"Proxy-Authorization: {basic('lab', word).decode()}" for word in ("p@ss:word", "guess"))
-    with house.client() as client:
+    with dduct.client() as client:
         for fields in ([], [bad]):
             lines = [f"CONNECT {authority} HTTP/1.1", f"Host: {authority}", *fields, "", ""]
             client.send("\r\n".join(lines).encode())
@@ -199,14 +199,14 @@ def test_a_password_is_asked_for_and_opens_the_door(build_house: Build, file_of_
             assert (refused.get("proxy-authenticate") or "").startswith('Basic realm="dduct"')
         client.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{good}\r\n\r\n".encode())
         assert client.read(method="CONNECT").status == 200
-        client.start_tls(house.trust, HOST)
+        client.start_tls(dduct.trust, HOST)
         assert client.get("/x.deb", authority).body == BODY
     url = f"http://{HOST}:{plain.port}/x.deb"
-    assert get(house, url).status == 407
-    assert get(house, url, good).body == BODY
+    assert get(dduct, url).status == 407
+    assert get(dduct, url, good).body == BODY
     assert plain.requests[0].get("proxy-authorization") is None
-    assert get(house, "/ca.crt").status == 200  # everybody may learn whom to trust
-    with house.client() as client:
+    assert get(dduct, "/ca.crt").status == 200  # everybody may learn whom to trust
+    with dduct.client() as client:
         assert client.get("/x.deb", "origin.test").status == 403
 
 
@@ -216,11 +216,11 @@ def test_the_dearest_hash_that_is_accepted_can_be_checked(tmp_path: Path) -> Non
 
 
 def test_passwords_are_never_hashed_by_the_thread_of_all_connections(
-    build_house: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch
+    start_dduct: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever guesses would hold up everybody; those who are known take no thread all the same."""
-    house = build_house(auth_file=file_of_users)
-    authority = f"{HOST}:{house.origin(Files({})).port}"
+    dduct = start_dduct(auth_file=file_of_users)
+    authority = f"{HOST}:{dduct.origin(Files({})).port}"
     hashed: List[str] = []
     real = access._scrypt
 
@@ -231,20 +231,20 @@ def test_passwords_are_never_hashed_by_the_thread_of_all_connections(
     monkeypatch.setattr(access, "_scrypt", scrypt)
     for word, status in (("guess", 407), ("p@ss:word", 200), ("p@ss:word", 200)):
         field = f"Proxy-Authorization: {basic('lab', word).decode()}"
-        with house.client() as client:
+        with dduct.client() as client:
             client.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{field}\r\n\r\n".encode())
             assert client.read(method="CONNECT").status == status
     assert hashed == ["session", "session"]
 
 
 def test_guesses_in_flight_do_not_delay_who_knows(
-    build_house: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    start_dduct: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is remembered waits for nobody; beyond a few guesses, an address is told so at once; the log says who."""
-    house = build_house(auth_file=file_of_users)
-    url = f"http://{HOST}:{house.origin(Files({'/x.deb': BODY}), tls=False).port}/x.deb"
+    dduct = start_dduct(auth_file=file_of_users)
+    url = f"http://{HOST}:{dduct.origin(Files({'/x.deb': BODY}), tls=False).port}/x.deb"
     good = f"Proxy-Authorization: {basic('lab', 'p@ss:word').decode()}"
-    assert get(house, url, good).body == BODY
+    assert get(dduct, url, good).body == BODY
     gate, real = threading.Event(), access._scrypt
 
     def scrypt(password: bytes, cost: int, salt: bytes) -> bytes:
@@ -255,16 +255,16 @@ def test_guesses_in_flight_do_not_delay_who_knows(
     with caplog.at_level("INFO"), ThreadPoolExecutor(10) as pool:
         try:
             guesses = [
-                pool.submit(get, house, url, f"Proxy-Authorization: {basic('lab', f'guess{number}').decode()}")
+                pool.submit(get, dduct, url, f"Proxy-Authorization: {basic('lab', f'guess{number}').decode()}")
                 for number in range(10)
             ]
-            house.counted(Counter.PASSWORDS_PUT_OFF, 5)
-            assert get(house, url, good).body == BODY
+            dduct.counted(Counter.PASSWORDS_PUT_OFF, 5)
+            assert get(dduct, url, good).body == BODY
         finally:
             gate.set()
         statuses = sorted(guess.result(30).status for guess in guesses)
     assert statuses == [407] * 5 + [429] * 5
-    assert house.counted(Counter.WRONG_PASSWORDS, 5) == 5
+    assert dduct.counted(Counter.WRONG_PASSWORDS, 5) == 5
     lines = [record.getMessage() for record in caplog.records if "wrong password" in record.getMessage()]
     warnings = {line for line in lines if " GET " not in line}  # requests have lines of their own, which say it, too
     assert warnings == {f"{HOST}: wrong password for lab (proxy.auth_file)"}
@@ -300,40 +300,40 @@ def test_a_team_behind_one_address_is_let_in_all_at_once(tmp_path: Path) -> None
         assert [check.result(30) for check in checks] == team
 
 
-def test_a_users_file_that_is_wrong_stops_the_start(tmp_path: Path, build_house: Build) -> None:
+def test_a_users_file_that_is_wrong_stops_the_start(tmp_path: Path, start_dduct: Build) -> None:
     path = tmp_path / "users"
     path.write_text("lab:plain\n")
     with pytest.raises(server.StartError, match="line 1"):
-        build_house(auth_file=path)
+        start_dduct(auth_file=path)
 
 
-def test_the_tls_port_may_ask_for_a_certificate(build_house: Build) -> None:
-    house = build_house(require_client_cert=True)
-    certs = house.config.misc.cert_dir
-    origin = house.origin(Files({"/x.deb": BODY}))
+def test_the_tls_port_may_ask_for_a_certificate(start_dduct: Build) -> None:
+    dduct = start_dduct(require_client_cert=True)
+    certs = dduct.config.misc.cert_dir
+    origin = dduct.origin(Files({"/x.deb": BODY}))
     for name in (HOST, "origin.test"):  # dduct's own certificate, and a leaf that SNI has chosen
         context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
-        with house.client(house.tls_port) as client, pytest.raises((OSError, ConnectionError)):
+        with dduct.client(dduct.tls_port) as client, pytest.raises((OSError, ConnectionError)):
             client.start_tls(context, name)
             client.get("/healthz", "localhost")
         context.load_cert_chain(certs / "client.crt", certs / "client.key")
-        with house.client(house.tls_port) as client:
+        with dduct.client(dduct.tls_port) as client:
             client.start_tls(context, name)
             assert client.get("/healthz", "localhost" if name == HOST else HOST).status in (200, 404)
-    assert house.fetch(origin, "/x.deb").body == BODY  # the plain port asks nobody
+    assert dduct.fetch(origin, "/x.deb").body == BODY  # the plain port asks nobody
 
 
 @pytest.mark.one_process
 @pytest.mark.parametrize("name", [HOST, "origin.test"])  # dduct's own certificate, and a leaf that SNI has chosen
-def test_a_ticket_from_elsewhere_is_no_certificate(build_house: Build, name: str) -> None:
+def test_a_ticket_from_elsewhere_is_no_certificate(start_dduct: Build, name: str) -> None:
     """What began where nobody is asked (in a tunnel, or before a reload) is not resumed where certificates are."""
-    house = build_house(require_client_cert=False)
-    certs = house.config.misc.cert_dir
+    dduct = start_dduct(require_client_cert=False)
+    certs = dduct.config.misc.cert_dir
     context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
 
     def visit(port: int, session: Optional[ssl.SSLSession] = None) -> ssl.SSLSession:
-        with house.client(port) as client:
-            if port == house.tcp_port:
+        with dduct.client(port) as client:
+            if port == dduct.tcp_port:
                 assert client.connect(f"{name}:443").status == 200
             client.start_tls(context, name, session)
             client.get("/healthz", "localhost")  # with whose answer comes a ticket
@@ -341,28 +341,28 @@ def test_a_ticket_from_elsewhere_is_no_certificate(build_house: Build, name: str
             assert client.tls.session is not None
             return client.tls.session
 
-    tunnelled, anonymous = (visit(port, visit(port)) for port in (house.tcp_port, house.tls_port))
-    house.server.reload(replace(house.config, proxy=replace(house.config.proxy, require_client_cert=True)))
+    tunnelled, anonymous = (visit(port, visit(port)) for port in (dduct.tcp_port, dduct.tls_port))
+    dduct.server.reload(replace(dduct.config, proxy=replace(dduct.config.proxy, require_client_cert=True)))
     for session in (tunnelled, anonymous, None):
         with pytest.raises(OSError):
-            visit(house.tls_port, session)
-    visit(house.tcp_port, tunnelled)
+            visit(dduct.tls_port, session)
+    visit(dduct.tcp_port, tunnelled)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("name", [HOST, "origin.test"])
 def test_where_certificates_are_asked_for_each_connection_shows_one(
-    build_house: Build, name: str, version: ssl.TLSVersion
+    start_dduct: Build, name: str, version: ssl.TLSVersion
 ) -> None:
     """It may have ended since the last."""
-    house = build_house(require_client_cert=True)
-    certs = house.config.misc.cert_dir
+    dduct = start_dduct(require_client_cert=True)
+    certs = dduct.config.misc.cert_dir
     context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
     context.load_cert_chain(certs / "client.crt", certs / "client.key")
     context.maximum_version = version
     session: Optional[ssl.SSLSession] = None
     for _ in range(3):
-        with house.client(house.tls_port) as client:
+        with dduct.client(dduct.tls_port) as client:
             client.start_tls(context, name, session)
             # In good order: OpenSSL forgets the sessions of TLS 1.2 that do not end so.
             client.get("/healthz", "localhost", "Connection: close")
@@ -372,17 +372,17 @@ def test_where_certificates_are_asked_for_each_connection_shows_one(
 
 
 @pytest.mark.one_process  # several count for themselves
-def test_too_many_connections_are_told_so(build_house: Build) -> None:
-    house = build_house(max_connections=2)
-    held = [house.client() for _ in range(2)]
+def test_too_many_connections_are_told_so(start_dduct: Build) -> None:
+    dduct = start_dduct(max_connections=2)
+    held = [dduct.client() for _ in range(2)]
     for client in held:
         assert client.get("/healthz", "localhost").status == 200
-    with house.client() as late:
+    with dduct.client() as late:
         answer = late.read()
         assert (answer.status, answer.get("retry-after"), answer.get("connection")) == (503, "5", "close")
     held[0].sock.close()
     for _ in range(100):  # until its thread has noticed
-        with house.client() as again:
+        with dduct.client() as again:
             again.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             if again.read().status == 200:
                 break
@@ -408,24 +408,26 @@ def from_afar(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
 @pytest.mark.parametrize("host", [HOST, "localhost", "127.0.0.2", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]"])
 def test_a_remote_client_does_not_reach_this_machine(
-    house: House, from_afar: Callable[[bool], None], host: str
+    dduct: RunningDduct, from_afar: Callable[[bool], None], host: str
 ) -> None:
-    origin = house.origin(Files({"/x.deb": BODY, "/page": BODY}), tls=False)
+    origin = dduct.origin(Files({"/x.deb": BODY, "/page": BODY}), tls=False)
     from_afar(True)
     for path in ("/x.deb", "/page"):
-        assert get(house, f"http://{host}:{origin.port}{path}").status == 403
-    with house.client() as client:
+        assert get(dduct, f"http://{host}:{origin.port}{path}").status == 403
+    with dduct.client() as client:
         answer = client.connect(f"{host}:{origin.port}")
         if answer.status == 200:  # intercepted: the address is dialled for a request
-            client.start_tls(house.trust, host.strip("[]"))
+            client.start_tls(dduct.trust, host.strip("[]"))
             answer = client.get("/page", f"{host}:{origin.port}")
         assert answer.status == 403
     assert origin.requests == []
 
 
-def test_a_name_does_not_help(house: House, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_does_not_help(
+    dduct: RunningDduct, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DNS rebinding: the address that is dialled is judged, every time."""
-    origin = house.origin(Files({"/x.deb": BODY, "/page": b"secret"}), tls=False)
+    origin = dduct.origin(Files({"/x.deb": BODY, "/page": b"secret"}), tls=False)
     real = socket.getaddrinfo
 
     def resolve(host: Any, *rest: Any, **more: Any) -> Any:
@@ -433,69 +435,69 @@ def test_a_name_does_not_help(house: House, from_afar: Callable[[bool], None], m
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     url = f"http://rebound.test:{origin.port}"
-    assert get(house, f"{url}/page").body == b"secret"
-    assert get(house, f"{url}/x.deb").body == BODY
+    assert get(dduct, f"{url}/page").body == b"secret"
+    assert get(dduct, f"{url}/x.deb").body == BODY
     from_afar(True)
-    assert get(house, f"{url}/page").status == 403  # not over the connection that is kept for others
-    assert get(house, f"{url}/x.deb").status == 403  # and not from the cache
-    assert get(house, f"{url}/x.deb", "Range: bytes=0-1").status == 403
-    with house.client() as client:
+    assert get(dduct, f"{url}/page").status == 403  # not over the connection that is kept for others
+    assert get(dduct, f"{url}/x.deb").status == 403  # and not from the cache
+    assert get(dduct, f"{url}/x.deb", "Range: bytes=0-1").status == 403
+    with dduct.client() as client:
         assert client.get(f"{url}/x.deb", "x", method="HEAD").status == 403
     from_afar(False)
-    assert get(house, f"{url}/x.deb").body == BODY
+    assert get(dduct, f"{url}/x.deb").body == BODY
 
 
 def test_a_redirect_does_not_help(
-    house: House, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = house.origin(Files({"/y.deb": BODY}), tls=False)
+    inner = dduct.origin(Files({"/y.deb": BODY}), tls=False)
 
     def away(asked: Asked, connection: Connection) -> None:
         connection.respond(302, [("Location", f"http://{HOST}:{inner.port}/y.deb")], b"")
 
-    outer = house.origin(away, tls=False, host="127.0.0.3")
+    outer = dduct.origin(away, tls=False, host="127.0.0.3")
     # One address of this machine plays one of the world outside.
-    real = addresses.is_private_affair
-    monkeypatch.setattr("net.addresses.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    real = addresses.is_local_only
+    monkeypatch.setattr("net.addresses.is_local_only", lambda host: host != "127.0.0.3" and real(host))
     from_afar(True)
-    assert get(house, f"http://127.0.0.3:{outer.port}/x.deb").status == 403
+    assert get(dduct, f"http://127.0.0.3:{outer.port}/x.deb").status == 403
     assert len(outer.requests) == 1 and inner.requests == []
 
 
 def test_what_this_machine_led_to_is_for_it_alone(
-    house: House, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service of this machine knows where the object is; whoever may not ask it may not have the answer."""
-    outer = house.origin(Files({"/y.deb": BODY}), tls=False, host="127.0.0.3")
+    outer = dduct.origin(Files({"/y.deb": BODY}), tls=False, host="127.0.0.3")
 
     def away(asked: Asked, connection: Connection) -> None:
         connection.respond(307, [("Location", f"http://127.0.0.3:{outer.port}/y.deb")], b"")
 
-    inner = house.origin(away, tls=False)
-    real = addresses.is_private_affair
-    monkeypatch.setattr("net.addresses.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    inner = dduct.origin(away, tls=False)
+    real = addresses.is_local_only
+    monkeypatch.setattr("net.addresses.is_local_only", lambda host: host != "127.0.0.3" and real(host))
     url = f"http://{HOST}:{inner.port}/x.deb"
-    assert get(house, url).body == BODY
+    assert get(dduct, url).body == BODY
     from_afar(True)
-    assert get(house, url).status == 403
+    assert get(dduct, url).status == 403
 
 
 def test_no_other_origin_opens_what_this_machine_has_by_a_digest(
-    house: House, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
-    inner = house.origin(Files({path: BODY}), tls=False)
-    outer = house.origin(Files({path: b"!" * len(BODY)}), tls=False, host="127.0.0.3")
-    real = addresses.is_private_affair
-    monkeypatch.setattr("net.addresses.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
-    assert get(house, f"http://{HOST}:{inner.port}{path}").body == BODY
+    inner = dduct.origin(Files({path: BODY}), tls=False)
+    outer = dduct.origin(Files({path: b"!" * len(BODY)}), tls=False, host="127.0.0.3")
+    real = addresses.is_local_only
+    monkeypatch.setattr("net.addresses.is_local_only", lambda host: host != "127.0.0.3" and real(host))
+    assert get(dduct, f"http://{HOST}:{inner.port}{path}").body == BODY
     for afar in (False, True):  # nor is it open to others for having been asked for from here
         from_afar(afar)
-        assert get(house, f"http://127.0.0.3:{outer.port}{path}").body == b"!" * len(BODY)
+        assert get(dduct, f"http://127.0.0.3:{outer.port}{path}").body == b"!" * len(BODY)
 
 
 def test_a_growing_object_of_this_machine_is_not_followed_from_afar(
-    house: House, from_afar: Callable[[bool], None]
+    dduct: RunningDduct, from_afar: Callable[[bool], None]
 ) -> None:
     gate = Gate()
 
@@ -505,12 +507,12 @@ def test_a_growing_object_of_this_machine_is_not_followed_from_afar(
         gate.wait()
         connection.send_body(BODY[100:])
 
-    origin = house.origin(handler, tls=False)
+    origin = dduct.origin(handler, tls=False)
     url = f"http://{HOST}:{origin.port}/x.deb"
-    near = house.client()
+    near = dduct.client()
     near.send(f"GET {url} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     gate.reached()
     from_afar(True)
-    assert get(house, url).status == 403
+    assert get(dduct, url).status == 403
     gate.open()
     assert near.read().body == BODY

@@ -11,12 +11,12 @@ from typing import Callable, List, Optional, Tuple
 
 import pytest
 from support.client import Answer, wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Gate
+from support.running import HOST, RunningDduct
 
 from storage.store import Metadata, Record
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 BODY = os.urandom(3000)
 
 
@@ -26,55 +26,55 @@ BODY = os.urandom(3000)
 @pytest.mark.parametrize(
     "field", ["Authorization", "api_key", "X-Session-Id", "X-Access", "DPoP", "npm-otp", "X-Amz-Security-Token"]
 )
-def test_a_field_that_is_not_known_to_be_harmless_restricts_what_it_brings(house: House, field: str) -> None:
+def test_a_field_that_is_not_known_to_be_harmless_restricts_what_it_brings(dduct: RunningDduct, field: str) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         known = asked.get(field) == "s3cret"
         connection.respond(200 if known else 401, [("ETag", '"1"')], BODY if known else b"who are you?")
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/x.zip", f"{field}: s3cret").body == BODY
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.zip", f"{field}: s3cret").body == BODY
     for fields in ([], [f"{field}: guess"], ["Accept: */*", "X-Request-Id: 1"]):
-        assert house.fetch(origin, "/x.zip", *fields).status == 401
-    assert house.fetch(origin, "/x.zip", f"{field}: s3cret").body == BODY
+        assert dduct.fetch(origin, "/x.zip", *fields).status == 401
+    assert dduct.fetch(origin, "/x.zip", f"{field}: s3cret").body == BODY
 
 
-def test_what_clients_send_beside_credentials_restricts_nothing(house: House) -> None:
+def test_what_clients_send_beside_credentials_restricts_nothing(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     tracing = ["traceparent: 00-1-1-00", "X-Request-Id: 7", "npm-session: 1", "Sec-Fetch-Mode: cors", "DNT: 1"]
-    assert house.fetch(origin, "/x.zip", *tracing).body == BODY
-    assert house.fetch(origin, "/x.zip", "pacote-req-type: tarball").body == BODY
+    assert dduct.fetch(origin, "/x.zip", *tracing).body == BODY
+    assert dduct.fetch(origin, "/x.zip", "pacote-req-type: tarball").body == BODY
     assert len(origin.requests) == 1
 
 
-def test_the_configuration_knows_more_harmless_fields(build_house: Build) -> None:
-    house = build_house(harmless_fields=("X-Build-*",))
+def test_the_configuration_knows_more_harmless_fields(start_dduct: Build) -> None:
+    dduct = start_dduct(harmless_fields=("X-Build-*",))
 
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for fields in (["X-Build-Id: 1"], ["x_build_id: 2"], []):
-        assert house.fetch(origin, "/x.zip", *fields).body == BODY
+        assert dduct.fetch(origin, "/x.zip", *fields).body == BODY
     assert len(origin.requests) == 1
 
 
 @pytest.mark.parametrize("field", ["X_Forwarded_Host", "X_Original_Url", "x-original-uri", "X_HTTP_Method_Override"])
-def test_what_one_client_says_of_host_or_url_is_in_nobody_elses_answer(house: House, field: str) -> None:
+def test_what_one_client_says_of_host_or_url_is_in_nobody_elses_answer(dduct: RunningDduct, field: str) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Cache-Control", "max-age=1000")], (asked.get(field) or "nothing").encode())
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for fields in ([f"{field}: evil"], []):
-        assert house.fetch(origin, "/x.zip", *fields).body == b"nothing"
+        assert dduct.fetch(origin, "/x.zip", *fields).body == b"nothing"
     assert len(origin.requests) == 1
-    assert house.fetch(origin, "/page", f"{field}: mine").body == b"mine"
+    assert dduct.fetch(origin, "/page", f"{field}: mine").body == b"mine"
 
 
-def test_a_secret_in_the_query_restricts_what_a_digest_shares(house: House) -> None:
-    """It is part of the name; but octets that a digest names are shared by all names."""
+def test_a_secret_in_the_query_restricts_what_a_digest_shares(dduct: RunningDduct) -> None:
+    """It is part of the name; but bytes that a digest names are shared by all names."""
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -84,23 +84,23 @@ def test_a_secret_in_the_query_restricts_what_a_digest_shares(house: House) -> N
     def evil(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [], b"!" * len(BODY))
 
-    origin, other = house.origin(handler), house.origin(evil)
-    assert house.fetch(origin, path + "?api_key=good").body == BODY
-    assert house.fetch(other, path).body == b"!" * len(BODY)
+    origin, other = dduct.origin(handler), dduct.origin(evil)
+    assert dduct.fetch(origin, path + "?api_key=good").body == BODY
+    assert dduct.fetch(other, path).body == b"!" * len(BODY)
     for query in ("", "?api_key=bad", "?apiKey=good"):
-        assert house.fetch(origin, path + query).status == 403
-    assert house.fetch(origin, path + "?api_key=good").body == BODY
+        assert dduct.fetch(origin, path + query).status == 403
+    assert dduct.fetch(origin, path + "?api_key=good").body == BODY
 
 
-def test_what_may_be_a_credential_stays_behind_at_another_host(house: House) -> None:
+def test_what_may_be_a_credential_stays_behind_at_another_host(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         if asked.target == "/x.zip":
             connection.respond(302, [("Location", f"https://127.0.0.1:{store.port}/y.zip")])
         else:
             connection.respond(200, [], BODY)
 
-    origin, store = house.origin(handler), house.origin(handler)
-    assert house.fetch(origin, "/x.zip", "X-Session-Id: 1", "traceparent: 2").body == BODY
+    origin, store = dduct.origin(handler), dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.zip", "X-Session-Id: 1", "traceparent: 2").body == BODY
     assert origin.requests[0].get("x-session-id") == "1"
     assert (store.requests[0].get("x-session-id"), store.requests[0].get("traceparent")) == (None, "2")
 
@@ -160,42 +160,42 @@ VALIDATORS = [(), ("date",), ("date", "bare"), ("same date",), ("weak",), ("weak
 
 @pytest.mark.parametrize("lifetime", [FRESH, STALE], ids=["fresh", "stale"])
 @pytest.mark.parametrize("validators", VALIDATORS, ids=" ".join)
-def test_everybody_gets_their_own(house: House, validators: Tuple[str, ...], lifetime: Fields) -> None:
-    origin = house.origin(Exports(*validators, lifetime=lifetime))
+def test_everybody_gets_their_own(dduct: RunningDduct, validators: Tuple[str, ...], lifetime: Fields) -> None:
+    origin = dduct.origin(Exports(*validators, lifetime=lifetime))
     for who, word in ((ALICE, "alice"), (BOB, "bob"), (ALICE, "alice"), (BOB, "bob")):
-        assert house.fetch(origin, "/export.zip", who).body == export(word)
-    assert house.fetch(origin, "/export.zip", BOB, "Range: bytes=0-3").body.startswith(b"bob-")
-    assert house.fetch(origin, "/export.zip", STRANGER).status == 401
-    with house.inside(origin) as client:
+        assert dduct.fetch(origin, "/export.zip", who).body == export(word)
+    assert dduct.fetch(origin, "/export.zip", BOB, "Range: bytes=0-3").body.startswith(b"bob-")
+    assert dduct.fetch(origin, "/export.zip", STRANGER).status == 401
+    with dduct.intercepted(origin) as client:
         assert client.get("/export.zip", f"{HOST}:{origin.port}", BOB, method="HEAD").status == 200
         assert client.get("/export.zip", f"{HOST}:{origin.port}", method="HEAD").status == 401
 
 
 @pytest.mark.parametrize("validators", VALIDATORS, ids=" ".join)
-def test_everybody_gets_their_own_while_anothers_grows(house: House, validators: Tuple[str, ...]) -> None:
+def test_everybody_gets_their_own_while_anothers_grows(dduct: RunningDduct, validators: Tuple[str, ...]) -> None:
     exports = Exports(*validators)
     exports.gate = Gate()
-    origin = house.origin(exports)
-    leader = house.inside(origin)
+    origin = dduct.origin(exports)
+    leader = dduct.intercepted(origin)
     leader.send(f"GET /export.zip HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n{ALICE}\r\n\r\n".encode())
     exports.gate.reached()
-    assert house.fetch(origin, "/export.zip", BOB).body == export("bob")
-    assert house.fetch(origin, "/export.zip", STRANGER).status == 401
+    assert dduct.fetch(origin, "/export.zip", BOB).body == export("bob")
+    assert dduct.fetch(origin, "/export.zip", STRANGER).status == 401
     exports.gate.open()
     assert leader.read().body == export("alice")
 
 
-def test_equal_bytes_are_a_proof_while_they_pass(house: House) -> None:
+def test_equal_bytes_are_a_proof_while_they_pass(dduct: RunningDduct) -> None:
     """Where the origin has no validators, each client has its own answer once, and a hit after it."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         known = asked.get("authorization") is not None
         connection.respond(200 if known else 401, [("Content-Type", "application/zip"), *FRESH], BODY)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for _ in range(3):
         for who in (ALICE, BOB):
-            assert house.fetch(origin, "/x.zip", who).body == BODY
+            assert dduct.fetch(origin, "/x.zip", who).body == BODY
     assert len(origin.requests) == 2
 
 
@@ -236,19 +236,19 @@ class Signed:
 @pytest.mark.parametrize("keeps_query", [True, False])
 @pytest.mark.parametrize("plain", [True, False], ids=["from http", "from another host"])
 def test_a_redirect_is_no_permission_where_a_signature_was(
-    house: House, keeps_query: bool, growing: bool, plain: bool
+    dduct: RunningDduct, keeps_query: bool, growing: bool, plain: bool
 ) -> None:
     signed = Signed(keeps_query)
-    store = house.origin(signed.store)
-    front = house.origin(signed.front, tls=not plain)
+    store = dduct.origin(signed.store)
+    front = dduct.origin(signed.front, tls=not plain)
     signed.place = f"https://{HOST}:{store.port}"
     scheme = "http" if plain else "https"
 
     def ask(query: str, *fields: str, method: str = "GET") -> Answer:
         if plain:
-            with house.client() as client:
+            with dduct.client() as client:
                 return client.get(f"{scheme}://{HOST}:{front.port}/x.tar{query}", HOST, *fields, method=method)
-        with house.inside(front) as client:
+        with dduct.intercepted(front) as client:
             return client.get(f"/x.tar{query}", f"{HOST}:{front.port}", *fields, method=method)
 
     good = "?X-Amz-Signature=ok&X-Amz-Date=1"
@@ -270,8 +270,8 @@ def test_a_redirect_is_no_permission_where_a_signature_was(
     assert ask("?X-Amz-Signature=ok&X-Amz-Date=2").body == BODY
 
 
-def test_a_redirect_without_a_query_to_where_credentials_count_for_nothing_is_permission(build_house: Build) -> None:
-    house = build_house(auth_grace=0.0)
+def test_a_redirect_without_a_query_to_where_credentials_count_for_nothing_is_permission(start_dduct: Build) -> None:
+    dduct = start_dduct(auth_grace=0.0)
 
     def store(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("ETag", '"s"'), *FRESH], BODY)
@@ -284,10 +284,10 @@ def test_a_redirect_without_a_query_to_where_credentials_count_for_nothing_is_pe
                 302, [("Location", f"https://{HOST}:{there.port}/a.tar"), ("Cache-Control", "max-age=99")]
             )
 
-    there, origin = house.origin(store), house.origin(front)
+    there, origin = dduct.origin(store), dduct.origin(front)
     for _ in range(2):
-        assert house.fetch(origin, "/x.tar", ALICE).body == BODY
-    assert house.fetch(origin, "/x.tar", STRANGER).status == 401
+        assert dduct.fetch(origin, "/x.tar", ALICE).body == BODY
+    assert dduct.fetch(origin, "/x.tar", STRANGER).status == 401
     assert len(there.requests) == 1
 
 
@@ -331,34 +331,34 @@ PAGES: List[Tuple[int, Fields, bytes]] = [
 @pytest.mark.parametrize("guess", [[], ["Authorization: Bearer guess"], ["Cookie: guess"]], ids=["no", "bad", "odd"])
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page[0]} {dict(page[1]).get('Content-Type')}")
 def test_who_is_not_let_in_neither_replaces_nor_removes(
-    house: House, page: Tuple[int, Fields, bytes], guess: List[str], lifetime: Fields
+    dduct: RunningDduct, page: Tuple[int, Fields, bytes], guess: List[str], lifetime: Fields
 ) -> None:
     status, fields, body = page
     if guess and dict(fields).get("Content-Type") == "application/zip":
         return  # with credentials of the right kind, and of the right type: that is a new version
     doorman = Doorman(status, fields, body, lifetime)
-    origin = house.origin(doorman)
-    assert house.fetch(origin, "/x.zip", ALICE).body == BODY
+    origin = dduct.origin(doorman)
+    assert dduct.fetch(origin, "/x.zip", ALICE).body == BODY
     for _ in range(2):
-        assert house.fetch(origin, "/x.zip", *guess).body in (body, b"log in")
+        assert dduct.fetch(origin, "/x.zip", *guess).body in (body, b"log in")
     for who in (ALICE, BOB):
-        assert house.fetch(origin, "/x.zip", who).body == BODY
+        assert dduct.fetch(origin, "/x.zip", who).body == BODY
     assert doorman.sent == 1
 
 
-def test_a_stranger_who_changes_nothing_removes_nothing(house: House) -> None:
+def test_a_stranger_who_changes_nothing_removes_nothing(dduct: RunningDduct) -> None:
     """An origin answers 200 to a DELETE, with a page to log in."""
     doorman = Doorman(*PAGES[0], FRESH)
-    origin = house.origin(doorman)
-    assert house.fetch(origin, "/x.zip", ALICE).body == BODY
-    with house.inside(origin) as client:
+    origin = dduct.origin(doorman)
+    assert dduct.fetch(origin, "/x.zip", ALICE).body == BODY
+    with dduct.intercepted(origin) as client:
         assert client.get("/x.zip", f"{HOST}:{origin.port}", method="DELETE").status == 200
-    assert house.fetch(origin, "/x.zip", ALICE).body == BODY
+    assert dduct.fetch(origin, "/x.zip", ALICE).body == BODY
     assert doorman.sent == 1
     assert origin.requests[-1].get("if-none-match") == '"z"'
 
 
-def test_who_was_let_in_brings_the_new_version(house: House) -> None:
+def test_who_was_let_in_brings_the_new_version(dduct: RunningDduct) -> None:
     etag = ['"1"']
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -370,24 +370,24 @@ def test_who_was_let_in_brings_the_new_version(house: House) -> None:
             fields = [("Content-Type", "application/json"), ("ETag", etag[0]), *STALE]
             connection.respond(200, fields, etag[0].encode() * 100)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for tag in ('"1"', '"2"', '"3"'):
         etag[0] = tag
-        assert house.fetch(origin, "/x/y.crate.json.gz", ALICE).body == tag.encode() * 100
-        assert house.fetch(origin, "/x/y.crate.json.gz").status == 404
-    assert house.fetch(origin, "/x/y.crate.json.gz", ALICE).get("cache-status") == "dduct; fwd=stale; fwd-status=304"
+        assert dduct.fetch(origin, "/x/y.crate.json.gz", ALICE).body == tag.encode() * 100
+        assert dduct.fetch(origin, "/x/y.crate.json.gz").status == 404
+    assert dduct.fetch(origin, "/x/y.crate.json.gz", ALICE).get("cache-status") == "dduct; fwd=stale; fwd-status=304"
 
 
-def test_html_that_a_browser_is_shown_is_not_kept_as_an_archive(house: House) -> None:
+def test_html_that_a_browser_is_shown_is_not_kept_as_an_archive(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         if "Mozilla" in (asked.get("user-agent") or ""):
             connection.respond(200, [("Content-Type", "text/html")], b"<html>are you human?</html>")
         else:
             connection.respond(200, [("Content-Type", "text/plain")], BODY)  # as small servers say of an archive
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/x.zip", "User-Agent: Mozilla/5.0").body.startswith(b"<html>")
-    assert [house.fetch(origin, "/x.zip", "User-Agent: Wget").body for _ in range(2)] == [BODY] * 2
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.zip", "User-Agent: Mozilla/5.0").body.startswith(b"<html>")
+    assert [dduct.fetch(origin, "/x.zip", "User-Agent: Wget").body for _ in range(2)] == [BODY] * 2
     assert len(origin.requests) == 2
 
 
@@ -395,7 +395,7 @@ def test_html_that_a_browser_is_shown_is_not_kept_as_an_archive(house: House) ->
 
 
 @pytest.mark.parametrize("tagged", [True, False])
-def test_what_is_public_is_asked_about_once_for_all_who_have_credentials(house: House, tagged: bool) -> None:
+def test_what_is_public_is_asked_about_once_for_all_who_have_credentials(dduct: RunningDduct, tagged: bool) -> None:
     tag = [("ETag", '"1"')] if tagged else []
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -404,32 +404,32 @@ def test_what_is_public_is_asked_about_once_for_all_who_have_credentials(house: 
         else:
             connection.respond(200, [*tag, *FRESH], BODY)
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/x.tgz").body == BODY
-    house.settle()
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.tgz").body == BODY
+    dduct.wait_until_durable()
     for who in (ALICE, BOB, "X-Api-Key: 1", STRANGER, ALICE):
-        assert house.fetch(origin, "/x.tgz", who).body == BODY
+        assert dduct.fetch(origin, "/x.tgz", who).body == BODY
     assert len(origin.requests) == 2
-    with house.inside(origin) as client:
+    with dduct.intercepted(origin) as client:
         hits = [client.get("/x.tgz", f"{HOST}:{origin.port}", BOB) for _ in range(4)]
     assert all((hit.get("cache-status") or "").startswith("dduct; hit") for hit in hits)
     assert len(origin.requests) == 2
 
 
-def test_those_with_credentials_get_their_own_beside_what_is_public(house: House) -> None:
+def test_those_with_credentials_get_their_own_beside_what_is_public(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [*FRESH], (asked.get("authorization") or "public").encode())
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for _ in range(2):
-        assert house.fetch(origin, "/x.tgz").body == b"public"
-        assert house.fetch(origin, "/x.tgz", ALICE).body == b"Bearer alice"
-        assert house.fetch(origin, "/x.tgz", BOB).body == b"Bearer bob"
-    assert house.fetch(origin, "/x.tgz").get("cache-status") is not None
+        assert dduct.fetch(origin, "/x.tgz").body == b"public"
+        assert dduct.fetch(origin, "/x.tgz", ALICE).body == b"Bearer alice"
+        assert dduct.fetch(origin, "/x.tgz", BOB).body == b"Bearer bob"
+    assert dduct.fetch(origin, "/x.tgz").get("cache-status") is not None
     assert [asked.get("authorization") for asked in origin.requests].count(None) == 1
 
 
-def test_what_strangers_are_given_too_is_anybodys_from_then_on(house: House) -> None:
+def test_what_strangers_are_given_too_is_anybodys_from_then_on(dduct: RunningDduct) -> None:
     """Brought with a token that opens nothing: npm sends one for public packages, too."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -438,16 +438,16 @@ def test_what_strangers_are_given_too_is_anybodys_from_then_on(house: House) -> 
         else:
             connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/x.tgz", ALICE).body == BODY
-    house.settle()
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.tgz", ALICE).body == BODY
+    dduct.wait_until_durable()
     for who in (STRANGER, STRANGER, BOB, STRANGER):
-        assert house.fetch(origin, "/x.tgz", who).body == BODY
+        assert dduct.fetch(origin, "/x.tgz", who).body == BODY
     assert len(origin.requests) == 2
 
 
 @pytest.mark.parametrize("who", [(), ("Authorization: Bearer bob",)])
-def test_who_may_ask_with_head_need_not_be_given_the_bytes(house: House, who: Tuple[str, ...]) -> None:
+def test_who_may_ask_with_head_need_not_be_given_the_bytes(dduct: RunningDduct, who: Tuple[str, ...]) -> None:
     """Signatures of S3 are for one method; and some services guard GET alone."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -458,32 +458,32 @@ def test_who_may_ask_with_head_need_not_be_given_the_bytes(house: House, who: Tu
         else:
             connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/x.tgz", ALICE).body == BODY
-    house.settle()
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.tgz", ALICE).body == BODY
+    dduct.wait_until_durable()
     for _ in range(2):
-        with house.inside(origin) as client:
+        with dduct.intercepted(origin) as client:
             assert client.get("/x.tgz", f"{HOST}:{origin.port}", *who, method="HEAD").status == 200
-        assert house.fetch(origin, "/x.tgz", *who).body == b"no"
+        assert dduct.fetch(origin, "/x.tgz", *who).body == b"no"
 
 
-def test_what_is_public_is_sent_to_those_with_credentials_while_its_origin_is_away(house: House) -> None:
+def test_what_is_public_is_sent_to_those_with_credentials_while_its_origin_is_away(dduct: RunningDduct) -> None:
     answers = [True]
 
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, list(FRESH), BODY) if answers[0] else connection.reset()
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/x.tgz").body == BODY
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.tgz").body == BODY
     answers[0] = False
-    assert house.fetch(origin, "/x.tgz", ALICE).body == BODY
+    assert dduct.fetch(origin, "/x.tgz", ALICE).body == BODY
 
 
 # --- digests ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stated", ["", "Docker-Content-Digest", "ETag"])
-def test_a_digest_opens_what_is_restricted_only_where_the_origin_states_it(house: House, stated: str) -> None:
+def test_a_digest_opens_what_is_restricted_only_where_the_origin_states_it(dduct: RunningDduct, stated: str) -> None:
     """Another tenant of the same host has a file of the same length."""
     digest = hashlib.sha256(BODY).hexdigest()
 
@@ -496,16 +496,16 @@ def test_a_digest_opens_what_is_restricted_only_where_the_origin_states_it(house
             says = {"Docker-Content-Digest": f"sha256:{digest}", "ETag": f'"sha256:{digest}"'}
             connection.respond(200, [(stated, says[stated])] if stated else [], BODY)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     path = f"/by-hash/SHA256/{digest}"
-    assert house.fetch(origin, "/victim" + path, ALICE).body == BODY
-    assert house.fetch(origin, "/victim" + path).status == 404
+    assert dduct.fetch(origin, "/victim" + path, ALICE).body == BODY
+    assert dduct.fetch(origin, "/victim" + path).status == 404
     for who in (STRANGER, ALICE):
-        assert house.fetch(origin, "/attacker" + path, who).body == b"X" * len(BODY)
+        assert dduct.fetch(origin, "/attacker" + path, who).body == b"X" * len(BODY)
     answers = []
     for _ in range(2):
-        answers.append(house.fetch(origin, "/sister" + path, ALICE))
-        wait_until(lambda: not house.server.connections)  # what it proves is noted after the client has it
+        answers.append(dduct.fetch(origin, "/sister" + path, ALICE))
+        wait_until(lambda: not dduct.server.connections)  # what it proves is noted after the client has it
     assert [answer.body for answer in answers] == [BODY] * 2
     hits = [(answer.get("cache-status") or "").startswith("dduct; hit") for answer in answers]
     assert hits == [bool(stated), True]  # once read, its own bytes are a proof, too

@@ -14,14 +14,14 @@ from typing import Callable, Dict, List, Optional, Tuple
 import pytest
 from pytest import MonkeyPatch
 from support.client import Answer, Client, wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Gate, Origin
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 from storage.space import Limits
 from storage.store import Unstorable
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 BODY = os.urandom(200_000)
 OTHER = os.urandom(150_000)
 Field = Tuple[str, str]
@@ -99,7 +99,7 @@ def ask(client: Client, origin: Origin, target: str, *fields: str, method: str =
 # --- what a hit looks like --------------------------------------------------------------------------
 
 
-def test_a_hit_and_a_miss_look_the_same(house: House) -> None:
+def test_a_hit_and_a_miss_look_the_same(dduct: RunningDduct) -> None:
     described = [
         ("Content-Type", "application/x-thing"),
         ("Docker-Content-Digest", "sha256:0"),
@@ -110,8 +110,8 @@ def test_a_hit_and_a_miss_look_the_same(house: House) -> None:
         ("Expires", "Mon, 23 Nov 2099 08:00:00 GMT"),
     ]
     hop_by_hop = [("Connection", "X-Own"), ("X-Own", "1"), ("Keep-Alive", "9"), ("Set-Cookie", "a=1"), ("Age", "5")]
-    origin = house.origin(Shelf(*described, *hop_by_hop))
-    miss, hit = house.fetch(origin, "/x.deb"), house.fetch(origin, "/x.deb")
+    origin = dduct.origin(Shelf(*described, *hop_by_hop))
+    miss, hit = dduct.fetch(origin, "/x.deb"), dduct.fetch(origin, "/x.deb")
     for answer in (miss, hit):
         assert answer.body == BODY and answer.complete
         kept = [(name, value) for name, value in answer.headers if (name, value) in described]
@@ -124,15 +124,15 @@ def test_a_hit_and_a_miss_look_the_same(house: House) -> None:
     assert re.fullmatch(r"hit; ttl=[0-9]+", status_of(hit))
 
 
-def test_an_answer_without_date_gets_one(house: House) -> None:
+def test_an_answer_without_date_gets_one(dduct: RunningDduct) -> None:
     """RFC 9110 §6.6.1, kept or relayed."""
-    origin = house.origin(Shelf())
-    assert all(house.fetch(origin, path).get("date") for path in ("/x.deb", "/x.deb", "/page"))
+    origin = dduct.origin(Shelf())
+    assert all(dduct.fetch(origin, path).get("date") for path in ("/x.deb", "/x.deb", "/page"))
 
 
-def test_head_is_answered_from_the_cache(house: House) -> None:
-    origin = house.origin(Shelf(*FRESH))
-    with house.inside(origin) as client:
+def test_head_is_answered_from_the_cache(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Shelf(*FRESH))
+    with dduct.intercepted(origin) as client:
         ask(client, origin, "/x.deb")
         head = ask(client, origin, "/x.deb", method="HEAD")
         assert (head.status, head.get("content-length")) == (200, str(len(BODY)))
@@ -143,95 +143,95 @@ def test_head_is_answered_from_the_cache(house: House) -> None:
     assert len(origin.requests) == 1
 
 
-def test_a_head_of_what_is_not_here_is_asked_once(house: House) -> None:
-    origin = house.origin(Shelf())
-    with house.inside(origin) as client:
+def test_a_head_of_what_is_not_here_is_asked_once(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Shelf())
+    with dduct.intercepted(origin) as client:
         assert ask(client, origin, "/x.deb", method="HEAD").get("content-length") == str(len(BODY))
-    assert len(origin.requests) == 1 and house.stored() == []
+    assert len(origin.requests) == 1 and dduct.stored() == []
 
 
 # --- freshness and validation -----------------------------------------------------------------------
 
 
-def test_a_fresh_object_makes_no_contact(house: House) -> None:
+def test_a_fresh_object_makes_no_contact(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     for _ in range(3):
-        assert house.fetch(origin, "/x.deb").body == BODY
+        assert dduct.fetch(origin, "/x.deb").body == BODY
     assert shelf.answers == [200]
 
 
-def test_a_stale_object_is_validated_and_fresh_again(house: House) -> None:
+def test_a_stale_object_is_validated_and_fresh_again(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    house.settle()  # what one process writes then may undo what another has just learnt
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    dduct.wait_until_durable()  # what one process writes then may undo what another has just learnt
     shelf.renewed = [("Cache-Control", "max-age=500"), ("X-New", "yes"), ("ETag", '"1"')]
-    validated = house.fetch(origin, "/x.deb")
+    validated = dduct.fetch(origin, "/x.deb")
     assert validated.body == BODY and status_of(validated) == "fwd=stale; fwd-status=304"
     assert validated.get("x-new") == "yes" and validated.get("cache-control") == "max-age=500"
-    again = house.fetch(origin, "/x.deb")
+    again = dduct.fetch(origin, "/x.deb")
     assert again.get("x-new") == "yes" and status_of(again).startswith("hit; ttl=")
     assert shelf.answers == [200, 304]
     assert origin.requests[1].get("if-none-match") == '"1"'
 
 
-def test_a_stale_object_without_a_tag_is_validated_by_its_date(house: House) -> None:
+def test_a_stale_object_without_a_tag_is_validated_by_its_date(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE, etag=None)
     shelf.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    assert house.fetch(origin, "/x.deb").body == BODY
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert shelf.answers == [200, 304]
 
 
-def test_a_stale_object_without_validators_is_fetched_anew(house: House) -> None:
+def test_a_stale_object_without_validators_is_fetched_anew(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE, etag=None)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     shelf.body = OTHER
-    assert house.fetch(origin, "/x.deb").body == OTHER
+    assert dduct.fetch(origin, "/x.deb").body == OTHER
     assert shelf.answers == [200, 200]
 
 
-def test_a_changed_object_replaces_the_stale_one(house: House) -> None:
+def test_a_changed_object_replaces_the_stale_one(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     shelf.body, shelf.etag, shelf.fields = OTHER, '"2"', list(FRESH)
-    changed = house.fetch(origin, "/x.deb")
+    changed = dduct.fetch(origin, "/x.deb")
     assert changed.body == OTHER and status_of(changed) == "fwd=stale; fwd-status=200; stored"
-    assert house.fetch(origin, "/x.deb").body == OTHER
+    assert dduct.fetch(origin, "/x.deb").body == OTHER
     assert shelf.answers == [200, 200]
 
 
-def test_a_reader_of_the_old_object_reads_it_to_its_end(house: House) -> None:
+def test_a_reader_of_the_old_object_reads_it_to_its_end(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE, body=os.urandom(30_000_000))
     old = shelf.body
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    slow = house.inside(origin)
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    slow = dduct.intercepted(origin)
     slow.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
     origin.wait_for_requests(2)
     slow.read_until(b"\r\n\r\n")
     shelf.body, shelf.etag, shelf.fields = OTHER, '"2"', list(STALE)
-    assert house.fetch(origin, "/x.deb").body == OTHER
+    assert dduct.fetch(origin, "/x.deb").body == OTHER
     received = slow._exactly(len(old))
     assert received == old
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_many_clients_cause_one_validation(house: House, changed: bool) -> None:
+def test_many_clients_cause_one_validation(dduct: RunningDduct, changed: bool) -> None:
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    house.settle()
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    dduct.wait_until_durable()
     if changed:
         shelf.body, shelf.etag = OTHER, '"2"'
     shelf.fields = list(FRESH)
     shelf.before = Gate()
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(8)]
+        answers = [pool.submit(dduct.fetch, origin, "/x.deb") for _ in range(8)]
         shelf.before.reached()
         shelf.before.open()
         bodies = [answer.result(20).body for answer in answers]
@@ -239,14 +239,14 @@ def test_many_clients_cause_one_validation(house: House, changed: bool) -> None:
     assert shelf.answers == [200, 200 if changed else 304]
 
 
-def test_a_304_about_something_else_is_not_believed(house: House) -> None:
+def test_a_304_about_something_else_is_not_believed(dduct: RunningDduct) -> None:
     """RFC 9111 §4.3.4: then the whole is asked for, without conditions."""
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     shelf.renewed = [("ETag", '"other"')]
     shelf.fields = list(FRESH)
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert shelf.answers == [200, 304, 200]
 
 
@@ -263,57 +263,57 @@ def test_a_304_about_something_else_is_not_believed(house: House) -> None:
         ("X: y", [200, 304]),  # it may be a credential
     ],
 )
-def test_a_request_may_ask_for_validation(house: House, field: str, answers: List[int]) -> None:
+def test_a_request_may_ask_for_validation(dduct: RunningDduct, field: str, answers: List[int]) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    assert house.fetch(origin, "/x.deb", field).body == BODY
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    assert dduct.fetch(origin, "/x.deb", field).body == BODY
     assert shelf.answers == answers
 
 
-def test_max_stale_takes_what_is_there(house: House) -> None:
+def test_max_stale_takes_what_is_there(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    assert house.fetch(origin, "/x.deb", "Cache-Control: max-stale=100").body == BODY
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    assert dduct.fetch(origin, "/x.deb", "Cache-Control: max-stale=100").body == BODY
     assert shelf.answers == [200]
 
 
-def test_only_if_cached_never_leaves_the_house(house: House) -> None:
+def test_only_if_cached_never_leaves_the_house(dduct: RunningDduct) -> None:
     """RFC 9111 §5.2.1.7: cold, stale, and what is not kept at all."""
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     only = "Cache-Control: only-if-cached"
-    assert house.fetch(origin, "/x.deb", only).status == 504
-    house.fetch(origin, "/x.deb")
-    assert house.fetch(origin, "/x.deb", only).status == 504
+    assert dduct.fetch(origin, "/x.deb", only).status == 504
+    dduct.fetch(origin, "/x.deb")
+    assert dduct.fetch(origin, "/x.deb", only).status == 504
     assert shelf.answers == [200]
 
 
-def test_no_store_of_a_request_keeps_nothing(house: House) -> None:
+def test_no_store_of_a_request_keeps_nothing(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
-    assert house.fetch(origin, "/x.deb", "Cache-Control: no-store").body == BODY
-    assert house.stored() == []
+    origin = dduct.origin(shelf)
+    assert dduct.fetch(origin, "/x.deb", "Cache-Control: no-store").body == BODY
+    assert dduct.stored() == []
 
 
-def test_what_may_no_longer_be_kept_goes(house: House) -> None:
+def test_what_may_no_longer_be_kept_goes(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     shelf.body, shelf.etag, shelf.fields = OTHER, '"2"', [("Cache-Control", "no-store")]
-    assert house.fetch(origin, "/x.deb").body == OTHER
-    assert house.stored() == []
+    assert dduct.fetch(origin, "/x.deb").body == OTHER
+    assert dduct.stored() == []
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_what_is_gone_at_the_origin_is_gone_here(house: House, status: int) -> None:
+def test_what_is_gone_at_the_origin_is_gone_here(dduct: RunningDduct, status: int) -> None:
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     shelf.status = status
-    assert house.fetch(origin, "/x.deb").status == status
-    assert house.stored() == []
+    assert dduct.fetch(origin, "/x.deb").status == status
+    assert dduct.stored() == []
 
 
 # --- redirects --------------------------------------------------------------------------------------
@@ -359,13 +359,15 @@ OUT_OF_DATE: List[List[Field]] = [
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("said", OUT_OF_DATE, ids=lambda said: str(dict(said)))
-def test_what_a_redirect_leads_to_now_is_validated_through_it(house: House, said: List[Field], elsewhere: bool) -> None:
+def test_what_a_redirect_leads_to_now_is_validated_through_it(
+    dduct: RunningDduct, said: List[Field], elsewhere: bool
+) -> None:
     """A small question along the same way, and another object once the way leads elsewhere."""
     releases = Releases(*said)
-    origin, store = house.origin(releases), house.origin(releases)
+    origin, store = dduct.origin(releases), dduct.origin(releases)
     releases.store = f"https://{HOST}:{store.port}" if elsewhere else ""
     for _ in range(3):
-        answer = house.fetch(origin, "/newest.zip")
+        answer = dduct.fetch(origin, "/newest.zip")
         assert answer.body == release(1)
         assert "31536000" not in (answer.get("cache-control") or "")  # whoever caches behind us is told, too
     end = store if elsewhere else origin
@@ -375,7 +377,7 @@ def test_what_a_redirect_leads_to_now_is_validated_through_it(house: House, said
         release(1).decode(),
     ]
     releases.latest = 2
-    assert [house.fetch(origin, "/newest.zip").body for _ in range(2)] == [release(2)] * 2
+    assert [dduct.fetch(origin, "/newest.zip").body for _ in range(2)] == [release(2)] * 2
     assert origin.count("/newest.zip") == 5
     moved = 5 * len(b"moved")
     # What has changed may be asked for once more: a connection that has brought a 304 brings nothing else.
@@ -389,8 +391,8 @@ HUB_PLACES = ["/x.zip", "/" + "long/" * 120 + "x.zip"]
 class Hub:
     """A hub that redirects to a store, and says of the object in the redirect what the store does not."""
 
-    def __init__(self, house: House, *said: Field, place: str) -> None:
-        self.store = house.origin(Shelf(*FRESH))
+    def __init__(self, dduct: RunningDduct, *said: Field, place: str) -> None:
+        self.store = dduct.origin(Shelf(*FRESH))
         self.fields = [("X-Linked-ETag", '"hub"'), ("X-Repo-Commit", "c0ffee"), *said]
         self.location = f"https://{HOST}:{self.store.port}{place}"
         self.failure: object = None
@@ -412,11 +414,11 @@ def says_what_the_hub_says(answer: Answer, hub: Hub) -> bool:
 @pytest.mark.parametrize("place", HUB_PLACES, ids=["short", "long"])
 @pytest.mark.parametrize("said", [(), FRESH, (("Cache-Control", "no-store"),)], ids=["nothing", "fresh", "no-store"])
 def test_head_of_what_redirects_gets_the_redirects_own_fields(
-    house: House, said: Tuple[Field, ...], place: str
+    dduct: RunningDduct, said: Tuple[Field, ...], place: str
 ) -> None:
-    hub = Hub(house, *said, place=place)
-    origin = house.origin(hub)
-    client = house.inside(origin)
+    hub = Hub(dduct, *said, place=place)
+    origin = dduct.origin(hub)
+    client = dduct.intercepted(origin)
     assert says_what_the_hub_says(ask(client, origin, "/x.zip", method="HEAD"), hub)
     assert ask(client, origin, "/x.zip").body == BODY
     for _ in range(2):
@@ -426,13 +428,13 @@ def test_head_of_what_redirects_gets_the_redirects_own_fields(
 
 @pytest.mark.parametrize("failure", ["away", 503])
 def test_head_of_what_redirects_is_answered_from_the_cache_where_the_origin_is_away(
-    house: House, failure: object
+    dduct: RunningDduct, failure: object
 ) -> None:
-    hub = Hub(house, *FRESH, place="/x.zip")
-    origin = house.origin(hub)
-    assert house.fetch(origin, "/x.zip").body == BODY
+    hub = Hub(dduct, *FRESH, place="/x.zip")
+    origin = dduct.origin(hub)
+    assert dduct.fetch(origin, "/x.zip").body == BODY
     hub.failure = failure
-    with house.inside(origin) as client:
+    with dduct.intercepted(origin) as client:
         answer = ask(client, origin, "/x.zip", method="HEAD")
         assert (answer.status, answer.get("content-length")) == (200, str(len(BODY)))
         asked = len(origin.requests)
@@ -440,55 +442,55 @@ def test_head_of_what_redirects_is_answered_from_the_cache_where_the_origin_is_a
         assert len(origin.requests) == asked
 
 
-def test_head_of_what_only_another_url_has_brought_is_its_own_origins_answer(house: House) -> None:
+def test_head_of_what_only_another_url_has_brought_is_its_own_origins_answer(dduct: RunningDduct) -> None:
     digest = hashlib.sha256(BODY).hexdigest()
-    hub = Hub(house, *FRESH, place=f"/v2/x/blobs/sha256:{digest}")
-    origin = house.origin(hub)
-    assert house.fetch(hub.store, f"/v2/x/blobs/sha256:{digest}").body == BODY
-    with house.inside(origin) as client:
+    hub = Hub(dduct, *FRESH, place=f"/v2/x/blobs/sha256:{digest}")
+    origin = dduct.origin(hub)
+    assert dduct.fetch(hub.store, f"/v2/x/blobs/sha256:{digest}").body == BODY
+    with dduct.intercepted(origin) as client:
         assert says_what_the_hub_says(ask(client, origin, f"/v2/y/blobs/sha256:{digest}", method="HEAD"), hub)
 
 
 @pytest.mark.parametrize("changed", ["", "length", "time"])
-def test_mirrors_that_a_redirect_chooses_from_are_known_to_have_the_same(house: House, changed: str) -> None:
+def test_mirrors_that_a_redirect_chooses_from_are_known_to_have_the_same(dduct: RunningDduct, changed: str) -> None:
     """They keep times, and make tags of their own: no object is fetched again because another one is asked."""
     body = os.urandom(300_000)
     mirrors = [Shelf(body=body, etag=f'"{number}"') for number in range(2)]
     for mirror in mirrors:
         mirror.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
-    places = [house.origin(mirror) for mirror in mirrors]
-    turn = itertools.cycle(places)
+    places = [dduct.origin(mirror) for mirror in mirrors]
+    iteration = itertools.cycle(places)
 
     def redirector(asked: Asked, connection: Connection) -> None:
-        connection.respond(302, [("Location", f"https://{HOST}:{next(turn).port}{asked.target}")], b"")
+        connection.respond(302, [("Location", f"https://{HOST}:{next(iteration).port}{asked.target}")], b"")
 
-    origin = house.origin(redirector)
-    assert house.fetch(origin, "/x.rpm").body == body
+    origin = dduct.origin(redirector)
+    assert dduct.fetch(origin, "/x.rpm").body == body
     if changed == "length":
         mirrors[1].body = body[1:]
     elif changed == "time":
         mirrors[1].modified = "Tue, 02 Jan 2024 00:00:00 GMT"
     for _ in range(3):
-        assert house.fetch(origin, "/x.rpm").body in (body, mirrors[1].body)
+        assert dduct.fetch(origin, "/x.rpm").body in (body, mirrors[1].body)
     expected = 3 if changed else 0
-    assert house.counters.value(Counter.FILLS) == 1 + expected
-    assert house.counted(Counter.VALIDATED, 3 - expected) == 3 - expected  # it is counted after it is sent
+    assert dduct.counters.value(Counter.FILLS) == 1 + expected
+    assert dduct.counted(Counter.VALIDATED, 3 - expected) == 3 - expected  # it is counted after it is sent
 
 
 @pytest.mark.parametrize(
     ("status", "said"), [(302, [("Cache-Control", "max-age=1000")]), (301, []), (308, []), (307, [FOR_EVER])]
 )
 def test_a_redirect_that_holds_for_a_while_is_not_asked_about_meanwhile(
-    house: House, status: int, said: List[Field]
+    dduct: RunningDduct, status: int, said: List[Field]
 ) -> None:
     releases = Releases(*said, status=status)
-    origin = house.origin(releases)
+    origin = dduct.origin(releases)
     for _ in range(3):
-        assert house.fetch(origin, "/newest.zip").body == release(1)
+        assert dduct.fetch(origin, "/newest.zip").body == release(1)
     assert origin.count("/newest.zip") == 1
 
 
-def test_the_shortest_lived_redirect_counts(house: House) -> None:
+def test_the_shortest_lived_redirect_counts(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         number = int(asked.target[1:-4])
         if number:
@@ -497,101 +499,101 @@ def test_the_shortest_lived_redirect_counts(house: House) -> None:
         else:
             connection.respond(200, [FOR_EVER], BODY)
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/3.zip").get("cache-control") == "public, max-age=100"
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/3.zip").get("cache-control") == "public, max-age=100"
 
 
-def test_a_private_redirect_is_for_those_whom_its_origin_lets_in(house: House) -> None:
+def test_a_private_redirect_is_for_those_whom_its_origin_lets_in(dduct: RunningDduct) -> None:
     releases = Releases(("Cache-Control", "private, max-age=1000"))
-    origin = house.origin(releases)
+    origin = dduct.origin(releases)
     for _ in range(3):
-        assert house.fetch(origin, "/newest.zip").body == release(1)
+        assert dduct.fetch(origin, "/newest.zip").body == release(1)
     assert origin.count("/newest.zip") >= 3
 
 
-def test_what_a_digest_names_is_the_same_however_it_is_found(house: House) -> None:
+def test_what_a_digest_names_is_the_same_however_it_is_found(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         if asked.target.startswith("/v2/"):
             connection.respond(307, [("Location", "/store"), ("Cache-Control", "no-cache")])
         else:
             connection.respond(200, [FOR_EVER], BODY)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for _ in range(3):
-        answer = house.fetch(origin, f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}")
+        answer = dduct.fetch(origin, f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}")
         assert answer.body == BODY and answer.get("cache-control") == FOR_EVER[1]
     assert len(origin.requests) == 2
 
 
 @pytest.mark.parametrize("obeyed", [True, False])
-def test_a_redirect_that_cannot_be_asked_about_is_as_it_was(build_house: Build, obeyed: bool) -> None:
-    house = build_house(stale_if_error=obeyed)
+def test_a_redirect_that_cannot_be_asked_about_is_as_it_was(start_dduct: Build, obeyed: bool) -> None:
+    dduct = start_dduct(stale_if_error=obeyed)
     releases = Releases()
-    origin = house.origin(releases)
-    assert house.fetch(origin, "/newest.zip").body == release(1)
+    origin = dduct.origin(releases)
+    assert dduct.fetch(origin, "/newest.zip").body == release(1)
     releases.dead = True
-    answer = house.fetch(origin, "/newest.zip")
+    answer = dduct.fetch(origin, "/newest.zip")
     assert (answer.status, answer.body == release(1)) == ((200, True) if obeyed else (502, False))
 
 
-def test_what_an_origin_sends_again_is_not_fetched_again(house: House) -> None:
+def test_what_an_origin_sends_again_is_not_fetched_again(dduct: RunningDduct) -> None:
     """It knows no conditions, but its strong tag says that it is the same (RFC 9110 §8.8.1)."""
-    origin = house.origin(lambda asked, connection: connection.respond(200, [("ETag", '"1"'), *STALE], BODY))
-    answers = [house.fetch(origin, "/x.deb") for _ in range(3)]
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [("ETag", '"1"'), *STALE], BODY))
+    answers = [dduct.fetch(origin, "/x.deb") for _ in range(3)]
     assert [answer.body for answer in answers] == [BODY] * 3
     assert status_of(answers[2]) == "fwd=stale; fwd-status=200"
-    assert len(origin.requests) == 3 and house.counters.value(Counter.FILLS) == 1
+    assert len(origin.requests) == 3 and dduct.counters.value(Counter.FILLS) == 1
 
 
 # --- when the origin cannot be asked ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("failure", ["dead", 500, 503])
-def test_a_stale_object_is_better_than_none(house: House, failure: object) -> None:
+def test_a_stale_object_is_better_than_none(dduct: RunningDduct, failure: object) -> None:
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     shelf.dead = failure == "dead"
     shelf.status = failure if isinstance(failure, int) else None
-    answer = house.fetch(origin, "/x.deb")
+    answer = dduct.fetch(origin, "/x.deb")
     assert (answer.status, answer.body) == (200, BODY)
     assert re.fullmatch(r"hit; ttl=-[0-9]+", status_of(answer))
-    with house.inside(origin) as client:
+    with dduct.intercepted(origin) as client:
         assert ask(client, origin, "/x.deb", method="HEAD").status in (200, failure)
-    house.counted(Counter.STALE)
+    dduct.counted(Counter.STALE)
 
 
 @pytest.mark.one_process
 @pytest.mark.parametrize("disk", ["full", "read-only"])
-def test_a_disk_that_takes_nothing_new_still_has_what_is_there(house: House, disk: str) -> None:
+def test_a_disk_that_takes_nothing_new_still_has_what_is_there(dduct: RunningDduct, disk: str) -> None:
     """It is validated, and it is better than none."""
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    house.settle()
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    dduct.wait_until_durable()
     with MonkeyPatch.context() as patch:
         if disk == "full":
-            patch.setattr(house.server.cache.store.room, "limits", Limits(min_free=2**60))
+            patch.setattr(dduct.server.cache.store.space, "limits", Limits(min_free=2**60))
         else:
-            patch.setattr(house.server.cache.store, "open_part", _refuse)
-        answer = house.fetch(origin, "/x.deb")
+            patch.setattr(dduct.server.cache.store, "open_growing_file", _refuse)
+        answer = dduct.fetch(origin, "/x.deb")
         assert answer.body == BODY
         assert shelf.answers == ([200, 304] if disk == "full" else [200, 200])
         shelf.dead = True
-        assert house.fetch(origin, "/x.deb").body == BODY
+        assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
 def _refuse(_: str) -> int:
     raise Unstorable("read-only file system")
 
 
-def test_many_clients_share_a_failed_validation(house: House) -> None:
+def test_many_clients_share_a_failed_validation(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     shelf.dead, shelf.before = True, Gate()
     with ThreadPoolExecutor(6) as pool:
-        answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(6)]
+        answers = [pool.submit(dduct.fetch, origin, "/x.deb") for _ in range(6)]
         shelf.before.reached()
         shelf.before.open()
         assert [answer.result(20).body for answer in answers] == [BODY] * 6
@@ -611,32 +613,32 @@ def test_many_clients_share_a_failed_validation(house: House) -> None:
     ],
 )
 def test_and_sometimes_it_is_not(
-    build_house: Build, fields: List[Field], asked: List[str], keys: Dict[str, bool]
+    start_dduct: Build, fields: List[Field], asked: List[str], keys: Dict[str, bool]
 ) -> None:
-    house = build_house(**keys)
+    dduct = start_dduct(**keys)
     shelf = Shelf(*fields)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb", *asked)
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb", *asked)
     shelf.dead = True
-    assert house.fetch(origin, "/x.deb", *asked).status == 502
+    assert dduct.fetch(origin, "/x.deb", *asked).status == 502
     shelf.dead, shelf.status = False, 503
-    assert house.fetch(origin, "/x.deb", *asked).status == 503
+    assert dduct.fetch(origin, "/x.deb", *asked).status == 503
 
 
 # --- Vary, invalidation, no_store -------------------------------------------------------------------
 
 
-def test_vary_is_matched(house: House) -> None:
+def test_vary_is_matched(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH, ("Vary", "Accept, Accept-Encoding"))
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb", "Accept: a", "Accept-Encoding: gzip")
-    assert house.fetch(origin, "/x.deb", "Accept: a").body == BODY
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb", "Accept: a", "Accept-Encoding: gzip")
+    assert dduct.fetch(origin, "/x.deb", "Accept: a").body == BODY
     assert shelf.answers == [200]
-    assert house.fetch(origin, "/x.deb", "Accept: b").body == BODY
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb", "Accept: b").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert shelf.answers == [200, 200, 200]
     assert (
-        house.fetch(origin, "/x.deb", "Accept: a").get(
+        dduct.fetch(origin, "/x.deb", "Accept: a").get(
             "cache-status",
         )
         is not None
@@ -645,17 +647,17 @@ def test_vary_is_matched(house: House) -> None:
     assert origin.requests[0].get("accept-encoding") == "identity"
 
 
-def test_what_varies_is_matched_as_it_was_sent(house: House) -> None:
+def test_what_varies_is_matched_as_it_was_sent(dduct: RunningDduct) -> None:
     """A field that its client has nominated for Connection is not passed on: the answer is to a request without it."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Vary", "Accept"), *FRESH], (asked.get("accept") or "none").encode())
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/x.deb", "Accept: a", "Connection: accept").body == b"none"
-    assert house.fetch(origin, "/x.deb", "Accept: a").body == b"a"
-    assert house.fetch(origin, "/x.deb").body == b"none"
-    assert house.fetch(origin, "/x.deb", "Accept: b", "Connection: accept").body == b"none"
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.deb", "Accept: a", "Connection: accept").body == b"none"
+    assert dduct.fetch(origin, "/x.deb", "Accept: a").body == b"a"
+    assert dduct.fetch(origin, "/x.deb").body == b"none"
+    assert dduct.fetch(origin, "/x.deb", "Accept: b", "Connection: accept").body == b"none"
     assert len(origin.requests) == 2
 
 
@@ -673,58 +675,60 @@ REWRITING = [
 
 
 @pytest.mark.parametrize("field", REWRITING)
-def test_what_some_origins_heed_instead_of_the_url_is_not_asked_on_behalf_of_all(house: House, field: str) -> None:
+def test_what_some_origins_heed_instead_of_the_url_is_not_asked_on_behalf_of_all(
+    dduct: RunningDduct, field: str
+) -> None:
     """Cache poisoning by a field that makes another answer and no other name; a relayed request is its client's own."""
-    origin = house.origin(Shelf(*FRESH))
+    origin = dduct.origin(Shelf(*FRESH))
     name, _, value = field.partition(": ")
     for path, passed in (("/x.deb", None), ("/page", value)):
-        assert house.fetch(origin, path, field).body == BODY
+        assert dduct.fetch(origin, path, field).body == BODY
         assert origin.requests[-1].get(name) == passed
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH", "FROB"])
-def test_an_unsafe_method_invalidates(house: House, method: str) -> None:
+def test_an_unsafe_method_invalidates(dduct: RunningDduct, method: str) -> None:
     """RFC 9111 §4.4."""
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    with house.inside(origin) as client:
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    with dduct.intercepted(origin) as client:
         ask(client, origin, "/x.deb", "Content-Length: 0", method=method)
-    assert house.stored() == []
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.stored() == []
+    assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_an_unsafe_method_invalidates_what_its_answer_names(house: House) -> None:
+def test_an_unsafe_method_invalidates_what_its_answer_names(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
-    other = house.origin(Shelf(*FRESH))
+    origin = dduct.origin(shelf)
+    other = dduct.origin(Shelf(*FRESH))
     for path in ("/a.deb", "/b.deb", "/c.deb"):
-        house.fetch(origin, path)
-    house.fetch(other, "/d.deb")
+        dduct.fetch(origin, path)
+    dduct.fetch(other, "/d.deb")
     shelf.fields += [("Location", "b.deb"), ("Content-Location", f"https://{HOST}:{other.port}/d.deb")]
-    with house.inside(origin) as client:
+    with dduct.intercepted(origin) as client:
         ask(client, origin, "/form", "Content-Length: 0", method="POST")
-    assert house.stored() == sorted(
+    assert dduct.stored() == sorted(
         [f"https/{HOST}:{origin.port}/{name}" for name in ("a.deb", "c.deb")] + [f"https/{HOST}:{other.port}/d.deb"]
     )
 
 
-def test_a_failed_unsafe_method_and_a_safe_one_invalidate_nothing(house: House) -> None:
+def test_a_failed_unsafe_method_and_a_safe_one_invalidate_nothing(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    with house.inside(origin) as client:
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    with dduct.intercepted(origin) as client:
         ask(client, origin, "/x.deb", method="OPTIONS")
         shelf.status = 403
         ask(client, origin, "/x.deb", "Content-Length: 0", method="DELETE")
-    assert len(house.stored()) == 1
+    assert len(dduct.stored()) == 1
 
 
-def test_no_store_can_be_overridden(build_house: Build) -> None:
-    house = build_house(obey_no_store=False)
+def test_no_store_can_be_overridden(start_dduct: Build) -> None:
+    dduct = start_dduct(obey_no_store=False)
     shelf = Shelf(("Cache-Control", "private, no-store, max-age=100"))
-    origin = house.origin(shelf)
-    assert [house.fetch(origin, "/x.deb").body for _ in range(2)] == [BODY] * 2
+    origin = dduct.origin(shelf)
+    assert [dduct.fetch(origin, "/x.deb").body for _ in range(2)] == [BODY] * 2
     assert shelf.answers == [200]
 
 
@@ -741,58 +745,60 @@ def guarded(*fields: Field) -> Shelf:
 
 @pytest.mark.parametrize("fields", [FRESH, STALE], ids=["fresh", "stale"])
 @pytest.mark.parametrize("credentials", [[], ["Authorization: Bearer bad"], ["Cookie: good"]], ids=["no", "bad", "odd"])
-def test_nobody_is_let_in_through_the_cache(house: House, fields: Tuple[Field, ...], credentials: List[str]) -> None:
+def test_nobody_is_let_in_through_the_cache(
+    dduct: RunningDduct, fields: Tuple[Field, ...], credentials: List[str]
+) -> None:
     shelf = guarded(*fields)
-    origin = house.origin(shelf)
-    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
-    refused = house.fetch(origin, "/x.deb", *credentials)
+    origin = dduct.origin(shelf)
+    assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
+    refused = dduct.fetch(origin, "/x.deb", *credentials)
     assert (refused.status, refused.body, refused.get("www-authenticate")) == (401, b"who are you?", "Bearer")
-    with house.inside(origin) as client:
+    with dduct.intercepted(origin) as client:
         assert ask(client, origin, "/x.deb", *credentials, method="HEAD").status == 401
         assert ask(client, origin, "/x.deb", *credentials, "Range: bytes=0-9").status == 401
         assert ask(client, origin, "/x.deb", *credentials, 'If-None-Match: "1"').status == 401
 
 
-def test_nobody_is_let_into_a_fill(house: House) -> None:
+def test_nobody_is_let_into_a_fill(dduct: RunningDduct) -> None:
     shelf = guarded(*FRESH)
     shelf.gate = Gate()
-    origin = house.origin(shelf)
-    leader = house.inside(origin)
+    origin = dduct.origin(shelf)
+    leader = dduct.intercepted(origin)
     leader.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n{GOOD}\r\n\r\n".encode())
     shelf.gate.reached()
-    assert house.fetch(origin, "/x.deb").status == 401
-    assert house.fetch(origin, "/x.deb", "Authorization: x").status == 401
+    assert dduct.fetch(origin, "/x.deb").status == 401
+    assert dduct.fetch(origin, "/x.deb", "Authorization: x").status == 401
     shelf.gate.open()
     assert leader.read().body == BODY
 
 
-def test_nobody_is_let_in_offline(house: House) -> None:
+def test_nobody_is_let_in_offline(dduct: RunningDduct) -> None:
     shelf = guarded(*FRESH)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb", GOOD)
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb", GOOD)
     shelf.dead = True
-    assert house.fetch(origin, "/x.deb").status == 502
-    assert house.fetch(origin, "/x.deb", "Authorization: Bearer bad").status == 502
+    assert dduct.fetch(origin, "/x.deb").status == 502
+    assert dduct.fetch(origin, "/x.deb", "Authorization: Bearer bad").status == 502
 
 
 @pytest.mark.one_process
-def test_leave_is_remembered_for_a_while_and_revoked_after_it(build_house: Build) -> None:
+def test_leave_is_remembered_for_a_while_and_revoked_after_it(start_dduct: Build) -> None:
     for grace, answers in ((60.0, [200]), (0.0, [200, 304])):
-        house = build_house(auth_grace=grace)
+        dduct = start_dduct(auth_grace=grace)
         shelf = guarded(*FRESH)
-        origin = house.origin(shelf)
-        assert [house.fetch(origin, "/x.deb", GOOD).body for _ in range(2)] == [BODY] * 2
+        origin = dduct.origin(shelf)
+        assert [dduct.fetch(origin, "/x.deb", GOOD).body for _ in range(2)] == [BODY] * 2
         assert shelf.answers == answers
         shelf.word = "Bearer better"
-        revoked = house.fetch(origin, "/x.deb", GOOD)
+        revoked = dduct.fetch(origin, "/x.deb", GOOD)
         assert revoked.status == (200 if grace else 401)
-        assert house.fetch(origin, "/x.deb", "Authorization: Bearer better").body == BODY
+        assert dduct.fetch(origin, "/x.deb", "Authorization: Bearer better").body == BODY
 
 
 @pytest.mark.parametrize("fields", [FRESH, STALE], ids=["fresh", "stale"])
 @pytest.mark.parametrize("tagged", [True, False])
 def test_leave_is_for_what_was_there_and_not_for_what_another_has_brought_since(
-    house: House, tagged: bool, fields: Tuple[Field, ...]
+    dduct: RunningDduct, tagged: bool, fields: Tuple[Field, ...]
 ) -> None:
     """An origin that makes everybody his own export, at one URL."""
 
@@ -804,51 +810,51 @@ def test_leave_is_for_what_was_there_and_not_for_what_another_has_brought_since(
             length = 1000 if who == "alice" else 2000
             connection.respond(200, [*([("ETag", f'"{who}"')] if tagged else []), *fields], who.encode() * length)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for who in ("bob", "alice", "bob", "alice", "alice"):
-        assert house.fetch(origin, "/export.zip", f"Authorization: {who}").body[:5] == (who.encode() * 2)[:5]
+        assert dduct.fetch(origin, "/export.zip", f"Authorization: {who}").body[:5] == (who.encode() * 2)[:5]
 
 
 @pytest.mark.one_process
-def test_leave_outlives_a_validation(house: House) -> None:
+def test_leave_outlives_a_validation(dduct: RunningDduct) -> None:
     """The strong tag says that it is the same; a date does not, and is not asked about."""
     for etag in ('"1"', None):
         shelf = guarded(*STALE)
         shelf.etag, shelf.modified = etag, "Mon, 01 Jan 2024 00:00:00 GMT"
-        origin = house.origin(shelf)
-        house.fetch(origin, "/x.deb", GOOD)
+        origin = dduct.origin(shelf)
+        dduct.fetch(origin, "/x.deb", GOOD)
         shelf.renewed = [*FRESH, ("ETag", '"1"')]
         for _ in range(3):
-            assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+            assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
         assert shelf.answers == ([200, 304] if etag else [200] * 4)
 
 
-def test_what_is_private_is_asked_about_every_time(house: House) -> None:
+def test_what_is_private_is_asked_about_every_time(dduct: RunningDduct) -> None:
     shelf = Shelf(("Cache-Control", "private, max-age=1000"))
     shelf.renewed = [*shelf.fields, ("ETag", '"1"')]
-    origin = house.origin(shelf)
-    assert [house.fetch(origin, "/x.deb").body for _ in range(3)] == [BODY] * 3
+    origin = dduct.origin(shelf)
+    assert [dduct.fetch(origin, "/x.deb").body for _ in range(3)] == [BODY] * 3
     assert shelf.answers == [200, 304, 304]
 
 
-def test_what_becomes_private_is_no_longer_anybodys(house: House) -> None:
-    """A validation says it, of the very same octets."""
+def test_what_becomes_private_is_no_longer_anybodys(dduct: RunningDduct) -> None:
+    """A validation says it, of the very same bytes."""
     shelf = Shelf(("Cache-Control", "max-age=0"))
-    origin = house.origin(shelf)
-    assert house.fetch(origin, "/x.deb").body == BODY
+    origin = dduct.origin(shelf)
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     shelf.word = "Bearer good"
     shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "private, max-age=1000")]
-    assert house.fetch(origin, "/x.deb").status == 401
-    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
-    assert house.fetch(origin, "/x.deb").status == 401
+    assert dduct.fetch(origin, "/x.deb").status == 401
+    assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
+    assert dduct.fetch(origin, "/x.deb").status == 401
     assert shelf.answers == [200, 401, 304, 401, 401]  # asked for once more, on a fresh connection
 
 
-def test_what_becomes_private_and_cannot_be_noted_so_goes(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_becomes_private_and_cannot_be_noted_so_goes(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     shelf = Shelf(("Cache-Control", "max-age=0"))
-    origin = house.origin(shelf)
-    assert house.fetch(origin, "/x.deb").body == BODY
-    house.settle()
+    origin = dduct.origin(shelf)
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    dduct.wait_until_durable()
     shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "private, max-age=1000")]
 
     def fail(*_: object) -> None:
@@ -856,65 +862,65 @@ def test_what_becomes_private_and_cannot_be_noted_so_goes(house: House, monkeypa
 
     with monkeypatch.context() as broken:
         broken.setattr(os, "setxattr", fail)
-        assert house.fetch(origin, "/x.deb").body == BODY
-    assert house.stored() == []
+        assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert dduct.stored() == []
 
 
-def test_a_validation_with_credentials_says_nothing_of_others(house: House) -> None:
+def test_a_validation_with_credentials_says_nothing_of_others(dduct: RunningDduct) -> None:
     shelf = Shelf(("Cache-Control", "max-age=0"))
-    origin = house.origin(shelf)
-    assert house.fetch(origin, "/x.deb").body == BODY
+    origin = dduct.origin(shelf)
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     shelf.word = "Bearer good"
     shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "max-age=1000")]
-    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
-    assert house.fetch(origin, "/x.deb").status == 401
+    assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
+    assert dduct.fetch(origin, "/x.deb").status == 401
 
 
-def test_a_validation_may_say_what_else_the_object_varies_by(house: House) -> None:
+def test_a_validation_may_say_what_else_the_object_varies_by(dduct: RunningDduct) -> None:
     shelf = Shelf(("Cache-Control", "max-age=0"))
-    origin = house.origin(shelf)
-    assert house.fetch(origin, "/x.deb").body == BODY
-    house.settle()
+    origin = dduct.origin(shelf)
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    dduct.wait_until_durable()
     shelf.renewed = [("ETag", '"1"'), ("Cache-Control", "max-age=1000"), ("Vary", "Accept")]
-    assert house.fetch(origin, "/x.deb", "Accept: a").body == BODY
+    assert dduct.fetch(origin, "/x.deb", "Accept: a").body == BODY
     shelf.body, shelf.etag = OTHER, '"2"'
-    assert house.fetch(origin, "/x.deb", "Accept: b").body == OTHER
-    assert house.fetch(origin, "/x.deb", "Accept: a").body == BODY
+    assert dduct.fetch(origin, "/x.deb", "Accept: b").body == OTHER
+    assert dduct.fetch(origin, "/x.deb", "Accept: a").body == BODY
 
 
-def test_what_strangers_get_is_not_for_those_whom_the_origin_knows(house: House) -> None:
+def test_what_strangers_get_is_not_for_those_whom_the_origin_knows(dduct: RunningDduct) -> None:
     """RFC 9111 §4.1: without Authorization or Cookie is a variant, too."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Vary", "Authorization, Cookie"), *FRESH], (asked.get("cookie") or "-").encode())
 
-    origin = house.origin(handler)
-    assert [house.fetch(origin, "/x.zip").body for _ in range(2)] == [b"-"] * 2
-    assert house.fetch(origin, "/x.zip", "Cookie: me").body == b"me"
-    assert house.fetch(origin, "/x.zip").body == b"-"
+    origin = dduct.origin(handler)
+    assert [dduct.fetch(origin, "/x.zip").body for _ in range(2)] == [b"-"] * 2
+    assert dduct.fetch(origin, "/x.zip", "Cookie: me").body == b"me"
+    assert dduct.fetch(origin, "/x.zip").body == b"-"
     assert len(origin.requests) == 2
 
 
-def test_what_varies_by_credentials_is_hit_by_all_who_are_let_in(house: House) -> None:
-    origin = house.origin(Shelf(*FRESH, ("Vary", "Authorization, Cookie")))
+def test_what_varies_by_credentials_is_hit_by_all_who_are_let_in(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Shelf(*FRESH, ("Vary", "Authorization, Cookie")))
     for fields in (["Authorization: Bearer a"], ["Authorization: Bearer b"], ["Cookie: c"], []):
-        assert house.fetch(origin, "/x.deb", *fields).body == BODY
+        assert dduct.fetch(origin, "/x.deb", *fields).body == BODY
     assert origin.body_sent == len(BODY)
 
 
-def test_a_guarded_object_that_has_changed_is_fetched_anew(build_house: Build) -> None:
-    house = build_house(auth_grace=0.0)
+def test_a_guarded_object_that_has_changed_is_fetched_anew(start_dduct: Build) -> None:
+    dduct = start_dduct(auth_grace=0.0)
     shelf = guarded(*FRESH, ("Content-Type", "application/octet-stream"))
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb", GOOD)
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb", GOOD)
     shelf.body, shelf.etag = OTHER, '"2"'
-    assert house.fetch(origin, "/x.deb", GOOD).body == OTHER
-    assert house.fetch(origin, "/x.deb", GOOD).body == OTHER
+    assert dduct.fetch(origin, "/x.deb", GOOD).body == OTHER
+    assert dduct.fetch(origin, "/x.deb", GOOD).body == OTHER
     assert shelf.answers[0] == 200 and shelf.answers[-1] == 304
 
 
 @pytest.mark.parametrize("path", ["/x.zip", "/sent/away.zip"])
-def test_a_page_that_proves_nothing_is_no_leave(house: House, path: str) -> None:
+def test_a_page_that_proves_nothing_is_no_leave(dduct: RunningDduct, path: str) -> None:
     """It has neither validators nor a length, and was taken for the object."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -926,15 +932,15 @@ def test_a_page_that_proves_nothing_is_no_leave(house: House, path: str) -> None
             connection.head(200, [("Content-Type", "text/html"), ("Transfer-Encoding", "chunked")])
             connection.send(b"6\r\n<form>\r\n0\r\n\r\n")
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for fields, body in (([GOOD], BODY), ([], b"<form>"), ([GOOD], BODY)):
-        assert house.fetch(origin, path, *fields).body == body
-    assert house.fetch(origin, path, "Range: bytes=0-9").body in (b"<form>", b"")  # or sent there himself
+        assert dduct.fetch(origin, path, *fields).body == body
+    assert dduct.fetch(origin, path, "Range: bytes=0-9").body in (b"<form>", b"")  # or sent there himself
 
 
-def test_a_redirect_within_the_host_is_no_leave_yet(build_house: Build) -> None:
+def test_a_redirect_within_the_host_is_no_leave_yet(start_dduct: Build) -> None:
     """nginx answers `return 302` before it asks who it is."""
-    house = build_house(auth_grace=0.0)
+    dduct = start_dduct(auth_grace=0.0)
 
     def handler(asked: Asked, connection: Connection) -> None:
         if asked.target == "/newest.zip":
@@ -946,11 +952,11 @@ def test_a_redirect_within_the_host_is_no_leave_yet(build_house: Build) -> None:
         else:
             connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/newest.zip", GOOD).body == BODY
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/newest.zip", GOOD).body == BODY
     for fields in ([], ["Authorization: Bearer bad"]):
-        assert BODY not in house.fetch(origin, "/newest.zip", *fields).body
-    assert house.fetch(origin, "/newest.zip", GOOD).body == BODY
+        assert BODY not in dduct.fetch(origin, "/newest.zip", *fields).body
+    assert dduct.fetch(origin, "/newest.zip", GOOD).body == BODY
     assert len(BODY) <= origin.body_sent < 2 * len(BODY)
 
 
@@ -976,23 +982,23 @@ class Login:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_redirect_to_log_in_is_no_leave(build_house: Build, elsewhere: bool) -> None:
-    house = build_house(auth_grace=0.0)
+def test_a_redirect_to_log_in_is_no_leave(start_dduct: Build, elsewhere: bool) -> None:
+    dduct = start_dduct(auth_grace=0.0)
     login = Login()
-    origin, store = house.origin(login), house.origin(login)
+    origin, store = dduct.origin(login), dduct.origin(login)
     login.store = f"https://{HOST}:{store.port}" if elsewhere else ""
-    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+    assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
     for fields in ([], ["Authorization: Bearer bad"]):
-        answer = house.fetch(origin, "/x.deb", *fields)
+        answer = dduct.fetch(origin, "/x.deb", *fields)
         assert BODY not in answer.body and answer.body == b"<form>"
-    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+    assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
     assert len(BODY) <= origin.body_sent + store.body_sent < 2 * len(BODY)
     # What counts is what is found there: where a redirect leads may be for everybody.
     assert [one.count("/store/object?signature=1") for one in (origin, store)] == ([0, 2] if elsewhere else [2, 0])
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_redirect_that_was_of_no_use_is_the_clients_to_follow(house: House, warm: bool) -> None:
+def test_a_redirect_that_was_of_no_use_is_the_clients_to_follow(dduct: RunningDduct, warm: bool) -> None:
     """It may have credentials for the other host, and the challenge of that host is not this one's."""
 
     def second(asked: Asked, connection: Connection) -> None:
@@ -1001,7 +1007,7 @@ def test_a_redirect_that_was_of_no_use_is_the_clients_to_follow(house: House, wa
         else:
             connection.respond(401, [("WWW-Authenticate", "Basic realm=second")], b"who are you?")
 
-    other = house.origin(second)
+    other = dduct.origin(second)
     location = f"https://{HOST}:{other.port}/x.whl"
 
     def first(asked: Asked, connection: Connection) -> None:
@@ -1010,20 +1016,20 @@ def test_a_redirect_that_was_of_no_use_is_the_clients_to_follow(house: House, wa
         else:
             connection.respond(302, [("Location", location)])
 
-    origin = house.origin(first)
+    origin = dduct.origin(first)
     if warm:
-        assert house.fetch(origin, "/x.whl", "Authorization: Bearer direct").body == BODY
-    answer = house.fetch(origin, "/x.whl", "Authorization: Bearer first")
+        assert dduct.fetch(origin, "/x.whl", "Authorization: Bearer direct").body == BODY
+    answer = dduct.fetch(origin, "/x.whl", "Authorization: Bearer first")
     assert (answer.status, answer.get("location"), answer.get("www-authenticate")) == (302, location, None)
     assert origin.requests[-1].get("authorization") == "Bearer first"
-    assert house.fetch(other, "/x.whl", "Authorization: Basic second").body == BODY
+    assert dduct.fetch(other, "/x.whl", "Authorization: Basic second").body == BODY
 
 
-def test_a_page_to_log_in_is_not_kept_as_the_object(house: House) -> None:
-    origin = house.origin(Login())
-    assert house.fetch(origin, "/x.deb").body == b"<form>"
-    assert house.stored() == []
-    assert house.fetch(origin, "/x.deb", GOOD).body == BODY
+def test_a_page_to_log_in_is_not_kept_as_the_object(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Login())
+    assert dduct.fetch(origin, "/x.deb").body == b"<form>"
+    assert dduct.stored() == []
+    assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
 
 
 class TokenServer:
@@ -1058,32 +1064,32 @@ class TokenServer:
             connection.respond(200, [], b"{}")
 
 
-def test_a_private_registry_stays_private(build_house: Build) -> None:
-    house = build_house(auth_grace=0.0)
+def test_a_private_registry_stays_private(start_dduct: Build) -> None:
+    dduct = start_dduct(auth_grace=0.0)
     registry = TokenServer(BODY)
-    origin = house.origin(registry)
-    registry.port, registry.store = origin.port, f"https://{HOST}:{house.origin(registry).port}"
+    origin = dduct.origin(registry)
+    registry.port, registry.store = origin.port, f"https://{HOST}:{dduct.origin(registry).port}"
     blob = f"/v2/team/app/blobs/sha256:{registry.digest}"
-    challenge = house.fetch(origin, "/v2/")
+    challenge = dduct.fetch(origin, "/v2/")
     assert challenge.status == 401 and f"{HOST}:{origin.port}/token" in (challenge.get("www-authenticate") or "")
-    assert b"t-alice" in house.fetch(origin, "/token", "Authorization: Basic YWxpY2U6cHc=").body
+    assert b"t-alice" in dduct.fetch(origin, "/token", "Authorization: Basic YWxpY2U6cHc=").body
     alice = "Authorization: Bearer t-alice"
     for _ in range(3):
-        assert house.fetch(origin, blob, alice).body == BODY
+        assert dduct.fetch(origin, blob, alice).body == BODY
     assert registry.blobs_sent == 1
     for fields in ([], ["Authorization: Bearer t-mallory"]):
-        refused = house.fetch(origin, blob, *fields)
+        refused = dduct.fetch(origin, blob, *fields)
         assert (refused.status, b"UNAUTHORIZED" in refused.body) == (401, True)
         assert refused.get("www-authenticate") == challenge.get("www-authenticate")
     registry.tokens = {"t-bob"}
-    assert house.fetch(origin, blob, alice).status == 401
-    assert house.fetch(origin, blob, "Authorization: Bearer t-bob").body == BODY
+    assert dduct.fetch(origin, blob, alice).status == 401
+    assert dduct.fetch(origin, blob, "Authorization: Bearer t-bob").body == BODY
     other = f"/v2/other/app/blobs/sha256:{registry.digest}"
-    assert house.fetch(origin, other).status == 401
-    assert house.fetch(origin, other, "Authorization: Bearer t-bob").body == BODY
+    assert dduct.fetch(origin, other).status == 401
+    assert dduct.fetch(origin, other, "Authorization: Bearer t-bob").body == BODY
     assert registry.blobs_sent <= 2  # the second repository's own answer is asked for, and its body left alone
-    wait_until(lambda: not any(name.endswith(".dduct") for name in house.stored()))  # the alias is being made
-    for file in house.files.rglob("*"):
+    wait_until(lambda: not any(name.endswith(".dduct") for name in dduct.stored()))  # the alias is being made
+    for file in dduct.files.rglob("*"):
         if file.is_file() and file.name != ".evictor":
             record = os.getxattr(file, "user.dduct")
             assert not any(secret in record for secret in (b"t-alice", b"t-bob", b"secret"))
@@ -1105,27 +1111,29 @@ class Vouching:
 
 @pytest.mark.parametrize("length", [None, len(BODY)], ids=["chunked", "of the right length"])
 @pytest.mark.parametrize("credentials", [[GOOD], []], ids=["restricted", "public"])
-def test_no_other_origin_opens_what_a_digest_names(house: House, length: Optional[int], credentials: List[str]) -> None:
+def test_no_other_origin_opens_what_a_digest_names(
+    dduct: RunningDduct, length: Optional[int], credentials: List[str]
+) -> None:
     """What credentials have brought, somebody else's origin cannot vouch for: it need not have it to say so."""
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
-    first, second = house.origin(guarded(*FRESH) if credentials else Shelf(*FRESH)), house.origin(Vouching(length))
-    assert house.fetch(first, path, *credentials).body == BODY
+    first, second = dduct.origin(guarded(*FRESH) if credentials else Shelf(*FRESH)), dduct.origin(Vouching(length))
+    assert dduct.fetch(first, path, *credentials).body == BODY
     for _ in range(2):
-        assert (house.fetch(second, path).body == BODY) is not bool(credentials)
-    with house.inside(second) as client:
+        assert (dduct.fetch(second, path).body == BODY) is not bool(credentials)
+    with dduct.intercepted(second) as client:
         assert ask(client, second, path, method="HEAD").status == 200
     assert len(second.requests) == (3 if credentials else 1)
 
 
-def test_nor_does_it_open_what_is_growing(house: House) -> None:
+def test_nor_does_it_open_what_is_growing(dduct: RunningDduct) -> None:
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     shelf = guarded(*FRESH)
     shelf.gate = Gate()
-    first, second = house.origin(shelf), house.origin(Vouching(len(BODY)))
-    leader = house.inside(first)
+    first, second = dduct.origin(shelf), dduct.origin(Vouching(len(BODY)))
+    leader = dduct.intercepted(first)
     leader.send(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{first.port}\r\n{GOOD}\r\n\r\n".encode())
     shelf.gate.reached()
-    assert house.fetch(second, path).body == b"!" * len(BODY)
+    assert dduct.fetch(second, path).body == b"!" * len(BODY)
     shelf.gate.open()
     assert leader.read().body == BODY
 
@@ -1133,7 +1141,7 @@ def test_nor_does_it_open_what_is_growing(house: House) -> None:
 @pytest.mark.parametrize(
     ("query", "other"), [("", "?token=bad"), ("", "?key=bad"), ("?key=good", "?key=bad"), ("?key=good", "")]
 )
-def test_another_query_is_asked_about_while_a_digest_grows(house: House, query: str, other: str) -> None:
+def test_another_query_is_asked_about_while_a_digest_grows(dduct: RunningDduct, query: str, other: str) -> None:
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     gate = Gate()
 
@@ -1146,17 +1154,17 @@ def test_another_query_is_asked_about_while_a_digest_grows(house: House, query: 
         gate.wait()
         connection.send_body(BODY[1000:])
 
-    origin = house.origin(handler)
-    leader = house.inside(origin)
+    origin = dduct.origin(handler)
+    leader = dduct.intercepted(origin)
     leader.send(f"GET {path}{query} HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
     gate.reached()
-    assert house.fetch(origin, path + other).status == 403
-    assert house.counters.value(Counter.COLLAPSED) == 0
+    assert dduct.fetch(origin, path + other).status == 403
+    assert dduct.counters.value(Counter.COLLAPSED) == 0
     gate.open()
     assert leader.read().body == BODY
 
 
-def test_another_repository_of_the_same_registry_opens_it_if_it_proves_to_have_it(house: House) -> None:
+def test_another_repository_of_the_same_registry_opens_it_if_it_proves_to_have_it(dduct: RunningDduct) -> None:
     digest = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 
     def registry(asked: Asked, connection: Connection) -> None:
@@ -1167,12 +1175,12 @@ def test_another_repository_of_the_same_registry_opens_it_if_it_proves_to_have_i
         else:
             connection.respond(401, [], b"who are you?")
 
-    origin = house.origin(registry)
-    assert house.fetch(origin, f"/v2/private/blobs/{digest}", GOOD).body == BODY
-    assert house.fetch(origin, f"/v2/private/blobs/{digest}").status == 401
-    assert house.fetch(origin, f"/v2/vague/blobs/{digest}").body == b"mine"
+    origin = dduct.origin(registry)
+    assert dduct.fetch(origin, f"/v2/private/blobs/{digest}", GOOD).body == BODY
+    assert dduct.fetch(origin, f"/v2/private/blobs/{digest}").status == 401
+    assert dduct.fetch(origin, f"/v2/vague/blobs/{digest}").body == b"mine"
     for _ in range(2):
-        assert house.fetch(origin, f"/v2/public/blobs/{digest}").body == BODY
+        assert dduct.fetch(origin, f"/v2/public/blobs/{digest}").body == BODY
     assert origin.count(f"/v2/public/blobs/{digest}") == 1
 
 
@@ -1191,24 +1199,24 @@ RANGES = [
 @pytest.mark.parametrize("state", ["cold", "warm"])
 @pytest.mark.parametrize(("wanted", "status", "body", "said"), RANGES, ids=[row[0] for row in RANGES])
 def test_a_range_is_cut_from_the_whole(
-    house: House, state: str, wanted: str, status: int, body: bytes, said: Optional[str]
+    dduct: RunningDduct, state: str, wanted: str, status: int, body: bytes, said: Optional[str]
 ) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     if state == "warm":
-        house.fetch(origin, "/x.deb")
-    answer = house.fetch(origin, "/x.deb", f"Range: {wanted}")
+        dduct.fetch(origin, "/x.deb")
+    answer = dduct.fetch(origin, "/x.deb", f"Range: {wanted}")
     assert (answer.status, answer.body, answer.get("content-range")) == (status, body, said)
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert shelf.answers == [200]
     assert origin.requests[0].get("range") is None
 
 
-def test_a_range_of_a_growing_object_waits_for_its_own_octets_alone(house: House) -> None:
+def test_a_range_of_a_growing_object_waits_for_its_own_octets_alone(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
     shelf.gate = Gate()
-    origin = house.origin(shelf)
-    with house.inside(origin) as early, house.inside(origin) as late:
+    origin = dduct.origin(shelf)
+    with dduct.intercepted(origin) as early, dduct.intercepted(origin) as late:
         answer = ask(early, origin, "/x.deb", "Range: bytes=100-299")
         assert (answer.status, answer.body) == (206, BODY[100:300])
         late.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\nRange: bytes=-10\r\n\r\n".encode())
@@ -1218,73 +1226,73 @@ def test_a_range_of_a_growing_object_waits_for_its_own_octets_alone(house: House
     assert shelf.answers == [200]
 
 
-def test_several_ranges_are_parts_of_one_answer(house: House) -> None:
-    origin = house.origin(Shelf(*FRESH, ("Content-Type", "x/y")))
+def test_several_ranges_are_parts_of_one_answer(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Shelf(*FRESH, ("Content-Type", "x/y")))
     for _ in ("cold", "warm"):
-        answer = house.fetch(origin, "/x.deb", "Range: bytes=0-3,100-103,-4")
+        answer = dduct.fetch(origin, "/x.deb", "Range: bytes=0-3,100-103,-4")
         kind = answer.get("content-type") or ""
         assert answer.status == 206 and kind.startswith("multipart/byteranges; boundary=")
         assert answer.get("content-range") is None
         parts = answer.body.split(b"--" + kind.partition("=")[2].encode())
         assert parts[0] == b"" and parts[-1] == b"--\r\n"
-        octets = [part.partition(b"\r\n\r\n")[2][:-2] for part in parts[1:-1]]
-        assert octets == [BODY[:4], BODY[100:104], BODY[-4:]]
+        raw = [part.partition(b"\r\n\r\n")[2][:-2] for part in parts[1:-1]]
+        assert raw == [BODY[:4], BODY[100:104], BODY[-4:]]
         assert all(b"Content-Type: x/y\r\n" in part for part in parts[1:-1])
         assert f"bytes 100-103/{len(BODY)}".encode() in parts[2]
 
 
 @pytest.mark.parametrize("count", [300, 1000])
-def test_a_thousand_ranges_are_parts_of_one_answer(house: House, count: int) -> None:
+def test_a_thousand_ranges_are_parts_of_one_answer(dduct: RunningDduct, count: int) -> None:
     """As zstd:chunked layers are asked for; here between numbers of as many digits as those of the largest have."""
-    origin = house.origin(Shelf(*FRESH))
+    origin = dduct.origin(Shelf(*FRESH))
     starts = [place * 7 for place in range(count)]
     wanted = ",".join(f"{start:013}-{start + 2:013}" for start in starts)
     for _ in ("cold", "warm"):
-        answer = house.fetch(origin, "/x.deb", f"Range: bytes={wanted}")
+        answer = dduct.fetch(origin, "/x.deb", f"Range: bytes={wanted}")
         assert answer.status == 206
         boundary = (answer.get("content-type") or "").partition("=")[2].encode()
         parts = [part.partition(b"\r\n\r\n")[2][:-2] for part in answer.body.split(b"--" + boundary)[1:-1]]
         assert parts == [BODY[start : start + 3] for start in starts]
 
 
-def test_more_than_a_thousand_ranges_get_the_whole(house: House) -> None:
-    origin = house.origin(Shelf(*FRESH))
-    answer = house.fetch(origin, "/x.deb", "Range: bytes=" + ",".join(["0-0"] * 1001))
+def test_more_than_a_thousand_ranges_get_the_whole(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Shelf(*FRESH))
+    answer = dduct.fetch(origin, "/x.deb", "Range: bytes=" + ",".join(["0-0"] * 1001))
     assert (answer.status, answer.body) == (200, BODY)
 
 
-def test_absurd_ranges_get_no_more_than_the_whole(house: House) -> None:
-    origin = house.origin(Shelf(*FRESH))
-    answer = house.fetch(origin, "/x.deb", "Range: bytes=" + ",".join(["0-"] * 100))
+def test_absurd_ranges_get_no_more_than_the_whole(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Shelf(*FRESH))
+    answer = dduct.fetch(origin, "/x.deb", "Range: bytes=" + ",".join(["0-"] * 100))
     assert (answer.status, answer.body) == (200, BODY)
 
 
 @pytest.mark.parametrize(
     ("condition", "status"), [('"1"', 206), ('"2"', 200), ('W/"1"', 200), ("Mon, 01 Jan 2024 00:00:00 GMT", 206)]
 )
-def test_if_range_guards_a_resumed_download(house: House, condition: str, status: int) -> None:
+def test_if_range_guards_a_resumed_download(dduct: RunningDduct, condition: str, status: int) -> None:
     shelf = Shelf(*FRESH)
     shelf.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    answer = house.fetch(origin, "/x.deb", "Range: bytes=1000-", f"If-Range: {condition}")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    answer = dduct.fetch(origin, "/x.deb", "Range: bytes=1000-", f"If-Range: {condition}")
     assert (answer.status, answer.body) == (status, BODY[1000:] if status == 206 else BODY)
 
 
-def test_a_precondition_that_fails_here_is_judged_by_the_origin(house: House) -> None:
+def test_a_precondition_that_fails_here_is_judged_by_the_origin(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    assert house.fetch(origin, "/x.deb", 'If-Match: "1"').status == 200
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    assert dduct.fetch(origin, "/x.deb", 'If-Match: "1"').status == 200
     assert shelf.answers == [200]
     shelf.status = 412
-    assert house.fetch(origin, "/x.deb", 'If-Match: "2"').status == 412
+    assert dduct.fetch(origin, "/x.deb", 'If-Match: "2"').status == 412
 
 
-def test_a_304_of_ours_says_what_it_should_and_no_more(house: House) -> None:
-    origin = house.origin(Shelf(*FRESH, ("Content-Type", "x/y"), ("Vary", "Accept")))
-    house.fetch(origin, "/x.deb")
-    answer = house.fetch(origin, "/x.deb", 'If-None-Match: "1"')
+def test_a_304_of_ours_says_what_it_should_and_no_more(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Shelf(*FRESH, ("Content-Type", "x/y"), ("Vary", "Accept")))
+    dduct.fetch(origin, "/x.deb")
+    answer = dduct.fetch(origin, "/x.deb", 'If-None-Match: "1"')
     assert answer.status == 304
     assert [answer.get(name) for name in ("etag", "vary", "cache-control")] == ['"1"', "Accept", "max-age=1000"]
     assert [answer.get(name) for name in ("content-type", "content-length")] == [None, None]
@@ -1293,63 +1301,63 @@ def test_a_304_of_ours_says_what_it_should_and_no_more(house: House) -> None:
 # --- digests and queries ----------------------------------------------------------------------------
 
 
-def test_a_package_index_shares_by_blake2b(house: House) -> None:
+def test_a_package_index_shares_by_blake2b(dduct: RunningDduct) -> None:
     digest = hashlib.blake2b(BODY, digest_size=32).hexdigest()
     path = f"/packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/thing-1.0.whl"
-    first, second = house.origin(Shelf(*STALE)), house.origin(Shelf(*STALE))
+    first, second = dduct.origin(Shelf(*STALE)), dduct.origin(Shelf(*STALE))
     for origin in (first, first, second):
-        assert house.fetch(origin, path).body == BODY
+        assert dduct.fetch(origin, path).body == BODY
     assert first.body_sent == len(BODY) and len(first.requests) == 1
-    assert f"blake2b/{digest[:2]}/{digest}" in house.stored()
+    assert f"blake2b/{digest[:2]}/{digest}" in dduct.stored()
 
 
-def test_a_sibling_of_a_package_is_not_taken_for_it(house: House) -> None:
+def test_a_sibling_of_a_package_is_not_taken_for_it(dduct: RunningDduct) -> None:
     digest = hashlib.blake2b(BODY, digest_size=32).hexdigest()
-    origin = house.origin(Shelf(*FRESH, body=b"Name: thing"))
+    origin = dduct.origin(Shelf(*FRESH, body=b"Name: thing"))
     path = f"/packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/thing-1.0.whl.metadata"
-    assert house.fetch(origin, path).body == b"Name: thing"
+    assert dduct.fetch(origin, path).body == b"Name: thing"
 
 
 @pytest.mark.parametrize(("directory", "algorithm"), [("SHA256", "sha256"), ("SHA512", "sha512")])
-def test_an_apt_index_is_shared_by_its_hash(house: House, directory: str, algorithm: str) -> None:
+def test_an_apt_index_is_shared_by_its_hash(dduct: RunningDduct, directory: str, algorithm: str) -> None:
     digest = hashlib.new(algorithm, BODY).hexdigest()
     path = f"/debian/dists/stable/main/binary-amd64/by-hash/{directory}/{digest}"
-    origin = house.origin(Shelf(("Cache-Control", "max-age=0")))
+    origin = dduct.origin(Shelf(("Cache-Control", "max-age=0")))
     for _ in range(3):
-        assert house.fetch(origin, path, "Cache-Control: max-age=0").body == BODY
+        assert dduct.fetch(origin, path, "Cache-Control: max-age=0").body == BODY
     assert len(origin.requests) == 1
 
 
 @pytest.mark.parametrize("size", [10, 65_536, 65_537, 500_000])
 def test_a_wrong_object_is_cut_short_logged_and_counted(
-    house: House, size: int, caplog: pytest.LogCaptureFixture
+    dduct: RunningDduct, size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    origin = house.origin(Shelf(body=os.urandom(size)))
+    origin = dduct.origin(Shelf(body=os.urandom(size)))
     path = f"/v2/a/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
-    answer = house.fetch(origin, path)
+    answer = dduct.fetch(origin, path)
     if answer.status == 502:  # nothing had been sent: after another attempt the client is told
         assert b"digest" in answer.body
     else:
         assert size > 65_536
         assert not answer.complete and len(answer.body) <= size - 65_536
-    assert house.counters.value(Counter.MISMATCHED) in ([2] if answer.status == 502 else [1, 2])
+    assert dduct.counters.value(Counter.MISMATCHED) in ([2] if answer.status == 502 else [1, 2])
     assert any("have not the digest sha256:" in record.getMessage() for record in caplog.records)
-    assert not any(name.startswith("sha256/") for name in house.stored())
+    assert not any(name.startswith("sha256/") for name in dduct.stored())
 
 
 SIGNATURES = ["X-Amz-Signature=1&X-Amz-Date=2", "x-amz-signature=3", "sig=1&se=2&sp=r", "Expires=1&Signature=2", ""]
 
 
-def test_signatures_do_not_make_another_object(house: House) -> None:
+def test_signatures_do_not_make_another_object(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     for query in SIGNATURES:
-        assert house.fetch(origin, f"/x.deb?{query}").body == BODY
+        assert dduct.fetch(origin, f"/x.deb?{query}").body == BODY
     assert origin.body_sent == len(BODY)
     assert {asked.target for asked in origin.requests} == {f"/x.deb?{query}" for query in SIGNATURES}
 
 
-def test_a_signature_opens_the_object_to_its_bearer_alone(house: House) -> None:
+def test_a_signature_opens_the_object_to_its_bearer_alone(dduct: RunningDduct) -> None:
     """It is as good as a password: what was fetched with one is asked for with everybody's own."""
 
     def store(asked: Asked, connection: Connection) -> None:
@@ -1360,116 +1368,116 @@ def test_a_signature_opens_the_object_to_its_bearer_alone(house: House) -> None:
         else:
             connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
 
-    origin = house.origin(store)
-    assert house.fetch(origin, "/x.deb?token=good").body == BODY
+    origin = dduct.origin(store)
+    assert dduct.fetch(origin, "/x.deb?token=good").body == BODY
     for target in ("/x.deb", "/x.deb?token=bad", "/x.deb?Signature=good"):
-        assert house.fetch(origin, target).status == 403
-    assert house.fetch(origin, "/x.deb?token=good").body == BODY
+        assert dduct.fetch(origin, target).status == 403
+    assert dduct.fetch(origin, "/x.deb?token=good").body == BODY
     assert origin.body_sent == len(BODY) + 3 * len(b"no signature")
 
 
-def test_what_needs_no_signature_is_anybodys(house: House) -> None:
+def test_what_needs_no_signature_is_anybodys(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     for query in ("", "?sig=1", "?sig=2", "", "?sig=3"):
-        assert house.fetch(origin, f"/x.deb{query}").body == BODY
-        house.settle()
+        assert dduct.fetch(origin, f"/x.deb{query}").body == BODY
+        dduct.wait_until_durable()
     assert set(shelf.answers[1:]) == {304}  # that it is the same with a signature is asked once
     asked = [request.target for request in origin.requests]
     assert "/x.deb?sig=2" not in asked and "/x.deb?sig=3" not in asked
 
 
-def test_the_rest_of_a_query_does(house: House) -> None:
+def test_the_rest_of_a_query_does(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     for query in ("v=1", "v=2", "v=1&token=x", "w=a/../../b"):
-        assert house.fetch(origin, f"/x.deb?{query}").body == BODY
+        assert dduct.fetch(origin, f"/x.deb?{query}").body == BODY
     assert shelf.answers.count(200) == 3
-    stored = {name.rpartition("/")[2] for name in house.stored()}
+    stored = {name.rpartition("/")[2] for name in dduct.stored()}
     assert stored == {"x.deb?v=1", "x.deb?v=2", "x.deb?w=a%2F..%2F..%2Fb"}
 
 
 # --- counters ---------------------------------------------------------------------------------------
 
 
-def test_what_happens_is_counted(house: House) -> None:
-    origin = house.origin(Shelf(*FRESH))
-    house.fetch(origin, "/x.deb")
-    house.fetch(origin, "/x.deb")
-    house.fetch(origin, "/page")
+def test_what_happens_is_counted(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Shelf(*FRESH))
+    dduct.fetch(origin, "/x.deb")
+    dduct.fetch(origin, "/x.deb")
+    dduct.fetch(origin, "/page")
     for counter in (Counter.HITS, Counter.PUBLISHED):
-        house.counted(counter)  # that is done when the client has had everything
-    with house.client() as client:
-        page = client.get("/metrics", f"localhost:{house.tcp_port}").body.decode()
+        dduct.counted(counter)  # that is done when the client has had everything
+    with dduct.client() as client:
+        page = client.get("/metrics", f"localhost:{dduct.tcp_port}").body.decode()
     for name, value in {"hits": 1, "fills": 1, "published": 1, "relayed": 1, "intercepted": 3}.items():
         assert f"\ndduct_{name}_total {value}\n" in page
     assert "# TYPE dduct_hits_total counter" in page
 
 
-def test_threads_do_not_lose_counts(house: House) -> None:
+def test_threads_do_not_lose_counts(dduct: RunningDduct) -> None:
     def count() -> None:
         for _ in range(1000):
-            house.counters.add(Counter.HITS)
+            dduct.counters.add(Counter.HITS)
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert house.counters.value(Counter.HITS) == 4000
+    assert dduct.counters.value(Counter.HITS) == 4000
 
 
 # --- volatile names ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("said", ["public", "max-age=120", "max-age=120, immutable"])
-def test_a_volatile_object_is_validated_on_every_request(house: House, said: str) -> None:
+def test_a_volatile_object_is_validated_on_every_request(dduct: RunningDduct, said: str) -> None:
     shelf = Shelf(("Cache-Control", said))
     shelf.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     path = "/dists/stable/main/binary-amd64/Packages.gz"
-    assert [house.fetch(origin, path).body for _ in range(3)] == [BODY] * 3
+    assert [dduct.fetch(origin, path).body for _ in range(3)] == [BODY] * 3
     assert shelf.answers == [200, 304, 304] and origin.body_sent == len(BODY)
     shelf.body, shelf.etag, shelf.modified = OTHER, '"2"', "Tue, 02 Jan 2024 00:00:00 GMT"
-    assert house.fetch(origin, path).body == OTHER
+    assert dduct.fetch(origin, path).body == OTHER
 
 
-def test_a_volatile_object_is_never_answered_from_memory(house: House) -> None:
+def test_a_volatile_object_is_never_answered_from_memory(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH, body=b"small")
-    origin = house.origin(shelf)
-    with house.inside(origin) as client:
+    origin = dduct.origin(shelf)
+    with dduct.intercepted(origin) as client:
         bodies = [client.get("/x/repodata.json.zst", f"{HOST}:{origin.port}").body for _ in range(6)]
     assert bodies == [b"small"] * 6 and len(origin.requests) == 6
 
 
 @pytest.mark.one_process
-def test_many_clients_of_a_volatile_object_cause_one_validation(house: House) -> None:
+def test_many_clients_of_a_volatile_object_cause_one_validation(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
-    house.fetch(origin, "/APKINDEX.tar.gz")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/APKINDEX.tar.gz")
     shelf.before = Gate()
     with ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(house.fetch, origin, "/APKINDEX.tar.gz") for _ in range(8)]
+        answers = [pool.submit(dduct.fetch, origin, "/APKINDEX.tar.gz") for _ in range(8)]
         shelf.before.reached()
-        wait_until(lambda: sum(fill._users for fill in house.fills()) == 8)
+        wait_until(lambda: sum(fill._users for fill in dduct.fills()) == 8)
         shelf.before.open()
     assert {answer.result().body for answer in answers} == {BODY}
     assert shelf.answers == [200, 304]
 
 
-def test_a_volatile_object_is_better_than_none(house: House) -> None:
+def test_a_volatile_object_is_better_than_none(dduct: RunningDduct) -> None:
     shelf = Shelf(("Cache-Control", "max-age=600, must-revalidate"))
-    origin = house.origin(shelf)
-    house.fetch(origin, "/PACKAGES.gz")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/PACKAGES.gz")
     shelf.dead = True
-    answer = house.fetch(origin, "/PACKAGES.gz")
-    assert answer.body == BODY and house.counted(Counter.STALE) == 1
+    answer = dduct.fetch(origin, "/PACKAGES.gz")
+    assert answer.body == BODY and dduct.counted(Counter.STALE) == 1
 
 
-def test_patterns_of_ones_own_say_what_is_volatile(build_house: Build) -> None:
-    house = build_house(volatile=(re.compile("^/mine/"),))
+def test_patterns_of_ones_own_say_what_is_volatile(start_dduct: Build) -> None:
+    dduct = start_dduct(volatile=(re.compile("^/mine/"),))
     shelf = Shelf(*FRESH)
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     for path in ("/mine/a.deb", "/mine/a.deb", "/Packages.gz", "/Packages.gz"):
-        assert house.fetch(origin, path).body == BODY
+        assert dduct.fetch(origin, path).body == BODY
     assert shelf.answers == [200, 304, 200]

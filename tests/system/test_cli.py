@@ -19,10 +19,10 @@ import pytest
 from support.client import Client, wait_until
 from support.modules import copy_program
 from support.origin import Asked, Connection, Gate, Origin
-from support.process import PATIENCE, ROOT, Process, write
+from support.process import ROOT, TIMEOUT, Process, write
 
 import dduct
-from monitoring.systemd import Manager
+from monitoring.systemd import ServiceManager
 from proxy.access import hash_password
 from server.config import Config
 from server.server import Server
@@ -33,7 +33,7 @@ LINE = re.compile(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (?:ERROR|WARN |INFO
 
 def run(*arguments: object, program: Path = ROOT / "dduct.py") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(program), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, cwd="/")
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False, cwd="/")
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_log_that_nobody_reads_holds_up_nobody(configuration: Path, kind: str)
                     for _ in range(50):
                         assert client.get(f"http://127.0.0.1:1/{'x' * 1000}", "127.0.0.1:1").status == 502
             process.terminate()
-            assert process.wait(PATIENCE) == 0
+            assert process.wait(TIMEOUT) == 0
     finally:
         process.kill()
         process.wait()
@@ -182,13 +182,13 @@ sys.meta_path.insert(0, Missing())
 """
 
 
-@pytest.mark.parametrize("name", ["cryptography", "leaves"])
+@pytest.mark.parametrize("name", ["cryptography", "monitoring"])
 @pytest.mark.parametrize("arguments", [[], ["--check"], ["--version"]], ids=" ".join)
 def test_a_package_that_is_missing_is_one_line(tmp_path: Path, name: str, arguments: List[str]) -> None:
     (tmp_path / "sitecustomize.py").write_text(HIDING.format(name=name))
     command = [sys.executable, str(ROOT / "dduct.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
     assert done.stderr.startswith("dduct: ") and name in done.stderr
     assert name != "cryptography" or all(word in done.stderr for word in ("apt install", "dnf install", "pip install"))
@@ -394,7 +394,7 @@ def test_a_running_transfer_is_finished_before_the_end(
         process.signal(signal.SIGTERM)
         while True:  # until nobody is let in any more
             try:
-                socket.create_connection(("127.0.0.1", tcp), PATIENCE).close()
+                socket.create_connection(("127.0.0.1", tcp), TIMEOUT).close()
             except OSError:
                 break
         gate.open()
@@ -419,7 +419,7 @@ def test_a_second_signal_ends_it_at_once(configuration_with_workers: Path, start
         process.signal(signal.SIGTERM)
         while True:  # until it has heard that
             try:
-                socket.create_connection(("127.0.0.1", tcp), PATIENCE).close()
+                socket.create_connection(("127.0.0.1", tcp), TIMEOUT).close()
             except OSError:
                 break
         process.signal(signal.SIGTERM)
@@ -453,7 +453,7 @@ def test_several_workers_share_the_work_the_cache_and_the_counters(
 
             assert set(pool.map(fetch, range(40))) == {BODY}
         assert origin.count("/0.deb") == origin.count("/1.deb") == 1
-    # Hits are counted when they are sent, and octets when they are in their place.
+    # Hits are counted when they are sent, and bytes when they are in their place.
     wait_until(lambda: sum(numbers(tcp)[name] for name in ("hits", "collapsed")) >= 38)
     wait_until(lambda: numbers(tcp)["stored_bytes"] >= 2 * len(BODY))
     counted = numbers(tcp)
@@ -594,7 +594,7 @@ def test_a_bug_in_a_reload_ends_nothing(configuration: Path, caplog: pytest.LogC
             raise ZeroDivisionError
 
     with caplog.at_level(logging.ERROR):
-        assert not dduct._Program(Buggy(), str(configuration), Manager({}))._reload()
+        assert not dduct._Program(Buggy(), str(configuration), ServiceManager({}))._reload()
     assert "A bug in dduct" in caplog.text and "ZeroDivisionError" in caplog.text
 
 

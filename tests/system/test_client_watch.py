@@ -14,12 +14,12 @@ from typing import List
 
 import pytest
 from support.client import Client, wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin, deaf
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 from net.client_watch import ClientGone, ClientWatch, working_for
-from storage.own_files import PART_SUFFIX
+from storage.own_files import GROWING_SUFFIX
 from transfers.follow import ForeignFill
 from upstream.reachability import Outages
 
@@ -42,7 +42,7 @@ def reset(client: Client) -> None:
 
 @pytest.mark.parametrize("path", ["/relayed", "/x.deb"])
 @pytest.mark.parametrize("leave", [reset, lambda client: client.sock.close()])
-def test_who_hangs_up_frees_everything_while_the_origin_is_silent(house: House, path: str, leave) -> None:  # type: ignore[no-untyped-def]
+def test_who_hangs_up_frees_everything_while_the_origin_is_silent(dduct: RunningDduct, path: str, leave) -> None:  # type: ignore[no-untyped-def]
     gone = Gate()
 
     def silent(_: Asked, connection: Connection) -> None:
@@ -50,36 +50,36 @@ def test_who_hangs_up_frees_everything_while_the_origin_is_silent(house: House, 
         gone.open()
         connection.over = True
 
-    origin = house.origin(silent, tls=False)
-    client = house.client()
+    origin = dduct.origin(silent, tls=False)
+    client = dduct.client()
     ask(client, origin, path)
     origin.wait_for_requests(1)
     leave(client)
     gone.wait()
-    wait_until(lambda: not house.server.connections and not house.fills())
-    assert house.counted(Counter.CLIENTS_GONE) == 1
+    wait_until(lambda: not dduct.server.connections and not dduct.fills())
+    assert dduct.counted(Counter.CLIENTS_GONE) == 1
 
 
-def test_a_client_that_has_only_said_all_gets_its_answer(house: House) -> None:
+def test_a_client_that_has_only_said_all_gets_its_answer(dduct: RunningDduct) -> None:
     gate = Gate()
 
     def slow(_: Asked, connection: Connection) -> None:
         gate.wait()
         connection.respond(200, [], BODY)
 
-    origin = house.origin(slow, tls=False)
-    client = house.client()
+    origin = dduct.origin(slow, tls=False)
+    client = dduct.client()
     ask(client, origin, "/relayed")
     client.sock.shutdown(socket.SHUT_WR)
     gate.reached()
-    (connection,) = house.server.connections._all.values()
+    (connection,) = dduct.server.connections._all.values()
     assert connection.session is not None
     wait_until(lambda session=connection.session: session.watch.half_closed)  # type: ignore[misc]
     gate.open()
     assert client.read().body == BODY
 
 
-def test_a_leader_that_hangs_up_hands_on(house: House) -> None:
+def test_a_leader_that_hangs_up_hands_on(dduct: RunningDduct) -> None:
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -90,19 +90,19 @@ def test_a_leader_that_hangs_up_hands_on(house: House) -> None:
         gate.wait()
         Files({"/x.deb": BODY})(asked, connection)
 
-    origin = house.origin(handler, tls=False)
-    leader, follower = house.client(), house.client()
+    origin = dduct.origin(handler, tls=False)
+    leader, follower = dduct.client(), dduct.client()
     ask(leader, origin, "/x.deb")
     origin.wait_for_requests(1)
     ask(follower, origin, "/x.deb")
-    wait_until(lambda: house.fills()[0]._users == 2)
+    wait_until(lambda: dduct.fills()[0]._users == 2)
     reset(leader)
     gate.reached()
     gate.open()
     assert follower.read().body == BODY
 
 
-def test_a_fill_that_nobody_reads_ends_while_its_origin_is_silent(house: House) -> None:
+def test_a_fill_that_nobody_reads_ends_while_its_origin_is_silent(dduct: RunningDduct) -> None:
     gone = Gate()
 
     def begins(_: Asked, connection: Connection) -> None:
@@ -112,21 +112,21 @@ def test_a_fill_that_nobody_reads_ends_while_its_origin_is_silent(house: House) 
         gone.open()
         connection.over = True
 
-    origin = house.origin(begins, tls=False)
+    origin = dduct.origin(begins, tls=False)
     with ThreadPoolExecutor(1):
-        client = house.client()
+        client = dduct.client()
         ask(client, origin, "/x.deb")
         assert client.sock.recv(10)
         reset(client)
     gone.wait()
-    wait_until(lambda: not house.fills() and not house.server.connections)
+    wait_until(lambda: not dduct.fills() and not dduct.server.connections)
 
 
 # --- connecting, handshakes, TLS --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("leave", [reset, lambda client: client.sock.close()])
-def test_who_hangs_up_inside_tls_frees_everything(house: House, leave) -> None:  # type: ignore[no-untyped-def]
+def test_who_hangs_up_inside_tls_frees_everything(dduct: RunningDduct, leave) -> None:  # type: ignore[no-untyped-def]
     gone = Gate()
 
     def silent(_: Asked, connection: Connection) -> None:
@@ -134,31 +134,31 @@ def test_who_hangs_up_inside_tls_frees_everything(house: House, leave) -> None: 
         gone.open()
         connection.over = True
 
-    origin = house.origin(silent)
-    client = house.inside(origin)
+    origin = dduct.origin(silent)
+    client = dduct.intercepted(origin)
     client.send(b"GET /x.deb HTTP/1.1\r\nHost: " + HOST.encode() + b"\r\n\r\n")
     origin.wait_for_requests(1)
     leave(client)
     gone.wait()
-    wait_until(lambda: not house.server.connections and not house.fills())
+    wait_until(lambda: not dduct.server.connections and not dduct.fills())
 
 
-def test_who_hangs_up_while_a_connection_is_made_frees_everything(house: House) -> None:
+def test_who_hangs_up_while_a_connection_is_made_frees_everything(dduct: RunningDduct) -> None:
     with deaf() as port:
-        client = house.client()
+        client = dduct.client()
         client.send(f"GET http://{HOST}:{port}/x.deb HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n".encode())
-        wait_until(lambda: bool(house.fills()))
+        wait_until(lambda: bool(dduct.fills()))
         reset(client)
-        wait_until(lambda: not house.server.connections and not house.fills())
-    assert house.counted(Counter.CLIENTS_GONE) == 1
+        wait_until(lambda: not dduct.server.connections and not dduct.fills())
+    assert dduct.counted(Counter.CLIENTS_GONE) == 1
 
 
-def test_who_hangs_up_during_a_handshake_frees_everything(house: House) -> None:
+def test_who_hangs_up_during_a_handshake_frees_everything(dduct: RunningDduct) -> None:
     with socket.create_server((HOST, 0)) as listener:
-        client = house.client()
+        client = dduct.client()
         authority = f"{HOST}:{listener.getsockname()[1]}"
         assert client.connect(authority).status == 200
-        client.start_tls(house.trust, HOST)
+        client.start_tls(dduct.trust, HOST)
         client.send(f"GET /x.deb HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode())
         with listener.accept()[0] as sock:
             sock.settimeout(TIMEOUT)
@@ -167,14 +167,14 @@ def test_who_hangs_up_during_a_handshake_frees_everything(house: House) -> None:
             with suppress(ConnectionResetError):
                 while sock.recv(65536):
                     pass
-    wait_until(lambda: not house.server.connections and not house.fills())
-    assert not house.server._household.services.origins._dialler._in_use
+    wait_until(lambda: not dduct.server.connections and not dduct.fills())
+    assert not dduct.server._current_runtime.services.origins._dialler._in_use
 
 
 # --- who follows ------------------------------------------------------------------------------------
 
 
-def test_a_crowd_goes_on_with_one_question_when_its_leader_hangs_up(house: House) -> None:
+def test_a_crowd_goes_on_with_one_question_when_its_leader_hangs_up(dduct: RunningDduct) -> None:
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -185,24 +185,24 @@ def test_a_crowd_goes_on_with_one_question_when_its_leader_hangs_up(house: House
             gate.wait()
             connection.respond(200, [("ETag", '"1"'), ("Cache-Control", "max-age=1000")], BODY)
 
-    origin = house.origin(handler, tls=False)
-    leader, *followers = [house.client() for _ in range(9)]
+    origin = dduct.origin(handler, tls=False)
+    leader, *followers = [dduct.client() for _ in range(9)]
     ask(leader, origin, "/x.deb")
     origin.wait_for_requests(1)
     for follower in followers:
         ask(follower, origin, "/x.deb")
-    wait_until(lambda: house.fills()[0]._users == 9)
+    wait_until(lambda: dduct.fills()[0]._users == 9)
     reset(leader)
     gate.reached()
     gate.open()
     assert [follower.read().body for follower in followers] == [BODY] * 8
-    assert len(origin.requests) == 2 and house.counted(Counter.CLIENTS_GONE) == 1
+    assert len(origin.requests) == 2 and dduct.counted(Counter.CLIENTS_GONE) == 1
 
 
 @pytest.mark.parametrize("first_to_go", ["leader", "second"])
 @pytest.mark.parametrize("both", [False, True])
 def test_of_two_that_ask_either_may_hang_up(
-    house: House, monkeypatch: pytest.MonkeyPatch, first_to_go: str, both: bool
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, first_to_go: str, both: bool
 ) -> None:
     monkeypatch.setattr("fetching.cached_fetch._SLOW_HEAD", 0.05)
     gates = {"leader": Gate(), "second": Gate(), "third": Gate()}
@@ -216,20 +216,20 @@ def test_of_two_that_ask_either_may_hang_up(
         else:
             connection.respond(200, [("ETag", '"1"'), ("Cache-Control", "max-age=1000")], BODY)
 
-    origin = house.origin(handler, tls=False)
+    origin = dduct.origin(handler, tls=False)
     clients = {}
     for name in ("leader", "second"):
-        clients[name] = house.client()
+        clients[name] = dduct.client()
         ask(clients[name], origin, "/x.deb", f"User-Agent: {name}")
         gates[name].reached()
-    clients["third"] = house.client()
+    clients["third"] = dduct.client()
     ask(clients["third"], origin, "/x.deb", "User-Agent: third")
-    wait_until(lambda: house.fills()[0]._users == 3)
+    wait_until(lambda: dduct.fills()[0]._users == 3)
     leaving = [first_to_go, *({"leader", "second"} - {first_to_go} if both else ())]
     for count, name in enumerate(leaving, 1):
         gone.append(name)
         reset(clients.pop(name))
-        assert house.counted(Counter.CLIENTS_GONE, count) == count
+        assert dduct.counted(Counter.CLIENTS_GONE, count) == count
     for gate in gates.values():
         gate.open()
     assert [client.read().body for client in clients.values()] == [BODY] * len(clients)
@@ -237,7 +237,7 @@ def test_of_two_that_ask_either_may_hang_up(
 
 
 def test_who_follows_another_process_is_looked_at(tmp_path: Path) -> None:
-    place = tmp_path / f"object{PART_SUFFIX}"
+    place = tmp_path / f"object{GROWING_SUFFIX}"
     with place.open("wb") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
         foreign = ForeignFill(str(tmp_path / "object"), os.open(place, os.O_RDWR), held_back=False)

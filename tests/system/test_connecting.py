@@ -7,8 +7,8 @@ import time
 from typing import Any, Callable, List, Tuple
 
 import pytest
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin, deaf
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 from server.config_values import Address, ParentProxy
@@ -16,7 +16,7 @@ from upstream import connecting, dialling, reachability
 from upstream.connecting import Candidate, connect_first, in_order
 from upstream.reachability import Outages, WorkingAddresses
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 BODY = b"body" * 100
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
@@ -173,7 +173,7 @@ def several(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
 @pytest.mark.one_process
 @pytest.mark.parametrize("way", ["kept", "relayed", "tunnel", "parent"])
 def test_a_dead_address_costs_a_moment_and_is_known_then(
-    build_house: Build, monkeypatch: pytest.MonkeyPatch, way: str
+    start_dduct: Build, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.01)
     several(monkeypatch, "127.0.0.3", HOST)
@@ -192,10 +192,10 @@ def test_a_dead_address_costs_a_moment_and_is_known_then(
 
     with Origin(handler) as origin, deaf("127.0.0.3", origin.port):
         parent = ParentProxy(False, Address("several.test", origin.port)) if way == "parent" else None
-        house = build_house(upstream_proxy=parent, connect_timeout=60.0, upstream_timeout=60.0, relay_timeout=60.0)
+        dduct = start_dduct(upstream_proxy=parent, connect_timeout=60.0, upstream_timeout=60.0, relay_timeout=60.0)
         url = f"http://{'far.test' if way == 'parent' else 'several.test'}:{origin.port}"
         for number in range(2):
-            with house.client() as client:
+            with dduct.client() as client:
                 if way == "tunnel":
                     assert client.connect(f"several.test:{origin.port}").status == 200
                 else:
@@ -205,18 +205,18 @@ def test_a_dead_address_costs_a_moment_and_is_known_then(
 
 
 @pytest.mark.one_process
-def test_an_origin_that_does_not_let_in_is_not_waited_for_again(build_house: Build) -> None:
-    house = build_house(connect_timeout=0.05)
+def test_an_origin_that_does_not_let_in_is_not_waited_for_again(start_dduct: Build) -> None:
+    dduct = start_dduct(connect_timeout=0.05)
     with deaf() as port:
         url = f"http://{HOST}:{port}/page"
-        with house.client() as client:
+        with dduct.client() as client:
             assert client.get(url, "x").status == 504
             again = client.get(url, "x")
             assert again.status == 504 and b"tried again in" in again.body
-        with house.client() as client:
+        with dduct.client() as client:
             assert client.connect(f"localhost:{port}").status in (502, 504)
-    assert house.counters.value(Counter.OUTAGES) >= 1
-    assert house.counters.value(Counter.FAST_FAILURES) == 1
+    assert dduct.counters.value(Counter.OUTAGES) >= 1
+    assert dduct.counters.value(Counter.FAST_FAILURES) == 1
 
 
 def hanging(gate: Gate, hangs: List[bool]) -> Callable[[Asked, Connection], None]:
@@ -235,38 +235,38 @@ def hanging(gate: Gate, hangs: List[bool]) -> Callable[[Asked, Connection], None
 
 @pytest.mark.one_process
 def test_a_stale_object_does_not_wait_for_an_origin_that_hangs(
-    build_house: Build, monkeypatch: pytest.MonkeyPatch
+    start_dduct: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All but the first have the stale object at once; when the origin is back, all have what is new."""
     now = [1000.0]
-    house = build_house(upstream_timeout=0.2)
-    origins = house.server._household.services.origins
+    dduct = start_dduct(upstream_timeout=0.2)
+    origins = dduct.server._current_runtime.services.origins
     monkeypatch.setattr(origins._silent, "_clock", lambda: now[0])
     monkeypatch.setattr(origins, "_clock", lambda: now[0])
     gate, hangs = Gate(), [False]
-    origin = house.origin(hanging(gate, hangs))
+    origin = dduct.origin(hanging(gate, hangs))
     for path in ("/x.deb", "/y.deb"):
-        assert house.fetch(origin, path).body == BODY
+        assert dduct.fetch(origin, path).body == BODY
     hangs[0] = True
     asked = len(origin.requests)
     for path in ("/x.deb", "/x.deb", "/y.deb", "/y.deb"):
         now[0] += 0.1
-        assert house.fetch(origin, path).body == BODY
+        assert dduct.fetch(origin, path).body == BODY
     assert len(origin.requests) == asked + 1
-    assert house.counted(Counter.STALE, 4) == 4 and house.counters.value(Counter.FAST_FAILURES) == 3
+    assert dduct.counted(Counter.STALE, 4) == 4 and dduct.counters.value(Counter.FAST_FAILURES) == 3
     hangs[0] = False
     gate.open()
     now[0] += 60.0
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert house.counted(Counter.VALIDATED) == 1
-    assert house.fetch(origin, "/y.deb").body == BODY
-    assert house.counted(Counter.VALIDATED, 2) == 2
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert dduct.counted(Counter.VALIDATED) == 1
+    assert dduct.fetch(origin, "/y.deb").body == BODY
+    assert dduct.counted(Counter.VALIDATED, 2) == 2
 
 
 @pytest.mark.one_process
-def test_what_is_not_there_is_asked_for_though_another_answer_did_not_come(build_house: Build) -> None:
+def test_what_is_not_there_is_asked_for_though_another_answer_did_not_come(start_dduct: Build) -> None:
     """A URL that hangs is not an origin that does: only a stale object makes waiting unnecessary."""
-    house = build_house(upstream_timeout=0.2)
+    dduct = start_dduct(upstream_timeout=0.2)
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -276,14 +276,14 @@ def test_what_is_not_there_is_asked_for_though_another_answer_did_not_come(build
         else:
             connection.respond(200, [], BODY)
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/slow.deb").status == 504
-    assert house.fetch(origin, "/x.deb").body == BODY and house.fetch(origin, "/page").body == BODY
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/slow.deb").status == 504
+    assert dduct.fetch(origin, "/x.deb").body == BODY and dduct.fetch(origin, "/page").body == BODY
     gate.open()
 
 
 def test_a_name_that_is_slow_to_be_found_leaves_time_to_connect(
-    build_house: Build, monkeypatch: pytest.MonkeyPatch
+    start_dduct: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
     real = connecting.connect_first
@@ -300,12 +300,12 @@ def test_a_name_that_is_slow_to_be_found_leaves_time_to_connect(
         clock[0] += 8.0
         return look_up(*arguments, **more)
 
-    house = build_house(connect_timeout=10.0)
-    origin = house.origin(Files({"/page": BODY}), tls=False)
-    dialler = house.server._household.services.origins._dialler
+    dduct = start_dduct(connect_timeout=10.0)
+    origin = dduct.origin(Files({"/page": BODY}), tls=False)
+    dialler = dduct.server._current_runtime.services.origins._dialler
     monkeypatch.setattr(dialler, "_clock", lambda: clock[0])
     monkeypatch.setattr(socket, "getaddrinfo", slow)
-    with house.client() as client:
+    with dduct.client() as client:
         taken = clock[0]
         assert client.get(f"http://{HOST}:{origin.port}/page", "x").body == BODY
         assert clock[0] - taken == 8.0

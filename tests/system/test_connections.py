@@ -11,12 +11,12 @@ from typing import Callable, List
 
 import pytest
 from support.client import Client, wait_until
-from support.household import HOST, House
 from support.origin import Files
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 BODY = b"0123456789" * 400
 TIMEOUT = 20.0
 FRIENDS = ("127.0.0.1/32",)
@@ -36,99 +36,99 @@ def stack() -> ExitStack:  # type: ignore[misc]
         yield stack
 
 
-def test_strangers_take_no_place(build_house: Build, stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
-    house = build_house(allow_clients=FRIENDS, max_connections=2)
+def test_strangers_take_no_place(start_dduct: Build, stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    dduct = start_dduct(allow_clients=FRIENDS, max_connections=2)
     with caplog.at_level(logging.INFO):
-        strangers = [from_address(stack, STRANGER, house.tcp_port) for _ in range(20)]
+        strangers = [from_address(stack, STRANGER, dduct.tcp_port) for _ in range(20)]
         for stranger in strangers:
             answer = stranger.read()  # before it has asked for anything
             assert answer.status == 403 and b"proxy.allow_clients" in answer.body and STRANGER.encode() in answer.body
-    assert house.server.connections.places.taken == 0
-    assert house.counters.value(Counter.STRANGERS) == 20
+    assert dduct.server.connections.limit.taken == 0
+    assert dduct.counters.value(Counter.STRANGERS) == 20
     told = [line for line in caplog.messages if "proxy.allow_clients" in line]
     assert told and len(told) < 20 and all(STRANGER in line for line in told)
-    with house.client() as friend:
+    with dduct.client() as friend:
         assert friend.get("/healthz", "localhost").status == 200
 
 
-def test_a_stranger_that_speaks_at_once_reads_the_answer_and_no_reset(build_house: Build, stack: ExitStack) -> None:
-    house = build_house(allow_clients=FRIENDS)
+def test_a_stranger_that_speaks_at_once_reads_the_answer_and_no_reset(start_dduct: Build, stack: ExitStack) -> None:
+    dduct = start_dduct(allow_clients=FRIENDS)
     for _ in range(5):
-        stranger = from_address(stack, STRANGER, house.tcp_port)
+        stranger = from_address(stack, STRANGER, dduct.tcp_port)
         stranger.send(b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
         stranger.send(bytes(100_000))
         assert stranger.read().status == 403
         assert stranger.sock.recv(1) == b""
 
 
-def test_no_leaf_is_minted_for_a_stranger(build_house: Build, stack: ExitStack) -> None:
-    house = build_house(allow_clients=FRIENDS)
+def test_no_leaf_is_minted_for_a_stranger(start_dduct: Build, stack: ExitStack) -> None:
+    dduct = start_dduct(allow_clients=FRIENDS)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    stranger = from_address(stack, STRANGER, house.tls_port)
+    stranger = from_address(stack, STRANGER, dduct.tls_port)
     with pytest.raises(ssl.SSLError, match=r"(?i)alert.access.denied"):
         stranger.start_tls(context, "www.listed.test")
-    assert not house.server._household.leaves._leaves
-    friend = house.client(house.tls_port)
-    friend.start_tls(house.trust, "www.listed.test")
-    assert list(house.server._household.leaves._leaves) == ["www.listed.test"]
+    assert not dduct.server._current_runtime.leaf_certificates._leaves
+    friend = dduct.client(dduct.tls_port)
+    friend.start_tls(dduct.trust, "www.listed.test")
+    assert list(dduct.server._current_runtime.leaf_certificates._leaves) == ["www.listed.test"]
 
 
 def test_strangers_that_stay_are_closed_and_only_so_many_are_waited_for(
-    build_house: Build, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+    start_dduct: Build, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("proxy.refusals._LINGERING_AT_MOST", 2)
+    monkeypatch.setattr("proxy.refusals._MAX_LINGERING", 2)
     monkeypatch.setattr("proxy.refusals._LINGER", 0.05)
-    house = build_house(allow_clients=FRIENDS)
+    dduct = start_dduct(allow_clients=FRIENDS)
     for _ in range(6):
-        assert from_address(stack, STRANGER, house.tcp_port).read().status == 403
-    wait_until(lambda: not house.server.connections._refusals._lingering)
+        assert from_address(stack, STRANGER, dduct.tcp_port).read().status == 403
+    wait_until(lambda: not dduct.server.connections._refusals._lingering)
 
 
-def test_who_finds_no_place_is_told_at_once_all_of_them(build_house: Build, stack: ExitStack) -> None:
-    house = build_house(max_connections=2)
+def test_who_finds_no_place_is_told_at_once_all_of_them(start_dduct: Build, stack: ExitStack) -> None:
+    dduct = start_dduct(max_connections=2)
     for _ in range(2):
-        assert stack.enter_context(house.client()).get("/healthz", "localhost").status == 200
-    late = [stack.enter_context(house.client()) for _ in range(30)]
+        assert stack.enter_context(dduct.client()).get("/healthz", "localhost").status == 200
+    late = [stack.enter_context(dduct.client()) for _ in range(30)]
     for client in late:  # of which none has to be closed before the next one is answered
         answer = client.read()
         assert (answer.status, answer.get("retry-after")) == (503, "5") and b"proxy.max_connections" in answer.body
-    with house.client(house.tls_port) as client, pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-        client.start_tls(house.trust, "localhost")
-    assert house.counters.value(Counter.TURNED_AWAY) == 31
+    with dduct.client(dduct.tls_port) as client, pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+        client.start_tls(dduct.trust, "localhost")
+    assert dduct.counters.value(Counter.TURNED_AWAY) == 31
 
 
 @pytest.mark.parametrize("port", ["tcp_port", "tls_port"])
-def test_silent_connections_give_way_to_another_address(build_house: Build, stack: ExitStack, port: str) -> None:
-    house = build_house(max_connections=20)
-    silent = [from_address(stack, STRANGER, getattr(house, port)) for _ in range(20)]
-    wait_until(lambda: house.server.connections.places.taken == 20)
+def test_silent_connections_give_way_to_another_address(start_dduct: Build, stack: ExitStack, port: str) -> None:
+    dduct = start_dduct(max_connections=20)
+    silent = [from_address(stack, STRANGER, getattr(dduct, port)) for _ in range(20)]
+    wait_until(lambda: dduct.server.connections.limit.taken == 20)
     for count in range(1, 4):
-        client = stack.enter_context(house.client())
+        client = stack.enter_context(dduct.client())
         assert client.get("/healthz", "localhost").status == 200
-        assert house.counters.value(Counter.DISPLACED) == count
+        assert dduct.counters.value(Counter.DISPLACED) == count
     assert silent[0].at_end() and silent[2].at_end()
 
 
-def test_half_a_head_is_silence_too(build_house: Build, stack: ExitStack) -> None:
-    house = build_house(max_connections=5)
+def test_half_a_head_is_silence_too(start_dduct: Build, stack: ExitStack) -> None:
+    dduct = start_dduct(max_connections=5)
     for _ in range(5):
-        from_address(stack, STRANGER, house.tcp_port).send(b"GET /x HTTP/1.1\r\nHo")
-    wait_until(lambda: house.server._threads._running == 4 + 5)
-    assert house.client().get("/healthz", "localhost").status == 200
+        from_address(stack, STRANGER, dduct.tcp_port).send(b"GET /x HTTP/1.1\r\nHo")
+    wait_until(lambda: dduct.server._threads._running == 4 + 5)
+    assert dduct.client().get("/healthz", "localhost").status == 200
 
 
-def test_an_address_has_a_share_of_places_for_silent_connections(build_house: Build, stack: ExitStack) -> None:
-    house = build_house(max_silent_per_client=3)
-    busy = [stack.enter_context(house.client()) for _ in range(3)]
+def test_an_address_has_a_share_of_places_for_silent_connections(start_dduct: Build, stack: ExitStack) -> None:
+    dduct = start_dduct(max_silent_per_client=3)
+    busy = [stack.enter_context(dduct.client()) for _ in range(3)]
     for client in busy:
         assert client.get("/healthz", "localhost").status == 200
     for _ in range(3):
-        stack.enter_context(house.client())  # for those that have asked do not count
-    wait_until(lambda: house.server.connections.places.taken == 6)
-    answer = stack.enter_context(house.client()).read()
+        stack.enter_context(dduct.client())  # for those that have asked do not count
+    wait_until(lambda: dduct.server.connections.limit.taken == 6)
+    answer = stack.enter_context(dduct.client()).read()
     assert answer.status == 503 and b"proxy.max_silent_per_client" in answer.body
-    assert from_address(stack, STRANGER, house.tcp_port).get("/healthz", "localhost").status == 200
+    assert from_address(stack, STRANGER, dduct.tcp_port).get("/healthz", "localhost").status == 200
 
 
 # --- the wrong port ---------------------------------------------------------------------------------
@@ -138,19 +138,19 @@ def lines_about(caplog: pytest.LogCaptureFixture, what: str) -> List[str]:
     return [line for line in caplog.messages if what in line]
 
 
-def test_tls_on_the_plain_port_ends_at_once(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), house.client() as client, pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-        client.start_tls(house.trust, "localhost")
+def test_tls_on_the_plain_port_ends_at_once(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), dduct.client() as client, pytest.raises(ssl.SSLError, match=r"(?i)alert"):
+        client.start_tls(dduct.trust, "localhost")
     (line,) = lines_about(caplog, "proxy.tcp_bind")
     assert HOST in line and "TLS" in line and "proxy.tls_bind" in line
-    assert house.counted(Counter.WRONG_PROTOCOL) == 1
+    assert dduct.counted(Counter.WRONG_PROTOCOL) == 1
 
 
 @pytest.mark.parametrize("target", ["/healthz", "http://origin.test/x"])
 def test_plain_http_on_the_tls_port_is_told_in_the_clear(
-    house: House, caplog: pytest.LogCaptureFixture, target: str
+    dduct: RunningDduct, caplog: pytest.LogCaptureFixture, target: str
 ) -> None:
-    with caplog.at_level(logging.INFO), house.client(house.tls_port) as client:
+    with caplog.at_level(logging.INFO), dduct.client(dduct.tls_port) as client:
         answer = client.get(target, "origin.test")
         assert client.sock.recv(1) == b""
     assert answer.status == 400 and b"proxy.tls_bind" in answer.body and b"https://" in answer.body
@@ -168,62 +168,64 @@ def test_plain_http_on_the_tls_port_is_told_in_the_clear(
     ],
 )
 def test_other_protocols_are_told_in_their_own(
-    house: House, caplog: pytest.LogCaptureFixture, port: str, hello: bytes, told: bytes, named: str
+    dduct: RunningDduct, caplog: pytest.LogCaptureFixture, port: str, hello: bytes, told: bytes, named: str
 ) -> None:
-    with caplog.at_level(logging.INFO), house.client(getattr(house, port)) as client:
+    with caplog.at_level(logging.INFO), dduct.client(getattr(dduct, port)) as client:
         client.send(hello)
         assert client.sock.recv(1000).startswith(told)
     (line,) = lines_about(caplog, f"proxy.{port.replace('port', 'bind')}")
     assert named in line
 
 
-def test_http2_inside_an_intercepted_connection_is_told_so(house: House) -> None:
-    origin = house.origin(Files({}))
-    with house.inside(origin) as client:
+def test_http2_inside_an_intercepted_connection_is_told_so(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({}))
+    with dduct.intercepted(origin) as client:
         client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         assert client.read().status == 505
 
 
 def test_who_comes_to_the_wrong_port_again_and_again_does_not_fill_the_log(
-    house: House, caplog: pytest.LogCaptureFixture
+    dduct: RunningDduct, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         for _ in range(20):
-            with house.client() as client:
+            with dduct.client() as client:
                 client.send(b"\x05\x01\x00")
                 client.sock.recv(10)
     assert 0 < len(lines_about(caplog, "SOCKS 5")) < 10
-    assert house.counted(Counter.WRONG_PROTOCOL, 20) == 20
+    assert dduct.counted(Counter.WRONG_PROTOCOL, 20) == 20
 
 
-def test_a_client_of_the_tls_port_takes_no_thread_before_it_speaks(house: House, stack: ExitStack) -> None:
-    clients = [stack.enter_context(house.client(house.tls_port)) for _ in range(10)]
-    wait_until(lambda: house.server.connections.places.taken == 10)
-    assert house.server._threads._running == 4
+def test_a_client_of_the_tls_port_takes_no_thread_before_it_speaks(dduct: RunningDduct, stack: ExitStack) -> None:
+    clients = [stack.enter_context(dduct.client(dduct.tls_port)) for _ in range(10)]
+    wait_until(lambda: dduct.server.connections.limit.taken == 10)
+    assert dduct.server._threads._running == 4
     for client in clients:
-        client.start_tls(house.trust, "origin.test")
+        client.start_tls(dduct.trust, "origin.test")
         assert client.get("/healthz", "localhost").status == 200
 
 
-def test_a_client_that_leaves_the_tls_port_without_a_word_is_forgotten(house: House) -> None:
+def test_a_client_that_leaves_the_tls_port_without_a_word_is_forgotten(dduct: RunningDduct) -> None:
     for _ in range(5):
-        house.client(house.tls_port).sock.close()
-    wait_until(lambda: not house.server.connections.places.taken)
+        dduct.client(dduct.tls_port).sock.close()
+    wait_until(lambda: not dduct.server.connections.limit.taken)
 
 
-def test_a_connection_for_which_there_is_no_thread_is_closed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_for_which_there_is_no_thread_is_closed(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def spawn(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(house.server.connections, "_spawn", spawn)
-        patch.setattr(house.server._idle, "watch", lambda *_: False)
-        house.server.connections.accept(False, socket.create_server((HOST, 0)), HOST)
-    assert not house.server.connections and not house.server.connections.places.taken
+        patch.setattr(dduct.server.connections, "_spawn", spawn)
+        patch.setattr(dduct.server._poller, "watch", lambda *_: False)
+        dduct.server.connections.accept(False, socket.create_server((HOST, 0)), HOST)
+    assert not dduct.server.connections and not dduct.server.connections.limit.taken
 
 
 def test_a_connection_that_is_gone_when_it_is_accepted_leaves_nothing(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
@@ -232,6 +234,6 @@ def test_a_connection_that_is_gone_when_it_is_accepted_leaves_nothing(
         patch.setattr("proxy.connections.Stream", broken)
         one, other = socket.socketpair()
         with other:
-            house.server.connections.accept(False, one, HOST)
+            dduct.server.connections.accept(False, one, HOST)
             assert other.recv(1) == b""
-    assert not house.server.connections.places.taken
+    assert not dduct.server.connections.limit.taken

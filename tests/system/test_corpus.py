@@ -9,12 +9,12 @@ from typing import Callable, Iterator, List, Tuple
 import pytest
 from support.client import Client
 from support.corpus import Case, load
-from support.household import HOST, House
 from support.origin import Asked, Connection, Origin
+from support.running import HOST, RunningDduct
 
 from protocol import http1
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 CONTROLS = [*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x20), 0x7F]
 
 
@@ -23,15 +23,15 @@ def cases(name: str) -> List[Case]:
 
 
 def controls_in_requests() -> Iterator[Case]:
-    for octet in CONTROLS:
-        x = bytes([octet])
+    for byte in CONTROLS:
+        x = bytes([byte])
         for place, head in (
             ("method", b"G" + x + b"T / HTTP/1.1\r\nHost: a.example\r\n\r\n"),
             ("target", b"GET /a" + x + b"b HTTP/1.1\r\nHost: a.example\r\n\r\n"),
             ("name", b"GET / HTTP/1.1\r\nHost: a.example\r\nX" + x + b"Y: 1\r\n\r\n"),
             ("value", b"GET / HTTP/1.1\r\nHost: a.example\r\nX: a" + x + b"b\r\n\r\n"),
         ):
-            yield Case("400", f"control {octet:#04x} in the {place}", head)
+            yield Case("400", f"control {byte:#04x} in the {place}", head)
 
 
 BAD_CHUNKS = [
@@ -65,7 +65,7 @@ REQUESTS = [case for case in cases("requests.txt") if case.verdict != "ok"] + li
 
 
 class Recorder:
-    """An origin that remembers every octet it is sent."""
+    """An origin that remembers every byte it is sent."""
 
     def __init__(self) -> None:
         self.heard = b""
@@ -83,7 +83,7 @@ class Recorder:
 
 
 @pytest.fixture
-def recorder(house: House, monkeypatch: pytest.MonkeyPatch) -> Tuple[Recorder, Origin, Origin]:
+def recorder(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> Tuple[Recorder, Origin, Origin]:
     """The recorder, and origins with and without TLS that are it."""
     recorder = Recorder()
 
@@ -91,13 +91,13 @@ def recorder(house: House, monkeypatch: pytest.MonkeyPatch) -> Tuple[Recorder, O
         recorder.listen(connection)
 
     monkeypatch.setattr(Connection, "read_request", read_request)
-    return recorder, house.origin(recorder), house.origin(recorder, tls=False)
+    return recorder, dduct.origin(recorder), dduct.origin(recorder, tls=False)
 
 
-def refused(client: Client, octets: bytes, complete: bool) -> int:
+def refused(client: Client, raw: bytes, complete: bool) -> int:
     """The status of the refusal, 0 where the connection just ends."""
     try:
-        client.send(octets)
+        client.send(raw)
         if not complete:
             socket.socket.shutdown(client.sock, socket.SHUT_WR)
         answer = client.read()
@@ -110,26 +110,26 @@ def refused(client: Client, octets: bytes, complete: bool) -> int:
     return answer.status
 
 
-def addressed(octets: bytes, origin: Origin, absolute: bool) -> bytes:
+def addressed(raw: bytes, origin: Origin, absolute: bool) -> bytes:
     """The head as it would be sent to this origin, through the proxy's plain port or inside CONNECT."""
-    if octets.startswith(b"CONNECT"):
-        return octets
+    if raw.startswith(b"CONNECT"):
+        return raw
     authority = f"{HOST}:{origin.port}".encode()
     if absolute:
-        octets = re.sub(rb"^(\S+ )/", rb"\1http://" + authority + b"/", octets, count=1)
-    return octets.replace(b"a.example", authority)
+        raw = re.sub(rb"^(\S+ )/", rb"\1http://" + authority + b"/", raw, count=1)
+    return raw.replace(b"a.example", authority)
 
 
-def test_no_malformed_request_is_forwarded(house: House, recorder: Tuple[Recorder, Origin, Origin]) -> None:
+def test_no_malformed_request_is_forwarded(dduct: RunningDduct, recorder: Tuple[Recorder, Origin, Origin]) -> None:
     listening, encrypted, plain = recorder
     assert len(REQUESTS) >= 300
     wrong = []
     for case in REQUESTS:
-        complete = http1.head_end(bytearray(case.octets)) >= 0 and bool(case.octets.strip())
+        complete = http1.head_end(bytearray(case.raw)) >= 0 and bool(case.raw.strip())
         for way in ("plain", "intercepted"):
-            with house.client() if way == "plain" else house.inside(encrypted) as client:
-                octets = addressed(case.octets, plain if way == "plain" else encrypted, way == "plain")
-                status = refused(client, octets, complete)
+            with dduct.client() if way == "plain" else dduct.intercepted(encrypted) as client:
+                raw = addressed(case.raw, plain if way == "plain" else encrypted, way == "plain")
+                status = refused(client, raw, complete)
                 if not (400 <= status <= 505 or (status == 0 and not complete)):
                     wrong.append((way, status, case))
     assert wrong == []
@@ -137,13 +137,15 @@ def test_no_malformed_request_is_forwarded(house: House, recorder: Tuple[Recorde
 
 
 @pytest.mark.parametrize("way", ["plain", "intercepted"])
-def test_no_malformed_chunk_is_forwarded(house: House, recorder: Tuple[Recorder, Origin, Origin], way: str) -> None:
+def test_no_malformed_chunk_is_forwarded(
+    dduct: RunningDduct, recorder: Tuple[Recorder, Origin, Origin], way: str
+) -> None:
     """The head has left by then; what follows never completes the message at the origin."""
     listening, encrypted, plain = recorder
     for body in BAD_CHUNKS + PADDED_CHUNKS:
         listening.heard = b""
         origin = plain if way == "plain" else encrypted
-        with house.client() if way == "plain" else house.inside(encrypted) as client:
+        with dduct.client() if way == "plain" else dduct.intercepted(encrypted) as client:
             target = f"http://{HOST}:{origin.port}/page" if way == "plain" else "/page"
             head = f"POST {target} HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\nTransfer-Encoding: chunked\r\n\r\n"
             client.send(head.encode() + body)
@@ -152,10 +154,10 @@ def test_no_malformed_chunk_is_forwarded(house: House, recorder: Tuple[Recorder,
 
 
 def controls_in_responses() -> Iterator[Case]:
-    for octet in CONTROLS:
-        x = bytes([octet])
-        yield Case("502", f"control {octet:#04x} in a name", b"HTTP/1.1 200 OK\r\nX" + x + b"Y: 1\r\n\r\n")
-        yield Case("502", f"control {octet:#04x} in a value", b"HTTP/1.1 200 OK\r\nX: a" + x + b"b\r\n\r\n")
+    for byte in CONTROLS:
+        x = bytes([byte])
+        yield Case("502", f"control {byte:#04x} in a name", b"HTTP/1.1 200 OK\r\nX" + x + b"Y: 1\r\n\r\n")
+        yield Case("502", f"control {byte:#04x} in a value", b"HTTP/1.1 200 OK\r\nX: a" + x + b"b\r\n\r\n")
 
 
 def chunks_in_responses() -> Iterator[Case]:
@@ -171,21 +173,21 @@ RESPONSES = (
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["intercepted", "plain"])
-def test_no_malformed_response_is_believed(build_house: Build, tls: bool) -> None:
+def test_no_malformed_response_is_believed(start_dduct: Build, tls: bool) -> None:
     assert len(RESPONSES) >= 100
-    house = build_house()
+    dduct = start_dduct()
 
     def handler(asked: Asked, connection: Connection) -> None:
-        connection.send(RESPONSES[int(asked.target[1:].partition(".")[0])].octets)
+        connection.send(RESPONSES[int(asked.target[1:].partition(".")[0])].raw)
         connection.close_notify()
 
-    origin = house.origin(handler, tls=tls)
+    origin = dduct.origin(handler, tls=tls)
     wrong = []
     for number, case in enumerate(RESPONSES):
         for ending in ("deb", "page"):
             authority = f"{HOST}:{origin.port}"
             target = f"/{number}.{ending}" if tls else f"http://{authority}/{number}.{ending}"
-            with house.inside(origin) if tls else house.client() as client:
+            with dduct.intercepted(origin) if tls else dduct.client() as client:
                 try:
                     answer = client.get(target, authority)
                     believed = answer.complete and answer.status != 502
@@ -194,7 +196,7 @@ def test_no_malformed_response_is_believed(build_house: Build, tls: bool) -> Non
                 if believed:
                     wrong.append((ending, case, answer))
     assert wrong == []
-    assert house.stored() == []
+    assert dduct.stored() == []
 
 
 ODDITIES = [
@@ -207,26 +209,26 @@ ODDITIES = [
 ]
 
 
-@pytest.mark.parametrize("octets", ODDITIES)
-def test_what_is_odd_and_valid_passes(house: House, octets: bytes) -> None:
-    origin = house.origin(lambda asked, connection: connection.respond(200, [], b"fine"))
-    with house.inside(origin) as client:
-        client.send(octets.replace(b"AUTHORITY", f"{HOST}:{origin.port}".encode()))
+@pytest.mark.parametrize("raw", ODDITIES)
+def test_what_is_odd_and_valid_passes(dduct: RunningDduct, raw: bytes) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b"fine"))
+    with dduct.intercepted(origin) as client:
+        client.send(raw.replace(b"AUTHORITY", f"{HOST}:{origin.port}".encode()))
         assert client.read().body == b"fine"
     assert len(origin.requests) == 1
 
 
 @pytest.mark.parametrize("body", PADDED_CHUNKS)
 @pytest.mark.parametrize("ending", ["deb", "page"])
-def test_blanks_around_an_origins_chunk_sizes_are_removed(house: House, body: bytes, ending: str) -> None:
+def test_blanks_around_an_origins_chunk_sizes_are_removed(dduct: RunningDduct, body: bytes, ending: str) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n" + body)
         connection.close_notify()
 
-    origin = house.origin(handler)
-    with house.inside(origin) as client:
+    origin = dduct.origin(handler)
+    with dduct.intercepted(origin) as client:
         client.send(f"GET /x.{ending} HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\nConnection: close\r\n\r\n".encode())
         head = client.read_until(b"\r\n\r\n")
         assert b" 200 " in head and b"hello" in client._rest()[0]
         assert b" \r\n" not in client._buffer and b" :" not in client._buffer
-    assert house.stored() == ([f"https/{HOST}:{origin.port}/x.deb"] if ending == "deb" else [])
+    assert dduct.stored() == ([f"https/{HOST}:{origin.port}/x.deb"] if ending == "deb" else [])

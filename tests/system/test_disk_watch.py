@@ -11,8 +11,8 @@ from typing import Any, List
 
 import pytest
 from support.client import wait_until
-from support.household import HOST, House
 from support.origin import Files
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter, Gauge
 from server import server
@@ -98,7 +98,7 @@ def test_one_hang_is_counted_once() -> None:
 
 
 def test_only_so_many_wait_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_watch, "_WAITING_AT_MOST", 2)
+    monkeypatch.setattr(disk_watch, "_MAX_WAITING", 2)
     clock = Clock()
     disk = DiskWatch(clock)
     with ExitStack() as stack:
@@ -114,15 +114,15 @@ def test_only_so_many_wait_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_hung_disk_does_not_hold_up_the_thread_of_all_connections(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cold request waits for it; hits wait in threads, and what needs no disk goes on."""
-    origin = house.origin(Files({"/x.deb": BODY, "/y.deb": BODY, "/z.deb": BODY}), tls=False)
+    origin = dduct.origin(Files({"/x.deb": BODY, "/y.deb": BODY, "/z.deb": BODY}), tls=False)
     hot = f"http://{HOST}:{origin.port}/x.deb"
-    client = house.client()
+    client = dduct.client()
     for _ in range(6):
         assert client.get(hot, f"{HOST}:{origin.port}").body == BODY
-        house.settle()
+        dduct.wait_until_durable()
     gate, hung, real_stat = threading.Event(), [False], os.stat
     threads: List[str] = []
     real_open = Store.open_entry
@@ -143,31 +143,31 @@ def test_a_hung_disk_does_not_hold_up_the_thread_of_all_connections(
     with ThreadPoolExecutor(2) as pool:
         try:
             hung[0] = True
-            cold = house.client()
+            cold = dduct.client()
             asked = pool.submit(cold.get, f"http://{HOST}:{origin.port}/y.deb", f"{HOST}:{origin.port}")
-            wait_until(lambda: house.server.cache.disk.is_slow(time.monotonic()))
+            wait_until(lambda: dduct.server.cache.disk.is_slow(time.monotonic()))
             repeated = pool.submit(client.get, hot, f"{HOST}:{origin.port}")
             wait_until(lambda: bool(threads))
             for _ in range(2):
-                assert house.client().get("/healthz", "localhost").status == 200
-            relayed = house.client().get(f"http://{HOST}:{origin.port}/relayed", f"{HOST}:{origin.port}")
+                assert dduct.client().get("/healthz", "localhost").status == 200
+            relayed = dduct.client().get(f"http://{HOST}:{origin.port}/relayed", f"{HOST}:{origin.port}")
             assert relayed.status == 404
         finally:
             gate.set()
         assert repeated.result(TIMEOUT).body == asked.result(TIMEOUT).body == BODY
     assert "idle" not in threads
-    assert house.counters.value(Counter.SLOW_DISK) >= 1
+    assert dduct.counters.value(Counter.SLOW_DISK) >= 1
 
 
 def test_where_the_first_to_hang_is_the_thread_of_all_connections_another_takes_its_place(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     hot, name = f"http://{HOST}:{origin.port}/x.deb", f"{HOST}:{origin.port}"
-    client = house.client()
+    client = dduct.client()
     for _ in range(6):
         assert client.get(hot, name).body == BODY
-        house.settle()
+        dduct.wait_until_durable()
     gate, hanging, real_stat = threading.Event(), threading.Event(), os.stat
     threads: List[str] = []
 
@@ -185,31 +185,31 @@ def test_where_the_first_to_hang_is_the_thread_of_all_connections_another_takes_
             assert hanging.wait(TIMEOUT)
             assert threads == ["idle"]
             for _ in range(2):
-                assert house.client().get("/healthz", "localhost").status == 200
-            assert house.client().get(f"http://{name}/relayed", name).status == 404
-            with house.client() as tunnel:
+                assert dduct.client().get("/healthz", "localhost").status == 200
+            assert dduct.client().get(f"http://{name}/relayed", name).status == 404
+            with dduct.client() as tunnel:
                 assert tunnel.connect(f"localhost:{origin.port}").status == 200
                 assert tunnel.get("/other", name).status == 404
-            second = pool.submit(house.client().get, hot, name)
-            wait_until(lambda: house.counters.value(Gauge.DISK_WAITING) >= 1)
-            assert b"\ndduct_disk_waiting 0\n" not in house.client().get("/metrics", "localhost").body
+            second = pool.submit(dduct.client().get, hot, name)
+            wait_until(lambda: dduct.counters.value(Gauge.DISK_WAITING) >= 1)
+            assert b"\ndduct_disk_waiting 0\n" not in dduct.client().get("/metrics", "localhost").body
         finally:
             gate.set()
         assert first.result(TIMEOUT).body == second.result(TIMEOUT).body == BODY
     assert threads.count("idle") == 1
-    wait_until(lambda: house.counters.value(Gauge.DISK_WAITING) == 0)
-    assert house.counters.value(Counter.SLOW_DISK) >= 1
+    wait_until(lambda: dduct.counters.value(Gauge.DISK_WAITING) == 0)
+    assert dduct.counters.value(Counter.SLOW_DISK) >= 1
     assert client.get(hot, name).body == BODY
 
 
-def test_an_end_while_it_hangs_is_bounded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_end_while_it_hangs_is_bounded(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """In time for everybody but the one that hangs."""
-    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     hot, name = f"http://{HOST}:{origin.port}/x.deb", f"{HOST}:{origin.port}"
-    client, bystander = house.client(), house.client()
+    client, bystander = dduct.client(), dduct.client()
     for _ in range(6):
         assert client.get(hot, name).body == BODY
-        house.settle()
+        dduct.wait_until_durable()
     gate, hanging, real_stat = threading.Event(), threading.Event(), os.stat
 
     def stat(path: Any, *arguments: Any, **keys: Any) -> os.stat_result:
@@ -223,18 +223,18 @@ def test_an_end_while_it_hangs_is_bounded(house: House, monkeypatch: pytest.Monk
     try:
         client.send(f"GET {hot} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
         assert hanging.wait(TIMEOUT)
-        house.server.stop(0.1)
+        dduct.server.stop(0.1)
         assert bystander.at_end()
     finally:
         gate.set()
-    assert house.server._threads.join(TIMEOUT) and house.server._aside.join(TIMEOUT)
+    assert dduct.server._threads.join(TIMEOUT) and dduct.server._aside.join(TIMEOUT)
 
 
-def test_beyond_that_requests_are_relayed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_watch, "_WAITING_AT_MOST", 0)
+def test_beyond_that_requests_are_relayed(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk_watch, "_MAX_WAITING", 0)
     monkeypatch.setattr(DiskWatch, "is_slow", lambda *_: True)
-    origin = house.origin(Files({"/x.deb": BODY}))
+    origin = dduct.origin(Files({"/x.deb": BODY}))
     for count in (1, 2):
-        assert house.fetch(origin, "/x.deb").body == BODY
+        assert dduct.fetch(origin, "/x.deb").body == BODY
         assert origin.count("/x.deb") == count
-    assert house.stored() == []
+    assert dduct.stored() == []

@@ -13,16 +13,16 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 import pytest
 from support.client import Answer, Client
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin
 from support.pairs import reset
+from support.running import HOST, RunningDduct
 
 from net.stream import Stream
 from server.config_values import Address
 from tls.authority import CertificateAuthority
 
 BODY = os.urandom(300_000)
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 
 
 def stored_name(origin: Origin, path: str, scheme: str = "https", host: str = HOST) -> str:
@@ -34,9 +34,9 @@ def test_sequence_of_a_test_that_leaks_is_noticed() -> None:
 
     watch = Watch()
     left = socket.socket()
-    assert any("socket" in name for name in watch.leftovers())
+    assert any("socket" in name for name in watch.remains())
     left.close()
-    assert watch.leftovers() == []
+    assert watch.remains() == []
 
 
 # --- dduct's own pages --------------------------------------------------------------------------
@@ -47,20 +47,20 @@ def is_hit(answer: Answer) -> bool:
     return (answer.get("cache-status") or "").split(";")[:2] == ["dduct", " hit"]
 
 
-def over_tls(house: House, name: str = HOST) -> Client:
-    client = house.client(house.tls_port)
-    client.start_tls(house.trust, name)
+def over_tls(dduct: RunningDduct, name: str = HOST) -> Client:
+    client = dduct.client(dduct.tls_port)
+    client.start_tls(dduct.trust, name)
     return client
 
 
 @pytest.mark.parametrize("port", ["tcp", "tls"])
-def test_own_pages_on_either_port(house: House, port: str) -> None:
-    client = house.client() if port == "tcp" else over_tls(house)
-    own = f"{HOST}:{house.tcp_port if port == 'tcp' else house.tls_port}"
+def test_own_pages_on_either_port(dduct: RunningDduct, port: str) -> None:
+    client = dduct.client() if port == "tcp" else over_tls(dduct)
+    own = f"{HOST}:{dduct.tcp_port if port == 'tcp' else dduct.tls_port}"
     health = client.get("/healthz", own)
     assert (health.status, health.body) == (200, b"ok\n")
     certificate = client.get("/ca.crt", own)
-    assert certificate.body == (house.config.misc.cert_dir / "ca.crt").read_bytes()
+    assert certificate.body == (dduct.config.misc.cert_dir / "ca.crt").read_bytes()
     assert certificate.get("content-type") == "application/x-x509-ca-cert"
     assert client.get("/nothing", own).status == 404
     assert client.get("/ca.crt", own, method="HEAD").get("content-length") == str(len(certificate.body))
@@ -68,100 +68,100 @@ def test_own_pages_on_either_port(house: House, port: str) -> None:
     assert (refused.status, refused.get("allow")) == (405, "GET, HEAD")
 
 
-def test_own_pages_asked_through_the_proxy_itself(house: House) -> None:
-    own = f"{HOST}:{house.tcp_port}"
-    assert house.client().get(f"http://{own}/healthz", own).body == b"ok\n"
+def test_own_pages_asked_through_the_proxy_itself(dduct: RunningDduct) -> None:
+    own = f"{HOST}:{dduct.tcp_port}"
+    assert dduct.client().get(f"http://{own}/healthz", own).body == b"ok\n"
 
 
 @pytest.mark.parametrize("host", ["localhost", "proxy.lab", "proxy.dduct.rs"])
-def test_own_pages_under_any_name_that_is_not_intercepted(house: House, host: str) -> None:
-    assert house.client().get("/healthz", f"{host}:{house.tcp_port}").body == b"ok\n"
+def test_own_pages_under_any_name_that_is_not_intercepted(dduct: RunningDduct, host: str) -> None:
+    assert dduct.client().get("/healthz", f"{host}:{dduct.tcp_port}").body == b"ok\n"
 
 
 # --- the main job -------------------------------------------------------------------------------
 
 
-def test_a_matching_object_is_fetched_once_and_lies_under_its_url(house: House) -> None:
-    origin = house.origin(Files({"/pool/x.deb": BODY}))
-    first = house.fetch(origin, "/pool/x.deb")
+def test_a_matching_object_is_fetched_once_and_lies_under_its_url(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/pool/x.deb": BODY}))
+    first = dduct.fetch(origin, "/pool/x.deb")
     assert (first.status, first.body) == (200, BODY)
     assert "stored" in (first.get("cache-status") or "")
-    second = house.fetch(origin, "/pool/x.deb")
+    second = dduct.fetch(origin, "/pool/x.deb")
     assert (second.status, second.body) == (200, BODY)
     assert is_hit(second)
     assert second.get("etag") == first.get("etag") == f'"{len(BODY)}"'
     assert second.get("age") is not None
     assert origin.count("/pool/x.deb") == 1 and origin.body_sent == len(BODY)
-    assert (house.files / stored_name(origin, "/pool/x.deb")).read_bytes() == BODY
+    assert (dduct.files / stored_name(origin, "/pool/x.deb")).read_bytes() == BODY
 
 
-def test_what_matches_no_filter_is_relayed_every_time(house: House) -> None:
-    origin = house.origin(Files({"/index.html": BODY}))
+def test_what_matches_no_filter_is_relayed_every_time(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/index.html": BODY}))
     for _ in range(2):
-        assert house.fetch(origin, "/index.html").body == BODY
+        assert dduct.fetch(origin, "/index.html").body == BODY
     assert origin.count("/index.html") == 2
-    assert house.stored() == []
+    assert dduct.stored() == []
 
 
-def test_plain_http_in_absolute_form_is_kept_for_any_host(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+def test_plain_http_in_absolute_form_is_kept_for_any_host(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     authority = f"localhost:{origin.port}"
     for _ in range(2):
-        assert house.client().get(f"http://{authority}/x.deb", authority).body == BODY
+        assert dduct.client().get(f"http://{authority}/x.deb", authority).body == BODY
     assert origin.count("/x.deb") == 1
-    assert house.stored() == [stored_name(origin, "/x.deb", "http", "localhost")]
+    assert dduct.stored() == [stored_name(origin, "/x.deb", "http", "localhost")]
 
 
-def test_one_client_connection_and_one_origin_connection_carry_many_requests(house: House) -> None:
-    origin = house.origin(Files({f"/{n}": BODY for n in range(10)}))
-    client = house.inside(origin)
+def test_one_client_connection_and_one_origin_connection_carry_many_requests(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({f"/{n}": BODY for n in range(10)}))
+    client = dduct.intercepted(origin)
     for n in range(10):
         assert client.get(f"/{n}", f"{HOST}:{origin.port}").body == BODY
     assert origin.accepted == 1
 
 
-def test_a_session_goes_on_in_whatever_process_has_the_next_connection(build_house: Build) -> None:
-    house = build_house(workers=2)
-    origin = house.origin(Files({"/x": BODY}))
+def test_a_session_goes_on_in_whatever_process_has_the_next_connection(start_dduct: Build) -> None:
+    dduct = start_dduct(workers=2)
+    origin = dduct.origin(Files({"/x": BODY}))
     session: Optional[ssl.SSLSession] = None
     for _ in range(40):
-        with house.client() as client:
+        with dduct.client() as client:
             assert client.connect(f"{HOST}:{origin.port}").status == 200
-            client.start_tls(house.trust, HOST, session)
+            client.start_tls(dduct.trust, HOST, session)
             assert client.get("/x", f"{HOST}:{origin.port}").body == BODY
             assert client.tls.session_reused is (session is not None)
             session = client.tls.session
 
 
-def test_an_origin_that_hung_up_on_an_idle_connection_is_asked_again(house: House) -> None:
+def test_an_origin_that_hung_up_on_an_idle_connection_is_asked_again(dduct: RunningDduct) -> None:
     def hang_up(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [], b"answer")
         connection.close_notify()
 
-    origin = house.origin(hang_up)
-    client = house.inside(origin)
+    origin = dduct.origin(hang_up)
+    client = dduct.intercepted(origin)
     for _ in range(5):
         assert client.get("/page", f"{HOST}:{origin.port}").body == b"answer"
 
 
-def test_pipelined_requests_are_answered_in_order(house: House) -> None:
-    origin = house.origin(Files({f"/{n}.deb": b"%d" % n for n in range(10)}), tls=False)
+def test_pipelined_requests_are_answered_in_order(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({f"/{n}.deb": b"%d" % n for n in range(10)}), tls=False)
     authority = f"{HOST}:{origin.port}"
-    client = house.client()
+    client = dduct.client()
     client.send(
         b"".join(b"GET http://%s/%d.deb HTTP/1.1\r\nHost: x\r\n\r\n" % (authority.encode(), n) for n in range(10))
     )
     assert [client.read().body for n in range(10)] == [b"%d" % n for n in range(10)]
 
 
-def test_tls_inside_tls(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
-    sock = socket.create_connection((HOST, house.tls_port), 20)
+def test_tls_inside_tls(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    sock = socket.create_connection((HOST, dduct.tls_port), 20)
     stream = Stream(sock, 20)
-    stream.start_tls(house.trust, HOST)
+    stream.start_tls(dduct.trust, HOST)
     stream.send(f"CONNECT {HOST}:{origin.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     assert stream.read_head(20).startswith(b"HTTP/1.1 200 Connection established\r\nVia: ")
-    stream.start_tls(house.trust, HOST)
+    stream.start_tls(dduct.trust, HOST)
     stream.send(b"GET /x.deb HTTP/1.1\r\nHost: %s:%d\r\nConnection: close\r\n\r\n" % (HOST.encode(), origin.port))
     assert stream.read_head(20).startswith(b"HTTP/1.1 200 ")
     received, buffer = b"", memoryview(bytearray(65536))
@@ -174,37 +174,37 @@ def test_tls_inside_tls(house: House) -> None:
     stream.close()
 
 
-def test_a_connect_without_host_leaves_no_doubt(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
-    with house.client() as client:
+def test_a_connect_without_host_leaves_no_doubt(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    with dduct.client() as client:
         client.send(f"CONNECT {HOST}:{origin.port} HTTP/1.1\r\n\r\n".encode())
         assert client.read("CONNECT").status == 200
-        client.start_tls(house.trust, HOST)
+        client.start_tls(dduct.trust, HOST)
         assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
 
 
-def test_ipv6_all_the_way(build_house: Build) -> None:
-    house = build_house(tcp_bind=Address("::1", 0))
-    origin = house.origin(Files({"/x.deb": BODY}), host="::1")
-    client = Client(house.tcp_port, "::1")
+def test_ipv6_all_the_way(start_dduct: Build) -> None:
+    dduct = start_dduct(tcp_bind=Address("::1", 0))
+    origin = dduct.origin(Files({"/x.deb": BODY}), host="::1")
+    client = Client(dduct.tcp_port, "::1")
     with client:
         assert client.connect(f"[::1]:{origin.port}").status == 200
-        client.start_tls(house.trust, "::1")
+        client.start_tls(dduct.trust, "::1")
         assert client.get("/x.deb", f"[::1]:{origin.port}").body == BODY
-    assert house.stored() == [stored_name(origin, "/x.deb", host="[::1]")]
+    assert dduct.stored() == [stored_name(origin, "/x.deb", host="[::1]")]
 
 
-def test_a_host_whose_name_points_here_is_served_on_either_port(house: House) -> None:
-    secure = house.origin(Files({"/x.deb": BODY}), host="127.0.0.2")
-    assert over_tls(house).get("/x.deb", f"127.0.0.2:{secure.port}").body == BODY
-    assert house.stored() == [stored_name(secure, "/x.deb", host="127.0.0.2")]
-    plain = house.origin(Files({"/x.deb": b"plain"}), tls=False, host="127.0.0.2")
-    assert house.client().get("/x.deb", f"127.0.0.2:{plain.port}").body == b"plain"
+def test_a_host_whose_name_points_here_is_served_on_either_port(dduct: RunningDduct) -> None:
+    secure = dduct.origin(Files({"/x.deb": BODY}), host="127.0.0.2")
+    assert over_tls(dduct).get("/x.deb", f"127.0.0.2:{secure.port}").body == BODY
+    assert dduct.stored() == [stored_name(secure, "/x.deb", host="127.0.0.2")]
+    plain = dduct.origin(Files({"/x.deb": b"plain"}), tls=False, host="127.0.0.2")
+    assert dduct.client().get("/x.deb", f"127.0.0.2:{plain.port}").body == b"plain"
 
 
-def test_the_tls_port_shows_a_leaf_for_the_name_that_is_asked_for(house: House) -> None:
+def test_the_tls_port_shows_a_leaf_for_the_name_that_is_asked_for(dduct: RunningDduct) -> None:
     for name in ("origin.test", "deep.below.listed.test"):
-        client = over_tls(house, name)
+        client = over_tls(dduct, name)
         assert isinstance(client.sock, ssl.SSLSocket)
         certificate = client.sock.getpeercert()
         assert certificate is not None
@@ -213,38 +213,38 @@ def test_the_tls_port_shows_a_leaf_for_the_name_that_is_asked_for(house: House) 
         assert misdirected.status == 421
 
 
-def test_an_unlisted_host_on_the_tls_port_is_misdirected(house: House) -> None:
-    assert over_tls(house).get("/x.deb", "elsewhere.test").status == 421
+def test_an_unlisted_host_on_the_tls_port_is_misdirected(dduct: RunningDduct) -> None:
+    assert over_tls(dduct).get("/x.deb", "elsewhere.test").status == 421
 
 
 # --- tunnels ------------------------------------------------------------------------------------
 
 
-def test_an_unlisted_host_is_tunnelled_blind(house: House, origin_authority: CertificateAuthority) -> None:
-    from tls.leaf_certificates import LeafStore
+def test_an_unlisted_host_is_tunnelled_blind(dduct: RunningDduct, origin_authority: CertificateAuthority) -> None:
+    from tls.leaf_certificates import LeafCertificateCache
 
-    origin = Origin(Files({"/x.deb": BODY}), LeafStore(origin_authority, 9).context("localhost"))
+    origin = Origin(Files({"/x.deb": BODY}), LeafCertificateCache(origin_authority, 9).context("localhost"))
     with origin:
         trust = ssl.create_default_context(cadata=origin_authority.pem.decode())
-        client = house.client()
+        client = dduct.client()
         assert client.connect(f"localhost:{origin.port}").status == 200
         client.start_tls(trust, "localhost")
         assert client.get("/x.deb", "localhost").body == BODY
-    assert house.stored() == []
+    assert dduct.stored() == []
 
 
-def test_a_name_that_merely_ends_like_a_listed_one_is_not_intercepted(house: House) -> None:
-    client = house.client()
+def test_a_name_that_merely_ends_like_a_listed_one_is_not_intercepted(dduct: RunningDduct) -> None:
+    client = dduct.client()
     for name in ("evilorigin.test", "evillisted.test", "listed.test"):
         assert client.connect(f"{name}:1").status == 502  # dialled for a tunnel, and unknown to DNS
-        client = house.client()
+        client = dduct.client()
     assert client.connect("origin.test:1").status == 200  # answered by dduct itself
 
 
-def test_half_close_is_honoured_both_ways(house: House) -> None:
+def test_half_close_is_honoured_both_ways(dduct: RunningDduct) -> None:
     with socket.create_server((HOST, 0)) as listener:
         listener.settimeout(20)
-        client = house.client()
+        client = dduct.client()
         assert client.connect(f"localhost:{listener.getsockname()[1]}").status == 200
         peer, _ = listener.accept()
         with peer:
@@ -269,11 +269,11 @@ def test_half_close_is_honoured_both_ways(house: House) -> None:
             assert heard == BODY
 
 
-def test_an_origin_that_breaks_off_in_a_tunnel_does_not_look_finished(house: House) -> None:
+def test_an_origin_that_breaks_off_in_a_tunnel_does_not_look_finished(dduct: RunningDduct) -> None:
     """What is inside may be ended by the connection's end alone."""
     with socket.create_server((HOST, 0)) as listener:
         listener.settimeout(20)
-        client = house.client()
+        client = dduct.client()
         assert client.connect(f"localhost:{listener.getsockname()[1]}").status == 200
         peer, _ = listener.accept()
         peer.sendall(b"HTTP/1.0 200 OK\r\n\r\nhalf")
@@ -283,10 +283,10 @@ def test_an_origin_that_breaks_off_in_a_tunnel_does_not_look_finished(house: Hou
             client.sock.recv(1)
 
 
-def test_a_tunnel_to_nowhere_is_502_before_anything_else(house: House) -> None:
+def test_a_tunnel_to_nowhere_is_502_before_anything_else(dduct: RunningDduct) -> None:
     with socket.socket() as nobody:
         nobody.bind((HOST, 0))  # and never listens; were the port free, somebody else might
-        answer = house.client().connect(f"localhost:{nobody.getsockname()[1]}")
+        answer = dduct.client().connect(f"localhost:{nobody.getsockname()[1]}")
     assert answer.status == 502
     assert b"cannot connect" in answer.body
 
@@ -304,10 +304,10 @@ def halves(gate: Gate, status: int = 200) -> Callable[[Asked, Connection], None]
     return handler
 
 
-def test_ten_clients_at_once_cause_one_transfer_and_all_stream_while_it_runs(house: House) -> None:
+def test_ten_clients_at_once_cause_one_transfer_and_all_stream_while_it_runs(dduct: RunningDduct) -> None:
     gate = Gate()
-    origin = house.origin(halves(gate))
-    clients = [house.inside(origin) for _ in range(10)]
+    origin = dduct.origin(halves(gate))
+    clients = [dduct.intercepted(origin) for _ in range(10)]
     request = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode()
     for client in clients:
         client.send(request)
@@ -324,10 +324,10 @@ def test_ten_clients_at_once_cause_one_transfer_and_all_stream_while_it_runs(hou
 
 @pytest.mark.parametrize("fields", ["", "Range: bytes=150000-\r\n"])
 def test_a_head_does_not_wait_for_ever_for_its_octets(
-    house: House, monkeypatch: pytest.MonkeyPatch, fields: str
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, fields: str
 ) -> None:
-    """containerd gives up where no head comes within 30 s, and its octets may be far ahead in a slow fill."""
-    monkeypatch.setattr("transfers.follow._FIRST_OCTETS", 0.01)
+    """containerd gives up where no head comes within 30 s, and its bytes may be far ahead in a slow fill."""
+    monkeypatch.setattr("transfers.follow._FIRST_BYTES", 0.01)
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -335,71 +335,71 @@ def test_a_head_does_not_wait_for_ever_for_its_octets(
         gate.wait()
         connection.send_body(BODY)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     request = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n{fields}\r\n".encode()
     start = 150_000 if fields else 0
-    for client in (house.inside(origin), house.inside(origin)):  # a leader, and a follower
+    for client in (dduct.intercepted(origin), dduct.intercepted(origin)):  # a leader, and a follower
         client.send(request)
         assert f"Content-Length: {len(BODY) - start}".encode() in client.read_until(b"\r\n\r\n")
     gate.open()
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_clients_that_leave_do_not_stop_the_fill(house: House) -> None:
+def test_clients_that_leave_do_not_stop_the_fill(dduct: RunningDduct) -> None:
     gate = Gate()
-    origin = house.origin(halves(gate))
-    client = house.inside(origin)
+    origin = dduct.origin(halves(gate))
+    client = dduct.intercepted(origin)
     client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
     client.read_until(b"\r\n\r\n")
     client.sock.close()
     gate.reached()
-    follower = house.inside(origin)
+    follower = dduct.intercepted(origin)
     follower.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
     follower.read_until(b"\r\n\r\n")
     gate.open()
     assert follower._exactly(len(BODY)) == BODY
-    assert is_hit(house.fetch(origin, "/x.deb"))
+    assert is_hit(dduct.fetch(origin, "/x.deb"))
     assert origin.count("/x.deb") == 1
 
 
-def test_a_client_that_reads_nothing_holds_up_neither_fill_nor_others(house: House) -> None:
+def test_a_client_that_reads_nothing_holds_up_neither_fill_nor_others(dduct: RunningDduct) -> None:
     body = os.urandom(8 << 20)
-    origin = house.origin(Files({"/big.deb": body}))
-    lazy = house.inside(origin)
+    origin = dduct.origin(Files({"/big.deb": body}))
+    lazy = dduct.intercepted(origin)
     lazy.send(f"GET /big.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
-    assert house.fetch(origin, "/big.deb").body == body
-    assert is_hit(house.fetch(origin, "/big.deb"))
+    assert dduct.fetch(origin, "/big.deb").body == body
+    assert is_hit(dduct.fetch(origin, "/big.deb"))
     assert origin.count("/big.deb") == 1
     assert lazy.read().body == body
 
 
-def test_a_hanging_origin_does_not_hold_up_other_requests(house: House) -> None:
+def test_a_hanging_origin_does_not_hold_up_other_requests(dduct: RunningDduct) -> None:
     gate = Gate()
-    hanging = house.origin(halves(gate))
-    stuck = house.inside(hanging)
+    hanging = dduct.origin(halves(gate))
+    stuck = dduct.intercepted(hanging)
     stuck.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{hanging.port}\r\n\r\n".encode())
     gate.reached()
-    other = house.origin(Files({"/y.deb": b"quick"}))
-    assert house.fetch(other, "/y.deb").body == b"quick"
+    other = dduct.origin(Files({"/y.deb": b"quick"}))
+    assert dduct.fetch(other, "/y.deb").body == b"quick"
     gate.open()
     assert stuck.read().body == BODY
 
 
-def test_an_answer_that_is_not_kept_is_everybodys_own(house: House) -> None:
-    origin = house.origin(Files({}))
+def test_an_answer_that_is_not_kept_is_everybodys_own(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({}))
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: house.fetch(origin, "/missing.deb"), range(8)))
+        answers = list(pool.map(lambda _: dduct.fetch(origin, "/missing.deb"), range(8)))
     assert {answer.status for answer in answers} == {404}
-    assert house.stored() == []
+    assert dduct.stored() == []
 
 
-def race(house: House, origin: Origin, rounds: int, body_of: Callable[[int], bytes]) -> None:
+def race(dduct: RunningDduct, origin: Origin, rounds: int, body_of: Callable[[int], bytes]) -> None:
     """16 clients ask for the same cold object at the same instant, over and over."""
     start = threading.Barrier(16)
     wrong: List[Tuple[int, Answer]] = []
 
     def client_of(_: int) -> None:
-        with house.inside(origin) as client:
+        with dduct.intercepted(origin) as client:
             for number in range(rounds):
                 start.wait(60)
                 answer = client.get(f"/{number}.deb", f"{HOST}:{origin.port}")
@@ -411,37 +411,37 @@ def race(house: House, origin: Origin, rounds: int, body_of: Callable[[int], byt
             done.result()
     assert wrong == []
     assert len(origin.requests) == rounds
-    assert len(house.stored()) == rounds
+    assert len(dduct.stored()) == rounds
 
 
-def test_sixteen_clients_race_for_a_small_object_a_thousand_times(house: House) -> None:
+def test_sixteen_clients_race_for_a_small_object_a_thousand_times(dduct: RunningDduct) -> None:
     small = {f"/{n}.deb": b"%d:" % n + BODY[: n * 7] for n in range(1000)}
-    origin = house.origin(Files(small))
-    race(house, origin, 1000, lambda n: small[f"/{n}.deb"])
+    origin = dduct.origin(Files(small))
+    race(dduct, origin, 1000, lambda n: small[f"/{n}.deb"])
 
 
-def test_sixteen_clients_race_for_a_large_object_a_hundred_times(house: House) -> None:
+def test_sixteen_clients_race_for_a_large_object_a_hundred_times(dduct: RunningDduct) -> None:
     large = os.urandom(1 << 20)
-    origin = house.origin(Files({f"/{n}.deb": b"%04d" % n + large for n in range(100)}))
-    race(house, origin, 100, lambda n: b"%04d" % n + large)
+    origin = dduct.origin(Files({f"/{n}.deb": b"%04d" % n + large for n in range(100)}))
+    race(dduct, origin, 100, lambda n: b"%04d" % n + large)
 
 
-def test_two_hundred_tunnels_and_two_hundred_downloads_at_once(house: House) -> None:
+def test_two_hundred_tunnels_and_two_hundred_downloads_at_once(dduct: RunningDduct) -> None:
     gate = Gate()
-    origin = house.origin(Files({"/x.deb": BODY}))
+    origin = dduct.origin(Files({"/x.deb": BODY}))
     listener = socket.create_server((HOST, 0), backlog=512)
     listener.settimeout(20)
     peers = []
 
     def tunnel_of(_: int) -> Client:
-        client = Client(house.tcp_port)
+        client = Client(dduct.tcp_port)
         assert client.connect(f"localhost:{listener.getsockname()[1]}").status == 200
         return client
 
     with ThreadPoolExecutor(50) as pool:
         tunnels = list(pool.map(tunnel_of, range(200)))
         peers = [listener.accept()[0] for _ in tunnels]
-        inside = list(pool.map(lambda _: house.inside(origin), range(200)))
+        inside = list(pool.map(lambda _: dduct.intercepted(origin), range(200)))
         answers = list(pool.map(lambda client: client.get("/x.deb", f"{HOST}:{origin.port}"), inside))
     assert {answer.body for answer in answers} == {BODY}
     assert origin.count("/x.deb") == 1
@@ -473,27 +473,27 @@ class Hops:
 
 
 @pytest.mark.parametrize("form", ["absolute", "path", "relative", "scheme-relative"])
-def test_redirects_are_followed_inside_and_kept_by_the_first_url(house: House, form: str) -> None:
+def test_redirects_are_followed_inside_and_kept_by_the_first_url(dduct: RunningDduct, form: str) -> None:
     forms: Dict[str, Callable[[int], str]] = {
         "absolute": lambda n: f"https://{HOST}:{origin.port}/hop/{n}.deb",
         "path": lambda n: f"/hop/{n}.deb#part",
         "relative": lambda n: f"{n}.deb",
         "scheme-relative": lambda n: f"//{HOST}:{origin.port}/hop/{n}.deb",
     }
-    origin = house.origin(Hops(forms[form]))
-    answer = house.fetch(origin, "/hop/10.deb")
+    origin = dduct.origin(Hops(forms[form]))
+    answer = dduct.fetch(origin, "/hop/10.deb")
     assert (answer.status, answer.body) == (200, BODY)
-    assert house.stored() == [stored_name(origin, "/hop/10.deb")]
-    assert is_hit(house.fetch(origin, "/hop/10.deb"))
+    assert dduct.stored() == [stored_name(origin, "/hop/10.deb")]
+    assert is_hit(dduct.fetch(origin, "/hop/10.deb"))
     assert len(origin.requests) == 11
 
 
-def test_after_ten_redirects_the_client_goes_on_by_itself(house: House) -> None:
-    origin = house.origin(Hops(lambda n: f"/hop/{n}.deb"))
-    answer = house.fetch(origin, "/hop/11.deb")
+def test_after_ten_redirects_the_client_goes_on_by_itself(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Hops(lambda n: f"/hop/{n}.deb"))
+    answer = dduct.fetch(origin, "/hop/11.deb")
     assert (answer.status, answer.get("location")) == (302, "/hop/10.deb")
-    assert house.stored() == []
-    assert house.fetch(origin, "/hop/10.deb").body == BODY
+    assert dduct.stored() == []
+    assert dduct.fetch(origin, "/hop/10.deb").body == BODY
 
 
 LOOPS: Dict[str, Callable[[str], str]] = {
@@ -506,13 +506,15 @@ LOOPS: Dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("fields", [(), ("Range: bytes=0-1",), ("Authorization: x",)], ids=["plain", "range", "known"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_redirect_that_comes_back_is_handed_out(house: House, loop: str, fields: List[str], method: str) -> None:
+def test_a_redirect_that_comes_back_is_handed_out(
+    dduct: RunningDduct, loop: str, fields: List[str], method: str
+) -> None:
     where = LOOPS[loop]
-    origin = house.origin(lambda asked, to: to.respond(302, [("Location", where(asked.target)), ("X", asked.target)]))
-    with house.inside(origin) as client:
+    origin = dduct.origin(lambda asked, to: to.respond(302, [("Location", where(asked.target)), ("X", asked.target)]))
+    with dduct.intercepted(origin) as client:
         answer = client.get("/a.deb", f"{HOST}:{origin.port}", *fields, method=method)
     assert (answer.status, answer.get("location"), answer.get("x")) == (302, where("/a.deb"), "/a.deb")
-    assert len(origin.requests) <= 3 and house.stored() == []
+    assert len(origin.requests) <= 3 and dduct.stored() == []
 
 
 class Wall:
@@ -541,58 +543,58 @@ class Wall:
 @pytest.mark.parametrize("place", ["/page/x.zip", "/x.zip"], ids=["to a page", "to itself"])
 @pytest.mark.parametrize("fields", [(), (("Cache-Control", "max-age=1000"),)], ids=["plain", "fresh"])
 def test_a_redirect_that_sets_a_cookie_is_the_clients_to_follow(
-    house: House, place: str, fields: Tuple[Tuple[str, str], ...]
+    dduct: RunningDduct, place: str, fields: Tuple[Tuple[str, str], ...]
 ) -> None:
-    origin = house.origin(Wall(*fields, place=place))
+    origin = dduct.origin(Wall(*fields, place=place))
     for _ in range(2):
-        answer = house.fetch(origin, "/x.zip")
+        answer = dduct.fetch(origin, "/x.zip")
         assert (answer.status, answer.get("set-cookie"), answer.get("location")) == (302, "wall=1; Path=/", place)
-        assert house.stored() == []
-        assert house.fetch(origin, "/first/x.zip").get("location") == "/x.zip"
-        assert house.stored() == []
+        assert dduct.stored() == []
+        assert dduct.fetch(origin, "/first/x.zip").get("location") == "/x.zip"
+        assert dduct.stored() == []
     # What a cookie has brought is opened by the origin alone, and that sends others away to get theirs.
-    assert house.fetch(origin, "/x.zip", "Cookie: wall=1").body == BODY
-    assert house.fetch(origin, "/x.zip").get("set-cookie") == "wall=1; Path=/"
-    assert house.fetch(origin, "/x.zip", "Cookie: wall=1").body == BODY
+    assert dduct.fetch(origin, "/x.zip", "Cookie: wall=1").body == BODY
+    assert dduct.fetch(origin, "/x.zip").get("set-cookie") == "wall=1; Path=/"
+    assert dduct.fetch(origin, "/x.zip", "Cookie: wall=1").body == BODY
 
 
-def test_a_validation_that_is_redirected_with_a_cookie_is_the_clients_to_follow(house: House) -> None:
+def test_a_validation_that_is_redirected_with_a_cookie_is_the_clients_to_follow(dduct: RunningDduct) -> None:
     wall = Wall()
     wall.open = True
-    origin = house.origin(wall)
-    assert house.fetch(origin, "/x.zip").body == BODY
+    origin = dduct.origin(wall)
+    assert dduct.fetch(origin, "/x.zip").body == BODY
     wall.open = False
-    answer = house.fetch(origin, "/x.zip")
+    answer = dduct.fetch(origin, "/x.zip")
     assert (answer.status, answer.get("set-cookie")) == (302, "wall=1; Path=/")
     wall.open = True
-    assert house.fetch(origin, "/x.zip").body == BODY and house.stored() == [stored_name(origin, "/x.zip")]
+    assert dduct.fetch(origin, "/x.zip").body == BODY and dduct.stored() == [stored_name(origin, "/x.zip")]
 
 
-def test_credentials_stay_with_the_host_they_were_meant_for(house: House) -> None:
-    storage = house.origin(Files({"/blob.deb": BODY}), host="127.0.0.2")
+def test_credentials_stay_with_the_host_they_were_meant_for(dduct: RunningDduct) -> None:
+    storage = dduct.origin(Files({"/blob.deb": BODY}), host="127.0.0.2")
 
     def registry(asked: Asked, connection: Connection) -> None:
         connection.respond(307, [("Location", f"https://127.0.0.2:{storage.port}/blob.deb")])
 
-    origin = house.origin(registry)
-    answer = house.fetch(origin, "/x.deb", "Authorization: Bearer secret", "Cookie: secret")
+    origin = dduct.origin(registry)
+    answer = dduct.fetch(origin, "/x.deb", "Authorization: Bearer secret", "Cookie: secret")
     assert answer.body == BODY
     assert origin.requests[0].get("authorization") == "Bearer secret"
     assert storage.requests[0].get("authorization") is None and storage.requests[0].get("cookie") is None
 
 
-def test_a_redirect_from_https_to_http_is_the_clients_to_follow(house: House) -> None:
-    plain = house.origin(Files({"/x.deb": BODY}), tls=False)
+def test_a_redirect_from_https_to_http_is_the_clients_to_follow(dduct: RunningDduct) -> None:
+    plain = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     target = f"http://{HOST}:{plain.port}/x.deb"
-    origin = house.origin(lambda asked, connection: connection.respond(302, [("Location", target)]))
-    answer = house.fetch(origin, "/x.deb")
+    origin = dduct.origin(lambda asked, connection: connection.respond(302, [("Location", target)]))
+    answer = dduct.fetch(origin, "/x.deb")
     assert (answer.status, answer.get("location")) == (302, target)
     assert plain.requests == []
 
 
-def test_redirects_of_what_is_not_kept_are_relayed(house: House) -> None:
-    origin = house.origin(Hops(lambda n: f"/hop/{n}"))
-    assert house.fetch(origin, "/hop/1").status == 302
+def test_redirects_of_what_is_not_kept_are_relayed(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Hops(lambda n: f"/hop/{n}"))
+    assert dduct.fetch(origin, "/hop/1").status == 302
 
 
 # --- relaying -----------------------------------------------------------------------------------
@@ -604,9 +606,9 @@ def echo(asked: Asked, connection: Connection) -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "PATCH", "DELETE", "OPTIONS", "PROPFIND"])
 @pytest.mark.parametrize("framing", ["length", "chunked", "expect"])
-def test_any_method_and_any_body_is_relayed(house: House, method: str, framing: str) -> None:
-    origin = house.origin(echo)
-    client = house.inside(origin)
+def test_any_method_and_any_body_is_relayed(dduct: RunningDduct, method: str, framing: str) -> None:
+    origin = dduct.origin(echo)
+    client = dduct.intercepted(origin)
     head = f"{method} /v2/a/blobs/uploads/1 HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n"
     if framing == "chunked":
         chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (BODY[:1], BODY[1:70_000], BODY[70_000:]))
@@ -621,12 +623,12 @@ def test_any_method_and_any_body_is_relayed(house: House, method: str, framing: 
     assert (answer.status, answer.get("x-method")) == (201, method)
     assert answer.body == hashlib.sha256(BODY).hexdigest().encode()
     assert client.get("/v2/again", f"{HOST}:{origin.port}").status == 201
-    assert house.stored() == []
+    assert dduct.stored() == []
 
 
-def test_head_is_relayed_with_its_length_and_answered_from_a_stored_get(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
-    client = house.inside(origin)
+def test_head_is_relayed_with_its_length_and_answered_from_a_stored_get(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    client = dduct.intercepted(origin)
     host = f"{HOST}:{origin.port}"
     assert client.get("/x.deb", host, method="HEAD").get("content-length") == str(len(BODY))
     assert client.get("/x.deb", host).body == BODY
@@ -635,13 +637,13 @@ def test_head_is_relayed_with_its_length_and_answered_from_a_stored_get(house: H
     assert [asked.method for asked in origin.requests] == ["HEAD", "GET"]
 
 
-def test_end_to_end_fields_pass_and_hop_by_hop_ones_do_not(house: House) -> None:
+def test_end_to_end_fields_pass_and_hop_by_hop_ones_do_not(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         fields = [("X-Kept", "1"), ("X-Named", "1"), ("Connection", "X-Named"), ("Keep-Alive", "timeout=5")]
         connection.respond(401, [*fields, ("WWW-Authenticate", 'Bearer realm="x"'), ("www-authenticate", "Basic")])
 
-    origin = house.origin(handler)
-    answer = house.fetch(
+    origin = dduct.origin(handler)
+    answer = dduct.fetch(
         origin, "/v2/", "X-Mine: 1", "X-Hop: 1", "Connection: x-hop", "Proxy-Authorization: Basic eA==", "TE: trailers"
     )
     assert answer.status == 401
@@ -654,24 +656,24 @@ def test_end_to_end_fields_pass_and_hop_by_hop_ones_do_not(house: House) -> None
     assert (asked.get("via") or "").startswith("1.1 dduct-")
 
 
-def test_answers_without_a_length_reach_old_and_new_clients(house: House) -> None:
+def test_answers_without_a_length_reach_old_and_new_clients(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.head(200, [("Connection", "close")])
         connection.send_body(BODY)
         connection.close_notify()
 
-    origin = house.origin(handler, tls=False)
-    new = house.client()
+    origin = dduct.origin(handler, tls=False)
+    new = dduct.client()
     answer = new.get(f"http://{HOST}:{origin.port}/page", "x")
     assert (answer.get("transfer-encoding"), answer.body, answer.complete) == ("chunked", BODY, True)
-    old = house.client()
+    old = dduct.client()
     old.send(f"GET http://{HOST}:{origin.port}/page HTTP/1.0\r\n\r\n".encode())
     answer = old.read()
     assert answer.get("transfer-encoding") is None
     assert (answer.get("connection"), answer.body) == ("close", BODY)
 
 
-def test_a_chunked_object_is_kept_whole(house: House) -> None:
+def test_a_chunked_object_is_kept_whole(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.head(200, [("Transfer-Encoding", "chunked")])
         for at in range(0, len(BODY), 50_000):
@@ -679,23 +681,23 @@ def test_a_chunked_object_is_kept_whole(house: House) -> None:
             connection.send_body(b"%x;ext=1\r\n%s\r\n" % (len(part), part))
         connection.send_body(b"0\r\nX-Trailer: 1\r\n\r\n")
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/x.deb").body == BODY
-    second = house.fetch(origin, "/x.deb")
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    second = dduct.fetch(origin, "/x.deb")
     assert (second.body, second.get("content-length")) == (BODY, str(len(BODY)))
     assert len(origin.requests) == 1
 
 
-def test_ranges_of_cold_and_warm_objects(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
-    cold = house.fetch(origin, "/x.deb", "Range: bytes=100-")
+def test_ranges_of_cold_and_warm_objects(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    cold = dduct.fetch(origin, "/x.deb", "Range: bytes=100-")
     assert (cold.status, cold.body) == (206, BODY[100:])
     assert cold.get("content-range") == f"bytes 100-{len(BODY) - 1}/{len(BODY)}"
-    warm = house.fetch(origin, "/x.deb", "Range: bytes=-5")
+    warm = dduct.fetch(origin, "/x.deb", "Range: bytes=-5")
     assert (warm.status, warm.body) == (206, BODY[-5:])
-    beyond = house.fetch(origin, "/x.deb", f"Range: bytes={len(BODY)}-")
+    beyond = dduct.fetch(origin, "/x.deb", f"Range: bytes={len(BODY)}-")
     assert (beyond.status, beyond.get("content-range")) == (416, f"bytes */{len(BODY)}")
-    unchanged = house.fetch(origin, "/x.deb", f'If-None-Match: "{len(BODY)}"')
+    unchanged = dduct.fetch(origin, "/x.deb", f'If-None-Match: "{len(BODY)}"')
     assert unchanged.status == 304
     assert origin.body_sent == len(BODY) and len(origin.requests) == 1
 
@@ -704,27 +706,27 @@ def test_ranges_of_cold_and_warm_objects(house: House) -> None:
 
 
 def test_an_origin_with_an_unknown_authority_is_502_and_names_the_key(
-    build_house: Build, origin_authority: CertificateAuthority
+    start_dduct: Build, origin_authority: CertificateAuthority
 ) -> None:
-    house = build_house(upstream_ca=None)
-    answer = house.fetch(house.origin(Files({"/x.deb": BODY})), "/x.deb")
+    dduct = start_dduct(upstream_ca=None)
+    answer = dduct.fetch(dduct.origin(Files({"/x.deb": BODY})), "/x.deb")
     assert answer.status == 502
     assert b"proxy.upstream_ca" in answer.body and answer.body.count(b"\n") == 1
-    assert house.stored() == []
+    assert dduct.stored() == []
 
 
-def test_a_host_that_is_named_insecure_is_not_verified(build_house: Build) -> None:
-    house = build_house(upstream_ca=None, upstream_insecure=(HOST,))
-    assert house.fetch(house.origin(Files({"/x.deb": BODY})), "/x.deb").body == BODY
+def test_a_host_that_is_named_insecure_is_not_verified(start_dduct: Build) -> None:
+    dduct = start_dduct(upstream_ca=None, upstream_insecure=(HOST,))
+    assert dduct.fetch(dduct.origin(Files({"/x.deb": BODY})), "/x.deb").body == BODY
 
 
 def test_an_origin_that_shows_another_hosts_certificate_is_502(
-    house: House, origin_authority: CertificateAuthority
+    dduct: RunningDduct, origin_authority: CertificateAuthority
 ) -> None:
-    from tls.leaf_certificates import LeafStore
+    from tls.leaf_certificates import LeafCertificateCache
 
-    with Origin(Files({"/x.deb": BODY}), LeafStore(origin_authority, 9).context("other.test")) as origin:
-        answer = house.fetch(origin, "/x.deb")
+    with Origin(Files({"/x.deb": BODY}), LeafCertificateCache(origin_authority, 9).context("other.test")) as origin:
+        answer = dduct.fetch(origin, "/x.deb")
     assert answer.status == 502 and b"mismatch" in answer.body
 
 
@@ -742,7 +744,7 @@ ENDS: Dict[str, Callable[[Connection], None]] = {
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 @pytest.mark.parametrize("path", ["/x.deb", "/page"], ids=["kept", "relayed"])
 def test_a_transfer_that_breaks_is_not_kept_and_shows(
-    house: House, tls: bool, end: str, framing: str, path: str
+    dduct: RunningDduct, tls: bool, end: str, framing: str, path: str
 ) -> None:
     fields = {
         "length": [("Content-Length", str(len(BODY)))],
@@ -760,12 +762,12 @@ def test_a_transfer_that_breaks_is_not_kept_and_shows(
         connection.send_body(BODY[:200_000])
         ENDS[end](connection)
 
-    origin = house.origin(handler, tls)
+    origin = dduct.origin(handler, tls)
 
     def ask() -> Answer:
         if tls:
-            return house.fetch(origin, path)
-        with house.client() as client:
+            return dduct.fetch(origin, path)
+        with dduct.client() as client:
             return client.get(f"http://{HOST}:{origin.port}{path}", "x")
 
     try:
@@ -776,27 +778,27 @@ def test_a_transfer_that_breaks_is_not_kept_and_shows(
         assert answer.status == 502 or BODY.startswith(answer.body)
     except ConnectionError:
         pass  # a reset can overtake the head
-    assert house.stored() == []
+    assert dduct.stored() == []
     healthy.set()
     assert ask().body == BODY
 
 
-def test_an_origin_that_stalls_is_given_up(build_house: Build) -> None:
-    house = build_house(upstream_timeout=0.2)
+def test_an_origin_that_stalls_is_given_up(start_dduct: Build) -> None:
+    dduct = start_dduct(upstream_timeout=0.2)
     gate = Gate()
-    origin = house.origin(halves(gate))
-    answer = house.fetch(origin, "/x.deb")
+    origin = dduct.origin(halves(gate))
+    answer = dduct.fetch(origin, "/x.deb")
     assert not answer.whole
     gate.open()
-    assert house.stored() == []
+    assert dduct.stored() == []
 
 
-def test_an_origin_that_never_answers_is_504(build_house: Build) -> None:
-    house = build_house(upstream_timeout=0.2)
+def test_an_origin_that_never_answers_is_504(start_dduct: Build) -> None:
+    dduct = start_dduct(upstream_timeout=0.2)
     gate = Gate()
-    origin = house.origin(lambda asked, connection: gate.wait())
-    assert house.fetch(origin, "/x.deb").status == 504
-    assert house.fetch(origin, "/page").status == 504
+    origin = dduct.origin(lambda asked, connection: gate.wait())
+    assert dduct.fetch(origin, "/x.deb").status == 504
+    assert dduct.fetch(origin, "/page").status == 504
     gate.open()
 
 
@@ -812,25 +814,25 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_answer_is_502_and_not_kept(house: House, raw: bytes) -> None:
+def test_a_malformed_answer_is_502_and_not_kept(dduct: RunningDduct, raw: bytes) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.send(raw)
         connection.close_notify()
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, "/x.deb").status == 502
-    assert house.stored() == []
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, "/x.deb").status == 502
+    assert dduct.stored() == []
 
 
 @pytest.mark.parametrize("line", [b"0x5\r\n", b" 5\r\n", b"+5\r\n", b"5_0\r\n", b"5\n", b"\r\n"])
-def test_a_bad_chunk_size_breaks_the_transfer(house: House, line: bytes) -> None:
+def test_a_bad_chunk_size_breaks_the_transfer(dduct: RunningDduct, line: bytes) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.head(200, [("Transfer-Encoding", "chunked")])
         connection.send_body(b"5\r\nhello\r\n" + line + b"hello\r\n0\r\n\r\n")
 
-    origin = house.origin(handler)
-    assert not house.fetch(origin, "/x.deb").whole
-    assert house.stored() == []
+    origin = dduct.origin(handler)
+    assert not dduct.fetch(origin, "/x.deb").whole
+    assert dduct.stored() == []
 
 
 # --- nobody gets in through the cache -----------------------------------------------------------
@@ -856,42 +858,42 @@ class Guarded:
         connection.send_body(BODY[100:])
 
 
-def test_what_needed_credentials_needs_them_again_on_every_hit(build_house: Build) -> None:
-    house = build_house(auth_grace=0.0)
+def test_what_needed_credentials_needs_them_again_on_every_hit(start_dduct: Build) -> None:
+    dduct = start_dduct(auth_grace=0.0)
     gate = Gate()
     gate.open()
     guard = Guarded(gate)
-    origin = house.origin(guard)
+    origin = dduct.origin(guard)
     good = "Authorization: Bearer good"
-    assert house.fetch(origin, "/x.deb", good).body == BODY
+    assert dduct.fetch(origin, "/x.deb", good).body == BODY
     for fields in ([], ["Authorization: Bearer bad"]):
-        refused = house.fetch(origin, "/x.deb", *fields)
+        refused = dduct.fetch(origin, "/x.deb", *fields)
         assert (refused.status, refused.body, refused.get("www-authenticate")) == (401, b"who are you?", "Bearer")
-    let_in = house.fetch(origin, "/x.deb", good)
+    let_in = dduct.fetch(origin, "/x.deb", good)
     assert let_in.body == BODY and is_hit(let_in)
     assert origin.body_sent == len(BODY) + 2 * len(b"who are you?")
     guard.word = "revoked"
-    assert house.fetch(origin, "/x.deb", good).status == 401
+    assert dduct.fetch(origin, "/x.deb", good).status == 401
 
 
-def test_a_fill_with_credentials_is_followed_only_by_those_who_are_let_in(house: House) -> None:
+def test_a_fill_with_credentials_is_followed_only_by_those_who_are_let_in(dduct: RunningDduct) -> None:
     gate = Gate()
-    origin = house.origin(Guarded(gate))
-    leader = house.inside(origin)
+    origin = dduct.origin(Guarded(gate))
+    leader = dduct.intercepted(origin)
     leader.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\nAuthorization: Bearer good\r\n\r\n".encode())
     gate.reached()
-    assert house.fetch(origin, "/x.deb").status == 401
-    follower = house.inside(origin)
+    assert dduct.fetch(origin, "/x.deb").status == 401
+    follower = dduct.intercepted(origin)
     follower.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\nAuthorization: Bearer good\r\n\r\n".encode())
     gate.open()
     assert leader.read().body == BODY and follower.read().body == BODY
 
 
 @pytest.mark.parametrize("said", ["no-store", "private, no-store"])
-def test_no_store_is_obeyed(house: House, said: str) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}, [("Cache-Control", said)]))
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert house.stored() == []
+def test_no_store_is_obeyed(dduct: RunningDduct, said: str) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}, [("Cache-Control", said)]))
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert dduct.stored() == []
 
 
 # --- digests ------------------------------------------------------------------------------------
@@ -901,47 +903,47 @@ def blob_path(repository: str, body: bytes = BODY) -> str:
     return f"/v2/{repository}/blobs/sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-def test_a_layer_is_kept_by_its_digest_and_shared_between_repositories(house: House) -> None:
-    origin = house.origin(Files({blob_path("one"): BODY, blob_path("two"): BODY}))
-    assert house.fetch(origin, blob_path("one")).body == BODY
-    assert house.fetch(origin, blob_path("two")).body == BODY
-    assert is_hit(house.fetch(origin, blob_path("two")))
+def test_a_layer_is_kept_by_its_digest_and_shared_between_repositories(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({blob_path("one"): BODY, blob_path("two"): BODY}))
+    assert dduct.fetch(origin, blob_path("one")).body == BODY
+    assert dduct.fetch(origin, blob_path("two")).body == BODY
+    assert is_hit(dduct.fetch(origin, blob_path("two")))
     digest = hashlib.sha256(BODY).hexdigest()
-    assert (house.files / "sha256" / digest[:2] / digest).read_bytes() == BODY
+    assert (dduct.files / "sha256" / digest[:2] / digest).read_bytes() == BODY
     assert [asked.target for asked in origin.requests] == [blob_path("one"), blob_path("two")]
 
 
-def test_a_repository_that_refuses_is_not_opened_by_a_known_digest(house: House) -> None:
-    origin = house.origin(Files({blob_path("one"): BODY}))
-    assert house.fetch(origin, blob_path("one")).body == BODY
-    assert house.fetch(origin, blob_path("two")).status == 404
+def test_a_repository_that_refuses_is_not_opened_by_a_known_digest(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({blob_path("one"): BODY}))
+    assert dduct.fetch(origin, blob_path("one")).body == BODY
+    assert dduct.fetch(origin, blob_path("two")).status == 404
 
 
-def test_a_wrong_layer_is_never_whole_at_a_client_and_never_kept(house: House) -> None:
-    origin = house.origin(Files({blob_path("one"): BODY[:-1] + bytes([BODY[-1] ^ 1])}))
-    answer = house.fetch(origin, blob_path("one"))
+def test_a_wrong_layer_is_never_whole_at_a_client_and_never_kept(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({blob_path("one"): BODY[:-1] + bytes([BODY[-1] ^ 1])}))
+    answer = dduct.fetch(origin, blob_path("one"))
     assert not answer.whole and len(answer.body) <= len(BODY) - 65536
-    assert house.stored() == []
+    assert dduct.stored() == []
 
 
 # --- loops and odd paths ------------------------------------------------------------------------
 
 
-def test_a_request_that_would_come_back_is_508(house: House) -> None:
-    own = f"{HOST}:{house.tcp_port}"
-    assert house.client().get(f"http://{own}/x.deb", own).status == 508
-    assert house.client().get(f"http://localhost:{house.tcp_port}/x.deb", own).status == 508
-    assert house.client().connect(f"localhost:{house.tls_port}").status == 508
-    client = house.client()
-    assert client.connect(f"{HOST}:{house.tls_port}").status == 200
-    client.start_tls(house.trust, HOST)
-    assert client.get("/x.deb", f"{HOST}:{house.tls_port}").status == 508
-    assert house.stored() == []
+def test_a_request_that_would_come_back_is_508(dduct: RunningDduct) -> None:
+    own = f"{HOST}:{dduct.tcp_port}"
+    assert dduct.client().get(f"http://{own}/x.deb", own).status == 508
+    assert dduct.client().get(f"http://localhost:{dduct.tcp_port}/x.deb", own).status == 508
+    assert dduct.client().connect(f"localhost:{dduct.tls_port}").status == 508
+    client = dduct.client()
+    assert client.connect(f"{HOST}:{dduct.tls_port}").status == 200
+    client.start_tls(dduct.trust, HOST)
+    assert client.get("/x.deb", f"{HOST}:{dduct.tls_port}").status == 508
+    assert dduct.stored() == []
 
 
-def test_a_request_that_has_been_here_is_508(house: House) -> None:
-    origin = house.origin(Files({"/page": b"x"}), tls=False)
-    client = house.client()
+def test_a_request_that_has_been_here_is_508(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/page": b"x"}), tls=False)
+    client = dduct.client()
     target = f"http://{HOST}:{origin.port}/page"
     via = client.get(target, "x").get("via") or ""
     assert client.get(target, "x", f"Via: 1.0 other, {via}").status == 508
@@ -969,28 +971,28 @@ ODD_PATHS = [
 
 
 @pytest.mark.parametrize("path", ODD_PATHS, ids=range(len(ODD_PATHS)))
-def test_an_odd_path_never_leaves_the_cache(house: House, path: str, tmp_path: Path) -> None:
-    before = {entry for entry in tmp_path.rglob("*") if house.files not in entry.parents}
-    secure = house.origin(Files({path: b"from the origin"}))
-    plain = house.origin(Files({path: b"from the origin"}), tls=False)
+def test_an_odd_path_never_leaves_the_cache(dduct: RunningDduct, path: str, tmp_path: Path) -> None:
+    before = {entry for entry in tmp_path.rglob("*") if dduct.files not in entry.parents}
+    secure = dduct.origin(Files({path: b"from the origin"}))
+    plain = dduct.origin(Files({path: b"from the origin"}), tls=False)
     for _ in range(2):
-        assert house.fetch(secure, path).body == b"from the origin"
-        with house.client() as client:
+        assert dduct.fetch(secure, path).body == b"from the origin"
+        with dduct.client() as client:
             assert client.get(f"http://{HOST}:{plain.port}{path}", "x").body == b"from the origin"
-    for client in (house.client(), over_tls(house)):
-        answer = client.get(path, f"{HOST}:{house.tcp_port}")
+    for client in (dduct.client(), over_tls(dduct)):
+        answer = client.get(path, f"{HOST}:{dduct.tcp_port}")
         assert answer.status in (400, 404) and b"root:" not in answer.body
-    assert {entry for entry in tmp_path.rglob("*") if house.files not in entry.parents} == before
-    for entry in house.files.rglob("*"):
-        assert house.files in entry.resolve().parents
+    assert {entry for entry in tmp_path.rglob("*") if dduct.files not in entry.parents} == before
+    for entry in dduct.files.rglob("*"):
+        assert dduct.files in entry.resolve().parents
 
 
-def test_the_same_path_on_two_hosts_never_mixes(house: House) -> None:
-    one = house.origin(Files({"/x.deb": b"one!"}))
-    two = house.origin(Files({"/x.deb": b"two!"}), host="127.0.0.2")
+def test_the_same_path_on_two_hosts_never_mixes(dduct: RunningDduct) -> None:
+    one = dduct.origin(Files({"/x.deb": b"one!"}))
+    two = dduct.origin(Files({"/x.deb": b"two!"}), host="127.0.0.2")
     for _ in range(2):
-        assert house.fetch(one, "/x.deb").body == b"one!"
-        client = house.inside(two, "127.0.0.2")
+        assert dduct.fetch(one, "/x.deb").body == b"one!"
+        client = dduct.intercepted(two, "127.0.0.2")
         assert client.get("/x.deb", f"127.0.0.2:{two.port}").body == b"two!"
 
 
@@ -1015,17 +1017,17 @@ BAD = {
 
 
 @pytest.mark.parametrize(("raw", "status"), BAD.values(), ids=BAD.keys())
-def test_a_bad_request_gets_one_line_and_the_end(house: House, raw: bytes, status: int) -> None:
-    client = house.client()
+def test_a_bad_request_gets_one_line_and_the_end(dduct: RunningDduct, raw: bytes, status: int) -> None:
+    client = dduct.client()
     client.send(raw)
     answer = client.read()
     assert answer.status == status and answer.complete
     assert answer.body.startswith(b"dduct: ") and answer.body.count(b"\n") == 1
 
 
-def test_the_host_inside_must_be_the_host_outside(house: House) -> None:
-    origin = house.origin(Files({"/page": b"x"}))
-    client = house.inside(origin)
+def test_the_host_inside_must_be_the_host_outside(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/page": b"x"}))
+    client = dduct.intercepted(origin)
     assert client.get("/page", "other.test").status == 421
     assert client.get(f"https://other.test:{origin.port}/page", f"{HOST}:{origin.port}").status == 421
     assert client.get(f"https://{HOST}:{origin.port}/page", f"{HOST}:{origin.port}").body == b"x"

@@ -15,106 +15,106 @@ from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 from support.client import wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin
+from support.running import HOST, RunningDduct
 
 from cache import Cache, Lead
 from monitoring.metrics import Counter
-from net.listener import Threads
+from net.listener import ThreadPool
 from storage.space import Limits
 from storage.store import Key, Metadata, Record
 
 BODY = os.urandom(2_000_000)
 
 
-@pytest.mark.parametrize("room", [0, 1_000_000, 1_999_999])
+@pytest.mark.parametrize("space", [0, 1_000_000, 1_999_999])
 def test_a_disk_that_fills_up_costs_no_client_anything(
-    house: House, monkeypatch: pytest.MonkeyPatch, room: int
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, space: int
 ) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
+    origin = dduct.origin(Files({"/x.deb": BODY}))
     real = os.pwrite
 
     def pwrite(fd: int, data: Any, offset: int) -> int:
-        if offset >= room:
+        if offset >= space:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(fd, data[: room - offset], offset)
+        return real(fd, data[: space - offset], offset)
 
     with monkeypatch.context() as patch, ThreadPoolExecutor(4) as pool:
         patch.setattr(os, "pwrite", pwrite)
-        answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(4)]
+        answers = [pool.submit(dduct.fetch, origin, "/x.deb") for _ in range(4)]
         assert [answer.result(20).body for answer in answers] == [BODY] * 4
-        assert house.stored() == []
-        assert house.counted(Counter.UNKEPT) >= 1
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert len(house.stored()) == 1
+        assert dduct.stored() == []
+        assert dduct.counted(Counter.UNKEPT) >= 1
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert len(dduct.stored()) == 1
 
 
 def test_without_a_thread_for_the_fill_it_is_relayed(
-    build_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch
+    start_dduct: Callable[..., RunningDduct], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, crowded = Threads.spawn, [True]
+    real, crowded = ThreadPool.spawn, [True]
 
-    def spawn(threads: Threads, name: str, work: Callable[[], None]) -> None:
+    def spawn(threads: ThreadPool, name: str, work: Callable[[], None]) -> None:
         if name == "fill" and crowded[0]:
             raise RuntimeError("can't start new thread")
         real(threads, name, work)
 
-    monkeypatch.setattr(Threads, "spawn", spawn)
-    house = build_house()
-    origin = house.origin(Files({"/x.deb": BODY}))
+    monkeypatch.setattr(ThreadPool, "spawn", spawn)
+    dduct = start_dduct()
+    origin = dduct.origin(Files({"/x.deb": BODY}))
     for _ in range(2):
-        answer = house.fetch(origin, "/x.deb")
+        answer = dduct.fetch(origin, "/x.deb")
         assert (answer.status, answer.body, answer.complete) == (200, BODY, True)
-    assert house.stored() == [] and house.fills() == []
+    assert dduct.stored() == [] and dduct.fills() == []
     crowded[0] = False
-    assert house.fetch(origin, "/x.deb").body == BODY
-    house.counted(Counter.PUBLISHED)
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    dduct.counted(Counter.PUBLISHED)
 
 
 @pytest.mark.parametrize("what", ["setxattr", "replace", "open"])
 def test_a_disk_that_fails_elsewhere_costs_no_client_anything(
-    house: House, monkeypatch: pytest.MonkeyPatch, what: str
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
+    origin = dduct.origin(Files({"/x.deb": BODY}))
     real = getattr(os, what)
 
     def fail(path: Any, *rest: Any, **more: Any) -> Any:
-        inside = str(house.files) in (os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path))
+        inside = str(dduct.files) in (os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else str(path))
         if inside and (what != "open" or rest[0] & os.O_CREAT):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(path, *rest, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, what, fail)
-        assert [house.fetch(origin, "/x.deb").body for _ in range(2)] == [BODY] * 2
-        assert house.stored() == []
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert len(house.stored()) == 1
+        assert [dduct.fetch(origin, "/x.deb").body for _ in range(2)] == [BODY] * 2
+        assert dduct.stored() == []
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert len(dduct.stored()) == 1
 
 
-def test_a_cache_directory_that_vanishes_is_made_again(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": BODY, "/y.deb": BODY}))
-    house.fetch(origin, "/x.deb")
-    shutil.rmtree(house.files)
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert house.fetch(origin, "/y.deb").body == BODY
-    assert len(house.stored()) == 2
+def test_a_cache_directory_that_vanishes_is_made_again(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY, "/y.deb": BODY}))
+    dduct.fetch(origin, "/x.deb")
+    shutil.rmtree(dduct.files)
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/y.deb").body == BODY
+    assert len(dduct.stored()) == 2
 
 
-def test_a_directory_that_is_replaced_by_a_file_is_done_without(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
-    shutil.rmtree(house.files)
-    house.files.write_text("in the way")
-    assert house.fetch(origin, "/x.deb").body == BODY
-    house.files.unlink()
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert len(house.stored()) == 1
+def test_a_directory_that_is_replaced_by_a_file_is_done_without(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    shutil.rmtree(dduct.files)
+    dduct.files.write_text("in the way")
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    dduct.files.unlink()
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert len(dduct.stored()) == 1
 
 
-def test_a_fifth_of_all_disk_operations_may_fail(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fifth_of_all_disk_operations_may_fail(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody gets a wrong or a short body, whatever fails."""
     bodies = {f"/{number}.deb": os.urandom(random.Random(number).randrange(1, 400_000)) for number in range(40)}
-    origin = house.origin(Files(bodies))
+    origin = dduct.origin(Files(bodies))
     dice = random.Random(1)
 
     def failing(name: str) -> Callable[..., Any]:
@@ -131,7 +131,7 @@ def test_a_fifth_of_all_disk_operations_may_fail(house: House, monkeypatch: pyte
         for name in ("pwrite", "preadv", "setxattr", "getxattr", "fsync", "replace"):
             patch.setattr(os, name, failing(name))
         for _ in range(3):
-            answers = {path: pool.submit(house.fetch, origin, path) for path in bodies}
+            answers = {path: pool.submit(dduct.fetch, origin, path) for path in bodies}
             for path, answer in answers.items():
                 assert answer.result(20).body == bodies[path]
 
@@ -139,7 +139,7 @@ def test_a_fifth_of_all_disk_operations_may_fail(house: House, monkeypatch: pyte
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of four megabytes."""
-    place = tmp_path / "house-0/files"
+    place = tmp_path / "dduct-0/files"
     place.mkdir(parents=True)
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "x", place]).returncode:
         pytest.skip("needs root, to mount a small file system")
@@ -147,23 +147,23 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_really_full_file_system(small_disk: Path, build_house: Callable[..., House]) -> None:
-    house = build_house()
+def test_a_really_full_file_system(small_disk: Path, start_dduct: Callable[..., RunningDduct]) -> None:
+    dduct = start_dduct()
     objects = {f"/{number}.deb": os.urandom(1_500_000) for number in range(6)}
-    origin = house.origin(Files(objects))
+    origin = dduct.origin(Files(objects))
     with ThreadPoolExecutor(6) as pool:
         for _ in range(2):
-            answers = {path: pool.submit(house.fetch, origin, path) for path in objects}
+            answers = {path: pool.submit(dduct.fetch, origin, path) for path in objects}
             assert all(answers[path].result(20).body == body for path, body in objects.items())
-    house.settle()
-    assert len(house.stored()) <= 2  # six that share the room may all be too large for it
+    dduct.wait_until_durable()
+    assert len(dduct.stored()) <= 2  # six that share the room may all be too large for it
     for path in small_disk.rglob("*.deb"):
         path.unlink()
-    assert house.fetch(origin, "/5.deb").body == objects["/5.deb"]
-    assert [name.rpartition("/")[2] for name in house.stored()] == ["5.deb"]
+    assert dduct.fetch(origin, "/5.deb").body == objects["/5.deb"]
+    assert [name.rpartition("/")[2] for name in dduct.stored()] == ["5.deb"]
 
 
-def test_a_download_that_outgrows_the_disk_is_streamed_all_the_same(house: House) -> None:
+def test_a_download_that_outgrows_the_disk_is_streamed_all_the_same(dduct: RunningDduct) -> None:
     """As large as memory would not hold, were it kept there."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -171,7 +171,7 @@ def test_a_download_that_outgrows_the_disk_is_streamed_all_the_same(house: House
         for _ in range(600):
             connection.send_body(bytes(100_000))
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     real = os.pwrite
     with pytest.MonkeyPatch.context() as patch:
 
@@ -181,7 +181,7 @@ def test_a_download_that_outgrows_the_disk_is_streamed_all_the_same(house: House
             return real(fd, data, offset)
 
         patch.setattr(os, "pwrite", pwrite)
-        answer = house.fetch(origin, "/x.deb")
+        answer = dduct.fetch(origin, "/x.deb")
     assert answer.complete and len(answer.body) == 60_000_000
 
 
@@ -216,42 +216,42 @@ class Breaking:
 
 @pytest.mark.parametrize("end", [Connection.fin, Connection.close_notify, Connection.reset])
 def test_a_transfer_that_breaks_off_is_resumed_and_nobody_notices(
-    house: House, end: Callable[[Connection], None]
+    dduct: RunningDduct, end: Callable[[Connection], None]
 ) -> None:
     breaking = Breaking(500_000, 1_000_000, 1_500_000)
     breaking.end = end
-    origin = house.origin(breaking)
+    origin = dduct.origin(breaking)
     with ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(3)]
+        answers = [pool.submit(dduct.fetch, origin, "/x.deb") for _ in range(3)]
         assert all(answer.result(20).body == BODY for answer in answers)
-    assert house.counted(Counter.RESUMED, 3) == len(breaking.ranges) == 3
-    assert len(house.stored()) == 1
+    assert dduct.counted(Counter.RESUMED, 3) == len(breaking.ranges) == 3
+    assert len(dduct.stored()) == 1
     if end is not Connection.reset:  # which destroys what is under way
         assert breaking.sent == len(BODY)
 
 
 @pytest.mark.parametrize("etag", ['W/"1"', ""])
-def test_without_a_strong_validator_nothing_is_patched_together(house: House, etag: str) -> None:
+def test_without_a_strong_validator_nothing_is_patched_together(dduct: RunningDduct, etag: str) -> None:
     breaking = Breaking(500_000, etag=etag)
-    origin = house.origin(breaking)
-    answer = house.fetch(origin, "/x.deb")
+    origin = dduct.origin(breaking)
+    answer = dduct.fetch(origin, "/x.deb")
     assert not answer.whole or answer.body == BODY  # who has had nothing of it by then gets it anew
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert breaking.ranges == []
 
 
-def test_an_object_that_has_changed_is_not_patched_together(house: House) -> None:
+def test_an_object_that_has_changed_is_not_patched_together(dduct: RunningDduct) -> None:
     breaking = Breaking(500_000)
     breaking.gate = Gate()
-    origin = house.origin(breaking)
+    origin = dduct.origin(breaking)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(house.fetch, origin, "/x.deb")
+        answer = pool.submit(dduct.fetch, origin, "/x.deb")
         breaking.gate.reached()
         breaking.etag = '"2"'
         breaking.gate.open()
         assert not answer.result(20).whole or len(origin.requests) == 3
     assert breaking.ranges == []
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
 # --- leaders that die, fills that nobody wants, objects that are damaged ------------------------------
@@ -264,13 +264,13 @@ def name_of(origin: Origin, path: str = "/x.deb") -> str:
 class DeadLeader:
     """Another process that fetches an object, until it dies."""
 
-    def __init__(self, house: House, origin: Origin, size: int, etag: str = '"1"') -> None:
-        claim = Cache(house.files).claim(Key(name_of(origin)))
+    def __init__(self, dduct: RunningDduct, origin: Origin, size: int, etag: str = '"1"') -> None:
+        claim = Cache(dduct.files).claim(Key(name_of(origin)))
         assert isinstance(claim, Lead)
         self._fill = claim.fill
         fields = (("ETag", etag), ("Content-Type", "text/leader"))
         metadata = Metadata(f"https://{HOST}:{origin.port}/x.deb", fields, time.time())
-        self._fill.begin(metadata, len(BODY), resumable=True)
+        self._fill.start(metadata, len(BODY), resumable=True)
         self._fill.write(memoryview(BODY)[:size])
 
     def die(self) -> None:
@@ -278,56 +278,56 @@ class DeadLeader:
         os.close(self._fill._fd)
 
 
-def test_a_leftover_is_gone_on_with_from_where_it_ends(house: House) -> None:
+def test_a_leftover_is_gone_on_with_from_where_it_ends(dduct: RunningDduct) -> None:
     breaking = Breaking()
-    origin = house.origin(breaking)
-    DeadLeader(house, origin, 1_500_000).die()
-    assert house.fetch(origin, "/x.deb").body == BODY
+    origin = dduct.origin(breaking)
+    DeadLeader(dduct, origin, 1_500_000).die()
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert breaking.ranges == ["bytes=1500000-"] and breaking.sent == 500_000
-    assert house.counted(Counter.PUBLISHED) == 1
-    answer = house.fetch(origin, "/x.deb")
+    assert dduct.counted(Counter.PUBLISHED) == 1
+    answer = dduct.fetch(origin, "/x.deb")
     assert answer.body == BODY and answer.get("content-type") == "text/leader"
     assert len(origin.requests) == 1
 
 
-def test_a_leftover_of_an_object_that_has_changed_makes_way(house: House) -> None:
+def test_a_leftover_of_an_object_that_has_changed_makes_way(dduct: RunningDduct) -> None:
     breaking = Breaking(etag='"2"')
-    origin = house.origin(breaking)
-    DeadLeader(house, origin, 1_500_000).die()
-    assert house.fetch(origin, "/x.deb").body == BODY
+    origin = dduct.origin(breaking)
+    DeadLeader(dduct, origin, 1_500_000).die()
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert breaking.ranges == [] and breaking.sent == len(BODY)
-    assert house.fetch(origin, "/x.deb").get("etag") == '"2"'
-    assert len(house.stored()) == 1
+    assert dduct.fetch(origin, "/x.deb").get("etag") == '"2"'
+    assert len(dduct.stored()) == 1
 
 
 @pytest.mark.parametrize(
     "content_range", ["bytes 1500000-1999999/2000000", "bytes 0-9/2000000", "bytes 5-1999999/2000000"]
 )
 @pytest.mark.parametrize("etag", ['"1"', '"2"'])
-def test_a_part_that_nobody_asked_for_is_not_patched_in(house: House, content_range: str, etag: str) -> None:
+def test_a_part_that_nobody_asked_for_is_not_patched_in(dduct: RunningDduct, content_range: str, etag: str) -> None:
     """An origin answers every request with the same part; the leftover is of another URL's object."""
     part = os.urandom(500_000)
 
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(206, [("ETag", etag), ("Content-Range", content_range)], part)
 
-    origin = house.origin(handler)
-    claim = Cache(house.files).claim(Key(name_of(origin)))
+    origin = dduct.origin(handler)
+    claim = Cache(dduct.files).claim(Key(name_of(origin)))
     assert isinstance(claim, Lead)
     metadata = Metadata("https://elsewhere.test/x.deb", (("ETag", '"1"'),), time.time())
-    claim.fill.begin(metadata, len(BODY), resumable=True)
+    claim.fill.start(metadata, len(BODY), resumable=True)
     claim.fill.write(memoryview(BODY)[:1_500_000])
     os.close(claim.fill._fd)
-    answer = house.fetch(origin, "/x.deb")
+    answer = dduct.fetch(origin, "/x.deb")
     assert (answer.status, answer.body) == (206, part)  # it is this client's to make sense of
-    assert house.stored() == []
+    assert dduct.stored() == []
 
 
-def test_who_wants_the_whole_is_not_given_the_rest(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_wants_the_whole_is_not_given_the_rest(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of a leftover comes, and cannot be kept after all."""
     breaking = Breaking()
-    origin = house.origin(breaking)
-    DeadLeader(house, origin, 1_500_000).die()
+    origin = dduct.origin(breaking)
+    DeadLeader(dduct, origin, 1_500_000).die()
 
     real = os.setxattr
 
@@ -337,57 +337,59 @@ def test_who_wants_the_whole_is_not_given_the_rest(house: House, monkeypatch: py
         real(fd, name, data)
 
     monkeypatch.setattr(os, "setxattr", fail)
-    answer = house.fetch(origin, "/x.deb")
+    answer = dduct.fetch(origin, "/x.deb")
     assert (answer.status, answer.body) == (200, BODY)
     assert breaking.ranges == ["bytes=1500000-"] and len(origin.requests) == 2
 
 
 @pytest.mark.parametrize("size", [0, 1_000_000])
-def test_followers_of_a_leader_that_dies_take_over_and_their_clients_notice_nothing(house: House, size: int) -> None:
+def test_followers_of_a_leader_that_dies_take_over_and_their_clients_notice_nothing(
+    dduct: RunningDduct, size: int
+) -> None:
     breaking = Breaking()
-    origin = house.origin(breaking)
-    leader = DeadLeader(house, origin, size)
+    origin = dduct.origin(breaking)
+    leader = DeadLeader(dduct, origin, size)
     with ThreadPoolExecutor(4) as pool:
-        with house.inside(origin) as client:
+        with dduct.intercepted(origin) as client:
             client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
             if size:
                 head = client.read_until(b"\r\n\r\n")
                 assert b"text/leader" in head
-            answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(3)]
+            answers = [pool.submit(dduct.fetch, origin, "/x.deb") for _ in range(3)]
             leader.die()
             if size:
                 assert client._exactly(len(BODY)) == BODY
             else:
                 assert client.read().body == BODY
         assert all(answer.result(20).body == BODY for answer in answers)
-    assert breaking.sent == len(BODY) - size and len(house.stored()) == 1
+    assert breaking.sent == len(BODY) - size and len(dduct.stored()) == 1
 
 
-def test_nobody_is_given_two_objects_in_one(house: House) -> None:
-    """The leader dies, the object has changed since: who has had octets of the one gets none of the other."""
+def test_nobody_is_given_two_objects_in_one(dduct: RunningDduct) -> None:
+    """The leader dies, the object has changed since: who has had bytes of the one gets none of the other."""
     breaking = Breaking(etag='"2"')
-    origin = house.origin(breaking)
-    leader = DeadLeader(house, origin, 1_000_000)
-    with house.inside(origin) as client:
+    origin = dduct.origin(breaking)
+    leader = DeadLeader(dduct, origin, 1_000_000)
+    with dduct.intercepted(origin) as client:
         client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
         client.read_until(b"\r\n\r\n")
         leader.die()
         assert client._exactly(len(BODY)) == BODY[:1_000_000]
-    answer = house.fetch(origin, "/x.deb")
+    answer = dduct.fetch(origin, "/x.deb")
     assert answer.body == BODY and answer.get("etag") == '"2"'
 
 
 @pytest.mark.one_process
-def test_who_has_had_nothing_begins_anew_when_the_object_changes(house: House) -> None:
+def test_who_has_had_nothing_begins_anew_when_the_object_changes(dduct: RunningDduct) -> None:
     """A reader of the end of an object that changes while it is fetched gets the end of the new one."""
     breaking = Breaking(500_000)
     breaking.gate = Gate()
-    origin = house.origin(breaking)
+    origin = dduct.origin(breaking)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(house.fetch, origin, "/x.deb")
+        first = pool.submit(dduct.fetch, origin, "/x.deb")
         breaking.gate.reached()
-        last = pool.submit(house.fetch, origin, "/x.deb", "Range: bytes=1900000-")
-        wait_until(lambda: any(len(fill._positions) == 2 for fill in house.fills()))
+        last = pool.submit(dduct.fetch, origin, "/x.deb", "Range: bytes=1900000-")
+        wait_until(lambda: any(len(fill._positions) == 2 for fill in dduct.fills()))
         breaking.etag = '"2"'
         breaking.gate.open()
         first.result(20)
@@ -396,7 +398,7 @@ def test_who_has_had_nothing_begins_anew_when_the_object_changes(house: House) -
 
 
 def test_a_fill_that_nobody_wants_any_more_is_dropped_and_gone_on_with_later(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fetching.filler._WORTH_WAITING", -1.0)
     breaking = Breaking()
@@ -413,21 +415,21 @@ def test_a_fill_that_nobody_wants_any_more_is_dropped_and_gone_on_with_later(
                 connection.send_body(BODY[start : start + 1000])
                 time.sleep(0.01)
 
-    origin = house.origin(slow)
-    with house.inside(origin) as client:
+    origin = dduct.origin(slow)
+    with dduct.intercepted(origin) as client:
         client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
         client.read_until(b"\r\n\r\n")
         assert client._exactly(part) == BODY[:part]
-    assert house.counted(Counter.DROPPED) == 1
-    assert house.stored() == [name_of(origin) + ".dduct"]
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.counted(Counter.DROPPED) == 1
+    assert dduct.stored() == [name_of(origin) + ".dduct"]
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     (wanted,) = breaking.ranges
     assert part <= int(wanted[len("bytes=") : -1]) < 900_000
-    assert house.counted(Counter.PUBLISHED) == 1 and house.stored() == [name_of(origin)]
+    assert dduct.counted(Counter.PUBLISHED) == 1 and dduct.stored() == [name_of(origin)]
 
 
 def test_a_fill_past_its_half_is_finished_for_those_who_come_later(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fetching.filler._WORTH_WAITING", -1.0)
     breaking = Breaking(1_100_000)
@@ -435,28 +437,28 @@ def test_a_fill_past_its_half_is_finished_for_those_who_come_later(
 
     def end(connection: Connection) -> None:
         for start in range(1_100_000, 1_900_000, 500):  # that nobody reads is found out by sending
-            if any(fill.unread for fill in house.fills()):
+            if any(fill.unread for fill in dduct.fills()):
                 break
             connection.send_body(BODY[start : start + 500])
             time.sleep(0.01)
         connection.fin()
 
     breaking.end = end
-    origin = house.origin(breaking)
-    with house.inside(origin) as client:
+    origin = dduct.origin(breaking)
+    with dduct.intercepted(origin) as client:
         client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
         client.read_until(b"\r\n\r\n")
         client._exactly(1_000_000)
         breaking.gate.reached()
     breaking.gate.open()
-    assert house.counted(Counter.PUBLISHED) == 1
-    assert house.fetch(origin, "/x.deb").body == BODY and len(origin.requests) == 2
+    assert dduct.counted(Counter.PUBLISHED) == 1
+    assert dduct.fetch(origin, "/x.deb").body == BODY and len(origin.requests) == 2
 
 
-def after_a_power_cut(house: House, change: Callable[[bytearray], None]) -> str:
+def after_a_power_cut(dduct: RunningDduct, change: Callable[[bytearray], None]) -> str:
     """Make the one stored object one that an earlier boot has published, and perhaps not brought to the disk."""
-    (name,) = house.stored()
-    path = house.files / name
+    (name,) = dduct.stored()
+    path = dduct.files / name
     body = bytearray(path.read_bytes())
     change(body)
     path.write_bytes(bytes(body))
@@ -482,65 +484,65 @@ DAMAGES = [garbage, zeroes, truncation]
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_a_power_cut_has_damaged_is_never_complete_and_fetched_again(
-    house: House, damage: Callable[[bytearray], None]
+    dduct: RunningDduct, damage: Callable[[bytearray], None]
 ) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
-    house.fetch(origin, "/x.deb")
-    house.counted(Counter.PUBLISHED)
-    wait_until(lambda: b'"durable":true' in os.getxattr(house.files / name_of(origin), "user.dduct"))
-    after_a_power_cut(house, damage)
-    answer = house.fetch(origin, "/x.deb")
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    dduct.fetch(origin, "/x.deb")
+    dduct.counted(Counter.PUBLISHED)
+    wait_until(lambda: b'"durable":true' in os.getxattr(dduct.files / name_of(origin), "user.dduct"))
+    after_a_power_cut(dduct, damage)
+    answer = dduct.fetch(origin, "/x.deb")
     if answer.complete:  # what was found wrong in time
         assert answer.body == BODY
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert origin.count("/x.deb") == 2
 
 
 @pytest.mark.parametrize("wanted", ["bytes=0-9", "bytes=5-9", "bytes=1999990-", "bytes=0-1,1000000-1000009"])
-def test_a_range_of_a_damaged_object_is_the_right_one(house: House, wanted: str) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
-    house.fetch(origin, "/x.deb")
-    right = house.fetch(origin, "/x.deb", f"Range: {wanted}")
-    wait_until(lambda: b'"durable":true' in os.getxattr(house.files / name_of(origin), "user.dduct"))
-    after_a_power_cut(house, garbage)
-    answer = house.fetch(origin, "/x.deb", f"Range: {wanted}")
+def test_a_range_of_a_damaged_object_is_the_right_one(dduct: RunningDduct, wanted: str) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    dduct.fetch(origin, "/x.deb")
+    right = dduct.fetch(origin, "/x.deb", f"Range: {wanted}")
+    wait_until(lambda: b'"durable":true' in os.getxattr(dduct.files / name_of(origin), "user.dduct"))
+    after_a_power_cut(dduct, garbage)
+    answer = dduct.fetch(origin, "/x.deb", f"Range: {wanted}")
     boundary, other = (one.body.partition(b"\r\n")[0] for one in (right, answer))
     assert answer.status == 206 and answer.body.replace(other, boundary) == right.body
     assert origin.count("/x.deb") == 2
 
 
-def test_a_validation_says_nothing_of_what_a_power_cut_has_damaged(house: House) -> None:
+def test_a_validation_says_nothing_of_what_a_power_cut_has_damaged(dduct: RunningDduct) -> None:
     """The origin knows what it has, and not what is on our disk."""
-    origin = house.origin(Files({"/x.deb": BODY}))
-    house.fetch(origin, "/x.deb")
-    house.settle()
-    name = after_a_power_cut(house, zeroes)
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    dduct.fetch(origin, "/x.deb")
+    dduct.wait_until_durable()
+    name = after_a_power_cut(dduct, zeroes)
     etag = f'If-None-Match: "{len(BODY)}"'
-    assert house.fetch(origin, "/x.deb", "Cache-Control: max-age=0", etag).status == 304
-    assert not Record.decode(os.getxattr(house.files / name, "user.dduct")).durable
-    answer = house.fetch(origin, "/x.deb")
+    assert dduct.fetch(origin, "/x.deb", "Cache-Control: max-age=0", etag).status == 304
+    assert not Record.decode(os.getxattr(dduct.files / name, "user.dduct")).durable
+    answer = dduct.fetch(origin, "/x.deb")
     assert answer.body == BODY or not answer.whole
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_what_a_power_cut_has_not_damaged_is_used(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
-    house.fetch(origin, "/x.deb")
-    wait_until(lambda: b'"durable":true' in os.getxattr(house.files / name_of(origin), "user.dduct"))
-    name = after_a_power_cut(house, lambda _: None)
+def test_what_a_power_cut_has_not_damaged_is_used(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    dduct.fetch(origin, "/x.deb")
+    wait_until(lambda: b'"durable":true' in os.getxattr(dduct.files / name_of(origin), "user.dduct"))
+    name = after_a_power_cut(dduct, lambda _: None)
     for _ in range(2):
-        assert house.fetch(origin, "/x.deb").body == BODY
+        assert dduct.fetch(origin, "/x.deb").body == BODY
     assert len(origin.requests) == 1
-    assert Record.decode(os.getxattr(house.files / name, "user.dduct")).durable
+    assert Record.decode(os.getxattr(dduct.files / name, "user.dduct")).durable
 
 
 def test_a_disk_that_cannot_read_an_object_costs_no_client_anything(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    dduct.fetch(origin, "/x.deb")
     real = os.preadv
-    bad = os.stat(house.files / name_of(origin)).st_ino
+    bad = os.stat(dduct.files / name_of(origin)).st_ino
 
     def preadv(fd: int, views: Any, offset: int) -> int:
         if os.fstat(fd).st_ino == bad and offset + len(views[0]) > 1_200_000:
@@ -548,20 +550,20 @@ def test_a_disk_that_cannot_read_an_object_costs_no_client_anything(
         return real(fd, views, offset)
 
     monkeypatch.setattr(os, "preadv", preadv)
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert house.fetch(origin, "/x.deb", "Range: bytes=1900000-").body == BODY[1_900_000:]
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb", "Range: bytes=1900000-").body == BODY[1_900_000:]
     assert origin.count("/x.deb") == 2
 
 
 def test_parts_of_an_object_that_is_lost_are_each_asked_for_from_where_they_begin(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither does the disk give it, nor does it take it again: what there is of it comes from the origin alone."""
     breaking = Breaking()
-    origin = house.origin(breaking)
-    house.fetch(origin, "/x.deb")
-    house.settle()
-    house.server.cache.store.room.limits = Limits(min_free=2**60)
+    origin = dduct.origin(breaking)
+    dduct.fetch(origin, "/x.deb")
+    dduct.wait_until_durable()
+    dduct.server.cache.store.space.limits = Limits(min_free=2**60)
 
     def preadv(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -569,7 +571,7 @@ def test_parts_of_an_object_that_is_lost_are_each_asked_for_from_where_they_begi
     monkeypatch.setattr(os, "preadv", preadv)
     spans = [(1000, 1009), (500_000, 500_009), (100, 109)]
     wanted = ",".join(f"{first}-{last}" for first, last in spans)
-    answer = house.fetch(origin, "/x.deb", f"Range: bytes={wanted}")
+    answer = dduct.fetch(origin, "/x.deb", f"Range: bytes={wanted}")
     assert answer.status == 206 and answer.complete
     for first, last in spans:
         part = f"Content-Range: bytes {first}-{last}/{len(BODY)}\r\n\r\n".encode() + BODY[first : last + 1]
@@ -579,7 +581,7 @@ def test_parts_of_an_object_that_is_lost_are_each_asked_for_from_where_they_begi
 
 @pytest.mark.parametrize("wanted", [None, "bytes=100000-1899999", "bytes=0-0", "bytes=0-99999,1000000-1999999"])
 def test_without_tls_the_kernel_sends_the_file(
-    house: House, monkeypatch: pytest.MonkeyPatch, wanted: Optional[str]
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, wanted: Optional[str]
 ) -> None:
     sent: List[int] = []
     real = os.sendfile
@@ -589,12 +591,12 @@ def test_without_tls_the_kernel_sends_the_file(
         return sent[-1]
 
     monkeypatch.setattr(os, "sendfile", sendfile)
-    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     host = f"{HOST}:{origin.port}"
     fields = [] if wanted is None else [f"Range: {wanted}"]
-    with house.client() as client:
+    with dduct.client() as client:
         assert client.get(f"http://{host}/x.deb", host).body == BODY
-        house.counted(Counter.PUBLISHED)
+        dduct.counted(Counter.PUBLISHED)
         answer = client.get(f"http://{host}/x.deb", host, *fields)
         if wanted is None:
             assert answer.body == BODY
@@ -604,11 +606,11 @@ def test_without_tls_the_kernel_sends_the_file(
         else:
             assert BODY[:100_000] in answer.body and BODY[1_000_000:] in answer.body
         assert client.get(f"http://{host}/x.deb", host).body == BODY
-    wait_until(lambda: sum(sent) >= len(BODY))  # the last call may return after its octets have arrived
+    wait_until(lambda: sum(sent) >= len(BODY))  # the last call may return after its bytes have arrived
 
 
 def test_a_file_that_the_kernel_cannot_send_is_read_or_fetched_anew(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.sendfile
 
@@ -618,24 +620,24 @@ def test_a_file_that_the_kernel_cannot_send_is_read_or_fetched_anew(
         return real(out, source, offset, min(count, 500_000))
 
     monkeypatch.setattr(os, "sendfile", sendfile)
-    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     host = f"{HOST}:{origin.port}"
-    with house.client() as client:
+    with dduct.client() as client:
         for _ in range(3):
             assert client.get(f"http://{host}/x.deb", host).body == BODY
     assert len(origin.requests) == 1
 
 
 @pytest.mark.one_process
-def test_a_file_for_a_client_that_takes_nothing_ends_in_time(build_house: Callable[..., House]) -> None:
-    house = build_house(idle_timeout=1.0)
+def test_a_file_for_a_client_that_takes_nothing_ends_in_time(start_dduct: Callable[..., RunningDduct]) -> None:
+    dduct = start_dduct(idle_timeout=1.0)
     body = bytes(30_000_000)
-    origin = house.origin(Files({"/x.deb": body}), tls=False)
+    origin = dduct.origin(Files({"/x.deb": body}), tls=False)
     host = f"{HOST}:{origin.port}"
-    with house.client() as client:
+    with dduct.client() as client:
         assert client.get(f"http://{host}/x.deb", host).body == body
-    with house.client() as client:
+    with dduct.client() as client:
         client.send(f"GET http://{host}/x.deb HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         client.read_until(b"\r\n\r\n")
-        wait_until(lambda: not house.server.connections)
+        wait_until(lambda: not dduct.server.connections)
         assert len(client._exactly(len(body))) < len(body)

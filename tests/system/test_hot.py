@@ -12,8 +12,8 @@ from typing import Any, Callable, List, Optional, Tuple
 
 import pytest
 from support.client import Answer, wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 from net.stream import Stream
@@ -25,38 +25,38 @@ FRESH = [("Cache-Control", "max-age=600")]
 class Spy:
     """Counts the answers that were given again, and notes in which turns."""
 
-    def __init__(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answered = 0
         self.turns: List[Optional[float]] = []
-        hot = house.server._household.hot
+        hot = dduct.server._current_runtime.memory_cache
         real = hot.answer
 
-        def answer(kind: str, request: bytes, may_read: bool, turn: Optional[float] = None) -> object:
-            found = real(kind, request, may_read, turn)
+        def answer(kind: str, request: bytes, may_read: bool, iteration: Optional[float] = None) -> object:
+            found = real(kind, request, may_read, iteration)
             if found is not None:
                 self.answered += 1
-                self.turns.append(turn)
+                self.turns.append(iteration)
             return found
 
         monkeypatch.setattr(hot, "answer", answer)
 
 
 @pytest.fixture
-def spy(house: House, monkeypatch: pytest.MonkeyPatch) -> Spy:
-    return Spy(house, monkeypatch)
+def spy(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> Spy:
+    return Spy(dduct, monkeypatch)
 
 
-def settled(house: House, origin: Origin, path: str = "/x.deb") -> None:
+def settled(dduct: RunningDduct, origin: Origin, path: str = "/x.deb") -> None:
     """The object is here, and everything is written that is written after its publication."""
-    assert house.fetch(origin, path).status == 200
-    house.settle()
-    wait_until(lambda: not house.server.connections)  # the answer is remembered after the client has it
+    assert dduct.fetch(origin, path).status == 200
+    dduct.wait_until_durable()
+    wait_until(lambda: not dduct.server.connections)  # the answer is remembered after the client has it
 
 
-def fetch_and_know(house: House, origin: Origin, path: str = "/x.deb") -> Answer:
+def fetch_and_know(dduct: RunningDduct, origin: Origin, path: str = "/x.deb") -> Answer:
     """One GET whose answer is remembered: that is done when the client has had it."""
-    answer = house.fetch(origin, path)
-    wait_until(lambda: bool(house.server._household.hot._known))
+    answer = dduct.fetch(origin, path)
+    wait_until(lambda: bool(dduct.server._current_runtime.memory_cache._known))
     return answer
 
 
@@ -64,53 +64,53 @@ def without_age(answer: Answer) -> List[Tuple[str, str]]:
     return [field for field in answer.headers if field[0] not in ("Age", "Cache-Status")]
 
 
-def test_the_same_request_gets_the_same_answer(house: House, spy: Spy) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
-    settled(house, origin)
-    with house.inside(origin) as client:
+def test_the_same_request_gets_the_same_answer(dduct: RunningDduct, spy: Spy) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(dduct, origin)
+    with dduct.intercepted(origin) as client:
         answers = [client.get("/x.deb", f"{HOST}:{origin.port}") for _ in range(5)]
     assert spy.answered == 4
     assert {answer.body for answer in answers} == {BODY}
     assert all(without_age(answer) == without_age(answers[0]) for answer in answers)
     assert all((answer.get("cache-status") or "").startswith("dduct; hit; ttl=5") for answer in answers)
-    assert house.counted(Counter.HITS) == 5 and len(origin.requests) == 1
+    assert dduct.counted(Counter.HITS) == 5 and len(origin.requests) == 1
     assert spy.turns[0] is None and None not in spy.turns[-2:]  # a thread's, and then Idle's
 
 
-def test_age_and_ttl_go_on(house: House, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
-    settled(house, origin)
-    fetch_and_know(house, origin)
+def test_age_and_ttl_go_on(dduct: RunningDduct, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(dduct, origin)
+    fetch_and_know(dduct, origin)
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 100)
-    answer = house.fetch(origin, "/x.deb")
+    answer = dduct.fetch(origin, "/x.deb")
     assert spy.answered == 1
     assert 100 <= int(answer.get("age") or 0) < 110  # the disk takes its time to settle
     assert (answer.get("cache-status") or "").startswith("dduct; hit; ttl=49")
     monkeypatch.setattr(time, "time", lambda: now() + 601)
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert spy.answered == 1 and len(origin.requests) == 2  # stale: it is validated
 
 
-def test_an_object_that_never_changes_has_no_ttl(house: House, spy: Spy) -> None:
+def test_an_object_that_never_changes_has_no_ttl(dduct: RunningDduct, spy: Spy) -> None:
     path = f"/v2/a/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
-    origin = house.origin(Files({path: BODY}))
-    settled(house, origin, path)
-    answers = [fetch_and_know(house, origin, path) for _ in range(3)]
+    origin = dduct.origin(Files({path: BODY}))
+    settled(dduct, origin, path)
+    answers = [fetch_and_know(dduct, origin, path) for _ in range(3)]
     assert [answer.get("cache-status") for answer in answers] == ["dduct; hit"] * 3 and spy.answered == 2
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced", "truncated", "touched", "alias removed"])
-def test_what_has_changed_is_looked_at_again(house: House, spy: Spy, change: str) -> None:
+def test_what_has_changed_is_looked_at_again(dduct: RunningDduct, spy: Spy, change: str) -> None:
     digest = hashlib.sha256(BODY).hexdigest()
     path = f"/v2/a/blobs/sha256:{digest}" if change == "alias removed" else "/x.deb"
-    origin = house.origin(Files({path: BODY}, FRESH))
-    settled(house, origin, path)
-    fetch_and_know(house, origin, path)
-    house.fetch(origin, path)
+    origin = dduct.origin(Files({path: BODY}, FRESH))
+    settled(dduct, origin, path)
+    fetch_and_know(dduct, origin, path)
+    dduct.fetch(origin, path)
     assert spy.answered == 1
-    names = [name for name in house.stored() if name.startswith("https/")]
-    place = house.files / names[0]
+    names = [name for name in dduct.stored() if name.startswith("https/")]
+    place = dduct.files / names[0]
     if change in ("removed", "alias removed"):
         place.unlink()
     elif change == "truncated":
@@ -119,7 +119,7 @@ def test_what_has_changed_is_looked_at_again(house: House, spy: Spy, change: str
         os.utime(place)
     else:
         place.write_bytes(BODY[::-1])  # with the record of the other: as foreign hands may do
-    answer = house.fetch(origin, path)
+    answer = dduct.fetch(origin, path)
     assert spy.answered == 1 and answer.status == 200
     if change != "replaced":
         assert answer.body == BODY
@@ -130,15 +130,15 @@ def test_what_has_changed_is_looked_at_again(house: House, spy: Spy, change: str
     "field",
     ["Range: bytes=0-9", 'If-None-Match: "5000"', "Cache-Control: no-cache", "Pragma: no-cache"],
 )
-def test_what_asks_for_more_is_looked_at_every_time(house: House, spy: Spy, field: str) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
-    settled(house, origin)
+def test_what_asks_for_more_is_looked_at_every_time(dduct: RunningDduct, spy: Spy, field: str) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(dduct, origin)
     for _ in range(3):
-        assert house.fetch(origin, "/x.deb", field).status in (200, 206, 304)
+        assert dduct.fetch(origin, "/x.deb", field).status in (200, 206, 304)
     assert spy.answered == 0
 
 
-def test_what_its_origin_wants_validated_is_validated(house: House, spy: Spy) -> None:
+def test_what_its_origin_wants_validated_is_validated(dduct: RunningDduct, spy: Spy) -> None:
     """Although one request was answered without a question of its own: it had waited for another's."""
     gate = Gate()
 
@@ -155,53 +155,53 @@ def test_what_its_origin_wants_validated_is_validated(house: House, spy: Spy) ->
             ]
             connection.respond(200, fields, BODY)
 
-    origin = house.origin(handler)
-    settled(house, origin)
+    origin = dduct.origin(handler)
+    settled(dduct, origin)
     with ThreadPoolExecutor(2) as pool:
-        answers = [pool.submit(house.fetch, origin, "/x.deb")]
+        answers = [pool.submit(dduct.fetch, origin, "/x.deb")]
         gate.reached()
-        answers.append(pool.submit(house.fetch, origin, "/x.deb"))
-        wait_until(lambda: bool(house.fills()) and house.fills()[0]._users == 2)
+        answers.append(pool.submit(dduct.fetch, origin, "/x.deb"))
+        wait_until(lambda: bool(dduct.fills()) and dduct.fills()[0]._users == 2)
         gate.open()
         notes = [answer.result().get("cache-status") or "" for answer in answers]
     assert notes[1].startswith("dduct; hit")
-    wait_until(lambda: not house.server.connections)
+    wait_until(lambda: not dduct.server.connections)
     asked = len(origin.requests)
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert len(origin.requests) == asked + 1 and not spy.answered
 
 
-def test_what_needs_authorisation_is_asked_about_every_time(house: House, spy: Spy) -> None:
+def test_what_needs_authorisation_is_asked_about_every_time(dduct: RunningDduct, spy: Spy) -> None:
     def private(asked: Asked, connection: Connection) -> None:
         if asked.get("authorization") != "good":
             connection.respond(401, [], b"who are you?")
         else:
             connection.respond(200, [("ETag", '"1"'), *FRESH], BODY)
 
-    origin = house.origin(private)
-    assert house.fetch(origin, "/x.deb", "Authorization: good").body == BODY
+    origin = dduct.origin(private)
+    assert dduct.fetch(origin, "/x.deb", "Authorization: good").body == BODY
     for _ in range(3):
-        assert house.fetch(origin, "/x.deb").status == 401
-        assert house.fetch(origin, "/x.deb", "Authorization: good").body == BODY
+        assert dduct.fetch(origin, "/x.deb").status == 401
+        assert dduct.fetch(origin, "/x.deb", "Authorization: good").body == BODY
     assert spy.answered == 0
 
 
-def test_a_variant_is_for_those_who_want_it(house: House, spy: Spy) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}, [*FRESH, ("Vary", "Accept-Language")]))
-    assert house.fetch(origin, "/x.deb", "Accept-Language: a").body == BODY
+def test_a_variant_is_for_those_who_want_it(dduct: RunningDduct, spy: Spy) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}, [*FRESH, ("Vary", "Accept-Language")]))
+    assert dduct.fetch(origin, "/x.deb", "Accept-Language: a").body == BODY
     for _ in range(2):
-        house.fetch(origin, "/x.deb", "Accept-Language: a")
-        house.fetch(origin, "/x.deb", "Accept-Language: b")
+        dduct.fetch(origin, "/x.deb", "Accept-Language: a")
+        dduct.fetch(origin, "/x.deb", "Accept-Language: b")
     assert len(origin.requests) == 3  # b is relayed
 
 
-def test_what_is_in_memory_is_counted_right(house: House, spy: Spy) -> None:
+def test_what_is_in_memory_is_counted_right(dduct: RunningDduct, spy: Spy) -> None:
     """An object that changes and comes back takes no more room than it takes."""
-    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
-    settled(house, origin)
-    hot = house.server._household.hot
-    place = house.files / house.stored()[0]
-    with house.inside(origin) as client:
+    origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(dduct, origin)
+    hot = dduct.server._current_runtime.memory_cache
+    place = dduct.files / dduct.stored()[0]
+    with dduct.intercepted(origin) as client:
         for _ in range(4):
             for _ in range(3):
                 assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
@@ -210,42 +210,44 @@ def test_what_is_in_memory_is_counted_right(house: House, spy: Spy) -> None:
     assert spy.answered == 8
 
 
-def test_more_than_memory_may_hold_is_still_answered(house: House, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fetching.memory_cache._HELD_AT_MOST", 2 * len(BODY))
+def test_more_than_memory_may_hold_is_still_answered(
+    dduct: RunningDduct, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fetching.memory_cache._MAX_HELD", 2 * len(BODY))
     names = [f"/{number}.deb" for number in range(5)]
-    origin = house.origin(Files(dict.fromkeys(names, BODY), FRESH))
+    origin = dduct.origin(Files(dict.fromkeys(names, BODY), FRESH))
     for name in names:
-        house.fetch(origin, name)
-    house.settle()
-    with house.inside(origin) as client:
+        dduct.fetch(origin, name)
+    dduct.wait_until_durable()
+    with dduct.intercepted(origin) as client:
         for _ in range(3):
             for name in names:
                 assert client.get(name, f"{HOST}:{origin.port}").body == BODY
-    assert 0 <= house.server._household.hot._held <= 2 * len(BODY)
+    assert 0 <= dduct.server._current_runtime.memory_cache._held <= 2 * len(BODY)
     assert len(origin.requests) == len(names)
 
 
-def test_a_reload_forgets(house: House, spy: Spy) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
-    settled(house, origin)
+def test_a_reload_forgets(dduct: RunningDduct, spy: Spy) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(dduct, origin)
     for _ in range(3):
-        fetch_and_know(house, origin)
+        fetch_and_know(dduct, origin)
     before = spy.answered
-    house.server.reload(house.config)
-    house.fetch(origin, "/x.deb")
+    dduct.server.reload(dduct.config)
+    dduct.fetch(origin, "/x.deb")
     assert spy.answered == before > 0
 
 
 @pytest.mark.one_process
-def test_strangers_are_turned_away_all_the_same(build_house: Callable[..., House]) -> None:
-    house = build_house()
-    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
-    settled(house, origin)
-    with house.inside(origin) as client:
+def test_strangers_are_turned_away_all_the_same(start_dduct: Callable[..., RunningDduct]) -> None:
+    dduct = start_dduct()
+    origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(dduct, origin)
+    with dduct.intercepted(origin) as client:
         for _ in range(3):
             assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
-        proxy = replace(house.config.proxy, allow_clients=("10.0.0.0/8",))
-        house.server.reload(replace(house.config, proxy=proxy))
+        proxy = replace(dduct.config.proxy, allow_clients=("10.0.0.0/8",))
+        dduct.server.reload(replace(dduct.config, proxy=proxy))
         try:
             assert client.get("/x.deb", f"{HOST}:{origin.port}").status == 403
         except OSError:
@@ -253,31 +255,31 @@ def test_strangers_are_turned_away_all_the_same(build_house: Callable[..., House
 
 
 @pytest.mark.one_process
-def test_what_is_right_once_in_a_turn_is_right_for_the_rest_of_it(house: House) -> None:
+def test_what_is_right_once_in_a_turn_is_right_for_the_rest_of_it(dduct: RunningDduct) -> None:
     """All requests of a turn were there when it began; those of the next one, or without one, are looked at."""
-    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
-    settled(house, origin)
-    fetch_and_know(house, origin)
-    hot = house.server._household.hot
+    origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(dduct, origin)
+    fetch_and_know(dduct, origin)
+    hot = dduct.server._current_runtime.memory_cache
     ((kind, request),) = hot._known
     assert hot.answer(kind, request, True) is not None  # which has it in memory
     known = dict(hot._known)
-    turn = time.monotonic() + 3600  # long after any operation of a busy disk
-    first = hot.answer(kind, request, False, turn)
-    (house.files / house.stored()[0]).unlink()
-    assert first is not None and hot.answer(kind, request, False, turn) is first
-    assert hot.answer(kind, request, False, turn + 1) is None and not hot._known
+    iteration = time.monotonic() + 3600  # long after any operation of a busy disk
+    first = hot.answer(kind, request, False, iteration)
+    (dduct.files / dduct.stored()[0]).unlink()
+    assert first is not None and hot.answer(kind, request, False, iteration) is first
+    assert hot.answer(kind, request, False, iteration + 1) is None and not hot._known
     hot._known.update(known)
     assert hot.answer(kind, request, True) is None
 
 
 @pytest.mark.one_process
 def test_an_answer_that_could_not_be_sent_at_once_is_sent_all_the_same(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel may have had no memory for it: that is no end of the connection."""
-    origin = house.origin(Files({"/x.deb": BODY}, FRESH))
-    settled(house, origin)
+    origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
+    settled(dduct, origin)
     real = Stream.send_nowait
     failed: List[int] = []
 
@@ -288,6 +290,6 @@ def test_an_answer_that_could_not_be_sent_at_once_is_sent_all_the_same(
         return real(stream, view)
 
     monkeypatch.setattr(Stream, "send_nowait", send_nowait)
-    with house.inside(origin) as client:
+    with dduct.intercepted(origin) as client:
         answers = [client.get("/x.deb", f"{HOST}:{origin.port}") for _ in range(20)]
     assert failed and all(answer.body == BODY for answer in answers)

@@ -7,8 +7,8 @@ from typing import Dict, List, Tuple
 
 import pytest
 from support.client import Answer, Client
-from support.household import HOST, House
 from support.origin import Asked, Connection, Origin
+from support.running import HOST, RunningDduct
 
 FORGED = {
     "200": b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nCache-Control: max-age=999\r\n\r\nforged",
@@ -67,11 +67,11 @@ def is_right(answer: Answer, method: str = "GET") -> bool:
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_it_is_no_other_urls(house: House, forged: str) -> None:
+def test_it_is_no_other_urls(dduct: RunningDduct, forged: str) -> None:
     for kind in BODILESS:
         late = Late(kind, forged)
-        origin = house.origin(late)
-        with house.inside(origin) as client:
+        origin = dduct.origin(late)
+        with dduct.intercepted(origin) as client:
             for target, method in [("/x.deb", "GET"), ("/y", "GET"), ("/z", "HEAD"), ("/y.deb", "HEAD")]:
                 for bodiless in ("/bodiless", "/bodiless.deb"):
                     ask(client, origin, bodiless, 'If-None-Match: "x"', method=late.method)
@@ -80,9 +80,9 @@ def test_it_is_no_other_urls(house: House, forged: str) -> None:
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_it_is_no_answer_to_a_client_that_asks_on_a_condition(house: House, forged: str) -> None:
-    origin = house.origin(Late("304", forged))
-    with house.inside(origin) as client:
+def test_it_is_no_answer_to_a_client_that_asks_on_a_condition(dduct: RunningDduct, forged: str) -> None:
+    origin = dduct.origin(Late("304", forged))
+    with dduct.intercepted(origin) as client:
         for number in range(3):
             ask(client, origin, "/bodiless", 'If-None-Match: "x"')
             answer = ask(client, origin, f"/{number}", f'If-None-Match: "/{number}"')
@@ -91,23 +91,23 @@ def test_it_is_no_answer_to_a_client_that_asks_on_a_condition(house: House, forg
 
 @pytest.mark.parametrize("forged", ["200", "304", "no HTTP"])
 @pytest.mark.parametrize("known", [(), ("Authorization: x",)], ids=["anybody's", "needs authorization"])
-def test_it_is_no_validation_of_something_else(house: House, forged: str, known: Tuple[str, ...]) -> None:
-    origin = house.origin(Late("204", forged))
-    with house.inside(origin) as client:
+def test_it_is_no_validation_of_something_else(dduct: RunningDduct, forged: str, known: Tuple[str, ...]) -> None:
+    origin = dduct.origin(Late("204", forged))
+    with dduct.intercepted(origin) as client:
         for round_ in range(2):
             for number in range(4):
                 answer = ask(client, origin, f"/{number}.deb", *known)
                 assert is_right(answer) and answer.get("etag") == f'"/{number}.deb"', round_
 
 
-def test_validations_go_on_over_one_connection(house: House) -> None:
+def test_validations_go_on_over_one_connection(dduct: RunningDduct) -> None:
     class Honest(Late):
         def __call__(self, asked: Asked, connection: Connection) -> None:
             self._owed.clear()
             super().__call__(asked, connection)
 
-    origin = house.origin(Honest("204", "200"))
-    with house.inside(origin) as client:
+    origin = dduct.origin(Honest("204", "200"))
+    with dduct.intercepted(origin) as client:
         for _ in range(3):
             for number in range(10):
                 assert is_right(ask(client, origin, f"/{number}.deb"))
@@ -116,7 +116,7 @@ def test_validations_go_on_over_one_connection(house: House) -> None:
 
 @pytest.mark.parametrize("trickle", [False, True])
 def test_a_body_that_nobody_wants_is_not_waited_for(
-    house: House, trickle: bool, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, trickle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A redirect's, here: what it leads to is asked for although the rest of its body does not come, or not soon."""
     monkeypatch.setattr("upstream.client._DRAINED_FOR", 0.1)
@@ -134,9 +134,9 @@ def test_a_body_that_nobody_wants_is_not_waited_for(
                 break
         connection.over = True
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     try:
-        assert house.fetch(origin, "/y.deb").body == RIGHT
+        assert dduct.fetch(origin, "/y.deb").body == RIGHT
         assert not done.is_set()
     finally:
         done.set()

@@ -9,8 +9,8 @@ from typing import Callable, Iterator, List
 
 import pytest
 from support.client import Answer, wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Gate
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 
@@ -33,9 +33,9 @@ class Picky:
             connection.respond(200, [("ETag", '"1"'), FRESH], BODY)
 
 
-def following(house: House, count: int) -> Callable[[], bool]:
+def following(dduct: RunningDduct, count: int) -> Callable[[], bool]:
     """Whether so many read along, or wait to, beside the leader of the only fill."""
-    return lambda: sum(fill._users - 1 for fill in house.fills()) >= count
+    return lambda: sum(fill._users - 1 for fill in dduct.fills()) >= count
 
 
 @pytest.fixture
@@ -57,14 +57,14 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 def test_who_asks_otherwise_does_not_share_the_leaders_failure(
-    house: House, pool: ThreadPoolExecutor, failure: str
+    dduct: RunningDduct, pool: ThreadPoolExecutor, failure: str
 ) -> None:
     picky = Picky(FAILURES[failure])
-    origin = house.origin(picky)
-    leader = pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1")
+    origin = dduct.origin(picky)
+    leader = pool.submit(dduct.fetch, origin, "/x.deb", "X-Odd: 1")
     picky.gate.reached()
-    clean = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(5)]
-    wait_until(following(house, 5))
+    clean = [pool.submit(dduct.fetch, origin, "/x.deb") for _ in range(5)]
+    wait_until(following(dduct, 5))
     picky.gate.open()
     assert leader.result(20).status == 502
     assert [answer.result(20).body for answer in clean] == [BODY] * 5
@@ -72,29 +72,29 @@ def test_who_asks_otherwise_does_not_share_the_leaders_failure(
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_who_asks_the_same_shares_it(house: House, pool: ThreadPoolExecutor, failure: str) -> None:
+def test_who_asks_the_same_shares_it(dduct: RunningDduct, pool: ThreadPoolExecutor, failure: str) -> None:
     picky = Picky(FAILURES[failure])
-    origin = house.origin(picky)
-    answers = [pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1") for _ in range(10)]
+    origin = dduct.origin(picky)
+    answers = [pool.submit(dduct.fetch, origin, "/x.deb", "X-Odd: 1") for _ in range(10)]
     picky.gate.reached()
-    wait_until(following(house, 9))
+    wait_until(following(dduct, 9))
     picky.gate.open()
     assert [answer.result(20).status for answer in answers] == [502] * 10
     assert len(origin.requests) == 1
 
 
-def test_few_try_in_a_row_however_many_wait(house: House, pool: ThreadPoolExecutor) -> None:
+def test_few_try_in_a_row_however_many_wait(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
     picky = Picky(Connection.fin)
-    origin = house.origin(picky)
-    answers = [pool.submit(house.fetch, origin, "/x.deb", f"X-Odd: {number}") for number in range(20)]
+    origin = dduct.origin(picky)
+    answers = [pool.submit(dduct.fetch, origin, "/x.deb", f"X-Odd: {number}") for number in range(20)]
     picky.gate.reached()
-    wait_until(following(house, 19))
+    wait_until(following(dduct, 19))
     picky.gate.open()
     assert [answer.result(20).status for answer in answers] == [502] * 20
     assert len(origin.requests) <= 3
 
 
-def test_an_origin_that_cannot_be_verified_is_tried_once_for_all(house: House, pool: ThreadPoolExecutor) -> None:
+def test_an_origin_that_cannot_be_verified_is_tried_once_for_all(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
     gate, tries = Gate(), []
     with socket.create_server((HOST, 0)) as listener:
 
@@ -113,14 +113,14 @@ def test_an_origin_that_cannot_be_verified_is_tried_once_for_all(house: House, p
         port = listener.getsockname()[1]
 
         def ask(number: int) -> Answer:
-            with house.client() as client:
+            with dduct.client() as client:
                 assert client.connect(f"{HOST}:{port}").status == 200
-                client.start_tls(house.trust, HOST)
+                client.start_tls(dduct.trust, HOST)
                 return client.get("/x.deb", f"{HOST}:{port}", f"X-Odd: {number}")
 
         answers = [pool.submit(ask, number) for number in range(10)]
         gate.reached()
-        wait_until(following(house, 9))
+        wait_until(following(dduct, 9))
         gate.open()
         assert [answer.result(20).status for answer in answers] == [502] * 10
         listener.shutdown(socket.SHUT_RDWR)
@@ -137,44 +137,46 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_an_origin_that_is_slow_to_the_leader_is_asked_once_more(house: House, pool: ThreadPoolExecutor) -> None:
+def test_an_origin_that_is_slow_to_the_leader_is_asked_once_more(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
     picky = Picky(lambda connection: connection.respond(200, [("ETag", '"1"'), FRESH], BODY))
-    origin = house.origin(picky)
-    leader = pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1")
+    origin = dduct.origin(picky)
+    leader = pool.submit(dduct.fetch, origin, "/x.deb", "X-Odd: 1")
     picky.gate.reached()
-    clean = [pool.submit(house.fetch, origin, "/x.deb", f"User-Agent: {number}") for number in range(10)]
+    clean = [pool.submit(dduct.fetch, origin, "/x.deb", f"User-Agent: {number}") for number in range(10)]
     assert [answer.result(20).body for answer in clean] == [BODY] * 10  # and the leader still waits
-    assert len(origin.requests) == 2 and house.counted(Counter.PUBLISHED) == 1
+    assert len(origin.requests) == 2 and dduct.counted(Counter.PUBLISHED) == 1
     picky.gate.open()
     answer = leader.result(20)
     assert answer.body == BODY and "hit" in (answer.get("cache-status") or "")
-    assert house.counted(Counter.PUBLISHED) == 1 and len(origin.requests) <= 3  # perhaps, whether it may have it
+    assert dduct.counted(Counter.PUBLISHED) == 1 and len(origin.requests) <= 3  # perhaps, whether it may have it
 
 
 @pytest.mark.usefixtures("impatient")
-def test_the_leader_may_be_first_all_the_same(house: House, pool: ThreadPoolExecutor) -> None:
+def test_the_leader_may_be_first_all_the_same(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
     gates = [Gate(), Gate()]
 
     def answer(asked: Asked, connection: Connection) -> None:
         gates[asked.get("user-agent") == "second"].wait()
         connection.respond(200, [("ETag", '"1"'), FRESH], BODY)
 
-    origin = house.origin(answer)
-    leader = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: first")
+    origin = dduct.origin(answer)
+    leader = pool.submit(dduct.fetch, origin, "/x.deb", "User-Agent: first")
     gates[0].reached()
-    second = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: second")
+    second = pool.submit(dduct.fetch, origin, "/x.deb", "User-Agent: second")
     gates[1].reached()
-    third = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: third")
+    third = pool.submit(dduct.fetch, origin, "/x.deb", "User-Agent: third")
     gates[0].open()
     assert leader.result(20).body == third.result(20).body == BODY
     gates[1].open()
     assert second.result(20).body == BODY and len(origin.requests) == 2
-    assert house.counted(Counter.PUBLISHED) == 1
+    assert dduct.counted(Counter.PUBLISHED) == 1
 
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("first_to_fail", ["leader", "second"])
-def test_the_one_fails_and_the_other_is_answered(house: House, pool: ThreadPoolExecutor, first_to_fail: str) -> None:
+def test_the_one_fails_and_the_other_is_answered(
+    dduct: RunningDduct, pool: ThreadPoolExecutor, first_to_fail: str
+) -> None:
     gates = {"leader": Gate(), "second": Gate()}
 
     def answer(asked: Asked, connection: Connection) -> None:
@@ -185,14 +187,14 @@ def test_the_one_fails_and_the_other_is_answered(house: House, pool: ThreadPoolE
         else:
             connection.respond(200, [("ETag", '"1"'), FRESH], BODY)
 
-    origin = house.origin(answer)
-    leader = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: leader")
+    origin = dduct.origin(answer)
+    leader = pool.submit(dduct.fetch, origin, "/x.deb", "User-Agent: leader")
     gates["leader"].reached()
-    second = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: second")
+    second = pool.submit(dduct.fetch, origin, "/x.deb", "User-Agent: second")
     gates["second"].reached()
     gates[first_to_fail].open()
-    third = pool.submit(house.fetch, origin, "/x.deb", "User-Agent: leader")
-    wait_until(lambda: len(house.fills()) == 1 and house.fills()[0]._users >= 3)
+    third = pool.submit(dduct.fetch, origin, "/x.deb", "User-Agent: leader")
+    wait_until(lambda: len(dduct.fills()) == 1 and dduct.fills()[0]._users >= 3)
     for gate in gates.values():
         gate.open()
     assert [one.result(20).body for one in (leader, second, third)] == [BODY] * 3
@@ -201,7 +203,9 @@ def test_the_one_fails_and_the_other_is_answered(house: House, pool: ThreadPoolE
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("validated", [False, True])
-def test_a_crowd_that_asks_the_same_is_one_question(house: House, pool: ThreadPoolExecutor, validated: bool) -> None:
+def test_a_crowd_that_asks_the_same_is_one_question(
+    dduct: RunningDduct, pool: ThreadPoolExecutor, validated: bool
+) -> None:
     gate = Gate()
     slow = [not validated]
 
@@ -213,16 +217,16 @@ def test_a_crowd_that_asks_the_same_is_one_question(house: House, pool: ThreadPo
         else:
             connection.respond(200, [("ETag", '"1"'), ("Cache-Control", "max-age=0")], BODY)
 
-    origin = house.origin(answer)
+    origin = dduct.origin(answer)
     slow.clear()
     if validated:
-        assert house.fetch(origin, "/x.deb").body == BODY
-        wait_until(lambda: not house.fills())
+        assert dduct.fetch(origin, "/x.deb").body == BODY
+        wait_until(lambda: not dduct.fills())
     slow.append(True)
     before = len(origin.requests)
-    answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(30)]
+    answers = [pool.submit(dduct.fetch, origin, "/x.deb") for _ in range(30)]
     gate.reached()
-    wait_until(following(house, 29))
+    wait_until(following(dduct, 29))
     waited = threading.Event()
     waited.wait(0.2)  # four times as long as anybody may wait for a leader that asks something else
     gate.open()
@@ -231,7 +235,7 @@ def test_a_crowd_that_asks_the_same_is_one_question(house: House, pool: ThreadPo
 
 
 @pytest.mark.usefixtures("impatient")
-def test_what_is_not_kept_goes_to_each_as_it_asked(house: House, pool: ThreadPoolExecutor) -> None:
+def test_what_is_not_kept_goes_to_each_as_it_asked(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
     picky = Picky(lambda connection: connection.respond(200, [("Cache-Control", "no-store")], b"odd"))
 
     def answer(asked: Asked, connection: Connection) -> None:
@@ -240,15 +244,15 @@ def test_what_is_not_kept_goes_to_each_as_it_asked(house: House, pool: ThreadPoo
         else:
             picky(asked, connection)
 
-    origin = house.origin(answer)
-    leader = pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1")
+    origin = dduct.origin(answer)
+    leader = pool.submit(dduct.fetch, origin, "/x.deb", "X-Odd: 1")
     picky.gate.reached()
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     picky.gate.open()
-    assert leader.result(20).body == b"odd" and house.stored() == []
+    assert leader.result(20).body == b"odd" and dduct.stored() == []
 
 
-def test_who_wants_nothing_stored_leads_nobody(house: House, pool: ThreadPoolExecutor) -> None:
+def test_who_wants_nothing_stored_leads_nobody(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
     gate = Gate()
 
     def answer(asked: Asked, connection: Connection) -> None:
@@ -256,24 +260,24 @@ def test_who_wants_nothing_stored_leads_nobody(house: House, pool: ThreadPoolExe
             gate.wait()
         connection.respond(200, [("ETag", '"1"'), FRESH], BODY)
 
-    origin = house.origin(answer)
-    first = pool.submit(house.fetch, origin, "/x.deb", "Cache-Control: no-store")
+    origin = dduct.origin(answer)
+    first = pool.submit(dduct.fetch, origin, "/x.deb", "Cache-Control: no-store")
     gate.reached()
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert house.counted(Counter.PUBLISHED) == 1
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert dduct.counted(Counter.PUBLISHED) == 1
     gate.open()
     assert first.result(20).body == BODY
 
 
 def test_over_two_workers_nobody_shares_the_leaders_failure(
-    build_house: Callable[..., House], pool: ThreadPoolExecutor
+    start_dduct: Callable[..., RunningDduct], pool: ThreadPoolExecutor
 ) -> None:
-    house = build_house(workers=2)
+    dduct = start_dduct(workers=2)
     picky = Picky(Connection.fin)
-    origin = house.origin(picky)
-    leader = pool.submit(house.fetch, origin, "/x.deb", "X-Odd: 1")
+    origin = dduct.origin(picky)
+    leader = pool.submit(dduct.fetch, origin, "/x.deb", "X-Odd: 1")
     picky.gate.reached()
-    clean: Answers = [pool.submit(house.fetch, origin, "/x.deb") for _ in range(8)]
+    clean: Answers = [pool.submit(dduct.fetch, origin, "/x.deb") for _ in range(8)]
     picky.gate.open()
     assert leader.result(20).status == 502
     assert [answer.result(30).body for answer in clean] == [BODY] * 8

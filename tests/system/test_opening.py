@@ -7,16 +7,17 @@ import logging
 import socket
 import ssl
 import threading
-from typing import Callable, Iterator
+from typing import Callable, Iterator, List, Optional
 
 import pytest
 from support.client import Client, wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Origin
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
+from proxy.opening import Opening, Spoken
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 BODY = b"0123456789" * 400
 TIMEOUT = 20.0
 
@@ -88,9 +89,9 @@ def exchange(client: Client, data: bytes, count: int) -> bytes:
 
 @pytest.mark.parametrize("says", [b"SSH-2.0-client\r\n", b"GET /x HTTP/1.1\r\n\r\n", b"\x16\x02no", b"\x00", b"\x80."])
 @pytest.mark.parametrize("how", ["by the poller", "by a thread", "too early"])
-def test_what_is_no_tls_is_carried(house: House, server: Server, says: bytes, how: str) -> None:
+def test_what_is_no_tls_is_carried(dduct: RunningDduct, server: Server, says: bytes, how: str) -> None:
     for _ in range(2 if how == "by the poller" else 1):  # once the leaf is at hand
-        with house.client() as client:
+        with dduct.client() as client:
             authority = f"{HOST}:{server.port}"
             if how == "too early":
                 client.send(f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n".encode() + says)
@@ -101,39 +102,41 @@ def test_what_is_no_tls_is_carried(house: House, server: Server, says: bytes, ho
                 got = exchange(client, says, len(says))
             assert got == says[::-1]
             assert exchange(client, b"more", 4) == b"erom"
-    assert house.counters.value(Counter.NOT_TLS) >= 1
+    assert dduct.counters.value(Counter.NOT_TLS) >= 1
 
 
-def test_inside_the_tls_port_it_is_the_same(house: House, server: Server) -> None:
-    with house.client(house.tls_port) as client:
-        client.start_tls(house.trust, "origin.test")
+def test_inside_the_tls_port_it_is_the_same(dduct: RunningDduct, server: Server) -> None:
+    with dduct.client(dduct.tls_port) as client:
+        client.start_tls(dduct.trust, "origin.test")
         assert client.connect(f"{HOST}:{server.port}").status == 200
         assert exchange(client, b"plain", 5) == b"nialp"
-    origin = house.origin(Files({"/x.deb": BODY}))
-    assert house.fetch(origin, "/x.deb").body == BODY
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_a_server_that_speaks_first_is_heard(house: House, greeter: Server) -> None:
+def test_a_server_that_speaks_first_is_heard(dduct: RunningDduct, greeter: Server) -> None:
     """And nobody's thread waits until it is."""
-    with house.client() as client:
+    with dduct.client() as client:
         assert client.connect(f"{HOST}:{greeter.port}").status == 200
-        wait_until(lambda: len(house.server._idle._watched) == 3)
+        wait_until(lambda: len(dduct.server._poller._watched) == 3)
         assert exchange(client, b"", 16) == b"SSH-2.0-origin\r\n"
         assert exchange(client, b"hello", 5) == b"olleh"
 
 
-def test_on_443_servers_do_not_speak_first(build_house: Build) -> None:
-    house = build_house(idle_timeout=0.2)
-    with house.client() as client:
+def test_on_443_servers_do_not_speak_first(start_dduct: Build) -> None:
+    dduct = start_dduct(idle_timeout=0.2)
+    with dduct.client() as client:
         assert client.connect(f"{HOST}:443").status == 200
         assert client.at_end()
-    assert house.counters.value(Counter.NOT_TLS) == 0
+    assert dduct.counters.value(Counter.NOT_TLS) == 0
 
 
-def test_what_cannot_be_dialled_after_all_is_said_in_the_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_dialled_after_all_is_said_in_the_log(
+    dduct: RunningDduct, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.create_server((HOST, 0)) as closed:
         port = closed.getsockname()[1]
-    with caplog.at_level(logging.INFO), house.client() as client:
+    with caplog.at_level(logging.INFO), dduct.client() as client:
         assert client.connect(f"{HOST}:{port}").status == 200
         client.send(b"SSH-2.0-client\r\n")
         assert client.at_end()
@@ -141,48 +144,48 @@ def test_what_cannot_be_dialled_after_all_is_said_in_the_log(house: House, caplo
     assert f"CONNECT {HOST}:{port}" in caplog.text and "not TLS" in caplog.text
 
 
-def test_a_client_that_leaves_before_it_has_spoken_leaves_nothing(house: House) -> None:
+def test_a_client_that_leaves_before_it_has_spoken_leaves_nothing(dduct: RunningDduct) -> None:
     for _ in range(3):
-        with house.client() as client:
+        with dduct.client() as client:
             assert client.connect(f"{HOST}:1").status == 200
-    wait_until(lambda: not house.server.connections and not house.server.connections.places.taken)
+    wait_until(lambda: not dduct.server.connections and not dduct.server.connections.limit.taken)
 
 
 # --- the name in the handshake ----------------------------------------------------------------------
 
 
-def test_inside_it_requests_are_for_that_name_alone(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": BODY}))
+def test_inside_it_requests_are_for_that_name_alone(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": BODY}))
     for _ in range(2):
-        with house.client() as client:
+        with dduct.client() as client:
             assert client.connect(f"{HOST}:{origin.port}").status == 200
-            client.start_tls(house.trust, "origin.test")
+            client.start_tls(dduct.trust, "origin.test")
             assert client.get("/x.deb", f"{HOST}:{origin.port}").status == 421
 
 
 @pytest.mark.parametrize("place", ["127.0.0.1", "127.0.0.2", "127.0.0.9"])
 def test_the_origin_is_dialled_by_its_name_and_never_at_the_client_s_address(
-    house: House, resolving: None, place: str
+    dduct: RunningDduct, resolving: None, place: str
 ) -> None:
     """Listed or not, the address is the client's choice, and what is stored is everybody's."""
-    with Origin(Files({"/x.deb": BODY}), house._leaves.context("origin.test")) as origin:
+    with Origin(Files({"/x.deb": BODY}), dduct._leaves.context("origin.test")) as origin:
         with contextlib.ExitStack() as stack:
             if place != HOST:
                 stack.enter_context(socket.create_server((place, origin.port)))
-            client = stack.enter_context(house.client())
+            client = stack.enter_context(dduct.client())
             assert client.connect(f"{place}:{origin.port}").status == 200
-            client.start_tls(house.trust, "origin.test")
+            client.start_tls(dduct.trust, "origin.test")
             assert client.get("/x.deb", f"origin.test:{origin.port}").body == BODY
-        house.settle()
-        assert house.stored() == [f"https/origin.test:{origin.port}/x.deb"]
+        dduct.wait_until_durable()
+        assert dduct.stored() == [f"https/origin.test:{origin.port}/x.deb"]
         assert origin.count("/x.deb") == 1
 
 
-def test_a_name_that_is_not_listed_at_such_an_address_is_carried_untouched(house: House) -> None:
+def test_a_name_that_is_not_listed_at_such_an_address_is_carried_untouched(dduct: RunningDduct) -> None:
     def handler(_: Asked, connection: Connection) -> None:
         connection.respond(200, [], BODY)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with socket.create_server(("127.0.0.9", 0)) as relay:
@@ -211,24 +214,24 @@ def test_a_name_that_is_not_listed_at_such_an_address_is_carried_untouched(house
 
         thread = threading.Thread(target=pass_on)
         thread.start()
-        with house.client() as client:
+        with dduct.client() as client:
             assert client.connect(f"127.0.0.9:{port}").status == 200
             client.start_tls(context, "elsewhere.example")
             assert client.get("/x.deb", "elsewhere.example").body == BODY
         thread.join(TIMEOUT)
     assert seen[0][:2] == b"\x16\x03"
-    assert house.counters.value(Counter.INTERCEPTED) == 0 and house.counters.value(Counter.TUNNELS) == 1
+    assert dduct.counters.value(Counter.INTERCEPTED) == 0 and dduct.counters.value(Counter.TUNNELS) == 1
 
 
-def test_a_hello_in_pieces_is_put_together(house: House, resolving: None) -> None:
-    with Origin(Files({"/x.deb": BODY}), house._leaves.context("origin.test")) as origin, house.client() as client:
+def test_a_hello_in_pieces_is_put_together(dduct: RunningDduct, resolving: None) -> None:
+    with Origin(Files({"/x.deb": BODY}), dduct._leaves.context("origin.test")) as origin, dduct.client() as client:
         assert client.connect(f"{HOST}:{origin.port}").status == 200
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = house.trust.wrap_bio(incoming, outgoing, server_hostname="origin.test")
+        tls = dduct.trust.wrap_bio(incoming, outgoing, server_hostname="origin.test")
         with pytest.raises(ssl.SSLWantReadError):
             tls.do_handshake()
         hello = outgoing.read()
-        (connection,) = house.server.connections._all.values()
+        (connection,) = dduct.server.connections._all.values()
         for start in range(0, len(hello), 200):
             client.send(hello[start : start + 200])
             sent = min(start + 200, len(hello))
@@ -251,3 +254,28 @@ def test_a_hello_in_pieces_is_put_together(house: House, resolving: None) -> Non
             except ssl.SSLWantReadError:
                 incoming.write(client.sock.recv(65536))
         assert got.endswith(BODY)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["in a thread", "in the poller"])
+def test_a_client_that_ends_in_its_hello_is_not_looked_at_again_and_again(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """The end of a connection stays readable for ever: whoever waits for the rest of a hello spins."""
+    looks: List[None] = []
+    real = Opening.look
+
+    def look(opening: Opening) -> Optional[Spoken]:
+        looks.append(None)
+        return real(opening)
+
+    monkeypatch.setattr(Opening, "look", look)
+    if known:
+        dduct.server._current_runtime.leaf_certificates.context(HOST)
+    with dduct.client() as client:
+        assert client.connect(f"{HOST}:443").status == 200
+        client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        client.sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            client.read_until(b"never")
+    wait_until(lambda: not dduct.server.connections)
+    assert len(looks) < 10

@@ -11,8 +11,8 @@ from typing import Callable, List
 
 import pytest
 from support.client import wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 from storage.space import Limits
@@ -36,26 +36,26 @@ def full(*_: object) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_what_is_kept_is_said_to_be_stored(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_kept_is_said_to_be_stored(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dduct")
-    origin = house.origin(Files({"/x.deb": BODY}))
-    assert house.fetch(origin, "/x.deb").body == BODY
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert said(caplog, "/x.deb").endswith("fwd=uri-miss; stored")
 
 
 @pytest.mark.parametrize("broken", ["pwrite", "replace"])
 def test_what_the_disk_does_not_take_is_not_said_to_be_stored(
-    house: House, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, broken: str
+    dduct: RunningDduct, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     caplog.set_level(logging.INFO, "dduct")
-    origin = house.origin(Files({"/x.deb": BODY}))
+    origin = dduct.origin(Files({"/x.deb": BODY}))
     with monkeypatch.context() as patch:
         patch.setattr(os, broken, full)
-        assert house.fetch(origin, "/x.deb").body == BODY
+        assert dduct.fetch(origin, "/x.deb").body == BODY
         assert said(caplog, "/x.deb").endswith("fwd=uri-miss; not stored: No space left on device")
 
 
-def test_a_transfer_that_breaks_is_not_said_to_be_stored(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_transfer_that_breaks_is_not_said_to_be_stored(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dduct")
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -63,14 +63,14 @@ def test_a_transfer_that_breaks_is_not_said_to_be_stored(house: House, caplog: p
         connection.send_body(BODY[:-9])
         connection.fin()
 
-    origin = house.origin(handler)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(handler)
+    dduct.fetch(origin, "/x.deb")
     line = said(caplog, "/x.deb")
     assert "the origin broke off" in line and not line.endswith("; stored")
 
 
 def test_what_still_comes_when_its_client_leaves_is_not_said_to_be_stored(
-    house: House, caplog: pytest.LogCaptureFixture
+    dduct: RunningDduct, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "dduct")
     gate = threading.Event()
@@ -84,10 +84,10 @@ def test_what_still_comes_when_its_client_leaves_is_not_said_to_be_stored(
                 gate.wait(0.05)
         gate.wait(20)
 
-    origin = house.origin(handler)
-    with house.inside(origin) as client:
+    origin = dduct.origin(handler)
+    with dduct.intercepted(origin) as client:
         client.send(f"GET /x.zip HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
-        wait_until(lambda: house.counters.value(Counter.FILLS) == 1)
+        wait_until(lambda: dduct.counters.value(Counter.FILLS) == 1)
     try:
         assert "fwd=uri-miss; still being fetched; cut by the client" in said(caplog, "/x.zip")
     finally:
@@ -95,24 +95,24 @@ def test_what_still_comes_when_its_client_leaves_is_not_said_to_be_stored(
 
 
 def test_what_is_too_large_or_deep_is_relayed_with_its_reason(
-    build_house: Callable[..., House], caplog: pytest.LogCaptureFixture
+    start_dduct: Callable[..., RunningDduct], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "dduct")
-    house = build_house(max_size=300_000)
+    dduct = start_dduct(max_size=300_000)
     deep = "/d" * 500 + "/x.deb"
-    origin = house.origin(Files({"/x.deb": BODY, deep: b"deep"}))
-    answer = house.fetch(origin, "/x.deb")
+    origin = dduct.origin(Files({"/x.deb": BODY, deep: b"deep"}))
+    answer = dduct.fetch(origin, "/x.deb")
     assert answer.body == BODY and "stored" not in str(answer.get("cache-status"))
     assert said(caplog, "/x.deb").endswith("not stored: it is larger than cache.max_size")
-    answer = house.fetch(origin, deep)
+    answer = dduct.fetch(origin, deep)
     assert answer.body == b"deep"
     assert answer.get("cache-status") == "dduct; fwd=bypass; detail=path"
     assert said(caplog, "/d/d").endswith("detail=path; not stored: its path has more than 32 levels")
-    assert house.counters.value(Counter.UNSTORABLE) == 2
+    assert dduct.counters.value(Counter.UNSTORABLE) == 2
 
 
 def test_an_object_whose_metadata_does_not_fit_is_relayed_with_all_its_fields(
-    house: House, caplog: pytest.LogCaptureFixture
+    dduct: RunningDduct, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "dduct")
     fields = [
@@ -121,18 +121,18 @@ def test_an_object_whose_metadata_does_not_fit_is_relayed_with_all_its_fields(
         ("Cache-Control", "no-cache"),
         ("ETag", "x"),
     ]
-    origin = house.origin(lambda asked, connection: connection.respond(200, fields, ENCODED))
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, fields, ENCODED))
     for _ in range(2):
-        answer = house.fetch(origin, "/x.deb")
+        answer = dduct.fetch(origin, "/x.deb")
         assert answer.body == ENCODED and [answer.get(name) for name, _ in fields] == [value for _, value in fields]
     assert "not stored: its metadata takes" in said(caplog, "/x.deb")
-    assert list(house.stored()) == []
+    assert list(dduct.stored()) == []
 
 
-def test_room_that_is_short_is_said(build_house: Callable[..., House], caplog: pytest.LogCaptureFixture) -> None:
+def test_room_that_is_short_is_said(start_dduct: Callable[..., RunningDduct], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dduct")
-    house = build_house()
-    house.server.cache.store.room.limits = Limits(min_free=2**60)
-    origin = house.origin(Files({"/x.deb": BODY}))
-    assert house.fetch(origin, "/x.deb").body == BODY
+    dduct = start_dduct()
+    dduct.server.cache.store.space.limits = Limits(min_free=2**60)
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert said(caplog, "/x.deb").endswith("cache.min_free") or "cache.min_free" in said(caplog, "/x.deb")

@@ -14,15 +14,15 @@ from typing import Any, Callable, Dict, Sequence
 
 import pytest
 from support.client import Answer
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Origin
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 from net import addresses
 from net.addresses import OwnServices, Reach, reach_of
 from server.config_values import Address, ParentProxy
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 ROOT = Path(__file__).resolve().parents[2]
 BODY = os.urandom(10_000)
 LAN, ELSEWHERE = "127.0.0.3", "127.0.0.4"  # an address of this machine in its network plays, and one of another machine
@@ -32,13 +32,13 @@ LAN, ELSEWHERE = "127.0.0.3", "127.0.0.4"  # an address of this machine in its n
 def cast(monkeypatch: pytest.MonkeyPatch) -> Dict[str, str]:
     """Who plays what; the dictionary says what names resolve to. Clients are on another machine."""
     names: Dict[str, str] = {"registry.lab": LAN, "far.lab": ELSEWHERE, "loop.lab": HOST}
-    affair, local, look_up = addresses.is_private_affair, addresses._is_local, socket.getaddrinfo
+    affair, local, look_up = addresses.is_local_only, addresses._is_local, socket.getaddrinfo
 
     def resolve(host: Any, *rest: Any, **more: Any) -> Any:
         return look_up(names.get(host, host), *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(addresses, "is_private_affair", lambda host: host not in (LAN, ELSEWHERE) and affair(host))
+    monkeypatch.setattr(addresses, "is_local_only", lambda host: host not in (LAN, ELSEWHERE) and affair(host))
     monkeypatch.setattr(addresses, "_is_local", lambda host: host == LAN or (host != ELSEWHERE and local(host)))
     monkeypatch.setattr("proxy.connections.reach_of", lambda client, host: Reach.NOTHING)
     return names
@@ -50,52 +50,52 @@ def clients(monkeypatch: pytest.MonkeyPatch) -> Callable[[Reach], None]:
     return lambda reach: monkeypatch.setattr("proxy.connections.reach_of", lambda client, host: reach)
 
 
-def get(house: House, url: str, method: str = "GET") -> Answer:
-    with house.client() as client:
+def get(dduct: RunningDduct, url: str, method: str = "GET") -> Answer:
+    with dduct.client() as client:
         return client.get(url, "x", method=method)
 
 
-def connect(house: House, authority: str) -> int:
-    with house.client() as client:
+def connect(dduct: RunningDduct, authority: str) -> int:
+    with dduct.client() as client:
         return client.connect(authority).status
 
 
-def opened(house: House, *services: str) -> None:
-    house.server.reload(replace(house.config, proxy=replace(house.config.proxy, allow_own=services)))
+def opened(dduct: RunningDduct, *services: str) -> None:
+    dduct.server.reload(replace(dduct.config, proxy=replace(dduct.config.proxy, allow_own=services)))
 
 
 @pytest.mark.parametrize("host", [LAN, "registry.lab", f"[::ffff:{LAN}]", "127.3", "0x7f000003"])
-def test_an_address_of_this_machine_is_not_reached_from_afar(house: House, host: str) -> None:
+def test_an_address_of_this_machine_is_not_reached_from_afar(dduct: RunningDduct, host: str) -> None:
     with Origin(Files({"/x.deb": BODY, "/page": BODY}), host=LAN) as origin:
         for path in ("/x.deb", "/page"):
-            refused = get(house, f"http://{host}:{origin.port}{path}")
+            refused = get(dduct, f"http://{host}:{origin.port}{path}")
             assert refused.status == 403 and b"proxy.allow_own = ['" in refused.body
-        assert get(house, f"http://{host}:{origin.port}/x.deb", "HEAD").status == 403
-        assert connect(house, f"{host}:{origin.port}") == 403
+        assert get(dduct, f"http://{host}:{origin.port}/x.deb", "HEAD").status == 403
+        assert connect(dduct, f"{host}:{origin.port}") == 403
         assert origin.accepted == 0
-    assert house.counters.value(Counter.REFUSED) == 4
+    assert dduct.counters.value(Counter.REFUSED) == 4
 
 
-def test_other_machines_are_reached(house: House) -> None:
+def test_other_machines_are_reached(dduct: RunningDduct) -> None:
     with Origin(Files({"/x.deb": BODY, "/page": BODY}), host=ELSEWHERE) as origin:
         for path in ("/x.deb", "/page"):
-            assert get(house, f"http://far.lab:{origin.port}{path}").body == BODY
-        assert connect(house, f"{ELSEWHERE}:{origin.port}") == 200
+            assert get(dduct, f"http://far.lab:{origin.port}{path}").body == BODY
+        assert connect(dduct, f"{ELSEWHERE}:{origin.port}") == 200
 
 
-def test_a_redirect_to_it_is_not_followed(house: House) -> None:
+def test_a_redirect_to_it_is_not_followed(dduct: RunningDduct) -> None:
     with Origin(Files({"/y.deb": BODY}), host=LAN) as inner:
 
         def away(asked: Asked, connection: Connection) -> None:
             connection.respond(302, [("Location", f"http://registry.lab:{inner.port}/y.deb")])
 
         with Origin(away, host=ELSEWHERE) as outer:
-            assert get(house, f"http://far.lab:{outer.port}/x.deb").status == 403
+            assert get(dduct, f"http://far.lab:{outer.port}/x.deb").status == 403
             assert inner.accepted == 0 and outer.accepted == 1
 
 
 def test_a_name_with_several_addresses_leads_to_those_that_may_be_reached(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Origin(Files({"/page": BODY}), host=ELSEWHERE) as origin:
         found = [
@@ -107,96 +107,96 @@ def test_a_name_with_several_addresses_leads_to_those_that_may_be_reached(
             "getaddrinfo",
             lambda host, *rest, **more: found if host == "several.lab" else look_up(host, *rest, **more),
         )
-        assert get(house, f"http://several.lab:{origin.port}/page").body == BODY
+        assert get(dduct, f"http://several.lab:{origin.port}/page").body == BODY
 
 
 @pytest.mark.parametrize("reach", [Reach.OWN_ADDRESSES, Reach.EVERYTHING])
 def test_clients_on_this_machine_reach_it_and_have_it_once(
-    house: House, clients: Callable[[Reach], None], reach: Reach
+    dduct: RunningDduct, clients: Callable[[Reach], None], reach: Reach
 ) -> None:
     clients(reach)
     with Origin(Files({"/x.deb": BODY}), host=LAN) as origin:
         url = f"http://{LAN}:{origin.port}/x.deb"
-        assert [get(house, url).body for _ in range(3)] == [BODY] * 3
+        assert [get(dduct, url).body for _ in range(3)] == [BODY] * 3
         assert origin.count("/x.deb") == 1
         clients(Reach.NOTHING)
         for method in ("GET", "HEAD"):
-            assert get(house, url, method).status == 403  # nor from the cache
+            assert get(dduct, url, method).status == 403  # nor from the cache
         assert origin.count("/x.deb") == 1
 
 
 def test_who_comes_from_an_address_of_this_machine_does_not_reach_loopback(
-    house: House, clients: Callable[[Reach], None]
+    dduct: RunningDduct, clients: Callable[[Reach], None]
 ) -> None:
     """It may be a container whose network is a program on this machine."""
-    origin = house.origin(Files({"/x.deb": BODY}), tls=False)
+    origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     url = f"http://{HOST}:{origin.port}/x.deb"
     clients(Reach.EVERYTHING)
-    assert get(house, url).body == BODY
+    assert get(dduct, url).body == BODY
     clients(Reach.OWN_ADDRESSES)
-    assert get(house, url).status == 403 and connect(house, f"localhost:{origin.port}") == 403
+    assert get(dduct, url).status == 403 and connect(dduct, f"localhost:{origin.port}") == 403
 
 
 @pytest.mark.parametrize("service", ["{host}:{port}", "{host}", "registry.lab:{port}", "registry.lab"])
-def test_a_service_may_be_opened(build_house: Build, service: str) -> None:
+def test_a_service_may_be_opened(start_dduct: Build, service: str) -> None:
     with Origin(Files({"/x.deb": BODY, "/page": BODY}), host=LAN) as origin:
         key = service.format(host=LAN, port=origin.port)
-        house = build_house(allow_own=(key,))
+        dduct = start_dduct(allow_own=(key,))
         url = f"http://registry.lab:{origin.port}"
         for path in ("/x.deb", "/page"):
-            assert [get(house, url + path).body for _ in range(2)] == [BODY] * 2
+            assert [get(dduct, url + path).body for _ in range(2)] == [BODY] * 2
         assert origin.count("/x.deb") == 1
-        assert connect(house, f"registry.lab:{origin.port}") == 200
+        assert connect(dduct, f"registry.lab:{origin.port}") == 200
         # A name opens what is asked for by that name; an address does so under every name.
-        assert connect(house, f"{LAN}:{origin.port}") == (403 if "registry" in key else 200)
+        assert connect(dduct, f"{LAN}:{origin.port}") == (403 if "registry" in key else 200)
 
 
-def test_a_service_is_opened_and_closed_without_a_new_start(house: House) -> None:
+def test_a_service_is_opened_and_closed_without_a_new_start(dduct: RunningDduct) -> None:
     with Origin(Files({"/page": BODY}), host=LAN) as origin:
         url = f"http://{LAN}:{origin.port}/page"
         statuses = []
         for services in ([], [f"{LAN}:{origin.port}"], []):
-            opened(house, *services)
-            statuses.append(get(house, url).status)
+            opened(dduct, *services)
+            statuses.append(get(dduct, url).status)
         assert statuses == [403, 200, 403]
 
 
 def test_what_local_clients_have_brought_is_opened_with_its_service(
-    house: House, clients: Callable[[Reach], None]
+    dduct: RunningDduct, clients: Callable[[Reach], None]
 ) -> None:
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     with Origin(Files({path: BODY}), host=LAN) as origin:
         url = f"http://{LAN}:{origin.port}{path}"
         clients(Reach.EVERYTHING)
-        assert get(house, url).body == BODY
+        assert get(dduct, url).body == BODY
         clients(Reach.NOTHING)
-        assert get(house, url).status == 403
-        opened(house, f"{LAN}:{origin.port}")
-        assert get(house, url).body == BODY
+        assert get(dduct, url).status == 403
+        opened(dduct, f"{LAN}:{origin.port}")
+        assert get(dduct, url).body == BODY
         assert origin.count(path) == 1
-        opened(house, "registry.lab")  # asked for by another name: its own answer
-        assert get(house, url).status == 403
+        opened(dduct, "registry.lab")  # asked for by another name: its own answer
+        assert get(dduct, url).status == 403
 
 
-def test_another_port_stays_closed(build_house: Build) -> None:
+def test_another_port_stays_closed(start_dduct: Build) -> None:
     with Origin(Files({"/page": BODY}), host=LAN) as open_one, Origin(Files({"/page": BODY}), host=LAN) as closed:
-        house = build_house(allow_own=(f"{LAN}:{open_one.port}",))
-        assert get(house, f"http://{LAN}:{open_one.port}/page").status == 200
-        assert get(house, f"http://{LAN}:{closed.port}/page").status == 403
+        dduct = start_dduct(allow_own=(f"{LAN}:{open_one.port}",))
+        assert get(dduct, f"http://{LAN}:{open_one.port}/page").status == 200
+        assert get(dduct, f"http://{LAN}:{closed.port}/page").status == 403
 
 
-def test_loopback_is_opened_where_it_is_named(build_house: Build) -> None:
+def test_loopback_is_opened_where_it_is_named(start_dduct: Build) -> None:
     with Origin(Files({"/page": BODY})) as origin:
-        house = build_house(allow_own=(f"{HOST}:{origin.port}",))
+        dduct = start_dduct(allow_own=(f"{HOST}:{origin.port}",))
         for host in (HOST, "localhost", "loop.lab"):
-            assert get(house, f"http://{host}:{origin.port}/page").body == BODY
-        assert get(house, f"http://{HOST}:{house.tcp_port}/page").status != 200  # dduct itself is no origin
+            assert get(dduct, f"http://{host}:{origin.port}/page").body == BODY
+        assert get(dduct, f"http://{HOST}:{dduct.tcp_port}/page").status != 200  # dduct itself is no origin
 
 
-def test_dduct_itself_stays_508(build_house: Build, cast: Dict[str, str]) -> None:
-    house = build_house(allow_own=("self.lab",))
+def test_dduct_itself_stays_508(start_dduct: Build, cast: Dict[str, str]) -> None:
+    dduct = start_dduct(allow_own=("self.lab",))
     cast["self.lab"] = HOST
-    assert get(house, f"http://self.lab:{house.tcp_port}/page").status == 508
+    assert get(dduct, f"http://self.lab:{dduct.tcp_port}/page").status == 508
 
 
 # --- behind a parent --------------------------------------------------------------------------------
@@ -207,26 +207,26 @@ def relay_all(asked: Asked, connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("place", [HOST, LAN], ids=["on loopback", "on an address of this machine"])
-def test_a_parent_here_is_no_way_to_it(build_house: Build, place: str) -> None:
+def test_a_parent_here_is_no_way_to_it(start_dduct: Build, place: str) -> None:
     with Origin(relay_all, host=place) as parent:
-        house = build_house(upstream_proxy=ParentProxy(False, Address(place, parent.port)))
+        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(place, parent.port)))
         for host in (LAN, "registry.lab", "loop.lab"):
-            assert get(house, f"http://{host}:80/page").status == 403
-            assert connect(house, f"{host}:22") == 403
+            assert get(dduct, f"http://{host}:80/page").status == 403
+            assert connect(dduct, f"{host}:22") == 403
         assert parent.requests == []
-        assert get(house, "http://far.lab/page").body == BODY
-        opened(house, "registry.lab:80")
-        assert get(house, "http://registry.lab/x.deb").body == BODY
-        assert get(house, "http://registry.lab/x.deb").body == BODY
+        assert get(dduct, "http://far.lab/page").body == BODY
+        opened(dduct, "registry.lab:80")
+        assert get(dduct, "http://registry.lab/x.deb").body == BODY
+        assert get(dduct, "http://registry.lab/x.deb").body == BODY
         assert len(parent.requests) == 2
 
 
-def test_a_parent_elsewhere_is_not_asked_for_an_address_of_this_machine(build_house: Build) -> None:
+def test_a_parent_elsewhere_is_not_asked_for_an_address_of_this_machine(start_dduct: Build) -> None:
     with Origin(relay_all, host=ELSEWHERE) as parent:
-        house = build_house(upstream_proxy=ParentProxy(False, Address(ELSEWHERE, parent.port)))
+        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(ELSEWHERE, parent.port)))
         for host in (LAN, f"[::ffff:{LAN}]", "127.0.0.9", "localhost"):
-            assert get(house, f"http://{host}/page").status == 403
-            assert connect(house, f"{host}:22") == 403
+            assert get(dduct, f"http://{host}/page").status == 403
+            assert connect(dduct, f"{host}:22") == 403
         assert parent.requests == []
 
 

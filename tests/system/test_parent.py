@@ -11,18 +11,18 @@ from contextlib import suppress
 from typing import Any, Callable, Dict, List, Optional
 
 import pytest
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Origin
+from support.running import HOST, RunningDduct
 
 from net import addresses
 from server.config_values import Address, ParentProxy
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 BODY = os.urandom(300_000)
 
 
-def parent_of(house: House, tls: bool, credentials: Optional[str] = None) -> ParentProxy:
-    return ParentProxy(tls, Address(HOST, house.tls_port if tls else house.tcp_port), credentials)
+def parent_of(dduct: RunningDduct, tls: bool, credentials: Optional[str] = None) -> ParentProxy:
+    return ParentProxy(tls, Address(HOST, dduct.tls_port if tls else dduct.tcp_port), credentials)
 
 
 @pytest.fixture(params=[False, True], ids=["http parent", "https parent"])
@@ -30,17 +30,17 @@ def tls(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-def pair(build_house: Build, tls: bool) -> List[House]:
-    parent = build_house()
+def pair(start_dduct: Build, tls: bool) -> List[RunningDduct]:
+    parent = start_dduct()
     bundle = parent.directory / "bundle.pem"
     bundle.write_bytes(
         (parent.directory / "origin-ca.pem").read_bytes() + (parent.config.misc.cert_dir / "ca.crt").read_bytes()
     )
-    return [build_house(upstream_proxy=parent_of(parent, tls), upstream_ca=bundle), parent]
+    return [start_dduct(upstream_proxy=parent_of(parent, tls), upstream_ca=bundle), parent]
 
 
-def test_an_object_crosses_the_parent_once_and_the_uplink_once(build_house: Build, tls: bool) -> None:
-    child, parent = pair(build_house, tls)
+def test_an_object_crosses_the_parent_once_and_the_uplink_once(start_dduct: Build, tls: bool) -> None:
+    child, parent = pair(start_dduct, tls)
     origin = child.origin(Files({"/x.deb": BODY}))
     assert [child.fetch(origin, "/x.deb").body for _ in range(2)] == [BODY] * 2
     assert parent.fetch(origin, "/x.deb").body == BODY
@@ -50,8 +50,8 @@ def test_an_object_crosses_the_parent_once_and_the_uplink_once(build_house: Buil
     assert len(vias) == 2 and len(set(vias)) == 2
 
 
-def test_plain_http_goes_to_the_parent_in_absolute_form(build_house: Build, tls: bool) -> None:
-    child, parent = pair(build_house, tls)
+def test_plain_http_goes_to_the_parent_in_absolute_form(start_dduct: Build, tls: bool) -> None:
+    child, parent = pair(start_dduct, tls)
     origin = child.origin(Files({"/x.deb": BODY, "/page": b"page"}), tls=False)
     with child.client() as client:
         for path, body in (("/x.deb", BODY), ("/page", b"page"), ("/page", b"page")):
@@ -60,8 +60,8 @@ def test_plain_http_goes_to_the_parent_in_absolute_form(build_house: Build, tls:
     assert any(name.endswith("/x.deb") for name in parent.stored())
 
 
-def test_a_tunnel_goes_through_the_parent(build_house: Build, tls: bool) -> None:
-    child, parent = pair(build_house, tls)
+def test_a_tunnel_goes_through_the_parent(start_dduct: Build, tls: bool) -> None:
+    child, parent = pair(start_dduct, tls)
     origin = child.origin(Files({"/x.deb": BODY}))
     with child.client() as client:
         assert client.connect(f"localhost:{origin.port}").status == 200
@@ -71,20 +71,20 @@ def test_a_tunnel_goes_through_the_parent(build_house: Build, tls: bool) -> None
     assert child.stored() == [] and parent.stored() == []
 
 
-def test_hosts_may_be_reached_without_the_parent(build_house: Build) -> None:
+def test_hosts_may_be_reached_without_the_parent(start_dduct: Build) -> None:
     nowhere = ParentProxy(False, Address(HOST, 1))
-    house = build_house(upstream_proxy=nowhere, no_upstream_proxy=(HOST,))
-    origin = house.origin(Files({"/x.deb": BODY}))
-    assert house.fetch(origin, "/x.deb").body == BODY
+    dduct = start_dduct(upstream_proxy=nowhere, no_upstream_proxy=(HOST,))
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_a_parent_that_is_not_there_is_502_and_says_so(build_house: Build) -> None:
+def test_a_parent_that_is_not_there_is_502_and_says_so(start_dduct: Build) -> None:
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-        house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, port)))
-        origin = house.origin(Files({"/x.deb": BODY}))
-        answer = house.fetch(origin, "/x.deb")
+        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, port)))
+        origin = dduct.origin(Files({"/x.deb": BODY}))
+        answer = dduct.fetch(origin, "/x.deb")
     assert answer.status == 502 and f"{HOST}:{port}".encode() in answer.body
 
 
@@ -111,46 +111,46 @@ class ScriptedParent:
         (b"", b"connection closed"),
     ],
 )
-def test_a_parent_that_refuses_is_502_and_says_why(build_house: Build, answer: bytes, said: bytes) -> None:
+def test_a_parent_that_refuses_is_502_and_says_why(start_dduct: Build, answer: bytes, said: bytes) -> None:
     parent = ScriptedParent(answer)
     with Origin(parent) as listening:
-        house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
-        origin = house.origin(Files({}))
-        refused = house.fetch(origin, "/x.deb")
+        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        origin = dduct.origin(Files({}))
+        refused = dduct.fetch(origin, "/x.deb")
         assert refused.status == 502 and said in refused.body
-        with house.client() as client:
+        with dduct.client() as client:
             assert client.connect(f"localhost:{origin.port}").status == 502
 
 
-def test_a_parent_gets_the_credentials_and_nobody_else_does(build_house: Build) -> None:
+def test_a_parent_gets_the_credentials_and_nobody_else_does(start_dduct: Build) -> None:
     basic = base64.b64encode(b"user:p@ss").decode()
     parent = ScriptedParent(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
     with Origin(parent) as listening:
-        house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, listening.port), "user:p@ss"))
-        origin = house.origin(Files({}))
-        house.fetch(origin, "/x.deb")
-        with house.client() as client:
+        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port), "user:p@ss"))
+        origin = dduct.origin(Files({}))
+        dduct.fetch(origin, "/x.deb")
+        with dduct.client() as client:
             client.get(f"http://{HOST}:{origin.port}/page", HOST, "Proxy-Authorization: Basic bWluZTo=")
     connect, absolute = parent.heads
     assert connect.startswith(f"CONNECT {HOST}:{origin.port}\n".encode())
     assert absolute.startswith(f"GET http://{HOST}:{origin.port}/page\n".encode())
     for head in parent.heads:
         assert re.findall(rb"(?im)^proxy-authorization: (.*)$", head) == [f"Basic {basic}".encode()]
-    assert "p@ss" not in str(house.config.proxy.upstream_proxy)
+    assert "p@ss" not in str(dduct.config.proxy.upstream_proxy)
 
 
-def test_a_parent_that_is_dduct_itself_is_508(build_house: Build) -> None:
+def test_a_parent_that_is_dduct_itself_is_508(start_dduct: Build) -> None:
     with socket.socket() as free:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # dduct may have the port as well, and nobody else
         free.bind((HOST, 0))
         port = int(free.getsockname()[1])
-        house = build_house(tcp_bind=Address(HOST, port), upstream_proxy=ParentProxy(False, Address(HOST, port)))
-    origin = house.origin(Files({"/x.deb": BODY}))
-    assert house.fetch(origin, "/x.deb").status == 508
+        dduct = start_dduct(tcp_bind=Address(HOST, port), upstream_proxy=ParentProxy(False, Address(HOST, port)))
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    assert dduct.fetch(origin, "/x.deb").status == 508
 
 
-def test_octets_that_come_with_the_parents_answer_are_not_lost(build_house: Build) -> None:
-    """Some proxies send the origin's first octets in one packet with their own 200."""
+def test_octets_that_come_with_the_parents_answer_are_not_lost(start_dduct: Build) -> None:
+    """Some proxies send the origin's first bytes in one packet with their own 200."""
 
     def parent(asked: Asked, connection: Connection) -> None:
         connection.send(b"HTTP/1.1 200 Connection established\r\n\r\nhello")
@@ -159,8 +159,8 @@ def test_octets_that_come_with_the_parents_answer_are_not_lost(build_house: Buil
             connection.sock.recv(1)
 
     with Origin(parent) as listening:
-        house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
-        with house.client() as client:
+        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        with dduct.client() as client:
             assert client.connect("far.away:1").status == 200
             assert client._exactly(5) == b"hello"
 
@@ -177,25 +177,25 @@ def resolve(monkeypatch: pytest.MonkeyPatch, names: Dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", ["127.0.0.9", "127.1", "2130706433", "0x7f.1", "inner.test"])
 def test_a_parent_on_this_machine_is_no_way_to_it_from_afar(
-    build_house: Build, monkeypatch: pytest.MonkeyPatch, name: str
+    start_dduct: Build, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     resolve(monkeypatch, {"inner.test": HOST, "outer.test": "192.0.2.1"})
     monkeypatch.setattr("net.addresses.is_loopback", lambda client: False)
     parent = ScriptedParent(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     with Origin(parent) as listening:
-        house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
-        with house.client() as client:
+        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        with dduct.client() as client:
             assert client.connect(f"{name}:22").status == 403
-        with house.client() as client:
+        with dduct.client() as client:
             assert client.get(f"http://{name}:80/page", "x").status == 403
         assert parent.heads == []
         for other in ("outer.test", "nowhere.invalid"):  # the parent may know more names
-            with house.client() as client:
+            with dduct.client() as client:
                 assert client.connect(f"{other}:22").status == 200
 
 
 def test_what_a_parent_on_this_machine_has_from_it_is_for_it_alone(
-    build_house: Build, monkeypatch: pytest.MonkeyPatch
+    start_dduct: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve(monkeypatch, {"inner.test": HOST})
     afar = [False]
@@ -205,22 +205,22 @@ def test_what_a_parent_on_this_machine_has_from_it_is_for_it_alone(
         connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
 
     with Origin(parent) as listening:
-        house = build_house(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
         statuses = []
         for afar[0] in (False, True):
-            with house.client() as client:
+            with dduct.client() as client:
                 statuses.append(client.get("http://inner.test/x.deb", "x").status)
         assert statuses == [200, 403]
 
 
-def test_a_parent_elsewhere_resolves_names_itself(build_house: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parent_elsewhere_resolves_names_itself(start_dduct: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a name means here says nothing of there: whether it may be reached is for the parent to judge."""
     resolve(monkeypatch, {"inner.test": HOST})
-    real = addresses.is_private_affair
-    monkeypatch.setattr("net.addresses.is_private_affair", lambda host: host != "127.0.0.3" and real(host))
+    real = addresses.is_local_only
+    monkeypatch.setattr("net.addresses.is_local_only", lambda host: host != "127.0.0.3" and real(host))
     monkeypatch.setattr("net.addresses.is_loopback", lambda client: False)
     parent = ScriptedParent(b"HTTP/1.1 200 OK\r\n\r\n")
     with Origin(parent, host="127.0.0.3") as listening:
-        house = build_house(upstream_proxy=ParentProxy(False, Address("127.0.0.3", listening.port)))
-        with house.client() as client:
+        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address("127.0.0.3", listening.port)))
+        with dduct.client() as client:
             assert client.connect("inner.test:22").status == 200

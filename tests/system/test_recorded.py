@@ -11,8 +11,8 @@ from typing import Callable
 
 import pytest
 from support.client import Client
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Origin
+from support.running import HOST, RunningDduct
 
 PACKAGE = os.urandom(120_000)
 
@@ -30,15 +30,15 @@ def _index() -> bytes:
 INDEX = _index()  # once: the archive says when it was made
 
 
-def connect(house: House, origin: Origin, head: str) -> Client:
+def connect(dduct: RunningDduct, origin: Origin, head: str) -> Client:
     """Through CONNECT as the client writes it, with what it looks for in the answer."""
-    client = house.client()
+    client = dduct.client()
     client.send(head.replace("HOST", f"{HOST}:{origin.port}").encode())
     answer = client.read_until(b"\r\n\r\n")
     # One apk reads fields until it has seen one, and librepo looks for these very words.
     assert answer.startswith(b"HTTP/1.1 200 Connection established\r\nVia: ")
     assert b"content-length" not in answer.lower()
-    client.start_tls(house.trust, HOST)
+    client.start_tls(dduct.trust, HOST)
     return client
 
 
@@ -46,14 +46,14 @@ APK_CONNECT = "CONNECT HOST HTTP/1.1\r\nHost: HOST\r\nProxy-Connection: keep-ali
 APK_GET = "GET {} HTTP/1.1\r\nHost: HOST\r\nUser-Agent: apk-tools/2.14.4\r\nAccept: */*\r\n{}\r\n"
 
 
-def test_apk_updates_and_adds_cold_and_warm(house: House) -> None:
+def test_apk_updates_and_adds_cold_and_warm(dduct: RunningDduct) -> None:
     """An update validates the index, an add takes the package; both over one kept connection."""
     place = "/alpine/v3.20/main/x86_64"
     files = Files({f"{place}/APKINDEX.tar.gz": INDEX, f"{place}/a-1-r0.apk": PACKAGE})
-    origin = house.origin(files)
+    origin = dduct.origin(files)
     since = ""
     for attempt in ("cold", "warm"):
-        with connect(house, origin, APK_CONNECT) as client:
+        with connect(dduct, origin, APK_CONNECT) as client:
 
             def ask(path: str, fields: str = "", client: Client = client) -> None:
                 client.send(APK_GET.format(path, fields).replace("HOST", f"{HOST}:{origin.port}").encode())
@@ -76,7 +76,7 @@ CARGO_CONNECT = "CONNECT HOST HTTP/1.1\r\nHost: HOST\r\nUser-Agent: cargo 1.80\r
 CARGO_GET = "GET {} HTTP/1.1\r\nHost: HOST\r\nUser-Agent: cargo/1.80.0\r\nAccept-Encoding: gzip\r\nAccept: */*\r\n\r\n"
 
 
-def test_cargo_fetches_cold_and_warm(house: House) -> None:
+def test_cargo_fetches_cold_and_warm(dduct: RunningDduct) -> None:
     """The index is relayed, gzip and all; the crate, which is a redirect to a store, is kept as it is there."""
 
     def crates(asked: Asked, connection: Connection) -> None:
@@ -88,10 +88,10 @@ def test_cargo_fetches_cold_and_warm(house: House) -> None:
         else:
             connection.respond(404, [], b"")
 
-    store = house.origin(Files({"/crates/sample-1.0.0.crate?Expires=1": PACKAGE}))
-    origin = house.origin(crates)
+    store = dduct.origin(Files({"/crates/sample-1.0.0.crate?Expires=1": PACKAGE}))
+    origin = dduct.origin(crates)
     for _ in ("cold", "warm"):
-        with connect(house, origin, CARGO_CONNECT) as client:
+        with connect(dduct, origin, CARGO_CONNECT) as client:
             answers = []
             for path in ("/sa/mp/sample", "/crates/sample/sample-1.0.0.crate"):
                 client.send(CARGO_GET.format(path).replace("HOST", f"{HOST}:{origin.port}").encode())
@@ -105,14 +105,14 @@ CONTAINERD = "GET {} HTTP/1.1\r\nHost: HOST\r\nUser-Agent: containerd/1.7.24\r\n
 ZSTD = "Accept-Encoding: zstd;q=1.0, gzip;q=0.8, deflate;q=0.5\r\n"
 
 
-def test_containerd_pulls_in_parallel_ranges(house: House, layer: Callable[[bytes], str]) -> None:
+def test_containerd_pulls_in_parallel_ranges(dduct: RunningDduct, layer: Callable[[bytes], str]) -> None:
     """It asks for the rest of a layer from several offsets and closes early; a 200 would be an error on a resume."""
     path = layer(PACKAGE)
-    origin = house.origin(Files({path: PACKAGE}))
+    origin = dduct.origin(Files({path: PACKAGE}))
     kind = "application/vnd.oci.image.layer.v1.tar+gzip"
     for _ in ("cold", "warm"):
         for start in (0, 50_000, 110_000):
-            client = connect(house, origin, APK_CONNECT)
+            client = connect(dduct, origin, APK_CONNECT)
             wanted = f"Range: bytes={start}-\r\n"
             client.send(CONTAINERD.format(path, kind, ZSTD + wanted).replace("HOST", f"{HOST}:{origin.port}").encode())
             head = client.read_until(b"\r\n\r\n")
@@ -130,7 +130,7 @@ def layer() -> Callable[[bytes], str]:
     return lambda body: f"/v2/library/app/blobs/sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-def test_eight_parallel_ranges_of_a_large_cold_layer_cause_one_transfer(house: House) -> None:
+def test_eight_parallel_ranges_of_a_large_cold_layer_cause_one_transfer(dduct: RunningDduct) -> None:
     """Half a gigabyte, asked for from eight offsets at once; each reader takes its eighth and closes early."""
     block = os.urandom(1_000_000)
     size = 500 * len(block)
@@ -143,12 +143,12 @@ def test_eight_parallel_ranges_of_a_large_cold_layer_cause_one_transfer(house: H
         for _ in range(500):
             connection.send_body(block)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     path = f"/v2/library/app/blobs/sha256:{digest.hexdigest()}"
 
     def read(number: int) -> bool:
         start = number * size // 8
-        with connect(house, origin, APK_CONNECT) as client:
+        with connect(dduct, origin, APK_CONNECT) as client:
             request = CONTAINERD.format(path, "application/octet-stream", f"Range: bytes={start}-\r\n")
             client.send(request.replace("HOST", f"{HOST}:{origin.port}").encode())
             head = client.read_until(b"\r\n\r\n")

@@ -12,16 +12,16 @@ from typing import Callable, List, Optional
 
 import pytest
 from support.client import Client
-from support.household import HOST, House
 from support.origin import Asked, Connection, Gate, Origin
-from support.pairs import PATIENCE, read_all, tcp_pair
+from support.pairs import TIMEOUT, read_all, tcp_pair
+from support.running import HOST, RunningDduct
 
 from net.response import Reply
 from net.stream import Stream
 from protocol.http1 import Headers, RequestHead, ResponseHead
 from upstream.relay import forward
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 BODY = os.urandom(100_000)
 
 
@@ -49,7 +49,7 @@ class Script:
 
 
 def scripted(
-    house: House, play: Callable[[Connection, bytes], None], monkeypatch: pytest.MonkeyPatch, tls: bool = True
+    dduct: RunningDduct, play: Callable[[Connection, bytes], None], monkeypatch: pytest.MonkeyPatch, tls: bool = True
 ) -> Origin:
     """An origin that plays a script on every connection."""
     script = Script(play)
@@ -58,7 +58,7 @@ def scripted(
         script.attach(connection)
 
     monkeypatch.setattr(Connection, "read_request", read_request)
-    return house.origin(script, tls=tls)
+    return dduct.origin(script, tls=tls)
 
 
 def send_head(client: Client, origin: Origin, method: str, target: str, *fields: str) -> None:
@@ -74,7 +74,7 @@ def field(head: bytes, name: str) -> Optional[str]:
 # --- trailers ---------------------------------------------------------------------------------------
 
 
-def test_trailers_pass_both_ways(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trailers_pass_both_ways(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 9110 §6.5; what frames or authenticates a message is left out."""
     seen: List[bytes] = []
 
@@ -85,8 +85,8 @@ def test_trailers_pass_both_ways(house: House, monkeypatch: pytest.MonkeyPatch) 
         connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: Digest\r\n\r\n")
         connection.send(b"2\r\nok\r\n0\r\nDigest: sha-256=x\r\nContent-Length: 9\r\nSet-Cookie: a=1\r\n\r\n")
 
-    origin = scripted(house, play, monkeypatch)
-    with house.inside(origin) as client:
+    origin = scripted(dduct, play, monkeypatch)
+    with dduct.intercepted(origin) as client:
         send_head(client, origin, "PUT", "/page", "Transfer-Encoding: chunked", "Trailer: X-Sum", "TE: trailers")
         client.send(b"3\r\nabc\r\n0\r\nX-Sum: 1\r\nAuthorization: x\r\n\r\n")
         head = client.read_until(b"\r\n\r\n")
@@ -100,7 +100,7 @@ def test_trailers_pass_both_ways(house: House, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("path", ["/page", "/x.deb"])
-def test_interim_responses_are_passed_on(house: House, path: str) -> None:
+def test_interim_responses_are_passed_on(dduct: RunningDduct, path: str) -> None:
     """RFC 9110 §15.2: before the final one, as they come."""
     gate = Gate()
 
@@ -110,8 +110,8 @@ def test_interim_responses_are_passed_on(house: House, path: str) -> None:
         connection.send(b"HTTP/1.1 102 Processing\r\n\r\n")
         connection.respond(200, [("ETag", '"1"')], BODY)
 
-    origin = house.origin(handler)
-    with house.inside(origin) as client:
+    origin = dduct.origin(handler)
+    with dduct.intercepted(origin) as client:
         send_head(client, origin, "GET", path)
         hints = client.read()
         assert (hints.status, hints.get("link"), hints.get("connection")) == (103, "</style.css>; rel=preload", None)
@@ -120,15 +120,15 @@ def test_interim_responses_are_passed_on(house: House, path: str) -> None:
         assert client.read().body == BODY
 
 
-def test_a_client_of_old_gets_no_interim_response(house: House) -> None:
+def test_a_client_of_old_gets_no_interim_response(dduct: RunningDduct) -> None:
     """RFC 9110 §15.2: HTTP/1.0 did not define any."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         connection.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
         connection.respond(200, [], b"done")
 
-    origin = house.origin(handler)
-    with house.inside(origin) as client:
+    origin = dduct.origin(handler)
+    with dduct.intercepted(origin) as client:
         client.send(f"GET /page HTTP/1.0\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
         assert client.read().body == b"done"
 
@@ -136,9 +136,9 @@ def test_a_client_of_old_gets_no_interim_response(house: House) -> None:
 # --- Expect: 100-continue ---------------------------------------------------------------------------
 
 
-def test_the_origin_decides_whether_a_body_is_wanted(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_origin_decides_whether_a_body_is_wanted(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 9110 §10.1.1: a push that is refused is refused before gigabytes have crossed the uplink."""
-    monkeypatch.setattr("upstream.client._CONTINUE_PATIENCE", 20.0)
+    monkeypatch.setattr("upstream.client._CONTINUE_TIMEOUT", 20.0)
     seen: List[bytes] = []
     over = threading.Event()
 
@@ -148,8 +148,8 @@ def test_the_origin_decides_whether_a_body_is_wanted(house: House, monkeypatch: 
         seen.append(connection._exactly(1))
         over.set()
 
-    origin = scripted(house, play, monkeypatch)
-    with house.inside(origin) as client:
+    origin = scripted(dduct, play, monkeypatch)
+    with dduct.intercepted(origin) as client:
         send_head(client, origin, "PUT", "/page", "Content-Length: 5000000000", "Expect: 100-continue")
         refused = client.read()
         assert (refused.status, refused.body, refused.get("connection")) == (401, b"no", "close")
@@ -159,24 +159,26 @@ def test_the_origin_decides_whether_a_body_is_wanted(house: House, monkeypatch: 
 
 
 @pytest.mark.parametrize("knows", [True, False], ids=["an origin that knows it", "one that never heard of it"])
-def test_a_client_that_waits_is_told_to_go_on(house: House, monkeypatch: pytest.MonkeyPatch, knows: bool) -> None:
+def test_a_client_that_waits_is_told_to_go_on(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
     def play(connection: Connection, head: bytes) -> None:
         if knows:
             connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = connection._exactly(5)
         connection.send(b"HTTP/1.1 201 Created\r\nContent-Length: 5\r\n\r\n" + body)
 
-    origin = scripted(house, play, monkeypatch)
-    with house.inside(origin) as client:
+    origin = scripted(dduct, play, monkeypatch)
+    with dduct.intercepted(origin) as client:
         send_head(client, origin, "PUT", "/page", "Content-Length: 5", "Expect: 100-continue")
         assert client.read().status == 100
         client.send(b"hello")
         assert client.read().body == b"hello"
 
 
-def test_another_expectation_fails(house: House) -> None:
-    origin = house.origin(lambda asked, connection: connection.respond(200, [], b""))
-    with house.inside(origin) as client:
+def test_another_expectation_fails(dduct: RunningDduct) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b""))
+    with dduct.intercepted(origin) as client:
         assert client.get("/page", f"{HOST}:{origin.port}", "Expect: wonders").status == 417
     assert origin.requests == []
 
@@ -184,7 +186,7 @@ def test_another_expectation_fails(house: House) -> None:
 # --- large bodies -----------------------------------------------------------------------------------
 
 
-def test_an_origin_that_answers_early_is_heard(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_origin_that_answers_early_is_heard(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stops reading and says why; the client learns that instead of waiting for ever."""
 
     def play(connection: Connection, head: bytes) -> None:
@@ -195,8 +197,8 @@ def test_an_origin_that_answers_early_is_heard(house: House, monkeypatch: pytest
             pass
 
     # Without TLS: this client reads and writes in two threads, which no TLS socket is made for.
-    origin = scripted(house, play, monkeypatch, tls=False)
-    with house.client() as client, ThreadPoolExecutor(1) as pool:
+    origin = scripted(dduct, play, monkeypatch, tls=False)
+    with dduct.client() as client, ThreadPoolExecutor(1) as pool:
         send_head(client, origin, "PUT", f"http://{HOST}:{origin.port}/page", "Content-Length: 1000000000")
 
         def push() -> None:
@@ -212,7 +214,7 @@ def test_an_origin_that_answers_early_is_heard(house: House, monkeypatch: pytest
         pushing.result(20)
 
 
-def test_a_push_takes_no_more_memory_than_buffers_hold(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_takes_no_more_memory_than_buffers_hold(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """An origin that does not read stops the client: nothing piles up in between."""
     gate = Gate()
     total = 60_000_000
@@ -224,8 +226,8 @@ def test_a_push_takes_no_more_memory_than_buffers_hold(house: House, monkeypatch
             received += len(connection.sock.recv(1 << 18))
         connection.respond(200, [], str(received).encode())
 
-    origin = scripted(house, play, monkeypatch)
-    with house.inside(origin) as client:
+    origin = scripted(dduct, play, monkeypatch)
+    with dduct.intercepted(origin) as client:
         send_head(client, origin, "PUT", "/page", f"Content-Length: {total}")
         client.sock.settimeout(0.5)
         sent = 0
@@ -246,8 +248,8 @@ def test_a_push_takes_no_more_memory_than_buffers_hold(house: House, monkeypatch
 # --- Upgrade ----------------------------------------------------------------------------------------
 
 
-def test_an_upgraded_connection_is_carried_blind(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RFC 9110 §7.8, inside an intercepted connection; octets that came with the request are not lost."""
+def test_an_upgraded_connection_is_carried_blind(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RFC 9110 §7.8, inside an intercepted connection; bytes that came with the request are not lost."""
     seen: List[bytes] = []
 
     def play(connection: Connection, head: bytes) -> None:
@@ -257,8 +259,8 @@ def test_an_upgraded_connection_is_carried_blind(house: House, monkeypatch: pyte
         connection.send(seen[1][::-1])
         connection.close_notify()
 
-    origin = scripted(house, play, monkeypatch)
-    with house.inside(origin) as client:
+    origin = scripted(dduct, play, monkeypatch)
+    with dduct.intercepted(origin) as client:
         send_head(client, origin, "GET", "/page", "Connection: Upgrade, X-Hop", "Upgrade: echo", "X-Hop: 1")
         client.send(b"early")
         switched = client.read_until(b"\r\n\r\n")
@@ -273,7 +275,7 @@ def test_an_upgraded_connection_is_carried_blind(house: House, monkeypatch: pyte
 
 @pytest.mark.parametrize("method", ["POST", "GET", "PUT"])
 @pytest.mark.parametrize("encrypted", [True, False])
-def test_an_upgrade_with_an_empty_body_is_passed_on(house: House, method: str, encrypted: bool) -> None:
+def test_an_upgrade_with_an_empty_body_is_passed_on(dduct: RunningDduct, method: str, encrypted: bool) -> None:
     """kubectl exec and docker attach say `Content-Length: 0`."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -284,8 +286,8 @@ def test_an_upgrade_with_an_empty_body_is_passed_on(house: House, method: str, e
         connection.send(b"first " + connection._exactly(5)[::-1])
         connection.close_notify()
 
-    origin = house.origin(handler, tls=encrypted)
-    with house.inside(origin) if encrypted else house.client() as client:
+    origin = dduct.origin(handler, tls=encrypted)
+    with dduct.intercepted(origin) if encrypted else dduct.client() as client:
         place = "/exec?command=sh" if encrypted else f"http://{HOST}:{origin.port}/exec?command=sh"
         answer = client.get(
             place,
@@ -302,9 +304,9 @@ def test_an_upgrade_with_an_empty_body_is_passed_on(house: House, method: str, e
     assert origin.requests[0].get("content-length") == (None if method == "GET" else "0")
 
 
-def test_an_upgrade_with_a_body_is_not_passed_on(house: House) -> None:
-    origin = house.origin(lambda asked, connection: connection.respond(200, [], b"no"))
-    with house.inside(origin) as client:
+def test_an_upgrade_with_a_body_is_not_passed_on(dduct: RunningDduct) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b"no"))
+    with dduct.intercepted(origin) as client:
         send_head(client, origin, "POST", "/page", "Connection: Upgrade", "Upgrade: x", "Content-Length: 2")
         client.send(b"hi")
         assert client.read().body == b"no"
@@ -312,58 +314,58 @@ def test_an_upgrade_with_a_body_is_not_passed_on(house: House) -> None:
 
 
 @pytest.mark.parametrize(("length", "status"), [("0", 200), ("0, 0", 200), ("5", 400)])
-def test_a_connect_may_say_that_it_has_no_body(house: House, length: str, status: int) -> None:
-    origin = house.origin(lambda asked, connection: connection.respond(200, [], b"fine"))
-    tunnelled = house.origin(lambda asked, connection: connection.respond(200, [], b"fine"), host="127.0.0.3")
+def test_a_connect_may_say_that_it_has_no_body(dduct: RunningDduct, length: str, status: int) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b"fine"))
+    tunnelled = dduct.origin(lambda asked, connection: connection.respond(200, [], b"fine"), host="127.0.0.3")
     for place in (f"{HOST}:{origin.port}", f"127.0.0.3:{tunnelled.port}"):
-        with house.client() as client:
+        with dduct.client() as client:
             assert client.get(place, place, f"Content-Length: {length}", method="CONNECT").status == status
 
 
-def test_a_get_that_says_it_has_no_body_is_answered_from_the_cache(house: House) -> None:
-    origin = house.origin(lambda asked, connection: connection.respond(200, [("Cache-Control", "max-age=60")], BODY))
+def test_a_get_that_says_it_has_no_body_is_answered_from_the_cache(dduct: RunningDduct) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [("Cache-Control", "max-age=60")], BODY))
     for _ in range(2):
-        assert house.fetch(origin, "/x.deb", "Content-Length: 0").body == BODY
+        assert dduct.fetch(origin, "/x.deb", "Content-Length: 0").body == BODY
     assert len(origin.requests) == 1 and origin.requests[0].get("content-length") is None
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("path", ["/page", "/x.deb"])
 def test_what_origins_write_oddly_is_put_right(
-    house: House, monkeypatch: pytest.MonkeyPatch, method: str, path: str
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
     def play(connection: Connection, head: bytes) -> None:
         lines = (b"X-Foo : bar", b"Content-Length: 4", b"Content-Length\t: 4", b"Connection: close")
         connection.send(b"\r\n".join([b"HTTP/1.1 200 OK", *lines, b"", b"" if method == "HEAD" else b"fine"]))
         connection.close_notify()
 
-    origin = scripted(house, play, monkeypatch)
-    with house.inside(origin) as client:
+    origin = scripted(dduct, play, monkeypatch)
+    with dduct.intercepted(origin) as client:
         send_head(client, origin, method, path)
         head = client.read_until(b"\r\n\r\n")
         assert b"\r\nX-Foo: bar\r\n" in head and head.lower().count(b"content-length") == 1
         assert method == "HEAD" or client._exactly(4) == b"fine"
 
 
-def test_an_upgrade_may_be_declined(house: House) -> None:
-    origin = house.origin(lambda asked, connection: connection.respond(200, [], b"no"))
-    with house.inside(origin) as client:
+def test_an_upgrade_may_be_declined(dduct: RunningDduct) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b"no"))
+    with dduct.intercepted(origin) as client:
         host = f"{HOST}:{origin.port}"
         assert client.get("/page", host, "Connection: upgrade", "Upgrade: websocket").body == b"no"
         assert client.get("/page", host).body == b"no"
 
 
 @pytest.mark.parametrize("fields", [["Upgrade: websocket"], ["Connection: upgrade", "Upgrade: h2c"]])
-def test_an_upgrade_that_is_none_is_not_passed_on(house: House, fields: List[str]) -> None:
-    origin = house.origin(lambda asked, connection: connection.respond(200, [], b""))
-    with house.inside(origin) as client:
+def test_an_upgrade_that_is_none_is_not_passed_on(dduct: RunningDduct, fields: List[str]) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b""))
+    with dduct.intercepted(origin) as client:
         client.get("/page", f"{HOST}:{origin.port}", *fields)
     assert origin.requests[0].get("upgrade") is None and origin.requests[0].get("connection") is None
 
 
-def test_a_protocol_nobody_asked_for_is_502(house: House) -> None:
-    origin = house.origin(lambda asked, connection: connection.head(101, [("Upgrade", "x")]))
-    with house.inside(origin) as client:
+def test_a_protocol_nobody_asked_for_is_502(dduct: RunningDduct) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.head(101, [("Upgrade", "x")]))
+    with dduct.intercepted(origin) as client:
         assert client.get("/page", f"{HOST}:{origin.port}").status == 502
 
 
@@ -371,10 +373,10 @@ def test_a_protocol_nobody_asked_for_is_502(house: House) -> None:
 
 
 @pytest.mark.parametrize("method", ["TRACE", "OPTIONS"])
-def test_max_forwards_counts_down(house: House, method: str) -> None:
+def test_max_forwards_counts_down(dduct: RunningDduct, method: str) -> None:
     """RFC 9110 §7.6.2."""
-    origin = house.origin(lambda asked, connection: connection.respond(200, [], b"from the origin"))
-    with house.inside(origin) as client:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b"from the origin"))
+    with dduct.intercepted(origin) as client:
         host = f"{HOST}:{origin.port}"
         assert client.get("/page", host, "Max-Forwards: 2", method=method).body == b"from the origin"
         assert origin.requests[0].get("max-forwards") == "1"
@@ -388,28 +390,28 @@ def test_max_forwards_counts_down(house: House, method: str) -> None:
         assert "GET" in (last.get("allow") or "") and last.body == b""
 
 
-def test_max_forwards_is_of_no_concern_to_other_methods(house: House) -> None:
-    origin = house.origin(lambda asked, connection: connection.respond(200, [], b""))
-    with house.inside(origin) as client:
+def test_max_forwards_is_of_no_concern_to_other_methods(dduct: RunningDduct) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b""))
+    with dduct.intercepted(origin) as client:
         client.get("/page", f"{HOST}:{origin.port}", "Max-Forwards: 0")
     assert origin.requests[0].get("max-forwards") == "0"
 
 
-def test_options_of_a_whole_server(house: House) -> None:
+def test_options_of_a_whole_server(dduct: RunningDduct) -> None:
     """RFC 9112 §3.2.4."""
-    origin = house.origin(lambda asked, connection: connection.respond(200, [("Allow", "GET")], b""), tls=False)
-    with house.client() as client:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [("Allow", "GET")], b""), tls=False)
+    with dduct.client() as client:
         assert client.get(f"http://{HOST}:{origin.port}", f"{HOST}:{origin.port}", method="OPTIONS").status == 200
-        own = client.get("*", f"localhost:{house.tcp_port}", method="OPTIONS")
+        own = client.get("*", f"localhost:{dduct.tcp_port}", method="OPTIONS")
         assert own.status == 200 and "CONNECT" in (own.get("allow") or "")
-        assert client.get("*", f"localhost:{house.tcp_port}").status == 400
+        assert client.get("*", f"localhost:{dduct.tcp_port}").status == 400
     assert [asked.target for asked in origin.requests] == ["*"]
 
 
-def test_a_trace_with_a_body_is_refused(house: House) -> None:
+def test_a_trace_with_a_body_is_refused(dduct: RunningDduct) -> None:
     """RFC 9110 §9.3.8."""
-    origin = house.origin(lambda asked, connection: connection.respond(200, [], b""))
-    with house.inside(origin) as client:
+    origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b""))
+    with dduct.intercepted(origin) as client:
         send_head(client, origin, "TRACE", "/page", "Content-Length: 1")
         client.send(b"x")
         assert client.read().status == 400
@@ -419,16 +421,16 @@ def test_a_trace_with_a_body_is_refused(house: House) -> None:
 # --- order ------------------------------------------------------------------------------------------
 
 
-def test_ten_pipelined_downloads_are_answered_in_order_on_one_connection(house: House) -> None:
+def test_ten_pipelined_downloads_are_answered_in_order_on_one_connection(dduct: RunningDduct) -> None:
     """As apt sends them."""
     files = {f"/{number}.deb": os.urandom(1000 + number) for number in range(10)}
 
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("ETag", f'"{asked.target}"')], files[asked.target])
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for _ in ("cold", "warm"):
-        with house.inside(origin) as client:
+        with dduct.intercepted(origin) as client:
             client.send(
                 b"".join(f"GET {name} HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode() for name in files)
             )
@@ -439,7 +441,7 @@ def test_ten_pipelined_downloads_are_answered_in_order_on_one_connection(house: 
 # --- answers without a body --------------------------------------------------------------------------
 
 
-def test_a_refusal_of_what_is_known_by_its_digest_has_no_body_after_head(house: House) -> None:
+def test_a_refusal_of_what_is_known_by_its_digest_has_no_body_after_head(dduct: RunningDduct) -> None:
     """RFC 9110 §9.3.2; what followed would be taken for the next answer on the connection."""
     digest = hashlib.sha256(BODY).hexdigest()
 
@@ -450,9 +452,9 @@ def test_a_refusal_of_what_is_known_by_its_digest_has_no_body_after_head(house: 
             refusal = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Injected: yes\r\n\r\n"
             connection.respond(404, [], refusal, head_only=asked.method == "HEAD")
 
-    origin = house.origin(handler)
-    assert house.fetch(origin, f"/v2/a/blobs/sha256:{digest}").body == BODY
-    with house.inside(origin) as client:
+    origin = dduct.origin(handler)
+    assert dduct.fetch(origin, f"/v2/a/blobs/sha256:{digest}").body == BODY
+    with dduct.intercepted(origin) as client:
         authority = f"{HOST}:{origin.port}"
         refused = client.get(f"/v2/b/blobs/sha256:{digest}", authority, method="HEAD")
         assert refused.status == 404
@@ -464,9 +466,9 @@ def test_a_body_is_not_passed_on_where_none_belongs() -> None:
     """Whatever the answer was to, the client asked with HEAD."""
     near, far = tcp_pair()
     with near, far:
-        reply = Reply(Stream(near, PATIENCE), RequestHead(b"HEAD", b"/", 1, Headers()), b"1.1 x")
+        reply = Reply(Stream(near, TIMEOUT), RequestHead(b"HEAD", b"/", 1, Headers()), b"1.1 x")
         head = ResponseHead(404, b"", 1, Headers([(b"Content-Length", b"6")]))
-        body = SimpleNamespace(length=6, trailers=(), chunks=lambda view: [memoryview(b"octets")])
+        body = SimpleNamespace(length=6, trailers=(), chunks=lambda view: [memoryview(b"bytes")])
         forward(reply, SimpleNamespace(head=head, body=body, relayed=lambda: None))  # type: ignore[arg-type]
         near.shutdown(socket.SHUT_WR)
         received = read_all(far)
@@ -489,16 +491,16 @@ def mailbox(asked: Asked, connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("word", ["NTLM", "Negotiate", "nEGOTIATE"])
-def test_a_connection_with_a_login_is_nobody_elses(house: House, word: str) -> None:
-    origin = house.origin(mailbox)
-    assert house.fetch(origin, "/mail", f"Authorization: {word} TlRMTVNTUAADAAAA").body == b"alice"
-    assert house.fetch(origin, "/mail").status == 401
+def test_a_connection_with_a_login_is_nobody_elses(dduct: RunningDduct, word: str) -> None:
+    origin = dduct.origin(mailbox)
+    assert dduct.fetch(origin, "/mail", f"Authorization: {word} TlRMTVNTUAADAAAA").body == b"alice"
+    assert dduct.fetch(origin, "/mail").status == 401
 
 
 @pytest.mark.one_process
 @pytest.mark.parametrize("target", ["/x", "/y"])
-def test_a_connection_in_the_middle_of_a_login_is_nobody_elses(house: House, target: str) -> None:
-    origin = house.origin(mailbox)
+def test_a_connection_in_the_middle_of_a_login_is_nobody_elses(dduct: RunningDduct, target: str) -> None:
+    origin = dduct.origin(mailbox)
     for _ in range(2):
-        assert house.fetch(origin, target).status == 401
+        assert dduct.fetch(origin, target).status == 401
     assert origin.accepted == 2

@@ -12,8 +12,8 @@ from typing import Callable, List, Tuple
 
 import pytest
 from support.client import Answer, wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection
+from support.running import HOST, RunningDduct
 
 from monitoring.details import Detail
 from proxy.access import hash_password
@@ -57,16 +57,16 @@ STATUSES: List[Tuple[str, str, str, int, str]] = [
 
 @pytest.mark.parametrize("method, path, field, status, said", STATUSES)
 def test_every_response_says_what_happened(
-    house: House, method: str, path: str, field: str, status: int, said: str
+    dduct: RunningDduct, method: str, path: str, field: str, status: int, said: str
 ) -> None:
-    port = house.origin(answer, tls=False).port
-    with house.client() as client:
+    port = dduct.origin(answer, tls=False).port
+    with dduct.client() as client:
         got = client.get(f"http://{HOST}:{port}{path}", "x", *filter(None, [field]), method=method)
     assert (got.status, (got.get("cache-status") or "")[: len(said)]) == (status, said)
 
 
-def test_errors_and_own_pages_say_so_too(house: House) -> None:
-    gone = house.origin(lambda _, connection: connection.reset(), tls=False).port
+def test_errors_and_own_pages_say_so_too(dduct: RunningDduct) -> None:
+    gone = dduct.origin(lambda _, connection: connection.reset(), tls=False).port
     wanted = {
         f"http://{HOST}:{gone}/x": (502, "dduct; fwd=bypass; detail=no-filter"),
         f"http://{HOST}:{gone}/x.zip": (502, "dduct; detail=no-answer"),
@@ -74,17 +74,17 @@ def test_errors_and_own_pages_say_so_too(house: House) -> None:
         "/nothing": (404, "dduct; detail=own-page"),
     }
     for target, (status, said) in wanted.items():
-        with house.client() as client:
-            got = client.get(target, f"{HOST}:{house.tcp_port}")
+        with dduct.client() as client:
+            got = client.get(target, f"{HOST}:{dduct.tcp_port}")
             assert (got.status, got.get("cache-status")) == (status, said)
-    with house.client() as client:
+    with dduct.client() as client:
         client.send(b"GET /\r\n\r\n")
         assert client.read().get("cache-status") == "dduct; detail=malformed"
 
 
-def test_what_the_origin_says_comes_first(house: House) -> None:
-    port = house.origin(answer, tls=False).port
-    with house.client() as client:
+def test_what_the_origin_says_comes_first(dduct: RunningDduct) -> None:
+    port = dduct.origin(answer, tls=False).port
+    with dduct.client() as client:
         got = client.get(f"http://{HOST}:{port}/cdn", "x")
     said = [value for name, value in got.headers if name.lower() == "cache-status"]
     assert said == ["cdn; hit", "dduct; fwd=bypass; detail=no-filter"]
@@ -95,30 +95,30 @@ def test_readme_knows_every_detail() -> None:
     assert [detail.value for detail in Detail if f"`{detail.value}`" not in text] == []
 
 
-def test_a_refusal_says_why_for_whom_and_where(house: House, log: pytest.LogCaptureFixture) -> None:
-    origin = house.origin(answer)
-    with house.inside(origin) as client:
+def test_a_refusal_says_why_for_whom_and_where(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
+    origin = dduct.origin(answer)
+    with dduct.intercepted(origin) as client:
         assert client.get("/here.zip", "mirror.test").status == 421
     record = line(log, " 421 ")
     assert f"https://{HOST}:{origin.port}/here.zip 421" in record.getMessage()
     assert f"than the CONNECT to {HOST}:{origin.port}" in record.getMessage()
-    with house.inside(origin) as client:
+    with dduct.intercepted(origin) as client:
         client.send(b"GET / HTTP/1.1\r\nHost : x\r\n\r\n")
         assert client.read().status == 400
     assert f" - {HOST}:{origin.port} 400 0 " in line(log, "malformed field line").getMessage()
 
 
 def test_users_are_named_and_passwords_never(
-    build_house: Callable[..., House], tmp_path: Path, log: pytest.LogCaptureFixture
+    start_dduct: Callable[..., RunningDduct], tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     users = tmp_path / "users"
     users.write_text(hash_password("nina", "right horse") + "\n")
-    house = build_house(auth_file=users)
-    url = f"http://{HOST}:{house.origin(answer, tls=False).port}/x"
+    dduct = start_dduct(auth_file=users)
+    url = f"http://{HOST}:{dduct.origin(answer, tls=False).port}/x"
 
     def ask(password: str) -> Answer:
         word = base64.b64encode(f"nina:{password}".encode()).decode()
-        with house.client() as client:
+        with dduct.client() as client:
             return client.get(url, "x", f"Proxy-Authorization: Basic {word}")
 
     assert ask("wrong horse").status == 407
@@ -129,30 +129,32 @@ def test_users_are_named_and_passwords_never(
     assert "horse" not in log.text
 
 
-def test_failures_upstream_are_warnings_and_probes_are_quiet(house: House, log: pytest.LogCaptureFixture) -> None:
-    gone = house.origin(lambda _, connection: connection.reset(), tls=False).port
+def test_failures_upstream_are_warnings_and_probes_are_quiet(
+    dduct: RunningDduct, log: pytest.LogCaptureFixture
+) -> None:
+    gone = dduct.origin(lambda _, connection: connection.reset(), tls=False).port
 
     def torn(_: Asked, connection: Connection) -> None:
         connection.head(200, [("Content-Length", "10")])
         connection.send_body(b"half")
         connection.reset()
 
-    short = house.origin(torn, tls=False).port
-    with house.client() as client:
+    short = dduct.origin(torn, tls=False).port
+    with dduct.client() as client:
         client.get(f"http://{HOST}:{gone}/x", "x")
-    with house.client() as client:
+    with dduct.client() as client:
         assert not client.get(f"http://{HOST}:{short}/y", "x").complete
-    with house.client() as client:
-        client.get("/healthz", f"{HOST}:{house.tcp_port}")
-        client.get("/ca.crt", f"{HOST}:{house.tcp_port}")
+    with dduct.client() as client:
+        client.get("/healthz", f"{HOST}:{dduct.tcp_port}")
+        client.get("/ca.crt", f"{HOST}:{dduct.tcp_port}")
     levels = [line(log, part).levelno for part in (" 502 ", "/y 200 ", "/healthz 200", "/ca.crt 200")]
     assert levels == [logging.WARNING, logging.WARNING, logging.DEBUG, logging.INFO]
 
 
-def test_a_tunnel_says_what_it_has_carried(house: House, log: pytest.LogCaptureFixture) -> None:
+def test_a_tunnel_says_what_it_has_carried(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
     body = bytes(1_000_000)
-    port = house.origin(lambda _, connection: connection.respond(200, [], body), tls=False).port
-    with house.client() as client:
+    port = dduct.origin(lambda _, connection: connection.respond(200, [], body), tls=False).port
+    with dduct.client() as client:
         assert client.connect(f"localhost:{port}").status == 200
         request = f"GET / HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode()
         client.send(request)
@@ -163,13 +165,13 @@ def test_a_tunnel_says_what_it_has_carried(house: House, log: pytest.LogCaptureF
     assert int(found[2]) == len(request)
 
 
-def test_a_handshake_that_fails_is_told_with_its_host(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handshake_that_fails_is_told_with_its_host(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dduct")
     trusting_nobody = ssl.create_default_context()
-    for port, name in ((house.tls_port, "origin.test"), (house.tcp_port, "origin.test")):
+    for port, name in ((dduct.tls_port, "origin.test"), (dduct.tcp_port, "origin.test")):
         caplog.clear()
-        with house.client(port) as client:
-            if port == house.tcp_port:
+        with dduct.client(port) as client:
+            if port == dduct.tcp_port:
                 client.connect(f"{name}:443")
             with pytest.raises(ssl.SSLError):
                 client.start_tls(trusting_nobody, name)
@@ -177,7 +179,7 @@ def test_a_handshake_that_fails_is_told_with_its_host(house: House, caplog: pyte
         assert message.startswith(f"{HOST} ") and name in message and "unknown ca" in message.lower()
 
 
-def test_who_has_cut_a_transfer(house: House, log: pytest.LogCaptureFixture) -> None:
+def test_who_has_cut_a_transfer(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
     gate = threading.Event()
     large = bytes(8_000_000)
 
@@ -188,11 +190,11 @@ def test_who_has_cut_a_transfer(house: House, log: pytest.LogCaptureFixture) -> 
             connection.reset()
         gate.wait(20)
 
-    port = house.origin(begun, tls=False).port
+    port = dduct.origin(begun, tls=False).port
     url = f"http://{HOST}:{port}"
-    with house.client() as client:
+    with dduct.client() as client:
         assert not client.get(f"{url}/torn", "x").complete
-    with house.client() as client:
+    with dduct.client() as client:
         client.send(f"GET {url}/left HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         client.read_until(b"\r\n\r\n")
         client.reset()
@@ -203,7 +205,7 @@ def test_who_has_cut_a_transfer(house: House, log: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("by", ["the client", "its origin"])
-def test_who_has_cut_a_tunnel(house: House, log: pytest.LogCaptureFixture, by: str) -> None:
+def test_who_has_cut_a_tunnel(dduct: RunningDduct, log: pytest.LogCaptureFixture, by: str) -> None:
     arrived, gone = threading.Event(), threading.Event()
 
     def handler(_: Asked, connection: Connection) -> None:
@@ -212,8 +214,8 @@ def test_who_has_cut_a_tunnel(house: House, log: pytest.LogCaptureFixture, by: s
             connection.reset()
         gone.wait(20)
 
-    port = house.origin(handler, tls=False).port
-    with house.client() as client:
+    port = dduct.origin(handler, tls=False).port
+    with dduct.client() as client:
         client.connect(f"localhost:{port}")
         client.send(f"GET / HTTP/1.1\r\nHost: localhost:{port}\r\n\r\n".encode())
         assert arrived.wait(20)
@@ -239,18 +241,18 @@ NOT_KEPT: List[Tuple[str, str, List[Tuple[str, str]], str]] = [
 
 @pytest.mark.parametrize("method, asked, fields, said", NOT_KEPT)
 def test_what_is_not_kept_says_why(
-    house: House, method: str, asked: str, fields: List[Tuple[str, str]], said: str
+    dduct: RunningDduct, method: str, asked: str, fields: List[Tuple[str, str]], said: str
 ) -> None:
     def handler(request: Asked, connection: Connection) -> None:
         connection.respond(200, fields, b"body", request.method == "HEAD")
 
-    port = house.origin(handler, tls=False).port
-    with house.client() as client:
+    port = dduct.origin(handler, tls=False).port
+    with dduct.client() as client:
         got = client.get(f"http://{HOST}:{port}/x.zip", "x", *filter(None, [asked]), method=method)
     assert got.get("cache-status") == f"dduct; {said}"
 
 
-def test_what_is_not_kept_for_other_reasons_says_why(build_house: Callable[..., House]) -> None:
+def test_what_is_not_kept_for_other_reasons_says_why(start_dduct: Callable[..., RunningDduct]) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         if asked.target == "/gone.zip":
             connection.respond(404, [], b"none")
@@ -259,20 +261,20 @@ def test_what_is_not_kept_for_other_reasons_says_why(build_house: Callable[..., 
         connection.send_body(bytes(200_000))
         connection.sock.close()
 
-    house = build_house(max_size=100_000)
-    port = house.origin(handler, tls=False).port
+    dduct = start_dduct(max_size=100_000)
+    port = dduct.origin(handler, tls=False).port
     for path, detail in (("gone", "status"), ("open", "no-length"), ("large", "too-large")):
-        with house.client() as client:
+        with dduct.client() as client:
             got = client.get(f"http://{HOST}:{port}/{path}.zip", "x")
         assert got.get("cache-status") == f"dduct; fwd=uri-miss; detail={detail}"
 
 
-def test_another_variant_is_a_vary_miss(house: House, log: pytest.LogCaptureFixture) -> None:
+def test_another_variant_is_a_vary_miss(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
     def handler(_: Asked, connection: Connection) -> None:
         connection.respond(200, [*FRESH, ("Vary", "Accept")], b"body")
 
-    origin = house.origin(handler)
-    said = [house.fetch(origin, "/x.zip", f"Accept: {kind}").get("cache-status") for kind in ("a/a", "a/a", "b/b")]
+    origin = dduct.origin(handler)
+    said = [dduct.fetch(origin, "/x.zip", f"Accept: {kind}").get("cache-status") for kind in ("a/a", "a/a", "b/b")]
     assert said[0] == "dduct; fwd=uri-miss; stored" and (said[1] or "").startswith("dduct; hit")
     assert said[2] == "dduct; fwd=vary-miss"
     assert line(log, "fwd=vary-miss").levelno == logging.INFO

@@ -9,8 +9,8 @@ from typing import Callable, List, Optional, Tuple
 
 import pytest
 from support.client import wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Gate, Origin
+from support.running import HOST, RunningDduct
 
 from cache import Cache, Lead
 from fetching.naming import Name
@@ -75,16 +75,16 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("etag", ETAGS)
-def test_what_a_digest_names_is_resumed_whatever_its_tag(house: House, etag: str) -> None:
+def test_what_a_digest_names_is_resumed_whatever_its_tag(dduct: RunningDduct, etag: str) -> None:
     link = Link(etag=ETAGS[etag])
-    origin = house.origin(link)
-    assert house.fetch(origin, NAMED).body == BODY
+    origin = dduct.origin(link)
+    assert dduct.fetch(origin, NAMED).body == BODY
     assert origin.body_sent == len(BODY) and len(link.ranges) == 13
-    assert house.counted(Counter.PUBLISHED) == 1
+    assert dduct.counted(Counter.PUBLISHED) == 1
 
 
 @pytest.mark.parametrize("odd", ["total unknown", "begins chunked", "no ranges"])
-def test_what_a_digest_names_is_resumed_as_its_origin_can(house: House, odd: str) -> None:
+def test_what_a_digest_names_is_resumed_as_its_origin_can(dduct: RunningDduct, odd: str) -> None:
     link = Link(etag=None)
     if odd == "total unknown":
         link.total = "*"
@@ -94,34 +94,34 @@ def test_what_a_digest_names_is_resumed_as_its_origin_can(house: House, odd: str
         link.knows_ranges = False
         grown = iter(range(300_000, 9_000_000, 400_000))
         link.progress = lambda start: next(grown)
-    origin = house.origin(link)
-    assert house.fetch(origin, NAMED).body == BODY
-    assert house.counted(Counter.PUBLISHED) == 1
+    origin = dduct.origin(link)
+    assert dduct.fetch(origin, NAMED).body == BODY
+    assert dduct.counted(Counter.PUBLISHED) == 1
 
 
-def test_an_origin_without_ranges_is_passed_over_where_its_tag_is_the_same(house: House) -> None:
+def test_an_origin_without_ranges_is_passed_over_where_its_tag_is_the_same(dduct: RunningDduct) -> None:
     link = Link()
     link.knows_ranges = False
     grown = iter([500_000, 900_000, 2_000_000])
     link.progress = lambda start: next(grown)
-    origin = house.origin(link)
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert house.counted(Counter.RESUMED) == 2 and house.counted(Counter.PUBLISHED) == 1
+    origin = dduct.origin(link)
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert dduct.counted(Counter.RESUMED) == 2 and dduct.counted(Counter.PUBLISHED) == 1
 
 
-def test_what_would_be_passed_over_has_a_bound(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_would_be_passed_over_has_a_bound(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fetching.filler.MAX_SKIPPED", 1_000_000)
     link = Link()
     link.knows_ranges = False
     grown = iter(range(300_000, 9_000_000, 100_000))
     link.progress = lambda start: next(grown)
-    origin = house.origin(link)
-    assert not house.fetch(origin, "/x.deb").whole
+    origin = dduct.origin(link)
+    assert not dduct.fetch(origin, "/x.deb").whole
     assert origin.body_sent < 4_000_000
 
 
 @pytest.mark.parametrize("kind", ["other bytes", "another place", "not to the end", "another total"])
-def test_what_is_not_the_rest_is_never_complete(house: House, kind: str) -> None:
+def test_what_is_not_the_rest_is_never_complete(dduct: RunningDduct, kind: str) -> None:
     link = Link(etag=None)
     link.resumed = bytes(len(BODY)) if kind == "other bytes" else BODY
 
@@ -133,36 +133,36 @@ def test_what_is_not_the_rest_is_never_complete(house: House, kind: str) -> None
         else:
             link(asked, connection)
 
-    origin = house.origin(answer)
-    assert not house.fetch(origin, NAMED).whole
-    assert house.stored() == []
+    origin = dduct.origin(answer)
+    assert not dduct.fetch(origin, NAMED).whole
+    assert dduct.stored() == []
     link.each, link.resumed = len(BODY), BODY
-    assert house.fetch(origin, NAMED).body == BODY
+    assert dduct.fetch(origin, NAMED).body == BODY
 
 
-def test_each_resumption_that_brings_something_is_one_of_many(house: House) -> None:
+def test_each_resumption_that_brings_something_is_one_of_many(dduct: RunningDduct) -> None:
     link = Link(each=20_000)
-    origin = house.origin(link)
-    assert house.fetch(origin, "/x.deb").body == BODY
+    origin = dduct.origin(link)
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert len(link.ranges) == 99 and origin.body_sent == len(BODY)
 
 
 @pytest.mark.parametrize("brings", [0, 1, 1000])
 @pytest.mark.parametrize("target", ["/x.deb", NAMED], ids=["tag", "digest"])
-def test_an_origin_that_does_not_go_on_is_given_up(house: House, brings: int, target: str) -> None:
+def test_an_origin_that_does_not_go_on_is_given_up(dduct: RunningDduct, brings: int, target: str) -> None:
     link = Link(etag='"1"')
     link.progress = lambda start: brings if start else 500_000
-    origin = house.origin(link)
-    assert not house.fetch(origin, target).whole
-    assert len(link.ranges) == 5 and house.stored() == []
+    origin = dduct.origin(link)
+    assert not dduct.fetch(origin, target).whole
+    assert len(link.ranges) == 5 and dduct.stored() == []
 
 
-def test_an_origin_that_breaks_off_too_often_is_given_up(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_origin_that_breaks_off_too_often_is_given_up(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fetching.filler._RESUMPTIONS", 10)
     link = Link(each=20_000)
-    origin = house.origin(link)
-    assert not house.fetch(origin, "/x.deb").whole
-    assert len(link.ranges) == 10 and house.stored() == []
+    origin = dduct.origin(link)
+    assert not dduct.fetch(origin, "/x.deb").whole
+    assert len(link.ranges) == 10 and dduct.stored() == []
 
 
 # --- with whose request -----------------------------------------------------------------------------
@@ -170,85 +170,87 @@ def test_an_origin_that_breaks_off_too_often_is_given_up(house: House, monkeypat
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 @pytest.mark.parametrize("target", ["/x.deb", NAMED], ids=["tag", "digest"])
-def test_a_token_that_expires_ends_the_transfer_for_its_bearer_alone(house: House, status: int, target: str) -> None:
+def test_a_token_that_expires_ends_the_transfer_for_its_bearer_alone(
+    dduct: RunningDduct, status: int, target: str
+) -> None:
     link = Link(each=500_000)
     link.gate = Gate()
     expired: List[str] = []
     link.refuses = lambda asked: status if asked.get("authorization") in expired else 0
-    origin = house.origin(link)
+    origin = dduct.origin(link)
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(house.fetch, origin, target, "Authorization: Bearer a")
+        first = pool.submit(dduct.fetch, origin, target, "Authorization: Bearer a")
         link.gate.reached()
-        others = [pool.submit(house.fetch, origin, target, f"Authorization: Bearer {name}") for name in "bc"]
-        house.counted(Counter.COLLAPSED, 2)
+        others = [pool.submit(dduct.fetch, origin, target, f"Authorization: Bearer {name}") for name in "bc"]
+        dduct.counted(Counter.COLLAPSED, 2)
         expired.append("Bearer a")
         link.gate.open()
         assert all(other.result(30).body == BODY for other in others)
         first.result(30)
-    assert house.counted(Counter.PUBLISHED) == 1
+    assert dduct.counted(Counter.PUBLISHED) == 1
     assert origin.body_sent < len(BODY) + 100_000
 
 
-def test_what_nobody_reads_is_there_for_the_next_when_a_token_expires(house: House) -> None:
+def test_what_nobody_reads_is_there_for_the_next_when_a_token_expires(dduct: RunningDduct) -> None:
     link = Link(each=1_500_000)
     link.gate = Gate()
     expired: List[str] = []
     link.refuses = lambda asked: 401 if asked.get("authorization") in expired else 0
-    origin = house.origin(link)
-    with house.inside(origin) as client:
+    origin = dduct.origin(link)
+    with dduct.intercepted(origin) as client:
         head = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\nAuthorization: Bearer a\r\n\r\n"
         client.send(head.encode())
         link.gate.reached()
         client.read_until(b"\r\n\r\n")
     expired.append("Bearer a")
     link.gate.open()
-    house.counted(Counter.DROPPED)
+    dduct.counted(Counter.DROPPED)
     for _ in range(2):  # who is refused does not spoil it
-        assert house.fetch(origin, "/x.deb", "Authorization: Bearer a").status == 401
-    assert house.fetch(origin, "/x.deb", "Authorization: Bearer b").body == BODY
+        assert dduct.fetch(origin, "/x.deb", "Authorization: Bearer a").status == 401
+    assert dduct.fetch(origin, "/x.deb", "Authorization: Bearer b").body == BODY
     assert link.ranges[-1] == 1_500_000 and origin.body_sent <= len(BODY) + 10
 
 
-def test_a_signature_that_expires_is_asked_for_anew(house: House) -> None:
+def test_a_signature_that_expires_is_asked_for_anew(dduct: RunningDduct) -> None:
     link = Link(each=500_000)
     signed: List[str] = []
     link.refuses = lambda asked: 403 if asked.target != signed[-1] else 0
-    store = house.origin(link)
+    store = dduct.origin(link)
 
     def registry(asked: Asked, connection: Connection) -> None:
         signed.append(f"/blob?X-Amz-Signature={len(signed)}")
         connection.respond(307, [("Location", f"https://{HOST}:{store.port}{signed[-1]}")], b"there")
 
-    origin = house.origin(registry)
-    assert house.fetch(origin, NAMED).body == BODY
+    origin = dduct.origin(registry)
+    assert dduct.fetch(origin, NAMED).body == BODY
     assert len(signed) == 4 and store.body_sent == len(BODY)
 
 
 # --- leftovers --------------------------------------------------------------------------------------
 
 
-def dead_leader(house: House, origin: Origin, name: Name, etag: Optional[str], size: int) -> None:
+def dead_leader(dduct: RunningDduct, origin: Origin, name: Name, etag: Optional[str], size: int) -> None:
     """Another process that was fetching an object, and has died."""
-    claim = Cache(house.files).claim(Key(name.path, None if name.digest is None else Digest(*name.digest)))
+    claim = Cache(dduct.files).claim(Key(name.path, None if name.digest is None else Digest(*name.digest)))
     assert isinstance(claim, Lead)
     fields: Tuple[Tuple[str, str], ...] = () if etag is None else (("ETag", etag),)
     url = f"https://{HOST}:{origin.port}{'/' + name.path.split('/', 2)[2]}"
-    claim.fill.begin(Metadata(url, fields, 0.0), len(BODY), resumable=True)
+    claim.fill.start(Metadata(url, fields, 0.0), len(BODY), resumable=True)
     claim.fill.write(memoryview(BODY)[:size])
     os.close(claim.fill._fd)
 
 
 @pytest.mark.parametrize("etag", ETAGS)
-def test_a_leftover_of_what_a_digest_names_is_gone_on_with(house: House, etag: str) -> None:
+def test_a_leftover_of_what_a_digest_names_is_gone_on_with(dduct: RunningDduct, etag: str) -> None:
     link = Link(each=len(BODY), etag=ETAGS[etag])
-    origin = house.origin(link)
+    origin = dduct.origin(link)
     name = Name(f"https/{HOST}:{origin.port}{NAMED}", ("sha256", NAMED.rpartition(":")[2]))
-    dead_leader(house, origin, name, ETAGS[etag], 1_500_000)
-    assert house.fetch(origin, NAMED).body == BODY
+    dead_leader(dduct, origin, name, ETAGS[etag], 1_500_000)
+    assert dduct.fetch(origin, NAMED).body == BODY
     assert link.ranges == [1_500_000] and origin.body_sent == 500_000
 
 
-def test_a_leftover_waits_until_its_origin_is_there_again(house: House) -> None:
+def test_a_leftover_waits_until_its_origin_is_there_again(dduct: RunningDduct) -> None:
     link = Link(each=len(BODY))
     away = [True]
 
@@ -258,15 +260,15 @@ def test_a_leftover_waits_until_its_origin_is_there_again(house: House) -> None:
         else:
             link(asked, connection)
 
-    origin = house.origin(answer)
-    dead_leader(house, origin, Name(f"https/{HOST}:{origin.port}/x.deb"), '"1"', 1_500_000)
-    assert house.fetch(origin, "/x.deb").status == 502
+    origin = dduct.origin(answer)
+    dead_leader(dduct, origin, Name(f"https/{HOST}:{origin.port}/x.deb"), '"1"', 1_500_000)
+    assert dduct.fetch(origin, "/x.deb").status == 502
     away.clear()
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert origin.body_sent == 500_000
 
 
-def test_a_leftover_outlives_a_client_that_hangs_up(house: House) -> None:
+def test_a_leftover_outlives_a_client_that_hangs_up(dduct: RunningDduct) -> None:
     link, gate = Link(each=len(BODY)), Gate()
 
     def answer(asked: Asked, connection: Connection) -> None:
@@ -276,13 +278,13 @@ def test_a_leftover_outlives_a_client_that_hangs_up(house: House) -> None:
         else:
             link(asked, connection)
 
-    origin = house.origin(answer)
-    dead_leader(house, origin, Name(f"https/{HOST}:{origin.port}/x.deb"), '"1"', 1_500_000)
-    client = house.inside(origin)
+    origin = dduct.origin(answer)
+    dead_leader(dduct, origin, Name(f"https/{HOST}:{origin.port}/x.deb"), '"1"', 1_500_000)
+    client = dduct.intercepted(origin)
     client.send(f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
     gate.reached()
     client.sock.close()
-    wait_until(lambda: not house.server.connections and not house.fills())
+    wait_until(lambda: not dduct.server.connections and not dduct.fills())
     gate.open()
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     assert origin.body_sent == 500_000

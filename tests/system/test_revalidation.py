@@ -9,13 +9,13 @@ from typing import Callable, Tuple
 
 import pytest
 from support.client import Answer, Client, wait_until
-from support.household import HOST, House
 from support.origin import Gate
+from support.running import HOST, RunningDduct
 from system.test_caching import BODY, FRESH, OTHER, Shelf
 
 from monitoring.metrics import Counter
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 GOOD = "Authorization: Bearer x"
 
 
@@ -55,98 +55,98 @@ def status(answer: Answer) -> str:
 # --- in the background ------------------------------------------------------------------------------
 
 
-def test_an_old_guess_is_sent_at_once_and_validated(house: House, clock: Clock) -> None:
+def test_an_old_guess_is_sent_at_once_and_validated(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed()
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     clock.ahead = 500
-    assert status(house.fetch(origin, "/x.deb")) == "dduct; hit"
+    assert status(dduct.fetch(origin, "/x.deb")) == "dduct; hit"
     clock.ahead = 700
     shelf.before = Gate()
-    answers = [house.fetch(origin, "/x.deb") for _ in range(3)]  # while the question is open
+    answers = [dduct.fetch(origin, "/x.deb") for _ in range(3)]  # while the question is open
     assert [(status(answer), answer.body) for answer in answers] == [("dduct; hit", BODY)] * 3
     shelf.before.reached()
     shelf.before.open()
-    assert house.counted(Counter.CONFIRMED) == 1
-    assert int(house.fetch(origin, "/x.deb").get("age") or 0) < 100
+    assert dduct.counted(Counter.CONFIRMED) == 1
+    assert int(dduct.fetch(origin, "/x.deb").get("age") or 0) < 100
     assert shelf.answers == [200, 304]
 
 
-def test_what_has_changed_is_right_in_the_next_answer(house: House, clock: Clock) -> None:
+def test_what_has_changed_is_right_in_the_next_answer(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed()
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     clock.ahead = 700
     replace(shelf)
-    assert house.fetch(origin, "/x.deb").body == BODY
-    assert house.counted(Counter.PUBLISHED, 2) == 2
-    answer = house.fetch(origin, "/x.deb")
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    assert dduct.counted(Counter.PUBLISHED, 2) == 2
+    answer = dduct.fetch(origin, "/x.deb")
     assert (answer.body, status(answer)) == (OTHER, "dduct; hit")
-    assert shelf.answers == [200, 200] and house.counters.value(Counter.OUTDATED) == 1
+    assert shelf.answers == [200, 200] and dduct.counters.value(Counter.OUTDATED) == 1
 
 
-def test_what_is_being_replaced_is_not_sent_any_more(house: House, clock: Clock) -> None:
+def test_what_is_being_replaced_is_not_sent_any_more(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed()
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     clock.ahead = 700
     replace(shelf)
     shelf.gate = Gate()
-    assert house.fetch(origin, "/x.deb").body == BODY
+    assert dduct.fetch(origin, "/x.deb").body == BODY
     shelf.gate.reached()
-    wait_until(lambda: bool(house.counters.value(Counter.FILLS) == 2))
+    wait_until(lambda: bool(dduct.counters.value(Counter.FILLS) == 2))
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(house.fetch, origin, "/x.deb")
+        answer = pool.submit(dduct.fetch, origin, "/x.deb")
         shelf.gate.open()
         assert answer.result().body == OTHER
     assert shelf.answers == [200, 200]
 
 
-def test_what_may_not_be_kept_any_more_is_outdated(house: House, clock: Clock) -> None:
+def test_what_may_not_be_kept_any_more_is_outdated(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed()
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     clock.ahead = 700
     shelf.status = 404
-    assert house.fetch(origin, "/x.deb").body == BODY
-    house.counted(Counter.OUTDATED)
-    wait_until(lambda: not house.fills())
-    assert house.fetch(origin, "/x.deb").status == 404
+    assert dduct.fetch(origin, "/x.deb").body == BODY
+    dduct.counted(Counter.OUTDATED)
+    wait_until(lambda: not dduct.fills())
+    assert dduct.fetch(origin, "/x.deb").status == 404
 
 
 @pytest.mark.parametrize("trouble", ["dead", "503", "429"])
-def test_an_origin_in_trouble_is_not_asked_again_and_again(house: House, clock: Clock, trouble: str) -> None:
+def test_an_origin_in_trouble_is_not_asked_again_and_again(dduct: RunningDduct, clock: Clock, trouble: str) -> None:
     shelf = guessed(body=b"small")
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    house.settle()
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    dduct.wait_until_durable()
     clock.ahead = 700
     shelf.dead, shelf.status = trouble == "dead", None if trouble == "dead" else int(trouble)
-    with house.inside(origin) as client:
+    with dduct.intercepted(origin) as client:
         assert client.get("/x.deb", f"{HOST}:{origin.port}").body == b"small"
-        house.counted(Counter.UNCONFIRMED)
+        dduct.counted(Counter.UNCONFIRMED)
         asked = len(origin.requests)
         for _ in range(10):
             assert client.get("/x.deb", f"{HOST}:{origin.port}").body == b"small"
-        assert len(origin.requests) == asked and house.counters.value(Counter.UNCONFIRMED) == 1
+        assert len(origin.requests) == asked and dduct.counters.value(Counter.UNCONFIRMED) == 1
         clock.ahead += 61
         assert client.get("/x.deb", f"{HOST}:{origin.port}").body == b"small"
-    house.counted(Counter.UNCONFIRMED, 2)
+    dduct.counted(Counter.UNCONFIRMED, 2)
 
 
-def test_an_answer_from_memory_ends_when_a_question_is_due(house: House, clock: Clock) -> None:
+def test_an_answer_from_memory_ends_when_a_question_is_due(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed(body=b"small")
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
-    house.settle()
-    with house.inside(origin) as client:
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
+    dduct.wait_until_durable()
+    with dduct.intercepted(origin) as client:
         for _ in range(5):
             client.get("/x.deb", f"{HOST}:{origin.port}")
         assert shelf.answers == [200]
         clock.ahead = 700
         for _ in range(5):
             assert client.get("/x.deb", f"{HOST}:{origin.port}").body == b"small"
-        house.counted(Counter.CONFIRMED)
+        dduct.counted(Counter.CONFIRMED)
         for _ in range(5):
             client.get("/x.deb", f"{HOST}:{origin.port}")
     assert shelf.answers == [200, 304]
@@ -156,69 +156,71 @@ def test_an_answer_from_memory_ends_when_a_question_is_due(house: House, clock: 
 @pytest.mark.parametrize(
     "fields", [(), ("Range: bytes=5-9",), ('If-None-Match: "1"',), ("Cache-Control: max-age=9999",)]
 )
-def test_whatever_is_asked_of_it_is_a_reason(house: House, clock: Clock, method: str, fields: Tuple[str, ...]) -> None:
+def test_whatever_is_asked_of_it_is_a_reason(
+    dduct: RunningDduct, clock: Clock, method: str, fields: Tuple[str, ...]
+) -> None:
     shelf = guessed()
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     clock.ahead = 700
-    with house.inside(origin) as client:
+    with dduct.intercepted(origin) as client:
         client.get("/x.deb", f"{HOST}:{origin.port}", *fields, method=method)
-    house.counted(Counter.CONFIRMED)
+    dduct.counted(Counter.CONFIRMED)
     asked = origin.requests[-1]
     assert (asked.method, asked.get("range"), asked.get("cache-control")) == ("GET", None, None)
     assert asked.get("if-none-match") == '"1"'
 
 
-def test_nobodys_credentials_go_along(house: House, clock: Clock) -> None:
+def test_nobodys_credentials_go_along(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed()
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     clock.ahead = 700
-    house.fetch(origin, "/x.deb", GOOD, "Cookie: a=b", "X-Api-Key: c")
-    house.counted(Counter.CONFIRMED)
+    dduct.fetch(origin, "/x.deb", GOOD, "Cookie: a=b", "X-Api-Key: c")
+    dduct.counted(Counter.CONFIRMED)
     last = origin.requests[-1]
     assert [last.get(name) for name in ("authorization", "cookie", "x-api-key")] == [None] * 3
 
 
 @pytest.mark.parametrize("kind", ["restricted", "explicit", "signed"])
-def test_nothing_else_is_asked_about_behind_a_clients_back(build_house: Build, clock: Clock, kind: str) -> None:
-    house = build_house(auth_grace=3600.0)
+def test_nothing_else_is_asked_about_behind_a_clients_back(start_dduct: Build, clock: Clock, kind: str) -> None:
+    dduct = start_dduct(auth_grace=3600.0)
     shelf = guessed(*(FRESH if kind == "explicit" else ()))
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     path = "/x.deb?token=1" if kind == "signed" else "/x.deb"
     fields = (GOOD,) if kind == "restricted" else ()
-    house.fetch(origin, path, *fields)
+    dduct.fetch(origin, path, *fields)
     clock.ahead = 700
-    house.fetch(origin, path, *fields)
-    assert house.counters.value(Counter.CONFIRMED) == 0
+    dduct.fetch(origin, path, *fields)
+    assert dduct.counters.value(Counter.CONFIRMED) == 0
     assert not any(thread.name == "validation" for thread in threading.enumerate())
 
 
-def test_all_workers_ask_one_question(build_house: Build) -> None:
-    house = build_house(recheck=0.0, workers=2)
+def test_all_workers_ask_one_question(start_dduct: Build) -> None:
+    dduct = start_dduct(recheck=0.0, workers=2)
     shelf = guessed()
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     shelf.before = Gate()
     for _ in range(20):
-        assert house.fetch(origin, "/x.deb").body == BODY  # the question is open
+        assert dduct.fetch(origin, "/x.deb").body == BODY  # the question is open
     shelf.before.reached()
     assert len(origin.requests) == 2
     shelf.before.open()
-    house.counted(Counter.CONFIRMED)
+    dduct.counted(Counter.CONFIRMED)
 
 
-def test_a_question_does_not_hold_a_stop_up(build_house: Build, clock: Clock) -> None:
-    house = build_house(upstream_timeout=300.0)
+def test_a_question_does_not_hold_a_stop_up(start_dduct: Build, clock: Clock) -> None:
+    dduct = start_dduct(upstream_timeout=300.0)
     shelf = guessed()
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     clock.ahead = 700
     shelf.before = Gate()
-    house.fetch(origin, "/x.deb")
+    dduct.fetch(origin, "/x.deb")
     shelf.before.reached()
     started = time.monotonic()
-    house.server.stop(grace=600)
+    dduct.server.stop(grace=600)
     assert time.monotonic() - started < 60
     shelf.before.open()
 
@@ -227,26 +229,27 @@ def test_a_question_does_not_hold_a_stop_up(build_house: Build, clock: Clock) ->
 
 
 @pytest.fixture
-def doubting(build_house: Build) -> House:
-    return build_house(retry_window=120.0)
+def doubting(start_dduct: Build) -> RunningDduct:
+    return start_dduct(retry_window=120.0)
 
 
 @pytest.mark.parametrize("size", [100, 200_000])
-def test_a_client_that_asks_again_is_given_what_there_is_now(doubting: House, size: int) -> None:
+def test_a_client_that_asks_again_is_given_what_there_is_now(doubting: RunningDduct, size: int) -> None:
     shelf = guessed(body=b"a" * size)
     origin = doubting.origin(shelf)
     assert doubting.fetch(origin, "/x.deb").body == b"a" * size
+    wait_until(lambda: not doubting.server.connections)  # what was sent is noted after it was sent
     replace(shelf, b"b" * size)
     assert doubting.fetch(origin, "/x.deb").body == b"b" * size
     assert shelf.answers == [200, 200] and doubting.counters.value(Counter.DOUBTED) == 1
 
 
-def test_a_fleet_that_asks_again_and_again_causes_one_question(doubting: House, clock: Clock) -> None:
+def test_a_fleet_that_asks_again_and_again_causes_one_question(doubting: RunningDduct, clock: Clock) -> None:
     shelf = guessed(body=b"small")
     origin = doubting.origin(shelf)
     doubting.fetch(origin, "/x.deb")
-    doubting.settle()
-    with doubting.inside(origin) as client:
+    doubting.wait_until_durable()
+    with doubting.intercepted(origin) as client:
         for _ in range(30):
             assert client.get("/x.deb", f"{HOST}:{origin.port}").body == b"small"
         assert shelf.answers == [200, 304]
@@ -259,12 +262,12 @@ def test_a_fleet_that_asks_again_and_again_causes_one_question(doubting: House, 
     assert shelf.answers == [200, 304, 304]
 
 
-def test_what_was_answered_from_memory_was_given_too(doubting: House, clock: Clock) -> None:
+def test_what_was_answered_from_memory_was_given_too(doubting: RunningDduct, clock: Clock) -> None:
     shelf = guessed(body=b"small")
     origin = doubting.origin(shelf)
     doubting.fetch(origin, "/x.deb")
-    doubting.settle()
-    with doubting.inside(origin) as client:
+    doubting.wait_until_durable()
+    with doubting.intercepted(origin) as client:
         for _ in range(5):
             client.get("/x.deb", f"{HOST}:{origin.port}")
         clock.ahead = 130  # nobody was given it lately, and the last question is long ago
@@ -273,7 +276,7 @@ def test_what_was_answered_from_memory_was_given_too(doubting: House, clock: Clo
         assert client.get("/x.deb", f"{HOST}:{origin.port}").body == b"other"
 
 
-def test_another_client_does_not_ask_again(doubting: House) -> None:
+def test_another_client_does_not_ask_again(doubting: RunningDduct) -> None:
     shelf = guessed()
     origin = doubting.origin(shelf, tls=False)
     url = f"http://{HOST}:{origin.port}/x.deb"
@@ -286,13 +289,13 @@ def test_another_client_does_not_ask_again(doubting: House) -> None:
     assert shelf.answers == [200, 304]
 
 
-def test_ranges_heads_and_what_has_a_lifetime_are_not_doubted(doubting: House) -> None:
+def test_ranges_heads_and_what_has_a_lifetime_are_not_doubted(doubting: RunningDduct) -> None:
     shelf = guessed()
     origin = doubting.origin(shelf)
     doubting.fetch(origin, "/x.deb", "Range: bytes=0-9")
     doubting.fetch(origin, "/x.deb", "Range: bytes=10-")
     assert doubting.fetch(origin, "/x.deb").body == BODY
-    with doubting.inside(origin) as client:
+    with doubting.intercepted(origin) as client:
         client.get("/x.deb", f"{HOST}:{origin.port}", method="HEAD")
     doubting.fetch(origin, "/x.deb", "Range: bytes=10-")
     assert shelf.answers == [200]
@@ -304,22 +307,22 @@ def test_ranges_heads_and_what_has_a_lifetime_are_not_doubted(doubting: House) -
 
 
 @pytest.mark.parametrize("forgiving", [True, False])
-def test_a_doubt_that_nobody_answers_changes_nothing(build_house: Build, forgiving: bool) -> None:
-    house = build_house(retry_window=120.0, stale_if_error=forgiving)
+def test_a_doubt_that_nobody_answers_changes_nothing(start_dduct: Build, forgiving: bool) -> None:
+    dduct = start_dduct(retry_window=120.0, stale_if_error=forgiving)
     shelf = guessed()
-    origin = house.origin(shelf)
-    house.fetch(origin, "/x.deb")
+    origin = dduct.origin(shelf)
+    dduct.fetch(origin, "/x.deb")
     shelf.dead = True
     for _ in range(3):
-        assert house.fetch(origin, "/x.deb").body == BODY
+        assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_workers_know_what_each_other_has_given(build_house: Build) -> None:
-    house = build_house(retry_window=120.0, workers=2)
+def test_workers_know_what_each_other_has_given(start_dduct: Build) -> None:
+    dduct = start_dduct(retry_window=120.0, workers=2)
     shelf = guessed()
-    origin = house.origin(shelf)
+    origin = dduct.origin(shelf)
     for number in range(12):
         shelf.body, shelf.etag = BODY, '"1"'
-        assert house.fetch(origin, f"/{number}.deb").body == BODY
+        assert dduct.fetch(origin, f"/{number}.deb").body == BODY
         shelf.body, shelf.etag = OTHER, '"2"'
-        assert house.fetch(origin, f"/{number}.deb").body == OTHER
+        assert dduct.fetch(origin, f"/{number}.deb").body == OTHER

@@ -11,13 +11,13 @@ from typing import Any, Callable, Tuple
 
 import pytest
 from support.client import Client, wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection, Files, Gate, Origin
+from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 from proxy.access import hash_password
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 BODY = os.urandom(4000)
 TIMEOUT = 20.0
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.one_process
 BOB, EVE = hash_password("bob", "pw"), hash_password("eve", "pw")
 
 
-def reload(house: House, **keys: Any) -> None:
-    house.server.reload(replace(house.config, proxy=replace(house.config.proxy, **keys)))
+def reload(dduct: RunningDduct, **keys: Any) -> None:
+    dduct.server.reload(replace(dduct.config, proxy=replace(dduct.config.proxy, **keys)))
 
 
 def users(path: Path, *lines: str) -> Path:
@@ -39,50 +39,50 @@ def field(name: str = "bob") -> str:
     return f"Proxy-Authorization: Basic {base64.b64encode(f'{name}:pw'.encode()).decode()}"
 
 
-def connect(house: House, authority: str, *fields: str) -> Client:
-    client = house.client()
+def connect(dduct: RunningDduct, authority: str, *fields: str) -> Client:
+    client = dduct.client()
     client.send("\r\n".join([f"CONNECT {authority} HTTP/1.1", f"Host: {authority}", *fields, "", ""]).encode())
     assert client.read(method="CONNECT").status == 200
     return client
 
 
-def inside(house: House, origin: Origin, *fields: str) -> Client:
-    client = connect(house, f"{HOST}:{origin.port}", *fields)
-    client.start_tls(house.trust, HOST)
+def inside(dduct: RunningDduct, origin: Origin, *fields: str) -> Client:
+    client = connect(dduct, f"{HOST}:{origin.port}", *fields)
+    client.start_tls(dduct.trust, HOST)
     return client
 
 
 @pytest.fixture
-def house_of_bob(build_house: Build, tmp_path: Path) -> Tuple[House, Path]:
+def dduct_of_bob(start_dduct: Build, tmp_path: Path) -> Tuple[RunningDduct, Path]:
     path = users(tmp_path / "users", BOB, EVE)
-    return build_house(auth_file=path), path
+    return start_dduct(auth_file=path), path
 
 
-def test_a_user_who_was_removed_is_out_of_the_intercepted_connection(house_of_bob: Tuple[House, Path]) -> None:
-    house, path = house_of_bob
-    origin = house.origin(Files({"/x.deb": BODY}))
+def test_a_user_who_was_removed_is_out_of_the_intercepted_connection(dduct_of_bob: Tuple[RunningDduct, Path]) -> None:
+    dduct, path = dduct_of_bob
+    origin = dduct.origin(Files({"/x.deb": BODY}))
     authority = f"{HOST}:{origin.port}"
-    bob, eve = inside(house, origin, field()), inside(house, origin, field("eve"))
+    bob, eve = inside(dduct, origin, field()), inside(dduct, origin, field("eve"))
     for client in (bob, eve):
         assert client.get("/x.deb", authority).body == BODY
     users(path, EVE)
-    reload(house, auth_file=path)
+    reload(dduct, auth_file=path)
     assert bob.at_end()
     assert eve.get("/x.deb", authority).body == BODY
-    assert house.counters.value(Counter.BARRED) == 1
+    assert dduct.counters.value(Counter.BARRED) == 1
 
 
 def test_a_request_that_is_faster_than_the_end_is_refused(
-    house_of_bob: Tuple[House, Path], monkeypatch: pytest.MonkeyPatch
+    dduct_of_bob: Tuple[RunningDduct, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house, path = house_of_bob
-    origin = house.origin(Files({"/x.deb": BODY}, [("Cache-Control", "max-age=600")]))
-    clients = [inside(house, origin, field()) for _ in range(2)]
+    dduct, path = dduct_of_bob
+    origin = dduct.origin(Files({"/x.deb": BODY}, [("Cache-Control", "max-age=600")]))
+    clients = [inside(dduct, origin, field()) for _ in range(2)]
     for _ in range(4):  # until the poller's thread answers it
         assert clients[0].get("/x.deb", f"{HOST}:{origin.port}").body == BODY
-    monkeypatch.setattr(house.server.connections, "end_barred", lambda: None)
+    monkeypatch.setattr(dduct.server.connections, "end_barred", lambda: None)
     users(path, EVE)
-    reload(house, auth_file=path)
+    reload(dduct, auth_file=path)
     for client, target in zip(clients, ("/x.deb", "/y.deb")):
         answer = client.get(target, f"{HOST}:{origin.port}")
         assert answer.status == 403 and b"bob" in answer.body and answer.get("connection") == "close"
@@ -90,19 +90,19 @@ def test_a_request_that_is_faster_than_the_end_is_refused(
     assert origin.count("/y.deb") == 0
 
 
-def test_another_password_ends_what_the_old_one_began(house_of_bob: Tuple[House, Path]) -> None:
-    house, path = house_of_bob
-    client = inside(house, house.origin(Files({})), field())
+def test_another_password_ends_what_the_old_one_began(dduct_of_bob: Tuple[RunningDduct, Path]) -> None:
+    dduct, path = dduct_of_bob
+    client = inside(dduct, dduct.origin(Files({})), field())
     users(path, hash_password("bob", "new"), EVE)
-    reload(house, auth_file=path)
+    reload(dduct, auth_file=path)
     assert client.at_end()
 
 
 @pytest.mark.parametrize("how", ["user", "password for all", "address"])
-def test_a_tunnel_ends_with_the_permission(build_house: Build, tmp_path: Path, how: str) -> None:
+def test_a_tunnel_ends_with_the_permission(start_dduct: Build, tmp_path: Path, how: str) -> None:
     """Though nobody speaks in it."""
     path = users(tmp_path / "users", BOB)
-    house = build_house(auth_file=path if how == "user" else None)
+    dduct = start_dduct(auth_file=path if how == "user" else None)
     over = threading.Event()
 
     def silent(_: Asked, connection: Connection) -> None:
@@ -111,38 +111,38 @@ def test_a_tunnel_ends_with_the_permission(build_house: Build, tmp_path: Path, h
         over.set()
         connection.over = True
 
-    origin = house.origin(silent, tls=False)
-    client = connect(house, f"localhost:{origin.port}", field())
+    origin = dduct.origin(silent, tls=False)
+    client = connect(dduct, f"localhost:{origin.port}", field())
     client.send(b"GET / HTTP/1.1\r\n\r\n")
     assert client.sock.recv(5) == b"hello"
     if how == "address":
-        reload(house, allow_clients=("10.0.0.0/8",))
+        reload(dduct, allow_clients=("10.0.0.0/8",))
     else:
-        reload(house, auth_file=users(path, EVE))
+        reload(dduct, auth_file=users(path, EVE))
     assert client.at_end()
     assert over.wait(TIMEOUT)
-    wait_until(lambda: not house.server.connections)
+    wait_until(lambda: not dduct.server.connections)
 
 
-def test_an_upgraded_connection_ends_too(build_house: Build) -> None:
-    house = build_house()
+def test_an_upgraded_connection_ends_too(start_dduct: Build) -> None:
+    dduct = start_dduct()
 
     def upgrade(_: Asked, connection: Connection) -> None:
         connection.head(101, [("Upgrade", "chat"), ("Connection", "Upgrade")])
         connection.sock.recv(1)
         connection.over = True
 
-    origin = house.origin(upgrade, tls=False)
-    client = house.client()
+    origin = dduct.origin(upgrade, tls=False)
+    client = dduct.client()
     url = f"http://{HOST}:{origin.port}/chat"
     assert client.get(url, f"{HOST}:{origin.port}", "Upgrade: chat", "Connection: Upgrade").status == 101
-    reload(house, allow_clients=("10.0.0.0/8",))
+    reload(dduct, allow_clients=("10.0.0.0/8",))
     assert client.at_end()
-    wait_until(lambda: not house.server.connections)
+    wait_until(lambda: not dduct.server.connections)
 
 
-def test_silent_connections_of_who_was_removed_end_and_downloads_of_others_do_not(build_house: Build) -> None:
-    house = build_house(allow_clients=("127.0.0.0/8",))
+def test_silent_connections_of_who_was_removed_end_and_downloads_of_others_do_not(start_dduct: Build) -> None:
+    dduct = start_dduct(allow_clients=("127.0.0.0/8",))
     gate = Gate()
 
     def slow(_: Asked, connection: Connection) -> None:
@@ -151,49 +151,49 @@ def test_silent_connections_of_who_was_removed_end_and_downloads_of_others_do_no
         gate.wait()
         connection.send_body(BODY[1000:])
 
-    origin = house.origin(slow, tls=False)
-    with Client(house.tcp_port, source="127.0.0.2") as removed, Client(house.tls_port, source="127.0.0.2") as unspoken:
+    origin = dduct.origin(slow, tls=False)
+    with Client(dduct.tcp_port, source="127.0.0.2") as removed, Client(dduct.tls_port, source="127.0.0.2") as unspoken:
         assert removed.get("/healthz", "localhost").status == 200
-        friend = house.client()
+        friend = dduct.client()
         friend.send(f"GET http://{HOST}:{origin.port}/x HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
         gate.reached()
-        wait_until(lambda: len(house.server.connections) == 3)
-        reload(house, allow_clients=("127.0.0.1/32",))
+        wait_until(lambda: len(dduct.server.connections) == 3)
+        reload(dduct, allow_clients=("127.0.0.1/32",))
         assert removed.at_end() and unspoken.at_end()
     gate.open()
     answer = friend.read()
     assert answer.body == BODY and answer.complete
 
 
-def test_who_has_shown_no_certificate_is_out_once_one_is_asked_for(build_house: Build) -> None:
-    house = build_house()
-    client = house.client(house.tls_port)
-    client.start_tls(house.trust, "origin.test")
+def test_who_has_shown_no_certificate_is_out_once_one_is_asked_for(start_dduct: Build) -> None:
+    dduct = start_dduct()
+    client = dduct.client(dduct.tls_port)
+    client.start_tls(dduct.trust, "origin.test")
     assert client.get("/healthz", "localhost").status == 200
-    plain = house.client()
+    plain = dduct.client()
     assert plain.get("/healthz", "localhost").status == 200
-    reload(house, require_client_cert=True)
+    reload(dduct, require_client_cert=True)
     assert client.at_end()
     assert plain.get("/healthz", "localhost").status == 200
 
 
 def test_a_tunnel_that_begins_while_the_configuration_changes_does_not_escape(
-    build_house: Build, monkeypatch: pytest.MonkeyPatch
+    start_dduct: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = build_house()
-    origin = house.origin(Files({}), tls=False)
-    origins = type(house.server._household.services.origins)
+    dduct = start_dduct()
+    origin = dduct.origin(Files({}), tls=False)
+    origins = type(dduct.server._current_runtime.services.origins)
     dial = origins.dial
 
     def dial_late(*arguments: Any, **keys: Any) -> Any:
         stream = dial(*arguments, **keys)
-        monkeypatch.setattr(house.server.connections, "end_barred", lambda: None)
-        reload(house, allow_clients=("10.0.0.0/8",))
+        monkeypatch.setattr(dduct.server.connections, "end_barred", lambda: None)
+        reload(dduct, allow_clients=("10.0.0.0/8",))
         return stream
 
     monkeypatch.setattr(origins, "dial", dial_late)
-    client = house.client()
+    client = dduct.client()
     client.send(f"CONNECT localhost:{origin.port} HTTP/1.1\r\n\r\nGET /x HTTP/1.1\r\n\r\n".encode())
-    wait_until(lambda: not house.server.connections)
+    wait_until(lambda: not dduct.server.connections)
     client.sock.close()
     assert origin.requests == []

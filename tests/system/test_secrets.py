@@ -13,14 +13,14 @@ from typing import Callable, Iterator, List, Optional
 
 import pytest
 from support.client import wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection
+from support.running import HOST, RunningDduct
 
 from cache import Cache, Lead
 from dduct import _Formatter
-from monitoring.log import Seldom
+from monitoring.log import RateLimitedLog
 from storage.eviction import Evictor
-from storage.space import Limits, Room
+from storage.space import Limits, SpaceLimits
 from storage.store import Digest, Key, Metadata
 from storage.verify import verify
 
@@ -47,7 +47,7 @@ def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCa
 
 
 def written(directory: Path) -> Iterator[bytes]:
-    """All that lies below a directory: names, octets and attributes."""
+    """All that lies below a directory: names, bytes and attributes."""
     for path in directory.rglob("*"):
         yield str(path).encode()
         if path.is_file():
@@ -72,10 +72,10 @@ def handler(asked: Asked, connection: Connection) -> None:
 
 
 def test_nothing_secret_is_written_down(
-    build_house: Callable[..., House], everything_logged: pytest.LogCaptureFixture
+    start_dduct: Callable[..., RunningDduct], everything_logged: pytest.LogCaptureFixture
 ) -> None:
-    house = build_house(stale_if_error=True)
-    origin = house.origin(handler)
+    dduct = start_dduct(stale_if_error=True)
+    origin = dduct.origin(handler)
     said: List[bytes] = []
     for path in ("/x.deb", "/redirected.deb", "/broken.deb", "/short.deb", "/page"):
         for query in (
@@ -85,19 +85,19 @@ def test_nothing_secret_is_written_down(
             "?v=1&access%5Ftoken=hunter2-query",
         ):
             for credentials in ((), CREDENTIALS):
-                answer = house.fetch(origin, path + query, *credentials)
+                answer = dduct.fetch(origin, path + query, *credentials)
                 if answer.status != 200:
                     said.append(repr(answer).encode())
-    with house.client() as client:
+    with dduct.client() as client:
         said.append(repr(client.get(f"http://{HOST}:1/x.deb?sig=hunter2-query", HOST, *CREDENTIALS)).encode())
-    with house.client() as client:
+    with dduct.client() as client:
         client.send(b"GET http://\x00hunter2-query HTTP/1.1\r\nAuthorization: hunter2-bearer\r\n\r\n")
         said.append(repr(client.read()).encode())
-    with house.client() as client:
+    with dduct.client() as client:
         said.append(client.get("/metrics", "localhost").body)
     assert len(said) > 5 and len(everything_logged.records) > 20
-    seen = [*written(house.files), *said, *(record.getMessage().encode() for record in everything_logged.records)]
-    assert [secret for secret in SECRETS if any(secret.encode() in octets for octets in seen)] == []
+    seen = [*written(dduct.files), *said, *(record.getMessage().encode() for record in everything_logged.records)]
+    assert [secret for secret in SECRETS if any(secret.encode() in raw for raw in seen)] == []
 
 
 TARGETS = [  # of requests, and whether they are asked for with CONNECT
@@ -118,9 +118,9 @@ TARGETS = [  # of requests, and whether they are asked for with CONNECT
 @pytest.mark.parametrize("method", ["GET", "CONNECT"])
 @pytest.mark.parametrize(("target", "shown"), TARGETS)
 def test_userinfo_of_a_target_is_not_logged(
-    house: House, everything_logged: pytest.LogCaptureFixture, method: str, target: str, shown: str
+    dduct: RunningDduct, everything_logged: pytest.LogCaptureFixture, method: str, target: str, shown: str
 ) -> None:
-    with house.client() as client:
+    with dduct.client() as client:
         answer = client.get(target, "repo.test", method=method)
         assert answer.status in (400, 501)
         wait_until(lambda: f" {answer.status} " in everything_logged.text)
@@ -128,15 +128,15 @@ def test_userinfo_of_a_target_is_not_logged(
     assert "hun" not in everything_logged.text + repr(answer) and "ter2" not in everything_logged.text + repr(answer)
 
 
-def test_what_is_no_userinfo_is_logged(house: House, everything_logged: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_userinfo_is_logged(dduct: RunningDduct, everything_logged: pytest.LogCaptureFixture) -> None:
     for target in ("/@scope/package", f"http://{HOST}:1/@scope/package", "*"):
-        with house.client() as client:
+        with dduct.client() as client:
             answer = client.get(target, "localhost")
             wait_until(lambda: f"GET {target} {answer.status} " in everything_logged.text)  # noqa: B023
 
 
 def test_other_mentions_of_userinfo_are_not_written_down(
-    house: House, everything_logged: pytest.LogCaptureFixture
+    dduct: RunningDduct, everything_logged: pytest.LogCaptureFixture
 ) -> None:
     url = "https://bob:hunter2@repo.test/y.deb?sig=hunter2"
 
@@ -144,14 +144,14 @@ def test_other_mentions_of_userinfo_are_not_written_down(
         fields = [("Location", url), ("Content-Length", "0")]
         connection.head(302, fields) if asked.target == "/away.deb" else connection.respond(200, [], BODY)
 
-    origin = house.origin(handler)
+    origin = dduct.origin(handler)
     for path, status in (("/away.deb", 302), ("/away", 200), ("/x.deb", 200)):
-        assert house.fetch(origin, path, f"Referer: {url}").status == status
-    with house.client() as client:
+        assert dduct.fetch(origin, path, f"Referer: {url}").status == status
+    with dduct.client() as client:
         answer = client.get("/x.deb", "bob:hunter2@repo.test")
         assert answer.status == 400
-    seen = [*written(house.files), everything_logged.text.encode(), repr(answer).encode()]
-    assert not any(b"hunter2" in octets for octets in seen)
+    seen = [*written(dduct.files), everything_logged.text.encode(), repr(answer).encode()]
+    assert not any(b"hunter2" in raw for raw in seen)
 
 
 QUERIES = ("?access_token=hunter2", "?v=1&u=hunter2", ";jsessionid=hunter2?hunter2")
@@ -171,13 +171,13 @@ def test_no_line_that_names_a_file_has_its_query(
         claim = cache.claim(Key(f"https/h/{name}.zip{query}", digest))
         assert isinstance(claim, Lead)
         with closing(claim.fill), monkeypatch.context() as broken:
-            claim.fill.begin(metadata, 3)
+            claim.fill.start(metadata, 3)
             broken.setattr(os, attribute, refuse)
             claim.fill.attach()
             claim.fill.write(memoryview(b"abc"))
             claim.fill.publish()
             claim.fill.detach()
-        cache.store.trouble = Seldom(logging.getLogger("dduct.store"))
+        cache.store.trouble = RateLimitedLog(logging.getLogger("dduct.store"))
 
     fill("full", "pwrite")
     fill("nameless", "replace")
@@ -188,7 +188,7 @@ def test_no_line_that_names_a_file_has_its_query(
         left.write_bytes(b"half")
         with monkeypatch.context() as broken:
             broken.setattr(os, "unlink", unlink)
-            Evictor(Room(tmp_path, Limits())).sweep()
+            Evictor(SpaceLimits(tmp_path, Limits())).sweep()
     said: List[str] = []
     os.setxattr(left, "user.dduct", b"damaged")
     left.rename(left.with_name(f"damaged.zip{query}"))

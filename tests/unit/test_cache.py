@@ -19,15 +19,15 @@ from typing import Any, Callable, List, Optional, Tuple, Union, cast
 
 import pytest
 from support.client import wait_until
-from support.pairs import PATIENCE, in_thread
+from support.pairs import TIMEOUT, in_thread
 
 from cache import Cache, Follow, Hit, Lead
 from storage.store import Digest, Key, Lost, Metadata, Record, Unstorable
-from transfers.fill import HOLD_BACK, Fill, FillFailed, FillState, Leftover
+from transfers.fill import HOLD_BACK, Fill, FillFailed, FillState, PartialDownload
 from transfers.follow import FillReader, ForeignFill
 from transfers.hashing import Hashes
-from transfers.pacing import hesitation
-from transfers.recheck import Recheck
+from transfers.pacing import backoff_seconds
+from transfers.recheck import VerifyingReader
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "https/some.thing/pool/x.deb"
@@ -37,7 +37,7 @@ META = Metadata("https://some.thing/pool/x.deb", (("ETag", '"1"'),), 1000.0)
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "files", patience=20)
+    return Cache(tmp_path / "files", timeout=20)
 
 
 def view(data: Union[bytes, bytearray]) -> memoryview:
@@ -77,10 +77,10 @@ def read_all(source: Any, size: int = 100_000) -> bytes:
 
 def publish(cache: Cache, body: bytes, key: Key = KEY, metadata: Metadata = META, length: Optional[int] = -1) -> None:
     fill = lead(cache, key)
-    fill.begin(metadata, len(body) if length == -1 else length)
+    fill.start(metadata, len(body) if length == -1 else length)
     fill.write(view(body))
     fill.publish()
-    fill.settle()
+    fill.make_durable()
     fill.close()
 
 
@@ -109,18 +109,18 @@ def test_whoever_has_the_whole_object_finds_it_in_its_place_and_no_fill_of_it(
 ) -> None:
     """Or the next request of a client would join a fill that is over."""
     fill = lead(cache)
-    fill.begin(META, length)
+    fill.start(META, length)
     fill.write(view(b"abc"))
     fill.write(view(b"def"))
     before: List[bool] = []
-    over = fill._over
+    over = fill._on_done
 
     def leave(fill: Fill) -> None:
         before.append(fill.available(0) == fill.length)
         over(fill)
         before.append(fill.available(0) == fill.length)
 
-    monkeypatch.setattr(fill, "_over", leave)
+    monkeypatch.setattr(fill, "_on_done", leave)
     assert fill.publish()
     assert before == [False, False] and fill.available(0) == fill.length == 6
     fill.close()
@@ -140,7 +140,7 @@ def test_a_published_object_is_a_hit_with_its_metadata(cache: Cache) -> None:
 
 def test_an_empty_object_is_an_object(cache: Cache) -> None:
     fill = lead(cache)
-    fill.begin(META, 0)
+    fill.start(META, 0)
     fill.publish()
     fill.close()
     assert hit_body(cache) == b""
@@ -149,7 +149,7 @@ def test_an_empty_object_is_an_object(cache: Cache) -> None:
 def test_a_follower_reads_while_the_file_grows(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, 9)
+    fill.start(META, 9)
     buffer = view(bytearray(10))
     fill.write(view(b"abc"))
     assert reader.read_at(buffer, 0) == 3 and bytes(buffer[:3]) == b"abc"
@@ -167,7 +167,7 @@ def test_a_follower_reads_while_the_file_grows(cache: Cache) -> None:
 def test_a_waiting_reader_is_woken_by_octets(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, None)
+    fill.start(META, None)
     with ThreadPoolExecutor(1) as pool:
         waiting: Future[int] = pool.submit(reader.read_at, view(bytearray(10)), 0)
         fill.write(view(b"abc"))
@@ -177,26 +177,26 @@ def test_a_waiting_reader_is_woken_by_octets(cache: Cache) -> None:
 
 
 def test_a_crowd_hesitates_to_take_little(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transfers.fill.CROWD", 2)
+    monkeypatch.setattr("transfers.fill.MANY_READERS", 2)
     monkeypatch.setattr("transfers.pacing.PIECE", 10)
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
-    fill.begin(META, 20)
+    fill.start(META, 20)
     fill.write(view(b"abc"))
     buffer = view(bytearray(15))
-    assert fill.read_at(buffer, 0, PATIENCE) == 3
-    assert fill.read_at(buffer[:2], 0, PATIENCE, hesitate_for=PATIENCE) == 2  # what was asked for is there
-    assert fill.read_at(buffer, 0, PATIENCE, hesitate_for=0.01) == 3
+    assert fill.read_at(buffer, 0, TIMEOUT) == 3
+    assert fill.read_at(buffer[:2], 0, TIMEOUT, backoff=TIMEOUT) == 2  # what was asked for is there
+    assert fill.read_at(buffer, 0, TIMEOUT, backoff=0.01) == 3
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(fill.read_at, buffer, 0, PATIENCE, None, PATIENCE)
+        reading = pool.submit(fill.read_at, buffer, 0, TIMEOUT, None, TIMEOUT)
         wait_until(lambda: bool(fill._changed._waiters))  # type: ignore[attr-defined]
         fill.write(view(b"defghij"))
-        assert reading.result(PATIENCE) == 10
-        reading = pool.submit(fill.read_at, buffer, 9, PATIENCE, None, PATIENCE)
+        assert reading.result(TIMEOUT) == 10
+        reading = pool.submit(fill.read_at, buffer, 9, TIMEOUT, None, TIMEOUT)
         wait_until(lambda: bool(fill._changed._waiters))  # type: ignore[attr-defined]
         fill.write(view(b"0123456789"))
         fill.publish()  # no more will come
-        assert reading.result(PATIENCE) == 11
+        assert reading.result(TIMEOUT) == 11
     for reader in readers:
         reader.close()
     fill.close()
@@ -205,9 +205,9 @@ def test_a_crowd_hesitates_to_take_little(cache: Cache, monkeypatch: pytest.Monk
 def test_who_is_not_in_a_crowd_takes_what_there_is(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, 6)
+    fill.start(META, 6)
     fill.write(view(b"abc"))
-    assert fill.read_at(view(bytearray(10)), 0, PATIENCE, hesitate_for=PATIENCE) == 3
+    assert fill.read_at(view(bytearray(10)), 0, TIMEOUT, backoff=TIMEOUT) == 3
     reader.close()
     fill.close()
 
@@ -229,9 +229,9 @@ class Scripted:
         return self.there - offset
 
     def read_at(
-        self, view: memoryview, offset: int, patience: float, reader: object = None, hesitate_for: float = 0.0
+        self, view: memoryview, offset: int, timeout: float, reader: object = None, backoff: float = 0.0
     ) -> int:
-        self.hesitations.append(round(hesitate_for, 6))
+        self.hesitations.append(round(backoff, 6))
         self.now += self.takes
         self.there = max(self.there, offset + len(view)) if self.takes else self.there
         return min(len(view), self.there - offset)
@@ -240,7 +240,7 @@ class Scripted:
 def test_only_sending_counts_and_not_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise each wait would make the next one twice as long, for a reader that has nothing else to do."""
     fill = Scripted(monkeypatch)
-    reader, buffer = FillReader(cast(Any, fill), patience=60), view(bytearray(10))
+    reader, buffer = FillReader(cast(Any, fill), timeout=60), view(bytearray(10))
     fill.there = 3
     assert reader.read_at(buffer, 0) == 3
     fill.takes = 0.5
@@ -256,7 +256,7 @@ def test_only_sending_counts_and_not_the_waiting(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_left_of_a_span_is_not_worth_waiting_for(monkeypatch: pytest.MonkeyPatch) -> None:
     fill = Scripted(monkeypatch)
-    reader, buffer = FillReader(cast(Any, fill), patience=60), view(bytearray(10))
+    reader, buffer = FillReader(cast(Any, fill), timeout=60), view(bytearray(10))
     fill.there = 3
     reader.read_at(buffer, 0)
     fill.now += 1
@@ -268,7 +268,7 @@ def test_what_is_left_of_a_span_is_not_worth_waiting_for(monkeypatch: pytest.Mon
 
 def test_hesitation_leaves_patience_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     fill = Scripted(monkeypatch)
-    reader, buffer = FillReader(cast(Any, fill), patience=0.1), view(bytearray(10))
+    reader, buffer = FillReader(cast(Any, fill), timeout=0.1), view(bytearray(10))
     fill.there = 3
     reader.read_at(buffer, 0)
     fill.now += 1
@@ -278,10 +278,10 @@ def test_hesitation_leaves_patience_enough(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_hesitation_is_as_long_as_sending_takes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 1000.0)
-    assert hesitation(1000.0) == 0
-    assert hesitation(999.75) == 1.0
-    assert hesitation(1.0) == 2.0
-    assert hesitation(float("inf")) < 0  # who has not caught up once does not hesitate
+    assert backoff_seconds(1000.0) == 0
+    assert backoff_seconds(999.75) == 1.0
+    assert backoff_seconds(1.0) == 2.0
+    assert backoff_seconds(float("inf")) < 0  # who has not caught up once does not hesitate
 
 
 @pytest.mark.parametrize("end", ["fail", "decline", "close"])
@@ -307,7 +307,7 @@ def test_every_way_out_of_a_fill_releases_those_who_wait_for_the_head(cache: Cac
 def test_a_failed_fill_gives_its_readers_what_arrived_and_then_the_cause(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, 10)
+    fill.start(META, 10)
     fill.write(view(b"abc"))
     cause = RuntimeError("origin is gone")
     fill.fail(cause)
@@ -323,9 +323,9 @@ def test_a_failed_fill_gives_its_readers_what_arrived_and_then_the_cause(cache: 
 @pytest.mark.parametrize("sent", [b"abc", b"abcdefg"], ids=["short", "long"])
 def test_a_body_of_another_length_than_announced_is_not_published(cache: Cache, sent: bytes) -> None:
     fill = lead(cache)
-    fill.begin(META, 5)
+    fill.start(META, 5)
     fill.write(view(sent))
-    with pytest.raises(FillFailed, match=f"{len(sent)} octets instead of 5"):
+    with pytest.raises(FillFailed, match=f"{len(sent)} bytes instead of 5"):
         fill.publish()
     fill.close()
     assert not (cache.store.root / NAME).exists()
@@ -333,9 +333,9 @@ def test_a_body_of_another_length_than_announced_is_not_published(cache: Cache, 
 
 
 def test_a_reader_gives_up_when_nothing_arrives(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, patience=0.01)
+    cache = Cache(tmp_path, timeout=0.01)
     fill = lead(cache)
-    fill.begin(META, 10)
+    fill.start(META, 10)
     reader = cache.reader(fill)
     with pytest.raises(FillFailed, match=r"nothing arrived for 0\.01 s"):
         reader.read_at(view(bytearray(1)), 0)
@@ -346,7 +346,7 @@ def test_a_reader_gives_up_when_nothing_arrives(tmp_path: Path) -> None:
 def test_a_reader_outlives_the_leader_and_the_object_s_replacement(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, 3)
+    fill.start(META, 3)
     fill.write(view(b"old"))
     fill.publish()
     fill.close()
@@ -372,7 +372,7 @@ def test_the_descriptor_of_a_fill_is_closed_by_its_last_user(cache: Cache) -> No
     before = descriptors()
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
-    fill.begin(META, 0)
+    fill.start(META, 0)
     fill.publish()
     fill.close()
     readers[0].close()
@@ -438,7 +438,7 @@ def test_a_file_in_the_way_of_a_folder_and_the_reverse_are_kept_both(cache: Cach
 
 def test_a_folder_that_appears_while_an_object_grows_does_not_lose_it(cache: Cache) -> None:
     above = lead(cache, ABOVE)
-    above.begin(META, 5)
+    above.start(META, 5)
     publish(cache, b"below", BELOW)
     with closing(follow(cache, ABOVE)):  # it is still the same fill, here and in other processes
         pass
@@ -446,7 +446,7 @@ def test_a_folder_that_appears_while_an_object_grows_does_not_lose_it(cache: Cac
         pass
     above.write(view(b"above"))
     assert above.publish()
-    above.settle()
+    above.make_durable()
     above.close()
     assert (hit_body(cache, ABOVE), hit_body(Cache(cache.store.root), BELOW)) == (b"above", b"below")
 
@@ -460,7 +460,7 @@ def test_what_lies_aside_is_replaced_where_it_lies(cache: Cache) -> None:
     with closing(found.entry):
         claim = cache.claim(ABOVE, found.entry.version)
     assert isinstance(claim, Lead)
-    claim.fill.begin(META, 3)
+    claim.fill.start(META, 3)
     claim.fill.write(view(b"new"))
     assert claim.fill.publish()
     claim.fill.close()
@@ -476,7 +476,7 @@ def test_aliases_lie_aside_as_well(cache: Cache) -> None:
             publish(cache, b"layer", key)
         else:
             found.entry.close()
-        cache.introduce(key, META)
+        cache.confirm_alias(key, META)
     for key in (Key(ABOVE.name, digest), Key(BELOW.name, digest)):
         found = Cache(cache.store.root).lookup(key)
         assert found is not None and found.metadata == META
@@ -505,11 +505,11 @@ def test_long_names_are_unstorable_and_those_at_the_limits_are_not(cache: Cache)
 def test_a_file_that_was_taken_away_is_not_published_in_its_successor_s_name(pair: List[Cache]) -> None:
     """Somebody clears the cache while it is filled, and another process begins anew under the same name."""
     first = lead(pair[0])
-    first.begin(META, None)
+    first.start(META, None)
     first.write(view(b"whole"))
     shutil.rmtree(pair[0].store.root / "https")
     second = lead(pair[1])
-    second.begin(META, None)
+    second.start(META, None)
     second.write(view(b"who"))
     assert first.publish() is False
     first.close()
@@ -522,7 +522,7 @@ def test_a_file_that_was_taken_away_is_not_published_in_its_successor_s_name(pai
 
 def test_what_was_never_verified_is_no_object_whatever_its_name(cache: Cache) -> None:
     fill = lead(cache)
-    fill.begin(META, 3, resumable=True)
+    fill.start(META, 3, resumable=True)
     fill.write(view(b"abc"))
     os.rename(parts(cache)[0], cache.store.root / NAME)
     assert cache.lookup(KEY) is None
@@ -534,7 +534,7 @@ def test_a_fresh_file_that_another_has_locked_is_not_led(pair: List[Cache], monk
     fill = lead(pair[1])
     monkeypatch.setattr("storage.store.try_lock", lambda _: False)
     with pytest.raises(Unstorable, match="locked by somebody else"):
-        fill.begin(META, 9)
+        fill.start(META, 9)
     fill.decline()
     fill.close()
     assert parts(pair[0]) == []
@@ -546,7 +546,7 @@ def test_what_the_disk_has_lost_in_writing_is_unpublished(
 ) -> None:
     """Quotas and network file systems say so only when an object is synced; EINVAL means that they never sync."""
     fill = lead(cache)
-    fill.begin(META, 3)
+    fill.start(META, 3)
     fill.write(view(b"abc"))
     fill.publish()
 
@@ -556,7 +556,7 @@ def test_what_the_disk_has_lost_in_writing_is_unpublished(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         with pytest.raises(OSError):
-            fill.settle()
+            fill.make_durable()
     fill.close()
     found = cache.lookup(KEY)
     assert (found is None) == (error != errno.EINVAL)
@@ -574,7 +574,7 @@ def test_a_system_without_room_for_threads_hashes_where_it_writes(
         raise RuntimeError("can't start new thread")
 
     fill = lead(cache)
-    fill.begin(META, 2 * len(body))
+    fill.start(META, 2 * len(body))
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         fill.write(view(body))
@@ -591,27 +591,27 @@ PIECES = [os.urandom(100_000) for _ in range(4)]
 
 @pytest.fixture
 def late(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Fill:
-    """A fill with all its octets, of which the processor had no time to hash more than the first two pieces."""
+    """A fill with all its bytes, of which the processor had no time to hash more than the first two pieces."""
     started, gate, real = threading.Event(), threading.Event(), Hashes._hash
 
     def hash_slowly(hashes: Hashes, data: memoryview) -> None:
         if threading.current_thread().name == "hash":
             started.set()
-            assert gate.wait(PATIENCE)
+            assert gate.wait(TIMEOUT)
         real(hashes, data)
 
     monkeypatch.setattr("transfers.hashing._ALONE", 1)
     fill = lead(cache)
-    fill.begin(META, sum(map(len, PIECES)))
+    fill.start(META, sum(map(len, PIECES)))
     with monkeypatch.context() as patch:
         patch.setattr(Hashes, "_hash", hash_slowly)
         fill.write(view(PIECES[0]))
         fill.write(view(PIECES[1]))
-        assert started.wait(PATIENCE)
+        assert started.wait(TIMEOUT)
         third = in_thread(fill.write, view(PIECES[2]))
         wait_until(lambda: fill._hashes.late)
         gate.set()
-        third.result(PATIENCE)
+        third.result(TIMEOUT)
         fill.write(view(PIECES[3]))
     return fill
 
@@ -621,14 +621,14 @@ def record_of(cache: Cache) -> Record:
 
 
 def test_nobody_waits_for_a_hash_that_nothing_depends_on(cache: Cache, late: Fill) -> None:
-    reader, elsewhere = follow(cache), follow(Cache(cache.store.root, patience=20))
+    reader, elsewhere = follow(cache), follow(Cache(cache.store.root, timeout=20))
     assert late.publish()
     assert record_of(cache).unhashed and not record_of(cache).sha256
     for source in (reader, elsewhere):
         assert read_all(source) == b"".join(PIECES)
         source.close()
     assert hit_body(cache) == hit_body(Cache(cache.store.root)) == b"".join(PIECES)
-    late.settle()
+    late.make_durable()
     late.close()
     record = record_of(cache)
     assert record.sha256 == hashlib.sha256(b"".join(PIECES)).hexdigest()
@@ -643,7 +643,7 @@ def test_another_machine_trusts_who_is_still_at_it(cache: Cache, late: Fill) -> 
     late.publish()
     reader = cache.reader(late)  # as slow as can be: the file stays open for it
     assert hit_body(other) == b"".join(PIECES)
-    late.settle()
+    late.make_durable()
     late.close()
     found = other.lookup(KEY)
     assert found is not None and found.entry.record.durable
@@ -678,7 +678,7 @@ def test_what_is_lost_before_it_is_hashed_is_unpublished(
     else:
         os.truncate(cache.store.root / NAME, 350_000)
     with pytest.raises(Lost if unreadable else FillFailed):
-        late.settle()
+        late.make_durable()
     late.close()
     assert not (cache.store.root / NAME).exists() and not parts(cache)
 
@@ -689,12 +689,12 @@ def test_a_hash_that_another_process_has_undone_is_made_again(cache: Cache, late
     stale = os.getxattr(cache.store.root / NAME, "user.dduct")
     late._hash_the_rest()
     os.setxattr(cache.store.root / NAME, "user.dduct", stale)
-    cache.store.settle(str(cache.store.root / NAME))
+    cache.store.mark_durable(str(cache.store.root / NAME))
     late.close()
     assert not record_of(cache).durable
     found = cache.lookup(KEY)
     assert found is not None and not found.entry.trusted
-    assert read_all(Recheck(found.entry)) == b"".join(PIECES)
+    assert read_all(VerifyingReader(found.entry)) == b"".join(PIECES)
     found.entry.close()
     record = record_of(cache)
     assert record.durable and record.sha256 == hashlib.sha256(b"".join(PIECES)).hexdigest()
@@ -706,7 +706,7 @@ def test_what_has_taken_the_place_of_a_late_object_stays(cache: Cache, late: Fil
     (cache.store.root / NAME).unlink()
     publish(cache, b"another")
     with pytest.raises(FillFailed):
-        late.settle()
+        late.make_durable()
     late.close()
     assert hit_body(cache) == b"another"
     assert record_of(cache).sha256 == hashlib.sha256(b"another").hexdigest()
@@ -715,7 +715,7 @@ def test_what_has_taken_the_place_of_a_late_object_stays(cache: Cache, late: Fil
 def test_a_failed_fill_is_not_begun_with_although_there_are_octets(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, 10)
+    fill.start(META, 10)
     fill.write(view(b"abc"))
     fill.fail("no luck")
     with pytest.raises(FillFailed):
@@ -741,7 +741,7 @@ def test_a_disk_that_breaks_at_publication_keeps_nothing_from_the_readers(
 
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, 3)
+    fill.start(META, 3)
     fill.write(view(b"abc"))
     monkeypatch.setattr(os, "replace", refuse)
     assert fill.publish() is False
@@ -755,7 +755,7 @@ def test_a_disk_that_breaks_at_publication_keeps_nothing_from_the_readers(
 def test_a_refresh_is_not_undone_by_what_settles_later(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sync of a publication takes its time, and an object may be validated meanwhile."""
     fill = lead(cache)
-    fill.begin(META, 1)
+    fill.start(META, 1)
     fill.write(view(b"x"))
     fill.publish()
     renewed = replace(META, fetched_at=2000.0)
@@ -767,7 +767,7 @@ def test_a_refresh_is_not_undone_by_what_settles_later(cache: Cache, monkeypatch
         claim.entry.close()
 
     monkeypatch.setattr(os, "fsync", fsync)
-    fill.settle()
+    fill.make_durable()
     fill.close()
     claim = cache.lookup(KEY)
     assert claim is not None
@@ -778,7 +778,7 @@ def test_a_refresh_is_not_undone_by_what_settles_later(cache: Cache, monkeypatch
 def test_whoever_has_the_whole_object_finds_it_in_its_place(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, 6)
+    fill.start(META, 6)
     fill.write(view(b"abc"))
     assert reader.read_at(view(bytearray(10)), 0) == 3
     fill.write(view(b"def"))
@@ -793,28 +793,28 @@ def test_whoever_has_the_whole_object_finds_it_in_its_place(cache: Cache) -> Non
 
 
 class FullDisk:
-    """Stands in for os.pwrite: takes so many octets of a file, and then fails."""
+    """Stands in for os.pwrite: takes so many bytes of a file, and then fails."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int, error: int = errno.ENOSPC) -> None:
-        self.room = room
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, space: int, error: int = errno.ENOSPC) -> None:
+        self.space = space
         real = os.pwrite
 
         def pwrite(fd: int, data: Any, offset: int) -> int:
-            if offset >= self.room:
+            if offset >= self.space:
                 raise OSError(error, os.strerror(error))
-            return real(fd, data[: self.room - offset], offset)
+            return real(fd, data[: self.space - offset], offset)
 
         monkeypatch.setattr(os, "pwrite", pwrite)
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
-@pytest.mark.parametrize("room", [0, 1, 150_000, 299_999])
-def test_a_fill_goes_on_without_the_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch, room: int, error: int) -> None:
+@pytest.mark.parametrize("space", [0, 1, 150_000, 299_999])
+def test_a_fill_goes_on_without_the_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch, space: int, error: int) -> None:
     body = os.urandom(300_000)
-    FullDisk(monkeypatch, room, error)
+    FullDisk(monkeypatch, space, error)
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
-    fill.begin(META, len(body))
+    fill.start(META, len(body))
     with ThreadPoolExecutor(3) as pool:
         copies = [pool.submit(read_all, reader) for reader in readers]
         for start in range(0, len(body), 50_000):
@@ -831,9 +831,9 @@ def test_nobody_new_joins_a_fill_without_the_disk(cache: Cache, monkeypatch: pyt
     disk = FullDisk(monkeypatch, 0)
     fill = lead(cache)
     reader = follow(cache)
-    fill.begin(META, 10)
+    fill.start(META, 10)
     fill.write(view(b"01234"))
-    disk.room = 100
+    disk.space = 100
     publish(cache, b"another try")
     assert hit_body(cache) == b"another try"
     fill.write(view(b"56789"))
@@ -850,7 +850,7 @@ def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monk
     monkeypatch.setattr("transfers.fill.WINDOW_LIMIT", 1000)
     fill = lead(cache)
     slow, fast = follow(cache), follow(cache)
-    fill.begin(META, None)
+    fill.start(META, None)
     fill.write(view(b"a" * 1000))
     buffer = view(bytearray(1000))
     assert fast.read_at(buffer, 0) == 1000
@@ -871,14 +871,14 @@ def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monk
 def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """The filler waits for them, as they would for it."""
     FullDisk(monkeypatch, 0)
-    monkeypatch.setattr("transfers.fill.CROWD", 1)
+    monkeypatch.setattr("transfers.fill.MANY_READERS", 1)
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
-    fill.begin(META, 10)
+    fill.start(META, 10)
     fill.write(view(b"01234"))
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(fill.read_at, view(bytearray(10)), 0, 3 * PATIENCE, readers[0], 3 * PATIENCE)
-        assert reading.result(PATIENCE) == 5
+        reading = pool.submit(fill.read_at, view(bytearray(10)), 0, 3 * TIMEOUT, readers[0], 3 * TIMEOUT)
+        assert reading.result(TIMEOUT) == 5
     for reader in readers:
         reader.close()
     fill.close()
@@ -887,10 +887,10 @@ def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypat
 def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     FullDisk(monkeypatch, 0)
     monkeypatch.setattr("transfers.fill.WINDOW_LIMIT", 1000)
-    monkeypatch.setattr("transfers.fill._LAGGARD_PATIENCE", 0.05)
+    monkeypatch.setattr("transfers.fill._SLOWEST_READER_TIMEOUT", 0.05)
     fill = lead(cache)
     still = follow(cache)
-    fill.begin(META, None)
+    fill.start(META, None)
     fill.write(view(b"a" * 1000))
     fill.write(view(b"b" * 1000))
     assert fill.publish() is False
@@ -904,10 +904,10 @@ def test_a_reader_that_is_given_up_holds_nobody_up_any_more(cache: Cache, monkey
     """Neither by where it stood, nor by coming back to hear that it has lost."""
     FullDisk(monkeypatch, 0)
     monkeypatch.setattr("transfers.fill.WINDOW_LIMIT", 1000)
-    monkeypatch.setattr("transfers.fill._LAGGARD_PATIENCE", 0.2)
+    monkeypatch.setattr("transfers.fill._SLOWEST_READER_TIMEOUT", 0.2)
     fill = lead(cache)
     still, fast = follow(cache), follow(cache)
-    fill.begin(META, 10_000)
+    fill.start(META, 10_000)
     with ThreadPoolExecutor(1) as pool:
         copy = pool.submit(read_all, fast)
         fill.write(view(b"a" * 1000))
@@ -915,11 +915,11 @@ def test_a_reader_that_is_given_up_holds_nobody_up_any_more(cache: Cache, monkey
         fill.write(view(b"b" * 1000))  # this once it is waited for
         with pytest.raises(Lost, match="too slow"):
             still.read_at(view(bytearray(10)), 0)
-        monkeypatch.setattr("transfers.fill._LAGGARD_PATIENCE", PATIENCE)
+        monkeypatch.setattr("transfers.fill._SLOWEST_READER_TIMEOUT", TIMEOUT)
         for _ in range(8):
-            in_thread(fill.write, view(b"c" * 1000)).result(PATIENCE / 2)
+            in_thread(fill.write, view(b"c" * 1000)).result(TIMEOUT / 2)
         assert fill.publish() is False
-        assert copy.result(PATIENCE) == b"a" * 1000 + b"b" * 1000 + b"c" * 8000
+        assert copy.result(TIMEOUT) == b"a" * 1000 + b"b" * 1000 + b"c" * 8000
     still.close()
     fast.close()
     fill.close()
@@ -928,7 +928,7 @@ def test_a_reader_that_is_given_up_holds_nobody_up_any_more(cache: Cache, monkey
 def test_a_fill_that_has_neither_disk_nor_readers_ends(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     FullDisk(monkeypatch, 0)
     fill = lead(cache)
-    fill.begin(META, None)
+    fill.start(META, None)
     with pytest.raises(FillFailed, match="nobody reads it"):
         fill.write(view(b"a"))
     fill.close()
@@ -939,7 +939,7 @@ def test_a_wrong_object_is_wrong_without_the_disk_too(cache: Cache, monkeypatch:
     key = Key("https/h/blob", digest_of(b"right"))
     fill = lead(cache, key)
     reader = follow(cache, key)
-    fill.begin(META, 100_000)
+    fill.start(META, 100_000)
     fill.write(view(bytes(100_000)))
     with pytest.raises(FillFailed, match="digest") as caught:
         fill.publish()
@@ -973,7 +973,7 @@ def test_sixteen_threads_claim_at_once_and_one_of_them_leads(cache: Cache) -> No
             finally:
                 claim.reader.close()
         leaders.append(key)
-        claim.fill.begin(META, len(body))
+        claim.fill.start(META, len(body))
         for at in range(0, len(body), 1000):
             claim.fill.write(view(body[at : at + 1000]))
         claim.fill.publish()
@@ -981,8 +981,8 @@ def test_sixteen_threads_claim_at_once_and_one_of_them_leads(cache: Cache) -> No
         return body
 
     with ThreadPoolExecutor(16) as pool:
-        for turn in range(100):
-            key = Key(f"https/h/{turn}.deb")
+        for iteration in range(100):
+            key = Key(f"https/h/{iteration}.deb")
             assert set(pool.map(client, [key] * 16)) == {body}
     assert len(leaders) == 100
 
@@ -1018,7 +1018,7 @@ def test_another_url_with_the_same_digest_has_to_be_introduced_first(cache: Cach
     claim = cache.claim(other)
     assert isinstance(claim, Hit) and claim.metadata is None
     claim.entry.close()
-    cache.introduce(other, blob_meta("two"))
+    cache.confirm_alias(other, blob_meta("two"))
     claim = cache.claim(other)
     assert isinstance(claim, Hit) and claim.metadata == blob_meta("two")
     assert read_all(claim.entry) == BLOB
@@ -1036,7 +1036,7 @@ def test_simultaneous_claims_of_one_digest_by_two_urls_share_one_fill(cache: Cac
 def test_the_last_octets_wait_for_the_digest(cache: Cache) -> None:
     fill = lead(cache, blob_key("one"))
     reader = cache.reader(fill)
-    fill.begin(blob_meta("one"), len(BLOB))
+    fill.start(blob_meta("one"), len(BLOB))
     fill.write(view(BLOB))
     buffer = view(bytearray(2 * HOLD_BACK))
     assert reader.read_at(buffer, 0) == len(BLOB) - HOLD_BACK
@@ -1051,7 +1051,7 @@ def test_octets_of_another_digest_are_never_published(cache: Cache, algorithm: s
     key = blob_key("one", b"what was promised", algorithm)
     fill = lead(cache, key)
     reader = cache.reader(fill)
-    fill.begin(blob_meta("one"), None)
+    fill.start(blob_meta("one"), None)
     fill.write(view(b"what came"))
     with pytest.raises(FillFailed, match=f"have not the digest {algorithm}") as caught:
         fill.publish()
@@ -1144,7 +1144,7 @@ def test_a_leftover_of_a_crash_is_not_seen_by_anybody(cache: Cache) -> None:
 def test_a_leftover_is_never_truncated_under_a_leader_of_another_process(tmp_path: Path) -> None:
     one, two = Cache(tmp_path), Cache(tmp_path)
     fill = lead(one)
-    fill.begin(META, 6)
+    fill.start(META, 6)
     fill.write(view(b"abc"))
     reader = follow(two)
     fill.write(view(b"def"))
@@ -1157,25 +1157,25 @@ def test_a_leftover_is_never_truncated_under_a_leader_of_another_process(tmp_pat
 # --- what a leader that is gone has left -----------------------------------------------------------
 
 
-def leave(cache: Cache, octets: bytes, length: int = 6, resumable: bool = True, key: Key = KEY) -> None:
-    """A leader dies after so many octets."""
+def leave(cache: Cache, raw: bytes, length: int = 6, resumable: bool = True, key: Key = KEY) -> None:
+    """A leader dies after so many bytes."""
     fill = lead(cache, key)
-    fill.begin(META, length, resumable)
-    fill.write(view(octets))
+    fill.start(META, length, resumable)
+    fill.write(view(raw))
     os.close(fill._fd)
 
 
 def test_a_leftover_is_gone_on_with(pair: List[Cache]) -> None:
     leave(pair[0], b"abc")
     fill = lead(pair[1])
-    assert fill.leftover == Leftover(META, 6, 3)
+    assert fill.partial_download == PartialDownload(META, 6, 3)
     reader = pair[1].reader(fill)
     fill.resume(META)
     assert reader.read_at(view(bytearray(10)), 0) == 3
     fill.catch_up()
     fill.write(view(b"def"))
     fill.publish()
-    fill.settle()
+    fill.make_durable()
     fill.close()
     assert read_all(reader) == b"abcdef"
     reader.close()
@@ -1187,7 +1187,7 @@ def test_a_leftover_is_gone_on_with(pair: List[Cache]) -> None:
 
 def test_followers_elsewhere_get_nothing_of_a_leftover_before_its_origin_has_spoken(tmp_path: Path) -> None:
     """All of an outdated object may be there."""
-    caches = [Cache(tmp_path / "files", patience=20) for _ in range(3)]
+    caches = [Cache(tmp_path / "files", timeout=20) for _ in range(3)]
     leave(caches[0], b"abcdef")
     fill = lead(caches[1])
     reader = follow(caches[2])
@@ -1203,16 +1203,16 @@ def test_a_leftover_is_left_over_again_by_a_leader_that_dies_while_it_asks(pair:
     leave(pair[0], b"abc")
     os.close(lead(Cache(pair[0].store.root))._fd)
     fill = lead(pair[1])
-    assert fill.leftover == Leftover(META, 6, 3)
+    assert fill.partial_download == PartialDownload(META, 6, 3)
     fill.close()
 
 
 def test_a_complete_leftover_is_not_taken_for_an_object(pair: List[Cache]) -> None:
     leave(pair[0], b"abcdef")
     fill = lead(pair[1])
-    assert fill.leftover == Leftover(
+    assert fill.partial_download == PartialDownload(
         META, 6, 5
-    )  # the last octet is asked for, and with it whether it is still the same
+    )  # the last byte is asked for, and with it whether it is still the same
     fill.resume(META)
     fill.catch_up()
     fill.write(view(b"f"))
@@ -1223,8 +1223,8 @@ def test_a_complete_leftover_is_not_taken_for_an_object(pair: List[Cache]) -> No
 
 def test_a_digest_named_leftover_is_verified_from_its_first_octet(pair: List[Cache], tmp_path: Path) -> None:
     key = Key("https/one/x", digest_of(b"abcdef"))
-    for one, octets, right in ((pair[0], b"abX", False), (Cache(tmp_path / "files"), b"abc", True)):
-        leave(one, octets, key=key)
+    for one, raw, right in ((pair[0], b"abX", False), (Cache(tmp_path / "files"), b"abc", True)):
+        leave(one, raw, key=key)
         fill = lead(pair[1], key)
         fill.resume(META)
         fill.catch_up()
@@ -1240,14 +1240,14 @@ def test_a_digest_named_leftover_is_verified_from_its_first_octet(pair: List[Cac
 def test_a_leftover_of_another_object_makes_way_and_its_followers_do_not_mix_them(pair: List[Cache]) -> None:
     leave(pair[0], b"abc")
     foreign = ForeignFill(
-        str(pair[0].store.root / NAME), pair[0].store.open_part(str(pair[0].store.root / NAME)), held_back=False
+        str(pair[0].store.root / NAME), pair[0].store.open_growing_file(str(pair[0].store.root / NAME)), held_back=False
     )
     old = FillReader(foreign, 20)
     assert foreign.wait_head(1) is FillState.GONE or old.read_at(view(bytearray(3)), 0) == 3
     fill = lead(pair[1])
-    fill.begin(META, 9)
+    fill.start(META, 9)
     fill.write(view(b"ABCDEFGHI"))
-    assert fill.leftover is None
+    assert fill.partial_download is None
     with pytest.raises(Lost):
         old.read_at(view(bytearray(10)), 3)
     old.close()
@@ -1262,14 +1262,14 @@ def test_what_cannot_be_gone_on_with_goes(pair: List[Cache], what: str) -> None:
         pair[0].store.boot = "another"
     leave(pair[0], b"abc", 6 if what != "too long" else 2, what != "not resumable")
     fill = lead(pair[1])
-    assert fill.leftover is None
+    assert fill.partial_download is None
     fill.close()
     assert parts(pair[0]) == []
 
 
 def test_a_fill_that_nobody_reads_can_be_given_up_and_gone_on_with(pair: List[Cache]) -> None:
     fill = lead(pair[0])
-    fill.begin(META, 6, resumable=True)
+    fill.start(META, 6, resumable=True)
     fill.write(view(b"abc"))
     reader = follow(pair[0])
     assert not fill.unread and not fill.abandon()
@@ -1280,12 +1280,12 @@ def test_a_fill_that_nobody_reads_can_be_given_up_and_gone_on_with(pair: List[Ca
     assert fill.abandon()
     fill.close()
     again = lead(pair[0])
-    assert again.leftover == Leftover(META, 6, 3)
+    assert again.partial_download == PartialDownload(META, 6, 3)
     again.fail("its origin is away")
     again.close()
     assert len(parts(pair[0])) == 1
     once_more = lead(pair[1])
-    assert once_more.leftover == Leftover(META, 6, 3)
+    assert once_more.partial_download == PartialDownload(META, 6, 3)
     once_more.decline()
     once_more.close()
     assert parts(pair[0]) == []
@@ -1293,7 +1293,7 @@ def test_a_fill_that_nobody_reads_can_be_given_up_and_gone_on_with(pair: List[Ca
 
 def test_what_is_given_up_for_good_is_removed(cache: Cache) -> None:
     fill = lead(cache)
-    fill.begin(META, 6)
+    fill.start(META, 6)
     fill.write(view(b"abc"))
     assert fill.abandon()
     fill.close()
@@ -1302,7 +1302,7 @@ def test_what_is_given_up_for_good_is_removed(cache: Cache) -> None:
 
 def test_who_joins_a_fill_just_as_it_is_given_up_claims_again(cache: Cache) -> None:
     fill = lead(cache)
-    fill.begin(META, 6, resumable=True)
+    fill.start(META, 6, resumable=True)
     late = FillReader(fill, 1)
     assert fill.abandon()
     assert fill.wait_head(1) is FillState.GONE
@@ -1343,17 +1343,17 @@ def test_a_disk_that_does_not_give_back_is_asked_again_and_then_given_up(
 
 @pytest.fixture
 def pair(tmp_path: Path) -> List[Cache]:
-    return [Cache(tmp_path / "files", patience=20) for _ in range(2)]
+    return [Cache(tmp_path / "files", timeout=20) for _ in range(2)]
 
 
 def test_a_blank_file_that_nobody_leads_is_removed_by_who_finds_that_out(cache: Cache) -> None:
     """A look at who leads takes the lock for a moment; whoever comes to lead just then thinks that another one does."""
     place = str(cache.store.root / NAME)
-    os.close(cache.store.open_part(place))
+    os.close(cache.store.open_growing_file(place))
     growing = cache.store.open_growing(place)
     assert growing is not None
     foreign = ForeignFill(place, growing, held_back=False)
-    assert foreign.wait_head(PATIENCE) is FillState.GONE
+    assert foreign.wait_head(TIMEOUT) is FillState.GONE
     foreign.detach()
     assert parts(cache) == []
 
@@ -1361,9 +1361,9 @@ def test_a_blank_file_that_nobody_leads_is_removed_by_who_finds_that_out(cache: 
 def test_a_follower_elsewhere_has_the_whole_object_when_it_is_in_its_place(pair: List[Cache]) -> None:
     fill = lead(pair[0])
     reader = follow(pair[1])
-    fill.begin(META, 6)
+    fill.start(META, 6)
     fill.write(view(b"abcdef"))
-    assert reader.fill.wait_head(PATIENCE) is FillState.FILLING
+    assert reader.fill.wait_head(TIMEOUT) is FillState.FILLING
     assert reader.fill.available(0) == 5 and reader.read_at(view(bytearray(5)), 0) == 5
     assert fill.publish()
     assert read_all(reader) == b"abcdef"
@@ -1375,14 +1375,14 @@ def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkey
     monkeypatch.setattr("transfers.follow.PIECE", 10)
     fill = lead(pair[0])
     reader = follow(pair[1])
-    fill.begin(META, 20)
+    fill.start(META, 20)
     fill.write(view(b"abc"))
     foreign, buffer, looked = reader.fill, view(bytearray(15)), threading.Event()
     assert isinstance(foreign, ForeignFill)
-    assert foreign.wait_head(PATIENCE) is FillState.FILLING
-    assert foreign.read_at(buffer, 0, PATIENCE) == 3
-    assert foreign.read_at(buffer[:2], 0, PATIENCE, hesitate_for=PATIENCE) == 2
-    assert foreign.read_at(buffer, 0, PATIENCE, hesitate_for=0.01) == 3
+    assert foreign.wait_head(TIMEOUT) is FillState.FILLING
+    assert foreign.read_at(buffer, 0, TIMEOUT) == 3
+    assert foreign.read_at(buffer[:2], 0, TIMEOUT, backoff=TIMEOUT) == 2
+    assert foreign.read_at(buffer, 0, TIMEOUT, backoff=0.01) == 3
     look = foreign._look
 
     def tell() -> None:
@@ -1391,16 +1391,16 @@ def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkey
 
     monkeypatch.setattr(foreign, "_look", tell)
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(foreign.read_at, buffer, 0, PATIENCE, None, PATIENCE)
-        assert looked.wait(PATIENCE)
+        reading = pool.submit(foreign.read_at, buffer, 0, TIMEOUT, None, TIMEOUT)
+        assert looked.wait(TIMEOUT)
         fill.write(view(b"defghij"))
-        assert reading.result(PATIENCE) == 10
+        assert reading.result(TIMEOUT) == 10
         looked.clear()
-        reading = pool.submit(foreign.read_at, buffer, 9, PATIENCE, None, PATIENCE)
-        assert looked.wait(PATIENCE)
+        reading = pool.submit(foreign.read_at, buffer, 9, TIMEOUT, None, TIMEOUT)
+        assert looked.wait(TIMEOUT)
         fill.write(view(b"0123456789"))
         fill.publish()
-        assert reading.result(PATIENCE) in (10, 11)  # the last one may not have been for reading yet
+        assert reading.result(TIMEOUT) in (10, 11)  # the last one may not have been for reading yet
     reader.close()
     fill.close()
 
@@ -1410,7 +1410,7 @@ def test_a_foreign_fill_is_followed_from_head_to_end(pair: List[Cache]) -> None:
     reader = follow(pair[1])
     with ThreadPoolExecutor(1) as pool:
         head = pool.submit(reader.fill.wait_head, 20)
-        fill.begin(META, 6)
+        fill.start(META, 6)
         assert head.result(20) is FillState.FILLING
         assert reader.fill.metadata == META and reader.length == 6
         body = pool.submit(read_all, reader)
@@ -1425,7 +1425,7 @@ def test_a_foreign_fill_is_followed_from_head_to_end(pair: List[Cache]) -> None:
 def test_a_foreign_fill_of_unknown_length_has_one_when_it_is_over(pair: List[Cache]) -> None:
     fill = lead(pair[0])
     reader = follow(pair[1])
-    fill.begin(META, None)
+    fill.start(META, None)
     fill.write(view(b"abc"))
     assert reader.fill.wait_head(20) is FillState.FILLING
     assert reader.length is None
@@ -1439,7 +1439,7 @@ def test_a_foreign_fill_of_unknown_length_has_one_when_it_is_over(pair: List[Cac
 def test_a_foreign_digest_named_fill_holds_its_last_octets_back(pair: List[Cache]) -> None:
     fill = lead(pair[0], blob_key("one"))
     reader = follow(pair[1], blob_key("one"))
-    fill.begin(blob_meta("one"), len(BLOB))
+    fill.start(blob_meta("one"), len(BLOB))
     fill.write(view(BLOB))
     buffer = view(bytearray(2 * HOLD_BACK))
     assert reader.read_at(buffer, 0) == len(BLOB) - HOLD_BACK
@@ -1454,7 +1454,7 @@ def test_a_fill_that_ends_before_it_can_be_followed_leaves_nothing(
 ) -> None:
     """Its file is gone between our seeing that another process has it and our opening it."""
     fill = lead(pair[0])
-    fill.begin(META, 4)
+    fill.start(META, 4)
     fill.write(view(b"body"))
     real = pair[1].store.open_growing
 
@@ -1473,7 +1473,7 @@ def test_a_foreign_fill_that_ended_well_is_whole_whatever_became_of_its_name(pai
     """A slow follower may come to the end long after."""
     fill = lead(pair[0])
     reader = follow(pair[1])
-    fill.begin(META, None)
+    fill.start(META, None)
     fill.write(view(b"abc"))
     assert reader.read_at(view(bytearray(3)), 0) == 3
     fill.write(view(b"def"))
@@ -1493,7 +1493,7 @@ def test_without_attributes_a_foreign_fill_cannot_be_followed(pair: List[Cache])
     fill = lead(pair[0])
     with pytest.raises(Unstorable, match="no metadata"):
         pair[1].claim(KEY)
-    fill.begin(META, 4)
+    fill.start(META, 4)
     fill.write(view(b"body"))
     fill.publish()
     fill.close()
@@ -1514,7 +1514,7 @@ def test_a_foreign_fill_that_ends_before_its_head_sends_followers_back(pair: Lis
 def test_a_foreign_fill_that_fails_sends_its_followers_elsewhere(pair: List[Cache]) -> None:
     fill = lead(pair[0])
     reader = follow(pair[1])
-    fill.begin(META, 6)
+    fill.start(META, 6)
     fill.write(view(b"abc"))
     fill.fail("x")
     fill.close()
@@ -1539,7 +1539,7 @@ def test_many_followers_of_a_foreign_fill_in_one_process_all_follow_it(pair: Lis
     with ThreadPoolExecutor(16) as pool:
         bodies = [pool.submit(client, n) for n in range(16)]
         attached.wait(20)
-        fill.begin(META, 4)
+        fill.start(META, 4)
         fill.write(view(b"body"))
         fill.publish()
         fill.close()
@@ -1553,7 +1553,7 @@ _CHILD = """
     from storage.store import Key, Metadata
     cache = Cache(Path(sys.argv[1]))
     claim = cache.claim(Key(sys.argv[2]))
-    claim.fill.begin(Metadata("https://some.thing/pool/x.deb", (), 1.0), 6)
+    claim.fill.start(Metadata("https://some.thing/pool/x.deb", (), 1.0), 6)
     claim.fill.write(memoryview(b"abc"))
     print("filling", flush=True)
     sys.stdin.read()
@@ -1561,7 +1561,7 @@ _CHILD = """
 
 
 def test_a_killed_leader_leaves_nothing_that_is_taken_for_an_object(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, patience=20)
+    cache = Cache(tmp_path, timeout=20)
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(_CHILD), str(tmp_path), NAME],
         stdin=subprocess.PIPE,
@@ -1597,7 +1597,7 @@ def test_caches_racing_on_one_directory_publish_each_object_once(pair: List[Cach
             claim = cache.claim(key)
             if isinstance(claim, Lead):
                 leaders.append(key)
-                claim.fill.begin(META, len(body))
+                claim.fill.start(META, len(body))
                 claim.fill.write(view(body))
                 claim.fill.publish()
                 claim.fill.close()
@@ -1611,8 +1611,8 @@ def test_caches_racing_on_one_directory_publish_each_object_once(pair: List[Cach
                 source.close()
 
     with ThreadPoolExecutor(8) as pool:
-        for turn in range(100):
-            key = Key(f"https/h/{turn}.deb")
+        for iteration in range(100):
+            key = Key(f"https/h/{iteration}.deb")
             assert set(pool.map(client, pair * 4, [key] * 8)) == {body}
     assert len(leaders) == 100
 
@@ -1620,25 +1620,25 @@ def test_caches_racing_on_one_directory_publish_each_object_once(pair: List[Cach
 def test_a_crowd_that_grows_while_it_waits_gets_every_piece(cache: Cache) -> None:
     """Those who were few enough to be woken find out that they no longer are."""
     fill = lead(cache)
-    fill.begin(META, 6)
+    fill.start(META, 6)
     readers = [follow(cache) for _ in range(16)]
-    rooms = [memoryview(bytearray(3)) for _ in range(17)]
+    spaces = [memoryview(bytearray(3)) for _ in range(17)]
 
     def waiting() -> int:
         with fill._changed:
             return len(fill._changed._waiters)  # type: ignore[attr-defined]
 
-    first = [in_thread(reader.read_at, room, 0) for reader, room in zip(readers, rooms)]
+    first = [in_thread(reader.read_at, space, 0) for reader, space in zip(readers, spaces)]
     wait_until(lambda: waiting() == 16)
     readers.append(follow(cache))
-    last = in_thread(readers[16].read_at, rooms[16], 0)
+    last = in_thread(readers[16].read_at, spaces[16], 0)
     fill.write(view(b"abc"))
-    assert [future.result(PATIENCE) for future in [*first, last]] == [3] * 17
-    assert all(bytes(room) == b"abc" for room in rooms)
-    rest = [in_thread(reader.read_at, room, 3) for reader, room in zip(readers, rooms)]
+    assert [future.result(TIMEOUT) for future in [*first, last]] == [3] * 17
+    assert all(bytes(space) == b"abc" for space in spaces)
+    rest = [in_thread(reader.read_at, space, 3) for reader, space in zip(readers, spaces)]
     fill.write(view(b"def"))
     assert fill.publish()
-    assert [future.result(PATIENCE) for future in rest] == [3] * 17
+    assert [future.result(TIMEOUT) for future in rest] == [3] * 17
     for reader in readers:
         reader.close()
     fill.close()

@@ -35,21 +35,21 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from support.household import make_config
-from support.pairs import PATIENCE, SOON, in_thread, meet
+from support.pairs import SOON, TIMEOUT, in_thread, meet
+from support.running import make_config
 
-from certs import CertificateError, CertificateFiles, Identity, inspect, prepare
+from certs import CertificateError, CertificateFiles, CertificateSettings, inspect, prepare
 from server import config
-from server.server import identity
+from server.server import certificate_settings
 from tls.authority import CertificateAuthority, KeyPair
-from tls.leaf_certificates import LeafStore
+from tls.leaf_certificates import LeafCertificateCache
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("ca.key", "client.key", "server.key")
 FILES = ("ca.crt", "ca.key", "client.crt", "client.key", "client.p12", "server.crt", "server.key", "server.p12")
 HOSTS = ("origin.test", "192.0.2.1", "2001:db8::1")
 LEAF_DAYS = 30
-IDENTITY: Identity = identity(make_config(Path("unused"), None))  # 2048 bits: made in a blink
+SETTINGS: CertificateSettings = certificate_settings(make_config(Path("unused"), None))  # 2048 bits: made in a blink
 
 own_key = ec.generate_private_key(ec.SECP256R1())  # one key for whatever is made by hand below
 
@@ -79,7 +79,7 @@ def first_start(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, List[st
     """A directory as a first start leaves it, and what was logged. Read only."""
     directory = tmp_path_factory.mktemp("first") / "deeper" / "certs"
     with writes() as lines:
-        prepare(directory, IDENTITY)
+        prepare(directory, SETTINGS)
     return directory, lines
 
 
@@ -91,12 +91,12 @@ def made(first_start: Tuple[Path, List[str]]) -> Path:
 
 @pytest.fixture(scope="module")
 def authority(made: Path) -> CertificateAuthority:
-    return prepare(made, IDENTITY)
+    return prepare(made, SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def leaves(authority: CertificateAuthority) -> LeafStore:
-    return LeafStore(authority, LEAF_DAYS)
+def leaves(authority: CertificateAuthority) -> LeafCertificateCache:
+    return LeafCertificateCache(authority, LEAF_DAYS)
 
 
 @pytest.fixture
@@ -212,8 +212,8 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path, copy: Path) -> None:
     (copy / "server.crt").unlink()
     before = os.umask(0)
     try:
-        prepare(copy, IDENTITY)
-        prepare(tmp_path / "new", replace(IDENTITY, server_dns_sans=()))
+        prepare(copy, SETTINGS)
+        prepare(tmp_path / "new", replace(SETTINGS, server_dns_sans=()))
     finally:
         os.umask(before)
     assert mode(tmp_path / "new") == 0o700
@@ -226,7 +226,7 @@ def test_a_later_start_writes_nothing_and_has_the_same_authority(copy: Path, aut
     before = content(copy)
     stamps = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
     with writes() as lines:
-        again = prepare(copy, IDENTITY)
+        again = prepare(copy, SETTINGS)
     assert lines == []
     assert content(copy) == before
     assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == stamps
@@ -242,10 +242,10 @@ def test_a_deleted_certificate_is_issued_again_by_the_same_authority(
     for suffix in ("key", "crt", "p12"):
         (copy / f"{who}.{suffix}").unlink()
     with writes() as lines:
-        again = prepare(copy, IDENTITY)
-    anew = [f"{who}.{suffix}" for suffix in ("crt", "key", "p12")]
-    assert sorted(lines) == [f'Write "{copy / name}"' for name in anew]
-    assert sorted(name for name, data in content(copy).items() if data != before[name]) == anew
+        again = prepare(copy, SETTINGS)
+    written = [f"{who}.{suffix}" for suffix in ("crt", "key", "p12")]
+    assert sorted(lines) == [f'Write "{copy / name}"' for name in written]
+    assert sorted(name for name, data in content(copy).items() if data != before[name]) == written
     assert again.pem == authority.pem
     assert_verifies(copy / "ca.crt", copy / f"{who}.crt")
 
@@ -254,7 +254,7 @@ def test_a_deleted_bundle_is_made_again_from_the_same_certificate(copy: Path) ->
     before = content(copy)
     (copy / "client.p12").unlink()
     with writes() as lines:
-        prepare(copy, IDENTITY)
+        prepare(copy, SETTINGS)
     assert lines == [f'Write "{copy / "client.p12"}"']
     assert {name for name, data in content(copy).items() if data != before[name]} <= {"client.p12"}
     assert bundled(copy / "client.p12") == [load(copy / "client.crt"), load(copy / "ca.crt")]
@@ -263,22 +263,22 @@ def test_a_deleted_bundle_is_made_again_from_the_same_certificate(copy: Path) ->
 def test_a_bundle_left_from_a_deleted_certificate_is_replaced(copy: Path) -> None:
     (copy / "server.key").unlink()
     (copy / "server.crt").unlink()
-    prepare(copy, IDENTITY)
+    prepare(copy, SETTINGS)
     assert bundled(copy / "server.p12")[0] == load(copy / "server.crt")
 
 
 def test_the_authority_is_what_the_configuration_says(made: Path) -> None:
     certificate = load(made / "ca.crt")
     assert certificate.subject == certificate.issuer
-    assert [name.value for name in certificate.subject] == [IDENTITY.ca_cn]
+    assert [name.value for name in certificate.subject] == [SETTINGS.ca_cn]
     constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
     assert constraints.critical and constraints.value.ca
     usage = certificate.extensions.get_extension_for_class(x509.KeyUsage)
     assert usage.critical and usage.value.key_cert_sign and not usage.value.digital_signature
-    assert rsa_bits(certificate) == IDENTITY.rsa_key_bits
+    assert rsa_bits(certificate) == SETTINGS.rsa_key_bits
     assert moment(certificate, "not_valid_before") < datetime.now(timezone.utc)
     left = moment(certificate, "not_valid_after") - datetime.now(timezone.utc)
-    assert timedelta(days=IDENTITY.days_from_now - 1) < left <= timedelta(days=IDENTITY.days_from_now)
+    assert timedelta(days=SETTINGS.days_from_now - 1) < left <= timedelta(days=SETTINGS.days_from_now)
 
 
 def rsa_bits(certificate: x509.Certificate) -> int:
@@ -290,24 +290,24 @@ def rsa_bits(certificate: x509.Certificate) -> int:
 def test_the_server_certificate_is_for_the_names_of_the_configuration(made: Path) -> None:
     certificate = load(made / "server.crt")
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == list(IDENTITY.server_dns_sans)
-    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == list(IDENTITY.server_ip_sans)
-    assert [name.value for name in certificate.subject] == [IDENTITY.server_cn]
+    assert names.get_values_for_type(x509.DNSName) == list(SETTINGS.server_dns_sans)
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == list(SETTINGS.server_ip_sans)
+    assert [name.value for name in certificate.subject] == [SETTINGS.server_cn]
     assert usages(certificate) == [ExtendedKeyUsageOID.SERVER_AUTH]
-    assert rsa_bits(certificate) == IDENTITY.rsa_key_bits
+    assert rsa_bits(certificate) == SETTINGS.rsa_key_bits
 
 
 def test_a_server_without_listed_hosts_is_certified_for_its_own_name(copy: Path) -> None:
     for suffix in ("key", "crt", "p12"):
         (copy / f"server.{suffix}").unlink()
-    prepare(copy, replace(IDENTITY, server_dns_sans=(), server_ip_sans=()))
+    prepare(copy, replace(SETTINGS, server_dns_sans=(), server_ip_sans=()))
     names = load(copy / "server.crt").extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert list(names) == [x509.DNSName(IDENTITY.server_cn)]
+    assert list(names) == [x509.DNSName(SETTINGS.server_cn)]
 
 
 def test_the_client_certificate_is_one_for_clients(made: Path) -> None:
     certificate = load(made / "client.crt")
-    assert [name.value for name in certificate.subject] == [IDENTITY.client_cn]
+    assert [name.value for name in certificate.subject] == [SETTINGS.client_cn]
     assert usages(certificate) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     assert_verifies(made / "ca.crt", made / "client.crt", "-purpose", "sslclient")
 
@@ -328,7 +328,7 @@ def test_nothing_outlives_the_authority(authority: CertificateAuthority) -> None
 
 
 def test_names_need_not_be_ascii(tmp_path: Path) -> None:
-    names = replace(IDENTITY, ca_cn="ü" * 32, server_cn="Büro", client_cn="Jürgen", p12_pass="schlüssel")
+    names = replace(SETTINGS, ca_cn="ü" * 32, server_cn="Büro", client_cn="Jürgen", p12_pass="schlüssel")
     prepare(tmp_path, names)
     prepare(tmp_path, names)  # finds nothing wrong with them
     for name in ("server.crt", "client.crt"):
@@ -365,7 +365,7 @@ def test_a_bundle_does_not_open_with_another_password(made: Path, who: str) -> N
 @pytest.mark.parametrize("password", ["", "pässwörd €"])
 def test_a_bundle_opens_with_the_password_of_the_configuration(copy: Path, password: str) -> None:
     (copy / "server.p12").unlink()
-    prepare(copy, replace(IDENTITY, p12_pass=password))
+    prepare(copy, replace(SETTINGS, p12_pass=password))
     assert bundled(copy / "server.p12", password)[0] == load(copy / "server.crt")
 
 
@@ -400,15 +400,15 @@ def test_a_users_own_authority_is_used(
     assert own["ca.key"].startswith(f"-----BEGIN {label}-----".encode())
     for name, data in own.items():
         (tmp_path / name).write_bytes(data)
-    authority = prepare(tmp_path, IDENTITY)
+    authority = prepare(tmp_path, SETTINGS)
     assert names_in(tmp_path) == FILES
     assert {name: (tmp_path / name).read_bytes() for name in own} == own
     assert authority.pem == own["ca.crt"]
     leaf = tmp_path / "leaf.pem"
-    leaf.write_bytes(pem(LeafStore(authority, LEAF_DAYS).certificate("origin.test")))
+    leaf.write_bytes(pem(LeafCertificateCache(authority, LEAF_DAYS).certificate("origin.test")))
     for certificate in (leaf, tmp_path / "server.crt", tmp_path / "client.crt"):
         assert_verifies(tmp_path / "ca.crt", certificate)
-    assert prepare(tmp_path, IDENTITY).pem == authority.pem
+    assert prepare(tmp_path, SETTINGS).pem == authority.pem
 
 
 def test_the_key_that_openssl_ecparam_writes_is_understood(tmp_path: Path) -> None:
@@ -417,13 +417,13 @@ def test_the_key_that_openssl_ecparam_writes_is_understood(tmp_path: Path) -> No
     assert b"EC PARAMETERS" in (tmp_path / "ca.key").read_bytes()
     done = openssl("req", "-x509", "-new", "-key", tmp_path / "ca.key", "-subj", "/CN=own", "-out", tmp_path / "ca.crt")
     assert done.returncode == 0, done.stderr
-    assert [name.value for name in prepare(tmp_path, IDENTITY).certificate.subject] == ["own"]
+    assert [name.value for name in prepare(tmp_path, SETTINGS).certificate.subject] == ["own"]
 
 
 def test_of_a_chain_in_ca_crt_the_first_certificate_counts(copy: Path, authority: CertificateAuthority) -> None:
     chain = b"about this file\n" + authority.pem + pem(hand_made(own_key)) + b"-----BEGIN CERT"
     (copy / "ca.crt").write_bytes(chain)
-    assert prepare(copy, IDENTITY).pem == authority.pem
+    assert prepare(copy, SETTINGS).pem == authority.pem
     assert (copy / "ca.crt").read_bytes() == chain
 
 
@@ -440,7 +440,7 @@ def complaint(directory: Path, name: str, *remedies: str) -> str:
     """The one line that refuses `directory`, which names the file and remedies; nothing is touched."""
     before = content(directory)
     with pytest.raises(CertificateError) as caught:
-        prepare(directory, IDENTITY)
+        prepare(directory, SETTINGS)
     line = str(caught.value)
     assert f'"{directory / name}"' in line
     assert [remedy for remedy in remedies if remedy not in line] == [], line
@@ -450,7 +450,7 @@ def complaint(directory: Path, name: str, *remedies: str) -> str:
 
 
 REMEDIES = {"ca": ("backup", "delete ca.*"), "server": ("delete server.key, server.crt and server.p12", "restart")}
-SPOILED: Dict[str, Callable[[bytes], bytes]] = {
+BROKEN: Dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda data: b"",
     "half-written": lambda data: data[: len(data) // 2],
     "one line short": lambda data: b"\n".join(data.split(b"\n")[:-2]),
@@ -460,10 +460,10 @@ SPOILED: Dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("how", list(SPOILED))
+@pytest.mark.parametrize("how", list(BROKEN))
 @pytest.mark.parametrize("name", ["ca.key", "ca.crt", "server.key", "server.crt", "client.crt"])
 def test_a_spoiled_file_is_refused_and_named(copy: Path, name: str, how: str) -> None:
-    (copy / name).write_bytes(SPOILED[how]((copy / name).read_bytes()))
+    (copy / name).write_bytes(BROKEN[how]((copy / name).read_bytes()))
     line = complaint(copy, name, "delete", "restart", *REMEDIES.get(name.split(".")[0], ()))
     assert ("private key" if name.endswith(".key") else "certificate") in line
 
@@ -509,7 +509,7 @@ def test_an_expired_server_certificate_is_refused_with_its_remedy(copy: Path) ->
 def test_an_authority_that_ends_soon_is_used_with_a_warning(tmp_path: Path) -> None:
     put_own_authority(tmp_path, hand_made(own_key, ends=timedelta(days=20)))
     with writes() as lines:
-        prepare(tmp_path, IDENTITY)
+        prepare(tmp_path, SETTINGS)
     assert [line for line in lines if line.startswith(f'"{tmp_path / "ca.crt"}" expires on ')] != []
 
 
@@ -531,7 +531,7 @@ def test_a_key_that_is_neither_rsa_nor_ec_is_refused(copy: Path) -> None:
     complaint(copy, "ca.key", "neither an RSA nor an EC key", *REMEDIES["ca"])
 
 
-@pytest.mark.parametrize("common_name", ["own", IDENTITY.ca_cn], ids=["another name", "the same name"])
+@pytest.mark.parametrize("common_name", ["own", SETTINGS.ca_cn], ids=["another name", "the same name"])
 def test_a_server_certificate_of_another_authority_is_refused(copy: Path, common_name: str) -> None:
     put_own_authority(copy, hand_made(own_key, common_name))
     line = complaint(copy, "server.crt", "was not issued by", *REMEDIES["server"])
@@ -555,7 +555,7 @@ def test_where_the_authority_has_got_lost_no_new_one_is_made(copy: Path, left: T
     for name in set(FILES) - set(left):
         (copy / name).unlink()
     before = content(copy)
-    for act in (lambda: prepare(copy, IDENTITY), lambda: inspect(copy)):
+    for act in (lambda: prepare(copy, SETTINGS), lambda: inspect(copy)):
         with pytest.raises(CertificateError) as caught:
             act()
         line = str(caught.value)
@@ -570,7 +570,7 @@ def test_a_link_to_nothing_is_refused_and_not_replaced(copy: Path, name: str) ->
     (copy / name).unlink()
     (copy / name).symlink_to("/nowhere/at/all")
     with pytest.raises(CertificateError, match=rf'/{name}" is a link to "/nowhere/at/all", which is not there'):
-        prepare(copy, IDENTITY)
+        prepare(copy, SETTINGS)
     assert (copy / name).is_symlink()
 
 
@@ -579,14 +579,14 @@ def test_both_of_an_authority_as_links_to_nothing_are_refused(tmp_path: Path, na
     for other in OF_THE_AUTHORITY:
         (tmp_path / other).symlink_to("/nowhere/at/all")
     with pytest.raises(CertificateError, match="is a link to"):
-        prepare(tmp_path, IDENTITY)
+        prepare(tmp_path, SETTINGS)
     assert names_in(tmp_path) == ("ca.crt", "ca.key")
 
 
 def test_a_directory_that_is_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "certs").symlink_to("not-mounted")
     with pytest.raises(CertificateError, match=r'misc\.cert_dir ".*/certs" is a link to "not-mounted"'):
-        prepare(tmp_path / "certs", IDENTITY)
+        prepare(tmp_path / "certs", SETTINGS)
 
 
 @pytest.mark.parametrize("name", ["ca.key", "ca.crt"])
@@ -594,7 +594,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(copy: Path, nam
     (copy / name).unlink()
     os.mkfifo(copy / name)
     with pytest.raises(CertificateError, match=rf'/{name}" is no regular file'):
-        in_thread(prepare, copy, IDENTITY).result(PATIENCE)
+        in_thread(prepare, copy, SETTINGS).result(TIMEOUT)
 
 
 def test_a_file_too_large_for_a_certificate_is_refused(copy: Path) -> None:
@@ -608,7 +608,7 @@ def test_what_a_first_start_has_not_finished_is_no_remains(tmp_path: Path) -> No
     (tmp_path / ".ca.crt.pending").write_bytes(b"-----BEGIN")
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "README").touch()
-    prepare(tmp_path, IDENTITY)
+    prepare(tmp_path, SETTINGS)
     assert set(FILES) < set(names_in(tmp_path)) and ".ca.crt.pending" not in names_in(tmp_path)
 
 
@@ -650,7 +650,7 @@ def test_inspecting_refuses_a_directory_that_cannot_be_made(tmp_path: Path) -> N
 def test_a_key_that_others_can_read_is_said(copy: Path, name: str, permissions: int) -> None:
     (copy / name).chmod(permissions)
     with writes() as lines:
-        prepare(copy, IDENTITY)
+        prepare(copy, SETTINGS)
     (line,) = lines
     assert inspect(copy) == (line,)
     assert str(copy / name) in line and f"{permissions:04o}" in line and "chmod 600" in line
@@ -671,13 +671,13 @@ def test_a_directory_in_place_of_a_file_is_refused(copy: Path) -> None:
     (copy / "ca.key").unlink()
     (copy / "ca.key").mkdir()
     with pytest.raises(CertificateError, match=r'cannot use ".*/ca\.key" in misc\.cert_dir'):
-        prepare(copy, IDENTITY)
+        prepare(copy, SETTINGS)
 
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "certs").write_bytes(b"")
     with pytest.raises(CertificateError, match=r'cannot use ".*/certs" in misc\.cert_dir'):
-        prepare(tmp_path / "certs", IDENTITY)
+        prepare(tmp_path / "certs", SETTINGS)
 
 
 # --- whole or not at all ------------------------------------------------------------------------
@@ -695,10 +695,10 @@ def test_a_full_disk_leaves_nothing_half_written(copy: Path, monkeypatch: pytest
     with monkeypatch.context() as patch, writes() as lines:
         patch.setattr(os, call, full)
         with pytest.raises(CertificateError, match=r"misc\.cert_dir: No space left"):
-            prepare(copy, IDENTITY)
+            prepare(copy, SETTINGS)
     assert content(copy) == before
     assert lines == []
-    prepare(copy, IDENTITY)
+    prepare(copy, SETTINGS)
     assert names_in(copy) == FILES
 
 
@@ -723,7 +723,7 @@ def test_a_file_is_whole_private_and_on_the_disk_before_it_has_its_name(
 
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(os, "replace", noting_replace)
-    prepare(copy, IDENTITY)
+    prepare(copy, SETTINGS)
     seen.pop(".server.crt.pending")
     assert seen == {
         name: (True, mode(copy / name), (copy / name).read_bytes())
@@ -735,8 +735,8 @@ def test_eight_threads_that_start_at_once_agree_on_one_authority(tmp_path: Path)
     barrier = threading.Barrier(8)
 
     def start(_: int) -> bytes:
-        barrier.wait(PATIENCE)
-        return prepare(tmp_path / "certs", IDENTITY).pem
+        barrier.wait(TIMEOUT)
+        return prepare(tmp_path / "certs", SETTINGS).pem
 
     with writes() as lines, ThreadPoolExecutor(8) as pool:
         pems = list(pool.map(start, range(8)))
@@ -748,11 +748,11 @@ def test_eight_threads_that_start_at_once_agree_on_one_authority(tmp_path: Path)
 
 def test_processes_that_start_at_once_agree_on_one_authority(tmp_path: Path) -> None:
     program = (
-        "import ast, sys; from pathlib import Path; from certs import Identity, prepare\n"
+        "import ast, sys; from pathlib import Path; from certs import CertificateSettings, prepare\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "print(prepare(Path(sys.argv[1]), Identity(**ast.literal_eval(sys.argv[2]))).pem.decode(), end='')"
+        "print(prepare(Path(sys.argv[1]), CertificateSettings(**ast.literal_eval(sys.argv[2]))).pem.decode(), end='')"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "certs"), repr(vars(IDENTITY))]
+    command = [sys.executable, "-c", program, str(tmp_path / "certs"), repr(vars(SETTINGS))]
     pipe = subprocess.PIPE
     with ExitStack() as stack:
         processes = []
@@ -781,7 +781,9 @@ def authority_identifier(certificate: x509.Certificate) -> Optional[bytes]:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_leaf_says_what_clients_want_to_hear(authority: CertificateAuthority, leaves: LeafStore, host: str) -> None:
+def test_a_leaf_says_what_clients_want_to_hear(
+    authority: CertificateAuthority, leaves: LeafCertificateCache, host: str
+) -> None:
     leaf = leaves.certificate(host)
     extensions = leaf.extensions
     names = extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -802,7 +804,7 @@ def test_a_leaf_says_what_clients_want_to_hear(authority: CertificateAuthority, 
     assert authority.issued(leaf)
 
 
-def test_a_leaf_begins_in_the_past_and_ends_after_its_days(leaves: LeafStore) -> None:
+def test_a_leaf_begins_in_the_past_and_ends_after_its_days(leaves: LeafCertificateCache) -> None:
     leaf, now = leaves.certificate("origin.test"), datetime.now(timezone.utc)
     assert moment(leaf, "not_valid_before") <= now - timedelta(days=1)
     left = moment(leaf, "not_valid_after") - now
@@ -810,7 +812,7 @@ def test_a_leaf_begins_in_the_past_and_ends_after_its_days(leaves: LeafStore) ->
 
 
 @pytest.mark.parametrize("host", [*HOSTS, "a_b.origin.test", ".".join(["long"] * 40)])
-def test_openssl_accepts_a_leaf_strictly(made: Path, leaves: LeafStore, tmp_path: Path, host: str) -> None:
+def test_openssl_accepts_a_leaf_strictly(made: Path, leaves: LeafCertificateCache, tmp_path: Path, host: str) -> None:
     path = tmp_path / "leaf.pem"
     path.write_bytes(pem(leaves.certificate(host)))
     check = "-verify_ip" if host in HOSTS[1:] else "-verify_hostname"
@@ -818,18 +820,18 @@ def test_openssl_accepts_a_leaf_strictly(made: Path, leaves: LeafStore, tmp_path
     assert openssl("verify", "-CAfile", made / "ca.crt", "-verify_hostname", "other.test", path).returncode != 0
 
 
-def test_a_name_too_long_for_a_subject_stands_in_a_critical_extension(leaves: LeafStore) -> None:
+def test_a_name_too_long_for_a_subject_stands_in_a_critical_extension(leaves: LeafCertificateCache) -> None:
     leaf = leaves.certificate(".".join(["long"] * 40))
     assert list(leaf.subject) == []
     assert leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).critical
 
 
-def test_serial_numbers_differ(leaves: LeafStore) -> None:
+def test_serial_numbers_differ(leaves: LeafCertificateCache) -> None:
     assert len({leaves.certificate(f"{number}.test").serial_number for number in range(20)}) == 20
 
 
 def test_an_authority_knows_what_it_has_issued(authority: CertificateAuthority) -> None:
-    impostor = CertificateAuthority(KeyPair(own_key, hand_made(own_key, IDENTITY.ca_cn)))
+    impostor = CertificateAuthority(KeyPair(own_key, hand_made(own_key, SETTINGS.ca_cn)))
     ours = authority.issue_server(own_key, "a", ["a"], 1).certificate
     theirs = impostor.issue_server(own_key, "a", ["a"], 1).certificate
     assert authority.issued(ours) and impostor.issued(theirs)
@@ -858,7 +860,7 @@ def mint(monkeypatch: pytest.MonkeyPatch, authority: CertificateAuthority) -> Mi
 
 
 def test_a_host_keeps_its_context(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafStore(authority, LEAF_DAYS)
+    store = LeafCertificateCache(authority, LEAF_DAYS)
     contexts = [store.context("a"), store.context("b"), store.context("a")]
     assert contexts[0] is contexts[2] and contexts[0] is not contexts[1]
     assert store.certificate("a") is store.certificate("a")
@@ -866,7 +868,7 @@ def test_a_host_keeps_its_context(authority: CertificateAuthority, mint: Mint) -
 
 
 def test_sixteen_threads_that_ask_for_a_host_cause_one_leaf(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafStore(authority, LEAF_DAYS)
+    store = LeafCertificateCache(authority, LEAF_DAYS)
     barrier, two_at_once = threading.Barrier(16), threading.Barrier(2)
 
     def linger(_: str) -> None:
@@ -874,7 +876,7 @@ def test_sixteen_threads_that_ask_for_a_host_cause_one_leaf(authority: Certifica
             two_at_once.wait(SOON)  # a second mint would meet the first here
 
     def ask(_: int) -> ssl.SSLContext:
-        barrier.wait(PATIENCE)
+        barrier.wait(TIMEOUT)
         return store.context("a")
 
     mint.before = linger
@@ -885,30 +887,30 @@ def test_sixteen_threads_that_ask_for_a_host_cause_one_leaf(authority: Certifica
 
 
 def test_minting_for_one_host_holds_up_no_other(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafStore(authority, LEAF_DAYS)
+    store = LeafCertificateCache(authority, LEAF_DAYS)
     reached, go_on = threading.Event(), threading.Event()
 
     def hold_a(host: str) -> None:
         if host == "a":
             reached.set()
-            assert go_on.wait(PATIENCE)
+            assert go_on.wait(TIMEOUT)
 
     mint.before = hold_a
     slow = in_thread(store.context, "a")
-    assert reached.wait(PATIENCE)
+    assert reached.wait(TIMEOUT)
     quick = in_thread(store.context, "b")
     try:
-        assert isinstance(quick.result(PATIENCE / 2), ssl.SSLContext)
+        assert isinstance(quick.result(TIMEOUT / 2), ssl.SSLContext)
         assert not slow.done()
     finally:
         go_on.set()
-    assert slow.result(PATIENCE) is store.context("a")
+    assert slow.result(TIMEOUT) is store.context("a")
 
 
 def test_a_failed_mint_is_told_to_its_asker_and_does_not_block_the_host(
     authority: CertificateAuthority, mint: Mint
 ) -> None:
-    store = LeafStore(authority, LEAF_DAYS)
+    store = LeafCertificateCache(authority, LEAF_DAYS)
 
     def fail(_: str) -> None:
         raise ValueError("no")
@@ -916,20 +918,20 @@ def test_a_failed_mint_is_told_to_its_asker_and_does_not_block_the_host(
     mint.before = fail
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
-            in_thread(store.context, "a").result(PATIENCE / 2)
+            in_thread(store.context, "a").result(TIMEOUT / 2)
     mint.before = lambda host: None
-    assert in_thread(store.context, "a").result(PATIENCE / 2) is store.context("a")
+    assert in_thread(store.context, "a").result(TIMEOUT / 2) is store.context("a")
 
 
 def test_the_least_recently_used_leaf_goes_first(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafStore(authority, LEAF_DAYS, capacity=2)
+    store = LeafCertificateCache(authority, LEAF_DAYS, capacity=2)
     for host in ("a", "b", "a", "c", "a", "c", "b"):
         store.context(host)
     assert mint.hosts == ["a", "b", "c", "b"]
 
 
 def test_no_more_contexts_are_kept_than_there_is_room_for(authority: CertificateAuthority) -> None:
-    store = LeafStore(authority, LEAF_DAYS, capacity=3)
+    store = LeafCertificateCache(authority, LEAF_DAYS, capacity=3)
     contexts = [weakref.ref(store.context(f"{number}.test")) for number in range(10)]
     gc.collect()
     assert [number for number, context in enumerate(contexts) if context() is not None] == [7, 8, 9]
@@ -937,7 +939,7 @@ def test_no_more_contexts_are_kept_than_there_is_room_for(authority: Certificate
 
 def test_a_leaf_is_issued_again_well_before_it_ends(authority: CertificateAuthority, mint: Mint) -> None:
     now = [time.time()]
-    store = LeafStore(authority, LEAF_DAYS, clock=lambda: now[0])
+    store = LeafCertificateCache(authority, LEAF_DAYS, clock=lambda: now[0])
     first = store.context("a")
     end = moment(store.certificate("a"), "not_valid_after").timestamp()
     now[0] += (end - now[0]) / 2
@@ -951,18 +953,18 @@ def test_a_leaf_is_issued_again_well_before_it_ends(authority: CertificateAuthor
 DAY = 86400.0
 
 
-@pytest.mark.parametrize("ask", [LeafStore.context, LeafStore.at_hand])
+@pytest.mark.parametrize("ask", [LeafCertificateCache.context, LeafCertificateCache.get_cached])
 @pytest.mark.parametrize(("ahead", "same"), [(30 * DAY, False), (1000 * DAY, False), (1.5 * DAY, False), (60, True)])
 def test_a_leaf_minted_while_the_clock_was_ahead_is_minted_anew(
     authority: CertificateAuthority,
     mint: Mint,
     ahead: float,
     same: bool,
-    ask: Callable[[LeafStore, str], Optional[ssl.SSLContext]],
+    ask: Callable[[LeafCertificateCache, str], Optional[ssl.SSLContext]],
 ) -> None:
     """Some of what it is dated back has to be left, too: the clocks of clients may be late."""
     now = [time.time() + ahead]
-    store = LeafStore(authority, LEAF_DAYS, clock=lambda: now[0])
+    store = LeafCertificateCache(authority, LEAF_DAYS, clock=lambda: now[0])
     first = store.context("a")
     now[0] = time.time()
     assert (ask(store, "a") is first) is same
@@ -976,7 +978,7 @@ def test_an_authority_made_while_the_clock_was_ahead_is_said_when_clients_cannot
     authority: CertificateAuthority, caplog: pytest.LogCaptureFixture
 ) -> None:
     begin = moment(authority.certificate, "not_valid_before")
-    store = LeafStore(authority, LEAF_DAYS, clock=lambda: begin.timestamp() - DAY)
+    store = LeafCertificateCache(authority, LEAF_DAYS, clock=lambda: begin.timestamp() - DAY)
     with caplog.at_level(logging.WARNING, "dduct.leaves"):
         store.context("a")
         store.context("b")
@@ -1001,7 +1003,7 @@ def test_a_leaf_key_never_touches_the_disk(
         real(context, certfile, *rest)
 
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_cert_chain)
-    LeafStore(authority, LEAF_DAYS).context("a")
+    LeafCertificateCache(authority, LEAF_DAYS).context("a")
     assert len(opened) == 1 and opened[0].startswith("/memfd:")
     assert names_in(tmp_path) == ()
 
@@ -1018,15 +1020,15 @@ def trusting(ca: Path) -> ssl.SSLContext:
 
 
 def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> Tuple[Optional[str], Optional[str]]:
-    """TLS version and ALPN protocol of a handshake after which octets went both ways."""
+    """TLS version and ALPN protocol of a handshake after which bytes went both ways."""
     return agree(server, client, name)[:2]
 
 
 def agree(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> Tuple[Optional[str], Optional[str], str]:
     """The same, and the cipher."""
     near, far = socket.socketpair()
-    near.settimeout(PATIENCE)
-    far.settimeout(PATIENCE)
+    near.settimeout(TIMEOUT)
+    far.settimeout(TIMEOUT)
 
     def serve() -> None:
         try:
@@ -1045,23 +1047,23 @@ def agree(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> Tuple[Op
             return tls.version(), tls.selected_alpn_protocol(), (tls.cipher() or ("none",))[0]
     finally:
         near.close()
-        served.result(PATIENCE)
+        served.result(TIMEOUT)
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_strict_client_accepts_a_leaf(made: Path, leaves: LeafStore, host: str) -> None:
+def test_a_strict_client_accepts_a_leaf(made: Path, leaves: LeafCertificateCache, host: str) -> None:
     assert shake_hands(leaves.context(host), trusting(made / "ca.crt"), host) == ("TLSv1.3", None)
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_client_refuses_a_leaf_for_another_host(made: Path, leaves: LeafStore, host: str) -> None:
+def test_a_client_refuses_a_leaf_for_another_host(made: Path, leaves: LeafCertificateCache, host: str) -> None:
     for other in {*HOSTS, "other.test", "192.0.2.2", "2001:db8::2"} - {host}:
         with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
             shake_hands(leaves.context(host), trusting(made / "ca.crt"), other)
 
 
-def test_a_client_of_another_authority_refuses_a_leaf(leaves: LeafStore, tmp_path: Path) -> None:
-    (tmp_path / "other.pem").write_bytes(pem(hand_made(own_key, IDENTITY.ca_cn)))
+def test_a_client_of_another_authority_refuses_a_leaf(leaves: LeafCertificateCache, tmp_path: Path) -> None:
+    (tmp_path / "other.pem").write_bytes(pem(hand_made(own_key, SETTINGS.ca_cn)))
     with pytest.raises(ssl.SSLCertVerificationError):
         shake_hands(leaves.context("origin.test"), trusting(tmp_path / "other.pem"), "origin.test")
 
@@ -1071,7 +1073,7 @@ def test_a_strict_client_accepts_the_server_certificate(made: Path, host: str) -
     assert shake_hands(CertificateFiles(made).server_context(), trusting(made / "ca.crt"), host)[0] == "TLSv1.3"
 
 
-def test_tls_1_2_is_served_and_nothing_older(made: Path, leaves: LeafStore) -> None:
+def test_tls_1_2_is_served_and_nothing_older(made: Path, leaves: LeafCertificateCache) -> None:
     client = trusting(made / "ca.crt")
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     for context in (leaves.context("origin.test"), CertificateFiles(made).server_context()):
@@ -1092,7 +1094,7 @@ def test_the_cheapest_cipher_is_chosen(
 ) -> None:
     """OpenSSL's own clients put AES-256 first. Those without AES in their processors put ChaCha20 first."""
     monkeypatch.setattr("tls.openssl.has_aes", lambda _: True)
-    leaves = LeafStore(prepare(made, IDENTITY), days=1)
+    leaves = LeafCertificateCache(prepare(made, SETTINGS), days=1)
     client = trusting(made / "ca.crt")
     client.maximum_version = version
     client.set_ciphers(offered)
@@ -1100,7 +1102,7 @@ def test_the_cheapest_cipher_is_chosen(
         assert agree(context, client, "origin.test")[2].replace("ECDSA", "RSA") == chosen
 
 
-def test_http_1_1_is_chosen_and_http_2_is_not(made: Path, leaves: LeafStore) -> None:
+def test_http_1_1_is_chosen_and_http_2_is_not(made: Path, leaves: LeafCertificateCache) -> None:
     client = trusting(made / "ca.crt")
     client.set_alpn_protocols(["h2", "http/1.1"])
     assert shake_hands(leaves.context("origin.test"), client, "origin.test") == ("TLSv1.3", "http/1.1")
@@ -1109,7 +1111,7 @@ def test_http_1_1_is_chosen_and_http_2_is_not(made: Path, leaves: LeafStore) -> 
 def test_an_elliptic_authority_of_the_users_own_serves_a_handshake(tmp_path: Path) -> None:
     put_own_authority(tmp_path, hand_made(own_key))
     own = CertificateAuthority(KeyPair(own_key, load(tmp_path / "ca.crt")))
-    context = LeafStore(own, LEAF_DAYS).context("::1")
+    context = LeafCertificateCache(own, LEAF_DAYS).context("::1")
     assert shake_hands(context, trusting(tmp_path / "ca.crt"), "::1")[0] == "TLSv1.3"
 
 
@@ -1129,8 +1131,8 @@ def test_a_start_that_broke_off_within_a_pair_is_made_good_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(CertificateError):
-            prepare(tmp_path, IDENTITY)
-    prepare(tmp_path, IDENTITY)
+            prepare(tmp_path, SETTINGS)
+    prepare(tmp_path, SETTINGS)
     assert names_in(tmp_path) == FILES
 
 
@@ -1138,12 +1140,12 @@ def test_a_start_that_broke_off_within_a_pair_is_made_good_by_the_next(
 def test_a_start_that_was_killed_within_a_pair_is_made_good_by_the_next(copy: Path, name: str) -> None:
     before = (copy / f"{name}.crt").read_bytes()
     os.replace(copy / f"{name}.crt", copy / f".{name}.crt.pending")
-    prepare(copy, IDENTITY)
+    prepare(copy, SETTINGS)
     assert (copy / f"{name}.crt").read_bytes() == before
     assert names_in(copy) == FILES
 
 
-def test_a_leaf_lives_no_longer_than_its_days(leaves: LeafStore) -> None:
+def test_a_leaf_lives_no_longer_than_its_days(leaves: LeafCertificateCache) -> None:
     leaf = leaves.certificate("origin.test")
     life = moment(leaf, "not_valid_after") - moment(leaf, "not_valid_before")
     assert life <= timedelta(days=LEAF_DAYS)
@@ -1171,7 +1173,7 @@ def test_an_authority_whose_key_is_for_pss_only_works_or_is_refused(tmp_path: Pa
     ):
         assert openssl(*command).returncode == 0
     with pytest.raises(CertificateError, match=r"ca\.key"):
-        prepare(tmp_path, IDENTITY)
+        prepare(tmp_path, SETTINGS)
 
 
 def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
@@ -1180,16 +1182,16 @@ def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> N
     place.mkdir()
     place.chmod(0o777)
     with pytest.raises(CertificateError, match="chmod 700"):
-        prepare(place, IDENTITY)
+        prepare(place, SETTINGS)
     assert list(place.iterdir()) == []
 
 
 def test_stores_with_one_secret_resume_each_other_s_sessions_with_the_same_host(
-    made: Path, authority: CertificateAuthority, leaves: LeafStore
+    made: Path, authority: CertificateAuthority, leaves: LeafCertificateCache
 ) -> None:
     """As workers do, among which a client cannot choose."""
     client = trusting(made / "ca.crt")
-    first, second = (LeafStore(authority, LEAF_DAYS, ticket_secret=b"x") for _ in range(2))
+    first, second = (LeafCertificateCache(authority, LEAF_DAYS, ticket_secret=b"x") for _ in range(2))
     before = meet(first.context("a.test"), client, name="a.test")
     for store, host, resumed in ((second, "a.test", True), (second, "b.test", False), (leaves, "a.test", False)):
         assert meet(store.context(host), client, before.session, host).session_reused is resumed
@@ -1201,8 +1203,8 @@ def test_stores_with_one_secret_resume_each_other_s_sessions_with_the_same_host(
 @pytest.fixture(scope="module")
 def constrained(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, CertificateAuthority]:
     directory = tmp_path_factory.mktemp("constrained") / "certs"
-    identity = replace(IDENTITY, name_constraints=True, server_ip_sans=("192.0.2.1", "2001:db8::1"))
-    return directory, prepare(directory, identity)
+    certificate_settings = replace(SETTINGS, name_constraints=True, server_ip_sans=("192.0.2.1", "2001:db8::1"))
+    return directory, prepare(directory, certificate_settings)
 
 
 @pytest.mark.parametrize("host", ["origin.test", "below.origin.test", "a.b.listed.test", "192.0.2.1", "2001:db8::1"])
@@ -1210,8 +1212,8 @@ def test_a_constrained_authority_is_believed_for_what_is_listed(
     constrained: Tuple[Path, CertificateAuthority], host: str
 ) -> None:
     directory, authority = constrained
-    assert authority.may_vouch_for(host)
-    context = LeafStore(authority, LEAF_DAYS).context(host)
+    assert authority.may_certify(host)
+    context = LeafCertificateCache(authority, LEAF_DAYS).context(host)
     assert shake_hands(context, trusting(directory / "ca.crt"), host)[0] == "TLSv1.3"
 
 
@@ -1220,8 +1222,8 @@ def test_a_constrained_authority_is_believed_for_nothing_else(
     constrained: Tuple[Path, CertificateAuthority], host: str
 ) -> None:
     directory, authority = constrained
-    assert not authority.may_vouch_for(host)
-    context = LeafStore(authority, LEAF_DAYS).context(host)
+    assert not authority.may_certify(host)
+    context = LeafCertificateCache(authority, LEAF_DAYS).context(host)
     with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
         shake_hands(context, trusting(directory / "ca.crt"), host)
 
@@ -1245,24 +1247,24 @@ def test_openssl_verifies_as_many_constrained_hosts_as_the_configuration_takes(
     hosts = tuple(f"h{number}.test" for number in range(count))
     settings = config.defaults(tmp_path).certs
     comparisons = config.comparisons(replace(settings, server_dns_sans=hosts, server_ip_sans=addresses))
-    names = replace(IDENTITY, name_constraints=True, server_dns_sans=hosts, server_ip_sans=addresses)
+    names = replace(SETTINGS, name_constraints=True, server_dns_sans=hosts, server_ip_sans=addresses)
     prepare(tmp_path / "certs", names)
     done = openssl("verify", "-CAfile", tmp_path / "certs/ca.crt", tmp_path / "certs/server.crt")
     assert (done.returncode == 0) is (comparisons <= 2**20)
 
 
 def test_without_a_listed_address_no_address_is_believed(tmp_path: Path) -> None:
-    identity = replace(IDENTITY, name_constraints=True, server_ip_sans=())
-    authority = prepare(tmp_path / "certs", identity)
+    certificate_settings = replace(SETTINGS, name_constraints=True, server_ip_sans=())
+    authority = prepare(tmp_path / "certs", certificate_settings)
     for host in ("127.0.0.1", "::1"):
-        assert not authority.may_vouch_for(host)
-        context = LeafStore(authority, LEAF_DAYS).context(host)
+        assert not authority.may_certify(host)
+        context = LeafCertificateCache(authority, LEAF_DAYS).context(host)
         with pytest.raises(ssl.SSLCertVerificationError, match="excluded subtree violation"):
             shake_hands(context, trusting(tmp_path / "certs/ca.crt"), host)
 
 
 def test_an_authority_without_constraints_vouches_for_everybody(authority: CertificateAuthority) -> None:
-    assert authority.may_vouch_for("anything.at.all") and authority.may_vouch_for("203.0.113.1")
+    assert authority.may_certify("anything.at.all") and authority.may_certify("203.0.113.1")
 
 
 def test_a_root_is_not_sent_to_clients_that_have_it(authority: CertificateAuthority) -> None:
@@ -1272,7 +1274,7 @@ def test_a_root_is_not_sent_to_clients_that_have_it(authority: CertificateAuthor
 @pytest.mark.parametrize("verifying", [False, True])
 def test_the_root_that_clients_have_is_not_sent_to_them(authority: CertificateAuthority, verifying: bool) -> None:
     """Only where it has to be known here to verify clients: OpenSSL then puts it into the chain by itself."""
-    context = LeafStore(authority, LEAF_DAYS, verifying).context("origin.test")
+    context = LeafCertificateCache(authority, LEAF_DAYS, verifying).context("origin.test")
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     hello, rest = ssl.MemoryBIO(), ssl.MemoryBIO()
     trusting = ssl.create_default_context(cadata=authority.pem.decode())

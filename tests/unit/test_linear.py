@@ -12,9 +12,9 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Tuple, Union
 
 import pytest
-from support.household import HOST, House
 from support.modules import MODULES
 from support.origin import Asked, Connection
+from support.running import HOST, RunningDduct
 
 from protocol import field_values, freshness, http1
 from protocol.http1 import Headers, RequestHead, ResponseHead
@@ -266,23 +266,23 @@ def test_many_lines_of_one_field_are_one_list() -> None:
 
 
 @pytest.mark.one_process
-def test_no_head_freezes_a_worker(house: House) -> None:
+def test_no_head_freezes_a_worker(dduct: RunningDduct) -> None:
     """Whatever it is answered with. Here the clients and the origin count, too."""
 
     def answer(_: Asked, connection: Connection) -> None:
         connection.respond(200, [("Cache-Control", "max-age=600"), ("Vary", "X-Anything")], b"stored")
 
-    url = f"http://{HOST}:{house.origin(answer, tls=False).port}/x.deb"
-    with house.client() as client:
+    url = f"http://{HOST}:{dduct.origin(answer, tls=False).port}/x.deb"
+    with dduct.client() as client:
         assert client.get(url, "x", "X-Anything: a").status == 200
     for number, field in enumerate(FIELDS):
         for value in NASTY[number % 5 :: 5]:
             head = b"GET %s HTTP/1.1\r\nHost: x\r\n%s: %s\r\n\r\n" % (url.encode(), field, value)
-            assert min(_spent_on(house, head) for _ in range(2)) < 0.5, (field, value[:20])
+            assert min(_spent_on(dduct, head) for _ in range(2)) < 0.5, (field, value[:20])
 
 
-def _spent_on(house: House, head: bytes) -> float:
-    with house.client() as client:
+def _spent_on(dduct: RunningDduct, head: bytes) -> float:
+    with dduct.client() as client:
         started = time.process_time()
         client.send(head)
         try:

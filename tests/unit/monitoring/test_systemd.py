@@ -5,16 +5,16 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from support.pairs import PATIENCE, in_thread
+from support.pairs import TIMEOUT, in_thread
 
-from monitoring.systemd import Manager
+from monitoring.systemd import ServiceManager
 
 
 def test_a_manager_hears_of_start_life_and_end(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
         listening.settimeout(20)
-        manager = Manager({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000"})
+        manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "2000"})
         manager.ready()
         manager.watch()
         assert [listening.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
@@ -22,14 +22,14 @@ def test_a_manager_hears_of_start_life_and_end(tmp_path: Path) -> None:
         heard = b""
         while heard != b"STOPPING=1":
             heard = listening.recv(100)
-        stopping.result(PATIENCE)
+        stopping.result(TIMEOUT)
 
 
 def test_a_manager_hears_of_a_reload(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(str(tmp_path / "notify"))
         listening.settimeout(20)
-        manager = Manager({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "notify")})
         assert manager.interval is None
         manager.reloading()
         manager.ready()
@@ -40,16 +40,16 @@ def test_an_abstract_socket_will_do() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(b"\0dduct-test-notify")
         listening.settimeout(20)
-        Manager({"NOTIFY_SOCKET": "@dduct-test-notify"}).ready()
+        ServiceManager({"NOTIFY_SOCKET": "@dduct-test-notify"}).ready()
         assert listening.recv(100) == b"READY=1"
 
 
 def test_without_a_manager_nothing_happens(tmp_path: Path) -> None:
     for environment in ({}, {"NOTIFY_SOCKET": str(tmp_path / "none"), "WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "9"}):
-        manager = Manager(environment)
+        manager = ServiceManager(environment)
         manager.ready()
         manager.stopping()
 
 
 def test_a_watchdog_of_another_process_is_left_alone() -> None:
-    assert Manager({"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"})._interval is None
+    assert ServiceManager({"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"})._interval is None

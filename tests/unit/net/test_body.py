@@ -7,7 +7,7 @@ import ssl
 from typing import Callable, Iterator, List, Optional, Tuple, Union
 
 import pytest
-from support.pairs import PATIENCE, SOON, Pairs, in_thread, read_all, reset
+from support.pairs import SOON, TIMEOUT, Pairs, in_thread, read_all, reset
 
 from net.body import BodyReader, BodyWriter, IncompleteBody
 from net.stream import Stream
@@ -20,8 +20,8 @@ CHUNKS = b"4;x=y\r\n0123\r\n006\r\n456789\r\n0\r\nDigest: x\r\n\r\n"
 MEGABYTE = bytes(range(256)) * 4096
 
 
-def length(octets: int) -> BodyFraming:
-    return BodyFraming(Framing.LENGTH, octets)
+def length(raw: int) -> BodyFraming:
+    return BodyFraming(Framing.LENGTH, raw)
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_short_delimited_body_is_incomplete_whatever_follows(
     pairs: Pairs, framing: BodyFraming, sent: bytes, kind: str, end: Callable[[Far], None]
 ) -> None:
     stream, far = connect(pairs, kind)
-    stream.timeout = SOON if end is stall else PATIENCE
+    stream.timeout = SOON if end is stall else TIMEOUT
     far.sendall(sent)
     end(far)
     taken, complete = take(BodyReader(stream, framing))
@@ -131,7 +131,7 @@ def test_a_body_until_close_is_complete_only_after_a_clean_end(
     pairs: Pairs, kind: str, end: Callable[[Far], None], complete: bool
 ) -> None:
     stream, far = connect(pairs, kind)
-    stream.timeout = SOON if end is stall else PATIENCE
+    stream.timeout = SOON if end is stall else TIMEOUT
     far.sendall(BODY)
     reader = BodyReader(stream, CLOSE)
     assert not reader.delimited
@@ -154,7 +154,7 @@ def test_chunks_may_be_torn_anywhere(pairs: Pairs, cut: int) -> None:
     far.sendall(CHUNKS[:cut])
     body = in_thread(take, BodyReader(stream, CHUNKED))
     far.sendall(CHUNKS[cut:])
-    assert body.result(PATIENCE) == (BODY, True)
+    assert body.result(TIMEOUT) == (BODY, True)
 
 
 @pytest.mark.parametrize("cut", range(len(CHUNKS)))
@@ -167,20 +167,20 @@ def test_chunks_that_end_anywhere_but_at_their_end_are_incomplete(pairs: Pairs, 
     assert BODY.startswith(taken)
 
 
-def test_chunks_may_come_octet_by_octet(pairs: Pairs) -> None:
+def test_chunks_may_come_byte_by_byte(pairs: Pairs) -> None:
     stream, far = pairs.plain()
     far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     body = in_thread(take, BodyReader(stream, CHUNKED))
-    for octet in CHUNKS:
-        far.sendall(bytes([octet]))
-    assert body.result(PATIENCE) == (BODY, True)
+    for byte in CHUNKS:
+        far.sendall(bytes([byte]))
+    assert body.result(TIMEOUT) == (BODY, True)
 
 
 def test_chunks_may_be_larger_than_the_buffer_and_smaller(pairs: Pairs) -> None:
     stream, far = pairs.plain()
     sent = in_thread(far.sendall, b"100000\r\n" + MEGABYTE + b"\r\n" + b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n")
     assert collect(BodyReader(stream, CHUNKED), 1 << 16) == MEGABYTE + b"x" * 1000
-    sent.result(PATIENCE)
+    sent.result(TIMEOUT)
 
 
 BAD_CHUNKS = [
@@ -230,8 +230,8 @@ def test_a_malformed_chunked_body_is_never_complete(pairs: Pairs, sent: bytes) -
     stream, far = pairs.plain()
     sending = in_thread(far.sendall, sent)
     assert take(BodyReader(stream, CHUNKED))[1] is False
-    stream.abort()
-    assert sending.exception(PATIENCE) is None or isinstance(sending.exception(), OSError)
+    stream.reset()
+    assert sending.exception(TIMEOUT) is None or isinstance(sending.exception(), OSError)
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_body_that_broke_stays_broken(pairs: Pairs, sent: bytes) -> None:
     assert not reader.complete
 
 
-# --- before the first octets ----------------------------------------------------------------------
+# --- before the first bytes ----------------------------------------------------------------------
 
 
 def test_the_sender_is_told_once_to_go_ahead(pairs: Pairs) -> None:
@@ -340,8 +340,8 @@ def test_an_endless_body_is_not_drained_for_ever(pairs: Pairs) -> None:
     chunks = b"100\r\n" + b"x" * 256 + b"\r\n"
     sending = in_thread(far.sendall, chunks * 4000)
     assert BodyReader(stream, CHUNKED).drain(10_000) is False
-    stream.abort()
-    assert isinstance(sending.exception(PATIENCE), OSError) or sending.done()
+    stream.reset()
+    assert isinstance(sending.exception(TIMEOUT), OSError) or sending.done()
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -382,14 +382,14 @@ def test_what_is_written_is_read_back(pairs: Pairs, framing: BodyFraming) -> Non
 
     writing = in_thread(write)
     assert collect(BodyReader(far, framing)) == MEGABYTE
-    writing.result(PATIENCE)
+    writing.result(TIMEOUT)
 
 
 @pytest.mark.parametrize("framing", [length(10), CHUNKED])
 def test_a_body_that_is_not_finished_can_be_told(pairs: Pairs, framing: BodyFraming) -> None:
     near, far = pairs.streams()
     BodyWriter(near, framing).write(BODY[:5])
-    near.cut()
+    near.close_abruptly()
     assert take(BodyReader(far, framing)) == (BODY[:5], False)
 
 

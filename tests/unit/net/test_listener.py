@@ -14,20 +14,20 @@ from typing import Iterator, List, Tuple, Union
 import pytest
 from support.client import wait_until
 
-from net.listener import Listener, Threads, bind
-from net.poller import Idle
+from net.listener import Listener, ThreadPool, bind
+from net.poller import Poller
 
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 Connection = Tuple[socket.socket, str]
 
 
 def wait_for(what: Union[threading.Barrier, threading.Event]) -> None:
-    what.wait(PATIENCE)
+    what.wait(TIMEOUT)
 
 
 def test_work_is_done_by_threads_that_are_used_again() -> None:
-    threads = Threads()
+    threads = ThreadPool()
     seen: List[int] = []
 
     def note(done: threading.Event) -> None:
@@ -37,38 +37,38 @@ def test_work_is_done_by_threads_that_are_used_again() -> None:
     for _ in range(20):
         done = threading.Event()
         threads.spawn("work", partial(note, done))
-        assert done.wait(PATIENCE)
+        assert done.wait(TIMEOUT)
         wait_until(lambda: threads._waiting == 1)
     assert len(seen) == 20 and len(set(seen)) == 1
-    assert threads.join(PATIENCE)
+    assert threads.join(TIMEOUT)
 
 
 def test_work_that_comes_at_once_is_done_at_once() -> None:
-    threads = Threads()
+    threads = ThreadPool()
     together = threading.Barrier(11)
     for _ in range(2):  # with new threads, then with those
         for _ in range(10):
             threads.spawn("work", partial(wait_for, together))
-        together.wait(PATIENCE)
-    assert threads.join(PATIENCE)
+        together.wait(TIMEOUT)
+    assert threads.join(TIMEOUT)
 
 
 def test_work_may_make_work_and_all_of_it_is_waited_for() -> None:
-    threads = Threads()
+    threads = ThreadPool()
     gate, done = threading.Event(), threading.Event()
 
     def first() -> None:
-        gate.wait(PATIENCE)
+        gate.wait(TIMEOUT)
         threads.spawn("second", done.set)
 
     threads.spawn("first", first)
     assert not threads.join(0.01)
     gate.set()
-    assert threads.join(PATIENCE) and done.is_set()
+    assert threads.join(TIMEOUT) and done.is_set()
 
 
 def test_a_bug_ends_its_work_alone(caplog: pytest.LogCaptureFixture) -> None:
-    threads = Threads()
+    threads = ThreadPool()
 
     def bug() -> None:
         raise ZeroDivisionError
@@ -78,19 +78,19 @@ def test_a_bug_ends_its_work_alone(caplog: pytest.LogCaptureFixture) -> None:
         wait_until(lambda: threads._waiting == 1)
         done = threading.Event()
         threads.spawn("work", done.set)
-        assert done.wait(PATIENCE)
-        assert threads.join(PATIENCE)
+        assert done.wait(TIMEOUT)
+        assert threads.join(TIMEOUT)
     assert "A bug in dduct ended the thread buggy" in caplog.text
 
 
 def test_a_listener_ends_when_its_socket_listens_no_more_and_does_not_spin() -> None:
     """As when the process above shuts it down for all; `stop` then finds nothing to wait for."""
-    threads = Threads()
+    threads = ThreadPool()
     sock = bind("127.0.0.1", 0)
-    listener = Listener(sock, threads, lambda *_: None, Idle(threads.spawn))
+    listener = Listener(sock, threads, lambda *_: None, Poller(threads.spawn))
     listener.start()
     sock.shutdown(socket.SHUT_RDWR)
-    assert threads.join(PATIENCE)
+    assert threads.join(TIMEOUT)
     listener.stop()
     listener.stop()
 
@@ -98,32 +98,32 @@ def test_a_listener_ends_when_its_socket_listens_no_more_and_does_not_spin() -> 
 @contextmanager
 def accepting() -> Iterator[Tuple[Listener, queue.Queue[Connection]]]:
     """A listener whose connections are watched for by another thread, and what it serves: socket, thread."""
-    threads = Threads()
-    idle = Idle(threads.spawn)
+    threads = ThreadPool()
+    poller = Poller(threads.spawn)
     served: queue.Queue[Connection] = queue.Queue()
-    threads.spawn("idle", idle.run)
-    wait_until(lambda: idle._epoll is not None)
+    threads.spawn("idle", poller.run)
+    wait_until(lambda: poller._epoll is not None)
 
     def serve(connection: socket.socket, _: str) -> None:
         served.put((connection, threading.current_thread().name))
 
-    listener = Listener(bind("127.0.0.1", 0), threads, serve, idle)
+    listener = Listener(bind("127.0.0.1", 0), threads, serve, poller)
     listener.start()
-    wait_until(lambda: bool(idle._watched))
+    wait_until(lambda: bool(poller._watched))
     try:
         yield listener, served
     finally:
         listener.stop()
-        assert not idle._watched
-        idle.stop()
-        assert threads.join(PATIENCE)
+        assert not poller._watched
+        poller.stop()
+        assert threads.join(TIMEOUT)
 
 
 def test_what_takes_no_waiting_is_accepted_by_the_thread_that_watches() -> None:
     with accepting() as (listener, served):
         for _ in range(3):
             with socket.create_connection(listener.address):
-                connection, thread = served.get(timeout=PATIENCE)
+                connection, thread = served.get(timeout=TIMEOUT)
                 connection.close()
                 assert thread == "idle"
 
@@ -141,35 +141,35 @@ def test_a_listener_takes_over_when_there_is_no_descriptor(monkeypatch: pytest.M
     with accepting() as (listener, served):
         monkeypatch.setattr(socket.socket, "accept", scarce)
         with socket.create_connection(listener.address):
-            connection, _ = served.get(timeout=PATIENCE)
+            connection, _ = served.get(timeout=TIMEOUT)
             connection.close()
         assert not failures
         with socket.create_connection(listener.address):  # and no place is lost
-            connection, _ = served.get(timeout=PATIENCE)
+            connection, _ = served.get(timeout=TIMEOUT)
             connection.close()
 
 
 def test_a_bug_in_serving_ends_its_connection_alone(caplog: pytest.LogCaptureFixture) -> None:
-    threads = Threads()
-    idle = Idle(threads.spawn)
-    threads.spawn("idle", idle.run)
-    wait_until(lambda: idle._epoll is not None)
+    threads = ThreadPool()
+    poller = Poller(threads.spawn)
+    threads.spawn("idle", poller.run)
+    wait_until(lambda: poller._epoll is not None)
 
     def serve(*_: object) -> None:
         raise ZeroDivisionError
 
-    listener = Listener(bind("127.0.0.1", 0), threads, serve, idle)
+    listener = Listener(bind("127.0.0.1", 0), threads, serve, poller)
     listener.start()
-    wait_until(lambda: bool(idle._watched))
-    with caplog.at_level(logging.CRITICAL), socket.create_connection(listener.address, PATIENCE) as client:
+    wait_until(lambda: bool(poller._watched))
+    with caplog.at_level(logging.CRITICAL), socket.create_connection(listener.address, TIMEOUT) as client:
         assert client.recv(1) == b""
     listener.stop()
-    idle.stop()
-    assert threads.join(PATIENCE)
+    poller.stop()
+    assert threads.join(TIMEOUT)
 
 
 def test_one_process_that_stops_does_not_stop_the_others() -> None:
-    threads, address = Threads(), ("127.0.0.1", 0)
+    threads, address = ThreadPool(), ("127.0.0.1", 0)
     sock = bind(*address)
     came = threading.Event()
 
@@ -177,38 +177,38 @@ def test_one_process_that_stops_does_not_stop_the_others() -> None:
         connection.close()
         came.set()
 
-    one = Listener(sock.dup(), threads, serve, Idle(threads.spawn))
-    other = Listener(sock, threads, serve, Idle(threads.spawn))
+    one = Listener(sock.dup(), threads, serve, Poller(threads.spawn))
+    other = Listener(sock, threads, serve, Poller(threads.spawn))
     for listener in (one, other):
         listener.start()
     one.stop()
     with socket.create_connection(other.address):
-        assert came.wait(PATIENCE)
+        assert came.wait(TIMEOUT)
     other.stop_all()
-    assert threads.join(PATIENCE)
+    assert threads.join(TIMEOUT)
 
 
 def test_no_more_threads_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("net.listener._WAITING_AT_MOST", 2)
-    threads = Threads()
+    monkeypatch.setattr("net.listener._MAX_WAITING", 2)
+    threads = ThreadPool()
     gate = threading.Event()
     for _ in range(8):
         threads.spawn("work", partial(wait_for, gate))
     gate.set()
     wait_until(lambda: len(threads._threads) == 2)
-    assert threads.join(PATIENCE)
+    assert threads.join(TIMEOUT)
 
 
 def test_a_thread_that_waits_for_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("net.listener._WAITING_FOR", 0.01)
-    threads = Threads()
+    threads = ThreadPool()
     threads.spawn("work", lambda: None)
     wait_until(lambda: not threads._threads)
-    assert threads.join(PATIENCE)
+    assert threads.join(TIMEOUT)
 
 
 def test_where_there_is_no_room_for_a_thread_nothing_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = Threads()
+    threads = ThreadPool()
 
     def start(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

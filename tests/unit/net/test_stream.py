@@ -17,7 +17,7 @@ from typing import Callable, Iterator, List, Optional, Tuple
 
 import pytest
 from support.client import wait_until
-from support.pairs import HOST, PATIENCE, SOON, Inner, Pairs, client_context, in_thread, read_all, reset, server_context
+from support.pairs import HOST, SOON, TIMEOUT, Inner, Pairs, client_context, in_thread, read_all, reset, server_context
 
 from net.stream import ConnectionLost, NamedSocket, Stream
 from protocol.http1 import HEAD_LIMIT, ProtocolError
@@ -34,7 +34,7 @@ def pairs() -> Iterator[Pairs]:
 
 
 ULPS = Path("/proc/sys/net/ipv4/tcp_available_ulp")
-RECORD = 300  # octets in the record that drips
+RECORD = 300  # bytes in the record that drips
 
 LAYERS = ["plain", "tls server", "tls client", "nested server", "nested client"]
 
@@ -44,7 +44,7 @@ def layer(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def connect(pairs: Pairs, layer: str, timeout: float = PATIENCE) -> Tuple[Stream, Stream]:
+def connect(pairs: Pairs, layer: str, timeout: float = TIMEOUT) -> Tuple[Stream, Stream]:
     """Two streams, whose TLS handshakes are done and whose session tickets have been read."""
     kind, _, role = layer.partition(" ")
     if kind == "nested":
@@ -55,7 +55,7 @@ def connect(pairs: Pairs, layer: str, timeout: float = PATIENCE) -> Tuple[Stream
             server, client = (near, far) if role == "server" else (far, near)
             started = in_thread(server.start_tls, server_context())
             client.start_tls(client_context(), HOST)
-            started.result(PATIENCE)
+            started.result(TIMEOUT)
     for one, other in ((near, far), (far, near)):
         one.send(b"!")
         assert read(other, 1) == b"!"
@@ -63,14 +63,14 @@ def connect(pairs: Pairs, layer: str, timeout: float = PATIENCE) -> Tuple[Stream
 
 
 def read(stream: Stream, count: int) -> bytes:
-    """Exactly `count` octets, or fewer at the end of the stream."""
+    """Exactly `count` bytes, or fewer at the end of the stream."""
     taken = b""
     while len(taken) < count:
         view = memoryview(bytearray(count - len(taken)))
-        octets = stream.readinto(view)
-        if not octets:
+        raw = stream.readinto(view)
+        if not raw:
             break
-        taken += view[:octets]
+        taken += view[:raw]
     return taken
 
 
@@ -90,42 +90,42 @@ def read_to_end(stream: Stream) -> bytes:
 def test_a_head_is_read_and_what_follows_is_kept(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.send(HEAD + b"body")
-    assert stream.read_head(PATIENCE) == HEAD
+    assert stream.read_head(TIMEOUT) == HEAD
     assert stream.buffered == 4
-    assert stream.holds_octets()
+    assert stream.holds_bytes()
     assert read(stream, 4) == b"body"
     assert stream.buffered == 0
-    assert not stream.holds_octets()
+    assert not stream.holds_bytes()
 
 
 def test_pipelined_heads_come_one_by_one(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.send(HEAD * 3)
-    assert [stream.read_head(PATIENCE) for _ in range(3)] == [HEAD] * 3
+    assert [stream.read_head(TIMEOUT) for _ in range(3)] == [HEAD] * 3
 
 
 @pytest.mark.parametrize("cut", range(1, len(HEAD)))
 def test_a_head_may_come_in_two_pieces(pairs: Pairs, cut: int) -> None:
     stream, far = pairs.plain()
     far.sendall(HEAD[:cut])
-    head = in_thread(stream.read_head, PATIENCE)
+    head = in_thread(stream.read_head, TIMEOUT)
     far.sendall(HEAD[cut:] + b"x")
-    assert head.result(PATIENCE) == HEAD
+    assert head.result(TIMEOUT) == HEAD
 
 
-def test_a_head_may_come_octet_by_octet(pairs: Pairs) -> None:
+def test_a_head_may_come_byte_by_byte(pairs: Pairs) -> None:
     stream, far = pairs.plain()
     far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    head = in_thread(stream.read_head, PATIENCE)
-    for octet in HEAD:
-        far.sendall(bytes([octet]))
-    assert head.result(PATIENCE) == HEAD
+    head = in_thread(stream.read_head, TIMEOUT)
+    for byte in HEAD:
+        far.sendall(bytes([byte]))
+    assert head.result(TIMEOUT) == HEAD
 
 
 def test_empty_lines_before_a_head_are_skipped(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.send(b"\r\n\r\n\r\n" + HEAD)
-    assert stream.read_head(PATIENCE) == HEAD
+    assert stream.read_head(TIMEOUT) == HEAD
 
 
 def test_an_empty_line_before_a_head_is_skipped_when_it_is_torn(pairs: Pairs) -> None:
@@ -133,23 +133,23 @@ def test_an_empty_line_before_a_head_is_skipped_when_it_is_torn(pairs: Pairs) ->
     stream, far = pairs.plain()
     far.sendall(b"\r")
     assert select_readable(stream)
-    head = in_thread(stream.read_head, PATIENCE)
+    head = in_thread(stream.read_head, TIMEOUT)
     assert eventually(lambda: not unread(stream) or None)  # now the reader has the CR, and nothing else
     far.sendall(b"\n" + HEAD)
-    assert head.result(PATIENCE) == HEAD
+    assert head.result(TIMEOUT) == HEAD
 
 
 def test_a_peer_that_leaves_after_empty_lines_sent_no_head(pairs: Pairs) -> None:
     stream, far = pairs.plain()
     far.sendall(b"\r\n\r\n")
     far.close()
-    assert stream.read_head(PATIENCE) == b""
+    assert stream.read_head(TIMEOUT) == b""
 
 
 def test_a_peer_that_leaves_between_heads_is_no_error(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.close()
-    assert stream.read_head(PATIENCE) == b""
+    assert stream.read_head(TIMEOUT) == b""
 
 
 @pytest.mark.parametrize("sent", [b"G", HEAD[:-1], HEAD[:-2], b"\r\nG"])
@@ -158,14 +158,14 @@ def test_a_torn_head_is_an_error(pairs: Pairs, sent: bytes) -> None:
     far.sendall(sent)
     far.close()
     with pytest.raises(ConnectionLost):
-        stream.read_head(PATIENCE)
+        stream.read_head(TIMEOUT)
 
 
 def test_a_reset_between_heads_is_an_error(pairs: Pairs) -> None:
     stream, far = pairs.plain()
     reset(far)
     with pytest.raises(ConnectionResetError):
-        stream.read_head(PATIENCE)
+        stream.read_head(TIMEOUT)
 
 
 @pytest.mark.parametrize("size", [HEAD_LIMIT - 1, HEAD_LIMIT])
@@ -173,9 +173,9 @@ def test_a_head_up_to_the_limit_is_read(pairs: Pairs, size: int) -> None:
     stream, far = pairs.plain()
     head = b"x" * (size - 4) + b"\r\n\r\n"
     sent = in_thread(far.sendall, head + b"rest")
-    assert stream.read_head(PATIENCE) == head
+    assert stream.read_head(TIMEOUT) == head
     assert read(stream, 4) == b"rest"
-    sent.result(PATIENCE)
+    sent.result(TIMEOUT)
 
 
 @pytest.mark.parametrize("size", [HEAD_LIMIT + 1, HEAD_LIMIT * 2])
@@ -184,16 +184,16 @@ def test_a_head_beyond_the_limit_is_refused(pairs: Pairs, size: int, end: bytes)
     stream, far = pairs.plain()
     sent = in_thread(far.sendall, b"x" * (size - len(end)) + end)
     with pytest.raises(ProtocolError) as caught:
-        stream.read_head(PATIENCE)
+        stream.read_head(TIMEOUT)
     assert caught.value.status == 431
-    sent.result(PATIENCE)
+    sent.result(TIMEOUT)
 
 
 def test_a_smaller_limit_can_be_asked_for(pairs: Pairs) -> None:
     stream, far = pairs.plain()
     far.sendall(HEAD)
     with pytest.raises(ProtocolError):
-        stream.read_head(PATIENCE, limit=len(HEAD) - 1)
+        stream.read_head(TIMEOUT, limit=len(HEAD) - 1)
 
 
 def test_a_head_is_not_waited_for_longer_than_the_idle_time(pairs: Pairs, layer: str) -> None:
@@ -203,10 +203,10 @@ def test_a_head_is_not_waited_for_longer_than_the_idle_time(pairs: Pairs, layer:
 
 
 def drip(far: Stream, data: bytes, stop: threading.Event) -> None:
-    """Octet by octet, as long as nobody has had enough."""
+    """Byte by byte, as long as nobody has had enough."""
     try:
-        for octet in data:
-            far.send(bytes([octet]))
+        for byte in data:
+            far.send(bytes([byte]))
             if stop.wait(SOON / 4):
                 return
     except OSError:
@@ -220,26 +220,26 @@ def test_a_dripping_head_has_one_deadline(pairs: Pairs, layer: str) -> None:
     stop = threading.Event()
     dripping = in_thread(drip, far, b"x" * 2000, stop)
     with pytest.raises(socket.timeout):
-        stream.read_head(PATIENCE)
+        stream.read_head(TIMEOUT)
     stop.set()
-    dripping.result(PATIENCE)
+    dripping.result(TIMEOUT)
 
 
 def early_tls(pairs: Pairs) -> Tuple[Stream, Stream, bytes]:
-    """A stream whose TLS began with octets read ahead, its peer's plain stream, and a record that it may send."""
+    """A stream whose TLS began with bytes read ahead, its peer's plain stream, and a record that it may send."""
     stream, far = pairs.streams()
     inner = Inner(far, server=False)
     far.send(HEAD + inner.first_flight())
-    assert stream.read_head(PATIENCE) == HEAD
+    assert stream.read_head(TIMEOUT) == HEAD
     assert stream.buffered
     started = in_thread(stream.start_tls, server_context())
     inner.handshake()
-    started.result(PATIENCE)
+    started.result(TIMEOUT)
     return stream, far, inner.record(b"x" * RECORD)
 
 
 def test_a_head_in_a_dripping_record_has_one_deadline_under_nested_tls(pairs: Pairs) -> None:
-    """Each octet of a TLS record must not start the time-out anew, or one record keeps a thread for days."""
+    """Each byte of a TLS record must not start the time-out anew, or one record keeps a thread for days."""
     stream, far, record = early_tls(pairs)
     stream.timeout = 4 * SOON
     stop = threading.Event()
@@ -248,7 +248,7 @@ def test_a_head_in_a_dripping_record_has_one_deadline_under_nested_tls(pairs: Pa
         stream.read_head(4 * SOON)
     assert not dripping.done()  # however slow this machine is: the whole record takes longer
     stop.set()
-    dripping.result(PATIENCE)
+    dripping.result(TIMEOUT)
 
 
 def test_part_of_a_record_is_not_something_to_read(pairs: Pairs) -> None:
@@ -259,14 +259,14 @@ def test_part_of_a_record_is_not_something_to_read(pairs: Pairs) -> None:
     polled = select_readable(stream)
     assert polled
     assert stream.readinto_nowait(view) is None
-    assert not stream.holds_octets()
+    assert not stream.holds_bytes()
     far.send(record[len(record) // 2 :])
     assert read(stream, 10) == b"x" * 10
-    assert stream.holds_octets()
+    assert stream.holds_bytes()
 
 
 def unread(stream: Stream) -> int:
-    """How many octets the kernel holds for it."""
+    """How many bytes the kernel holds for it."""
     count = array.array("i", [0])
     fcntl.ioctl(stream.fileno(), termios.FIONREAD, count)
     return count[0]
@@ -275,7 +275,7 @@ def unread(stream: Stream) -> int:
 def select_readable(stream: Stream) -> bool:
     poll = select.poll()
     poll.register(stream.fileno(), select.POLLIN)
-    return bool(poll.poll(PATIENCE * 1000))
+    return bool(poll.poll(TIMEOUT * 1000))
 
 
 def test_a_line_is_read_and_what_follows_is_kept(pairs: Pairs, layer: str) -> None:
@@ -318,7 +318,7 @@ def test_a_line_is_not_waited_for_longer_than_the_timeout(pairs: Pairs, layer: s
         stream.read_line(100)
 
 
-# --- octets ---------------------------------------------------------------------------------------
+# --- bytes ---------------------------------------------------------------------------------------
 
 
 def test_megabytes_go_each_way(pairs: Pairs, layer: str) -> None:
@@ -326,7 +326,7 @@ def test_megabytes_go_each_way(pairs: Pairs, layer: str) -> None:
     for source, sink in ((near, far), (far, near)):
         sent = in_thread(source.send, MEGABYTES)
         assert read(sink, len(MEGABYTES)) == MEGABYTES
-        sent.result(PATIENCE)
+        sent.result(TIMEOUT)
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytearray(b"xyz"), memoryview(b"xyz")[1:]])
@@ -350,7 +350,7 @@ def test_a_slow_reader_is_not_given_up(pairs: Pairs, layer: str) -> None:
         got += far.readinto(view)
         if not sending.done():
             pace.wait(0.002)  # slow
-    sending.result(PATIENCE)
+    sending.result(TIMEOUT)
 
 
 def test_a_reader_that_takes_less_than_makes_room_is_not_given_up(pairs: Pairs, layer: str) -> None:
@@ -386,9 +386,9 @@ def read_slowly(stream: Stream, far: Stream, go_on: Callable[[], int]) -> None:
         else:
             pace.wait(0.05)
     drained = in_thread(read_much, far, view, got, sent)
-    sent += sending.result(PATIENCE)
-    stream.cut()
-    assert drained.result(PATIENCE) + len(read_rest(far)) == sent
+    sent += sending.result(TIMEOUT)
+    stream.close_abruptly()
+    assert drained.result(TIMEOUT) + len(read_rest(far)) == sent
 
 
 def read_much(far: Stream, view: memoryview, got: int, wanted: int) -> int:
@@ -438,7 +438,7 @@ def test_nothing_is_waited_for_without_waiting(pairs: Pairs, layer: str) -> None
 
 def eventually(poll: Callable[[], object]) -> object:
     """The first answer that is not None. For what is on its way already."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         answer = poll()
         if answer is not None:
@@ -447,25 +447,25 @@ def eventually(poll: Callable[[], object]) -> object:
 
 
 def test_a_second_record_that_came_with_the_first_is_something_to_read(pairs: Pairs) -> None:
-    """Polling the socket would wait for octets that are here already."""
+    """Polling the socket would wait for bytes that are here already."""
     stream, far = pairs.streams()
     inner = Inner(far, server=False)
     far.send(HEAD + inner.first_flight())
-    stream.read_head(PATIENCE)
+    stream.read_head(TIMEOUT)
     started = in_thread(stream.start_tls, server_context())
     inner.handshake()
-    started.result(PATIENCE)
+    started.result(TIMEOUT)
     far.send(inner.record(b"a" * RECORD) + inner.record(b"b" * RECORD))
     assert read(stream, RECORD) == b"a" * RECORD
-    assert stream.holds_octets()
+    assert stream.holds_bytes()
     assert read(stream, RECORD) == b"b" * RECORD
-    assert not stream.holds_octets()
+    assert not stream.holds_bytes()
 
 
 def test_buffered_octets_are_read_without_waiting(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.send(HEAD + b"abc")
-    stream.read_head(PATIENCE)
+    stream.read_head(TIMEOUT)
     view = memoryview(bytearray(2))
     assert stream.readinto_nowait(view) == 2
     assert stream.readinto_nowait(view) == 1
@@ -477,7 +477,7 @@ def test_a_wait_after_one_that_did_not_wait_waits_again(pairs: Pairs, layer: str
     assert stream.readinto_nowait(memoryview(bytearray(1))) is None
     got = in_thread(read, stream, 1)
     far.send(b"x")
-    assert got.result(PATIENCE) == b"x"
+    assert got.result(TIMEOUT) == b"x"
 
 
 def test_a_full_peer_takes_nothing_more_and_loses_nothing(pairs: Pairs, layer: str) -> None:
@@ -513,9 +513,9 @@ def test_a_view_of_pending_octets_keeps_its_rest(pairs: Pairs, layer: str) -> No
     far.send(b"0123456789")
     assert read(stream, 4) == b"0123"
     if layer != "plain":
-        assert stream.holds_octets()
+        assert stream.holds_bytes()
     assert read(stream, 6) == b"456789"
-    assert not stream.holds_octets()
+    assert not stream.holds_bytes()
 
 
 # --- dead or alive --------------------------------------------------------------------------------
@@ -523,45 +523,45 @@ def test_a_view_of_pending_octets_keeps_its_rest(pairs: Pairs, layer: str) -> No
 
 def test_an_idle_connection_is_alive(pairs: Pairs, layer: str) -> None:
     stream, _ = connect(pairs, layer)
-    assert not stream.dead()
+    assert not stream.unusable()
 
 
 def test_a_closed_connection_is_dead(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.close()
     assert select_readable(stream)
-    assert stream.dead()
+    assert stream.unusable()
 
 
 def test_a_reset_connection_is_dead(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
-    far.abort()
+    far.reset()
     assert select_readable(stream)
-    assert stream.dead()
+    assert stream.unusable()
 
 
 def test_a_connection_that_speaks_out_of_turn_is_dead(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.send(b"HTTP/1.1 200 OK\r\n\r\n")
     assert select_readable(stream)
-    assert stream.dead()
+    assert stream.unusable()
 
 
 def test_octets_after_the_head_make_a_connection_dead(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.send(HEAD + b"HTTP/1.1 200 OK\r\n\r\n")
-    stream.read_head(PATIENCE)
-    assert stream.dead()
+    stream.read_head(TIMEOUT)
+    assert stream.unusable()
 
 
 def test_octets_after_the_body_make_a_connection_dead(pairs: Pairs, layer: str) -> None:
     """An origin that sends a second response behind the body, in the same record, must not answer the next request."""
     stream, far = connect(pairs, layer)
     far.send(HEAD)
-    stream.read_head(PATIENCE)
+    stream.read_head(TIMEOUT)
     far.send(b"body" + b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
     assert read(stream, 4) == b"body"
-    assert stream.dead()
+    assert stream.unusable()
 
 
 # --- TLS ------------------------------------------------------------------------------------------
@@ -573,7 +573,7 @@ def test_tls_starts_on_a_plain_stream(pairs: Pairs) -> None:
     secured = pairs.keep(pairs.secure(stream, far, server=True))
     assert stream.encrypted
     secured.sendall(HEAD)
-    assert stream.read_head(PATIENCE) == HEAD
+    assert stream.read_head(TIMEOUT) == HEAD
 
 
 def test_tls_starts_with_octets_that_came_too_early(pairs: Pairs) -> None:
@@ -599,7 +599,7 @@ def test_the_name_in_the_handshake_is_known(pairs: Pairs) -> None:
     assert near.server_name is None
     started = in_thread(near.start_tls, context)
     far.start_tls(client_context(), HOST)
-    started.result(PATIENCE)
+    started.result(TIMEOUT)
     assert near.server_name == HOST
     assert far.server_name is None
 
@@ -610,14 +610,14 @@ def test_a_server_that_is_another_is_refused(pairs: Pairs, layers: int) -> None:
     for _ in range(layers):
         started = in_thread(far.start_tls, server_context())
         near.start_tls(client_context(), HOST)
-        started.result(PATIENCE)
+        started.result(TIMEOUT)
     refused = in_thread(far.start_tls, server_context())
     with pytest.raises(ssl.SSLCertVerificationError):
         near.start_tls(client_context(), "b.example")
-    near.cut()
+    near.close_abruptly()
     with pytest.raises(OSError):
         far.timeout = SOON
-        refused.result(PATIENCE)
+        refused.result(TIMEOUT)
         read(far, 1)
 
 
@@ -628,7 +628,7 @@ def test_a_refused_server_learns_why(pairs: Pairs, layers: int) -> None:
     for _ in range(layers):
         started = in_thread(far.start_tls, server_context())
         near.start_tls(client_context(), HOST)
-        started.result(PATIENCE)
+        started.result(TIMEOUT)
 
     def serve() -> None:
         far.start_tls(server_context())
@@ -637,9 +637,9 @@ def test_a_refused_server_learns_why(pairs: Pairs, layers: int) -> None:
     serving = in_thread(serve)
     with pytest.raises(ssl.SSLCertVerificationError):
         near.start_tls(client_context(), "b.example")
-    near.cut()
+    near.close_abruptly()
     with pytest.raises(ssl.SSLError, match=r"(?i)alert"):
-        serving.result(PATIENCE)
+        serving.result(TIMEOUT)
 
 
 @pytest.mark.parametrize("layers", [0, 1])
@@ -649,7 +649,7 @@ def test_a_peer_that_leaves_in_the_handshake_is_an_error(pairs: Pairs, layers: i
     if layers:
         started = in_thread(near.start_tls, server_context())
         far.start_tls(client_context(), HOST)
-        started.result(PATIENCE)
+        started.result(TIMEOUT)
     far.send(said)
     far.close()
     with pytest.raises(OSError):
@@ -663,7 +663,7 @@ def test_a_peer_that_stalls_in_the_handshake_is_given_up(pairs: Pairs, layers: i
     if layers:
         started = in_thread(near.start_tls, server_context())
         far.start_tls(client_context(), HOST)
-        started.result(PATIENCE)
+        started.result(TIMEOUT)
     near.timeout = SOON
     with pytest.raises(socket.timeout):
         near.start_tls(server_context())
@@ -674,10 +674,10 @@ def test_tls_runs_in_tls_in_tls(pairs: Pairs) -> None:
     near, far = pairs.nested()
     started = in_thread(near.start_tls, server_context())
     far.start_tls(client_context(), HOST)
-    started.result(PATIENCE)
+    started.result(TIMEOUT)
     sent = in_thread(far.send, MEGABYTES[:1_000_000])
     assert read(near, 1_000_000) == MEGABYTES[:1_000_000]
-    sent.result(PATIENCE)
+    sent.result(TIMEOUT)
 
 
 # --- ends -----------------------------------------------------------------------------------------
@@ -742,7 +742,7 @@ def test_close_says_goodbye(pairs: Pairs, role: str) -> None:
 def test_cut_does_not_say_goodbye(pairs: Pairs, role: str) -> None:
     stream, far = raw_end(role, pairs)
     stream.send(b"part of it")
-    stream.cut()
+    stream.close_abruptly()
     assert far.recv(100) == b"part of it"
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
         far.recv(100)
@@ -751,10 +751,10 @@ def test_cut_does_not_say_goodbye(pairs: Pairs, role: str) -> None:
 
 def test_close_after_cut_says_nothing(pairs: Pairs) -> None:
     stream, far = pairs.tls()
-    stream.cut()
+    stream.close_abruptly()
     stream.close()
-    stream.linger(PATIENCE)
-    stream.abort()
+    stream.linger(TIMEOUT)
+    stream.reset()
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
         far.recv(100)
 
@@ -762,27 +762,33 @@ def test_close_after_cut_says_nothing(pairs: Pairs) -> None:
 def test_cut_is_an_end_for_a_plain_peer(pairs: Pairs) -> None:
     stream, far = pairs.plain()
     stream.send(b"part of it")
-    stream.cut()
+    stream.close_abruptly()
     assert read_all(far) == b"part of it"
 
 
 def test_abort_resets(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
-    stream.abort()
+    stream.reset()
     assert select_readable(far)
     with socket.socket(fileno=os.dup(far.fileno())) as bare:
         assert bare.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
 
 
 def test_every_close_is_harmless_twice(pairs: Pairs, layer: str) -> None:
-    for first in (Stream.close, Stream.cut, Stream.abort, lambda stream: stream.linger(SOON)):
+    for first in (Stream.close, Stream.close_abruptly, Stream.reset, lambda stream: stream.linger(SOON)):
         stream, _ = connect(pairs, layer)
         first(stream)
-        for again in (Stream.close, Stream.cut, Stream.abort, Stream.cancel, lambda stream: stream.linger(SOON)):
+        for again in (
+            Stream.close,
+            Stream.close_abruptly,
+            Stream.reset,
+            Stream.cancel,
+            lambda stream: stream.linger(SOON),
+        ):
             again(stream)
 
 
-@pytest.mark.parametrize("leave", [Stream.close, Stream.cut, Stream.abort])
+@pytest.mark.parametrize("leave", [Stream.close, Stream.close_abruptly, Stream.reset])
 def test_close_is_harmless_when_the_peer_is_gone(pairs: Pairs, layer: str, leave: Callable[[Stream], None]) -> None:
     stream, far = connect(pairs, layer)
     leave(far)
@@ -797,7 +803,7 @@ def test_close_does_not_wait_for_a_peer_that_does_not_read(pairs: Pairs, layer: 
         pass
     started = time.monotonic()
     stream.close()
-    assert time.monotonic() - started < PATIENCE / 2
+    assert time.monotonic() - started < TIMEOUT / 2
 
 
 @pytest.mark.parametrize("layer", ["tls client", "nested client"])
@@ -805,7 +811,7 @@ def test_an_origin_that_leaves_without_goodbye_is_an_error(pairs: Pairs, layer: 
     """Else whoever can cut a connection can shorten a body that ends with it, and nobody notices."""
     stream, far = connect(pairs, layer)
     far.send(b"half of it")
-    far.cut()
+    far.close_abruptly()
     assert read(stream, 10) == b"half of it"
     with pytest.raises(OSError):
         read(stream, 1)
@@ -816,11 +822,11 @@ def test_the_goodbye_of_a_parent_proxy_is_not_that_of_the_origin(pairs: Pairs) -
     stream, far = pairs.streams()
     started = in_thread(far.start_tls, server_context())
     stream.start_tls(client_context(), HOST)
-    started.result(PATIENCE)
+    started.result(TIMEOUT)
     inner = Inner(far, server=True)
     handshake = in_thread(inner.handshake)
     stream.start_tls(client_context(), HOST)
-    handshake.result(PATIENCE)
+    handshake.result(TIMEOUT)
     far.send(inner.record(b"half of it"))
     far.close()
     assert read(stream, 10) == b"half of it"
@@ -840,20 +846,20 @@ def test_an_origin_that_says_goodbye_has_ended(pairs: Pairs, layer: str) -> None
 @pytest.mark.parametrize("layer", ["plain", "tls server", "nested server"])
 def test_a_client_may_leave_without_goodbye(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
-    far.cut()
-    assert stream.read_head(PATIENCE) == b""
+    far.close_abruptly()
+    assert stream.read_head(TIMEOUT) == b""
 
 
 def test_linger_lets_the_last_answer_be_read(pairs: Pairs, layer: str) -> None:
-    """RFC 9112 §9.6: unread octets of a request would turn the close into a reset, which destroys the answer."""
+    """RFC 9112 §9.6: unread bytes of a request would turn the close into a reset, which destroys the answer."""
     stream, far = connect(pairs, layer)
     far.send(MEGABYTES[:100_000])
     stream.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    lingering = in_thread(stream.linger, PATIENCE)
+    lingering = in_thread(stream.linger, TIMEOUT)
     far.send(MEGABYTES[:100_000])
     assert read_to_end(far) == b"HTTP/1.1 400 Bad Request\r\n\r\n"
     far.close()
-    lingering.result(PATIENCE)
+    lingering.result(TIMEOUT)
 
 
 def test_linger_ends_by_itself(pairs: Pairs, layer: str) -> None:
@@ -865,9 +871,9 @@ def test_linger_ends_by_itself(pairs: Pairs, layer: str) -> None:
 
 def test_linger_survives_a_reset(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
-    far.abort()
+    far.reset()
     assert select_readable(stream)
-    stream.linger(PATIENCE)
+    stream.linger(TIMEOUT)
     assert stream.fileno() == -1
 
 
@@ -884,9 +890,9 @@ def test_cancel_wakes_a_reader(pairs: Pairs, layer: str) -> None:
             reading.append(error)
 
     waiting = in_thread(read_until_woken)
-    assert started.wait(PATIENCE)
+    assert started.wait(TIMEOUT)
     stream.cancel()
-    waiting.result(PATIENCE)
+    waiting.result(TIMEOUT)
     assert reading[0] == b"" or not isinstance(reading[0], socket.timeout)
 
 
@@ -899,7 +905,7 @@ def test_cancel_wakes_a_handshake(pairs: Pairs, name: Optional[str]) -> None:
     wait_until(lambda: stream.encrypted)
     stream.cancel()
     with pytest.raises(OSError) as caught:
-        shaking.result(PATIENCE / 2)
+        shaking.result(TIMEOUT / 2)
     assert not isinstance(caught.value, socket.timeout)
 
 
@@ -910,7 +916,7 @@ def test_cancel_wakes_a_writer(pairs: Pairs, layer: str) -> None:
     writing = in_thread(stream.send, memoryview(MEGABYTES)[: 1 << 16])
     stream.cancel()
     with pytest.raises(OSError) as caught:
-        writing.result(PATIENCE)
+        writing.result(TIMEOUT)
     assert not isinstance(caught.value, socket.timeout)
 
 
@@ -924,14 +930,14 @@ def test_http_client_gets_a_file_that_does_not_close_the_stream(pairs: Pairs) ->
 def test_much_is_read_at_once(pairs: Pairs, layer: str) -> None:
     """All records that have arrived, where `readinto` gives one."""
     near, far = connect(pairs, layer)
-    octets = os.urandom(100_000)
-    sending = in_thread(far.send, octets)
+    raw = os.urandom(100_000)
+    sending = in_thread(far.send, raw)
     view = memoryview(bytearray(200_000))
     count = 0
-    while count < len(octets):
+    while count < len(raw):
         count += near.read_much(view[count:])
-    sending.result(PATIENCE)
-    assert bytes(view[:count]) == octets
+    sending.result(TIMEOUT)
+    assert bytes(view[:count]) == raw
 
 
 def test_an_error_behind_octets_comes_after_them(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -981,21 +987,21 @@ def test_a_peer_that_has_left_nothing_is_gone(pairs: Pairs, layer: str) -> None:
     near, far = connect(pairs, layer)
     far.send(b"x")
     wait_until(near.arrived)
-    far.cut()
-    select.select([near], [], [], PATIENCE)
-    assert not near.deserted()  # for there is an octet yet
-    near.skip(1)
-    assert near.deserted() and near.ended
+    far.close_abruptly()
+    select.select([near], [], [], TIMEOUT)
+    assert not near.peer_closed_silently()  # for there is a byte yet
+    near.consume(1)
+    assert near.peer_closed_silently() and near.eof
     before = time.monotonic()
     near.close()
-    assert time.monotonic() - before < PATIENCE / 2
+    assert time.monotonic() - before < TIMEOUT / 2
 
 
 def test_tls_cannot_begin_with_a_peer_that_is_gone(pairs: Pairs) -> None:
     """SSLSocket raises nothing there, and has nothing to shake hands with."""
     near, far = pairs.streams()
-    far.abort()
-    select.select([near], [], [], PATIENCE)
+    far.reset()
+    select.select([near], [], [], TIMEOUT)
     with pytest.raises(OSError):
         near.arrived()  # the kernel tells of the reset but once
     with pytest.raises(ConnectionLost):
@@ -1005,18 +1011,18 @@ def test_tls_cannot_begin_with_a_peer_that_is_gone(pairs: Pairs) -> None:
 def test_a_peer_that_says_goodbye_is_answered(pairs: Pairs) -> None:
     near, far = connect(pairs, "tls server")
     far.shutdown_write()
-    select.select([near], [], [], PATIENCE)
-    assert not near.deserted() and not near.arrived() and near.ended
+    select.select([near], [], [], TIMEOUT)
+    assert not near.peer_closed_silently() and not near.arrived() and near.eof
     near.close()
     assert far.readinto(memoryview(bytearray(1))) == 0  # a close_notify: without, this side raises
 
 
 def test_a_reset_leaves_nothing_either(pairs: Pairs) -> None:
     near, far = connect(pairs, "tls server")
-    assert not near.deserted()
-    far.abort()
-    select.select([near], [], [], PATIENCE)
-    assert near.deserted()
+    assert not near.peer_closed_silently()
+    far.reset()
+    select.select([near], [], [], TIMEOUT)
+    assert near.peer_closed_silently()
 
 
 # --- without waiting ----------------------------------------------------------------------------
@@ -1028,11 +1034,11 @@ def test_a_handshake_step_by_step(pairs: Pairs) -> None:
     assert near.handshaking and near.encrypted and not near.continue_tls()
     started = in_thread(far.start_tls, client_context(), HOST)
     while not near.continue_tls():
-        select.select([near], [], [], PATIENCE)
-    started.result(PATIENCE)
+        select.select([near], [], [], TIMEOUT)
+    started.result(TIMEOUT)
     assert not near.handshaking
     far.send(HEAD)
-    assert near.read_head(PATIENCE) == HEAD
+    assert near.read_head(TIMEOUT) == HEAD
 
 
 def test_a_handshake_is_finished_by_waiting(pairs: Pairs) -> None:
@@ -1041,7 +1047,7 @@ def test_a_handshake_is_finished_by_waiting(pairs: Pairs) -> None:
     assert not near.continue_tls()
     started = in_thread(far.start_tls, client_context(), HOST)
     near.finish_tls()
-    started.result(PATIENCE)
+    started.result(TIMEOUT)
     assert not near.handshaking
 
 
@@ -1054,27 +1060,27 @@ def test_a_handshake_that_nobody_goes_on_with_times_out(pairs: Pairs) -> None:
 
 def test_a_head_that_has_arrived_stays(pairs: Pairs, layer: str) -> None:
     near, far = connect(pairs, layer)
-    assert near.head_arrived() == b"" and not near.ended
+    assert near.head_arrived() == b"" and not near.eof
     far.send(HEAD[:10])
-    select.select([near], [], [], PATIENCE)
+    select.select([near], [], [], TIMEOUT)
     assert near.head_arrived() == b""
     far.send(HEAD[10:] + b"more")
-    assert near.read_head(PATIENCE) == HEAD  # waits for it, which the other does not
+    assert near.read_head(TIMEOUT) == HEAD  # waits for it, which the other does not
     assert near.buffered == 4
-    near.skip(4)
+    near.consume(4)
     far.send(HEAD + HEAD)
-    select.select([near], [], [], PATIENCE)
+    select.select([near], [], [], TIMEOUT)
     assert near.head_arrived() == HEAD == near.head_arrived()
-    near.skip(len(HEAD))
-    assert near.read_head(PATIENCE) == HEAD
+    near.consume(len(HEAD))
+    assert near.read_head(TIMEOUT) == HEAD
 
 
 def test_the_end_is_noticed_without_waiting(pairs: Pairs, layer: str) -> None:
     near, far = connect(pairs, layer)
-    assert near.head_arrived() == b"" and not near.ended
+    assert near.head_arrived() == b"" and not near.eof
     far.close()
-    select.select([near], [], [], PATIENCE)
-    assert near.head_arrived() == b"" and near.ended
+    select.select([near], [], [], TIMEOUT)
+    assert near.head_arrived() == b"" and near.eof
 
 
 # --- what the kernel sends ----------------------------------------------------------------------
@@ -1096,4 +1102,4 @@ def test_the_kernel_gets_a_file_only_if_it_encrypts_what_is_to_be(pairs: Pairs, 
         while near.takes_files and offset < len(MEGABYTES):
             offset += near.send_file(file.fileno(), offset, len(MEGABYTES) - offset)
     near.send(MEGABYTES[offset:])
-    assert received.result(PATIENCE) == MEGABYTES
+    assert received.result(TIMEOUT) == MEGABYTES

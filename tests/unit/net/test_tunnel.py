@@ -16,34 +16,34 @@ from unittest.mock import Mock
 
 import pytest
 from support.client import wait_until
-from support.pairs import PATIENCE, Inner, Pairs, in_thread, read_all, reset, server_context
+from support.pairs import TIMEOUT, Inner, Pairs, in_thread, read_all, reset, server_context
 
-from net import tunnel as room
+from net import tunnel as space
 from net.stream import Stream
 
 BODY = os.urandom(6_000_000)
 SPLICES = hasattr(os, "splice")  # Python 3.10 and later
 needs_splice = pytest.mark.skipif(not SPLICES, reason="Python 3.9 knows no splice")
 Splice = Callable[..., int]
-IS_HERE = room._is_here
+IS_HERE = space._is_here
 
 
 class Ends:
     """A client and an origin with a tunnel between them."""
 
-    def __init__(self, pairs: Pairs, idle: float = PATIENCE, buffers: Optional[int] = None) -> None:
+    def __init__(self, pairs: Pairs, poller: float = TIMEOUT, buffers: Optional[int] = None) -> None:
         near, self.client = pairs.plain(buffers=buffers)
         far, self.origin = pairs.plain(buffers=buffers)
         self._streams = near, far
-        self._running: Future[None] = in_thread(room.tunnel, near, far, idle)
+        self._running: Future[None] = in_thread(space.tunnel, near, far, poller)
 
     def end(self) -> None:
         """Wait for the tunnel's end; raises what it raised."""
         try:
-            self._running.result(PATIENCE)
+            self._running.result(TIMEOUT)
         finally:
             for stream in self._streams:
-                stream.cut()
+                stream.close_abruptly()
 
 
 @pytest.fixture
@@ -57,12 +57,12 @@ def pairs() -> Iterator[Pairs]:
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ends are taken for other machines: for those, the kernel carries what it can."""
-    monkeypatch.setattr(room, "_is_here", lambda stream: False)
+    monkeypatch.setattr(space, "_is_here", lambda stream: False)
 
 
 @pytest.fixture
 def spliced(monkeypatch: pytest.MonkeyPatch) -> List[int]:
-    """How many octets each splice has moved."""
+    """How many bytes each splice has moved."""
     counts: List[int] = []
     if SPLICES:
         real: Splice = os.splice
@@ -112,9 +112,9 @@ def exchange(ends: Ends, up: bytes, down: bytes) -> None:
     """Both ends say all they have to say at once, and hear all of the other's."""
     senders = [in_thread(send_all, ends.client, up), in_thread(send_all, ends.origin, down)]
     heard = [in_thread(read_all, ends.client), in_thread(read_all, ends.origin)]
-    assert [one.result(PATIENCE) for one in heard] == [down, up]
+    assert [one.result(TIMEOUT) for one in heard] == [down, up]
     for one in senders:
-        one.result(PATIENCE)
+        one.result(TIMEOUT)
     ends.end()
 
 
@@ -133,7 +133,7 @@ def test_everything_arrives_in_both_directions(
 def test_the_kernel_carries_all_but_the_beginning(
     pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "_QUIET", PATIENCE)  # or what follows a pause begins anew
+    monkeypatch.setattr(space, "_QUIET", TIMEOUT)  # or what follows a pause begins anew
     ends = Ends(pairs)
     exchange(ends, b"a few words", BODY)
     assert sum(spliced) >= 2 * (len(BODY) - 200_000)  # in and out; the beginning is two buffers
@@ -145,7 +145,7 @@ def test_a_few_words_take_no_pipe(pairs: Pairs, spliced: List[int]) -> None:
 
 
 def test_who_is_on_this_machine_gets_copies(pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_is_here", IS_HERE)
+    monkeypatch.setattr(space, "_is_here", IS_HERE)
     exchange(Ends(pairs), BODY, BODY[::-1])
     assert spliced == []
 
@@ -167,21 +167,21 @@ def test_who_is_on_this_machine(peer: str, own: str, here: bool) -> None:
     assert IS_HERE(stream) is here
 
 
-@pytest.mark.parametrize(("octets", "yields"), [(len(BODY), True), (50_000, False)])
+@pytest.mark.parametrize(("raw", "yields"), [(len(BODY), True), (50_000, False)])
 @pytest.mark.parametrize("by_kernel", [False, True])
 def test_a_busy_tunnel_lets_others_go_first(
-    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, by_kernel: bool, octets: int, yields: bool
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch, by_kernel: bool, raw: int, yields: bool
 ) -> None:
     if not by_kernel:
         monkeypatch.delattr(os, "splice", raising=False)
     calls: List[None] = []
-    monkeypatch.setattr(room, "_let_others_run", lambda: calls.append(None))
-    exchange(Ends(pairs), b"up", BODY[:octets])
+    monkeypatch.setattr(space, "_let_others_run", lambda: calls.append(None))
+    exchange(Ends(pairs), b"up", BODY[:raw])
     assert bool(calls) is yields
 
 
 def test_a_buffer_grows_with_what_comes_at_once() -> None:
-    buffer = room._Buffer()
+    buffer = space._Buffer()
     sizes = []
     for _ in range(8):
         sizes.append(len(buffer.get()))
@@ -198,12 +198,12 @@ def test_what_was_read_ahead_comes_first(pairs: Pairs) -> None:
     far, origin = pairs.plain()
     client.sendall(BODY[:1000])
     wait_until(near.arrived)
-    running = in_thread(room.tunnel, near, far, PATIENCE)
+    running = in_thread(space.tunnel, near, far, TIMEOUT)
     sender = in_thread(send_all, client, BODY[1000:])
     origin.shutdown(socket.SHUT_WR)
     assert read_all(origin) == BODY
-    sender.result(PATIENCE)
-    running.result(PATIENCE)
+    sender.result(TIMEOUT)
+    running.result(TIMEOUT)
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
@@ -212,7 +212,7 @@ def test_what_was_read_ahead_comes_first(pairs: Pairs) -> None:
 def test_a_kernel_that_cannot_splice_costs_nothing(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch, number: int, good: int
 ) -> None:
-    """Whether it says so about a socket that is read, or about one that is written to with octets in the pipe."""
+    """Whether it says so about a socket that is read, or about one that is written to with bytes in the pipe."""
     real: Splice = os.splice
     calls: List[int] = []
 
@@ -250,7 +250,7 @@ def test_without_room_for_pipes_octets_are_copied(
 
 @needs_splice
 def test_a_tunnel_gives_its_pipe_back_when_it_is_quiet(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_QUIET", 0.01)
+    monkeypatch.setattr(space, "_QUIET", 0.01)
     before = pipes()
     ends = Ends(pairs)
     for _ in range(2):
@@ -258,7 +258,7 @@ def test_a_tunnel_gives_its_pipe_back_when_it_is_quiet(pairs: Pairs, monkeypatch
         heard = 0
         while heard < len(BODY):
             heard += len(ends.client.recv(1 << 18))
-        sender.result(PATIENCE)
+        sender.result(TIMEOUT)
         wait_until(lambda: pipes() == before)
     exchange(ends, b"up", b"down")
 
@@ -267,33 +267,33 @@ def test_a_tunnel_gives_its_pipe_back_when_it_is_quiet(pairs: Pairs, monkeypatch
 def test_what_waits_in_a_pipe_is_not_lost_in_quiet(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that reads nothing for a while gets all of it later."""
     rested: List[bool] = []
-    real = room._Direction.rest
+    real = space._Direction.rest
 
-    def rest(direction: room._Direction) -> None:
+    def rest(direction: space._Direction) -> None:
         rested.append(direction.wants_write() and direction._pipe is not None)
         real(direction)
 
-    monkeypatch.setattr(room._Direction, "rest", rest)
+    monkeypatch.setattr(space._Direction, "rest", rest)
     ends = Ends(pairs)
     sender = in_thread(send_all, ends.origin, BODY * 4)
     wait_until(lambda: any(rested))
     ends.client.shutdown(socket.SHUT_WR)
     assert read_all(ends.client) == BODY * 4
-    sender.result(PATIENCE)
+    sender.result(TIMEOUT)
     ends.end()
 
 
 def test_a_way_that_is_stuck_does_not_hold_up_the_other(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it keep the tunnel busy: while one end reads nothing, only what the other way carries wakes it."""
-    waits: List[List[room._Direction]] = []
-    real = room._Watch.wait
+    waits: List[List[space._Direction]] = []
+    real = space._Watch.wait
 
-    def wait(watch: room._Watch, seconds: float) -> List[room._Direction]:
+    def wait(watch: space._Watch, seconds: float) -> List[space._Direction]:
         found = real(watch, seconds)
         waits.append(found)
         return found
 
-    monkeypatch.setattr(room._Watch, "wait", wait)
+    monkeypatch.setattr(space._Watch, "wait", wait)
     ends = Ends(pairs, buffers=4096)
     sender = in_thread(send_all, ends.origin, BODY[:500_000])
     wait_until(lambda: len(waits) > 1 and stuck(ends.origin))
@@ -304,18 +304,18 @@ def test_a_way_that_is_stuck_does_not_hold_up_the_other(pairs: Pairs, monkeypatc
     assert len(waits) - before <= 3 * 2 + 1
     ends.client.shutdown(socket.SHUT_WR)
     assert read_all(ends.client) == BODY[:500_000]
-    sender.result(PATIENCE)
+    sender.result(TIMEOUT)
     ends.end()
 
 
 def test_a_tunnel_ends_when_nothing_moves_for_too_long(pairs: Pairs) -> None:
-    ends = Ends(pairs, idle=0.05)
+    ends = Ends(pairs, poller=0.05)
     with pytest.raises(socket.timeout, match="for too long"):
         ends.end()
 
 
 def test_urgent_data_is_not_the_end(pairs: Pairs, spliced: List[int]) -> None:
-    """splice finds nothing before the urgent octet; what comes after it is still to be carried."""
+    """splice finds nothing before the urgent byte; what comes after it is still to be carried."""
     ends = Ends(pairs)
 
     def speak() -> None:
@@ -329,20 +329,20 @@ def test_urgent_data_is_not_the_end(pairs: Pairs, spliced: List[int]) -> None:
     heard = read_all(ends.origin)
     assert heard == BODY[:100_000] * 10 + BODY
     assert read_all(ends.client) == b""
-    speaking.result(PATIENCE)
+    speaking.result(TIMEOUT)
     ends.end()
     assert bool(spliced) == SPLICES
 
 
-@pytest.mark.parametrize("octets", [0, len(BODY)])
-def test_an_end_that_breaks_ends_the_tunnel(pairs: Pairs, octets: int) -> None:
-    first = BODY[:octets]
+@pytest.mark.parametrize("raw", [0, len(BODY)])
+def test_an_end_that_breaks_ends_the_tunnel(pairs: Pairs, raw: int) -> None:
+    first = BODY[:raw]
     ends = Ends(pairs)
     sender = in_thread(ends.origin.sendall, first)
     heard = 0
     while heard < len(first):
         heard += len(ends.client.recv(1 << 18))
-    sender.result(PATIENCE)
+    sender.result(TIMEOUT)
     reset(ends.origin)
     with pytest.raises(OSError):
         ends.end()
@@ -352,16 +352,16 @@ def test_tls_is_copied(pairs: Pairs, spliced: List[int]) -> None:
     """What is encrypted here cannot be carried past us."""
     near, client = pairs.tls()
     far, origin = pairs.plain()
-    running = in_thread(room.tunnel, near, far, PATIENCE)
+    running = in_thread(space.tunnel, near, far, TIMEOUT)
     sender = in_thread(send_all, origin, BODY)
     heard = b""
     while len(heard) < len(BODY):
         heard += client.recv(1 << 18)
     assert heard == BODY and spliced == []
-    sender.result(PATIENCE)
+    sender.result(TIMEOUT)
     client.close()
     try:
-        running.result(PATIENCE)
+        running.result(TIMEOUT)
     except OSError:
         pass  # without close_notify it is a broken end
 
@@ -371,19 +371,19 @@ def test_what_tls_holds_already_is_carried(pairs: Pairs) -> None:
     near, client = pairs.streams()
     inner = Inner(client, server=False)
     client.send(b"CONNECT a:1 HTTP/1.1\r\n\r\n" + inner.first_flight())
-    near.read_head(PATIENCE)
+    near.read_head(TIMEOUT)
     started = in_thread(near.start_tls, server_context())
     inner.handshake()
-    started.result(PATIENCE)
+    started.result(TIMEOUT)
     far, origin = pairs.plain()
-    running = in_thread(room.tunnel, near, far, PATIENCE)
+    running = in_thread(space.tunnel, near, far, TIMEOUT)
     words = [b"%03d" % number for number in range(100)]
     client.send(b"".join([inner.record(word) for word in words]))
     assert read(origin, 300) == b"".join(words)
     origin.close()
-    client.cut()
+    client.close_abruptly()
     with contextlib.suppress(OSError):
-        running.result(PATIENCE)
+        running.result(TIMEOUT)
 
 
 @needs_splice
@@ -391,7 +391,7 @@ def test_what_is_in_the_pipe_goes_first(pairs: Pairs) -> None:
     """Even where poll has promised room for it, and there was none."""
     near, origin = pairs.plain(buffers=4096)
     far, client = pairs.plain(buffers=4096)
-    way = room._Direction(near, far, room._Buffer())
+    way = space._Direction(near, far, space._Buffer())
     sender = in_thread(send_all, origin, BODY[:500_000])
     heard = b""
     try:
@@ -404,4 +404,4 @@ def test_what_is_in_the_pipe_goes_first(pairs: Pairs) -> None:
     finally:
         way.close()
     assert heard == BODY[:500_000]
-    sender.result(PATIENCE)
+    sender.result(TIMEOUT)

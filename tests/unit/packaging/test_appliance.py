@@ -182,15 +182,15 @@ def test_an_address_that_a_router_announces_is_waited_for(
     appliance: Appliance, address: str, method: str, waits: bool
 ) -> None:
     later = f"sleep() {{ printf '%s\\n' '{SIX}' >> \"{appliance.root.parent}/answers/addresses\"; }}"
-    patience = f"export ETH0_IP6_METHOD='{method}' DDUCT_NETWORK_PATIENCE=6"
-    found = set_up_with(appliance, f"{later}\n{patience}", LISTEN_ADDRESS=address)
+    timeout = f"export ETH0_IP6_METHOD='{method}' DDUCT_NETWORK_PATIENCE=6"
+    found = set_up_with(appliance, f"{later}\n{timeout}", LISTEN_ADDRESS=address)
     assert ("fd00::/64" in found.proxy.allow_clients) == waits
 
 
 def test_a_router_that_says_nothing_is_not_waited_for_for_ever(appliance: Appliance) -> None:
     count = f'sleep() {{ echo x >> "{appliance.root}/slept"; }}'
-    patience = "export ETH0_IP6_METHOD=auto DDUCT_NETWORK_PATIENCE=30"
-    found = set_up_with(appliance, f"{count}\n{patience}", LISTEN_ADDRESS="::")
+    timeout = "export ETH0_IP6_METHOD=auto DDUCT_NETWORK_PATIENCE=30"
+    found = set_up_with(appliance, f"{count}\n{timeout}", LISTEN_ADDRESS="::")
     assert found.proxy.allow_clients == ("127.0.0.0/8", "::1/128", "10.0.2.0/24")
     assert len((appliance.root / "slept").read_text()) == 2 * 10
 

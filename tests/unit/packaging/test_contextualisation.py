@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Dict, List
 
 import pytest
-from support.appliance import OPENNEBULA, PATIENCE
+from support.appliance import OPENNEBULA, TIMEOUT
 
 SCRIPT = OPENNEBULA / "image" / "small-context"
 
@@ -46,7 +46,7 @@ class Machine:
         (self._cd / "token.txt").write_text(token)
         environment = {"PATH": f"{self._bin}:{os.environ['PATH']}:/usr/sbin:/sbin", "CONTEXT_ROOT": str(self.root)}
         return subprocess.run(
-            ["sh", str(SCRIPT), how], env=environment, cwd=self.root, capture_output=True, text=True, timeout=PATIENCE
+            ["sh", str(SCRIPT), how], env=environment, cwd=self.root, capture_output=True, text=True, timeout=TIMEOUT
         )
 
     def boot(self, **variables: str) -> str:

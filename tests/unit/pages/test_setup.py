@@ -19,11 +19,11 @@ import pytest
 import pyz
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
-from support.household import House
 from support.origin import Files
+from support.running import RunningDduct
 
 from net.addresses import Reach
-from net.arrival import Where
+from net.arrival import Arrival
 from pages import setup
 from pages.setup import About, Proxy
 from protocol.http1 import Authority, Headers, RequestHead
@@ -36,7 +36,7 @@ ZHVjdA==
 ABOUT = About(CA.encode(), ("*.docker.io", "ghcr.io"), (r"\.deb$", "<b>"), False)
 PROXY = Proxy(Authority("proxy.lab", 8000), False)
 URL = "http://proxy.lab:8000"
-PATIENCE = 60
+TIMEOUT = 60
 
 
 # --- the page -----------------------------------------------------------------------------------------
@@ -141,15 +141,15 @@ def test_no_host_can_write_html(host: str) -> None:
 def test_no_host_can_write_sh(host: str, tmp_path: Path) -> None:
     script = setup.script(Proxy(Authority(host, 1), True), ABOUT).decode()
     values = script.partition("# --- end of ")[0] + 'printf %s "$proxy"'
-    done = subprocess.run(["sh"], input=values.encode(), cwd=tmp_path, stdout=subprocess.PIPE, timeout=PATIENCE)
+    done = subprocess.run(["sh"], input=values.encode(), cwd=tmp_path, stdout=subprocess.PIPE, timeout=TIMEOUT)
     assert done.stdout.decode() == f"https://{Authority(host, 1)}"
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("host", ["x'y", 'x"y', "x;y", "$(id)", "x y", "<b>", "x:99999", "x@y", "[::1", "a..b"])
 @pytest.mark.parametrize("path", ["/setup", "/setup/sh"])
-def test_a_host_that_is_none_gets_neither(house: House, host: str, path: str) -> None:
-    answer = house.client().get(path, host)
+def test_a_host_that_is_none_gets_neither(dduct: RunningDduct, host: str, path: str) -> None:
+    answer = dduct.client().get(path, host)
     assert (answer.status, answer.get("content-type")) == (400, "text/plain; charset=utf-8")
 
 
@@ -171,7 +171,7 @@ def asked(target: str, *fields: Tuple[bytes, bytes]) -> RequestHead:
     ],
 )
 def test_the_proxy_is_where_the_client_has_found_it(request_head: RequestHead, encrypted: bool, url: str) -> None:
-    where = Where(Authority("192.0.2.9", 8000), Reach.NOTHING, encrypted=encrypted)
+    where = Arrival(Authority("192.0.2.9", 8000), Reach.NOTHING, encrypted=encrypted)
     proxy = setup.reached(request_head, where)
     assert proxy.url == url
     # On dduct's own machine its script is fetched from where the client has arrived, whatever a name may mean there.
@@ -180,11 +180,11 @@ def test_the_proxy_is_where_the_client_has_found_it(request_head: RequestHead, e
 
 
 @pytest.mark.parametrize("path", ["/setup", "/setup/sh"])
-def test_it_is_served_on_both_ports_and_kept_by_nobody(house: House, path: str) -> None:
-    for port, scheme in ((house.tcp_port, "http"), (house.tls_port, "https")):
-        client = house.client(port)
+def test_it_is_served_on_both_ports_and_kept_by_nobody(dduct: RunningDduct, path: str) -> None:
+    for port, scheme in ((dduct.tcp_port, "http"), (dduct.tls_port, "https")):
+        client = dduct.client(port)
         if scheme == "https":
-            client.start_tls(house.trust, "127.0.0.1")
+            client.start_tls(dduct.trust, "127.0.0.1")
         answer = client.get(path, f"proxy.lab:{port}")
         assert answer.status == 200 and f"{scheme}://proxy.lab:{port}" in answer.body.decode()
         assert answer.get("cache-control") == "no-store" and answer.get("x-content-type-options") == "nosniff"
@@ -195,35 +195,37 @@ def test_it_is_served_on_both_ports_and_kept_by_nobody(house: House, path: str) 
         assert (refused.status, refused.get("allow")) == (405, "GET, HEAD")
 
 
-def test_a_page_of_that_name_is_its_origins(house: House) -> None:
-    origin = house.origin(Files({"/setup": b"theirs", "/setup/sh": b"echo theirs"}))
-    assert house.fetch(origin, "/setup").body == b"theirs"
-    assert house.fetch(origin, "/setup/sh").body == b"echo theirs"
+def test_a_page_of_that_name_is_its_origins(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/setup": b"theirs", "/setup/sh": b"echo theirs"}))
+    assert dduct.fetch(origin, "/setup").body == b"theirs"
+    assert dduct.fetch(origin, "/setup/sh").body == b"echo theirs"
 
 
-def test_whoever_may_not_come_in_gets_no_page(build_house: Callable[..., House]) -> None:
-    house = build_house(allow_clients=("192.0.2.0/24",))
-    assert house.client().get("/setup", f"localhost:{house.tcp_port}").status == 403
-    assert house.client().get("/setup/sh", f"localhost:{house.tcp_port}").status == 403
+def test_whoever_may_not_come_in_gets_no_page(start_dduct: Callable[..., RunningDduct]) -> None:
+    dduct = start_dduct(allow_clients=("192.0.2.0/24",))
+    assert dduct.client().get("/setup", f"localhost:{dduct.tcp_port}").status == 403
+    assert dduct.client().get("/setup/sh", f"localhost:{dduct.tcp_port}").status == 403
 
 
-def test_the_fingerprint_is_that_of_the_authority(house: House) -> None:
-    pem = (house.config.misc.cert_dir / "ca.crt").read_bytes()
+def test_the_fingerprint_is_that_of_the_authority(dduct: RunningDduct) -> None:
+    pem = (dduct.config.misc.cert_dir / "ca.crt").read_bytes()
     digest = x509.load_pem_x509_certificate(pem).fingerprint(SHA256()).hex().upper()
     fingerprint = ":".join(digest[i : i + 2] for i in range(0, 64, 2))
-    client = house.client()
+    client = dduct.client()
     for path in ("/setup", "/setup/sh"):
-        assert fingerprint in client.get(path, f"localhost:{house.tcp_port}").body.decode()
-    assert pem.decode().strip() in client.get("/setup/sh", f"localhost:{house.tcp_port}").body.decode()
+        assert fingerprint in client.get(path, f"localhost:{dduct.tcp_port}").body.decode()
+    assert pem.decode().strip() in client.get("/setup/sh", f"localhost:{dduct.tcp_port}").body.decode()
 
 
-def test_a_password_is_spoken_of_where_one_is_asked_for(build_house: Callable[..., House], tmp_path: Path) -> None:
+def test_a_password_is_spoken_of_where_one_is_asked_for(
+    start_dduct: Callable[..., RunningDduct], tmp_path: Path
+) -> None:
     users = tmp_path / "users"
     users.write_text("")
-    house = build_house(auth_file=users)
-    own = f"proxy.lab:{house.tcp_port}"
-    assert f"http://USER:PASSWORD@{own}" in house.client().get("/setup", own).body.decode()
-    assert "\nasks_password='yes'\n" in house.client().get("/setup/sh", own).body.decode()
+    dduct = start_dduct(auth_file=users)
+    own = f"proxy.lab:{dduct.tcp_port}"
+    assert f"http://USER:PASSWORD@{own}" in dduct.client().get("/setup", own).body.decode()
+    assert "\nasks_password='yes'\n" in dduct.client().get("/setup/sh", own).body.decode()
     assert "PASSWORD" not in setup.page(PROXY, ABOUT).decode()
 
 
@@ -232,7 +234,7 @@ def test_the_single_file_has_the_script(tmp_path: Path) -> None:
     pyz.write({name: (ROOT / name).read_bytes() for name in parts.program()}, archive)
     program = "import sys; sys.path.insert(0, sys.argv[1]); from pages import setup; print(setup._template(), end='')"
     command = [sys.executable, "-I", "-c", program, str(archive)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=PATIENCE, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, timeout=TIMEOUT, check=True)
     assert done.stdout == (ROOT / "pages/setup.sh").read_bytes()
 
 
@@ -435,7 +437,7 @@ class System:
                 pytest.skip("needs busybox")
             applets = directory / "applets"
             applets.mkdir()
-            subprocess.run([busybox, "--install", "-s", applets], check=True, timeout=PATIENCE)
+            subprocess.run([busybox, "--install", "-s", applets], check=True, timeout=TIMEOUT)
             self._shell, self._path = [busybox, "sh"], f"{self._tools}:{applets}"
         elif shell == "bash":
             self._shell = ["bash", "--posix"]
@@ -457,7 +459,7 @@ class System:
     def run_updater(self) -> None:
         """As the package that has it did."""
         command = [str(self.root / f"usr/sbin/{self.updater}")]
-        subprocess.run(command, env={**os.environ, "ROOT": str(self.root)}, check=True, timeout=PATIENCE)
+        subprocess.run(command, env={**os.environ, "ROOT": str(self.root)}, check=True, timeout=TIMEOUT)
         self.calls.write_text("")
 
     def script(self, *arguments: str, env: Optional[Dict[str, str]] = None, proxy: Proxy = PROXY) -> Tuple[int, str]:
@@ -469,7 +471,7 @@ class System:
             cwd=self.root,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
         return done.returncode, done.stdout.decode()
 
@@ -545,7 +547,7 @@ def test_services_of_openrc_take_it_from_their_scripts_settings(tmp_path: Path) 
     assert f"once they are started again: {again}\n" in system.done()
     assert not (system.root / "etc/conf.d/crio").exists()
     command = f'. "{system.root}/etc/conf.d/docker"; env'
-    said = subprocess.run(["sh", "-c", command], env={}, stdout=subprocess.PIPE, timeout=PATIENCE).stdout.decode()
+    said = subprocess.run(["sh", "-c", command], env={}, stdout=subprocess.PIPE, timeout=TIMEOUT).stdout.decode()
     assert f"http_proxy={URL}\n" in said and f"HTTPS_PROXY={URL}\n" in said
     assert f"go without it once they are started again: {again}\n" in system.done("--undo")
     system._write("/etc/docker/daemon.json", 0o644, RIVALS["/etc/docker/daemon.json"])
@@ -569,9 +571,7 @@ def test_a_login_has_what_programs_ask_for(tmp_path: Path) -> None:
     system = System(tmp_path, "alpine")
     system.done()
     command = f'. "{system.root}/etc/profile.d/zz-dduct.sh"; env'
-    said = subprocess.run(
-        ["sh", "-c", command], env={"PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, timeout=PATIENCE
-    )
+    said = subprocess.run(["sh", "-c", command], env={"PATH": "/usr/bin:/bin"}, stdout=subprocess.PIPE, timeout=TIMEOUT)
     found = dict(line.split("=", 1) for line in said.stdout.decode().splitlines())
     assert {found[name] for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")} == {URL}
     # Whoever asks dduct for --undo later must not ask through dduct.
@@ -933,7 +933,7 @@ def bare(tmp_path: Path) -> Dict[str, str]:
 
 def shell(tmp_path: Path, script: bytes, *arguments: str) -> Tuple[int, str, str]:
     command = ["sh", "-s", "--", *arguments]
-    done = subprocess.run(command, input=script, env=bare(tmp_path), capture_output=True, timeout=PATIENCE)
+    done = subprocess.run(command, input=script, env=bare(tmp_path), capture_output=True, timeout=TIMEOUT)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
@@ -942,7 +942,7 @@ def test_programs_of_root_are_found_where_nobody_looks_for_them(path: str) -> No
     """Debian's su leaves the PATH of the user, and cron has one of its own."""
     script = setup.script(PROXY, ABOUT).decode().replace('{ main "$@"; }', "{ command -v chroot; }")
     command = [shutil.which("sh") or "sh", "-s"]
-    done = subprocess.run(command, input=script.encode(), env={"PATH": path}, capture_output=True, timeout=PATIENCE)
+    done = subprocess.run(command, input=script.encode(), env={"PATH": path}, capture_output=True, timeout=TIMEOUT)
     assert done.stdout.decode().endswith("/chroot\n"), done.stderr
 
 
@@ -998,7 +998,7 @@ def test_as_it_lies_in_the_sources_it_sets_nothing_up_but_can_undo(tmp_path: Pat
         env={"PATH": system._path},
         stdout=subprocess.DEVNULL,
         check=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     assert difference(system.before, system.snapshot()) == []
 
@@ -1070,7 +1070,7 @@ def test_what_is_read_before_ours_is_not_worth_a_word(tmp_path: Path) -> None:
     said = subprocess.run(
         ["sh", "-c", f'for file in "{system.root}"/etc/profile.d/*.sh; do . "$file"; done; echo $http_proxy'],
         stdout=subprocess.PIPE,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     assert said.stdout.decode().strip() == URL
 
@@ -1082,5 +1082,5 @@ def test_the_script_is_good_sh(checker: List[str], tmp_path: Path) -> None:
     filled = tmp_path / "filled.sh"
     filled.write_bytes(setup.script(PROXY, ABOUT))
     for script in (ROOT / "pages/setup.sh", filled):
-        done = subprocess.run([*checker, script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE)
+        done = subprocess.run([*checker, script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT)
         assert (done.returncode, done.stdout) == (0, b"")

@@ -1,4 +1,4 @@
-"""The parser against tables: every head whole, octet by octet, and with octets behind it."""
+"""The parser against tables: every head whole, byte by byte, and with bytes behind it."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def verdict(understand: Callable[[bytes], object], block: bytes) -> str:
     return "ok"
 
 
-def end_octet_by_octet(data: bytes) -> int:
-    """What a reader finds that gets one octet at a time and never looks at one twice."""
+def end_byte_by_byte(data: bytes) -> int:
+    """What a reader finds that gets one byte at a time and never looks at one twice."""
     buffer = bytearray()
-    for octet in data:
+    for byte in data:
         searched = len(buffer)
-        buffer.append(octet)
+        buffer.append(byte)
         end = http1.head_end(buffer, searched)
         if end >= 0:
             return end
@@ -84,23 +84,23 @@ RESPONSES = load("responses.txt")
 
 @pytest.mark.parametrize("case", REQUESTS)
 def test_a_request_gets_its_verdict(case: Case) -> None:
-    assert verdict(understand_request, case.octets) == case.verdict
+    assert verdict(understand_request, case.raw) == case.verdict
 
 
 @pytest.mark.parametrize("case", RESPONSES)
 def test_a_response_gets_its_verdict(case: Case) -> None:
-    assert verdict(understand_response, case.octets) == case.verdict
+    assert verdict(understand_response, case.raw) == case.verdict
 
 
 def check_end(case: Case, understand: Callable[[bytes], object]) -> None:
-    end = http1.head_end(bytearray(case.octets))
-    assert end_octet_by_octet(case.octets) == end
+    end = http1.head_end(bytearray(case.raw))
+    assert end_byte_by_byte(case.raw) == end
     if end < 0:
         assert case.verdict != "ok"
         return
-    assert verdict(understand, case.octets[:end]) == case.verdict
+    assert verdict(understand, case.raw[:end]) == case.verdict
     for trailing in TRAILING:
-        assert http1.head_end(bytearray(case.octets + trailing)) == end
+        assert http1.head_end(bytearray(case.raw + trailing)) == end
 
 
 @pytest.mark.parametrize("case", REQUESTS)
@@ -137,7 +137,7 @@ def test_the_tables_are_as_long_as_promised() -> None:
 )
 def test_a_head_ends_at_its_first_empty_line(data: bytes, end: int) -> None:
     assert http1.head_end(bytearray(data)) == end
-    assert end_octet_by_octet(data) == end
+    assert end_byte_by_byte(data) == end
     for start in range(max(0, end - 2)):
         assert http1.head_end(bytearray(data), start) == end
 
@@ -199,8 +199,8 @@ NONE, CHUNKED, CLOSE = http1.NO_BODY, http1.CHUNKED, http1.UNTIL_CLOSE
 CL, TE = b"Content-Length: 5", b"Transfer-Encoding: chunked"
 
 
-def length(octets: int) -> BodyFraming:
-    return BodyFraming(Framing.LENGTH, octets)
+def length(raw: int) -> BodyFraming:
+    return BodyFraming(Framing.LENGTH, raw)
 
 
 REQUEST_FRAMINGS: List[Tuple[str, bytes, List[bytes], object]] = [
@@ -629,12 +629,12 @@ def test_what_is_no_url_of_http_is_refused(url: bytes, status: int) -> None:
     assert caught.value.status == status
 
 
-@pytest.mark.parametrize("octet", [b" ", b"\t", b"\r\n", b"\x00", b"\x7f"])
+@pytest.mark.parametrize("byte", [b" ", b"\t", b"\r\n", b"\x00", b"\x7f"])
 @pytest.mark.parametrize("where", [b"http://a.example/a%sb", b"http://a.example/?a%sb"])
-def test_a_url_holds_no_blank_and_no_control_character(where: bytes, octet: bytes) -> None:
+def test_a_url_holds_no_blank_and_no_control_character(where: bytes, byte: bytes) -> None:
     """A Location is parsed by this too, and nobody has looked at it as a request line."""
     with pytest.raises(ProtocolError):
-        http1.parse_absolute(where % octet)
+        http1.parse_absolute(where % byte)
 
 
 def test_an_origin_form_target_belongs_to_the_known_authority() -> None:
@@ -797,8 +797,8 @@ def test_what_is_written_is_read_back(fields: List[Tuple[bytes, bytes]], status:
 
 
 def heads(table: List[object]) -> List[bytes]:
-    octets = [param.values[0].octets for param in table]  # type: ignore[attr-defined]
-    return [head for head in octets if len(head) < 1000]
+    raw = [param.values[0].raw for param in table]  # type: ignore[attr-defined]
+    return [head for head in raw if len(head) < 1000]
 
 
 PIECES = [
@@ -835,7 +835,7 @@ def mutated(draw: st.DrawFn, table: List[object]) -> bytes:
 
 def check_mutation(data: bytes, understand: Callable[[bytes], object]) -> None:
     end = http1.head_end(bytearray(data))
-    assert end_octet_by_octet(data) == end
+    assert end_byte_by_byte(data) == end
     assert verdict(understand, data) != "ok" or end == len(data)
     if end < 0:
         return
@@ -913,7 +913,7 @@ def test_a_nasty_head_takes_no_longer_than_a_long_one(lines: bytes) -> None:
     block = b"GET / HTTP/1.1\r\nHost: a.example\r\n" + lines + b"\r\n\r\n"
     started = time.perf_counter()
     verdict(understand_request, block)
-    end_octet_by_octet(block)
+    end_byte_by_byte(block)
     assert time.perf_counter() - started < 1.0  # measured: 0.03 s
 
 

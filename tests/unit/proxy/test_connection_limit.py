@@ -6,7 +6,7 @@ from typing import List, Optional
 
 import pytest
 
-from proxy.connection_limit import GONE, NoPlace, Places
+from proxy.connection_limit import GONE, ConnectionLimit, TooManyConnections
 
 
 class Holder:
@@ -23,7 +23,7 @@ class Clock:
         return self.now
 
 
-def taken(places: Places, address: str, count: int, **keys: Optional[float]) -> List[Holder]:
+def taken(places: ConnectionLimit, address: str, count: int, **keys: Optional[float]) -> List[Holder]:
     holders = [Holder(address, **keys) for _ in range(count)]
     for holder in holders:
         assert places.take(holder) is None
@@ -31,16 +31,16 @@ def taken(places: Places, address: str, count: int, **keys: Optional[float]) -> 
 
 
 def test_places_can_be_more_or_fewer_while_they_are_taken() -> None:
-    places = Places(2, 9)
+    places = ConnectionLimit(2, 9)
     first, second = taken(places, "a", 2, silent_since=None)
-    with pytest.raises(NoPlace, match=r"proxy\.max_connections"):
+    with pytest.raises(TooManyConnections, match=r"proxy\.max_connections"):
         places.take(Holder("a"))
     places.resize(3, 9)
     taken(places, "a", 1, silent_since=None)
     places.resize(2, 9)
     for _ in range(2):
         places.release(first)  # harmless twice
-    with pytest.raises(NoPlace):
+    with pytest.raises(TooManyConnections):
         places.take(Holder("a"))
     places.release(second)
     taken(places, "a", 1)
@@ -48,7 +48,7 @@ def test_places_can_be_more_or_fewer_while_they_are_taken() -> None:
 
 
 def test_the_longest_silent_of_the_address_with_the_most_gives_way() -> None:
-    places = Places(6, 9, Clock())
+    places = ConnectionLimit(6, 9, Clock())
     (early,) = taken(places, "many", 1, silent_since=0.5)
     earliest, busy = Holder("many", 0.25), Holder("many", None)
     for holder in (earliest, busy):
@@ -57,23 +57,23 @@ def test_the_longest_silent_of_the_address_with_the_most_gives_way() -> None:
     taken(places, "many", 1, silent_since=0.75)
     assert places.take(Holder("new", None)) is earliest
     assert places.take(Holder("new", None)) is early
-    with pytest.raises(NoPlace):
+    with pytest.raises(TooManyConnections):
         places.take(Holder("few"))  # which has as many as the other
 
 
 def test_an_address_does_not_gain_by_opening_more() -> None:
     clock = Clock()
-    places = Places(3, 9, clock)
+    places = ConnectionLimit(3, 9, clock)
     holders = taken(places, "a", 3, silent_since=0.5)
     for _ in range(2):
-        with pytest.raises(NoPlace):
+        with pytest.raises(TooManyConnections):
             places.take(Holder("a"))
     clock.now = 6.0  # a while later they are nobody's any more
     assert places.take(Holder("a", None)) is holders[0]
 
 
 def test_who_has_asked_for_something_gives_way_last() -> None:
-    places = Places(4, 9, Clock())
+    places = ConnectionLimit(4, 9, Clock())
     for holder in taken(places, "site", 3, silent_since=0.0):
         places.prove(holder)
         places.prove(holder)
@@ -82,7 +82,7 @@ def test_who_has_asked_for_something_gives_way_last() -> None:
 
 
 def test_who_is_gone_gives_way_first() -> None:
-    places = Places(3, 9, Clock())
+    places = ConnectionLimit(3, 9, Clock())
     taken(places, "a", 2)
     (gone,) = taken(places, "a", 1, silent_since=GONE)
     assert places.take(Holder("a", None)) is gone
@@ -90,9 +90,9 @@ def test_who_is_gone_gives_way_first() -> None:
 
 def test_an_address_has_only_so_many_that_have_not_asked() -> None:
     clock = Clock()
-    places = Places(100, 2, clock)
+    places = ConnectionLimit(100, 2, clock)
     first, second = taken(places, "a", 2, silent_since=0.5)
-    with pytest.raises(NoPlace, match=r"proxy\.max_silent_per_client"):
+    with pytest.raises(TooManyConnections, match=r"proxy\.max_silent_per_client"):
         places.take(Holder("a"))
     taken(places, "b", 2)
     places.prove(first)
@@ -105,11 +105,11 @@ def test_an_address_has_only_so_many_that_have_not_asked() -> None:
 
 
 def test_a_share_is_a_quarter_and_never_too_small() -> None:
-    places = Places(400, 0)
+    places = ConnectionLimit(400, 0)
     taken(places, "a", 100, silent_since=None)
-    with pytest.raises(NoPlace):
+    with pytest.raises(TooManyConnections):
         places.take(Holder("a"))
-    small = Places(32, 0)
+    small = ConnectionLimit(32, 0)
     taken(small, "a", 32)
 
 
@@ -127,10 +127,10 @@ def test_many_accepts_look_seldom() -> None:
             return None
 
     clock = Clock()
-    places = Places(5, 9, clock)
+    places = ConnectionLimit(5, 9, clock)
     for _ in range(5):
         places.take(Counting())
     for _ in range(10):
-        with pytest.raises(NoPlace):
+        with pytest.raises(TooManyConnections):
             places.take(Holder("b"))
     assert len(looks) == 5

@@ -36,7 +36,7 @@ class Hashing:
             return [id(one) for waiting in self.queue._waiting.values() for one in waiting]
 
     def _hash(self, name: str, address: str, user: str) -> None:
-        with self.queue.turn(address, user):
+        with self.queue.admission(address, user):
             self.order.append(name)
             assert self.gates[name].wait(TIMEOUT)
 
@@ -101,11 +101,11 @@ def test_many_users_may_share_an_address(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_nobody_waits_for_ever() -> None:
     queue = PasswordQueue(timeout=0.01)
-    with queue.turn("a"):
-        with pytest.raises(TooManyPasswords), queue.turn("a"):
+    with queue.admission("a"):
+        with pytest.raises(TooManyPasswords), queue.admission("a"):
             raise AssertionError
         assert not queue._waiting
-    with queue.turn("a"):
+    with queue.admission("a"):
         pass
     assert not queue._running
 

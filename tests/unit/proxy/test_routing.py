@@ -11,20 +11,20 @@ import pytest
 from fetching.naming import Name, Naming, Parameters, looks_secret, storage_name
 from monitoring.redaction import nameable, nameable_path
 from net.addresses import Reach
-from net.arrival import Where
+from net.arrival import Arrival
 from protocol.http1 import Authority, Headers, ProtocolError, RequestHead, Target
 from proxy import routing
-from proxy.routing import Fetch, Hosts, Intercept, LastStop, Own, Refuse, Rules, Tunnel
+from proxy.routing import BuiltinPage, Fetch, Hosts, Intercept, MaxForwardsReached, Refuse, Rules, Tunnel
 from server import config
 
 DEFAULTS = config.defaults(Path("/nowhere"))
 NAMING = Naming(DEFAULTS.proxy.filters, Parameters(DEFAULTS.cache.ignore_query))
 RULES = Rules(Hosts(["listed.test", "*.below.test", "192.0.2.1", "::1"]), Hosts(["*.dduct.rs", "localhost"]), NAMING)
 LOCAL = Authority("192.0.2.9", 8000)
-PLAIN = Where(LOCAL, reach=Reach.EVERYTHING)
-TLS = Where(Authority("192.0.2.9", 4430), reach=Reach.EVERYTHING, encrypted=True)
-INSIDE = Where(LOCAL, reach=Reach.EVERYTHING, inside=Authority("listed.test", 443))
-FAR_PORT = Where(LOCAL, reach=Reach.EVERYTHING, inside=Authority("listed.test", 8443))
+PLAIN = Arrival(LOCAL, reach=Reach.EVERYTHING)
+TLS = Arrival(Authority("192.0.2.9", 4430), reach=Reach.EVERYTHING, encrypted=True)
+INSIDE = Arrival(LOCAL, reach=Reach.EVERYTHING, connect_target=Authority("listed.test", 443))
+FAR_PORT = Arrival(LOCAL, reach=Reach.EVERYTHING, connect_target=Authority("listed.test", 8443))
 SHA256, SHA512 = "0123456789abcdef" * 4, "0123456789abcdef" * 8
 
 
@@ -78,7 +78,7 @@ def fetch(url: str, kept: bool = False) -> Fetch:
     return Fetch(target, storage_name(target, NAMING) if kept else None)
 
 
-DECISIONS: List[Tuple[str, RequestHead, Where, object]] = [
+DECISIONS: List[Tuple[str, RequestHead, Arrival, object]] = [
     ("CONNECT to a listed host", head("CONNECT", "listed.test:443"), PLAIN, Intercept(Authority("listed.test", 443))),
     ("on any port", head("CONNECT", "listed.test:8443"), PLAIN, Intercept(Authority("listed.test", 8443))),
     ("in any case", head("CONNECT", "LISTED.test:443"), TLS, Intercept(Authority("listed.test", 443))),
@@ -97,12 +97,12 @@ DECISIONS: List[Tuple[str, RequestHead, Where, object]] = [
         fetch("https://listed.test/a.deb", True),
     ),
     ("of a host not listed", head("GET", "https://other.test/a.deb"), PLAIN, fetch("https://other.test/a.deb")),
-    ("our own page by name", head("GET", "/ca.crt", to("localhost:8000")), PLAIN, Own("/ca.crt")),
-    ("by address", head("GET", "/ca.crt", to("192.0.2.9:8000")), PLAIN, Own("/ca.crt")),
-    ("by any name of ours", head("GET", "/x", to("proxy.dduct.rs")), PLAIN, Own("/x")),
-    ("by an unknown name, on our port", head("GET", "/x", to("proxy:8000")), PLAIN, Own("/x")),
-    ("without a name", head("GET", "/healthz"), PLAIN, Own("/healthz")),
-    ("asked through ourselves", head("GET", "http://localhost:8000/ca.crt", to("x")), PLAIN, Own("/ca.crt")),
+    ("our own page by name", head("GET", "/ca.crt", to("localhost:8000")), PLAIN, BuiltinPage("/ca.crt")),
+    ("by address", head("GET", "/ca.crt", to("192.0.2.9:8000")), PLAIN, BuiltinPage("/ca.crt")),
+    ("by any name of ours", head("GET", "/x", to("proxy.dduct.rs")), PLAIN, BuiltinPage("/x")),
+    ("by an unknown name, on our port", head("GET", "/x", to("proxy:8000")), PLAIN, BuiltinPage("/x")),
+    ("without a name", head("GET", "/healthz"), PLAIN, BuiltinPage("/healthz")),
+    ("asked through ourselves", head("GET", "http://localhost:8000/ca.crt", to("x")), PLAIN, BuiltinPage("/ca.crt")),
     ("the like of another host", head("GET", "http://other.test/ca.crt"), PLAIN, fetch("http://other.test/ca.crt")),
     (
         "a host that points here",
@@ -117,7 +117,7 @@ DECISIONS: List[Tuple[str, RequestHead, Where, object]] = [
     (
         "another than the handshake's",
         head("GET", "/a", to("listed.test")),
-        Where(TLS.local, Reach.EVERYTHING, True, None, "x.below.test"),
+        Arrival(TLS.local, Reach.EVERYTHING, True, None, "x.below.test"),
         Refuse,
     ),
     ("intercepted", head("GET", "/a.deb", to("listed.test")), INSIDE, fetch("https://listed.test/a.deb", True)),
@@ -147,16 +147,16 @@ DECISIONS: List[Tuple[str, RequestHead, Where, object]] = [
     ("http inside", head("GET", "http://listed.test/a", to("listed.test")), INSIDE, Refuse),
     ("OPTIONS of a server", head("OPTIONS", "*", to("listed.test")), INSIDE, fetch("https://listed.test")),
     ("in absolute form", head("OPTIONS", "http://other.test"), PLAIN, fetch("http://other.test")),
-    ("of dduct", head("OPTIONS", "*", to("localhost")), PLAIN, LastStop()),
+    ("of dduct", head("OPTIONS", "*", to("localhost")), PLAIN, MaxForwardsReached()),
     ("GET of a star", head("GET", "*", to("localhost")), PLAIN, Refuse),
     ("GET of a star inside", head("GET", "*", to("listed.test")), INSIDE, Refuse),
-    ("at its last stop", head("TRACE", "http://o.test/a", ("Max-Forwards", "0")), PLAIN, LastStop()),
+    ("at its last stop", head("TRACE", "http://o.test/a", ("Max-Forwards", "0")), PLAIN, MaxForwardsReached()),
     ("not yet", head("TRACE", "http://o.test/a", ("Max-Forwards", "1")), PLAIN, fetch("http://o.test/a")),
 ]
 
 
 @pytest.mark.parametrize(("what", "request_head", "where", "expected"), DECISIONS, ids=[row[0] for row in DECISIONS])
-def test_a_request_is_decided_once(what: str, request_head: RequestHead, where: Where, expected: object) -> None:
+def test_a_request_is_decided_once(what: str, request_head: RequestHead, where: Arrival, expected: object) -> None:
     decision = routing.decide(request_head, where, RULES)
     if isinstance(expected, type):
         assert isinstance(decision, expected)

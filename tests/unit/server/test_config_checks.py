@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import List
 
 import pytest
-from support.household import filters
+from support.running import filters
 
 from server import config, config_checks
 from server.config_values import FILTERS

@@ -11,17 +11,17 @@ from typing import Optional
 
 import pytest
 from support.client import Client
-from support.household import House, make_config
+from support.running import RunningDduct, make_config
 
 from server.server import Server, StartError
 
 pytestmark = pytest.mark.one_process
 
 
-def life_of_a_leaf(house: House) -> float:
+def life_of_a_leaf(dduct: RunningDduct) -> float:
     """How long a leaf is valid that SNI has chosen, in days."""
-    with house.client(house.tls_port) as client:
-        client.start_tls(house.trust, "origin.test")
+    with dduct.client(dduct.tls_port) as client:
+        client.start_tls(dduct.trust, "origin.test")
         assert isinstance(client.sock, ssl.SSLSocket)
         certificate = client.sock.getpeercert()
     assert certificate is not None
@@ -29,16 +29,16 @@ def life_of_a_leaf(house: House) -> float:
     return (end - begin) / 86400
 
 
-def test_a_reload_that_fails_has_changed_nothing(house: House, tmp_path: Path) -> None:
+def test_a_reload_that_fails_has_changed_nothing(dduct: RunningDduct, tmp_path: Path) -> None:
     users = tmp_path / "users"
     users.write_text("no hash\n")
-    before = life_of_a_leaf(house)
-    shorter = replace(house.config, certs=replace(house.config.certs, leaf_days=5))
+    before = life_of_a_leaf(dduct)
+    shorter = replace(dduct.config, certs=replace(dduct.config.certs, leaf_days=5))
     with pytest.raises(StartError):
-        house.server.reload(replace(shorter, proxy=replace(shorter.proxy, auth_file=users)))
-    assert life_of_a_leaf(house) == before
-    house.server.reload(shorter)
-    assert life_of_a_leaf(house) == 5
+        dduct.server.reload(replace(shorter, proxy=replace(shorter.proxy, auth_file=users)))
+    assert life_of_a_leaf(dduct) == before
+    dduct.server.reload(shorter)
+    assert life_of_a_leaf(dduct) == 5
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "a.dduct.rs"])

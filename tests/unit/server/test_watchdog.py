@@ -14,7 +14,7 @@ from typing import Callable, Dict, Iterator
 
 import pytest
 from support.client import Client, wait_until
-from support.process import PATIENCE, ROOT, Process, Running, write
+from support.process import ROOT, TIMEOUT, Process, Running, write
 
 PREAMBLE = """
 import logging, os, re, signal, sys, threading, time
@@ -173,7 +173,7 @@ def test_nobody_needs_to_read_the_stack() -> None:
     """The pipe is full: a write that waits for room would wait for ever, and the process would not end."""
     command = [sys.executable, "-c", PREAMBLE + FULL + ALONE]
     with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT) as process:
-        assert process.wait(PATIENCE) == -signal.SIGVTALRM
+        assert process.wait(TIMEOUT) == -signal.SIGVTALRM
 
 
 def test_a_process_that_would_not_end_does(start: Start) -> None:

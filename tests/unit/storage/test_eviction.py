@@ -14,27 +14,27 @@ from typing import Any, Callable, Iterator, List
 
 import pytest
 from support.client import wait_until
-from support.household import House
 from support.origin import Asked, Connection, Files, Origin
+from support.running import RunningDduct
 
 from cache import Cache, Lead
 from monitoring.metrics import Counter
 from storage import eviction
 from storage.eviction import Evictor
-from storage.space import Limits, Room
+from storage.space import Limits, SpaceLimits
 from storage.store import Key, Metadata, Unstorable
 from transfers.fill import Fill
 
 KILO = 4096  # a block
 
 
-def fill(root: Path, count: int, octets: int = 10 * KILO) -> List[Path]:
+def fill(root: Path, count: int, raw: int = 10 * KILO) -> List[Path]:
     """Objects of which each was used an hour after the one before."""
     paths = []
     for number in range(count):
         path = root / f"https/h/{number % 3}/{number}.deb"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.urandom(octets))
+        path.write_bytes(os.urandom(raw))
         moment = 1_000_000_000 + 3600 * number
         os.utime(path, (moment, 1_000_000_000))
         paths.append(path)
@@ -48,28 +48,28 @@ def left(paths: List[Path]) -> List[int]:
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     paths = fill(tmp_path, 10)
     gone: List[int] = []
-    Evictor(Room(tmp_path, Limits(max_size=60 * KILO)), lambda: gone.append(1)).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits(max_size=60 * KILO)), lambda: gone.append(1)).sweep()
     assert left(paths) == [5, 6, 7, 8, 9]  # a little below the limit
     assert len(gone) == 5
 
 
 def test_nothing_goes_below_the_limit(tmp_path: Path) -> None:
     paths = fill(tmp_path, 10)
-    Evictor(Room(tmp_path, Limits(max_size=1000 * KILO))).sweep()
-    Evictor(Room(tmp_path, Limits())).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits(max_size=1000 * KILO))).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits())).sweep()
     assert left(paths) == list(range(10))
 
 
 def test_empty_directories_go_with_their_last_object(tmp_path: Path) -> None:
     fill(tmp_path, 3)
-    Evictor(Room(tmp_path, Limits(max_size=0))).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits(max_size=0))).sweep()
     assert [path.name for path in tmp_path.iterdir()] == [".evictor"]
 
 
 def test_memory_is_bounded_and_everything_goes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eviction, "_CANDIDATES", 4)
     paths = fill(tmp_path, 20)
-    Evictor(Room(tmp_path, Limits(max_size=50 * KILO))).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits(max_size=50 * KILO))).sweep()
     assert left(paths) == [16, 17, 18, 19]
 
 
@@ -86,7 +86,7 @@ def test_free_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             return 100 * KILO - sum(path.stat().st_size for path in paths if path.exists())
 
     monkeypatch.setattr(os, "statvfs", lambda _: Status())
-    Evictor(Room(tmp_path, Limits(min_free=35 * KILO))).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits(min_free=35 * KILO))).sweep()
     assert left(paths) == [4, 5, 6, 7, 8, 9]
     assert real.f_bsize
 
@@ -97,7 +97,7 @@ def test_what_a_crash_has_left_goes_and_what_grows_stays(tmp_path: Path) -> None
     (place / "left.deb.dduct").write_bytes(b"half")
     with (place / "grows.deb.dduct").open("wb") as growing:
         fcntl.flock(growing, fcntl.LOCK_EX)
-        Evictor(Room(tmp_path, Limits(max_size=0))).sweep()
+        Evictor(SpaceLimits(tmp_path, Limits(max_size=0))).sweep()
         assert sorted(path.name for path in place.iterdir()) == ["grows.deb.dduct"]
 
 
@@ -105,22 +105,22 @@ def test_only_one_process_sweeps_a_directory(tmp_path: Path) -> None:
     paths = fill(tmp_path, 3)
     with (tmp_path / ".evictor").open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        Evictor(Room(tmp_path, Limits(max_size=0))).sweep()
+        Evictor(SpaceLimits(tmp_path, Limits(max_size=0))).sweep()
         assert left(paths) == [0, 1, 2]
-    Evictor(Room(tmp_path, Limits(max_size=0))).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits(max_size=0))).sweep()
     assert left(paths) == []
 
 
 def test_a_directory_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
-    Evictor(Room(tmp_path / "none", Limits(max_size=0, min_free=1))).sweep()
+    Evictor(SpaceLimits(tmp_path / "none", Limits(max_size=0, min_free=1))).sweep()
 
 
 def test_what_is_added_during_a_sweep_is_not_forgotten(tmp_path: Path) -> None:
     fill(tmp_path, 5)
-    room = Room(tmp_path, Limits(max_size=45 * KILO))
-    room.grow(100 * KILO)  # before, and found by the sweep
-    Evictor(room, lambda: room.grow(7 * KILO)).sweep()
-    used = room.situation().used
+    space = SpaceLimits(tmp_path, Limits(max_size=45 * KILO))
+    space.grow(100 * KILO)  # before, and found by the sweep
+    Evictor(space, lambda: space.grow(7 * KILO)).sweep()
+    used = space.situation().used
     assert used is not None and 20 * KILO + 21 * KILO <= used < 100 * KILO
 
 
@@ -133,7 +133,7 @@ def test_what_cannot_be_removed_is_not_tried_without_end(tmp_path: Path, monkeyp
         raise PermissionError
 
     monkeypatch.setattr(os, "unlink", refuse)
-    evictor = Evictor(Room(tmp_path, Limits(max_size=0)))
+    evictor = Evictor(SpaceLimits(tmp_path, Limits(max_size=0)))
     with running(evictor):
         for _ in range(3):
             assert tried.acquire(timeout=20)
@@ -156,14 +156,14 @@ def test_it_works_in_the_background_and_ends(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(eviction, "_LOOK", 60.0 if told else 0.01)  # what another process adds is seen sooner or later
     paths = fill(tmp_path, 5)
     gone = threading.Semaphore(0)
-    room = Room(tmp_path, Limits(max_size=30 * KILO))
-    evictor = Evictor(room, gone.release)
+    space = SpaceLimits(tmp_path, Limits(max_size=30 * KILO))
+    evictor = Evictor(space, gone.release)
     with running(evictor):
         for _ in range(3):
             assert gone.acquire(timeout=20)
         newer = tmp_path / "https/h/newer.deb"
         newer.write_bytes(bytes(20 * KILO))
-        room.grow(20 * KILO)
+        space.grow(20 * KILO)
         if told:
             evictor.look()
         for _ in range(2):
@@ -171,35 +171,35 @@ def test_it_works_in_the_background_and_ends(tmp_path: Path, monkeypatch: pytest
     assert left(paths) == [] and newer.exists()
 
 
-def test_a_small_cache_serves_everybody(build_house: Callable[..., House]) -> None:
+def test_a_small_cache_serves_everybody(start_dduct: Callable[..., RunningDduct]) -> None:
     objects = {f"/{number}.deb": os.urandom(300_000) for number in range(12)}
-    house = build_house(max_size=1_000_000)
-    origin = house.origin(Files(objects))
+    dduct = start_dduct(max_size=1_000_000)
+    origin = dduct.origin(Files(objects))
     for path, body in list(objects.items()) * 2:
-        assert house.fetch(origin, path).body == body
+        assert dduct.fetch(origin, path).body == body
     for _ in range(200):
-        if len(house.stored()) <= 4:
+        if len(dduct.stored()) <= 4:
             break
-        assert house.fetch(origin, "/11.deb").body == objects["/11.deb"]
-    assert len([name for name in house.stored() if name.endswith(".deb")]) <= 4
-    house.counted(Counter.EVICTED, 8)
+        assert dduct.fetch(origin, "/11.deb").body == objects["/11.deb"]
+    assert len([name for name in dduct.stored() if name.endswith(".deb")]) <= 4
+    dduct.counted(Counter.EVICTED, 8)
 
 
-def test_nothing_new_is_kept_where_there_is_no_room(build_house: Callable[..., House]) -> None:
-    house = build_house(min_free=2**60)
-    origin = house.origin(Files({"/x.deb": os.urandom(1000)}))
-    assert [house.fetch(origin, "/x.deb").status for _ in range(2)] == [200, 200]
-    assert list(house.stored()) == []
+def test_nothing_new_is_kept_where_there_is_no_room(start_dduct: Callable[..., RunningDduct]) -> None:
+    dduct = start_dduct(min_free=2**60)
+    origin = dduct.origin(Files({"/x.deb": os.urandom(1000)}))
+    assert [dduct.fetch(origin, "/x.deb").status for _ in range(2)] == [200, 200]
+    assert list(dduct.stored()) == []
     assert origin.count("/x.deb") == 2
 
 
-def test_a_use_is_noted(house: House) -> None:
-    origin = house.origin(Files({"/x.deb": b"x"}))
-    house.fetch(origin, "/x.deb")
-    (name,) = list(house.stored())
-    path = house.files / name
+def test_a_use_is_noted(dduct: RunningDduct) -> None:
+    origin = dduct.origin(Files({"/x.deb": b"x"}))
+    dduct.fetch(origin, "/x.deb")
+    (name,) = list(dduct.stored())
+    path = dduct.files / name
     os.utime(path, (1_000_000_000, path.stat().st_mtime))
-    house.fetch(origin, "/x.deb")
+    dduct.fetch(origin, "/x.deb")
     assert path.stat().st_atime > 1_000_000_000
 
 
@@ -221,96 +221,98 @@ def chunked(pieces: int) -> Callable[[Asked, Connection], None]:
     return handler
 
 
-def small_ones(house: House, origin: Origin, count: int) -> List[str]:
+def small_ones(dduct: RunningDduct, origin: Origin, count: int) -> List[str]:
     """So many objects of 1 MB; their paths."""
     paths = [f"/{number}.deb" for number in range(count)]
     for path in paths:
-        assert house.fetch(origin, path).status == 200
+        assert dduct.fetch(origin, path).status == 200
     return paths
 
 
-def hits(house: House, origin: Origin, paths: List[str]) -> int:
-    return sum("hit" in str(house.fetch(origin, path).get("cache-status")) for path in paths)
+def hits(dduct: RunningDduct, origin: Origin, paths: List[str]) -> int:
+    return sum("hit" in str(dduct.fetch(origin, path).get("cache-status")) for path in paths)
 
 
-def is_quiet(house: House) -> bool:
-    return not house.server.cache.store.room.is_growing and not house.fills()
+def is_quiet(dduct: RunningDduct) -> bool:
+    return not dduct.server.cache.store.space.is_growing and not dduct.fills()
 
 
-def test_what_is_larger_than_the_cache_is_relayed_and_nothing_goes_for_it(build_house: Callable[..., House]) -> None:
-    house = build_house(max_size=20 * MEGA)
-    origin = house.origin(Files({**{f"/{n}.deb": b"s" * MEGA for n in range(10)}, "/big.zip": bytes(21 * MEGA)}))
-    paths = small_ones(house, origin, 10)
-    assert house.fetch(origin, "/big.zip").body == bytes(21 * MEGA)
-    assert hits(house, origin, paths) == 10 and house.counters.value(Counter.EVICTED) == 0
-    assert is_quiet(house)
+def test_what_is_larger_than_the_cache_is_relayed_and_nothing_goes_for_it(
+    start_dduct: Callable[..., RunningDduct],
+) -> None:
+    dduct = start_dduct(max_size=20 * MEGA)
+    origin = dduct.origin(Files({**{f"/{n}.deb": b"s" * MEGA for n in range(10)}, "/big.zip": bytes(21 * MEGA)}))
+    paths = small_ones(dduct, origin, 10)
+    assert dduct.fetch(origin, "/big.zip").body == bytes(21 * MEGA)
+    assert hits(dduct, origin, paths) == 10 and dduct.counters.value(Counter.EVICTED) == 0
+    assert is_quiet(dduct)
 
 
 @pytest.mark.parametrize("clients", [1, 4])
 def test_a_body_without_an_end_leaves_the_disk_and_nothing_goes_for_it(
-    build_house: Callable[..., House], clients: int
+    start_dduct: Callable[..., RunningDduct], clients: int
 ) -> None:
-    house = build_house(max_size=20 * MEGA)
-    origin = house.origin(chunked(40))
-    paths = small_ones(house, origin, 8)
+    dduct = start_dduct(max_size=20 * MEGA)
+    origin = dduct.origin(chunked(40))
+    paths = small_ones(dduct, origin, 8)
     with ThreadPoolExecutor(clients) as pool:
         targets = [f"/endless{number}.zip" for number in range(clients)]
-        assert [len(answer.body) for answer in pool.map(partial(house.fetch, origin), targets)] == [40 * MEGA] * clients
-    house.counted(Counter.UNKEPT, clients)
-    wait_until(lambda: is_quiet(house))
+        assert [len(answer.body) for answer in pool.map(partial(dduct.fetch, origin), targets)] == [40 * MEGA] * clients
+    dduct.counted(Counter.UNKEPT, clients)
+    wait_until(lambda: is_quiet(dduct))
     # A tenth may go for the next one, once.
-    assert hits(house, origin, paths) >= 6 and house.counters.value(Counter.EVICTED) <= 2
-    assert not [name for name in house.stored() if "endless" in name]
+    assert hits(dduct, origin, paths) >= 6 and dduct.counters.value(Counter.EVICTED) <= 2
+    assert not [name for name in dduct.stored() if "endless" in name]
 
 
-def test_a_modest_body_of_unknown_length_is_kept_in_a_full_cache(build_house: Callable[..., House]) -> None:
-    house = build_house(max_size=20 * MEGA)
-    origin = house.origin(chunked(3))
-    small_ones(house, origin, 19)
-    assert len(house.fetch(origin, "/endless.zip").body) == 3 * MEGA
-    wait_until(lambda: is_quiet(house))
-    assert hits(house, origin, ["/endless.zip"]) == 1
+def test_a_modest_body_of_unknown_length_is_kept_in_a_full_cache(start_dduct: Callable[..., RunningDduct]) -> None:
+    dduct = start_dduct(max_size=20 * MEGA)
+    origin = dduct.origin(chunked(3))
+    small_ones(dduct, origin, 19)
+    assert len(dduct.fetch(origin, "/endless.zip").body) == 3 * MEGA
+    wait_until(lambda: is_quiet(dduct))
+    assert hits(dduct, origin, ["/endless.zip"]) == 1
 
 
 def test_fills_that_end_in_any_way_reserve_nothing(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, room=Room(tmp_path, Limits(max_size=100 * MEGA)))
-    room = cache.store.room
+    cache = Cache(tmp_path, space=SpaceLimits(tmp_path, Limits(max_size=100 * MEGA)))
+    space = cache.store.space
     metadata = Metadata("https://h/x", (("ETag", '"1"'),), 1.0)
 
     def lead(number: int) -> Fill:
         claim = cache.claim(Key(f"https/h/{number}.zip"))
         assert isinstance(claim, Lead)
-        claim.fill.begin(metadata, 2 * MEGA, resumable=True)
+        claim.fill.start(metadata, 2 * MEGA, resumable=True)
         claim.fill.write(memoryview(bytes(MEGA)))
         claim.fill.write(memoryview(b"x"))
-        assert room.situation().known >= MEGA
+        assert space.situation().known >= MEGA
         return claim.fill
 
     for number, end in enumerate([Fill.close, lambda fill: fill.fail("x"), Fill.abandon]):
-        before, fill = room.grown, lead(number)
+        before, fill = space.grown, lead(number)
         end(fill)
         fill.close()
-        assert not room.is_growing
+        assert not space.is_growing
         kept = MEGA + 1 if end is Fill.abandon else 0
-        assert 0 <= room.grown - before - kept <= 3 * 4096
+        assert 0 <= space.grown - before - kept <= 3 * 4096
     claim = cache.claim(Key("https/h/2.zip"))  # what was left over is there, and only the rest is new
     assert isinstance(claim, Lead)
-    before = room.grown
+    before = space.grown
     claim.fill.resume(metadata)
     claim.fill.catch_up()
     claim.fill.write(memoryview(bytes(MEGA - 1)))
     assert claim.fill.publish()
     claim.fill.close()
-    assert not room.is_growing and room.grown - before == MEGA - 1
+    assert not space.is_growing and space.grown - before == MEGA - 1
     cache.remove(Key("https/h/2.zip"))
-    assert room.grown - before < -MEGA // 2
+    assert space.grown - before < -MEGA // 2
 
 
 def test_where_foreign_files_fill_the_disk_the_cache_is_not_thrown_away(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = fill(tmp_path, 5)
-    evictor = Evictor(Room(tmp_path, Limits(min_free=1 << 60)))
+    evictor = Evictor(SpaceLimits(tmp_path, Limits(min_free=1 << 60)))
     for _ in range(3):
         evictor.sweep()
     assert left(paths) == [0, 1, 2, 3, 4]
@@ -329,7 +331,7 @@ def test_inodes_are_made_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             return 103 - sum(path.exists() for path in paths)
 
     monkeypatch.setattr(os, "statvfs", lambda _: Status())
-    Evictor(Room(tmp_path, Limits())).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits())).sweep()
     assert left(paths) == list(range(7, 100))
 
 
@@ -338,9 +340,9 @@ def test_folders_and_empty_files_count(tmp_path: Path) -> None:
         deep = tmp_path / "https/h" / "/".join([str(number)] * 30)
         deep.mkdir(parents=True)
         (deep / "x.deb").touch()
-    room = Room(tmp_path, Limits(max_size=20 * 31 * 1024))
-    Evictor(room).sweep()
-    used = room.situation().used
+    space = SpaceLimits(tmp_path, Limits(max_size=20 * 31 * 1024))
+    Evictor(space).sweep()
+    used = space.situation().used
     assert used is not None and 10 * 1024 <= used <= 20 * 31 * 1024
     assert len(list((tmp_path / "https/h").iterdir())) < 20
 
@@ -349,7 +351,7 @@ def test_a_disk_that_makes_no_files_is_said_once_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, told = Cache(tmp_path), []
-    cache.store.room.on_need = lambda: told.append(1)
+    cache.store.space.on_need = lambda: told.append(1)
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -369,7 +371,7 @@ def test_more_is_not_removed_where_what_was_removed_makes_nothing_free(
     paths = fill(tmp_path, 10)
     statuses: Any = type("Status", (), {"f_frsize": 1, "f_files": 0, "f_favail": 0, "f_bavail": 80 * KILO})
     monkeypatch.setattr(os, "statvfs", lambda _: statuses)
-    evictor = Evictor(Room(tmp_path, Limits(min_free=100 * KILO)))
+    evictor = Evictor(SpaceLimits(tmp_path, Limits(min_free=100 * KILO)))
     for _ in range(3):
         evictor.sweep()
     assert left(paths) == [3, 4, 5, 6, 7, 8, 9]
@@ -378,10 +380,10 @@ def test_more_is_not_removed_where_what_was_removed_makes_nothing_free(
 
 def test_what_was_found_is_used_until_it_is_too_old(tmp_path: Path) -> None:
     paths = fill(tmp_path, 10)
-    room = Room(tmp_path, Limits(max_size=1000 * KILO))
-    evictor = Evictor(room)
+    space = SpaceLimits(tmp_path, Limits(max_size=1000 * KILO))
+    evictor = Evictor(space)
     evictor.sweep()
     os.utime(paths[1])  # used since
-    room.limits = Limits(max_size=90 * KILO)
+    space.limits = Limits(max_size=90 * KILO)
     evictor.relieve()
     assert 0 not in left(paths) and 1 in left(paths) and len(left(paths)) <= 8

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Callable, List
 
 import pytest
-from support.household import House
 from support.origin import Files
+from support.running import RunningDduct
 
 from cache import Cache
 from storage import own_files
 from storage.eviction import Evictor
 from storage.own_files import files_below, is_reached_directly, outside, prune
-from storage.space import Limits, Room
+from storage.space import Limits, SpaceLimits
 from storage.store import Key, Unstorable
 from storage.verify import Findings, verify
 
@@ -56,7 +56,7 @@ def test_what_is_foreign_stays_whatever_room_is_wanted(tmp_path: Path, limits: L
     paths = write(tmp_path, *FOREIGN)
     (tmp_path / "empty/https/nothing").mkdir(parents=True)
     write(tmp_path, *OWN)
-    Evictor(Room(tmp_path, limits)).sweep()
+    Evictor(SpaceLimits(tmp_path, limits)).sweep()
     assert all(path.exists() for path in paths) and (tmp_path / "empty/https/nothing").is_dir()
 
 
@@ -76,7 +76,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (root / "https/linked").symlink_to(elsewhere)
     (root / "https/h/file.deb").symlink_to(elsewhere / "x.deb")
     (root / "sha256").symlink_to(elsewhere)
-    Evictor(Room(root, Limits(max_size=0))).sweep()
+    Evictor(SpaceLimits(root, Limits(max_size=0))).sweep()
     assert all(path.exists() for path in paths)
     assert not (root / "https/h/own.deb").exists() and (root / "https/h/file.deb").is_symlink()
 
@@ -92,7 +92,7 @@ def test_a_folder_that_becomes_a_link_during_a_sweep_is_not_followed(tmp_path: P
             second.parent.rename(root / "https/was-g")
             second.parent.symlink_to(elsewhere)
 
-    Evictor(Room(root, Limits(max_size=0)), swap).sweep()
+    Evictor(SpaceLimits(root, Limits(max_size=0)), swap).sweep()
     assert not first.exists() and path.exists()
 
 
@@ -122,7 +122,7 @@ def test_mount_points_are_not_entered(tmp_path: Path, monkeypatch: pytest.Monkey
         "".join([*lines, f"2 1 8:1 / {str(root / 'http').replace(' ', chr(92) + '040')} rw - ext4 d rw\n"])
     )
     monkeypatch.setattr(own_files, "_MOUNTS", str(table))
-    Evictor(Room(root, Limits(max_size=0))).sweep()
+    Evictor(SpaceLimits(root, Limits(max_size=0))).sweep()
     assert not here.exists() and mounted.exists() and top.exists()
     assert outside(str(root)).closed == ("http",)
 
@@ -135,7 +135,7 @@ def test_a_bind_mount_is_not_entered(tmp_path: Path) -> None:
     script = (
         f"mount --bind '{precious}' '{root}/https/m' && '{sys.executable}' -c '"
         "import pathlib; from storage import eviction, space; "
-        f'eviction.Evictor(space.Room(pathlib.Path("{root}"), space.Limits(0))).sweep()\''
+        f'eviction.Evictor(space.SpaceLimits(pathlib.Path("{root}"), space.Limits(0))).sweep()\''
     )
     found = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60)
     if "unshare" in found.stderr or "mount" in found.stderr:
@@ -156,29 +156,29 @@ def test_a_folder_that_is_not_there_yet_is_no_link(tmp_path: Path) -> None:
 
 def test_a_leftover_takes_its_folders_along(tmp_path: Path) -> None:
     write(tmp_path, "https/h/a/b/x.deb.dduct")
-    Evictor(Room(tmp_path, Limits())).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits())).sweep()
     assert not (tmp_path / "https").exists()
 
 
 def test_a_file_dir_with_foreign_files_is_used_and_said(
-    build_house: Callable[..., House], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start_dduct: Callable[..., RunningDduct], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (path,) = write(tmp_path / "house-0/files", "photos/cat.jpg")
-    (tmp_path / "house-0/files/lost+found").mkdir()
+    (path,) = write(tmp_path / "dduct-0/files", "photos/cat.jpg")
+    (tmp_path / "dduct-0/files/lost+found").mkdir()
     with caplog.at_level(logging.WARNING, "dduct"):
-        house = build_house(max_size=1)
+        dduct = start_dduct(max_size=1)
     (said,) = [record.getMessage() for record in caplog.records if "never touched" in record.getMessage()]
     assert '"photos"' in said and "cache.min_free" in said
-    origin = house.origin(Files({"/x.deb": b"x" * 100}))
-    assert house.fetch(origin, "/x.deb").body == b"x" * 100
+    origin = dduct.origin(Files({"/x.deb": b"x" * 100}))
+    assert dduct.fetch(origin, "/x.deb").body == b"x" * 100
     assert path.exists()
 
 
 def test_a_file_dir_of_its_own_is_no_matter_for_the_log(
-    build_house: Callable[..., House], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    start_dduct: Callable[..., RunningDduct], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "house-0/files/lost+found").mkdir(parents=True)
-    write(tmp_path / "house-0/files", ".evictor", "https/h/x.deb")
+    (tmp_path / "dduct-0/files/lost+found").mkdir(parents=True)
+    write(tmp_path / "dduct-0/files", ".evictor", "https/h/x.deb")
     with caplog.at_level(logging.WARNING, "dduct"):
-        build_house()
+        start_dduct()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -9,7 +9,7 @@ from typing import List, Optional
 
 import pytest
 
-from storage.space import Growth, Limits, Need, Room, Situation
+from storage.space import Growth, Limits, Need, Situation, SpaceLimits
 
 MEGA, GIGA = 10**6, 10**9
 BY_SIZE = Situation(Limits(max_size=10 * GIGA), used=int(9.7 * GIGA), free=500 * GIGA, entries=10_000)
@@ -127,42 +127,42 @@ def test_inodes_are_to_stay_free_as_well(files: int, free: int, entries: int, ex
 
 
 def test_workers_share_the_numbers(tmp_path: Path) -> None:
-    room = Room(tmp_path, Limits(max_size=GIGA), rows=2)
+    space = SpaceLimits(tmp_path, Limits(max_size=GIGA), rows=2)
     pid = os.fork()
     if not pid:
-        room.use(1)
-        room.grow(5)
-        growth = Growth(room, None)
+        space.use(1)
+        space.grow(5)
+        growth = Growth(space, None)
         growth.objection(7)
-        room.wish(9)
+        space.wish(9)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    room.use(0)
-    growth = Growth(room, 100)
+    space.use(0)
+    growth = Growth(space, 100)
     growth.objection(30)
-    now = room.situation()
-    assert (room.grown, now.known, now.unknown, now.used) == (5, 30, 7, None)
-    assert (room.take_wish(), room.take_wish()) == (9, 0)
-    room.note_used(1000, 5, 3)
-    room.use(1)  # the worker that died is started again: what it had growing are leftovers, and nothing is reserved
-    now = room.situation()
+    now = space.situation()
+    assert (space.grown, now.known, now.unknown, now.used) == (5, 30, 7, None)
+    assert (space.take_wish(), space.take_wish()) == (9, 0)
+    space.note_used(1000, 5, 3)
+    space.use(1)  # the worker that died is started again: what it had growing are leftovers, and nothing is reserved
+    now = space.situation()
     assert (now.known, now.unknown, now.used, now.entries) == (30, 0, 1007, 3)
-    assert room.is_growing
+    assert space.is_growing
 
 
 def test_what_grows_is_counted_until_it_ends(tmp_path: Path) -> None:
-    room = Room(tmp_path, Limits(max_size=100 * MEGA))
-    room.note_used(0, 0, 0)
+    space = SpaceLimits(tmp_path, Limits(max_size=100 * MEGA))
+    space.note_used(0, 0, 0)
     told: List[int] = []
-    room.on_need = lambda: told.append(1)
-    growth = Growth(room, None)
+    space.on_need = lambda: told.append(1)
+    growth = Growth(space, None)
     assert growth.objection(50 * MEGA) == "" and not told
     assert growth.next_look == 50 * MEGA + 50 * MEGA // 16
     assert growth.objection(120 * MEGA) == "cache.max_size is reached" and told
     growth.end(20 * MEGA)
     growth.end()
-    assert (room.situation().unknown, room.situation().used) == (0, 20 * MEGA)
+    assert (space.situation().unknown, space.situation().used) == (0, 20 * MEGA)
 
 
 def test_a_directory_that_is_gone_has_room(tmp_path: Path) -> None:
-    assert Room(tmp_path / "none", Limits(min_free=GIGA)).situation().need() == Need()
+    assert SpaceLimits(tmp_path / "none", Limits(min_free=GIGA)).situation().need() == Need()

@@ -1,4 +1,4 @@
-"""Stored octets compared with their hash: on the way to a client, and all at once."""
+"""Stored bytes compared with their hash: on the way to a client, and all at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from storage.locks import try_lock
 from storage.store import Digest, Entry, Key, Lost, Metadata, Record
 from storage.verify import Findings, total, verify
 from transfers.fill import HOLD_BACK, FillFailed
-from transfers.recheck import Recheck
+from transfers.recheck import VerifyingReader
 
 ROOT = Path(__file__).resolve().parents[3]
 META = Metadata("https://h/x", (), 1000.0)
@@ -30,13 +30,13 @@ def publish(cache: Cache, name: str, body: bytes, digest: bool = False) -> Path:
     key = Key(name, Digest("sha256", hashlib.sha256(body).hexdigest()) if digest else None)
     claim = cache.claim(key)
     assert isinstance(claim, Lead)
-    claim.fill.begin(META, len(body))
+    claim.fill.start(META, len(body))
     if body:
         claim.fill.write(memoryview(body))
     claim.fill.publish()
-    claim.fill.settle()
+    claim.fill.make_durable()
     claim.fill.close()
-    return Path(cache.store.places(key).object)
+    return Path(cache.store.paths(key).object)
 
 
 def distrust(path: Path) -> None:
@@ -48,9 +48,9 @@ def distrust(path: Path) -> None:
 def damage(path: Path, offset: int = 5) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
-        octet = file.read(1)[0]
+        byte = file.read(1)[0]
         file.seek(offset)
-        file.write(bytes([octet ^ 1]))
+        file.write(bytes([byte ^ 1]))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def opened(cache: Cache, path: Path) -> Entry:
     return entry
 
 
-def read(source: Recheck, size: int = 50_000, offset: int = 0) -> bytes:
+def read(source: VerifyingReader, size: int = 50_000, offset: int = 0) -> bytes:
     pieces: List[bytes] = []
     view = memoryview(bytearray(size))
     source.ready(offset, not offset)
@@ -84,7 +84,7 @@ def test_what_is_right_is_given_out_and_trusted_from_then_on(cache: Cache, size:
     path = publish(cache, "https/h/x", BODY)
     distrust(path)
     entry = opened(cache, path)
-    assert read(Recheck(entry), size, offset) == BODY[offset:]
+    assert read(VerifyingReader(entry), size, offset) == BODY[offset:]
     entry.close()
     again = cache.store.open_entry(str(path))
     assert again is not None and again.trusted and again.record.durable
@@ -97,7 +97,7 @@ def test_nobody_gets_all_of_what_is_wrong(cache: Cache, where: int) -> None:
     distrust(path)
     damage(path, where)
     entry = opened(cache, path)
-    source = Recheck(entry)
+    source = VerifyingReader(entry)
     received = 0
     with pytest.raises(FillFailed, match="damaged"):
         while received < len(BODY):
@@ -114,7 +114,7 @@ def test_where_nothing_was_given_out_it_can_be_had_again(cache: Cache, size: int
     damage(path)
     entry = opened(cache, path)
     with pytest.raises(Lost, match="damaged"):
-        Recheck(entry).ready(offset, not offset)
+        VerifyingReader(entry).ready(offset, not offset)
     entry.close()
     assert not path.exists()
 
@@ -123,7 +123,7 @@ def test_an_empty_object_is_right(cache: Cache) -> None:
     path = publish(cache, "https/h/x", b"")
     distrust(path)
     entry = opened(cache, path)
-    assert read(Recheck(entry)) == b""
+    assert read(VerifyingReader(entry)) == b""
     entry.close()
 
 
@@ -155,11 +155,11 @@ def shelf(cache: Cache, tmp_path: Path) -> List[Path]:
 
 def test_everything_is_looked_at(shelf: List[Path], tmp_path: Path, lines: List[str]) -> None:
     seen: List[int] = []
-    found = verify(tmp_path, False, lambda findings: seen.append(findings.octets), lines.append)
+    found = verify(tmp_path, False, lambda findings: seen.append(findings.bytes_read), lines.append)
     # The alias of the blob is a file, too.
     assert (found.right, found.foreign, found.damaged, found.removed) == (3, 1, 4, 0)
     assert sorted(line.split(": ")[0] for line in lines) == sorted(str(path) for path in shelf[:4])
-    assert seen == sorted(seen) and found.octets <= total(tmp_path)
+    assert seen == sorted(seen) and found.bytes_read <= total(tmp_path)
     assert all(path.exists() for path in shelf)
 
 
@@ -168,7 +168,7 @@ def test_what_is_damaged_goes_if_so_wanted(shelf: List[Path], tmp_path: Path, li
     assert (found.damaged, found.removed) == (4, 4)
     assert [path.exists() for path in shelf] == [False] * 4 + [True] * 2
     again = verify(tmp_path, False, lambda _: None, lines.append)
-    assert again == Findings(again.octets, right=3, foreign=1)
+    assert again == Findings(again.bytes_read, right=3, foreign=1)
 
 
 def test_what_was_copied_in_by_hand_stays_foreign_when_it_has_been_validated(
@@ -197,7 +197,7 @@ def test_what_nobody_has_hashed_before_the_machine_went_down(cache: Cache, tmp_p
         assert try_lock(elsewhere.fileno())
         assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # for certain
     assert verify(tmp_path, True, lambda _: None, lines.append).removed == 1
-    assert lines == [f"{path}: the machine went down before its octets were hashed"]
+    assert lines == [f"{path}: the machine went down before its bytes were hashed"]
 
 
 def test_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
     try:
         found = run()
         assert found.returncode == 1 and found.stderr == ""
-        assert f"{shelf[0]}: 100 octets instead of {len(BODY) + 1}\n" in found.stdout
+        assert f"{shelf[0]}: 100 bytes instead of {len(BODY) + 1}\n" in found.stdout
         assert "3 right, 4 damaged (0 removed), 1 without a hash; 0.6 MB" in found.stdout
         fixed = run("--fix")
         assert fixed.returncode == 0 and "4 damaged (4 removed)" in fixed.stdout

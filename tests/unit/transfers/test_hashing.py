@@ -9,7 +9,7 @@ from typing import Optional
 
 import pytest
 from support.client import wait_until
-from support.pairs import PATIENCE, in_thread
+from support.pairs import TIMEOUT, in_thread
 
 from storage.store import Digest
 from transfers.hashing import Hashes
@@ -58,7 +58,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     def hash_slowly(hashes: Hashes, data: memoryview) -> None:
         if threading.current_thread().name == "hash":
-            assert gate.wait(PATIENCE)
+            assert gate.wait(TIMEOUT)
         real(hashes, data)
 
     monkeypatch.setattr(Hashes, "_hash", hash_slowly)
@@ -82,7 +82,7 @@ def test_who_does_not_keep_up_is_late_and_goes_on_where_it_stopped(gate: threadi
     wait_until(lambda: hashes.late)
     assert not third.done()  # for the second is still being read
     gate.set()
-    third.result(PATIENCE)
+    third.result(TIMEOUT)
     update(3)
     update(4)
     assert hashes.late
@@ -102,6 +102,6 @@ def test_what_a_name_promises_is_never_late(gate: threading.Event, algorithm: st
     hashes.update(memoryview(body)[1000:2000])
     third = in_thread(hashes.update, memoryview(body)[2000:])
     gate.set()
-    third.result(PATIENCE)
+    third.result(TIMEOUT)
     assert not hashes.late and hashes.check == right
     hashes.close()

@@ -8,13 +8,13 @@ from typing import Callable, Iterator, List
 
 import pytest
 from support.client import wait_until
-from support.household import HOST, House
 from support.origin import Asked, Connection
+from support.running import HOST, RunningDduct
 
 from upstream import connection_pool
 from upstream.connection_pool import IDLE_TIMEOUT, MAX_IDLE, MAX_IDLE_PER_ORIGIN, ConnectionPool
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 
 
 class Kept:
@@ -127,7 +127,7 @@ def test_after_the_end_nothing_is_kept(pool: ConnectionPool[Kept], stack: ExitSt
 @pytest.mark.one_process
 @pytest.mark.parametrize("tls", [True, False], ids=["https", "http"])
 def test_what_an_origin_has_closed_is_closed_without_any_traffic(
-    build_house: Build, monkeypatch: pytest.MonkeyPatch, tls: bool
+    start_dduct: Build, monkeypatch: pytest.MonkeyPatch, tls: bool
 ) -> None:
     monkeypatch.setattr(connection_pool, "_SWEEP_INTERVAL", 0.0)
     ends: List[bytes] = []
@@ -137,12 +137,12 @@ def test_what_an_origin_has_closed_is_closed_without_any_traffic(
         connection.fin()
         ends.append(connection.sock.recv(1) if not tls else socket.socket.recv(connection.sock, 100))
 
-    house = build_house()
-    origin = house.origin(handler, tls)
-    with house.client() as client:
+    dduct = start_dduct()
+    origin = dduct.origin(handler, tls)
+    with dduct.client() as client:
         url = f"http://{HOST}:{origin.port}/page"
         if tls:
-            assert house.fetch(origin, "/page").body == b"hello"
+            assert dduct.fetch(origin, "/page").body == b"hello"
         else:
             assert client.get(url, HOST).body == b"hello"
         wait_until(lambda: bool(ends))

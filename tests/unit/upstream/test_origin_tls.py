@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Callable, Sequence
 
 import pytest
-from support.household import HOST, House
 from support.origin import Asked, Connection, Origin
+from support.running import HOST, RunningDduct
 
 from proxy.routing import HostList
 from server import server
 from server.config_values import Address, ParentProxy
 from tls.authority import CertificateAuthority
-from tls.leaf_certificates import LeafStore
+from tls.leaf_certificates import LeafCertificateCache
 
-Build = Callable[..., House]
+Build = Callable[..., RunningDduct]
 HOSTS = {
     "nobody": [],
     "everybody": ["*"],
@@ -27,9 +27,9 @@ HOSTS = {
 }
 
 
-def asking(house: House, authority: CertificateAuthority, mode: ssl.VerifyMode) -> ssl.SSLContext:
-    context = LeafStore(authority, 9).context(HOST)
-    context.load_verify_locations(house.config.misc.cert_dir / "ca.crt")
+def asking(dduct: RunningDduct, authority: CertificateAuthority, mode: ssl.VerifyMode) -> ssl.SSLContext:
+    context = LeafCertificateCache(authority, 9).context(HOST)
+    context.load_verify_locations(dduct.config.misc.cert_dir / "ca.crt")
     context.verify_mode = mode
     return context
 
@@ -45,50 +45,50 @@ def who(asked: Asked, connection: Connection) -> None:
     [("nobody", False), ("everybody", True), ("the address", True), ("a network", True), ("another host", False)],
 )
 def test_the_client_certificate_is_shown_to_those_who_are_named(
-    build_house: Build, origin_authority: CertificateAuthority, hosts: str, shown: bool, path: str
+    start_dduct: Build, origin_authority: CertificateAuthority, hosts: str, shown: bool, path: str
 ) -> None:
-    house = build_house(client_cert_hosts=tuple(HOSTS[hosts]))
-    with Origin(who, asking(house, origin_authority, ssl.CERT_OPTIONAL)) as origin:
-        answer = house.fetch(origin, path)
+    dduct = start_dduct(client_cert_hosts=tuple(HOSTS[hosts]))
+    with Origin(who, asking(dduct, origin_authority, ssl.CERT_OPTIONAL)) as origin:
+        answer = dduct.fetch(origin, path)
         assert answer.status == 200 and (b"client.dduct.rs" in answer.body) is shown
 
 
 def test_an_origin_with_an_authority_of_its_own_is_reached_where_a_certificate_is_optional(
-    house: House, origin_authority: CertificateAuthority
+    dduct: RunningDduct, origin_authority: CertificateAuthority
 ) -> None:
     """It does not know dduct's authority, and would refuse what it has issued."""
-    context = LeafStore(origin_authority, 9).context(HOST)
+    context = LeafCertificateCache(origin_authority, 9).context(HOST)
     context.load_verify_locations(cadata=origin_authority.pem.decode())
     context.verify_mode = ssl.CERT_OPTIONAL
     with Origin(who, context) as origin:
-        assert house.fetch(origin, "/page").body == b"None"
+        assert dduct.fetch(origin, "/page").body == b"None"
 
 
 @pytest.mark.parametrize(("hosts", "status"), [([], 502), ([HOST], 200)])
 def test_a_parent_is_shown_it_where_it_is_named(
-    build_house: Build, origin_authority: CertificateAuthority, hosts: Sequence[str], status: int
+    start_dduct: Build, origin_authority: CertificateAuthority, hosts: Sequence[str], status: int
 ) -> None:
     def parent(asked: Asked, connection: Connection) -> None:
         connection.head(200)
         connection.over = True
 
-    first = build_house()
+    first = start_dduct()
     with Origin(parent, asking(first, origin_authority, ssl.CERT_REQUIRED)) as listening:
         proxy = ParentProxy(True, Address(HOST, listening.port))
         # The second dduct has the first one's certificates.
-        house = build_house(upstream_proxy=proxy, client_cert_hosts=tuple(hosts))
-        with house.client() as client:
+        dduct = start_dduct(upstream_proxy=proxy, client_cert_hosts=tuple(hosts))
+        with dduct.client() as client:
             assert client.connect("far.away:22").status == status
 
 
-def test_a_missing_certificate_matters_only_where_it_would_be_shown(tmp_path: Path, build_house: Build) -> None:
-    house = build_house()
+def test_a_missing_certificate_matters_only_where_it_would_be_shown(tmp_path: Path, start_dduct: Build) -> None:
+    dduct = start_dduct()
     for name in ("client.crt", "client.key"):
-        (house.config.misc.cert_dir / name).unlink()
-    house.server._make_origins(house.config)
-    wanted = replace(house.config, proxy=replace(house.config.proxy, client_cert_hosts=("*",)))
+        (dduct.config.misc.cert_dir / name).unlink()
+    dduct.server._make_origins(dduct.config)
+    wanted = replace(dduct.config, proxy=replace(dduct.config.proxy, client_cert_hosts=("*",)))
     with pytest.raises(server.StartError, match="client_cert_hosts"):
-        house.server.reload(wanted)
+        dduct.server.reload(wanted)
 
 
 @pytest.mark.parametrize(

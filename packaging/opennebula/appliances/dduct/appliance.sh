@@ -582,7 +582,7 @@ inspect_disk()
     esac
 }
 
-# CAPACITY of where the cache is to be, SIZE and MIN_FREE; all in octets.
+# CAPACITY of where the cache is to be, SIZE and MIN_FREE; all in bytes.
 settle_sizes()
 {
     local text
@@ -611,7 +611,7 @@ settle_sizes()
     ((MIN_FREE < CAPACITY)) || refuse CACHE_MIN_FREE "$(shown "$text") leaves no room for the cache" 'give less'
 }
 
-# A size without its unit would be octets, which nobody means.
+# A size without its unit would be bytes, which nobody means.
 size_of()
 {
     local number factor=1
@@ -856,9 +856,9 @@ from server import config
 from server import server
 
 stage = pathlib.Path(sys.argv[2])
-identity = server.identity(config.load(stage / "dduct.toml", stage))
+settings = server.certificate_settings(config.load(stage / "dduct.toml", stage))
 try:
-    certs.prepare(stage / "tried", dataclasses.replace(identity, rsa_key_bits=1024))
+    certs.prepare(stage / "tried", dataclasses.replace(settings, rsa_key_bits=1024))
 except certs.CertificateError as error:
     sys.exit(str(error))
 PYTHON

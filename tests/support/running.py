@@ -19,7 +19,7 @@ from server.server import Server
 from support.client import Answer, Client, wait_until
 from support.origin import Handler, Origin
 from tls.authority import CertificateAuthority
-from tls.leaf_certificates import LeafStore
+from tls.leaf_certificates import LeafCertificateCache
 from transfers.fill import Fill
 
 HOST = "127.0.0.1"
@@ -85,19 +85,19 @@ def second_worker(server: Server) -> Iterator[None]:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def _is_settled(path: Path) -> bool:
+def _is_durable(path: Path) -> bool:
     try:
         return b'"durable":true' in os.getxattr(path, "user.dduct")
     except OSError:
         return False  # it still grows, or has gone
 
 
-class House:
+class RunningDduct:
     """A running dduct, its origins and its clients; everything ends with it."""
 
     def __init__(self, directory: Path, authority: CertificateAuthority, certificates: Path, **keys: Any) -> None:
         self.directory = directory
-        self._leaves = LeafStore(authority, 30)
+        self._leaves = LeafCertificateCache(authority, 30)
         self._stack = ExitStack()
         ca = directory / "origin-ca.pem"
         ca.write_bytes(authority.pem)
@@ -112,7 +112,7 @@ class House:
         self.trust = ssl.create_default_context(cafile=str(self.config.misc.cert_dir / "ca.crt"))
         self.trust.verify_flags |= ssl.VERIFY_X509_STRICT
 
-    def __enter__(self) -> House:
+    def __enter__(self) -> RunningDduct:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -143,7 +143,7 @@ class House:
         """A bare connection to the plain port."""
         return self._stack.enter_context(Client(self.tcp_port if port is None else port))
 
-    def inside(self, origin: Origin, host: str = HOST) -> Client:
+    def intercepted(self, origin: Origin, host: str = HOST) -> Client:
         """A client inside an intercepted connection to an origin."""
         client = self.client()
         answer = client.connect(f"{host}:{origin.port}")
@@ -153,12 +153,12 @@ class House:
 
     def fetch(self, origin: Origin, target: str, *fields: str) -> Answer:
         """One GET through an intercepted connection of its own."""
-        with self.inside(origin) as client:
+        with self.intercepted(origin) as client:
             return client.get(target, f"{HOST}:{origin.port}", *fields)
 
-    def settle(self) -> None:
+    def wait_until_durable(self) -> None:
         """Wait for everything that is written after the objects here were published."""
-        wait_until(lambda: all(_is_settled(self.files / name) for name in self.stored()))
+        wait_until(lambda: all(_is_durable(self.files / name) for name in self.stored()))
 
     def fills(self) -> List[Fill]:
         """Those that are not over."""

@@ -9,12 +9,12 @@ import tracemalloc
 from typing import Any, Dict, Iterable, Iterator, List
 
 import pytest
-from support.household import House
 from support.modules import MODULES
+from support.running import RunningDduct
 
 from fetching.naming import Naming, Parameters
 from net.addresses import Reach
-from net.arrival import Where
+from net.arrival import Arrival
 from protocol.http1 import Authority, Headers, ProtocolError, RequestHead
 from protocol.remembering import remember_short
 from proxy import routing
@@ -25,7 +25,7 @@ FEW_MEGABYTES = 16 * 1024 * 1024
 BOUNDED = {
     "net.addresses.is_loopback": "addresses as sockets write them, and host names of 254 characters at most",
     "net.addresses.Networks._look_up": "the same",
-    "proxy.connections._arrival": "our own addresses",
+    "proxy.connections._arrival_at": "our own addresses",
     "dduct._moment": "two seconds",
     "dduct._origin": "our own levels and loggers",
     "protocol.http1.reason_phrase": "numbers of three digits",
@@ -37,7 +37,7 @@ BOUNDED = {
     "server.patterns.too_slow": "the operator's own patterns",
     "storage.record.Record.decode": "an attribute of at most 3 KiB",
     "pages.setup": "our own script",
-    "storage.store.Store._places": "`places` asks for short ones only",
+    "storage.store.Store._paths": "`paths` asks for short ones only",
 }
 
 
@@ -52,7 +52,7 @@ def caches() -> Dict[str, Any]:
 SHORT: List[str] = sorted(name for name, one in caches().items() if hasattr(one, "longest"))
 
 
-def test_every_cache_remembers_short_values_or_says_why_not(house: House) -> None:
+def test_every_cache_remembers_short_values_or_says_why_not(dduct: RunningDduct) -> None:
     unknown = [
         name
         for name, one in caches().items()
@@ -109,7 +109,7 @@ def test_short_values_are_remembered_and_long_ones_are_not() -> None:
 
 def test_a_request_with_a_long_target_or_host_is_not_remembered() -> None:
     rules = routing.Rules(routing.Hosts([]), routing.Hosts([]), Naming((), Parameters([])))
-    where = Where(Authority("127.0.0.1", 8000), Reach.EVERYTHING)
+    where = Arrival(Authority("127.0.0.1", 8000), Reach.EVERYTHING)
     before = routing._decide_get.cache_info().misses
     for target, host in (
         (b"http://a.test/" + b"x" * 600, b"a.test"),
