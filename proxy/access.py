@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Dict, NamedTuple, Optional
 
 from net.addresses import Networks
-from proxy.password_queue import PasswordQueue
+from proxy.password_queue import PasswordQueue, TooManyPasswords
 
 _COST = 14  # scrypt's N is 2**_COST: a hash takes about 50 ms and 16 MiB
 _MIN_COST, _MAX_COST = 10, 19  # above 19, scrypt's memory limit does not fit OpenSSL's parameter
@@ -64,6 +64,21 @@ class UserLine(NamedTuple):
     hashed: _Hash
 
 
+class _Check:
+    """One hash in progress; the thread that hashes sets `right`, then `done`."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.right: Optional[bool] = None  # None too where it was refused
+
+    def outcome(self, seconds: float) -> bool:
+        """Whether the password is right, within so many seconds. Raises TooManyPasswords where nobody knows."""
+        self.done.wait(seconds)
+        if self.right is None:
+            raise TooManyPasswords
+        return self.right
+
+
 class Users:
     """The users of an auth_file. Raises AccessError."""
 
@@ -76,13 +91,11 @@ class Users:
         for number, line in enumerate(lines, 1):
             if line.strip() and not line.startswith("#"):
                 self._add(line.strip(), f'proxy.auth_file "{path}", line {number}')
-        # An unknown user's password is hashed too: the time must not tell which users exist.
-        self._nobody = _Hash(_COST, bytes(_SALT), bytes(32))
         self._secret = secrets.token_bytes(32)
         self._queue = PasswordQueue()
         self._lock = threading.Lock()  # guards _known and _hashing
         self._known: Dict[bytes, str] = {}  # keyed hash of right credentials -> user name
-        self._hashing: Dict[bytes, threading.Event] = {}  # credentials in a check; set at its end
+        self._hashing: Dict[bytes, _Check] = {}  # by credentials
 
     def check(self, field: Optional[bytes], address: str = "") -> Optional[str]:
         """The user that a Proxy-Authorization field (RFC 7617) authenticates, or None.
@@ -105,16 +118,16 @@ class Users:
                 return name
             same = self._hashing.get(proof)
             if same is None:
-                mine = self._hashing[proof] = threading.Event()
+                mine = self._hashing[proof] = _Check()
         if same is not None:  # one hash for a client's simultaneous connections
-            same.wait(_MAX_SAME)
-            return name if self.remembers(field) else None
+            return name if same.outcome(_MAX_SAME) else None
         try:
-            return name if self._hash(name, password, proof, address) else None
+            mine.right = self._hash(name, password, proof, address)
+            return name if mine.right else None
         finally:
             with self._lock:
                 del self._hashing[proof]
-            mine.set()
+            mine.done.set()
 
     def line_of(self, name: str) -> Optional[UserLine]:
         """A user's current entry: equal to an earlier one if the password is unchanged."""
@@ -137,7 +150,7 @@ class Users:
     def _hash(self, name: str, password: bytes, proof: bytes, address: str) -> bool:
         """Whether a password is right; remembers it if so. Raises TooManyPasswords."""
         with self._queue.admission(address, name):
-            right = self._hashes.get(name, self._nobody).matches(password) and name in self._hashes
+            right = (self._hashes.get(name) or self._decoy(name)).matches(password) and name in self._hashes
         self._queue.note(address, right)
         if right:
             with self._lock:
@@ -146,14 +159,12 @@ class Users:
                 self._known[proof] = name
         return right
 
-    def remembers(self, field: Optional[bytes]) -> bool:
-        """Whether a Proxy-Authorization field is remembered as right. Unlike `check`, hashes nothing."""
-        match = None if field is None else _BASIC.fullmatch(field)
-        if match is None:
-            return False
-        proof = self._proof(match)
-        with self._lock:
-            return proof in self._known
+    def _decoy(self, name: str) -> _Hash:
+        """What an unknown user's password is compared with, at the cost of one of the users: the time must not tell
+        which users exist. The same name always takes the same time."""
+        costs = [one.cost for one in self._hashes.values()] or [_COST]
+        chosen = int.from_bytes(hmac.new(self._secret, name.encode(), hashlib.sha256).digest()[:8], "big")
+        return _Hash(costs[chosen % len(costs)], bytes(_SALT), bytes(32))
 
     def _proof(self, match: re.Match[bytes]) -> bytes:
         return hmac.new(self._secret, match.group(1), hashlib.sha256).digest()

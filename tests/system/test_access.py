@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import socket
@@ -13,7 +14,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set
 
 import pytest
 from support.client import Answer, wait_until
@@ -25,11 +26,13 @@ from net import addresses
 from net.addresses import Networks
 from proxy import access
 from proxy.access import AccessError, Users, hash_password
+from proxy.password_queue import TooManyPasswords
 from server import server
 
 ROOT = Path(__file__).resolve().parents[2]
 Build = Callable[..., RunningDduct]
 BODY = os.urandom(50_000)
+TIMEOUT = 20.0
 
 
 # --- addresses --------------------------------------------------------------------------------------
@@ -127,6 +130,51 @@ def test_a_password_is_hashed_once_and_nobody_as_often_as_somebody(
         users.check(basic("lab", "p@ss:word"))
         users.check(basic("nobody", "guess"))
     assert hashed == [b"p@ss:word", b"guess", b"guess", b"guess"]
+
+
+def test_an_unknown_user_costs_what_some_user_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the time tells which users a file with another cost than ours has."""
+    path = tmp_path / "users"
+    path.write_text("one:$scrypt$ln=10$AAAA$AAAA\ntwo:$scrypt$ln=12$AAAA$AAAA\n")
+    users = Users(path)
+    costs: Dict[str, Set[int]] = {}
+    name = ""
+
+    def scrypt(password: bytes, cost: int, salt: bytes) -> bytes:
+        costs.setdefault(name, set()).add(cost)
+        return b""
+
+    monkeypatch.setattr(access, "_scrypt", scrypt)
+    for number in range(40):
+        name = f"user{number}"
+        assert users.check(basic(name, "x")) is None and users.check(basic(name, "y")) is None
+    assert all(len(found) == 1 for found in costs.values())
+    assert set.union(*costs.values()) == {10, 12}
+
+
+def test_whoever_waits_for_a_check_that_is_refused_is_refused_too(
+    file_of_users: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not told that the password is wrong: nobody has looked at it."""
+    users = Users(file_of_users)
+    reached, go_on = threading.Event(), threading.Event()
+
+    @contextlib.contextmanager
+    def full(*_: object) -> Iterator[None]:
+        reached.set()
+        assert go_on.wait(TIMEOUT)
+        raise TooManyPasswords
+        yield
+
+    monkeypatch.setattr(users._queue, "admission", full)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(users.check, basic("lab", "p@ss:word"))
+        assert reached.wait(TIMEOUT)
+        second = pool.submit(users.check, basic("lab", "p@ss:word"))
+        go_on.set()
+        for one in (first, second):
+            with pytest.raises(TooManyPasswords):
+                one.result(TIMEOUT)
 
 
 @pytest.mark.parametrize(
