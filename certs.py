@@ -90,8 +90,9 @@ class CertificateFiles:
         return server_context(pem)
 
     def server_valid_from(self) -> float:
-        """When server.crt becomes valid (Unix time). Raises OSError, CertificateError."""
-        return not_before(_read_certificate(self.path("server.crt"), _reissued("server"))).timestamp()
+        """When server.crt becomes valid (Unix time). Raises CertificateError."""
+        with _named_errors(self.directory):
+            return not_before(_read_certificate(self.path("server.crt"), _reissued("server"))).timestamp()
 
 
 def prepare(directory: Path, certificate_settings: CertificateSettings) -> CertificateAuthority:

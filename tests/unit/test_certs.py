@@ -460,6 +460,13 @@ BROKEN: Dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+def test_a_server_certificate_that_vanishes_meanwhile_is_named(copy: Path) -> None:
+    """Between two reads of a start, or of a reload."""
+    (copy / "server.crt").unlink()
+    with pytest.raises(CertificateError, match=r"server\.crt"):
+        CertificateFiles(copy).server_valid_from()
+
+
 @pytest.mark.parametrize("how", list(BROKEN))
 @pytest.mark.parametrize("name", ["ca.key", "ca.crt", "server.key", "server.crt", "client.crt"])
 def test_a_spoiled_file_is_refused_and_named(copy: Path, name: str, how: str) -> None:
