@@ -231,6 +231,23 @@ def test_the_rules_can_be_broken(source: str, complaint: str) -> None:
     assert any(complaint in problem for problem in problems("protocol.http1", source))
 
 
+# What the kernel, Python or others call something; dduct's sources never say it.
+FOREIGN = {"O_TRUNC", "SO_RCVLOWAT", "TCP_CORK"}
+
+
+def test_architecture_speaks_of_what_there_is() -> None:
+    """Each word in backticks stands somewhere in the sources: a renamed thing keeps no old name here."""
+    text = re.sub(r"```.*?```", "", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), flags=re.DOTALL)
+    sources = [*MODULES.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "packaging").rglob("*.py"), ROOT / "Makefile"]
+    sources += [ROOT / "dduct.toml", ROOT / "README.md", ROOT / "pages/setup.sh", ROOT / "packaging/test-all.sh"]
+    known = set(re.findall(r"\w+", "".join(path.read_text("utf-8") for path in sources)))
+    files = [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]
+    known |= {part for path in files for part in path.relative_to(ROOT).with_suffix("").parts}
+    named = {word for quoted in re.findall(r"`([^`]+)`", text) for word in re.findall(r"[A-Za-z_]\w+", quoted)}
+    assert named - known - FOREIGN == set()
+    assert FOREIGN <= named
+
+
 @pytest.mark.skipif(STANDARD is None, reason="Python 3.9 does not know the names of its own modules")
 def test_a_package_that_is_not_there_at_run_time_is_noticed() -> None:
     assert any("requests" in problem for problem in problems("protocol.http1", '"""x"""\nimport requests\n'))
