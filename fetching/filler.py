@@ -119,7 +119,7 @@ class _Filler:
             kept = fill.publish()
         except _Unwanted:
             counters.add(Counter.DROPPED)
-            _log.info("Given up, for nobody wants it: %s: after %d bytes", self._url, fill.size)
+            _log.info("Given up, no client wants it any more: %s: after %d bytes", self._url, fill.size)
         except _Refused as error:
             if fill.hand_over():
                 counters.add(Counter.DROPPED)

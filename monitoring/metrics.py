@@ -26,16 +26,16 @@ class Counter(enum.Enum):
     PUBLISHED = ("published", "Objects that were put into the cache")
     UNKEPT = ("unkept", "Objects that the disk would not have, though their clients got them")
     RESUMED = ("resumed", "Transfers into the cache that broke off and were taken up again")
-    DROPPED = ("dropped", "Transfers into the cache that were given up because nobody wanted them any more")
+    DROPPED = ("dropped", "Transfers into the cache that were given up because no client wanted them any more")
     BROKEN = ("broken", "Transfers into the cache that broke off")
     MISMATCHED = ("digest_mismatches", "Objects that had not the digest which their URL promises, and were not kept")
-    DAMAGED = ("damaged", "Stored objects that the disk did not give back as they were, and that were fetched anew")
+    DAMAGED = ("damaged", "Stored objects that the disk returned damaged, and that were fetched again")
     STORED_BYTES = ("stored_bytes", "Bytes that were put into the cache")
-    EVICTED = ("evicted", "Objects that were removed to make room")
+    EVICTED = ("evicted", "Objects that were removed to free space")
     RELAYED = ("relayed", "Responses relayed without being kept")
     UNSTORABLE = (
         "unstorable",
-        "Requests relayed because their object cannot be kept: for its name, its metadata, or want of room",
+        "Requests relayed because their object cannot be kept: its name, its metadata, or too little space",
     )
     TUNNELS = ("tunnels", "Connections carried blind")
     INTERCEPTED = ("intercepted", "Connections that were intercepted")
@@ -50,8 +50,8 @@ class Counter(enum.Enum):
     WRONG_PASSWORDS = ("wrong_passwords", "Requests whose user or password was wrong")
     PASSWORDS_PUT_OFF = ("passwords_put_off", "Requests whose password was not checked, for its address sent too many")
     INTERIM_FLOODS = ("interim_floods", "Origins that sent interim answers (1xx) without an end, and were given up")
-    OUTAGES = ("outages", "Origins and parents that did not answer, and for which nobody waits for a while")
-    FAST_FAILURES = ("fast_failures", "Times that nobody waited for an origin that had just not answered")
+    OUTAGES = ("outages", "Origins and parents that did not answer, and are not tried for a while")
+    FAST_FAILURES = ("fast_failures", "Requests that failed at once because their origin had just not answered")
     FROZEN = ("frozen_workers", "Workers that gave no sign of life, were ended, and were started again")
     REFUSED = ("refused", "Requests that were malformed or not allowed")
 

@@ -255,7 +255,7 @@ class Listener(socketserver.ThreadingTCPServer):
             return super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._trouble.warning("No room for a connection: %s", error.strerror)
+                self._trouble.warning("No resources for a connection: %s", error.strerror)
                 time.sleep(_SCARCITY_PAUSE)
             raise
 

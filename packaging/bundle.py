@@ -140,7 +140,7 @@ def _unpacked(archive: Path, identity: str, place: Path) -> Path:
     """The directory with the library in `place`, unpacked if missing. Raises Unusable, OSError."""
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     if place.is_symlink() and place.lstat().st_uid not in (0, os.geteuid()):
-        raise Unusable("somebody else has made this link")
+        raise Unusable("another user made this link")
     place = place.resolve()
     _check_ownership(place)
     library = place / identity
@@ -176,7 +176,7 @@ def _hold(library: Path) -> Path:
 def _check_ownership(place: Path) -> None:
     """Check that only this user and root can write to `place` or replace it. Raises Unusable."""
     if place.stat().st_uid != os.geteuid():
-        raise Unusable("it belongs to somebody else")
+        raise Unusable("it belongs to another user")
     for one in (place, *place.parents):
         status = one.stat()
         kept = one != place and status.st_mode & stat.S_ISVTX  # in /tmp, only owners can rename

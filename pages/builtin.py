@@ -27,7 +27,7 @@ def page(request: RequestHead, path: str, arrival: Arrival, about: About, counte
     if path not in OWN_PATHS:
         return _text(404, f"dduct: no such page; there are {', '.join(sorted(OWN_PATHS))}\n")
     if request.method not in (b"GET", b"HEAD"):
-        return _text(405, f"dduct: {path} is to be read only\n", (b"Allow", b"GET, HEAD"))
+        return _text(405, f"dduct: {path} can only be read\n", (b"Allow", b"GET, HEAD"))
     if path == "/ca.crt":
         return Page(
             200,

@@ -118,7 +118,7 @@ class Connections:
             self._begin(connection, encrypted, _arrival_at(*local, reach_of(address, local[0])))
         except RuntimeError as error:
             self._end(connection)
-            _log.warning("No room for a connection: %s", error)
+            _log.warning("No resources for a connection: %s", error)
         except BaseException:
             self._end(connection)
             raise

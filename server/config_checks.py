@@ -91,16 +91,16 @@ def _sizes(config: Config) -> Iterator[str]:
 def _clients(config: Config) -> Iterator[str]:
     proxy = config.proxy
     if not proxy.allow_clients:
-        yield "proxy.allow_clients = []: nobody may use dduct"
+        yield "proxy.allow_clients = []: no client may use dduct"
     if proxy.auth_file is not None:
         try:
             lines = proxy.auth_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError):
             return  # `rehearse` reports it
         if not any(line.strip() and not line.startswith("#") for line in lines):
-            yield f"proxy.auth_file '{proxy.auth_file}' has no users: nobody may use dduct"
+            yield f"proxy.auth_file '{proxy.auth_file}' has no users: no client may use dduct"
     if proxy.require_client_cert and proxy.tls_bind is None:
-        yield "proxy.require_client_cert asks nobody for a certificate: proxy.tls_bind is ''"
+        yield "proxy.require_client_cert has no effect: proxy.tls_bind is ''"
 
 
 def _places(config: Config) -> Iterator[str]:
@@ -117,7 +117,7 @@ def _origins(config: Config) -> Iterator[str]:
         elif "/" in host and ipaddress.ip_network(host).prefixlen == 0:
             yield f"proxy.upstream_insecure has '{host}': the certificates of all addresses are taken unverified"
     if "*" in config.cache.ignore_query:
-        yield "cache.ignore_query has '*': whatever differs in its query alone is one object, given to all"
+        yield "cache.ignore_query has '*': URLs that differ only in their query are one object, for all clients"
 
 
 def _constraints(config: Config) -> Iterator[str]:

@@ -46,9 +46,9 @@ class _Candidate:
 class _Left(enum.Enum):
     """The state of a growing file after a check."""
 
-    REMOVED = "nobody grew it, and nobody can go on with it"
-    KEPT = "nobody grows it, but somebody may go on with it"
-    GROWING = "somebody grows it"
+    REMOVED = "nobody wrote it, and it cannot be resumed"
+    KEPT = "nobody writes it, but it can be resumed"
+    GROWING = "it is being written"
 
 
 class Evictor:
@@ -151,8 +151,8 @@ class Evictor:
         need = self.space.situation().need(wish)
         if need.unreachable:
             self._trouble[need.unreachable].warning(
-                'Too little is free in "%s" (%s), and to remove all objects would not do: none is removed, and nothing '
-                "new is kept, until other files there make room",
+                'Too little is free in "%s" (%s), and removing all objects would not be enough: none is removed, and '
+                "nothing new is kept, until other files there are removed",
                 self._root,
                 need.unreachable,
             )

@@ -249,7 +249,7 @@ class Store:
         if not try_lock(fd):  # the evictor has found it first
             remove_growing_file(path, fd)
             os.close(fd)
-            raise Unstorable("its file is locked by somebody else", Detail.BUSY)
+            raise Unstorable("its file is locked by another process", Detail.BUSY)
         return fd, path
 
     def prune(self, place: str) -> None:

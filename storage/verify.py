@@ -113,7 +113,7 @@ def _difference(
     if found.hexdigest() != record.sha256:
         return "its bytes are not those that were stored"
     if name.startswith("sha256/") and name.rpartition("/")[2] != record.sha256:
-        return "its bytes have not the digest that it is named by"
+        return "its bytes do not match the digest in its name"
     return None
 
 

@@ -238,7 +238,12 @@ FOREIGN = {"O_TRUNC", "SO_RCVLOWAT", "TCP_CORK"}
 def test_architecture_speaks_of_what_there_is() -> None:
     """Each word in backticks stands somewhere in the sources: a renamed thing keeps no old name here."""
     text = re.sub(r"```.*?```", "", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), flags=re.DOTALL)
-    sources = [*MODULES.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "packaging").rglob("*.py"), ROOT / "Makefile"]
+    sources = [
+        *MODULES.values(),
+        *(ROOT / "tests").rglob("*.py"),
+        *(ROOT / "packaging").rglob("*.py"),
+        ROOT / "Makefile",
+    ]
     sources += [ROOT / "dduct.toml", ROOT / "README.md", ROOT / "pages/setup.sh", ROOT / "packaging/test-all.sh"]
     known = set(re.findall(r"\w+", "".join(path.read_text("utf-8") for path in sources)))
     files = [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]

@@ -571,7 +571,7 @@ class Fill:
         if self.length is not None and self._size != self.length:
             raise FillFailed(f"{self._size} bytes instead of {self.length}")
         if self._digest is not None and self._hashes.check != self._digest.hex:
-            raise DigestMismatch(f"its bytes have not the digest {self._digest}")
+            raise DigestMismatch(f"its bytes do not match the digest {self._digest}")
 
     def _finish(self, state: FillState, cause: object = None) -> None:
         with self._changed:

@@ -219,7 +219,7 @@ class Dialler:
         pause = self._outages.failed(place, began)
         if pause:
             self._counters.add(Counter.OUTAGES)
-            _log.warning("%s; for %.0f s nobody waits for it (proxy.connect_timeout)", error, pause)
+            _log.warning("%s; not tried again for %.0f s (proxy.connect_timeout)", error, pause)
 
     def _connect(self, authority: Authority, reach: Reach, deadline: float) -> Stream:
         try:

@@ -533,7 +533,7 @@ def test_a_fresh_file_that_another_has_locked_is_not_led(pair: List[Cache], monk
     leave(pair[0], b"abc")
     fill = lead(pair[1])
     monkeypatch.setattr("storage.store.try_lock", lambda _: False)
-    with pytest.raises(Unstorable, match="locked by somebody else"):
+    with pytest.raises(Unstorable, match="locked by another process"):
         fill.start(META, 9)
     fill.decline()
     fill.close()

@@ -304,13 +304,13 @@ def test_nor_one_of_somebody_else(tmp_path: Path, archive: Path) -> None:
     place = tmp_path / "cache"
     place.mkdir()
     os.chown(place, 12345, 12345)
-    with pytest.raises(bundle.Unusable, match="belongs to somebody else"):
+    with pytest.raises(bundle.Unusable, match="belongs to another user"):
         bundle._unpacked(archive, "0123", place)
     os.chown(place, 0, 0)
     link = tmp_path / "link"
     link.symlink_to(place)
     os.lchown(link, 12345, 12345)
-    with pytest.raises(bundle.Unusable, match="somebody else has made this link"):
+    with pytest.raises(bundle.Unusable, match="another user made this link"):
         bundle._unpacked(archive, "0123", link)
 
 
