@@ -28,7 +28,6 @@ TOO_LARGE = {
     "net.stream",
     "net.stream.Stream",
     "net.tunnel._Direction",
-    "pages.setup",
     "proxy.session",
     "proxy.session.Session",
     "proxy.session._answer",
