@@ -33,7 +33,6 @@ TOO_LARGE = {
     "proxy.session._answer",
     "server.server.Server",
     "server.workers.Workers",
-    "storage.eviction.Evictor",
     "storage.store",
     "storage.store.Store",
     "tls.leaf_certificates.LeafCertificateCache",
