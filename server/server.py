@@ -11,7 +11,7 @@ import time
 import weakref
 from dataclasses import replace
 from functools import partial
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, List, Optional
 
 import certs
 from cache import Cache
@@ -39,7 +39,7 @@ from server.config_values import Address, ParentProxy
 from storage.eviction import Evictor
 from storage.space import Limits, SpaceLimits
 from tls import openssl
-from tls.leaf_certificates import LeafCertificateCache
+from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 from upstream.client import Origins
 from upstream.dialling import Parent, Settings
 from upstream.origin_tls import TlsSettings, UnusableCertificate
@@ -145,10 +145,9 @@ class Server:
         Raises StartError, certs.CertificateError; then nothing changes.
         """
         config = self._with_what_cannot_change(wanted)
-        same = _of_leaf_certificates(config) == _of_leaf_certificates(self._config)
-        current_runtime = self._build_runtime(
-            config, self._current_runtime.leaf_certificates if same else self._make_leaf_certificates(config)
-        )
+        kept = self._current_runtime.leaf_certificates
+        same = _leaf_settings(config) == kept.settings
+        current_runtime = self._build_runtime(config, kept if same else self._make_leaf_certificates(config))
         before, self._current_runtime, self._config = self._current_runtime, current_runtime, config
         before.services.origins.retire()
         self._outdated.add(before.services.origins)
@@ -281,9 +280,7 @@ class Server:
             )
 
     def _make_leaf_certificates(self, config: Config) -> LeafCertificateCache:
-        return LeafCertificateCache(
-            self._authority, *_of_leaf_certificates(config), ticket_secret=self._ticket_secret, clock=self._clock
-        )
+        return LeafCertificateCache(self._authority, _leaf_settings(config), self._ticket_secret, clock=self._clock)
 
     def _make_origins(self, config: Config) -> Origins:
         proxy = config.proxy
@@ -362,8 +359,8 @@ def _timeout(config: Config) -> float:
     return _TIMEOUT * (config.proxy.connect_timeout + config.proxy.upstream_timeout)
 
 
-def _of_leaf_certificates(config: Config) -> Tuple[int, bool, bool]:
-    return config.certs.leaf_days, config.proxy.require_client_cert, config.proxy.ktls
+def _leaf_settings(config: Config) -> LeafSettings:
+    return LeafSettings(config.certs.leaf_days, config.proxy.require_client_cert, config.proxy.ktls)
 
 
 def _about(config: Config, ca_pem: bytes) -> About:

@@ -35,7 +35,6 @@ TOO_LARGE = {
     "server.workers.Workers",
     "storage.store",
     "storage.store.Store",
-    "tls.leaf_certificates.LeafCertificateCache",
     "transfers.fill",
     "transfers.fill.Fill",
     "upstream.client.Origins",

@@ -68,10 +68,10 @@ def test_no_leaf_is_minted_for_a_stranger(start_dduct: Build, stack: ExitStack) 
     stranger = from_address(stack, STRANGER, dduct.tls_port)
     with pytest.raises(ssl.SSLError, match=r"(?i)alert.access.denied"):
         stranger.start_tls(context, "www.listed.test")
-    assert not dduct.server._current_runtime.leaf_certificates._leaves
+    assert not dduct.server._current_runtime.leaf_certificates.hosts
     friend = dduct.client(dduct.tls_port)
     friend.start_tls(dduct.trust, "www.listed.test")
-    assert list(dduct.server._current_runtime.leaf_certificates._leaves) == ["www.listed.test"]
+    assert dduct.server._current_runtime.leaf_certificates.hosts == ["www.listed.test"]
 
 
 def test_strangers_that_stay_are_closed_and_only_so_many_are_waited_for(

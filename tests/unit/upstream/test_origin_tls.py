@@ -15,7 +15,7 @@ from proxy.routing import HostList
 from server import server
 from server.config_values import Address, ParentProxy
 from tls.authority import CertificateAuthority
-from tls.leaf_certificates import LeafCertificateCache
+from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
 Build = Callable[..., RunningDduct]
 HOSTS = {
@@ -28,7 +28,7 @@ HOSTS = {
 
 
 def asking(dduct: RunningDduct, authority: CertificateAuthority, mode: ssl.VerifyMode) -> ssl.SSLContext:
-    context = LeafCertificateCache(authority, 9).context(HOST)
+    context = LeafCertificateCache(authority, LeafSettings(9)).context(HOST)
     context.load_verify_locations(dduct.config.misc.cert_dir / "ca.crt")
     context.verify_mode = mode
     return context
@@ -57,7 +57,7 @@ def test_an_origin_with_an_authority_of_its_own_is_reached_where_a_certificate_i
     dduct: RunningDduct, origin_authority: CertificateAuthority
 ) -> None:
     """It does not know dduct's authority, and would refuse what it has issued."""
-    context = LeafCertificateCache(origin_authority, 9).context(HOST)
+    context = LeafCertificateCache(origin_authority, LeafSettings(9)).context(HOST)
     context.load_verify_locations(cadata=origin_authority.pem.decode())
     context.verify_mode = ssl.CERT_OPTIONAL
     with Origin(who, context) as origin:
