@@ -34,7 +34,7 @@ try:
     from server import config_checks, watchdog
     from server.config import Config, ConfigError
     from server.server import Server, StartError, worker_count
-    from server.workers import SIGNALS, STOP, Workers, follow_parent, wait_for_signal
+    from server.workers import SIGNALS, STOP, Duties, Workers, follow_parent, wait_for_signal
     from storage import verify
 except ImportError as error:
     _PACKAGES = {
@@ -306,7 +306,8 @@ class _Program:
         manager.ready()
         counters.use(count)  # the row after the workers' rows
         frozen = partial(counters.add, Counter.FROZEN)
-        return Workers(count, self._work, self._reload, self._close, manager.alive, manager.interval, frozen).run()
+        duties = Duties(self._reload, self._close, frozen, manager.alive, manager.interval)
+        return Workers(count, self._work, duties).run()
 
     def _work(self, number: int, lifeline: int) -> int:
         """Run one worker process; return its exit status."""

@@ -32,7 +32,6 @@ TOO_LARGE = {
     "proxy.session.Session",
     "proxy.session._answer",
     "server.server.Server",
-    "server.workers.Workers",
     "storage.store",
     "storage.store.Store",
     "transfers.fill",
