@@ -24,7 +24,8 @@ try:
     from server import config as configuration
     from server import config_checks, process
     from server.config import Config, ConfigError
-    from server.server import Server, StartError
+    from server.server import Server
+    from server.wiring import StartError
     from storage import verify
 except ImportError as error:
     _PACKAGES = {

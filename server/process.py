@@ -16,7 +16,8 @@ from monitoring.metrics import Counter
 from monitoring.systemd import ServiceManager
 from server import config_checks, watchdog
 from server.config import Config, ConfigError
-from server.server import Server, StartError, worker_count
+from server.server import Server
+from server.wiring import StartError, worker_count
 from server.workers import SIGNALS, STOP, Duties, Workers, follow_parent, wait_for_signal
 
 _log = logging.getLogger("dduct")

@@ -31,7 +31,6 @@ TOO_LARGE = {
     "proxy.session",
     "proxy.session.Session",
     "proxy.session._answer",
-    "server.server.Server",
     "storage.store",
     "storage.store.Store",
     "transfers.fill",

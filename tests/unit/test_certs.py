@@ -40,7 +40,7 @@ from support.running import make_config
 
 from certs import CertificateError, CertificateFiles, CertificateSettings, inspect, prepare
 from server import config
-from server.server import certificate_settings
+from server.wiring import certificate_settings
 from tls.authority import CertificateAuthority, KeyPair
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 

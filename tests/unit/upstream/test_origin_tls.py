@@ -12,7 +12,7 @@ from support.origin import Asked, Connection, Origin
 from support.running import HOST, RunningDduct
 
 from proxy.routing import HostList
-from server import server
+from server import wiring
 from server.config_values import Address, ParentProxy
 from tls.authority import CertificateAuthority
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
@@ -85,9 +85,9 @@ def test_a_missing_certificate_matters_only_where_it_would_be_shown(tmp_path: Pa
     dduct = start_dduct()
     for name in ("client.crt", "client.key"):
         (dduct.config.misc.cert_dir / name).unlink()
-    dduct.server._make_origins(dduct.config)
+    dduct.server.reload(dduct.config)
     wanted = replace(dduct.config, proxy=replace(dduct.config.proxy, client_cert_hosts=("*",)))
-    with pytest.raises(server.StartError, match="client_cert_hosts"):
+    with pytest.raises(wiring.StartError, match="client_cert_hosts"):
         dduct.server.reload(wanted)
 
 
