@@ -58,6 +58,11 @@ class ThreadPool:
                 self._threads.discard(thread)
             raise
 
+    @property
+    def running(self) -> int:
+        """How many threads work, or are about to."""
+        return self._running
+
     def join(self, seconds: float) -> bool:
         """Wait up to `seconds` until all work is done, including new work; returns whether it is."""
         with self._ended:

@@ -66,7 +66,7 @@ class Connection:
 
 
 class Connections:
-    """The connections of one process. `spawn` starts a thread."""
+    """The connections of one process. `spawn` starts a thread; `current_runtime` is called from `accept` on."""
 
     def __init__(
         self,
@@ -74,6 +74,7 @@ class Connections:
         spawn: Callable[[str, Callable[[], None]], None],
         limit: ConnectionLimit,
         clock: Callable[[], float],
+        current_runtime: Callable[[], Runtime],
     ) -> None:
         self._poller = poller
         self._spawn = spawn
@@ -82,10 +83,6 @@ class Connections:
         self._refusals = Refusals(poller)
         self._lock = threading.Lock()  # guards _all
         self._all: Dict[Stream, Connection] = {}
-        self._current_runtime: Callable[[], Runtime]
-
-    def judge_by(self, current_runtime: Callable[[], Runtime]) -> None:
-        """Set the source of the current runtime; called before the first `accept`."""
         self._current_runtime = current_runtime
 
     def __len__(self) -> int:

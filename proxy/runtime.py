@@ -38,3 +38,18 @@ class Runtime:
     repeated: PerAddress = field(default_factory=lambda: PerAddress(_log))
     trouble: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(_log, seconds=10.0))
     connect_cache: Dict[Tuple[str, bytes], Arrival] = field(default_factory=dict)  # by arrival kind and CONNECT head
+
+
+class CurrentRuntime:
+    """The runtime that new requests use. A reload replaces it, in one assignment: it needs no lock."""
+
+    def __init__(self) -> None:
+        self._runtime: Runtime  # set before anything listens
+
+    def get(self) -> Runtime:
+        """The runtime of this moment; a request uses it to its end."""
+        return self._runtime
+
+    def replace(self, runtime: Runtime) -> None:
+        """Give it to all requests from now on."""
+        self._runtime = runtime

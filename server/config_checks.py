@@ -22,7 +22,7 @@ import certs
 from net.listener import binding_remedy
 from server.config import Config, comparisons
 from server.config_values import Address
-from server.server import StartError, open_access
+from server.wiring import StartError, open_access
 from upstream.origin_tls import OriginTls, TlsSettings, UnusableCertificate
 
 _LEAST_CACHE = 1024**2  # bytes; most artifacts are larger

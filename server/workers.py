@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import signal
@@ -51,40 +52,73 @@ class Limits:
     end: float = 25.0  # from SIGTERM on; its transfers get ten of them
 
 
+@dataclass(frozen=True)
+class Duties:
+    """What the parent does for the whole dduct."""
+
+    reload: Callable[[], bool]  # at SIGHUP, which is passed on if it returns true
+    close: Callable[[], None]  # before the workers are told to end
+    frozen: Callable[[], None]  # for each worker that the watchdog ended
+    alive: Callable[[], None] = lambda: None  # a sign of life
+    interval: Optional[float] = None  # seconds between two of them
+
+
+class Phase(enum.Enum):
+    """How far the workers' end has come."""
+
+    SERVING = "workers that end are started again"
+    ENDING = "all workers were told to end"
+    KILLED = "the workers that were left were killed"
+    ABANDONED = "the workers that were left are the kernel's: they wait for a disk"
+
+
+class Event(enum.Enum):
+    """What brings the end forward."""
+
+    STOP_SIGNAL = "SIGTERM or SIGINT came"
+    DEADLINE = "the phase has lasted too long"
+
+
+# A pair that is not here changes nothing.
+_NEXT_PHASE = {
+    (Phase.SERVING, Event.STOP_SIGNAL): Phase.ENDING,
+    (Phase.ENDING, Event.STOP_SIGNAL): Phase.KILLED,
+    (Phase.ENDING, Event.DEADLINE): Phase.KILLED,
+    (Phase.KILLED, Event.STOP_SIGNAL): Phase.KILLED,  # once more, with a new deadline
+    (Phase.KILLED, Event.DEADLINE): Phase.ABANDONED,
+}
+
+
+@dataclass(frozen=True)
+class _Worker:
+    number: int
+    process: int
+    born: float
+
+    def __str__(self) -> str:
+        return f"Worker {self.number} (process {self.process})"
+
+
 class Workers:
     """Keeps `count` processes alive. Each runs `work(number, lifeline)`, which returns its exit status.
 
-    The parent must have no threads when it forks. SIGHUP is passed on if `reload()` returns true, a stop signal after
-    `close()`; a second stop signal kills all workers. `frozen()` is called for each worker that the watchdog ended.
+    The parent must have no threads when it forks. The first stop signal ends all workers, the second kills them.
     """
 
-    def __init__(
-        self,
-        count: int,
-        work: Callable[[int, int], int],
-        reload: Callable[[], bool],
-        close: Callable[[], None],
-        alive: Callable[[], None],
-        interval: Optional[float],
-        frozen: Callable[[], None],
-        limits: Limits = Limits(),
-    ) -> None:
+    def __init__(self, count: int, work: Callable[[int, int], int], duties: Duties, limits: Limits = Limits()) -> None:
         self._count = count
         self._work = work
-        self._reload = reload
-        self._close = close
-        self._alive = alive
-        self._interval = interval  # seconds between two calls of `alive`
-        self._frozen = frozen
+        self._duties = duties
         self._limits = limits
-        self._numbers: Dict[int, int] = {}  # by process id
-        self._born: Dict[int, float] = {}  # by number
+        self._running: Dict[int, _Worker] = {}  # by process id
         self._due: Dict[int, float] = {}  # by number: when ended workers are started again
-        self._stopping = False
-        self._deadline: Optional[float] = None  # for workers that should end; then the next step follows
-        self._killed = False
+        self._phase = Phase.SERVING
+        self._deadline: Optional[float] = None  # of the phase
         self._lifeline = -1
         self._status = 0
+
+    def __repr__(self) -> str:
+        return f"<Workers: {self._phase.name}, {len(self._running)} of {self._count} running, {len(self._due)} due>"
 
     def run(self) -> int:
         """Run until all have ended; return the exit status."""
@@ -92,10 +126,11 @@ class Workers:
         try:
             for number in range(self._count):
                 self._start(number, kept_open)
-            while self._numbers or (self._due and not self._stopping):
+            while self._running or (self._due and self._phase is Phase.SERVING):
                 self._handle(wait_for_signal(self._pause()))
                 self._reap()
-                self._end_those_left()
+                if self._deadline is not None and time.monotonic() >= self._deadline:
+                    self._advance(Event.DEADLINE)
                 self._start_those_due(kept_open)
             return self._status
         finally:
@@ -104,48 +139,46 @@ class Workers:
 
     def _handle(self, number: Optional[int]) -> None:
         if number is None:
-            self._alive()
+            self._duties.alive()
         elif number == signal.SIGHUP:
-            if not self._stopping and self._reload():
+            if self._phase is Phase.SERVING and self._duties.reload():
                 self._send_signal(signal.SIGHUP)
         elif number != signal.SIGCHLD:
-            self._stop()
+            self._advance(Event.STOP_SIGNAL)
 
     def _pause(self) -> Optional[float]:
-        waits = [] if self._interval is None else [self._interval]
+        interval = self._duties.interval
+        waits = [] if interval is None else [interval]
         moments = list(self._due.values()) if self._deadline is None else [self._deadline]
         waits += [max(0.0, moment - time.monotonic()) for moment in moments]
         return min(waits) if waits else None
 
-    def _stop(self) -> None:
-        if self._stopping:
-            self._kill()
+    def _advance(self, event: Event) -> None:
+        """Enter the next phase, and do what it begins with. Nothing else changes the phase."""
+        phase = _NEXT_PHASE.get((self._phase, event))
+        if phase is None:
             return
-        self._stopping = True
-        self._deadline = time.monotonic() + self._limits.end
-        self._close()
-        self._send_signal(signal.SIGTERM)
-
-    def _kill(self) -> None:
-        self._killed = True
-        self._status = 1
-        self._deadline = time.monotonic() + _LAST
-        self._send_signal(signal.SIGKILL)
-
-    def _end_those_left(self) -> None:
-        """After a deadline, kill the remaining workers; after the next, leave them to the kernel."""
-        if self._deadline is None or time.monotonic() < self._deadline:
-            return
-        what = "is left to the kernel, for it waits for a disk" if self._killed else "is killed"
-        for process, number in self._numbers.items():
-            _log.error("Worker %d (process %d) has not ended when it was told to, and %s", number, process, what)
-        if self._killed:
-            self._numbers.clear()
+        if event is Event.DEADLINE:
+            self._tell_of_those_left(phase)
+        self._phase = phase
+        if phase is Phase.ENDING:
+            self._deadline = time.monotonic() + self._limits.end
+            self._duties.close()
+            self._send_signal(signal.SIGTERM)
+        elif phase is Phase.KILLED:
+            self._status = 1
+            self._deadline = time.monotonic() + _LAST
+            self._send_signal(signal.SIGKILL)
         else:
-            self._kill()
+            self._running.clear()
+
+    def _tell_of_those_left(self, phase: Phase) -> None:
+        then = "is killed" if phase is Phase.KILLED else "is left to the kernel, for it waits for a disk"
+        for worker in self._running.values():
+            _log.error("%s has not ended when it was told to, and %s", worker, then)
 
     def _send_signal(self, number: signal.Signals) -> None:
-        for process in self._numbers:
+        for process in self._running:
             os.kill(process, number)  # the id is valid until `_reap`
 
     def _start(self, number: int, kept_open: int) -> None:
@@ -158,8 +191,7 @@ class Workers:
             self._due[number] = time.monotonic() + _PAUSE
             return
         if process:
-            self._numbers[process] = number
-            self._born[number] = time.monotonic()
+            self._running[process] = _Worker(number, process, time.monotonic())
             return
         status = 1
         try:
@@ -174,41 +206,40 @@ class Workers:
     def _start_those_due(self, kept_open: int) -> None:
         now = time.monotonic()
         for number, due in list(self._due.items()):
-            if due <= now and not self._stopping:
+            if due <= now and self._phase is Phase.SERVING:
                 del self._due[number]
                 self._start(number, kept_open)
 
     def _reap(self) -> None:
         """Note ended workers, and schedule their restart unless all should end."""
-        while self._numbers:
+        while self._running:
             process, status = os.waitpid(-1, os.WNOHANG)
             if not process:
                 return
-            number = self._numbers.pop(process, None)
-            if number is None:
+            worker = self._running.pop(process, None)
+            if worker is None:
                 continue
             code = status_of(status)
-            self._tell_of_an_end(number, process, code)
-            if self._stopping:
+            self._tell_of_an_end(worker, code)
+            if self._phase is not Phase.SERVING:
                 self._status = max(self._status, 0 if code == 0 else 1)
                 continue
-            soon = time.monotonic() - self._born[number] < _SHORT_LIFE
-            self._due[number] = time.monotonic() + (_PAUSE if soon else 0.0)
+            soon = time.monotonic() - worker.born < _SHORT_LIFE
+            self._due[worker.number] = time.monotonic() + (_PAUSE if soon else 0.0)
 
-    def _tell_of_an_end(self, number: int, process: int, code: int) -> None:
-        then = "" if self._stopping else ", and is started again"
+    def _tell_of_an_end(self, worker: _Worker, code: int) -> None:
+        then = ", and is started again" if self._phase is Phase.SERVING else ""
         if code == -watchdog.ENDED_BY:
-            self._frozen()
+            self._duties.frozen()
             _log.error(
-                "Worker %d (process %d) did not answer for %g s of processor time: probably a pattern in proxy.filters "
-                "or cache.volatile takes too long on some path (its stack is above). It was ended%s",
-                number,
-                process,
+                "%s did not answer for %g s of processor time: probably a pattern in proxy.filters or cache.volatile "
+                "takes too long on some path (its stack is above). It was ended%s",
+                worker,
                 self._limits.silence,
                 then,
             )
-        elif not self._stopping:
-            _log.error("Worker %d (process %d) ended with %d%s", number, process, code, then)
+        elif self._phase is Phase.SERVING:
+            _log.error("%s ended with %d%s", worker, code, then)
 
 
 def status_of(status: int) -> int:

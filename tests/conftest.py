@@ -12,7 +12,7 @@ from support.leaks import Watch
 from support.running import RunningDduct, make_config
 
 from certs import prepare
-from server.server import certificate_settings
+from server.wiring import certificate_settings
 from tls.authority import CertificateAuthority
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Callable, Optional, Set
+from typing import Callable, List, Optional, Set
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,6 +21,16 @@ from tls.openssl import let_kernel_encrypt, server_context, share_tickets
 _log = logging.getLogger("dduct.leaves")
 
 _MAX_MINTING = 10.0  # seconds until a thread that waits for a leaf checks again
+
+
+@dataclass(frozen=True)
+class LeafSettings:
+    """How leaves are made. They last `days`. `verifying`: the connections ask clients for certificates. `ktls`: the
+    kernel may encrypt."""
+
+    days: int
+    verifying: bool = False
+    ktls: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,34 +49,29 @@ class LeafCertificateCache:
     """Leaf certificates by host: minted on first use, kept, and renewed before they expire, or if the clock was
     ahead when they were minted.
 
-    A leaf lasts `days`; at most `capacity` are kept, and the least recently used goes first. `verifying`: the
-    connections ask clients for certificates. `ktls`: the kernel may encrypt. Caches with the same `ticket_secret`
-    resume each other's sessions with the same host.
+    At most `capacity` are kept, and the least recently used goes first. Caches with the same `ticket_secret` resume
+    each other's sessions with the same host.
     """
 
     def __init__(
         self,
         authority: CertificateAuthority,
-        days: int,
-        verifying: bool = False,
-        ktls: bool = False,
+        settings: LeafSettings,
         ticket_secret: Optional[bytes] = None,
         capacity: int = 1024,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._authority = authority
-        self._verifying = verifying
-        self._ktls = ktls
-        self._ticket_secret = ticket_secret or secrets.token_bytes(32)
-        self._days = days
+        self.settings = settings
+        self._mint = _Mint(authority, settings, ticket_secret or secrets.token_bytes(32), clock)
         self._capacity = capacity
         self._clock = clock
-        self._trouble = RateLimitedLog(_log)
-        self._key = ec.generate_private_key(ec.SECP256R1())  # RSA-3072 would cost 90 times as much per handshake
         self._lock = threading.Lock()  # guards _leaves and _minting; not held to mint
         self._minted = threading.Condition(self._lock)
         self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
         self._minting: Set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<LeafCertificateCache: {len(self._leaves)} of {self._capacity}, {len(self._minting)} being minted>"
 
     def context(self, host: str) -> ssl.SSLContext:
         """The TLS server context for a lower-case host name or an IP address without brackets."""
@@ -85,6 +90,12 @@ class LeafCertificateCache:
         """The certificate in that context."""
         return self._leaf(host).certificate
 
+    @property
+    def hosts(self) -> List[str]:
+        """The hosts whose leaves are cached, the least recently used first."""
+        with self._lock:
+            return list(self._leaves)
+
     def _leaf(self, host: str) -> _Leaf:
         with self._lock:
             while True:
@@ -98,7 +109,7 @@ class LeafCertificateCache:
                 self._minted.wait(_MAX_MINTING)
         leaf = None
         try:
-            leaf = self._mint(host)
+            leaf = self._mint.leaf(host)
         finally:
             with self._lock:
                 self._minting.discard(host)
@@ -110,16 +121,31 @@ class LeafCertificateCache:
                 self._minted.notify_all()
         return leaf
 
-    def _mint(self, host: str) -> _Leaf:
+
+class _Mint:
+    """Makes leaves, all with one key. Several threads may use it at once."""
+
+    def __init__(
+        self, authority: CertificateAuthority, settings: LeafSettings, ticket_secret: bytes, clock: Callable[[], float]
+    ) -> None:
+        self._authority = authority
+        self._settings = settings
+        self._ticket_secret = ticket_secret
+        self._clock = clock
+        self._trouble = RateLimitedLog(_log)
+        self._key = ec.generate_private_key(ec.SECP256R1())  # RSA-3072 would cost 90 times as much per handshake
+
+    def leaf(self, host: str) -> _Leaf:
+        """A new leaf for a host, with its context."""
         now = self._clock()
         self._look_at_clock(now)
-        pair = self._authority.issue_leaf(self._key, host, self._days, now)
+        pair = self._authority.issue_leaf(self._key, host, self._settings.days, now)
         begin, end = not_before(pair.certificate).timestamp(), not_after(pair.certificate).timestamp()
         context = server_context(pair.certificate_pem + self._authority.chain_pem + pair.key_pem)
         share_tickets(context, self._ticket_secret + host.encode())
-        if self._ktls:
+        if self._settings.ktls:
             let_kernel_encrypt(context)
-        if self._verifying:
+        if self._settings.verifying:
             # The context chosen by SNI verifies the client. Elsewhere a loaded authority would only make OpenSSL
             # verify our own leaf, and send the root, in each handshake.
             context.load_verify_locations(cadata=self._authority.pem.decode())

@@ -25,7 +25,7 @@ from support.trouble import Plan, Trouble
 
 from hardship.measure import Dduct
 from tls.authority import CertificateAuthority
-from tls.leaf_certificates import LeafCertificateCache
+from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
 SECONDS = 900 if os.environ.get("DDUCT_LONG") == "1" else 40
 HOST = "127.0.0.1"
@@ -157,7 +157,7 @@ def plans(dice: random.Random) -> Plan:
 
 def test_soak(dduct: Dduct, tmp_path: Path, origin_authority: CertificateAuthority) -> None:
     objects = make_objects()
-    tls = LeafCertificateCache(origin_authority, 30).context(HOST)
+    tls = LeafCertificateCache(origin_authority, LeafSettings(30)).context(HOST)
     dice = random.Random(5)
     samples: List[Tuple[int, int, int]] = []
     stopping = threading.Event()

@@ -22,7 +22,7 @@ from support.origin import Asked, Connection, Files, Origin
 
 from image.guest import HOST, IMAGE, MAC, Guest, need
 from tls.authority import CertificateAuthority
-from tls.leaf_certificates import LeafCertificateCache
+from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
 BODY = os.urandom(3_000_000)
 OBJECT = "/pool/some.deb"
@@ -120,7 +120,7 @@ def test_three_boots(tmp_path: Path, origin_authority: CertificateAuthority) -> 
     need("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
     assert IMAGE.exists(), f"{IMAGE} is not there: make image"
     gate = Gate()
-    tls = LeafCertificateCache(origin_authority, 30).context(HOST)
+    tls = LeafCertificateCache(origin_authority, LeafSettings(30)).context(HOST)
     with (
         Origin(Files({OBJECT: BODY}, [("Cache-Control", "max-age=86400")]), tls) as origin,
         Origin(gate) as onegate,

@@ -19,7 +19,7 @@ from server.server import Server
 from support.client import Answer, Client, wait_until
 from support.origin import Handler, Origin
 from tls.authority import CertificateAuthority
-from tls.leaf_certificates import LeafCertificateCache
+from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 from transfers.fill import Fill
 
 HOST = "127.0.0.1"
@@ -97,7 +97,7 @@ class RunningDduct:
 
     def __init__(self, directory: Path, authority: CertificateAuthority, certificates: Path, **keys: Any) -> None:
         self.directory = directory
-        self._leaves = LeafCertificateCache(authority, 30)
+        self._leaves = LeafCertificateCache(authority, LeafSettings(30))
         self._stack = ExitStack()
         ca = directory / "origin-ca.pem"
         ca.write_bytes(authority.pem)

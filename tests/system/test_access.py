@@ -27,7 +27,7 @@ from net.addresses import Networks
 from proxy import access
 from proxy.access import AccessError, Users, hash_password
 from proxy.password_queue import TooManyPasswords
-from server import server
+from server import wiring
 
 ROOT = Path(__file__).resolve().parents[2]
 Build = Callable[..., RunningDduct]
@@ -351,7 +351,7 @@ def test_a_team_behind_one_address_is_let_in_all_at_once(tmp_path: Path) -> None
 def test_a_users_file_that_is_wrong_stops_the_start(tmp_path: Path, start_dduct: Build) -> None:
     path = tmp_path / "users"
     path.write_text("lab:plain\n")
-    with pytest.raises(server.StartError, match="line 1"):
+    with pytest.raises(wiring.StartError, match="line 1"):
         start_dduct(auth_file=path)
 
 

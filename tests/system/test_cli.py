@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
@@ -24,7 +25,9 @@ from support.process import ROOT, TIMEOUT, Process, write
 import dduct
 from monitoring.systemd import ServiceManager
 from proxy.access import hash_password
+from server import config
 from server.config import Config
+from server.process import Program
 from server.server import Server
 
 BODY = os.urandom(500_000)
@@ -594,7 +597,8 @@ def test_a_bug_in_a_reload_ends_nothing(configuration: Path, caplog: pytest.LogC
             raise ZeroDivisionError
 
     with caplog.at_level(logging.ERROR):
-        assert not dduct._Program(Buggy(), str(configuration), ServiceManager({}))._reload()
+        load = partial(config.load, configuration, configuration.parent)
+        assert not Program(Buggy(), load, ServiceManager({}))._reload()
     assert "A bug in dduct" in caplog.text and "ZeroDivisionError" in caplog.text
 
 

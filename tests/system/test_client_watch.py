@@ -168,7 +168,7 @@ def test_who_hangs_up_during_a_handshake_frees_everything(dduct: RunningDduct) -
                 while sock.recv(65536):
                     pass
     wait_until(lambda: not dduct.server.connections and not dduct.fills())
-    assert not dduct.server._current_runtime.services.origins._dialler._in_use
+    assert not dduct.server.runtime.services.origins._dialler._in_use
 
 
 # --- who follows ------------------------------------------------------------------------------------

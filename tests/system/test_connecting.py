@@ -240,7 +240,7 @@ def test_a_stale_object_does_not_wait_for_an_origin_that_hangs(
     """All but the first have the stale object at once; when the origin is back, all have what is new."""
     now = [1000.0]
     dduct = start_dduct(upstream_timeout=0.2)
-    origins = dduct.server._current_runtime.services.origins
+    origins = dduct.server.runtime.services.origins
     monkeypatch.setattr(origins._silent, "_clock", lambda: now[0])
     monkeypatch.setattr(origins, "_clock", lambda: now[0])
     gate, hangs = Gate(), [False]
@@ -302,7 +302,7 @@ def test_a_name_that_is_slow_to_be_found_leaves_time_to_connect(
 
     dduct = start_dduct(connect_timeout=10.0)
     origin = dduct.origin(Files({"/page": BODY}), tls=False)
-    dialler = dduct.server._current_runtime.services.origins._dialler
+    dialler = dduct.server.runtime.services.origins._dialler
     monkeypatch.setattr(dialler, "_clock", lambda: clock[0])
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     with dduct.client() as client:

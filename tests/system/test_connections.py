@@ -68,10 +68,10 @@ def test_no_leaf_is_minted_for_a_stranger(start_dduct: Build, stack: ExitStack) 
     stranger = from_address(stack, STRANGER, dduct.tls_port)
     with pytest.raises(ssl.SSLError, match=r"(?i)alert.access.denied"):
         stranger.start_tls(context, "www.listed.test")
-    assert not dduct.server._current_runtime.leaf_certificates._leaves
+    assert not dduct.server.runtime.leaf_certificates.hosts
     friend = dduct.client(dduct.tls_port)
     friend.start_tls(dduct.trust, "www.listed.test")
-    assert list(dduct.server._current_runtime.leaf_certificates._leaves) == ["www.listed.test"]
+    assert dduct.server.runtime.leaf_certificates.hosts == ["www.listed.test"]
 
 
 def test_strangers_that_stay_are_closed_and_only_so_many_are_waited_for(
@@ -114,7 +114,7 @@ def test_half_a_head_is_silence_too(start_dduct: Build, stack: ExitStack) -> Non
     dduct = start_dduct(max_connections=5)
     for _ in range(5):
         from_address(stack, STRANGER, dduct.tcp_port).send(b"GET /x HTTP/1.1\r\nHo")
-    wait_until(lambda: dduct.server._threads._running == 4 + 5)
+    wait_until(lambda: dduct.server.snapshot().threads == 4 + 5)
     assert dduct.client().get("/healthz", "localhost").status == 200
 
 
@@ -199,7 +199,7 @@ def test_who_comes_to_the_wrong_port_again_and_again_does_not_fill_the_log(
 def test_a_client_of_the_tls_port_takes_no_thread_before_it_speaks(dduct: RunningDduct, stack: ExitStack) -> None:
     clients = [stack.enter_context(dduct.client(dduct.tls_port)) for _ in range(10)]
     wait_until(lambda: dduct.server.connections.limit.taken == 10)
-    assert dduct.server._threads._running == 4
+    assert dduct.server.snapshot().threads == 4
     for client in clients:
         client.start_tls(dduct.trust, "origin.test")
         assert client.get("/healthz", "localhost").status == 200

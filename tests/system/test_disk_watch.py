@@ -227,7 +227,7 @@ def test_an_end_while_it_hangs_is_bounded(dduct: RunningDduct, monkeypatch: pyte
         assert bystander.at_end()
     finally:
         gate.set()
-    assert dduct.server._threads.join(TIMEOUT) and dduct.server._aside.join(TIMEOUT)
+    wait_until(lambda: not dduct.server.snapshot().threads and not dduct.server.snapshot().aside)
 
 
 def test_beyond_that_requests_are_relayed(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:

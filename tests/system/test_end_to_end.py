@@ -221,9 +221,11 @@ def test_an_unlisted_host_on_the_tls_port_is_misdirected(dduct: RunningDduct) ->
 
 
 def test_an_unlisted_host_is_tunnelled_blind(dduct: RunningDduct, origin_authority: CertificateAuthority) -> None:
-    from tls.leaf_certificates import LeafCertificateCache
+    from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
-    origin = Origin(Files({"/x.deb": BODY}), LeafCertificateCache(origin_authority, 9).context("localhost"))
+    origin = Origin(
+        Files({"/x.deb": BODY}), LeafCertificateCache(origin_authority, LeafSettings(9)).context("localhost")
+    )
     with origin:
         trust = ssl.create_default_context(cadata=origin_authority.pem.decode())
         client = dduct.client()
@@ -723,9 +725,11 @@ def test_a_host_that_is_named_insecure_is_not_verified(start_dduct: Build) -> No
 def test_an_origin_that_shows_another_hosts_certificate_is_502(
     dduct: RunningDduct, origin_authority: CertificateAuthority
 ) -> None:
-    from tls.leaf_certificates import LeafCertificateCache
+    from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
-    with Origin(Files({"/x.deb": BODY}), LeafCertificateCache(origin_authority, 9).context("other.test")) as origin:
+    with Origin(
+        Files({"/x.deb": BODY}), LeafCertificateCache(origin_authority, LeafSettings(9)).context("other.test")
+    ) as origin:
         answer = dduct.fetch(origin, "/x.deb")
     assert answer.status == 502 and b"mismatch" in answer.body
 

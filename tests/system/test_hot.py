@@ -28,7 +28,7 @@ class Spy:
     def __init__(self, dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answered = 0
         self.turns: List[Optional[float]] = []
-        hot = dduct.server._current_runtime.memory_cache
+        hot = dduct.server.runtime.memory_cache
         real = hot.answer
 
         def answer(kind: str, request: bytes, may_read: bool, iteration: Optional[float] = None) -> object:
@@ -56,7 +56,7 @@ def settled(dduct: RunningDduct, origin: Origin, path: str = "/x.deb") -> None:
 def fetch_and_know(dduct: RunningDduct, origin: Origin, path: str = "/x.deb") -> Answer:
     """One GET whose answer is remembered: that is done when the client has had it."""
     answer = dduct.fetch(origin, path)
-    wait_until(lambda: bool(dduct.server._current_runtime.memory_cache._known))
+    wait_until(lambda: bool(dduct.server.runtime.memory_cache._known))
     return answer
 
 
@@ -199,7 +199,7 @@ def test_what_is_in_memory_is_counted_right(dduct: RunningDduct, spy: Spy) -> No
     """An object that changes and comes back takes no more room than it takes."""
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
-    hot = dduct.server._current_runtime.memory_cache
+    hot = dduct.server.runtime.memory_cache
     place = dduct.files / dduct.stored()[0]
     with dduct.intercepted(origin) as client:
         for _ in range(4):
@@ -223,7 +223,7 @@ def test_more_than_memory_may_hold_is_still_answered(
         for _ in range(3):
             for name in names:
                 assert client.get(name, f"{HOST}:{origin.port}").body == BODY
-    assert 0 <= dduct.server._current_runtime.memory_cache._held <= 2 * len(BODY)
+    assert 0 <= dduct.server.runtime.memory_cache._held <= 2 * len(BODY)
     assert len(origin.requests) == len(names)
 
 
@@ -260,7 +260,7 @@ def test_what_is_right_once_in_a_turn_is_right_for_the_rest_of_it(dduct: Running
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
     fetch_and_know(dduct, origin)
-    hot = dduct.server._current_runtime.memory_cache
+    hot = dduct.server.runtime.memory_cache
     ((kind, request),) = hot._known
     assert hot.answer(kind, request, True) is not None  # which has it in memory
     known = dict(hot._known)

@@ -270,7 +270,7 @@ def test_a_client_that_ends_in_its_hello_is_not_looked_at_again_and_again(
 
     monkeypatch.setattr(Opening, "look", look)
     if known:
-        dduct.server._current_runtime.leaf_certificates.context(HOST)
+        dduct.server.runtime.leaf_certificates.context(HOST)
     with dduct.client() as client:
         assert client.connect(f"{HOST}:443").status == 200
         client.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")

@@ -182,7 +182,7 @@ def test_a_tunnel_that_begins_while_the_configuration_changes_does_not_escape(
 ) -> None:
     dduct = start_dduct()
     origin = dduct.origin(Files({}), tls=False)
-    origins = type(dduct.server._current_runtime.services.origins)
+    origins = type(dduct.server.runtime.services.origins)
     dial = origins.dial
 
     def dial_late(*arguments: Any, **keys: Any) -> Any:

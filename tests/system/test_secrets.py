@@ -17,8 +17,7 @@ from support.origin import Asked, Connection
 from support.running import HOST, RunningDduct
 
 from cache import Cache, Lead
-from dduct import _Formatter
-from monitoring.log import RateLimitedLog
+from monitoring.log import LineFormatter, RateLimitedLog
 from storage.eviction import Evictor
 from storage.space import Limits, SpaceLimits
 from storage.store import Digest, Key, Metadata
@@ -202,7 +201,7 @@ def test_no_line_that_names_a_file_has_its_query(
 def test_a_traceback_shows_no_query() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Formatter())
+    handler.setFormatter(LineFormatter())
     log = logging.Logger("dduct")
     log.addHandler(handler)
     try:

@@ -40,9 +40,9 @@ from support.running import make_config
 
 from certs import CertificateError, CertificateFiles, CertificateSettings, inspect, prepare
 from server import config
-from server.server import certificate_settings
+from server.wiring import certificate_settings
 from tls.authority import CertificateAuthority, KeyPair
-from tls.leaf_certificates import LeafCertificateCache
+from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ("ca.key", "client.key", "server.key")
@@ -96,7 +96,7 @@ def authority(made: Path) -> CertificateAuthority:
 
 @pytest.fixture(scope="module")
 def leaves(authority: CertificateAuthority) -> LeafCertificateCache:
-    return LeafCertificateCache(authority, LEAF_DAYS)
+    return LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
 
 
 @pytest.fixture
@@ -405,7 +405,7 @@ def test_a_users_own_authority_is_used(
     assert {name: (tmp_path / name).read_bytes() for name in own} == own
     assert authority.pem == own["ca.crt"]
     leaf = tmp_path / "leaf.pem"
-    leaf.write_bytes(pem(LeafCertificateCache(authority, LEAF_DAYS).certificate("origin.test")))
+    leaf.write_bytes(pem(LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).certificate("origin.test")))
     for certificate in (leaf, tmp_path / "server.crt", tmp_path / "client.crt"):
         assert_verifies(tmp_path / "ca.crt", certificate)
     assert prepare(tmp_path, SETTINGS).pem == authority.pem
@@ -867,7 +867,7 @@ def mint(monkeypatch: pytest.MonkeyPatch, authority: CertificateAuthority) -> Mi
 
 
 def test_a_host_keeps_its_context(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafCertificateCache(authority, LEAF_DAYS)
+    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
     contexts = [store.context("a"), store.context("b"), store.context("a")]
     assert contexts[0] is contexts[2] and contexts[0] is not contexts[1]
     assert store.certificate("a") is store.certificate("a")
@@ -875,7 +875,7 @@ def test_a_host_keeps_its_context(authority: CertificateAuthority, mint: Mint) -
 
 
 def test_sixteen_threads_that_ask_for_a_host_cause_one_leaf(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafCertificateCache(authority, LEAF_DAYS)
+    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
     barrier, two_at_once = threading.Barrier(16), threading.Barrier(2)
 
     def linger(_: str) -> None:
@@ -894,7 +894,7 @@ def test_sixteen_threads_that_ask_for_a_host_cause_one_leaf(authority: Certifica
 
 
 def test_minting_for_one_host_holds_up_no_other(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafCertificateCache(authority, LEAF_DAYS)
+    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
     reached, go_on = threading.Event(), threading.Event()
 
     def hold_a(host: str) -> None:
@@ -917,7 +917,7 @@ def test_minting_for_one_host_holds_up_no_other(authority: CertificateAuthority,
 def test_a_failed_mint_is_told_to_its_asker_and_does_not_block_the_host(
     authority: CertificateAuthority, mint: Mint
 ) -> None:
-    store = LeafCertificateCache(authority, LEAF_DAYS)
+    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
 
     def fail(_: str) -> None:
         raise ValueError("no")
@@ -931,14 +931,14 @@ def test_a_failed_mint_is_told_to_its_asker_and_does_not_block_the_host(
 
 
 def test_the_least_recently_used_leaf_goes_first(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafCertificateCache(authority, LEAF_DAYS, capacity=2)
+    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), capacity=2)
     for host in ("a", "b", "a", "c", "a", "c", "b"):
         store.context(host)
     assert mint.hosts == ["a", "b", "c", "b"]
 
 
 def test_no_more_contexts_are_kept_than_there_is_room_for(authority: CertificateAuthority) -> None:
-    store = LeafCertificateCache(authority, LEAF_DAYS, capacity=3)
+    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), capacity=3)
     contexts = [weakref.ref(store.context(f"{number}.test")) for number in range(10)]
     gc.collect()
     assert [number for number, context in enumerate(contexts) if context() is not None] == [7, 8, 9]
@@ -946,7 +946,7 @@ def test_no_more_contexts_are_kept_than_there_is_room_for(authority: Certificate
 
 def test_a_leaf_is_issued_again_well_before_it_ends(authority: CertificateAuthority, mint: Mint) -> None:
     now = [time.time()]
-    store = LeafCertificateCache(authority, LEAF_DAYS, clock=lambda: now[0])
+    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), clock=lambda: now[0])
     first = store.context("a")
     end = moment(store.certificate("a"), "not_valid_after").timestamp()
     now[0] += (end - now[0]) / 2
@@ -971,7 +971,7 @@ def test_a_leaf_minted_while_the_clock_was_ahead_is_minted_anew(
 ) -> None:
     """Some of what it is dated back has to be left, too: the clocks of clients may be late."""
     now = [time.time() + ahead]
-    store = LeafCertificateCache(authority, LEAF_DAYS, clock=lambda: now[0])
+    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), clock=lambda: now[0])
     first = store.context("a")
     now[0] = time.time()
     assert (ask(store, "a") is first) is same
@@ -985,7 +985,7 @@ def test_an_authority_made_while_the_clock_was_ahead_is_said_when_clients_cannot
     authority: CertificateAuthority, caplog: pytest.LogCaptureFixture
 ) -> None:
     begin = moment(authority.certificate, "not_valid_before")
-    store = LeafCertificateCache(authority, LEAF_DAYS, clock=lambda: begin.timestamp() - DAY)
+    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), clock=lambda: begin.timestamp() - DAY)
     with caplog.at_level(logging.WARNING, "dduct.leaves"):
         store.context("a")
         store.context("b")
@@ -1010,7 +1010,7 @@ def test_a_leaf_key_never_touches_the_disk(
         real(context, certfile, *rest)
 
     monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_cert_chain)
-    LeafCertificateCache(authority, LEAF_DAYS).context("a")
+    LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).context("a")
     assert len(opened) == 1 and opened[0].startswith("/memfd:")
     assert names_in(tmp_path) == ()
 
@@ -1101,7 +1101,7 @@ def test_the_cheapest_cipher_is_chosen(
 ) -> None:
     """OpenSSL's own clients put AES-256 first. Those without AES in their processors put ChaCha20 first."""
     monkeypatch.setattr("tls.openssl.has_aes", lambda _: True)
-    leaves = LeafCertificateCache(prepare(made, SETTINGS), days=1)
+    leaves = LeafCertificateCache(prepare(made, SETTINGS), LeafSettings(1))
     client = trusting(made / "ca.crt")
     client.maximum_version = version
     client.set_ciphers(offered)
@@ -1118,7 +1118,7 @@ def test_http_1_1_is_chosen_and_http_2_is_not(made: Path, leaves: LeafCertificat
 def test_an_elliptic_authority_of_the_users_own_serves_a_handshake(tmp_path: Path) -> None:
     put_own_authority(tmp_path, hand_made(own_key))
     own = CertificateAuthority(KeyPair(own_key, load(tmp_path / "ca.crt")))
-    context = LeafCertificateCache(own, LEAF_DAYS).context("::1")
+    context = LeafCertificateCache(own, LeafSettings(LEAF_DAYS)).context("::1")
     assert shake_hands(context, trusting(tmp_path / "ca.crt"), "::1")[0] == "TLSv1.3"
 
 
@@ -1198,7 +1198,7 @@ def test_stores_with_one_secret_resume_each_other_s_sessions_with_the_same_host(
 ) -> None:
     """As workers do, among which a client cannot choose."""
     client = trusting(made / "ca.crt")
-    first, second = (LeafCertificateCache(authority, LEAF_DAYS, ticket_secret=b"x") for _ in range(2))
+    first, second = (LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), ticket_secret=b"x") for _ in range(2))
     before = meet(first.context("a.test"), client, name="a.test")
     for store, host, resumed in ((second, "a.test", True), (second, "b.test", False), (leaves, "a.test", False)):
         assert meet(store.context(host), client, before.session, host).session_reused is resumed
@@ -1220,7 +1220,7 @@ def test_a_constrained_authority_is_believed_for_what_is_listed(
 ) -> None:
     directory, authority = constrained
     assert authority.may_certify(host)
-    context = LeafCertificateCache(authority, LEAF_DAYS).context(host)
+    context = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).context(host)
     assert shake_hands(context, trusting(directory / "ca.crt"), host)[0] == "TLSv1.3"
 
 
@@ -1230,7 +1230,7 @@ def test_a_constrained_authority_is_believed_for_nothing_else(
 ) -> None:
     directory, authority = constrained
     assert not authority.may_certify(host)
-    context = LeafCertificateCache(authority, LEAF_DAYS).context(host)
+    context = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).context(host)
     with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
         shake_hands(context, trusting(directory / "ca.crt"), host)
 
@@ -1265,7 +1265,7 @@ def test_without_a_listed_address_no_address_is_believed(tmp_path: Path) -> None
     authority = prepare(tmp_path / "certs", certificate_settings)
     for host in ("127.0.0.1", "::1"):
         assert not authority.may_certify(host)
-        context = LeafCertificateCache(authority, LEAF_DAYS).context(host)
+        context = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).context(host)
         with pytest.raises(ssl.SSLCertVerificationError, match="excluded subtree violation"):
             shake_hands(context, trusting(tmp_path / "certs/ca.crt"), host)
 
@@ -1281,7 +1281,7 @@ def test_a_root_is_not_sent_to_clients_that_have_it(authority: CertificateAuthor
 @pytest.mark.parametrize("verifying", [False, True])
 def test_the_root_that_clients_have_is_not_sent_to_them(authority: CertificateAuthority, verifying: bool) -> None:
     """Only where it has to be known here to verify clients: OpenSSL then puts it into the chain by itself."""
-    context = LeafCertificateCache(authority, LEAF_DAYS, verifying).context("origin.test")
+    context = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS, verifying)).context("origin.test")
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     hello, rest = ssl.MemoryBIO(), ssl.MemoryBIO()
     trusting = ssl.create_default_context(cadata=authority.pem.decode())

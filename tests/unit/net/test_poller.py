@@ -466,7 +466,7 @@ BODY = b"0123456789" * 400
 def work(dduct: RunningDduct) -> Tuple[int, int]:
     """How many threads have something to do, besides listening and watching; and how many are watched."""
     watched = list(dduct.server._poller._watched.values())
-    return dduct.server._threads._running - 4, sum(not isinstance(one.pollable, Listener) for one in watched)
+    return dduct.server.snapshot().threads - 4, sum(not isinstance(one.pollable, Listener) for one in watched)
 
 
 def known(dduct: RunningDduct, path: str = "/x.deb") -> Origin:
@@ -615,7 +615,7 @@ def test_a_client_that_had_to_wait_for_its_answer_is_idle_again(
 
 
 def test_a_handshake_that_drips_is_a_thread_s(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
-    dduct.server._current_runtime.leaf_certificates.context("origin.test")
+    dduct.server.runtime.leaf_certificates.context("origin.test")
     with dduct.client() as client:
         assert client.connect("origin.test:443").status == 200
         session = alone(dduct)

@@ -13,7 +13,8 @@ import pytest
 from support.client import Client
 from support.running import RunningDduct, make_config
 
-from server.server import Server, StartError
+from server.server import Server
+from server.wiring import StartError
 
 pytestmark = pytest.mark.one_process
 

@@ -19,7 +19,7 @@ from support.process import ROOT, TIMEOUT, Process, Running, write
 PREAMBLE = """
 import logging, os, re, signal, sys, threading, time
 from server import watchdog
-from server.workers import SIGNALS, Limits, Workers, follow_parent, wait_for_signal
+from server.workers import SIGNALS, Duties, Limits, Workers, follow_parent, wait_for_signal
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 say = logging.getLogger().info
 
@@ -57,8 +57,8 @@ def work(number, lifeline):
 
 signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 sys.exit(Workers(
-    2, work, lambda: True, lambda: say("all are told to end"), lambda: None, None,
-    lambda: say("one was frozen"), Limits(silence, end),
+    2, work, Duties(lambda: True, lambda: say("all are told to end"), lambda: say("one was frozen")),
+    Limits(silence, end),
 ).run())
 """
 

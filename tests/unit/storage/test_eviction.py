@@ -19,7 +19,7 @@ from support.running import RunningDduct
 
 from cache import Cache, Lead
 from monitoring.metrics import Counter
-from storage import eviction
+from storage import eviction, survey
 from storage.eviction import Evictor
 from storage.space import Limits, SpaceLimits
 from storage.store import Key, Metadata, Unstorable
@@ -67,7 +67,7 @@ def test_empty_directories_go_with_their_last_object(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded_and_everything_goes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eviction, "_CANDIDATES", 4)
+    monkeypatch.setattr(survey, "_CANDIDATES", 4)
     paths = fill(tmp_path, 20)
     Evictor(SpaceLimits(tmp_path, Limits(max_size=50 * KILO))).sweep()
     assert left(paths) == [16, 17, 18, 19]

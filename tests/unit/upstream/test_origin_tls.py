@@ -12,10 +12,10 @@ from support.origin import Asked, Connection, Origin
 from support.running import HOST, RunningDduct
 
 from proxy.routing import HostList
-from server import server
+from server import wiring
 from server.config_values import Address, ParentProxy
 from tls.authority import CertificateAuthority
-from tls.leaf_certificates import LeafCertificateCache
+from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
 Build = Callable[..., RunningDduct]
 HOSTS = {
@@ -28,7 +28,7 @@ HOSTS = {
 
 
 def asking(dduct: RunningDduct, authority: CertificateAuthority, mode: ssl.VerifyMode) -> ssl.SSLContext:
-    context = LeafCertificateCache(authority, 9).context(HOST)
+    context = LeafCertificateCache(authority, LeafSettings(9)).context(HOST)
     context.load_verify_locations(dduct.config.misc.cert_dir / "ca.crt")
     context.verify_mode = mode
     return context
@@ -57,7 +57,7 @@ def test_an_origin_with_an_authority_of_its_own_is_reached_where_a_certificate_i
     dduct: RunningDduct, origin_authority: CertificateAuthority
 ) -> None:
     """It does not know dduct's authority, and would refuse what it has issued."""
-    context = LeafCertificateCache(origin_authority, 9).context(HOST)
+    context = LeafCertificateCache(origin_authority, LeafSettings(9)).context(HOST)
     context.load_verify_locations(cadata=origin_authority.pem.decode())
     context.verify_mode = ssl.CERT_OPTIONAL
     with Origin(who, context) as origin:
@@ -85,9 +85,9 @@ def test_a_missing_certificate_matters_only_where_it_would_be_shown(tmp_path: Pa
     dduct = start_dduct()
     for name in ("client.crt", "client.key"):
         (dduct.config.misc.cert_dir / name).unlink()
-    dduct.server._make_origins(dduct.config)
+    dduct.server.reload(dduct.config)
     wanted = replace(dduct.config, proxy=replace(dduct.config.proxy, client_cert_hosts=("*",)))
-    with pytest.raises(server.StartError, match="client_cert_hosts"):
+    with pytest.raises(wiring.StartError, match="client_cert_hosts"):
         dduct.server.reload(wanted)
 
 

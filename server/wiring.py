@@ -1,0 +1,340 @@
+"""Wiring: what turns a configuration into the parts of a dduct.
+
+* `open_parts` makes, once, what every runtime and every worker shares.
+* `RuntimeBuilder.build` makes all that a configuration decides, as one `Runtime`. A reload builds another.
+
+Both raise StartError and certs.CertificateError, whose messages name key and remedy.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import ssl
+import threading
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, List, Optional
+
+import certs
+from cache import Cache
+from fetching.filler import Services
+from fetching.grants import Grants
+from fetching.memory_cache import MemoryCache
+from fetching.naming import Naming, Parameters
+from fetching.permission import KNOWN_FOR
+from fetching.recent import Background, Deliveries, SharedTimes
+from monitoring.metrics import Counter, Counters
+from net.addresses import Networks, OwnServices
+from net.listener import ThreadPool
+from net.stream import NamedSocket
+from pages.setup import About
+from protocol.freshness import FreshnessRules
+from protocol.request_fields import RequestFields
+from proxy.access import Access, AccessError, Users
+from proxy.routing import HostList, Hosts, Rules
+from proxy.runtime import CurrentRuntime, Runtime
+from server.config import Config
+from server.config_values import Address, ParentProxy
+from storage.eviction import Evictor
+from storage.space import Limits, SpaceLimits
+from tls import openssl
+from tls.authority import CertificateAuthority
+from tls.leaf_certificates import LeafCertificateCache, LeafSettings
+from upstream.client import Origins
+from upstream.dialling import Parent, Settings
+from upstream.origin_tls import TlsSettings, UnusableCertificate
+
+_log = logging.getLogger("dduct")
+
+_TIMEOUT = 10  # times (connect_timeout + upstream_timeout), for a stuck leader
+_MAX_WORKERS = 8  # unless proxy.workers is set
+
+
+class StartError(Exception):
+    """dduct cannot start; the message names key and remedy."""
+
+
+def worker_count(config: Config) -> int:
+    """How many processes share the listeners."""
+    return config.proxy.workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
+
+
+def certificate_settings(config: Config) -> certs.CertificateSettings:
+    """The settings for the certificates of the first start."""
+    return certs.CertificateSettings(
+        rsa_key_bits=config.certs.rsa_key_bits,
+        days_from_now=config.certs.days_from_now,
+        ca_cn=config.certs.ca_cn,
+        server_cn=config.certs.server_cn,
+        server_dns_sans=config.certs.server_dns_sans,
+        server_ip_sans=config.certs.server_ip_sans,
+        client_cn=config.certs.client_cn,
+        p12_pass=config.certs.p12_pass,
+        name_constraints=config.certs.name_constraints,
+    )
+
+
+# --- once --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What all runtimes of a dduct share, from its start to its stop."""
+
+    authority: CertificateAuthority
+    files: certs.CertificateFiles
+    cache: Cache
+    evictor: Evictor
+    counters: Counters
+    threads: ThreadPool
+    aside: ThreadPool  # no client waits for these
+    draining: threading.Event
+    recent: SharedTimes
+    background: Background
+    via: bytes
+    # All processes share it for their lifetime: a client cannot choose its process.
+    ticket_secret: bytes
+    clock: Callable[[], float]  # for validity of certificates
+
+    def note_growth(self, grown_by: int) -> None:
+        """Bytes were stored: count them, and look whether others have to go."""
+        self.counters.add(Counter.STORED_BYTES, grown_by)
+        self.evictor.look()
+
+
+def open_parts(config: Config, clock: Callable[[], float]) -> Parts:
+    """Read or make certificates, and open the cache. Starts nothing."""
+    counters = Counters(rows=worker_count(config) + 1)  # and one for the parent process
+    aside, draining, recent = ThreadPool(), threading.Event(), SharedTimes()
+    authority = certs.prepare(config.misc.cert_dir, certificate_settings(config))
+    cache = _open_cache(config)
+    evictor = Evictor(cache.store.space, partial(counters.add, Counter.EVICTED))
+    cache.store.space.on_need = evictor.look
+    cache.disk.on_slow = partial(counters.add, Counter.SLOW_DISK)
+    return Parts(
+        authority=authority,
+        files=certs.CertificateFiles(config.misc.cert_dir),
+        cache=cache,
+        evictor=evictor,
+        counters=counters,
+        threads=ThreadPool(),
+        aside=aside,
+        draining=draining,
+        recent=recent,
+        background=Background(recent, aside.spawn, draining),
+        via=b"1.1 dduct-" + secrets.token_hex(4).encode(),
+        ticket_secret=secrets.token_bytes(32),
+        clock=clock,
+    )
+
+
+def _open_cache(config: Config) -> Cache:
+    root = config.misc.file_dir
+    try:
+        # Leaders give up by themselves after several attempts; this is for a stuck one.
+        timeout = fill_timeout(config)
+        cache = Cache(root, timeout, SpaceLimits(root, space_limits(config), worker_count(config)))
+    except OSError as error:
+        raise StartError(f'misc.file_dir "{root}" cannot be used: {error.strerror or error}') from error
+    _log.info('Files "%s"', root)
+    _warn_of_what_is_not_ours(cache)
+    if not cache.store.keeps_metadata:
+        _log.warning(
+            'misc.file_dir "%s" is on a file system without user extended attributes: what needs authorisation '
+            "is not kept, and nothing is shared between hosts",
+            root,
+        )
+    return cache
+
+
+def _warn_of_what_is_not_ours(cache: Cache) -> None:
+    root, (foreign, closed) = cache.store.root, cache.store.outside
+    if foreign is not None:
+        _log.warning(
+            'misc.file_dir "%s" holds what is not dduct\'s, such as "%s": it is never touched, but the room that it '
+            "takes counts against cache.min_free and cannot be freed; a directory of its own is better",
+            root,
+            foreign,
+        )
+    for name in closed:
+        _log.warning(
+            'misc.file_dir: "%s/%s" is a link, a mount point or no folder: nothing is kept there; let misc.file_dir '
+            "itself lead to where files are to be",
+            root,
+            name,
+        )
+
+
+def fill_timeout(config: Config) -> float:
+    """Seconds without any progress after which followers regard their leader as stuck."""
+    return _TIMEOUT * (config.proxy.connect_timeout + config.proxy.upstream_timeout)
+
+
+def space_limits(config: Config) -> Limits:
+    """How much the cache may take."""
+    return Limits(config.cache.max_size, config.cache.min_free or 0)
+
+
+# --- for each configuration --------------------------------------------------------------------------
+
+
+class RuntimeBuilder:
+    """Builds runtimes for a dduct that listens on `addresses`."""
+
+    def __init__(self, parts: Parts, addresses: List[Address], current: CurrentRuntime) -> None:
+        self._parts = parts
+        self._addresses = addresses
+        self._names = _NameChooser(current, parts.clock)
+
+    def build(self, config: Config, kept: Optional[LeafCertificateCache] = None) -> Runtime:
+        """All that a configuration decides. Leaves that were `kept` stay in use if they would be made alike."""
+        parts = self._parts
+        leaves = kept if kept is not None and kept.settings == _leaf_settings(config) else self._leaves(config)
+        return Runtime(
+            services=self._services(config),
+            rules=_rules(config),
+            memory_cache=MemoryCache(parts.cache.disk),
+            leaf_certificates=leaves,
+            access=open_access(config),
+            about=_about(config, parts.authority.pem),
+            tls=_listener_context(config, parts, self._names),
+            tls_valid_from=parts.files.server_valid_from(),
+            idle_timeout=config.proxy.idle_timeout,
+            draining=parts.draining,
+        )
+
+    def _services(self, config: Config) -> Services:
+        parts = self._parts
+        return Services(
+            cache=parts.cache,
+            origins=_origins(config, parts, self._addresses),
+            freshness=FreshnessRules(
+                fresh_for=config.cache.fresh_for,
+                heuristic_max=config.cache.heuristic_max,
+                recheck=config.cache.recheck,
+                stale_if_error=config.cache.stale_if_error,
+                obey_no_store=config.cache.obey_no_store,
+            ),
+            grants=Grants(config.cache.auth_grace),
+            known=Grants(KNOWN_FOR),
+            names=RequestFields(config.cache.harmless_fields),
+            counters=parts.counters,
+            via=parts.via,
+            spawn=parts.threads.spawn,
+            deliveries=Deliveries(parts.recent, config.cache.retry_window),
+            background=parts.background,
+            grown=parts.note_growth,
+        )
+
+    def _leaves(self, config: Config) -> LeafCertificateCache:
+        parts = self._parts
+        return LeafCertificateCache(parts.authority, _leaf_settings(config), parts.ticket_secret, clock=parts.clock)
+
+
+class _NameChooser:
+    """Chooses the certificate of tls_bind by the name that a client asks for (SNI), as the current runtime has it."""
+
+    def __init__(self, current: CurrentRuntime, clock: Callable[[], float]) -> None:
+        self._current = current
+        self._clock = clock
+
+    def choose(self, sock: NamedSocket, name: Optional[str], _: ssl.SSLContext) -> None:
+        """The sni_callback of the listener's context."""
+        current_runtime = self._current.get()
+        rules = current_runtime.rules
+        host = sock.server_name = None if name is None else name.lower()
+        if host is not None and host in rules.intercept and host not in rules.own_names:
+            sock.context = current_runtime.leaf_certificates.context(host)
+        elif self._clock() < current_runtime.tls_valid_from:
+            # The clock was ahead when server.crt was made. Leaves replace it until it is valid.
+            if host is None or host not in rules.own_names:
+                host = sock.getsockname()[0].replace("::ffff:", "", 1).partition("%")[0]
+            sock.context = current_runtime.leaf_certificates.context(host)
+
+
+def _rules(config: Config) -> Rules:
+    return Rules(
+        intercept=Hosts([*config.certs.server_dns_sans, *config.certs.server_ip_sans]),
+        own_names=Hosts([config.certs.server_cn, "localhost"]),
+        naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query), config.cache.volatile),
+    )
+
+
+def _listener_context(config: Config, parts: Parts, names: _NameChooser) -> ssl.SSLContext:
+    """The TLS listener's context: server.crt, or a leaf for an intercepted host (SNI). Raises StartError."""
+    try:
+        context = parts.files.server_context()
+        if config.proxy.ktls:
+            openssl.let_kernel_encrypt(context)
+        if config.proxy.require_client_cert:
+            # This context asks the client for a certificate; a context that SNI chooses verifies it.
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(parts.files.path("ca.crt"))
+            openssl.resume_nothing(context)  # a session could outlive its client certificate
+        else:
+            openssl.share_tickets(context, parts.ticket_secret + b"/")  # no host is named "/"
+    except OSError as error:
+        raise StartError(f'misc.cert_dir "{parts.files.directory}" has no usable server.crt: {error}') from error
+    context.sslsocket_class = NamedSocket
+    context.sni_callback = names.choose  # type: ignore[assignment]
+    return context
+
+
+def _origins(config: Config, parts: Parts, addresses: List[Address]) -> Origins:
+    proxy = config.proxy
+    settings = Settings(
+        connect_timeout=proxy.connect_timeout,
+        fill_timeout=proxy.upstream_timeout,
+        relay_timeout=max(proxy.relay_timeout, proxy.upstream_timeout),
+        tls=TlsSettings(
+            ca=proxy.upstream_ca,
+            insecure=HostList(proxy.upstream_insecure),
+            client_certificate=(parts.files.path("client.crt"), parts.files.path("client.key")),
+            client_cert_hosts=HostList(proxy.client_cert_hosts) if proxy.client_cert_hosts else None,
+        ),
+        own_addresses=tuple((address.host, address.port) for address in addresses),
+        parent=_parent(proxy.upstream_proxy),
+        direct=HostList(proxy.no_upstream_proxy),
+        via=parts.via,
+        allow_own=OwnServices(proxy.allow_own),
+    )
+    try:
+        return Origins(settings, parts.counters)
+    except UnusableCertificate as error:
+        raise StartError(str(error)) from error
+
+
+def _parent(proxy: Optional[ParentProxy]) -> Optional[Parent]:
+    if proxy is None:
+        return None
+    return Parent(proxy.address.host, proxy.address.port, proxy.tls, proxy.credentials)
+
+
+def open_access(config: Config) -> Access:
+    """The access rules. Raises StartError."""
+    try:
+        users = None if config.proxy.auth_file is None else Users(config.proxy.auth_file)
+    except AccessError as error:
+        raise StartError(str(error)) from error
+    return Access(Networks(config.proxy.allow_clients), users, config.proxy.require_client_cert)
+
+
+def _leaf_settings(config: Config) -> LeafSettings:
+    return LeafSettings(config.certs.leaf_days, config.proxy.require_client_cert, config.proxy.ktls)
+
+
+def _about(config: Config, ca_pem: bytes) -> About:
+    hosts = (*config.certs.server_dns_sans, *config.certs.server_ip_sans)
+    filters = tuple(pattern.pattern for pattern in config.proxy.filters)
+    return About(ca_pem, hosts, filters, config.proxy.auth_file is not None)
+
+
+def warn_of_hosts(config: Config, authority: CertificateAuthority) -> None:
+    """Warn of unverified hosts and of hosts that ca.crt may not certify."""
+    for host in config.proxy.upstream_insecure:
+        _log.warning("The certificate of %s is not verified (proxy.upstream_insecure)", host)
+    for host in (*config.certs.server_dns_sans, *config.certs.server_ip_sans):
+        if not authority.may_certify(host):
+            _log.warning("Clients will not believe us as %s: ca.crt has name constraints without it", host)
