@@ -36,6 +36,10 @@ from storage.store import (
 from transfers.asking import Asking
 from transfers.hashing import Hashes
 from transfers.pacing import MANY_READERS, wait_for_bytes
+from transfers.states import COMPLETE, TRANSITIONS
+from transfers.states import DigestMismatch as DigestMismatch
+from transfers.states import FillFailed as FillFailed
+from transfers.states import FillState as FillState
 from transfers.window import WINDOW_LIMIT, Window
 
 # Readers get the last bytes of a digest-named object only once the digest matches: no reader gets a whole wrong object.
@@ -44,27 +48,6 @@ HOLD_BACK = 64 * 1024
 _REHASHED_AT_ONCE = 1024 * 1024  # bytes
 _SLOWEST_READER_TIMEOUT = 30.0  # seconds without progress before a fill without a disk drops its slowest reader
 _ACQUIRE_TIMEOUT = 10.0  # seconds to wait for another thread's `acquire`; then the claim starts again
-
-
-class FillState(enum.Enum):
-    """The state of a fill. The last five are final."""
-
-    ASKING = "the leader waits for the origin's answer"
-    FILLING = "the head is known, bytes are arriving"
-    PUBLISHED = "complete and in its place"
-    UNKEPT = "complete and read to its end, but the disk would not have it"
-    FAILED = "broken off"
-    DECLINED = "the origin's answer is not to be kept; everybody asks for himself"
-    GONE = "over before it began, or given up in good order; claim again"
-
-    @property
-    def final(self) -> bool:
-        """Whether the fill is over."""
-        return self in _FINAL
-
-
-_COMPLETE = frozenset([FillState.PUBLISHED, FillState.UNKEPT])
-_FINAL = _COMPLETE.union([FillState.FAILED, FillState.DECLINED, FillState.GONE])
 
 
 class AcquireResult(enum.Enum):
@@ -82,18 +65,6 @@ class PartialDownload:
     metadata: Metadata
     length: int
     size: int
-
-
-class FillFailed(Exception):
-    """The fill broke off before the wanted bytes arrived; `cause` is the reason that its leader gave."""
-
-    def __init__(self, cause: object) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-class DigestMismatch(FillFailed):
-    """The bytes do not match the digest in the object's name."""
 
 
 class Fill:
@@ -170,8 +141,7 @@ class Fill:
         self._store.write_record(self._fd, Record(metadata, length or 0, boot=boot))
         with self._changed:
             self.metadata, self.length = metadata, length
-            self.state = FillState.FILLING
-            self._changed.notify_all()
+            self._enter_state(FillState.FILLING)
 
     def resume(self, metadata: Metadata) -> None:
         """Continue a partial download; its bytes are at once available to readers. Raises Unstorable."""
@@ -183,8 +153,7 @@ class Fill:
             self.metadata, self.length, self._size = metadata, left.length, left.size
             self._began_at = left.size
             self._released = max(0, left.size - (HOLD_BACK if self._digest is not None else 0))
-            self.state = FillState.FILLING
-            self._changed.notify_all()
+            self._enter_state(FillState.FILLING)
 
     def catch_up(self) -> None:
         """Hash the earlier bytes; a no-op on a new fill. Raises FillFailed, Lost where the disk has lost them."""
@@ -292,8 +261,7 @@ class Fill:
         self._on_done(self)
         fcntl.flock(self._fd, fcntl.LOCK_UN)
         with self._changed:
-            self.state = FillState.GONE  # only after `_on_done`: a new claim does not find this fill
-            self._changed.notify_all()
+            self._enter_state(FillState.GONE)  # only after `_on_done`: a new claim does not find this fill
         return True
 
     def close(self) -> None:
@@ -346,7 +314,7 @@ class Fill:
         """
         with self._changed:
             arrived = self._wait_for_bytes(offset, timeout)
-            if self.state.final and self.state not in _COMPLETE:
+            if self.state.final and self.state not in COMPLETE:
                 raise self._ending()  # even with some bytes there: a reader that has none yet needs no partial object
             return arrived
 
@@ -378,7 +346,7 @@ class Fill:
                 raise Lost("the disk takes no more, and this reader is too slow to do without")
             available = self._released - offset
             if available <= 0:
-                if self.state in _COMPLETE:
+                if self.state in COMPLETE:
                     return 0
                 raise self._ending() if arrived else FillFailed(f"nothing arrived for {timeout:g} s")
             if self._window is not None:
@@ -587,7 +555,13 @@ class Fill:
         if self._fd >= 0 and not unhashed:  # otherwise the lock shows that the hash is still to come
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         with self._changed:
-            if state in _COMPLETE:  # only now: a reader with all bytes finds the object published, and no fill
+            if state in COMPLETE:  # only now: a reader with all bytes finds the object published, and no fill
                 self._released = self.length = self._size
-            self.state, self._cause = state, cause or self._cause
-            self._changed.notify_all()
+            self._cause = cause or self._cause
+            self._enter_state(state)
+
+    def _enter_state(self, state: FillState) -> None:
+        """Change the state, and wake all who wait; no other method does. The caller holds the lock."""
+        assert state in TRANSITIONS[self.state], f"a fill that is {self.state.name} does not become {state.name}"
+        self.state = state
+        self._changed.notify_all()
