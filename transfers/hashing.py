@@ -6,9 +6,11 @@ import hashlib
 import threading
 from typing import Any, Optional
 
-from storage.store import Digest
+from storage.store import Digest, read_bytes
+from transfers.states import FillFailed
 
 _ALONE = 4 * 1024 * 1024  # bytes hashed before a thread is worth its cost
+_REHASHED_AT_ONCE = 1024 * 1024  # bytes
 
 
 class Hashes:
@@ -49,6 +51,21 @@ class Hashes:
         self.finish()
         self.late = False
         return self._hashed
+
+    def catch_up(self, fd: int, size: int) -> None:
+        """Hash the first `size` bytes of a file as far as they are not; a no-op where all are.
+
+        Raises FillFailed, Lost where the disk has lost them.
+        """
+        offset = self.go_on()
+        view = memoryview(bytearray(min(size - offset, _REHASHED_AT_ONCE)))
+        while offset < size:
+            count = read_bytes(fd, view[: size - offset], offset)
+            if not count:
+                raise FillFailed("what was there of it has been cut off")
+            self.update(view[:count])
+            self.finish()
+            offset += count
 
     def finish(self) -> None:
         """Wait until all accepted bytes are hashed."""

@@ -687,7 +687,7 @@ def test_a_hash_that_another_process_has_undone_is_made_again(cache: Cache, late
     """It validates an object, and writes what it read of the record a moment before."""
     late.publish()
     stale = os.getxattr(cache.store.root / NAME, "user.dduct")
-    late._hash_the_rest()
+    late.file.hash_the_rest(late.size, late._hashes)
     os.setxattr(cache.store.root / NAME, "user.dduct", stale)
     cache.store.mark_durable(str(cache.store.root / NAME))
     late.close()
@@ -1162,7 +1162,7 @@ def leave(cache: Cache, raw: bytes, length: int = 6, resumable: bool = True, key
     fill = lead(cache, key)
     fill.start(META, length, resumable)
     fill.write(view(raw))
-    os.close(fill._fd)
+    os.close(fill.file.fd)
 
 
 def test_a_leftover_is_gone_on_with(pair: List[Cache]) -> None:
@@ -1201,7 +1201,7 @@ def test_followers_elsewhere_get_nothing_of_a_leftover_before_its_origin_has_spo
 
 def test_a_leftover_is_left_over_again_by_a_leader_that_dies_while_it_asks(pair: List[Cache]) -> None:
     leave(pair[0], b"abc")
-    os.close(lead(Cache(pair[0].store.root))._fd)
+    os.close(lead(Cache(pair[0].store.root)).file.fd)
     fill = lead(pair[1])
     assert fill.partial_download == PartialDownload(META, 6, 3)
     fill.close()
