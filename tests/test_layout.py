@@ -38,7 +38,6 @@ TOO_LARGE = {
     "storage.store",
     "storage.store.Store",
     "tls.leaf_certificates.LeafCertificateCache",
-    "transfers.fill.Fill",
     "upstream.client.Origins",
 }
 

@@ -7,7 +7,7 @@ import threading
 from typing import Any, Optional
 
 from storage.store import Digest, read_bytes
-from transfers.states import FillFailed
+from transfers.states import DigestMismatch, FillFailed
 
 _ALONE = 4 * 1024 * 1024  # bytes hashed before a thread is worth its cost
 _REHASHED_AT_ONCE = 1024 * 1024  # bytes
@@ -22,6 +22,7 @@ class Hashes:
     """
 
     def __init__(self, digest: Optional[Digest]) -> None:
+        self._digest = digest
         self._sha256 = hashlib.sha256()
         self._check = self._sha256 if digest is None or digest.algorithm == "sha256" else hasher(digest)
         self._can_wait = digest is None
@@ -83,6 +84,11 @@ class Hashes:
         """The hash that the object's name promises, or SHA-256; hexadecimal."""
         self.finish()
         return str(self._check.hexdigest())
+
+    def verify(self) -> None:
+        """Compare the bytes with the digest in the object's name, if there is one. Raises DigestMismatch."""
+        if self._digest is not None and self.check != self._digest.hex:
+            raise DigestMismatch(f"its bytes have not the digest {self._digest}")
 
     def close(self) -> None:
         """End the thread, if there is one; idempotent."""

@@ -389,7 +389,7 @@ def test_who_has_had_nothing_begins_anew_when_the_object_changes(dduct: RunningD
         first = pool.submit(dduct.fetch, origin, "/x.deb")
         breaking.gate.reached()
         last = pool.submit(dduct.fetch, origin, "/x.deb", "Range: bytes=1900000-")
-        wait_until(lambda: any(len(fill._positions) == 2 for fill in dduct.fills()))
+        wait_until(lambda: any(fill.snapshot().readers == 2 for fill in dduct.fills()))
         breaking.etag = '"2"'
         breaking.gate.open()
         first.result(20)
