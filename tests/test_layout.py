@@ -33,8 +33,6 @@ TOO_LARGE = {
     "proxy.session._answer",
     "storage.store",
     "storage.store.Store",
-    "transfers.fill",
-    "transfers.fill.Fill",
     "upstream.client.Origins",
 }
 

@@ -1,107 +1,35 @@
-"""A fill: one transfer into one growing file, and its readers.
+"""A fill: one transfer into one growing file.
 
 Within a process, a condition on the `Fill` announces changes; for other processes the growing file does (see `follow`).
-A fill wakes all its readers however it ends.
 """
 
 from __future__ import annotations
 
-import contextlib
-import enum
-import fcntl
-import os
-import threading
-from dataclasses import dataclass, replace
-from typing import Callable, Dict, Optional
+from typing import Callable, Optional
 
-from monitoring.redaction import reason_of, shown
-from net import client_watch
-from storage.locks import is_file, is_of_interest, try_lock
-from storage.own_files import GROWING_SUFFIX
-from storage.space import Growth
-from storage.store import (
-    Key,
-    Lost,
-    Metadata,
-    Paths,
-    Record,
-    Store,
-    Unstorable,
-    Version,
-    is_blank,
-    partial_download_record,
-    read_bytes,
-    remove_growing_file,
-)
+from storage.store import Key, Metadata, Paths, Store, Version
 from transfers.asking import Asking
+from transfers.growing_file import AcquireResult as AcquireResult
+from transfers.growing_file import DiskRefused, GrowingFile
+from transfers.growing_file import PartialDownload as PartialDownload
 from transfers.hashing import Hashes
-from transfers.pacing import MANY_READERS, wait_for_bytes
-from transfers.window import WINDOW_LIMIT, Window
+from transfers.readable_fill import ReadableFill
+from transfers.states import COMPLETE
+from transfers.states import DigestMismatch as DigestMismatch
+from transfers.states import FillFailed as FillFailed
+from transfers.states import FillState as FillState
+from transfers.window import Window
 
 # Readers get the last bytes of a digest-named object only once the digest matches: no reader gets a whole wrong object.
 HOLD_BACK = 64 * 1024
 
-_REHASHED_AT_ONCE = 1024 * 1024  # bytes
-_SLOWEST_READER_TIMEOUT = 30.0  # seconds without progress before a fill without a disk drops its slowest reader
-_ACQUIRE_TIMEOUT = 10.0  # seconds to wait for another thread's `acquire`; then the claim starts again
 
-
-class FillState(enum.Enum):
-    """The state of a fill. The last five are final."""
-
-    ASKING = "the leader waits for the origin's answer"
-    FILLING = "the head is known, bytes are arriving"
-    PUBLISHED = "complete and in its place"
-    UNKEPT = "complete and read to its end, but the disk would not have it"
-    FAILED = "broken off"
-    DECLINED = "the origin's answer is not to be kept; everybody asks for himself"
-    GONE = "over before it began, or given up in good order; claim again"
-
-    @property
-    def final(self) -> bool:
-        """Whether the fill is over."""
-        return self in _FINAL
-
-
-_COMPLETE = frozenset([FillState.PUBLISHED, FillState.UNKEPT])
-_FINAL = _COMPLETE.union([FillState.FAILED, FillState.DECLINED, FillState.GONE])
-
-
-class AcquireResult(enum.Enum):
-    """The result of an attempt to lead."""
-
-    MINE = "this process writes the file"
-    FOREIGN = "another process does"
-    PUBLISHED = "nobody needs to: the object is here"
-
-
-@dataclass(frozen=True)
-class PartialDownload:
-    """The part of an object that an earlier leader left: the first `size` of its `length` bytes."""
-
-    metadata: Metadata
-    length: int
-    size: int
-
-
-class FillFailed(Exception):
-    """The fill broke off before the wanted bytes arrived; `cause` is the reason that its leader gave."""
-
-    def __init__(self, cause: object) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-class DigestMismatch(FillFailed):
-    """The bytes do not match the digest in the object's name."""
-
-
-class Fill:
+class Fill(ReadableFill):
     """One transfer into one growing file. Its leader writes it while any number of threads read it.
 
-    Readers call `attach`, `detach`, `wait_head`, `ready` and `read_at`; everything else is for the leader. `on_done` is
-    called at the end of the fill, just before its readers are notified. A published object of the version `beyond` is
-    to be replaced or revalidated.
+    This is the leader's side; the readers' side is inherited, and never changes the file. `on_done` is called at the
+    end of the fill, just before its readers are notified. A published object of the version `beyond` is to be replaced
+    or revalidated.
     """
 
     def __init__(
@@ -112,50 +40,32 @@ class Fill:
         on_done: Callable[[Fill], None],
         beyond: Optional[Version] = None,
     ) -> None:
-        self._store = store
-        self._beyond = beyond
-        self._digest = key.digest
+        super().__init__(GrowingFile(store, paths, key.digest, beyond))
         self.asking = Asking()
-        self._place, self._alias = paths.object, paths.alias
-        self._published_at = self._place  # unless a folder blocks that path
+        self._digest = key.digest
+        self._hashes = Hashes(key.digest)
         self._on_done = on_done
-        self._fd = -1
-        self._hashes, self._size = Hashes(key.digest), 0
-        self._began_at = 0  # bytes that an earlier leader left
-        self._growth: Optional[Growth] = None  # while the fill takes up disk space
-        # Guards everything below, and is notified of changes (many readers poll). `available` reads without it.
-        self._changed = threading.Condition()
-        self._window: Optional[Window] = None  # bytes that the disk did not accept
-        self._positions: Dict[object, int] = {}  # of the readers: they need no bytes before these
-        self._users = 1  # users of the descriptor: the leader and every attached reader
-        self._released = 0  # bytes that readers may read
-        self._is_acquired = False  # whether `acquire` has ended; its result:
-        self._acquired: Optional[AcquireResult] = None
-        self._cause: object = None
-        self.state = FillState.ASKING
-        self.metadata: Optional[Metadata] = None
-        self.length: Optional[int] = None
-        self.partial_download: Optional[PartialDownload] = None  # `resume` continues it; `start` discards it
-
-    # The leader's side
 
     def acquire(self) -> AcquireResult:
         """Become the writer of the growing file, or find out which process is; notify the threads in `wait_acquired`.
 
         Unless this process is the writer, the fill is over. Raises Unstorable.
         """
-        acquired = None
+        acquired = AcquireResult.UNKNOWN
         try:
-            while acquired is None:
-                acquired = self._try_acquire()
+            acquired = self.file.acquire()
         finally:
             if acquired is not AcquireResult.MINE:
                 self._finish(FillState.GONE)
             with self._changed:
                 self._acquired = acquired
-                self._is_acquired = True
                 self._changed.notify_all()
         return acquired
+
+    @property
+    def partial_download(self) -> Optional[PartialDownload]:
+        """What an earlier leader left: `resume` continues it, `start` discards it."""
+        return self.file.partial_download
 
     def start(self, metadata: Metadata, length: Optional[int], resumable: bool = False) -> None:
         """Keep the origin's answer: `length` bytes are coming, or an unknown number.
@@ -163,40 +73,24 @@ class Fill:
         `resumable`: after a crash, another leader can fetch the rest. Raises Unstorable; the fill can then still be
         declined.
         """
-        self._growth = self._store.begin_growth(length)
-        if self.partial_download is not None:
-            self._start_over()
-        boot = self._store.boot if resumable and length else ""
-        self._store.write_record(self._fd, Record(metadata, length or 0, boot=boot))
+        self.file.start(metadata, length, resumable)
         with self._changed:
             self.metadata, self.length = metadata, length
-            self.state = FillState.FILLING
-            self._changed.notify_all()
+            self._enter_state(FillState.FILLING)
 
     def resume(self, metadata: Metadata) -> None:
         """Continue a partial download; its bytes are at once available to readers. Raises Unstorable."""
         left = self.partial_download
         assert left is not None
-        self._growth = self._store.begin_growth(left.length)
-        self._store.write_record(self._fd, Record(metadata, left.length, boot=self._store.boot))
+        self.file.resume(left, metadata)
         with self._changed:
-            self.metadata, self.length, self._size = metadata, left.length, left.size
-            self._began_at = left.size
+            self.metadata, self.length, self.size = metadata, left.length, left.size
             self._released = max(0, left.size - (HOLD_BACK if self._digest is not None else 0))
-            self.state = FillState.FILLING
-            self._changed.notify_all()
+            self._enter_state(FillState.FILLING)
 
     def catch_up(self) -> None:
         """Hash the earlier bytes; a no-op on a new fill. Raises FillFailed, Lost where the disk has lost them."""
-        offset = self._hashes.go_on()
-        view = memoryview(bytearray(min(self._size - offset, _REHASHED_AT_ONCE)))
-        while offset < self._size:
-            count = read_bytes(self._fd, view[: self._size - offset], offset)
-            if not count:
-                raise FillFailed("what was there of it has been cut off")
-            self._hashes.update(view[:count])
-            self._hashes.finish()
-            offset += count
+        self._hashes.catch_up(self.file.fd, self.size)
 
     def write(self, data: memoryview) -> None:
         """Append bytes and release them to the readers. Raises FillFailed where there is neither a disk nor a reader.
@@ -204,21 +98,19 @@ class Fill:
         The bytes must not change until the next call returns: they may still be hashed. When the disk accepts no more,
         the bytes pass through memory, and the fill is as slow as its slowest reader.
         """
-        grown = self._size - self._began_at
-        if self._growth is not None and grown >= self._growth.next_look and self._window is None:
-            self._look_at_space(self._growth, grown)
-        done = self._write_to_disk(data) if self._window is None else 0
+        on_disk = self._write_to_disk(data) if self._window is None else 0
         self._hashes.update(data)
-        self._size += len(data)
-        if done < len(data):
-            self._write_to_memory(data[done:])
-        if self._digest is None and self._size == self.length:
-            return  # `publish` releases the last piece: a reader with all bytes then finds the object published
-        released = self._size if self._digest is None else self._size - HOLD_BACK
+        self.size += len(data)
+        released = self.size if self._digest is None else self.size - HOLD_BACK
         with self._changed:
+            if self._window is not None and on_disk < len(data):
+                self._readers.make_space(self._window, len(data) - on_disk)
+                self._window.append(data[on_disk:])
+            if self._digest is None and self.size == self.length:
+                return  # `publish` releases the last piece: a reader with all bytes then finds the object published
             if released > self._released:
                 self._released = released
-                if len(self._positions) <= MANY_READERS:
+                if not self._readers.are_many():
                     self._changed.notify_all()
 
     def publish(self) -> bool:
@@ -226,8 +118,16 @@ class Fill:
 
         Raises FillFailed where length or digest differ; nothing is published then, and the caller must fail the fill.
         """
-        self._verify()
-        kept = self._window is None and self._put_in_place()
+        if self.length is not None and self.size != self.length:
+            raise FillFailed(f"{self.size} bytes instead of {self.length}")
+        self._hashes.verify()
+        kept = self._window is None
+        if kept:
+            assert self.metadata is not None
+            try:
+                self.file.publish(self.metadata, self.size, self._hashes)
+            except DiskRefused as error:
+                self.cause, kept = error.reason, False
         self._finish(FillState.PUBLISHED if kept else FillState.UNKEPT)
         return kept
 
@@ -239,11 +139,8 @@ class Fill:
         if self.state is not FillState.PUBLISHED:
             return
         if self._hashes.late:
-            self._hash_the_rest()
-        self._store.mark_durable(self._published_at)
-        if self._alias is not None:
-            with contextlib.suppress(Unstorable):  # then there is no alias either; see write_alias
-                self._store.mark_durable(self._alias, alias=True)
+            self.file.hash_the_rest(self.size, self._hashes)
+        self.file.make_durable()
 
     def fail(self, cause: object) -> None:
         """Break off: nothing is published; readers that want more bytes get `cause`."""
@@ -262,39 +159,18 @@ class Fill:
         """Whether a digest proves the whole object, wherever its parts come from."""
         return self._digest is not None
 
-    @property
-    def unread(self) -> bool:
-        """Whether no reader in this process is attached."""
-        return self._users <= 1
-
     def abandon(self) -> bool:
         """Stop, so that a later claim can continue; False where a reader, in any process, is attached."""
-        return not is_of_interest(self._fd) and self._stop(although_read=False)
+        return not self.file.is_of_interest and self._stop(although_read=False)
 
     def hand_over(self) -> bool:
         """Stop, so that one of the readers can continue; False where nothing would prove the rest."""
-        return partial_download_record(self._fd, self._store.boot) is not None and self._stop(although_read=True)
+        return self.file.is_resumable and self._stop(although_read=True)
 
     def hand_on(self) -> None:
         """The leader's client has gone before there was an answer: claims start again, with the partial download."""
         if not self.hand_over():
             self.renew()
-
-    def _stop(self, although_read: bool) -> bool:
-        with self._changed:
-            if (self._users > 1 and not although_read) or self._window is not None or self.state.final:
-                return False
-        kept = partial_download_record(self._fd, self._store.boot)
-        self._end_growth(self._size - self._began_at if kept else 0)
-        if kept is None:
-            remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
-            self._store.prune(self._place)
-        self._on_done(self)
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-        with self._changed:
-            self.state = FillState.GONE  # only after `_on_done`: a new claim does not find this fill
-            self._changed.notify_all()
-        return True
 
     def close(self) -> None:
         """End the leader's part, on every path; a fill that is not over by then has failed."""
@@ -304,290 +180,49 @@ class Fill:
             self._finish(FillState.FAILED, "abandoned by its leader")
             self.detach()
 
-    # The readers' side
-
-    def attach(self) -> None:
-        """Add a reader, so that the file stays open for it; `detach` removes it."""
-        with self._changed:
-            self._users += 1
-
-    def enter(self, reader: object) -> None:
-        """Register an attached reader that is assumed to want every byte from the first one on."""
-        with self._changed:
-            self._place_reader(reader, self._positions.get(reader, 0))
-
-    def detach(self, reader: object = None) -> None:
-        """Remove a user; the last one closes the file."""
-        with self._changed:
-            self._users -= 1
-            last = not self._users
-            if self._positions.pop(reader, None) is not None:
-                self._changed.notify_all()
-        if last and self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def wait_acquired(self) -> Optional[AcquireResult]:
-        """The result of `acquire`, None where it raised; the wait is short, as it does file operations only."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_acquired, _ACQUIRE_TIMEOUT)
-            return self._acquired
-
-    def wait_head(self, timeout: float) -> FillState:
-        """The state once it is no longer ASKING, or ASKING after `timeout` seconds."""
-        with self._changed:  # the client is polled under the lock, but that poll does not block
-            client_watch.wait_for(self._changed, lambda: self.state is not FillState.ASKING, timeout)
-            return self.state
-
-    def ready(self, offset: int, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for the bytes at `offset`; whether they are there.
-
-        Raises FillFailed, Lost where they will never come.
-        """
-        with self._changed:
-            arrived = self._wait_for_bytes(offset, timeout)
-            if self.state.final and self.state not in _COMPLETE:
-                raise self._ending()  # even with some bytes there: a reader that has none yet needs no partial object
-            return arrived
-
-    def available(self, offset: int) -> int:
-        """The number of bytes available from `offset` on, as far as a read without the lock can tell."""
-        return self._released - offset
-
-    def read_at(
-        self, view: memoryview, offset: int, timeout: float, reader: object = None, backoff: float = 0.0
-    ) -> int:
-        """Read bytes from `offset` on as soon as there are any; 0 at the end of a complete object.
-
-        Raises FillFailed where they will not come or did not come for `timeout` seconds, and Lost where this reader
-        cannot get them. A `reader` needs no bytes before its offset. Among many readers, it waits up to `backoff`
-        seconds for many bytes.
-        """
-        # Without the lock, which would make many readers wait for each other: `_released` only grows, and without a
-        # window all bytes are on the disk. An outdated position is a lower one, which does no harm.
-        if self.available(offset) >= len(view) and self._window is None:
-            return read_bytes(self._fd, view, offset)
-        with self._changed:
-            self._place_reader(reader, offset)
-            if self._window is not None:
-                self._changed.notify_all()
-            arrived = self._wait_for_bytes(offset, timeout, backoff)
-            if self._window is not None and self._window.has_dropped(offset):
-                self._positions.pop(reader, None)  # it continues elsewhere; the fill must not wait for it
-                self._changed.notify_all()
-                raise Lost("the disk takes no more, and this reader is too slow to do without")
-            available = self._released - offset
-            if available <= 0:
-                if self.state in _COMPLETE:
-                    return 0
-                raise self._ending() if arrived else FillFailed(f"nothing arrived for {timeout:g} s")
-            if self._window is not None:
-                if offset >= self._window.first:
-                    return self._window.read(view[:available], offset)
-                available = min(available, self._window.beginning - offset)
-        return read_bytes(self._fd, view[:available], offset)
-
-    @property
-    def cause(self) -> object:
-        """Why the fill failed or is not kept."""
-        return self._cause
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far; for the leader only."""
-        return self._size
-
-    # Internals
-
-    def _place_reader(self, reader: object, offset: int) -> None:
-        """Record a reader's position; the caller holds the lock."""
-        if len(self._positions) == MANY_READERS and reader not in self._positions:
-            self._changed.notify_all()  # from now on, waiting readers poll
-        self._positions[reader] = offset
-
-    def _wait_for_bytes(self, offset: int, timeout: float, backoff: float = 0.0) -> bool:
-        """Wait until bytes at `offset` are there or never will be; False after `timeout` seconds. The lock is held."""
-
-        def arrived(count: int) -> bool:
-            return self.state.final or self._released - offset >= (count if self._window is None else 1)
-
-        return wait_for_bytes(
-            self._changed, arrived, lambda: len(self._positions) > MANY_READERS, timeout, backoff=backoff
-        )
-
-    def _ending(self) -> Exception:
-        """The exception that says why there are no more bytes."""
-        return Lost("it was given up") if self.state is FillState.GONE else FillFailed(self._cause)
-
-    def _start_over(self) -> None:
-        """Replace the partial download by a fresh inode of the same name. Raises Unstorable.
-
-        Followers in other processes that have read part of it see that it is gone; they get no bytes of another object.
-        """
-        fd, path = self._store.open_fresh(self._place)
-        try:
-            os.replace(path, self._place + GROWING_SUFFIX)
-        except OSError as error:
-            remove_growing_file(path, fd)
-            os.close(fd)
-            raise Unstorable.of(error) from error
-        os.close(self._fd)
-        self._fd, self.partial_download = fd, None
-
     def _write_to_disk(self, data: memoryview) -> int:
-        """Write `data` to the disk; how many bytes it accepted. From now on the window gets the rest."""
-        done = 0
-        try:
-            while done < len(data):
-                done += os.pwrite(self._fd, data[done:], self._size + done)
-        except OSError as error:
-            self._leave_the_disk(str(reason_of(error)), done)
-        return done
+        """Write `data` to the disk; how many bytes it accepted. If not all, the fill goes on in memory.
 
-    def _look_at_space(self, growth: Growth, grown: int) -> None:
-        reason = growth.objection(grown)
-        if reason:
-            self._leave_the_disk(reason, 0)
-
-    def _leave_the_disk(self, reason: str, done: int) -> None:
-        """Continue in memory: `done` bytes of the current piece have been written.
-
-        No reader that needs the beginning may join, and the disk space is of more use to others.
+        No reader that needs the beginning may join then, and the disk space is of more use to others.
         """
-        self._cause = reason
-        self._store.trouble.warning("Goes on without the disk: %s: %s", shown(self._place), reason)
-        remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
-        self._end_growth(0)
-        self._store.space.wish(self.length or 2 * self._size)
-        self._on_done(self)
-        with self._changed:
-            self._window = Window(self._size + done)
-
-    def _end_growth(self, kept: int) -> None:
-        growth, self._growth = self._growth, None
-        if growth is not None:
-            growth.end(kept)
-
-    def _write_to_memory(self, data: memoryview) -> None:
-        """Append to the window once its readers have made space, or were dropped as too slow."""
-        with self._changed:
-            window = self._window
-            assert window is not None
-
-            def has_space() -> bool:
-                assert window is not None
-                window.drop_before(min(self._positions.values(), default=window.end))
-                return window.size + len(data) <= WINDOW_LIMIT
-
-            before = dict(self._positions)
-            while not self._changed.wait_for(has_space, _SLOWEST_READER_TIMEOUT):
-                # A reader without progress for so long is dropped, for the sake of the others.
-                for reader in [one for one, at in before.items() if self._positions.get(one) == at < window.end]:
-                    del self._positions[reader]
-                before = dict(self._positions)
-            if not self._positions and self._users <= 1:
-                raise FillFailed("the disk is full, and nobody reads it")
-            window.append(data)
-
-    def _put_in_place(self) -> bool:
-        """Rename the file into its place, with its record; whether that succeeded."""
-        assert self.metadata is not None
         try:
-            if not is_file(self._place + GROWING_SUFFIX, self._fd):
-                raise Unstorable("its file was taken away")  # the file that has the name now belongs to another process
-            late, boot = self._hashes.late, self._store.boot
-            sha256 = "" if late else self._hashes.sha256
-            self._store.write_record(self._fd, Record(self.metadata, self._size, sha256, boot=boot, unhashed=late))
-            # The alias first: a request that finds the object then finds its alias, too, and need not ask the origin.
-            if self._alias is not None and self._digest is not None:
-                self._store.write_alias(self._alias, self._digest, self.metadata)
-            self._published_at = self._store.put_in_place(self._place)
-        except (OSError, Unstorable) as error:
-            self._cause = reason_of(error)
-            self._store.trouble.warning("Cannot keep %s: %s", shown(self._place), self._cause)
-            return False
+            self.file.write(data, self.size)
+        except DiskRefused as error:
+            self.cause = error.reason
+            self.file.leave_disk(error.reason, self.length or 2 * self.size)
+            self._on_done(self)
+            with self._changed:
+                self._window = Window(self.size + error.written)
+            return error.written
+        return len(data)
+
+    def _stop(self, although_read: bool) -> bool:
+        """End without a failure, and leave what can be resumed; whether that was possible."""
+        with self._changed:
+            if not (self.unread or although_read) or self._window is not None or self.state.final:
+                return False
+        self.file.leave_partial(self.size)
+        self._on_done(self)
+        self.file.unlock()
+        with self._changed:
+            self._enter_state(FillState.GONE)  # only after `_on_done`: a new claim does not find this fill
         return True
 
-    def _hash_the_rest(self) -> None:
-        try:
-            self.catch_up()
-            self._store.note_hash(self._fd, self._hashes.sha256)
-        except (FillFailed, Lost):
-            if is_file(self._published_at, self._fd):
-                self._store.remove(self._published_at)
-            raise
-        finally:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
-
-    def _try_acquire(self) -> Optional[AcquireResult]:
-        """One attempt at `acquire`; None where the locked file has lost its name: then another one is due."""
-        part = self._place + GROWING_SUFFIX
-        fd = self._store.open_growing_file(self._place)
-        acquired = None
-        try:
-            if not try_lock(fd):
-                acquired = AcquireResult.FOREIGN
-            elif not is_file(part, fd):
-                pass  # its last owner has just renamed or removed it
-            elif self._published_meanwhile():
-                os.unlink(part)
-                acquired = AcquireResult.PUBLISHED
-            elif is_blank(fd):
-                acquired = AcquireResult.MINE
-            else:
-                self.partial_download = self._what_is_left(fd)
-                if self.partial_download is None:
-                    os.unlink(part)  # a fresh inode carries nothing over
-                else:
-                    acquired = AcquireResult.MINE
-        except OSError as error:
-            raise Unstorable.of(error) from error
-        finally:
-            if acquired is AcquireResult.MINE:
-                self._fd = fd
-            else:
-                os.close(fd)
-        return acquired
-
-    def _what_is_left(self, fd: int) -> Optional[PartialDownload]:
-        record = partial_download_record(fd, self._store.boot)
-        if record is None:
-            return None
-        # Followers must not use it before the origin has answered.
-        self._store.write_record(fd, replace(record, asking=True))
-        # All bytes may be there: then only the last byte is requested, to learn whether the object is still the same.
-        return PartialDownload(record.metadata, record.length, min(os.fstat(fd).st_size, record.length - 1))
-
-    def _published_meanwhile(self) -> bool:
-        entry = self._store.open_entry(self._place)
-        if entry is None:
-            return False
-        try:
-            return entry.version != self._beyond
-        finally:
-            entry.close()
-
-    def _verify(self) -> None:
-        if self.length is not None and self._size != self.length:
-            raise FillFailed(f"{self._size} bytes instead of {self.length}")
-        if self._digest is not None and self._hashes.check != self._digest.hex:
-            raise DigestMismatch(f"its bytes do not match the digest {self._digest}")
-
     def _finish(self, state: FillState, cause: object = None) -> None:
+        """End, unless the fill is over already."""
         with self._changed:
             if self.state.final:
                 return
         kept = state is FillState.FAILED and self.state is FillState.ASKING and self.partial_download is not None
-        if state is not FillState.PUBLISHED and not kept and self._fd >= 0:
-            remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
-            self._store.prune(self._place)
-        self._end_growth(self._size - self._began_at if state is FillState.PUBLISHED else 0)
+        if state is not FillState.PUBLISHED and not kept:
+            self.file.remove()
+        self.file.end_growth(self.size if state is FillState.PUBLISHED else 0)
         self._on_done(self)
         unhashed = state is FillState.PUBLISHED and self._hashes.late
-        if self._fd >= 0 and not unhashed:  # otherwise the lock shows that the hash is still to come
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+        if not unhashed:  # otherwise the lock shows that the hash is still to come
+            self.file.unlock()
         with self._changed:
-            if state in _COMPLETE:  # only now: a reader with all bytes finds the object published, and no fill
-                self._released = self.length = self._size
-            self.state, self._cause = state, cause or self._cause
-            self._changed.notify_all()
+            if state in COMPLETE:  # only now: a reader with all bytes finds the object published, and no fill
+                self._released = self.length = self.size
+            self.cause = cause or self.cause
+            self._enter_state(state)

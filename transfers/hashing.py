@@ -6,9 +6,11 @@ import hashlib
 import threading
 from typing import Any, Optional
 
-from storage.store import Digest
+from storage.store import Digest, read_bytes
+from transfers.states import DigestMismatch, FillFailed
 
 _ALONE = 4 * 1024 * 1024  # bytes hashed before a thread is worth its cost
+_REHASHED_AT_ONCE = 1024 * 1024  # bytes
 
 
 class Hashes:
@@ -20,6 +22,7 @@ class Hashes:
     """
 
     def __init__(self, digest: Optional[Digest]) -> None:
+        self._digest = digest
         self._sha256 = hashlib.sha256()
         self._check = self._sha256 if digest is None or digest.algorithm == "sha256" else hasher(digest)
         self._can_wait = digest is None
@@ -50,6 +53,21 @@ class Hashes:
         self.late = False
         return self._hashed
 
+    def catch_up(self, fd: int, size: int) -> None:
+        """Hash the first `size` bytes of a file as far as they are not; a no-op where all are.
+
+        Raises FillFailed, Lost where the disk has lost them.
+        """
+        offset = self.go_on()
+        view = memoryview(bytearray(min(size - offset, _REHASHED_AT_ONCE)))
+        while offset < size:
+            count = read_bytes(fd, view[: size - offset], offset)
+            if not count:
+                raise FillFailed("what was there of it has been cut off")
+            self.update(view[:count])
+            self.finish()
+            offset += count
+
     def finish(self) -> None:
         """Wait until all accepted bytes are hashed."""
         with self._changed:
@@ -66,6 +84,11 @@ class Hashes:
         """The hash that the object's name promises, or SHA-256; hexadecimal."""
         self.finish()
         return str(self._check.hexdigest())
+
+    def verify(self) -> None:
+        """Compare the bytes with the digest in the object's name, if there is one. Raises DigestMismatch."""
+        if self._digest is not None and self.check != self._digest.hex:
+            raise DigestMismatch(f"its bytes do not match the digest {self._digest}")
 
     def close(self) -> None:
         """End the thread, if there is one; idempotent."""

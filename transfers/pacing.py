@@ -8,7 +8,6 @@ from typing import Callable
 
 from net import client_watch
 
-MANY_READERS = 16  # readers; when there are more, they poll instead of being woken
 _BACKOFF_SHORTEST, _BACKOFF_LONGEST = 0.005, 0.1  # seconds between two polls
 PIECE = 8 * 1024 * 1024  # bytes that a reader waits for during its backoff, when there are many readers
 _BACKOFF = 2.0  # seconds; the longest backoff

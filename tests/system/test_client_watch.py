@@ -95,7 +95,7 @@ def test_a_leader_that_hangs_up_hands_on(dduct: RunningDduct) -> None:
     ask(leader, origin, "/x.deb")
     origin.wait_for_requests(1)
     ask(follower, origin, "/x.deb")
-    wait_until(lambda: dduct.fills()[0]._users == 2)
+    wait_until(lambda: dduct.fills()[0].snapshot().readers == 1)
     reset(leader)
     gate.reached()
     gate.open()
@@ -191,7 +191,7 @@ def test_a_crowd_goes_on_with_one_question_when_its_leader_hangs_up(dduct: Runni
     origin.wait_for_requests(1)
     for follower in followers:
         ask(follower, origin, "/x.deb")
-    wait_until(lambda: dduct.fills()[0]._users == 9)
+    wait_until(lambda: dduct.fills()[0].snapshot().readers == 8)
     reset(leader)
     gate.reached()
     gate.open()
@@ -224,7 +224,7 @@ def test_of_two_that_ask_either_may_hang_up(
         gates[name].reached()
     clients["third"] = dduct.client()
     ask(clients["third"], origin, "/x.deb", "User-Agent: third")
-    wait_until(lambda: dduct.fills()[0]._users == 3)
+    wait_until(lambda: dduct.fills()[0].snapshot().readers == 2)
     leaving = [first_to_go, *({"leader", "second"} - {first_to_go} if both else ())]
     for count, name in enumerate(leaving, 1):
         gone.append(name)

@@ -275,7 +275,7 @@ class DeadLeader:
 
     def die(self) -> None:
         """Its lock and its memory go with it, its file stays."""
-        os.close(self._fill._fd)
+        os.close(self._fill.file.fd)
 
 
 def test_a_leftover_is_gone_on_with_from_where_it_ends(dduct: RunningDduct) -> None:
@@ -317,7 +317,7 @@ def test_a_part_that_nobody_asked_for_is_not_patched_in(dduct: RunningDduct, con
     metadata = Metadata("https://elsewhere.test/x.deb", (("ETag", '"1"'),), time.time())
     claim.fill.start(metadata, len(BODY), resumable=True)
     claim.fill.write(memoryview(BODY)[:1_500_000])
-    os.close(claim.fill._fd)
+    os.close(claim.fill.file.fd)
     answer = dduct.fetch(origin, "/x.deb")
     assert (answer.status, answer.body) == (206, part)  # it is this client's to make sense of
     assert dduct.stored() == []
@@ -389,7 +389,7 @@ def test_who_has_had_nothing_begins_anew_when_the_object_changes(dduct: RunningD
         first = pool.submit(dduct.fetch, origin, "/x.deb")
         breaking.gate.reached()
         last = pool.submit(dduct.fetch, origin, "/x.deb", "Range: bytes=1900000-")
-        wait_until(lambda: any(len(fill._positions) == 2 for fill in dduct.fills()))
+        wait_until(lambda: any(fill.snapshot().readers == 2 for fill in dduct.fills()))
         breaking.etag = '"2"'
         breaking.gate.open()
         first.result(20)

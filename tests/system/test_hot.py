@@ -161,7 +161,7 @@ def test_what_its_origin_wants_validated_is_validated(dduct: RunningDduct, spy: 
         answers = [pool.submit(dduct.fetch, origin, "/x.deb")]
         gate.reached()
         answers.append(pool.submit(dduct.fetch, origin, "/x.deb"))
-        wait_until(lambda: bool(dduct.fills()) and dduct.fills()[0]._users == 2)
+        wait_until(lambda: bool(dduct.fills()) and dduct.fills()[0].snapshot().readers == 1)
         gate.open()
         notes = [answer.result().get("cache-status") or "" for answer in answers]
     assert notes[1].startswith("dduct; hit")

@@ -35,7 +35,7 @@ class Picky:
 
 def following(dduct: RunningDduct, count: int) -> Callable[[], bool]:
     """Whether so many read along, or wait to, beside the leader of the only fill."""
-    return lambda: sum(fill._users - 1 for fill in dduct.fills()) >= count
+    return lambda: sum(fill.snapshot().readers for fill in dduct.fills()) >= count
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_the_one_fails_and_the_other_is_answered(
     gates["second"].reached()
     gates[first_to_fail].open()
     third = pool.submit(dduct.fetch, origin, "/x.deb", "User-Agent: leader")
-    wait_until(lambda: len(dduct.fills()) == 1 and dduct.fills()[0]._users >= 3)
+    wait_until(lambda: len(dduct.fills()) == 1 and dduct.fills()[0].snapshot().readers >= 2)
     for gate in gates.values():
         gate.open()
     assert [one.result(20).body for one in (leader, second, third)] == [BODY] * 3

@@ -237,7 +237,7 @@ def dead_leader(dduct: RunningDduct, origin: Origin, name: Name, etag: Optional[
     url = f"https://{HOST}:{origin.port}{'/' + name.path.split('/', 2)[2]}"
     claim.fill.start(Metadata(url, fields, 0.0), len(BODY), resumable=True)
     claim.fill.write(memoryview(BODY)[:size])
-    os.close(claim.fill._fd)
+    os.close(claim.fill.file.fd)
 
 
 @pytest.mark.parametrize("etag", ETAGS)

@@ -177,7 +177,7 @@ def test_a_waiting_reader_is_woken_by_octets(cache: Cache) -> None:
 
 
 def test_a_crowd_hesitates_to_take_little(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transfers.fill.MANY_READERS", 2)
+    monkeypatch.setattr("transfers.readers.MANY_READERS", 2)
     monkeypatch.setattr("transfers.pacing.PIECE", 10)
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
@@ -687,7 +687,7 @@ def test_a_hash_that_another_process_has_undone_is_made_again(cache: Cache, late
     """It validates an object, and writes what it read of the record a moment before."""
     late.publish()
     stale = os.getxattr(cache.store.root / NAME, "user.dduct")
-    late._hash_the_rest()
+    late.file.hash_the_rest(late.size, late._hashes)
     os.setxattr(cache.store.root / NAME, "user.dduct", stale)
     cache.store.mark_durable(str(cache.store.root / NAME))
     late.close()
@@ -847,7 +847,7 @@ def test_nobody_new_joins_a_fill_without_the_disk(cache: Cache, monkeypatch: pyt
 def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded, and nobody loses anything who goes on reading."""
     FullDisk(monkeypatch, 0)
-    monkeypatch.setattr("transfers.fill.WINDOW_LIMIT", 1000)
+    monkeypatch.setattr("transfers.readers.WINDOW_LIMIT", 1000)
     fill = lead(cache)
     slow, fast = follow(cache), follow(cache)
     fill.start(META, None)
@@ -871,7 +871,7 @@ def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monk
 def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """The filler waits for them, as they would for it."""
     FullDisk(monkeypatch, 0)
-    monkeypatch.setattr("transfers.fill.MANY_READERS", 1)
+    monkeypatch.setattr("transfers.readers.MANY_READERS", 1)
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
     fill.start(META, 10)
@@ -886,8 +886,8 @@ def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypat
 
 def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     FullDisk(monkeypatch, 0)
-    monkeypatch.setattr("transfers.fill.WINDOW_LIMIT", 1000)
-    monkeypatch.setattr("transfers.fill._SLOWEST_READER_TIMEOUT", 0.05)
+    monkeypatch.setattr("transfers.readers.WINDOW_LIMIT", 1000)
+    monkeypatch.setattr("transfers.readers._SLOWEST_READER_TIMEOUT", 0.05)
     fill = lead(cache)
     still = follow(cache)
     fill.start(META, None)
@@ -903,19 +903,19 @@ def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatc
 def test_a_reader_that_is_given_up_holds_nobody_up_any_more(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither by where it stood, nor by coming back to hear that it has lost."""
     FullDisk(monkeypatch, 0)
-    monkeypatch.setattr("transfers.fill.WINDOW_LIMIT", 1000)
-    monkeypatch.setattr("transfers.fill._SLOWEST_READER_TIMEOUT", 0.2)
+    monkeypatch.setattr("transfers.readers.WINDOW_LIMIT", 1000)
+    monkeypatch.setattr("transfers.readers._SLOWEST_READER_TIMEOUT", 0.2)
     fill = lead(cache)
     still, fast = follow(cache), follow(cache)
     fill.start(META, 10_000)
     with ThreadPoolExecutor(1) as pool:
         copy = pool.submit(read_all, fast)
         fill.write(view(b"a" * 1000))
-        wait_until(lambda: fill._positions.get(fast) == 1000)  # or it would be given up, too
+        wait_until(lambda: 1000 in fill.snapshot().positions)  # or it would be given up, too
         fill.write(view(b"b" * 1000))  # this once it is waited for
         with pytest.raises(Lost, match="too slow"):
             still.read_at(view(bytearray(10)), 0)
-        monkeypatch.setattr("transfers.fill._SLOWEST_READER_TIMEOUT", TIMEOUT)
+        monkeypatch.setattr("transfers.readers._SLOWEST_READER_TIMEOUT", TIMEOUT)
         for _ in range(8):
             in_thread(fill.write, view(b"c" * 1000)).result(TIMEOUT / 2)
         assert fill.publish() is False
@@ -1162,7 +1162,7 @@ def leave(cache: Cache, raw: bytes, length: int = 6, resumable: bool = True, key
     fill = lead(cache, key)
     fill.start(META, length, resumable)
     fill.write(view(raw))
-    os.close(fill._fd)
+    os.close(fill.file.fd)
 
 
 def test_a_leftover_is_gone_on_with(pair: List[Cache]) -> None:
@@ -1201,7 +1201,7 @@ def test_followers_elsewhere_get_nothing_of_a_leftover_before_its_origin_has_spo
 
 def test_a_leftover_is_left_over_again_by_a_leader_that_dies_while_it_asks(pair: List[Cache]) -> None:
     leave(pair[0], b"abc")
-    os.close(lead(Cache(pair[0].store.root))._fd)
+    os.close(lead(Cache(pair[0].store.root)).file.fd)
     fill = lead(pair[1])
     assert fill.partial_download == PartialDownload(META, 6, 3)
     fill.close()
