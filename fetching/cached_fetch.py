@@ -21,13 +21,14 @@ from fetching.filler import Services, key_of
 from fetching.filling import Filling
 from fetching.memory_cache import CacheableHit
 from fetching.naming import Name
-from fetching.origin_query import OriginQuery, needed, stored_fields, version
-from fetching.outcomes import Admission, Failed, Stale, as_stored, as_upstream_error, credentials
+from fetching.origin_query import OriginQuery
+from fetching.outcomes import Admission, Failed, Stale, as_upstream_error, credentials
 from fetching.own_bytes import ByteComparison
 from fetching.proof import Verdict
 from fetching.recent import Client
 from fetching.recovery import HEAD_TIMEOUT, Recovery, checked
 from fetching.revalidation import revalidate
+from fetching.stored_metadata import as_stored, needed, stored_fields, version
 from monitoring.details import Detail, NotKept, with_detail
 from monitoring.metrics import Counter
 from net.addresses import Reach

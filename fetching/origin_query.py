@@ -6,13 +6,14 @@ import hashlib
 import logging
 import time
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from typing import Callable, Iterable, List, Optional, Tuple
 
 from fetching import permission, proof
 from fetching.filler import MAX_SKIPPED, Services
 from fetching.naming import Name
 from fetching.proof import Verdict
+from fetching.stored_metadata import needed, stored_fields
 from monitoring.details import Detail, NotKept
 from monitoring.redaction import shown
 from net.addresses import Reach
@@ -316,28 +317,6 @@ class OriginQuery:
     def _check_permission(self) -> None:
         if self.only_if_cached:
             raise UpstreamError("only-if-cached, and there is no response in the cache that may be used", 504)
-
-
-def needed(metadata: Metadata) -> Reach:
-    """The reach that a client needs for the stored object."""
-    if metadata.near:
-        return Reach.EVERYTHING
-    return Reach.OWN_ADDRESSES if metadata.own else Reach.NOTHING
-
-
-@lru_cache(maxsize=1024)
-def stored_fields(metadata: Metadata) -> Headers:
-    """The stored fields as bytes."""
-    return Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields)
-
-
-def version(metadata: Metadata) -> str:
-    """A mark of this representation among all that its URL has had or will have (RFC 9110 §8.8.1).
-
-    A strong tag outlives a validation. Without one, every validation counts as a change.
-    """
-    etag = validation.strong_etag(stored_fields(metadata))
-    return repr(metadata.fetched_at) if etag is None else etag.decode("latin-1")
 
 
 def bare(target: Target) -> str:

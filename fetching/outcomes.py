@@ -10,9 +10,8 @@ from cache import Hit
 from fetching import memory_cache
 from fetching.memory_cache import CacheableHit
 from fetching.naming import Name
-from fetching.origin_query import stored_fields
 from protocol import selection
-from protocol.freshness import Assessment, Basis, Stored
+from protocol.freshness import Assessment, Basis
 from protocol.http1 import Field, RequestHead
 from storage.store import Entry, Metadata
 from transfers.asking import Retries
@@ -58,10 +57,6 @@ def credentials(opening: Iterable[Field], name: Name) -> bytes:
 def for_method(credentials: bytes, method: bytes) -> bytes:
     """The credentials that a grant is for: an origin that answers HEAD need not permit the bytes."""
     return b"HEAD\n" + credentials if credentials and method == b"HEAD" else credentials
-
-
-def as_stored(metadata: Metadata) -> Stored:
-    return Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
 
 
 def outcome_of(fill: AnyFill) -> str:

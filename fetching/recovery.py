@@ -8,7 +8,8 @@ from typing import Callable, Optional, Tuple
 
 from cache import Cache, Follow, Hit
 from fetching.deliver import Source
-from fetching.origin_query import OriginQuery, stored_fields
+from fetching.origin_query import OriginQuery
+from fetching.stored_metadata import stored_fields
 from net.body import IncompleteBody
 from net.client_watch import when_gone
 from protocol import validation

@@ -15,11 +15,11 @@ from cache import Hit, Lead
 from fetching.filler import Services, key_of
 from fetching.filling import Filling
 from fetching.naming import Name
-from fetching.origin_query import OriginQuery, stored_fields
+from fetching.origin_query import OriginQuery
+from fetching.stored_metadata import as_stored
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from protocol import freshness
-from protocol.freshness import Stored
 from protocol.headers import Headers
 from protocol.http1 import RequestHead, Target
 from protocol.selection import CONDITIONS
@@ -105,8 +105,7 @@ class _Revalidation:
 
     def _outdate(self, entry: Entry, metadata: Metadata) -> None:
         """End the object's guessed lifetime now: no request may get it as if it were fresh."""
-        stored = Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
-        age = freshness.age_at_end(stored, self._services.freshness, time.time())
+        age = freshness.age_at_end(as_stored(metadata), self._services.freshness, time.time())
         try:
             self._services.cache.refresh(entry, replace(metadata, age=age))
         except Unstorable as error:
