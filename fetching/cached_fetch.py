@@ -15,14 +15,16 @@ from functools import partial
 from typing import Optional
 
 from cache import Follow, Hit, Lead
-from fetching import outcomes, proof
+from fetching import meaning, outcomes, proof
+from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import FailoverSource, Source, deliver, shown
-from fetching.filler import Services, key_of
+from fetching.description import authorized, describe
+from fetching.filler import Services
 from fetching.filling import Filling
 from fetching.memory_cache import CacheableHit
 from fetching.naming import Name
 from fetching.origin_query import OriginQuery
-from fetching.outcomes import Admission, Failed, Stale, as_upstream_error, credentials
+from fetching.outcomes import Admission, Failed, Stale, as_upstream_error
 from fetching.own_bytes import ByteComparison
 from fetching.proof import Verdict
 from fetching.recent import Client
@@ -68,29 +70,22 @@ class CachedFetch:
         reach: Reach,
         client: Client = ("", ""),
     ) -> None:
-        self._reach = reach
         self._services = services
         self._cache = services.cache
         self._reply = reply
-        self._request = request
-        self._target = target
-        self._name = name
         self._client = client
-        self._key = key_of(name)
-        self._digest = "" if self._key.digest is None else str(self._key.digest)
-        self._query = OriginQuery(services, request, target, name, reach, reply.interim)
-        self._filling = Filling(services, self._key, self._query, self._granted)
-        self._recovery = Recovery(self._cache, self._key, self._query, self._filling.start)
-        self._url = self._query.shown
+        self._request = CacheableRequest(services, request, target, name, reach)
+        self._key = self._request.key
+        self._query = OriginQuery(services, self._request, reply.interim)
+        self._filling = Filling(services, self._request, self._query, self._granted)
+        self._recovery = Recovery(self._cache, self._request, self._query, self._filling.start)
+        self._url = self._request.shown
         self._arrived_at = time.time()
-        self._credentials = credentials(services.names.opening(request.headers), name)
-        self._shown = outcomes.for_method(self._credentials, request.method)
-        self._signed = bool(name.signature)
         self.cacheable_hit: Optional[CacheableHit] = None
         self._failed: Optional[Failed] = None
         self._setbacks = 0  # fills that failed before this client got any bytes
         # Such a request brings no object into the cache, so it must not lead those that want one.
-        self._takes_no_fill = request.method == b"HEAD" or self._query.keeps_nothing
+        self._takes_no_fill = request.method == b"HEAD" or self._request.keeps_nothing
         self._why_no_fill = Detail.HEAD if request.method == b"HEAD" else Detail.NO_STORE
 
     def run(self) -> None:
@@ -99,7 +94,7 @@ class CachedFetch:
         `cacheable_hit` is set afterwards if the same request may be answered in the same way again.
         """
         reason = NotKept(Detail.BUSY, "it changes hands too often")
-        if self._query.only_if_cached:
+        if self._request.only_if_cached:
             self._reply.note = with_detail("", Detail.ONLY_IF_CACHED)  # a hit replaces it
         try:
             for _ in range(_MAX_CLAIMS):
@@ -137,7 +132,7 @@ class CachedFetch:
     # Hit
 
     def _hit(self, hit: Hit) -> bool:
-        if self._request.method == b"HEAD" and hit.metadata is None:
+        if self._request.head.method == b"HEAD" and hit.metadata is None:
             self._relay(with_detail("fwd=uri-miss", Detail.HEAD))  # whether this URL redirects is not known yet
             return True
         metadata = hit.metadata or self._alias_confirmation(hit.entry, hit.entry.record.metadata)
@@ -165,7 +160,7 @@ class CachedFetch:
                 return True
         sent = self._send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
         looked_at = self._recheck(hit.entry, metadata, assessment) if sent else 0.0
-        plain = outcomes.is_plain(self._request, hit.entry, assessment)
+        plain = outcomes.is_plain(self._request.head, hit.entry, assessment)
         if sent and plain and not self._needs_permission(metadata):
             self.cacheable_hit = outcomes.cacheable_hit(hit, metadata, self._url, self._key.name, assessment, looked_at)
         return sent
@@ -175,7 +170,7 @@ class CachedFetch:
 
         apt does so where the hash differs from the one in its index. A range only continues a broken transfer.
         """
-        if assessment.basis is not Basis.HEURISTIC or self._takes_no_fill or b"range" in self._request.headers:
+        if assessment.basis is not Basis.HEURISTIC or self._takes_no_fill or b"range" in self._request.head.headers:
             return False
         return self._services.deliveries.take(self._client, self._key.name)
 
@@ -184,20 +179,20 @@ class CachedFetch:
 
         An object that needs authorization is validated with each client's own credentials only, not in the background.
         """
-        if assessment.basis is not Basis.HEURISTIC or metadata.restricted or self._signed or self._name.secrets:
+        if assessment.basis is not Basis.HEURISTIC or metadata.restricted or self._request.signed:
             return float("inf")
-        services, asked = self._services, (self._request, self._target, self._name, self._reach)
+        services, request = self._services, self._request
         due = metadata.fetched_at + services.freshness.recheck
-        return services.background.ask(self._key.name, due, partial(revalidate, services, *asked, entry.version))
+        return services.background.ask(self._key.name, due, partial(revalidate, services, request, entry.version))
 
     def _head_was_redirected(self) -> bool:
         """Relay a HEAD for a URL that redirects. Returns False where the stored object has to answer instead.
 
         No record holds the redirect's fields, and some clients ask for nothing else.
         """
-        if self._request.method != b"HEAD" or self._query.only_if_cached:
+        if self._request.head.method != b"HEAD" or self._request.only_if_cached:
             return False
-        if self._services.origins.away(self._target) is not None:
+        if self._services.origins.away(self._request.target) is not None:
             return False
         try:
             exchange = self._query.pass_through(Purpose.FILL)
@@ -212,16 +207,18 @@ class CachedFetch:
             return True
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
-        if self._key.digest is not None and entry.record.sha256:
+        if self._request.lasts and entry.record.sha256:
             age = as_stored(metadata).age(time.time())
             return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # its content never changes
         stored, rules, now = as_stored(metadata), self._services.freshness, time.time()
-        assessment = freshness.assess(self._request, stored, rules, now, self._arrived_at, self._name.volatile)
+        assessment = freshness.assess(
+            self._request.head, stored, rules, now, self._arrived_at, self._request.name.volatile
+        )
         return replace(assessment, usable=False, usable_on_error=False) if metadata.must_validate else assessment
 
     def _validate(self, stale: Stale) -> bool:
         """Have an object validated, by this request or by another one that does so already."""
-        away = self._services.origins.away(self._target) if self._may_use(stale) else None
+        away = self._services.origins.away(self._request.target) if self._may_use(stale) else None
         if away is not None:
             return self._send_stale(stale, away)
         if self._takes_no_fill:
@@ -242,7 +239,7 @@ class CachedFetch:
         fill = claim.reader.fill
         state = fill.wait_head(_SLOW_HEAD)
         if state is FillState.ASKING and isinstance(fill, Fill):
-            asker = fill.asking.join(self._query.question, fill.fail, fill.close)
+            asker = fill.asking.join(self._request.question, fill.fail, fill.close)
             if asker is not None:
                 _log.info("Asked for once more, because the first request waits for long: %s", self._url)
                 return self._ask(fill, asker, stale)
@@ -257,7 +254,7 @@ class CachedFetch:
             if isinstance(fill, Fill) and self._may_fare_better(fill, error):
                 return False
             return self._send_stale_or_raise(stale, error)
-        known = self._key.digest is None or (fill.metadata.url == self._query.place and not self._signed)
+        known = self._request.is_of_this_url(fill.metadata)
         metadata = fill.metadata if known else self._alias_confirmation(claim.reader, fill.metadata)
         if metadata is None:
             return True
@@ -283,7 +280,7 @@ class CachedFetch:
 
     def _lead(self, claim: Lead, stale: Optional[Stale]) -> bool:
         fill = claim.fill
-        asker = fill.asking.lead(self._query.question, fill.fail, fill.close)
+        asker = fill.asking.lead(self._request.question, fill.fail, fill.close)
         if self._failed is not None:
             fill.asking.retries = self._failed.retries
             if not self._failed.retries.take():
@@ -297,7 +294,7 @@ class CachedFetch:
         An unreachable origin is so for the next request, too. `Retries` bounds the attempts, however many clients wait.
         """
         own_doing = isinstance(error, Unanswered) or error.status == _FORBIDDEN
-        if not own_doing or not fill.asking.differs(self._query.question) or fill.asking.retries.exhausted():
+        if not own_doing or not fill.asking.differs(self._request.question) or fill.asking.retries.exhausted():
             return False
         self._failed = Failed(error, fill.asking.retries)
         return True
@@ -327,7 +324,7 @@ class CachedFetch:
                     return True
                 return False
             status = exchange.head.status
-            if stale is not None and query.still_good(exchange, stale.metadata, stale.entry.length):
+            if stale is not None and meaning.still_good(self._request, exchange, stale.metadata, stale.entry.length):
                 return self._renew(fill, stale, exchange, asked_at)
             if status >= 500 and self._may_use(stale):
                 failure = UpstreamError(f"the origin answers {status}", status)
@@ -368,21 +365,21 @@ class CachedFetch:
 
         Returns None where the origin's response went to the client instead.
         """
-        if not self._query.may_confirm_alias(brought):
+        if not self._request.may_confirm_alias(brought):
             self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
             return None
         asked_at = time.time()
         with closing(self._query.get_full()) as exchange:
-            if self._query.has(exchange, brought, source.length, self._digest):
-                metadata = self._query.describe(exchange, asked_at)
+            if meaning.has(self._request, exchange, brought, source.length):
+                metadata = describe(self._request, exchange, asked_at)
                 self._granted(metadata)
                 return metadata
-            reason = self._query.not_storable(exchange)
+            reason = meaning.not_storable(self._request, exchange)
             comparison = ByteComparison(self._key.digest)
             detail = Detail.NOT_KEPT if reason is None else reason.detail
             self._pass_on(exchange, with_detail("fwd=uri-miss", detail), comparison)
             if comparison.equal and reason is None and isinstance(source, Entry):
-                metadata = self._query.describe(exchange, asked_at)
+                metadata = describe(self._request, exchange, asked_at)
                 self._granted(metadata)
                 self._cache.confirm_alias(self._key, metadata)
             return None
@@ -392,7 +389,7 @@ class CachedFetch:
 
         A client with credentials may get another representation than the one that came without any.
         """
-        unlike = bool(self._credentials) and not metadata.same_for_all and self._key.digest is None
+        unlike = bool(self._request.credentials) and not metadata.same_for_all and not self._request.lasts
         return metadata.restricted or unlike
 
     def _admit_or(self, stored: Stale, hit: Hit) -> Admission:
@@ -420,11 +417,11 @@ class CachedFetch:
                 return self._authorize(metadata, exchange, hit)
             if exchange.head.status >= 500 and not metadata.restricted:
                 raise UpstreamError(f"the origin answers {exchange.head.status}", exchange.head.status)
-            known = self._services.known.holds(self._credentials, self._key.name, "")
+            known = self._services.known.holds(self._request.credentials, self._key.name, "")
             changed = verdict is Verdict.OTHER and metadata.restricted
-            if changed and self._query.may_replace(metadata, exchange, known):
+            if changed and meaning.may_replace(self._request, exchange, metadata, known):
                 return Admission.CHANGED
-            self._services.grants.forget(self._shown, self._key.name, version(metadata))
+            self._services.grants.forget(self._request.grantee, self._key.name, version(metadata))
             self._pass_on(exchange, with_detail("fwd=request", Detail.CREDENTIALS), comparison)
             if comparison.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
                 self._authorize(metadata, exchange, hit)
@@ -432,8 +429,8 @@ class CachedFetch:
 
     def _authorize(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> Admission:
         """Note that the origin permits this client the stored object, and what else its response shows."""
-        amended = self._query.once_authorized(metadata, exchange)
-        if hit is not None and amended != metadata and self._request.method != b"HEAD":
+        amended = authorized(self._request, exchange, metadata)
+        if hit is not None and amended != metadata and self._request.head.method != b"HEAD":
             try:
                 self._cache.amend(self._key, hit.entry, metadata, amended)
             except Unstorable as error:
@@ -441,31 +438,33 @@ class CachedFetch:
         return self._granted(metadata)
 
     def _granted(self, metadata: Metadata) -> Admission:
-        self._services.grants.remember(self._shown, self._key.name, version(metadata))
-        self._services.known.remember(self._shown, self._key.name, "")
+        self._services.grants.remember(self._request.grantee, self._key.name, version(metadata))
+        self._services.known.remember(self._request.grantee, self._key.name, "")
         return Admission.GRANTED
 
     def _holds_grant(self, metadata: Metadata) -> bool:
         name, of = self._key.name, version(metadata)
-        return any(self._services.grants.holds(one, name, of) for one in {self._credentials, self._shown})
+        return any(
+            self._services.grants.holds(one, name, of) for one in {self._request.credentials, self._request.grantee}
+        )
 
     def _may_change(self, stored: Metadata, exchange: Exchange) -> bool:
         """Whether another response may replace or end the stored object."""
         if not stored.restricted:
             return True
-        if self._services.grants.holds(self._credentials, self._key.name, version(stored)):
+        if self._services.grants.holds(self._request.credentials, self._key.name, version(stored)):
             return True
-        known = self._services.known.holds(self._credentials, self._key.name, "")
-        return self._query.may_replace(stored, exchange, known)
+        known = self._services.known.holds(self._request.credentials, self._key.name, "")
+        return meaning.may_replace(self._request, exchange, stored, known)
 
     def _may_have(self, metadata: Metadata) -> bool:
         """Whether this client may get an object that came from a service of dduct's machine.
 
         If not, its request is relayed: every address that is dialled then is judged, and so is each redirect.
         """
-        if self._reach >= needed(metadata):
+        if self._request.reach >= needed(metadata):
             return True
-        return not metadata.redirect and self._services.origins.opens(self._target)
+        return not metadata.redirect and self._services.origins.opens(self._request.target)
 
     # Responses
 
@@ -474,7 +473,7 @@ class CachedFetch:
         if not self._may_have(metadata):
             self._relay(with_detail("fwd=bypass", Detail.LOCAL))
             return True
-        if self._query.varies(metadata):
+        if self._request.varies(metadata):
             self._relay("fwd=vary-miss")
             return True
         return False
@@ -497,10 +496,10 @@ class CachedFetch:
 
     def _pass_on(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
         """Send the client the response to the request for the whole; relay instead if it asked for something else."""
-        as_asked = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
+        as_asked = exchange.method == self._request.head.method and exchange.head.status not in _OF_OUR_ASKING
         if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
             as_asked = False  # the redirect does: the client may have other credentials for its target
-        if not as_asked or any(name in self._request.headers for name in selection.CONDITIONS):
+        if not as_asked or any(name in self._request.head.headers for name in selection.CONDITIONS):
             exchange.close()
             self._relay(note)
         else:
@@ -521,7 +520,7 @@ class CachedFetch:
 
     def _may_use(self, stale: Optional[Stale]) -> bool:
         """Whether a stale object may be sent although its origin cannot be asked."""
-        if stale is None or self._query.only_if_cached or stale.metadata.restricted:
+        if stale is None or self._request.only_if_cached or stale.metadata.restricted:
             return False
         return stale.assessment.usable_on_error
 
@@ -547,12 +546,12 @@ class CachedFetch:
         """Send it. Returns False where this source turns out, before anything is sent, not to have it."""
         fields = stored_fields(metadata)
         length = source.length
-        chosen = selection.select(self._request, fields, length)
+        chosen = selection.select(self._request.head, fields, length)
         if chosen is None:
             self._relay(with_detail("fwd=request", Detail.CONDITION))  # the origin evaluates a precondition
             return True
         prompt = True
-        if chosen.parts and self._request.method != b"HEAD":
+        if chosen.parts and self._request.head.method != b"HEAD":
             found = self._is_ready(source, chosen)
             if found is None:
                 return False
@@ -572,7 +571,7 @@ class CachedFetch:
             except FillFailed as error:
                 _log.info("Cut short: %s: %s", self._url, error)
                 return True
-        if chosen.status == 200 and self._key.digest is None:
+        if chosen.status == 200 and not self._request.lasts:
             self._services.deliveries.note(self._client, self._key.name)
         return True
 

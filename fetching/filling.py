@@ -8,13 +8,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Callable, Optional, Tuple
 
-from fetching import permission
+from fetching import meaning, permission
+from fetching.cacheable_request import CacheableRequest
+from fetching.description import describe, renewed
 from fetching.filler import REFUSALS, Services, carry
 from fetching.origin_query import OriginQuery
 from monitoring.details import Detail, NotKept
 from monitoring.metrics import Counter
 from protocol import validation
-from storage.store import Entry, Key, Metadata, Unstorable
+from storage.store import Entry, Metadata, Unstorable
 from transfers.fill import Fill
 from transfers.follow import FillReader
 from upstream.client import Exchange
@@ -26,14 +28,18 @@ class Filling:
     """The fills of one request. `on_begun` gets an object's metadata as soon as its fill has begun."""
 
     def __init__(
-        self, services: Services, key: Key, query: OriginQuery, on_begun: Callable[[Metadata], object]
+        self,
+        services: Services,
+        request: CacheableRequest,
+        query: OriginQuery,
+        on_begun: Callable[[Metadata], object],
     ) -> None:
         self._services = services
         self._cache = services.cache
-        self._key = key
+        self._request = request
         self._query = query
         self._on_begun = on_begun
-        self._url = query.shown
+        self._url = request.shown
         self.reason = NotKept(Detail.NOT_KEPT, "")  # why the last response was not stored
 
     def start(
@@ -59,7 +65,7 @@ class Filling:
 
     def renew(self, fill: Fill, entry: Entry, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
         """The origin confirms the stored object (RFC 9111 §4.3.4). Returns its new metadata."""
-        metadata = self._query.renewed(stored, exchange, asked_at)
+        metadata = renewed(self._request, exchange, stored, asked_at)
         closed = metadata.restricted and not stored.restricted  # newly restricted, and its record has to say so
         try:
             self._cache.refresh(entry, metadata)
@@ -67,22 +73,22 @@ class Filling:
         except Unstorable as error:
             _log.debug("Validated, but cannot be noted so: %s: %s", self._url, error)
         if closed:
-            self._cache.remove(self._key)
+            self._cache.remove(self._request.key)
         fill.renew()
         exchange.close()
         return metadata
 
     def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Optional[Metadata]:
         """Start the fill, or decline it and return None."""
-        metadata = self._query.describe(exchange, asked_at)
-        if self._query.is_rest(exchange, fill.partial_download) and fill.partial_download is not None:
+        metadata = describe(self._request, exchange, asked_at)
+        if meaning.is_rest(self._request, exchange, fill.partial_download) and fill.partial_download is not None:
             reason = None
             left = fill.partial_download.metadata
             near, own = left.near or metadata.near, left.own or metadata.own
             metadata = replace(permission.merged(left, metadata), near=near, own=own)
         else:
-            reason = self._query.not_storable(exchange)
-            if reason is None and not exchange.body.delimited and self._key.digest is None:
+            reason = meaning.not_storable(self._request, exchange)
+            if reason is None and not exchange.body.delimited and not self._request.lasts:
                 reason = NotKept(Detail.NO_LENGTH, "nothing but the end of its connection says where it ends")
         if reason is None and not self._cache.store.keeps_metadata:
             if metadata.restricted:
@@ -106,7 +112,7 @@ class Filling:
         return None
 
     def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata) -> None:
-        if self._query.is_rest(exchange, fill.partial_download):
+        if meaning.is_rest(self._request, exchange, fill.partial_download):
             fill.resume(metadata)
             self._services.counters.add(Counter.RESUMED)
         else:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Iterable
 
 from cache import Hit
 from fetching import memory_cache
 from fetching.memory_cache import CacheableHit
-from fetching.naming import Name
 from protocol import selection
 from protocol.freshness import Assessment, Basis
-from protocol.http1 import Field, RequestHead
+from protocol.http1 import RequestHead
 from storage.store import Entry, Metadata
 from transfers.asking import Retries
 from transfers.fill import FillState
@@ -46,17 +44,6 @@ class Failed:
 
     error: UpstreamError
     retries: Retries
-
-
-def credentials(opening: Iterable[Field], name: Name) -> bytes:
-    """All credentials of this client; empty if it has none."""
-    fields = (b": ".join(field) for field in opening)
-    return b"\n".join([*fields, name.signature.encode(), name.secrets.encode()]).strip(b"\n")
-
-
-def for_method(credentials: bytes, method: bytes) -> bytes:
-    """The credentials that a grant is for: an origin that answers HEAD need not permit the bytes."""
-    return b"HEAD\n" + credentials if credentials and method == b"HEAD" else credentials
 
 
 def outcome_of(fill: AnyFill) -> str:

@@ -7,13 +7,14 @@ from contextlib import ExitStack, closing
 from typing import Callable, Optional, Tuple
 
 from cache import Cache, Follow, Hit
+from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import Source
 from fetching.origin_query import OriginQuery
 from fetching.stored_metadata import stored_fields
 from net.body import IncompleteBody
 from net.client_watch import when_gone
 from protocol import validation
-from storage.store import Entry, Key, Lost, Metadata, Unstorable
+from storage.store import Entry, Lost, Metadata, Unstorable
 from transfers.fill import Fill, FillFailed, FillState
 from transfers.follow import FillReader
 from transfers.recheck import VerifyingReader
@@ -30,9 +31,9 @@ Start = Callable[[Fill, Exchange, float, ExitStack], Optional[Tuple[FillReader, 
 class Recovery:
     """Finds the object of one request again."""
 
-    def __init__(self, cache: Cache, key: Key, query: OriginQuery, start: Start) -> None:
+    def __init__(self, cache: Cache, request: CacheableRequest, query: OriginQuery, start: Start) -> None:
         self._cache = cache
-        self._key = key
+        self._request = request
         self._query = query
         self._start = start
 
@@ -42,7 +43,7 @@ class Recovery:
         The leader or the disk may have failed: by now the object may be in the cache, or be fetched again.
         """
         etag = validation.strong_etag(stored_fields(sent))
-        named = self._key.digest is not None  # then every fill is of the same object, or fails
+        named = self._request.lasts  # then every fill is of the same object, or fails
         if length is None or (etag is None and not named):
             raise FillFailed("there is no way to tell whether the rest is of the same object")
         try:
@@ -69,7 +70,7 @@ class Recovery:
         has_led = False
         for _ in range(_MAX_CLAIMS):
             try:
-                claim = self._cache.claim(self._key)
+                claim = self._cache.claim(self._request.key)
             except Unstorable:
                 return None
             if isinstance(claim, Hit):

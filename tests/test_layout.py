@@ -23,7 +23,6 @@ TOO_LARGE = {
     "fetching.cached_fetch",
     "fetching.cached_fetch.CachedFetch",
     "fetching.cached_fetch._ask",
-    "fetching.origin_query.OriginQuery",
     "net.response.Reply",
     "net.stream",
     "net.stream.Stream",
