@@ -335,20 +335,18 @@ class CachedFetch:
                 self._pass_on(exchange, with_detail(missed, Detail.CREDENTIALS))
                 return True
             started = self._filling.start(fill, exchange, asked_at, cleanup)
-            if started is None:
+            if isinstance(started, NotKept):
                 if stale is not None and status in _OUTDATED:
                     self._cache.remove(self._key)
-                reason = self._filling.reason
                 try:
-                    self._pass_on(exchange, with_detail(missed, reason.detail))
+                    self._pass_on(exchange, with_detail(missed, started.detail))
                 finally:
-                    self._reply.outcome = f"{self._reply.note}; not stored: {reason.text}"
+                    self._reply.outcome = f"{self._reply.note}; not stored: {started.text}"
                 return True
-        reader, metadata = started
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
-        with closing(reader):
+        with closing(started.reader):
             try:
-                return self._send(reader, metadata)
+                return self._send(started.reader, started.metadata)
             finally:
                 self._note_outcome(fill)
 

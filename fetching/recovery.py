@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
-from typing import Callable, Optional, Tuple
+from typing import Callable, Optional, Tuple, Union
 
 from cache import Cache, Follow, Hit
 from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import Source
+from fetching.filling import Started
 from fetching.origin_query import OriginQuery
 from fetching.stored_metadata import stored_fields
+from monitoring.details import NotKept
 from net.body import IncompleteBody
 from net.client_watch import when_gone
 from protocol import validation
 from storage.store import Entry, Lost, Metadata, Unstorable
 from transfers.fill import Fill, FillFailed, FillState
-from transfers.follow import FillReader
 from transfers.recheck import VerifyingReader
 from upstream.client import Exchange, UpstreamError
 
@@ -24,8 +25,7 @@ _MAX_CLAIMS = 8  # of one response in a row
 _OTHERS_FIRST = 0.2  # seconds for which a refused request lets others lead
 HEAD_TIMEOUT = 120.0  # seconds that a follower waits for its leader's response head
 
-# Gives an exchange to a filler. Returns its reader and the metadata, or None where nothing is stored.
-Start = Callable[[Fill, Exchange, float, ExitStack], Optional[Tuple[FillReader, Metadata]]]
+Start = Callable[[Fill, Exchange, float, ExitStack], Union[Started, NotKept]]  # `Filling.start`
 
 
 class Recovery:
@@ -102,9 +102,10 @@ class Recovery:
             exchange = self._query.whole_or_rest(fill.partial_download)
             leading.callback(exchange.close)
             started = self._start(fill, exchange, asked_at, leading)
-        if started is not None:
-            cleanup.callback(started[0].close)
-        return started
+        if isinstance(started, NotKept):
+            return None
+        cleanup.callback(started.reader.close)
+        return started.reader, started.metadata
 
 
 class _Rest:

@@ -15,7 +15,7 @@ from cache import Hit, Lead
 from fetching import meaning
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
-from fetching.filling import Filling
+from fetching.filling import Filling, Started
 from fetching.origin_query import OriginQuery
 from fetching.stored_metadata import as_stored
 from monitoring.metrics import Counter
@@ -97,8 +97,8 @@ class _Revalidation:
     def _replace(self, claim: Lead, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> None:
         """Fetch the new representation, if it may be stored; without readers, a large one is given up."""
         started = self._filling.start(claim.fill, exchange, asked_at, cleanup)
-        if started is not None:
-            started[0].close()
+        if isinstance(started, Started):
+            started.reader.close()
 
     def _outdate(self, entry: Entry, metadata: Metadata) -> None:
         """End the object's guessed lifetime now: no request may get it as if it were fresh."""
