@@ -15,28 +15,27 @@ from functools import partial
 from typing import Optional
 
 from cache import Follow, Hit, Lead
-from fetching import meaning, outcomes, proof
+from fetching import meaning, outcomes
+from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import FailoverSource, Source, deliver, shown
-from fetching.description import authorized, describe
 from fetching.filler import Services
 from fetching.filling import Filling
 from fetching.memory_cache import CacheableHit
 from fetching.naming import Name
 from fetching.origin_query import OriginQuery
+from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Admission, Failed, Stale, as_upstream_error
-from fetching.own_bytes import ByteComparison
-from fetching.proof import Verdict
 from fetching.recent import Client
 from fetching.recovery import HEAD_TIMEOUT, Recovery, checked
 from fetching.revalidation import revalidate
-from fetching.stored_metadata import as_stored, needed, stored_fields, version
+from fetching.stored_metadata import as_stored, stored_fields
 from monitoring.details import Detail, NotKept, with_detail
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from net.client_watch import when_gone
 from net.response import Reply
-from protocol import freshness, selection, validation
+from protocol import freshness, selection
 from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead, Target
 from protocol.selection import Selection
@@ -45,7 +44,6 @@ from transfers.asking import Asker
 from transfers.fill import Fill, FillFailed, FillState
 from transfers.follow import AnyFill
 from upstream.client import Exchange, Purpose, Unanswered, UpstreamError
-from upstream.relay import forward
 
 _log = logging.getLogger("dduct.fetch")
 
@@ -53,7 +51,6 @@ _MAX_CLAIMS = 8  # then it is relayed: another process makes and breaks fills fa
 _SLOW_HEAD = 3.0  # seconds without a response head; then a request that differs from the leader's is sent, too
 _FORBIDDEN = 403  # the target is on dduct's own machine, which a client there may reach
 _MAX_SETBACKS = 2  # failed fills; then the client gets the error
-_OF_OUR_ASKING = (206, 304, 416)  # responses to fields that dduct added, and this client perhaps did not send
 _OUTDATED = (200, 404, 410)  # responses after which the stored object is of no more use
 
 
@@ -77,7 +74,9 @@ class CachedFetch:
         self._request = CacheableRequest(services, request, target, name, reach)
         self._key = self._request.key
         self._query = OriginQuery(services, self._request, reply.interim)
-        self._filling = Filling(services, self._request, self._query, self._granted)
+        self._relay = OriginRelay(services, reply, self._request, self._query)
+        self._authorization = Authorization(services, self._request, self._query, self._relay)
+        self._filling = Filling(services, self._request, self._query, self._authorization.grant)
         self._recovery = Recovery(self._cache, self._request, self._query, self._filling.start)
         self._url = self._request.shown
         self._arrived_at = time.time()
@@ -105,14 +104,14 @@ class CachedFetch:
             reason = NotKept(error.detail, str(error))
         note = with_detail("fwd=bypass", reason.detail)
         self._reply.outcome = f"{note}; not stored: {reason.text}"
-        self._relay(note)
+        self._relay.relay(note)
 
     def _answer(self) -> bool:
         """One attempt. Returns False where the object has changed hands and another attempt is due."""
         if self._takes_no_fill:
             found = self._cache.lookup(self._key)
             if found is None:
-                self._relay(with_detail("fwd=uri-miss", self._why_no_fill))
+                self._relay.relay(with_detail("fwd=uri-miss", self._why_no_fill))
                 return True
             with closing(found.entry):
                 return self._hit(found)
@@ -133,12 +132,14 @@ class CachedFetch:
 
     def _hit(self, hit: Hit) -> bool:
         if self._request.head.method == b"HEAD" and hit.metadata is None:
-            self._relay(with_detail("fwd=uri-miss", Detail.HEAD))  # whether this URL redirects is not known yet
+            self._relay.relay(with_detail("fwd=uri-miss", Detail.HEAD))  # whether this URL redirects is not known yet
             return True
-        metadata = hit.metadata or self._alias_confirmation(hit.entry, hit.entry.record.metadata)
-        if metadata is None:
+        metadata = hit.metadata or self._authorization.confirm_alias(hit.entry, hit.entry.record.metadata)
+        if metadata is Admission.ANSWERED:
             return True
-        if self._is_for_others(metadata):
+        why = self._authorization.why_relayed(metadata)
+        if why is not None:
+            self._relay.relay(why)
             return True
         if hit.metadata is None:
             self._cache.confirm_alias(self._key, metadata)
@@ -151,7 +152,7 @@ class CachedFetch:
             return self._validate(Stale(hit.entry, metadata, replace(assessment, usable_on_error=True)))
         if metadata.redirect and self._head_was_redirected():
             return True
-        if self._needs_permission(metadata):
+        if self._authorization.needs_permission(metadata):
             stale = Stale(hit.entry, metadata, assessment)
             admission = self._admit_or(stale, hit)
             if admission is Admission.CHANGED:
@@ -161,7 +162,7 @@ class CachedFetch:
         sent = self._send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
         looked_at = self._recheck(hit.entry, metadata, assessment) if sent else 0.0
         plain = outcomes.is_plain(self._request.head, hit.entry, assessment)
-        if sent and plain and not self._needs_permission(metadata):
+        if sent and plain and not self._authorization.needs_permission(metadata):
             self.cacheable_hit = outcomes.cacheable_hit(hit, metadata, self._url, self._key.name, assessment, looked_at)
         return sent
 
@@ -203,7 +204,7 @@ class CachedFetch:
             if exchange.head.status >= 500:
                 _log.info("HEAD is answered from the cache: %s: the origin answers %d", self._url, exchange.head.status)
                 return False
-            self._forward(exchange, "fwd=request")
+            self._relay.forward(exchange, "fwd=request")
             return True
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
@@ -254,16 +255,21 @@ class CachedFetch:
             if isinstance(fill, Fill) and self._may_fare_better(fill, error):
                 return False
             return self._send_stale_or_raise(stale, error)
-        known = self._request.is_of_this_url(fill.metadata)
-        metadata = fill.metadata if known else self._alias_confirmation(claim.reader, fill.metadata)
-        if metadata is None:
+        return self._read_along(claim, fill.metadata, stale)
+
+    def _read_along(self, claim: Follow, brought: Metadata, stale: Optional[Stale]) -> bool:
+        fill, known = claim.reader.fill, self._request.is_of_this_url(brought)
+        metadata = brought if known else self._authorization.confirm_alias(claim.reader, brought)
+        if metadata is Admission.ANSWERED:
             return True
-        if self._is_for_others(metadata):
+        why = self._authorization.why_relayed(metadata)
+        if why is not None:
+            self._relay.relay(why)
             return True
-        if known and self._needs_permission(metadata):
-            admission = self._admit(metadata, claim.reader.length)
+        if known and self._authorization.needs_permission(metadata):
+            admission = self._authorization.admit(metadata, claim.reader.length)
             if admission is Admission.CHANGED:
-                self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
+                self._relay.relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
             if admission is not Admission.GRANTED:
                 return True
         self._services.counters.add(Counter.COLLAPSED)
@@ -320,7 +326,7 @@ class CachedFetch:
             cleanup.callback(exchange.close)
             if not asker.answered():
                 if fill.state is FillState.DECLINED:
-                    self._pass_on(exchange, with_detail(missed, fill.asking.declined_for))
+                    self._relay.pass_on(exchange, with_detail(missed, fill.asking.declined_for))
                     return True
                 return False
             status = exchange.head.status
@@ -330,16 +336,16 @@ class CachedFetch:
                 failure = UpstreamError(f"the origin answers {status}", status)
                 fill.fail(failure)
                 return self._send_stale(stale, failure)
-            if stale is not None and status < 500 and not self._may_change(stale.metadata, exchange):
+            if stale is not None and status < 500 and not self._authorization.may_change(stale.metadata, exchange):
                 fill.renew()  # those that wait for this ask with their own credentials
-                self._pass_on(exchange, with_detail(missed, Detail.CREDENTIALS))
+                self._relay.pass_on(exchange, with_detail(missed, Detail.CREDENTIALS))
                 return True
             started = self._filling.start(fill, exchange, asked_at, cleanup)
             if isinstance(started, NotKept):
                 if stale is not None and status in _OUTDATED:
                     self._cache.remove(self._key)
                 try:
-                    self._pass_on(exchange, with_detail(missed, started.detail))
+                    self._relay.pass_on(exchange, with_detail(missed, started.detail))
                 finally:
                     self._reply.outcome = f"{self._reply.note}; not stored: {started.text}"
                 return True
@@ -352,164 +358,32 @@ class CachedFetch:
 
     def _renew(self, fill: Fill, stale: Stale, exchange: Exchange, asked_at: float) -> bool:
         metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
-        self._granted(metadata)
+        self._authorization.grant(metadata)
         note = f"fwd=stale; fwd-status={exchange.head.status}"
         return self._send_hit(stale.entry, metadata, Counter.VALIDATED, note)
 
-    # Authorization
-
-    def _alias_confirmation(self, source: Source, brought: Metadata) -> Optional[Metadata]:
-        """Ask this URL's origin about bytes that another URL has brought; a head that confirms them is enough.
-
-        Returns None where the origin's response went to the client instead.
-        """
-        if not self._request.may_confirm_alias(brought):
-            self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
-            return None
-        asked_at = time.time()
-        with closing(self._query.get_full()) as exchange:
-            if meaning.has(self._request, exchange, brought, source.length):
-                metadata = describe(self._request, exchange, asked_at)
-                self._granted(metadata)
-                return metadata
-            reason = meaning.not_storable(self._request, exchange)
-            comparison = ByteComparison(self._key.digest)
-            detail = Detail.NOT_KEPT if reason is None else reason.detail
-            self._pass_on(exchange, with_detail("fwd=uri-miss", detail), comparison)
-            if comparison.equal and reason is None and isinstance(source, Entry):
-                metadata = describe(self._request, exchange, asked_at)
-                self._granted(metadata)
-                self._cache.confirm_alias(self._key, metadata)
-            return None
-
-    def _needs_permission(self, metadata: Metadata) -> bool:
-        """Whether the origin has to permit this client the stored object.
-
-        A client with credentials may get another representation than the one that came without any.
-        """
-        unlike = bool(self._request.credentials) and not metadata.same_for_all and not self._request.lasts
-        return metadata.restricted or unlike
-
     def _admit_or(self, stored: Stale, hit: Hit) -> Admission:
-        """Like `_admit`; an object that `_may_use` allows is sent, too, where its origin cannot be asked."""
+        """Like `admit`; an object that `_may_use` allows is sent, too, where its origin cannot be asked."""
         try:
-            return self._admit(stored.metadata, stored.entry.length, hit)
+            return self._authorization.admit(stored.metadata, stored.entry.length, hit)
         except UpstreamError as error:
             if self._reply.started or not self._may_use(stored):
                 raise
             _log.warning("Sent without asking: %s: %s", self._url, error)
             return Admission.GRANTED
 
-    def _admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> Admission:
-        """Ask the origin, with this client's own credentials, whether it may have the stored object."""
-        if self._holds_grant(metadata):
-            return Admission.GRANTED
-        exchange = self._query.permission(metadata)
-        if exchange is None:
-            return self._authorize(metadata, None, hit)
-        comparison = ByteComparison(self._key.digest if hit is None else hit.entry.record.digest)
-        with closing(exchange):
-            digests = {**comparison.digests, **ByteComparison(self._key.digest).digests}
-            verdict = proof.judge(exchange.head, stored_fields(metadata), length, digests)
-            if verdict is Verdict.SAME:
-                return self._authorize(metadata, exchange, hit)
-            if exchange.head.status >= 500 and not metadata.restricted:
-                raise UpstreamError(f"the origin answers {exchange.head.status}", exchange.head.status)
-            known = self._services.known.holds(self._request.credentials, self._key.name, "")
-            changed = verdict is Verdict.OTHER and metadata.restricted
-            if changed and meaning.may_replace(self._request, exchange, metadata, known):
-                return Admission.CHANGED
-            self._services.grants.forget(self._request.grantee, self._key.name, version(metadata))
-            self._pass_on(exchange, with_detail("fwd=request", Detail.CREDENTIALS), comparison)
-            if comparison.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
-                self._authorize(metadata, exchange, hit)
-            return Admission.ANSWERED
-
-    def _authorize(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> Admission:
-        """Note that the origin permits this client the stored object, and what else its response shows."""
-        amended = authorized(self._request, exchange, metadata)
-        if hit is not None and amended != metadata and self._request.head.method != b"HEAD":
-            try:
-                self._cache.amend(self._key, hit.entry, metadata, amended)
-            except Unstorable as error:
-                _log.debug("Shown to be anybody's, but cannot be noted so: %s: %s", self._url, error)
-        return self._granted(metadata)
-
-    def _granted(self, metadata: Metadata) -> Admission:
-        self._services.grants.remember(self._request.grantee, self._key.name, version(metadata))
-        self._services.known.remember(self._request.grantee, self._key.name, "")
-        return Admission.GRANTED
-
-    def _holds_grant(self, metadata: Metadata) -> bool:
-        name, of = self._key.name, version(metadata)
-        return any(
-            self._services.grants.holds(one, name, of) for one in {self._request.credentials, self._request.grantee}
-        )
-
-    def _may_change(self, stored: Metadata, exchange: Exchange) -> bool:
-        """Whether another response may replace or end the stored object."""
-        if not stored.restricted:
-            return True
-        if self._services.grants.holds(self._request.credentials, self._key.name, version(stored)):
-            return True
-        known = self._services.known.holds(self._request.credentials, self._key.name, "")
-        return meaning.may_replace(self._request, exchange, stored, known)
-
-    def _may_have(self, metadata: Metadata) -> bool:
-        """Whether this client may get an object that came from a service of dduct's machine.
-
-        If not, its request is relayed: every address that is dialled then is judged, and so is each redirect.
-        """
-        if self._request.reach >= needed(metadata):
-            return True
-        return not metadata.redirect and self._services.origins.opens(self._request.target)
-
     # Responses
-
-    def _is_for_others(self, metadata: Metadata) -> bool:
-        """Relay if the stored object is not for this client, or not for such requests. Returns whether it did."""
-        if not self._may_have(metadata):
-            self._relay(with_detail("fwd=bypass", Detail.LOCAL))
-            return True
-        if self._request.varies(metadata):
-            self._relay("fwd=vary-miss")
-            return True
-        return False
-
-    def _relay(self, note: str, purpose: Purpose = Purpose.RELAY) -> None:
-        """Ask the origin for this client alone, and send its response."""
-        with closing(self._query.pass_through(purpose)) as exchange:
-            self._forward(exchange, note)
 
     def _relay_or(self, stale: Optional[Stale], detail: Detail) -> bool:
         """Relay, or send the stale object if the origin cannot be asked."""
         note = with_detail("fwd=uri-miss" if stale is None else "fwd=stale", detail)
         try:
-            self._relay(note, Purpose.FILL if self._may_use(stale) else Purpose.RELAY)
+            self._relay.relay(note, Purpose.FILL if self._may_use(stale) else Purpose.RELAY)
         except UpstreamError as error:
             if self._reply.started or not self._may_use(stale):
                 raise
             return self._send_stale(stale, error)
         return True
-
-    def _pass_on(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
-        """Send the client the response to the request for the whole; relay instead if it asked for something else."""
-        as_asked = exchange.method == self._request.head.method and exchange.head.status not in _OF_OUR_ASKING
-        if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
-            as_asked = False  # the redirect does: the client may have other credentials for its target
-        if not as_asked or any(name in self._request.head.headers for name in selection.CONDITIONS):
-            exchange.close()
-            self._relay(note)
-        else:
-            self._forward(exchange, note, seen)
-
-    def _forward(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
-        self._services.counters.add(Counter.RELAYED)
-        self._reply.note = note
-        if seen is None or exchange.head.status != 200:
-            forward(self._reply, exchange)
-        elif forward(self._reply, exchange, seen.update):
-            seen.complete = True
 
     def _note_outcome(self, fill: AnyFill) -> None:
         """Note for the log what became of the object; the head could only promise it."""
@@ -546,7 +420,7 @@ class CachedFetch:
         length = source.length
         chosen = selection.select(self._request.head, fields, length)
         if chosen is None:
-            self._relay(with_detail("fwd=request", Detail.CONDITION))  # the origin evaluates a precondition
+            self._relay.relay(with_detail("fwd=request", Detail.CONDITION))  # the origin evaluates a precondition
             return True
         prompt = True
         if chosen.parts and self._request.head.method != b"HEAD":
