@@ -10,6 +10,7 @@ from typing import List, Tuple
 from fetching import permission
 from fetching.filler import Services, key_of
 from fetching.naming import Name
+from monitoring.details import Detail
 from monitoring.redaction import shown
 from net.addresses import Reach
 from protocol import freshness
@@ -35,7 +36,9 @@ class CacheableRequest:
         self.rules = services.freshness
         self.key = key_of(name)
         self.only_if_cached = freshness.only_if_cached(head)
-        self.keeps_nothing = self.only_if_cached or freshness.says_no_store(head)
+        keeps_nothing = self.only_if_cached or freshness.says_no_store(head)
+        # Such a request brings no object into the cache, so it must not lead those that want one; None: it may.
+        self.why_no_fill = Detail.HEAD if head.method == b"HEAD" else Detail.NO_STORE if keeps_nothing else None
         self.url = bare(target)
         self.shown = shown(self.url)  # for the log
         self._via = services.via

@@ -1,4 +1,4 @@
-"""What a cached fetch learns on its way, as values: stale objects, admissions, notes on hits."""
+"""What a cached fetch learns on its way, as values: outcomes, admissions, stale objects, notes on hits."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ from upstream.client import UpstreamError
 
 # Fields that make the response to a request differ from that to the next one.
 _OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
+
+
+class Outcome(enum.Enum):
+    """How one attempt at an answer has ended."""
+
+    DONE = "the client has been answered"
+    RETRY = "the object has changed hands, or its bytes are lost: the next claim decides again"
 
 
 class Admission(enum.Enum):

@@ -8,7 +8,7 @@ from typing import Callable, Optional, Tuple, Union
 
 from cache import Cache, Follow, Hit
 from fetching.cacheable_request import CacheableRequest
-from fetching.deliver import Source
+from fetching.deliver import Source, checked
 from fetching.filling import Started
 from fetching.origin_query import OriginQuery
 from fetching.stored_metadata import stored_fields
@@ -16,9 +16,8 @@ from monitoring.details import NotKept
 from net.body import IncompleteBody
 from net.client_watch import when_gone
 from protocol import validation
-from storage.store import Entry, Lost, Metadata, Unstorable
+from storage.store import Lost, Metadata, Unstorable
 from transfers.fill import Fill, FillFailed, FillState
-from transfers.recheck import VerifyingReader
 from upstream.client import Exchange, UpstreamError
 
 _MAX_CLAIMS = 8  # of one response in a row
@@ -134,8 +133,3 @@ class _Rest:
     def close(self) -> None:
         """Close the exchange."""
         self._exchange.close()
-
-
-def checked(entry: Entry) -> Source:
-    """An entry as a source that never gives out wrong bytes."""
-    return entry if entry.trusted else VerifyingReader(entry)
