@@ -51,6 +51,9 @@ class Lead:
     fill: Fill
 
 
+Claim = Union[Hit, Follow, Lead]
+
+
 class Cache:
     """All objects below one directory. `timeout`: seconds that a reader waits for bytes that do not come.
 
@@ -69,7 +72,7 @@ class Cache:
         with self.disk.operation():
             return self._lookup(key, self.store.paths(key))
 
-    def claim(self, key: Key, beyond: Optional[Version] = None) -> Union[Hit, Follow, Lead]:
+    def claim(self, key: Key, beyond: Optional[Version] = None) -> Claim:
         """Decide how this request gets an object. Raises Unstorable where the object can only be relayed.
 
         A published object of the version `beyond` is no hit: the leader then validates or replaces it.
@@ -77,7 +80,7 @@ class Cache:
         with self.disk.operation():
             return self._claim(key, beyond)
 
-    def _claim(self, key: Key, beyond: Optional[Version]) -> Union[Hit, Follow, Lead]:
+    def _claim(self, key: Key, beyond: Optional[Version]) -> Claim:
         paths = self.store.paths(key)
         while True:
             hit = self._lookup(key, paths, beyond)

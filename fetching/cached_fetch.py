@@ -1,4 +1,4 @@
-"""The path of a request that may be answered from the cache: hit, lead or follow, and one send loop for all three.
+"""The path of a request that may be answered from the cache: hit, lead or follow.
 
 A leader asks the origin. If the response is to be stored, a filler thread owns connection and file from then on, and
 the leader reads the growing file like any follower. So a slow or lost client never holds up a fill.
@@ -14,43 +14,41 @@ from dataclasses import replace
 from functools import partial
 from typing import Optional
 
-from cache import Follow, Hit, Lead
-from fetching import outcomes, proof
-from fetching.deliver import FailoverSource, Source, deliver, shown
-from fetching.filler import Services, key_of
+from cache import Claim, Follow, Hit
+from fetching import meaning, outcomes
+from fetching.authorization import Authorization
+from fetching.cacheable_request import CacheableRequest
+from fetching.filler import Services
 from fetching.filling import Filling
 from fetching.memory_cache import CacheableHit
 from fetching.naming import Name
-from fetching.origin_query import OriginQuery, needed, stored_fields, version
-from fetching.outcomes import Admission, Failed, Stale, as_stored, as_upstream_error, credentials
-from fetching.own_bytes import ByteComparison
-from fetching.proof import Verdict
+from fetching.origin_query import OriginQuery
+from fetching.origin_relay import OriginRelay
+from fetching.outcomes import Admission, Failed, Outcome, Stale, as_upstream_error
 from fetching.recent import Client
-from fetching.recovery import HEAD_TIMEOUT, Recovery, checked
+from fetching.recovery import HEAD_TIMEOUT, Recovery
 from fetching.revalidation import revalidate
+from fetching.stored_answer import StoredAnswer
+from fetching.stored_metadata import as_stored
 from monitoring.details import Detail, NotKept, with_detail
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from net.client_watch import when_gone
 from net.response import Reply
-from protocol import freshness, selection, validation
+from protocol import freshness
 from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead, Target
-from protocol.selection import Selection
-from storage.store import Entry, Lost, Metadata, Unstorable
+from storage.store import Entry, Metadata, Unstorable
 from transfers.asking import Asker
-from transfers.fill import Fill, FillFailed, FillState
-from transfers.follow import AnyFill
+from transfers.fill import Fill, FillState
+from transfers.follow import FillReader
 from upstream.client import Exchange, Purpose, Unanswered, UpstreamError
-from upstream.relay import forward
 
 _log = logging.getLogger("dduct.fetch")
 
 _MAX_CLAIMS = 8  # then it is relayed: another process makes and breaks fills faster than dduct can join them
 _SLOW_HEAD = 3.0  # seconds without a response head; then a request that differs from the leader's is sent, too
 _FORBIDDEN = 403  # the target is on dduct's own machine, which a client there may reach
-_MAX_SETBACKS = 2  # failed fills; then the client gets the error
-_OF_OUR_ASKING = (206, 304, 416)  # responses to fields that dduct added, and this client perhaps did not send
 _OUTDATED = (200, 404, 410)  # responses after which the stored object is of no more use
 
 
@@ -67,30 +65,21 @@ class CachedFetch:
         reach: Reach,
         client: Client = ("", ""),
     ) -> None:
-        self._reach = reach
         self._services = services
         self._cache = services.cache
         self._reply = reply
-        self._request = request
-        self._target = target
-        self._name = name
         self._client = client
-        self._key = key_of(name)
-        self._digest = "" if self._key.digest is None else str(self._key.digest)
-        self._query = OriginQuery(services, request, target, name, reach, reply.interim)
-        self._filling = Filling(services, self._key, self._query, self._granted)
-        self._recovery = Recovery(self._cache, self._key, self._query, self._filling.start)
-        self._url = self._query.shown
+        self._request = CacheableRequest(services, request, target, name, reach)
+        self._key = self._request.key
+        self._query = OriginQuery(services, self._request, reply.interim)
+        self._relay = OriginRelay(services, reply, self._request, self._query)
+        self._authorization = Authorization(services, self._request, self._query, self._relay)
+        self._filling = Filling(services, self._request, self._query, self._authorization.grant)
+        recovery = Recovery(self._cache, self._request, self._query, self._filling.start)
+        self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery.elsewhere, client)
         self._arrived_at = time.time()
-        self._credentials = credentials(services.names.opening(request.headers), name)
-        self._shown = outcomes.for_method(self._credentials, request.method)
-        self._signed = bool(name.signature)
         self.cacheable_hit: Optional[CacheableHit] = None
         self._failed: Optional[Failed] = None
-        self._setbacks = 0  # fills that failed before this client got any bytes
-        # Such a request brings no object into the cache, so it must not lead those that want one.
-        self._takes_no_fill = request.method == b"HEAD" or self._query.keeps_nothing
-        self._why_no_fill = Detail.HEAD if request.method == b"HEAD" else Detail.NO_STORE
 
     def run(self) -> None:
         """Send the response. Raises UpstreamError while none has begun, OSError when the client is gone.
@@ -98,83 +87,110 @@ class CachedFetch:
         `cacheable_hit` is set afterwards if the same request may be answered in the same way again.
         """
         reason = NotKept(Detail.BUSY, "it changes hands too often")
-        if self._query.only_if_cached:
+        if self._request.only_if_cached:
             self._reply.note = with_detail("", Detail.ONLY_IF_CACHED)  # a hit replaces it
         try:
             for _ in range(_MAX_CLAIMS):
-                if self._answer():
+                if self._attempt() is Outcome.DONE:
                     return
         except Unstorable as error:
             self._services.counters.add(Counter.UNSTORABLE)
             reason = NotKept(error.detail, str(error))
         note = with_detail("fwd=bypass", reason.detail)
         self._reply.outcome = f"{note}; not stored: {reason.text}"
-        self._relay(note)
+        self._relay.relay(note)
 
-    def _answer(self) -> bool:
-        """One attempt. Returns False where the object has changed hands and another attempt is due."""
-        if self._takes_no_fill:
-            found = self._cache.lookup(self._key)
-            if found is None:
-                self._relay(with_detail("fwd=uri-miss", self._why_no_fill))
-                return True
-            with closing(found.entry):
-                return self._hit(found)
-        claim = self._cache.claim(self._key)
+    def _attempt(self) -> Outcome:
+        why = self._request.why_no_fill
+        if why is None:
+            return self._take(self._cache.claim(self._key), None)
+        found = self._cache.lookup(self._key)
+        if found is None:
+            self._relay.relay(with_detail("fwd=uri-miss", why))
+            return Outcome.DONE
+        return self._take(found, None)
+
+    def _take(self, claim: Claim, stale: Optional[Stale]) -> Outcome:
+        """Do what a claim asks for, and close it. A claim beyond a stale object finds another one: RETRY."""
         if isinstance(claim, Hit):
             with closing(claim.entry):
-                return self._hit(claim)
-        return self._join(claim, None)
-
-    def _join(self, claim: object, stale: Optional[Stale]) -> bool:
+                return self._hit(claim) if stale is None else Outcome.RETRY
         if isinstance(claim, Follow):
             with closing(claim.reader):
-                return self._follow(claim, stale)
-        assert isinstance(claim, Lead)
-        return self._lead(claim, stale)
+                return self._follow(claim.reader, stale)
+        return self._lead(claim.fill, stale)
 
     # Hit
 
-    def _hit(self, hit: Hit) -> bool:
-        if self._request.method == b"HEAD" and hit.metadata is None:
-            self._relay(with_detail("fwd=uri-miss", Detail.HEAD))  # whether this URL redirects is not known yet
-            return True
-        metadata = hit.metadata or self._alias_confirmation(hit.entry, hit.entry.record.metadata)
+    def _hit(self, hit: Hit) -> Outcome:
+        metadata = hit.metadata
         if metadata is None:
-            return True
-        if self._is_for_others(metadata):
-            return True
-        if hit.metadata is None:
-            self._cache.confirm_alias(self._key, metadata)
-            return self._send_hit(hit.entry, metadata, Counter.HITS, "hit")
+            return self._hit_of_another_url(hit.entry)
+        why = self._authorization.why_relayed(metadata)
+        if why is not None:
+            self._relay.relay(why)
+            return Outcome.DONE
         assessment = self._assess(hit.entry, metadata)
         if not assessment.usable:
             return self._validate(Stale(hit.entry, metadata, assessment))
         if self._is_doubted(assessment):
             self._services.counters.add(Counter.DOUBTED)
             return self._validate(Stale(hit.entry, metadata, replace(assessment, usable_on_error=True)))
-        if metadata.redirect and self._head_was_redirected():
-            return True
-        if self._needs_permission(metadata):
+        if metadata.redirect and self._request.head.method == b"HEAD":
+            exchange = self._ask_for_redirect()
+            if exchange is not None:
+                with closing(exchange):
+                    self._relay.forward(exchange, "fwd=request")
+                    return Outcome.DONE
+        needs_permission = self._authorization.needs_permission(metadata)
+        if needs_permission:
             stale = Stale(hit.entry, metadata, assessment)
-            admission = self._admit_or(stale, hit)
+            admission = self._admit(stale, hit)
             if admission is Admission.CHANGED:
                 return self._validate(stale)
             if admission is Admission.ANSWERED:
-                return True
-        sent = self._send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
-        looked_at = self._recheck(hit.entry, metadata, assessment) if sent else 0.0
-        plain = outcomes.is_plain(self._request, hit.entry, assessment)
-        if sent and plain and not self._needs_permission(metadata):
-            self.cacheable_hit = outcomes.cacheable_hit(hit, metadata, self._url, self._key.name, assessment, looked_at)
-        return sent
+                return Outcome.DONE
+        outcome = self._answer.send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
+        if outcome is Outcome.DONE:
+            looked_at = self._recheck(hit.entry, metadata, assessment)
+            if not needs_permission and outcomes.is_plain(self._request.head, hit.entry, assessment):
+                url, name = self._request.shown, self._key.name
+                self.cacheable_hit = outcomes.cacheable_hit(hit, metadata, url, name, assessment, looked_at)
+        return outcome
+
+    def _hit_of_another_url(self, entry: Entry) -> Outcome:
+        """Send bytes that are known by their digest, once this URL's origin has confirmed that it has them."""
+        if self._request.head.method == b"HEAD":
+            self._relay.relay(with_detail("fwd=uri-miss", Detail.HEAD))  # whether this URL redirects is not known yet
+            return Outcome.DONE
+        metadata = self._authorization.confirm_alias(entry, entry.record.metadata)
+        if metadata is Admission.ANSWERED:
+            return Outcome.DONE
+        why = self._authorization.why_relayed(metadata)
+        if why is not None:
+            self._relay.relay(why)
+            return Outcome.DONE
+        self._cache.confirm_alias(self._key, metadata)
+        return self._answer.send_hit(entry, metadata, Counter.HITS, "hit")
+
+    def _admit(self, stored: Stale, hit: Hit) -> Admission:
+        """Have the client authorized; an object that `may_use` allows is sent, too, if its origin cannot be asked."""
+        try:
+            return self._authorization.admit(stored.metadata, stored.entry.length, hit)
+        except UpstreamError as error:
+            if self._reply.started or not self._answer.may_use(stored):
+                raise
+            _log.warning("Sent without asking: %s: %s", self._request.shown, error)
+            return Admission.GRANTED
 
     def _is_doubted(self, assessment: Assessment) -> bool:
         """Whether this client asks again for the whole of an object that it just got on a guessed lifetime.
 
         apt does so where the hash differs from the one in its index. A range only continues a broken transfer.
         """
-        if assessment.basis is not Basis.HEURISTIC or self._takes_no_fill or b"range" in self._request.headers:
+        if assessment.basis is not Basis.HEURISTIC or self._request.why_no_fill is not None:
+            return False
+        if b"range" in self._request.head.headers:
             return False
         return self._services.deliveries.take(self._client, self._key.name)
 
@@ -183,111 +199,110 @@ class CachedFetch:
 
         An object that needs authorization is validated with each client's own credentials only, not in the background.
         """
-        if assessment.basis is not Basis.HEURISTIC or metadata.restricted or self._signed or self._name.secrets:
+        if assessment.basis is not Basis.HEURISTIC or metadata.restricted or self._request.signed:
             return float("inf")
-        services, asked = self._services, (self._request, self._target, self._name, self._reach)
+        services, request = self._services, self._request
         due = metadata.fetched_at + services.freshness.recheck
-        return services.background.ask(self._key.name, due, partial(revalidate, services, *asked, entry.version))
+        return services.background.ask(self._key.name, due, partial(revalidate, services, request, entry.version))
 
-    def _head_was_redirected(self) -> bool:
-        """Relay a HEAD for a URL that redirects. Returns False where the stored object has to answer instead.
+    def _ask_for_redirect(self) -> Optional[Exchange]:
+        """The origin's response to a HEAD for a URL that redirects; None where the stored object has to answer instead.
 
         No record holds the redirect's fields, and some clients ask for nothing else.
         """
-        if self._request.method != b"HEAD" or self._query.only_if_cached:
-            return False
-        if self._services.origins.away(self._target) is not None:
-            return False
+        if self._request.only_if_cached or self._services.origins.away(self._request.target) is not None:
+            return None
         try:
             exchange = self._query.pass_through(Purpose.FILL)
         except UpstreamError as error:
-            _log.info("HEAD is answered from the cache: %s: %s", self._url, error)
-            return False
-        with closing(exchange):
-            if exchange.head.status >= 500:
-                _log.info("HEAD is answered from the cache: %s: the origin answers %d", self._url, exchange.head.status)
-                return False
-            self._forward(exchange, "fwd=request")
-            return True
+            _log.info("HEAD is answered from the cache: %s: %s", self._request.shown, error)
+            return None
+        status = exchange.head.status
+        if status < 500:
+            return exchange
+        exchange.close()
+        _log.info("HEAD is answered from the cache: %s: the origin answers %d", self._request.shown, status)
+        return None
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
-        if self._key.digest is not None and entry.record.sha256:
+        if self._request.lasts and entry.record.sha256:
             age = as_stored(metadata).age(time.time())
             return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # its content never changes
         stored, rules, now = as_stored(metadata), self._services.freshness, time.time()
-        assessment = freshness.assess(self._request, stored, rules, now, self._arrived_at, self._name.volatile)
+        assessment = freshness.assess(
+            self._request.head, stored, rules, now, self._arrived_at, self._request.name.volatile
+        )
         return replace(assessment, usable=False, usable_on_error=False) if metadata.must_validate else assessment
 
-    def _validate(self, stale: Stale) -> bool:
+    def _validate(self, stale: Stale) -> Outcome:
         """Have an object validated, by this request or by another one that does so already."""
-        away = self._services.origins.away(self._target) if self._may_use(stale) else None
+        away = self._services.origins.away(self._request.target) if self._answer.may_use(stale) else None
         if away is not None:
-            return self._send_stale(stale, away)
-        if self._takes_no_fill:
-            return self._relay_or(stale, self._why_no_fill)
+            return self._answer.send_stale(stale, away)
+        why = self._request.why_no_fill
+        if why is not None:
+            return self._answer.relay_or(stale, why)
         try:
             claim = self._cache.claim(self._key, beyond=stale.entry.version)
         except Unstorable as error:
             # The disk takes nothing new, but the stored object may still be of use.
-            return self._relay_or(stale, error.detail)
-        if isinstance(claim, Hit):
-            claim.entry.close()
-            return False
-        return self._join(claim, stale)
+            return self._answer.relay_or(stale, error.detail)
+        return self._take(claim, stale)
 
     # Follow
 
-    def _follow(self, claim: Follow, stale: Optional[Stale]) -> bool:
-        fill = claim.reader.fill
+    def _follow(self, reader: FillReader, stale: Optional[Stale]) -> Outcome:
+        fill = reader.fill
         state = fill.wait_head(_SLOW_HEAD)
         if state is FillState.ASKING and isinstance(fill, Fill):
-            asker = fill.asking.join(self._query.question, fill.fail, fill.close)
+            asker = fill.asking.join(self._request.question, fill.fail, fill.close)
             if asker is not None:
-                _log.info("Asked for once more, because the first request waits for long: %s", self._url)
+                _log.info("Asked for once more, because the first request waits for long: %s", self._request.shown)
                 return self._ask(fill, asker, stale)
         if state is FillState.ASKING:
             state = fill.wait_head(HEAD_TIMEOUT)
         if state is FillState.GONE:
-            return False
+            return Outcome.RETRY
         if state in (FillState.DECLINED, FillState.ASKING):
-            return self._relay_or(stale, fill.asking.declined_for if isinstance(fill, Fill) else Detail.NOT_KEPT)
+            return self._answer.relay_or(stale, fill.asking.declined_for if isinstance(fill, Fill) else Detail.NOT_KEPT)
         if fill.metadata is None:
             error = as_upstream_error(fill.cause)
             if isinstance(fill, Fill) and self._may_fare_better(fill, error):
-                return False
-            return self._send_stale_or_raise(stale, error)
-        known = self._key.digest is None or (fill.metadata.url == self._query.place and not self._signed)
-        metadata = fill.metadata if known else self._alias_confirmation(claim.reader, fill.metadata)
-        if metadata is None:
-            return True
-        if self._is_for_others(metadata):
-            return True
-        if known and self._needs_permission(metadata):
-            admission = self._admit(metadata, claim.reader.length)
+                return Outcome.RETRY
+            return self._answer.send_stale_or_raise(stale, error)
+        return self._read_along(reader, fill.metadata, stale)
+
+    def _read_along(self, reader: FillReader, brought: Metadata, stale: Optional[Stale]) -> Outcome:
+        known = self._request.is_of_this_url(brought)
+        metadata = brought if known else self._authorization.confirm_alias(reader, brought)
+        if metadata is Admission.ANSWERED:
+            return Outcome.DONE
+        why = self._authorization.why_relayed(metadata)
+        if why is not None:
+            self._relay.relay(why)
+            return Outcome.DONE
+        if known and self._authorization.needs_permission(metadata):
+            admission = self._authorization.admit(metadata, reader.length)
             if admission is Admission.CHANGED:
-                self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
+                self._relay.relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
             if admission is not Admission.GRANTED:
-                return True
+                return Outcome.DONE
         self._services.counters.add(Counter.COLLAPSED)
         self._reply.note = f"fwd={'uri-miss' if stale is None else 'stale'}; collapsed"
-        try:
-            sent = self._send(claim.reader, metadata)
-        finally:
-            self._note_outcome(fill)
-        if not known and fill.state is FillState.PUBLISHED:
+        outcome = self._answer.send_growing(reader, metadata)
+        if not known and reader.fill.state is FillState.PUBLISHED:
             self._cache.confirm_alias(self._key, metadata)
-        return sent
+        return outcome
 
     # Lead
 
-    def _lead(self, claim: Lead, stale: Optional[Stale]) -> bool:
-        fill = claim.fill
-        asker = fill.asking.lead(self._query.question, fill.fail, fill.close)
+    def _lead(self, fill: Fill, stale: Optional[Stale]) -> Outcome:
+        asker = fill.asking.lead(self._request.question, fill.fail, fill.close)
         if self._failed is not None:
             fill.asking.retries = self._failed.retries
             if not self._failed.retries.take():
                 asker.fail(self._failed.error)
-                return self._send_stale_or_raise(stale, self._failed.error)
+                return self._answer.send_stale_or_raise(stale, self._failed.error)
         return self._ask(fill, asker, stale)
 
     def _may_fare_better(self, fill: Fill, error: UpstreamError) -> bool:
@@ -296,12 +311,12 @@ class CachedFetch:
         An unreachable origin is so for the next request, too. `Retries` bounds the attempts, however many clients wait.
         """
         own_doing = isinstance(error, Unanswered) or error.status == _FORBIDDEN
-        if not own_doing or not fill.asking.differs(self._query.question) or fill.asking.retries.exhausted():
+        if not own_doing or not fill.asking.differs(self._request.question) or fill.asking.retries.exhausted():
             return False
         self._failed = Failed(error, fill.asking.retries)
         return True
 
-    def _ask(self, fill: Fill, asker: Asker, stale: Optional[Stale]) -> bool:
+    def _ask(self, fill: Fill, asker: Asker, stale: Optional[Stale]) -> Outcome:
         with ExitStack() as cleanup:
             cleanup.callback(asker.close)
             cleanup.push(when_gone(partial(asker.hand_on, fill.hand_on)))
@@ -317,275 +332,50 @@ class CachedFetch:
             except UpstreamError as error:
                 if not asker.fail(error):
                     self._failed = Failed(error, fill.asking.retries)  # for the case that the other one fails, too
-                    return False  # the other request waits for an answer, or has it
-                return self._send_stale_or_raise(stale, error)
+                    return Outcome.RETRY  # the other request waits for an answer, or has it
+                return self._answer.send_stale_or_raise(stale, error)
             cleanup.callback(exchange.close)
             if not asker.answered():
                 if fill.state is FillState.DECLINED:
-                    self._pass_on(exchange, with_detail(missed, fill.asking.declined_for))
-                    return True
-                return False
+                    self._relay.pass_on(exchange, with_detail(missed, fill.asking.declined_for))
+                    return Outcome.DONE
+                return Outcome.RETRY
             status = exchange.head.status
-            if stale is not None and query.still_good(exchange, stale.metadata, stale.entry.length):
+            if stale is not None and meaning.still_good(self._request, exchange, stale.metadata, stale.entry.length):
                 return self._renew(fill, stale, exchange, asked_at)
-            if status >= 500 and self._may_use(stale):
+            if stale is not None and status >= 500 and self._answer.may_use(stale):
                 failure = UpstreamError(f"the origin answers {status}", status)
                 fill.fail(failure)
-                return self._send_stale(stale, failure)
-            if stale is not None and status < 500 and not self._may_change(stale.metadata, exchange):
+                return self._answer.send_stale(stale, failure)
+            if stale is not None and status < 500 and not self._authorization.may_change(stale.metadata, exchange):
                 fill.renew()  # those that wait for this ask with their own credentials
-                self._pass_on(exchange, with_detail(missed, Detail.CREDENTIALS))
-                return True
+                self._relay.pass_on(exchange, with_detail(missed, Detail.CREDENTIALS))
+                return Outcome.DONE
             started = self._filling.start(fill, exchange, asked_at, cleanup)
-            if started is None:
+            if isinstance(started, NotKept):
                 if stale is not None and status in _OUTDATED:
                     self._cache.remove(self._key)
-                reason = self._filling.reason
                 try:
-                    self._pass_on(exchange, with_detail(missed, reason.detail))
+                    self._relay.pass_on(exchange, with_detail(missed, started.detail))
                 finally:
-                    self._reply.outcome = f"{self._reply.note}; not stored: {reason.text}"
-                return True
-        reader, metadata = started
+                    self._reply.outcome = f"{self._reply.note}; not stored: {started.text}"
+                return Outcome.DONE
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
-        with closing(reader):
-            try:
-                return self._send(reader, metadata)
-            finally:
-                self._note_outcome(fill)
+        with closing(started.reader):
+            return self._answer.send_growing(started.reader, started.metadata)
 
-    def _renew(self, fill: Fill, stale: Stale, exchange: Exchange, asked_at: float) -> bool:
+    def _renew(self, fill: Fill, stale: Stale, exchange: Exchange, asked_at: float) -> Outcome:
         metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
-        self._granted(metadata)
+        self._authorization.grant(metadata)
         note = f"fwd=stale; fwd-status={exchange.head.status}"
-        return self._send_hit(stale.entry, metadata, Counter.VALIDATED, note)
-
-    # Authorization
-
-    def _alias_confirmation(self, source: Source, brought: Metadata) -> Optional[Metadata]:
-        """Ask this URL's origin about bytes that another URL has brought; a head that confirms them is enough.
-
-        Returns None where the origin's response went to the client instead.
-        """
-        if not self._query.may_confirm_alias(brought):
-            self._relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
-            return None
-        asked_at = time.time()
-        with closing(self._query.get_full()) as exchange:
-            if self._query.has(exchange, brought, source.length, self._digest):
-                metadata = self._query.describe(exchange, asked_at)
-                self._granted(metadata)
-                return metadata
-            reason = self._query.not_storable(exchange)
-            comparison = ByteComparison(self._key.digest)
-            detail = Detail.NOT_KEPT if reason is None else reason.detail
-            self._pass_on(exchange, with_detail("fwd=uri-miss", detail), comparison)
-            if comparison.equal and reason is None and isinstance(source, Entry):
-                metadata = self._query.describe(exchange, asked_at)
-                self._granted(metadata)
-                self._cache.confirm_alias(self._key, metadata)
-            return None
-
-    def _needs_permission(self, metadata: Metadata) -> bool:
-        """Whether the origin has to permit this client the stored object.
-
-        A client with credentials may get another representation than the one that came without any.
-        """
-        unlike = bool(self._credentials) and not metadata.same_for_all and self._key.digest is None
-        return metadata.restricted or unlike
+        return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)
 
     def _admit_or(self, stored: Stale, hit: Hit) -> Admission:
-        """Like `_admit`; an object that `_may_use` allows is sent, too, where its origin cannot be asked."""
+        """Like `admit`; an object that `_may_use` allows is sent, too, where its origin cannot be asked."""
         try:
-            return self._admit(stored.metadata, stored.entry.length, hit)
+            return self._authorization.admit(stored.metadata, stored.entry.length, hit)
         except UpstreamError as error:
-            if self._reply.started or not self._may_use(stored):
+            if self._reply.started or not self._answer.may_use(stored):
                 raise
-            _log.warning("Sent without asking: %s: %s", self._url, error)
+            _log.warning("Sent without asking: %s: %s", self._request.shown, error)
             return Admission.GRANTED
-
-    def _admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> Admission:
-        """Ask the origin, with this client's own credentials, whether it may have the stored object."""
-        if self._holds_grant(metadata):
-            return Admission.GRANTED
-        exchange = self._query.permission(metadata)
-        if exchange is None:
-            return self._authorize(metadata, None, hit)
-        comparison = ByteComparison(self._key.digest if hit is None else hit.entry.record.digest)
-        with closing(exchange):
-            digests = {**comparison.digests, **ByteComparison(self._key.digest).digests}
-            verdict = proof.judge(exchange.head, stored_fields(metadata), length, digests)
-            if verdict is Verdict.SAME:
-                return self._authorize(metadata, exchange, hit)
-            if exchange.head.status >= 500 and not metadata.restricted:
-                raise UpstreamError(f"the origin answers {exchange.head.status}", exchange.head.status)
-            known = self._services.known.holds(self._credentials, self._key.name, "")
-            changed = verdict is Verdict.OTHER and metadata.restricted
-            if changed and self._query.may_replace(metadata, exchange, known):
-                return Admission.CHANGED
-            self._services.grants.forget(self._shown, self._key.name, version(metadata))
-            self._pass_on(exchange, with_detail("fwd=request", Detail.CREDENTIALS), comparison)
-            if comparison.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
-                self._authorize(metadata, exchange, hit)
-            return Admission.ANSWERED
-
-    def _authorize(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> Admission:
-        """Note that the origin permits this client the stored object, and what else its response shows."""
-        amended = self._query.once_authorized(metadata, exchange)
-        if hit is not None and amended != metadata and self._request.method != b"HEAD":
-            try:
-                self._cache.amend(self._key, hit.entry, metadata, amended)
-            except Unstorable as error:
-                _log.debug("Shown to be anybody's, but cannot be noted so: %s: %s", self._url, error)
-        return self._granted(metadata)
-
-    def _granted(self, metadata: Metadata) -> Admission:
-        self._services.grants.remember(self._shown, self._key.name, version(metadata))
-        self._services.known.remember(self._shown, self._key.name, "")
-        return Admission.GRANTED
-
-    def _holds_grant(self, metadata: Metadata) -> bool:
-        name, of = self._key.name, version(metadata)
-        return any(self._services.grants.holds(one, name, of) for one in {self._credentials, self._shown})
-
-    def _may_change(self, stored: Metadata, exchange: Exchange) -> bool:
-        """Whether another response may replace or end the stored object."""
-        if not stored.restricted:
-            return True
-        if self._services.grants.holds(self._credentials, self._key.name, version(stored)):
-            return True
-        known = self._services.known.holds(self._credentials, self._key.name, "")
-        return self._query.may_replace(stored, exchange, known)
-
-    def _may_have(self, metadata: Metadata) -> bool:
-        """Whether this client may get an object that came from a service of dduct's machine.
-
-        If not, its request is relayed: every address that is dialled then is judged, and so is each redirect.
-        """
-        if self._reach >= needed(metadata):
-            return True
-        return not metadata.redirect and self._services.origins.opens(self._target)
-
-    # Responses
-
-    def _is_for_others(self, metadata: Metadata) -> bool:
-        """Relay if the stored object is not for this client, or not for such requests. Returns whether it did."""
-        if not self._may_have(metadata):
-            self._relay(with_detail("fwd=bypass", Detail.LOCAL))
-            return True
-        if self._query.varies(metadata):
-            self._relay("fwd=vary-miss")
-            return True
-        return False
-
-    def _relay(self, note: str, purpose: Purpose = Purpose.RELAY) -> None:
-        """Ask the origin for this client alone, and send its response."""
-        with closing(self._query.pass_through(purpose)) as exchange:
-            self._forward(exchange, note)
-
-    def _relay_or(self, stale: Optional[Stale], detail: Detail) -> bool:
-        """Relay, or send the stale object if the origin cannot be asked."""
-        note = with_detail("fwd=uri-miss" if stale is None else "fwd=stale", detail)
-        try:
-            self._relay(note, Purpose.FILL if self._may_use(stale) else Purpose.RELAY)
-        except UpstreamError as error:
-            if self._reply.started or not self._may_use(stale):
-                raise
-            return self._send_stale(stale, error)
-        return True
-
-    def _pass_on(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
-        """Send the client the response to the request for the whole; relay instead if it asked for something else."""
-        as_asked = exchange.method == self._request.method and exchange.head.status not in _OF_OUR_ASKING
-        if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
-            as_asked = False  # the redirect does: the client may have other credentials for its target
-        if not as_asked or any(name in self._request.headers for name in selection.CONDITIONS):
-            exchange.close()
-            self._relay(note)
-        else:
-            self._forward(exchange, note, seen)
-
-    def _forward(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
-        self._services.counters.add(Counter.RELAYED)
-        self._reply.note = note
-        if seen is None or exchange.head.status != 200:
-            forward(self._reply, exchange)
-        elif forward(self._reply, exchange, seen.update):
-            seen.complete = True
-
-    def _note_outcome(self, fill: AnyFill) -> None:
-        """Note for the log what became of the object; the head could only promise it."""
-        if self._reply.note.endswith(("; stored", "; collapsed")):
-            self._reply.outcome = f"{self._reply.note.replace('; stored', '')}; {outcomes.outcome_of(fill)}"
-
-    def _may_use(self, stale: Optional[Stale]) -> bool:
-        """Whether a stale object may be sent although its origin cannot be asked."""
-        if stale is None or self._query.only_if_cached or stale.metadata.restricted:
-            return False
-        return stale.assessment.usable_on_error
-
-    def _send_stale_or_raise(self, stale: Optional[Stale], error: UpstreamError) -> bool:
-        if not self._may_use(stale):
-            raise error
-        return self._send_stale(stale, error)
-
-    def _send_stale(self, stale: Optional[Stale], error: UpstreamError) -> bool:
-        assert stale is not None
-        _log.warning("Stale, but sent: %s: %s", self._url, error)
-        return self._send_hit(stale.entry, stale.metadata, Counter.STALE, outcomes.hit_note(stale.assessment))
-
-    def _send_hit(self, entry: Entry, metadata: Metadata, counter: Counter, note: str) -> bool:
-        self._reply.note = note
-        if not self._send(checked(entry), metadata):
-            self._services.counters.add(Counter.DAMAGED)
-            return False
-        self._services.counters.add(counter)
-        return True
-
-    def _send(self, source: Source, metadata: Metadata) -> bool:
-        """Send it. Returns False where this source turns out, before anything is sent, not to have it."""
-        fields = stored_fields(metadata)
-        length = source.length
-        chosen = selection.select(self._request, fields, length)
-        if chosen is None:
-            self._relay(with_detail("fwd=request", Detail.CONDITION))  # the origin evaluates a precondition
-            return True
-        prompt = True
-        if chosen.parts and self._request.method != b"HEAD":
-            found = self._is_ready(source, chosen)
-            if found is None:
-                return False
-            prompt = found
-        age = int(as_stored(metadata).age(time.time()))
-        extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
-        if age or not self._reply.note.startswith("fwd=uri-miss"):
-            extra.append((b"Age", b"%d" % age))
-        self._reply.send_head(chosen.status, [*shown(fields, chosen), *extra], chosen.length, hold=prompt)
-        if not self._reply.has_body:
-            return True
-        with ExitStack() as cleanup:
-            file = source.fileno() if isinstance(source, Entry) else None
-            failover = FailoverSource(source, partial(self._recovery.elsewhere, metadata, length, cleanup), file)
-            try:
-                deliver(self._reply, failover, chosen)
-            except FillFailed as error:
-                _log.info("Cut short: %s: %s", self._url, error)
-                return True
-        if chosen.status == 200 and self._key.digest is None:
-            self._services.deliveries.note(self._client, self._key.name)
-        return True
-
-    def _is_ready(self, source: Source, chosen: Selection) -> Optional[bool]:
-        """Whether the first bytes are there already; None where another attempt has to find them.
-
-        Raises UpstreamError after repeated failures.
-        """
-        try:
-            return source.ready(chosen.parts[0].start, chosen.status == 200)
-        except Lost as error:
-            _log.info("To be had again: %s: %s", self._url, error)
-        except FillFailed as error:
-            self._setbacks += 1
-            if self._setbacks >= _MAX_SETBACKS:
-                raise as_upstream_error(error.cause) from error
-        return None

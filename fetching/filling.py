@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Optional, Tuple
+from typing import Callable, Optional, Union
 
-from fetching import permission
+from fetching import meaning, permission
+from fetching.cacheable_request import CacheableRequest
+from fetching.description import describe, renewed
 from fetching.filler import REFUSALS, Services, carry
 from fetching.origin_query import OriginQuery
 from monitoring.details import Detail, NotKept
 from monitoring.metrics import Counter
 from protocol import validation
-from storage.store import Entry, Key, Metadata, Unstorable
+from storage.store import Entry, Metadata, Unstorable
 from transfers.fill import Fill
 from transfers.follow import FillReader
 from upstream.client import Exchange
@@ -22,27 +24,36 @@ from upstream.client import Exchange
 _log = logging.getLogger("dduct.fetch")
 
 
+@dataclass(frozen=True)
+class Started:
+    """A fill that has begun: a reader on it, which the caller closes, and the object's metadata."""
+
+    reader: FillReader
+    metadata: Metadata
+
+
 class Filling:
     """The fills of one request. `on_begun` gets an object's metadata as soon as its fill has begun."""
 
     def __init__(
-        self, services: Services, key: Key, query: OriginQuery, on_begun: Callable[[Metadata], object]
+        self,
+        services: Services,
+        request: CacheableRequest,
+        query: OriginQuery,
+        on_begun: Callable[[Metadata], object],
     ) -> None:
         self._services = services
         self._cache = services.cache
-        self._key = key
+        self._request = request
         self._query = query
         self._on_begun = on_begun
-        self._url = query.shown
-        self.reason = NotKept(Detail.NOT_KEPT, "")  # why the last response was not stored
+        self._url = request.shown
 
-    def start(
-        self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack
-    ) -> Optional[Tuple[FillReader, Metadata]]:
-        """Move fill and exchange from `cleanup` to a filler. Returns a reader and the metadata; None if declined."""
+    def start(self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> Union[Started, NotKept]:
+        """Move fill and exchange from `cleanup` to a filler; where they stay, the fill is declined or handed over."""
         metadata = self._begin(fill, exchange, asked_at)
-        if metadata is None:
-            return None
+        if isinstance(metadata, NotKept):
+            return metadata
         reader = self._cache.reader(fill)
         cleanup.callback(reader.close)
         work = partial(carry, fill, exchange, self._query.whole_request(), self._url, self._services)
@@ -50,16 +61,15 @@ class Filling:
             self._services.spawn("fill", work)
         except RuntimeError as error:  # there are too many threads already
             _log.warning("Not kept: %s: %s", self._url, error)
-            self.reason = NotKept(Detail.BUSY, str(error))
             fill.asking.declined_for = Detail.BUSY
             fill.decline()
-            return None
+            return NotKept(Detail.BUSY, str(error))
         cleanup.pop_all()
-        return reader, metadata
+        return Started(reader, metadata)
 
     def renew(self, fill: Fill, entry: Entry, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
         """The origin confirms the stored object (RFC 9111 §4.3.4). Returns its new metadata."""
-        metadata = self._query.renewed(stored, exchange, asked_at)
+        metadata = renewed(self._request, exchange, stored, asked_at)
         closed = metadata.restricted and not stored.restricted  # newly restricted, and its record has to say so
         try:
             self._cache.refresh(entry, metadata)
@@ -67,46 +77,53 @@ class Filling:
         except Unstorable as error:
             _log.debug("Validated, but cannot be noted so: %s: %s", self._url, error)
         if closed:
-            self._cache.remove(self._key)
+            self._cache.remove(self._request.key)
         fill.renew()
         exchange.close()
         return metadata
 
-    def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Optional[Metadata]:
-        """Start the fill, or decline it and return None."""
-        metadata = self._query.describe(exchange, asked_at)
-        if self._query.is_rest(exchange, fill.partial_download) and fill.partial_download is not None:
-            reason = None
-            left = fill.partial_download.metadata
-            near, own = left.near or metadata.near, left.own or metadata.own
-            metadata = replace(permission.merged(left, metadata), near=near, own=own)
-        else:
-            reason = self._query.not_storable(exchange)
-            if reason is None and not exchange.body.delimited and self._key.digest is None:
-                reason = NotKept(Detail.NO_LENGTH, "nothing but the end of its connection says where it ends")
-        if reason is None and not self._cache.store.keeps_metadata:
-            if metadata.restricted:
-                reason = _no_metadata("it needs authorisation")
-            elif b"content-encoding" in exchange.head.headers:
-                reason = _no_metadata("it has a Content-Encoding")
+    def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Union[Metadata, NotKept]:
+        """Start the fill, or decline it, or hand it over. Returns the object's metadata, or why it is not stored."""
+        metadata = describe(self._request, exchange, asked_at)
+        left = fill.partial_download
+        is_rest = left is not None and meaning.is_rest(self._request, exchange, left)
+        if left is not None and is_rest:
+            near, own = left.metadata.near or metadata.near, left.metadata.own or metadata.own
+            metadata = replace(permission.merged(left.metadata, metadata), near=near, own=own)
+        reason = self._why_not(exchange, metadata, is_rest)
         if reason is None:
             try:
-                self._begin_or_resume(fill, exchange, metadata)
+                self._begin_or_resume(fill, exchange, metadata, is_rest)
                 self._services.counters.add(Counter.FILLS)
                 self._on_begun(metadata)
                 return metadata
             except Unstorable as error:
                 reason = NotKept(error.detail, str(error))
                 self._services.counters.add(Counter.UNSTORABLE)
-        self.reason = reason
         _log.debug("Not kept: %s: %s", self._url, reason.text)
         if fill.partial_download is None or exchange.head.status not in REFUSALS or not fill.hand_over():
             fill.asking.declined_for = reason.detail
             fill.decline()
+        return reason
+
+    def _why_not(self, exchange: Exchange, metadata: Metadata, is_rest: bool) -> Optional[NotKept]:
+        """Why a response is not stored, as far as that is known before the disk is asked."""
+        if not is_rest:
+            reason = meaning.not_storable(self._request, exchange)
+            if reason is not None:
+                return reason
+            if not exchange.body.delimited and not self._request.lasts:
+                return NotKept(Detail.NO_LENGTH, "nothing but the end of its connection says where it ends")
+        if self._cache.store.keeps_metadata:
+            return None
+        if metadata.restricted:
+            return _no_metadata("it needs authorisation")
+        if b"content-encoding" in exchange.head.headers:
+            return _no_metadata("it has a Content-Encoding")
         return None
 
-    def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata) -> None:
-        if self._query.is_rest(exchange, fill.partial_download):
+    def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata, is_rest: bool) -> None:
+        if is_rest:
             fill.resume(metadata)
             self._services.counters.add(Counter.RESUMED)
         else:

@@ -1,19 +1,16 @@
-"""What a cached fetch learns on its way, as values: stale objects, admissions, notes on hits."""
+"""What a cached fetch learns on its way, as values: outcomes, admissions, stale objects, notes on hits."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Iterable
 
 from cache import Hit
 from fetching import memory_cache
 from fetching.memory_cache import CacheableHit
-from fetching.naming import Name
-from fetching.origin_query import stored_fields
 from protocol import selection
-from protocol.freshness import Assessment, Basis, Stored
-from protocol.http1 import Field, RequestHead
+from protocol.freshness import Assessment, Basis
+from protocol.http1 import RequestHead
 from storage.store import Entry, Metadata
 from transfers.asking import Retries
 from transfers.fill import FillState
@@ -22,6 +19,13 @@ from upstream.client import UpstreamError
 
 # Fields that make the response to a request differ from that to the next one.
 _OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
+
+
+class Outcome(enum.Enum):
+    """How one attempt at an answer has ended."""
+
+    DONE = "the client has been answered"
+    RETRY = "the object has changed hands, or its bytes are lost: the next claim decides again"
 
 
 class Admission(enum.Enum):
@@ -47,21 +51,6 @@ class Failed:
 
     error: UpstreamError
     retries: Retries
-
-
-def credentials(opening: Iterable[Field], name: Name) -> bytes:
-    """All credentials of this client; empty if it has none."""
-    fields = (b": ".join(field) for field in opening)
-    return b"\n".join([*fields, name.signature.encode(), name.secrets.encode()]).strip(b"\n")
-
-
-def for_method(credentials: bytes, method: bytes) -> bytes:
-    """The credentials that a grant is for: an origin that answers HEAD need not permit the bytes."""
-    return b"HEAD\n" + credentials if credentials and method == b"HEAD" else credentials
-
-
-def as_stored(metadata: Metadata) -> Stored:
-    return Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
 
 
 def outcome_of(fill: AnyFill) -> str:

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
-from typing import Callable, Optional, Tuple
+from typing import Callable, Optional, Tuple, Union
 
 from cache import Cache, Follow, Hit
-from fetching.deliver import Source
-from fetching.origin_query import OriginQuery, stored_fields
+from fetching.cacheable_request import CacheableRequest
+from fetching.deliver import Source, checked
+from fetching.filling import Started
+from fetching.origin_query import OriginQuery
+from fetching.stored_metadata import stored_fields
+from monitoring.details import NotKept
 from net.body import IncompleteBody
 from net.client_watch import when_gone
 from protocol import validation
-from storage.store import Entry, Key, Lost, Metadata, Unstorable
+from storage.store import Lost, Metadata, Unstorable
 from transfers.fill import Fill, FillFailed, FillState
-from transfers.follow import FillReader
-from transfers.recheck import VerifyingReader
 from upstream.client import Exchange, UpstreamError
 
 _MAX_CLAIMS = 8  # of one response in a row
 _OTHERS_FIRST = 0.2  # seconds for which a refused request lets others lead
 HEAD_TIMEOUT = 120.0  # seconds that a follower waits for its leader's response head
 
-# Gives an exchange to a filler. Returns its reader and the metadata, or None where nothing is stored.
-Start = Callable[[Fill, Exchange, float, ExitStack], Optional[Tuple[FillReader, Metadata]]]
+Start = Callable[[Fill, Exchange, float, ExitStack], Union[Started, NotKept]]  # `Filling.start`
 
 
 class Recovery:
     """Finds the object of one request again."""
 
-    def __init__(self, cache: Cache, key: Key, query: OriginQuery, start: Start) -> None:
+    def __init__(self, cache: Cache, request: CacheableRequest, query: OriginQuery, start: Start) -> None:
         self._cache = cache
-        self._key = key
+        self._request = request
         self._query = query
         self._start = start
 
@@ -41,7 +42,7 @@ class Recovery:
         The leader or the disk may have failed: by now the object may be in the cache, or be fetched again.
         """
         etag = validation.strong_etag(stored_fields(sent))
-        named = self._key.digest is not None  # then every fill is of the same object, or fails
+        named = self._request.lasts  # then every fill is of the same object, or fails
         if length is None or (etag is None and not named):
             raise FillFailed("there is no way to tell whether the rest is of the same object")
         try:
@@ -68,7 +69,7 @@ class Recovery:
         has_led = False
         for _ in range(_MAX_CLAIMS):
             try:
-                claim = self._cache.claim(self._key)
+                claim = self._cache.claim(self._request.key)
             except Unstorable:
                 return None
             if isinstance(claim, Hit):
@@ -100,9 +101,10 @@ class Recovery:
             exchange = self._query.whole_or_rest(fill.partial_download)
             leading.callback(exchange.close)
             started = self._start(fill, exchange, asked_at, leading)
-        if started is not None:
-            cleanup.callback(started[0].close)
-        return started
+        if isinstance(started, NotKept):
+            return None
+        cleanup.callback(started.reader.close)
+        return started.reader, started.metadata
 
 
 class _Rest:
@@ -131,8 +133,3 @@ class _Rest:
     def close(self) -> None:
         """Close the exchange."""
         self._exchange.close()
-
-
-def checked(entry: Entry) -> Source:
-    """An entry as a source that never gives out wrong bytes."""
-    return entry if entry.trusted else VerifyingReader(entry)

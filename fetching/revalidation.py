@@ -12,16 +12,15 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 
 from cache import Hit, Lead
-from fetching.filler import Services, key_of
-from fetching.filling import Filling
-from fetching.naming import Name
-from fetching.origin_query import OriginQuery, stored_fields
+from fetching import meaning
+from fetching.cacheable_request import CacheableRequest
+from fetching.filler import Services
+from fetching.filling import Filling, Started
+from fetching.origin_query import OriginQuery
+from fetching.stored_metadata import as_stored
 from monitoring.metrics import Counter
-from net.addresses import Reach
 from protocol import freshness
-from protocol.freshness import Stored
 from protocol.headers import Headers
-from protocol.http1 import RequestHead, Target
 from protocol.selection import CONDITIONS
 from storage.store import Entry, Metadata, Unstorable, Version
 from upstream.client import Exchange, UpstreamError
@@ -32,28 +31,26 @@ _AWAY = 500  # the lowest status that means a problem of the origin itself
 _TOO_MANY = 429
 
 
-def revalidate(
-    services: Services, request: RequestHead, target: Target, name: Name, reach: Reach, version: Version
-) -> bool:
+def revalidate(services: Services, request: CacheableRequest, version: Version) -> bool:
     """Validate the object of a request, published with this version. Returns False where no answer came."""
-    return _Revalidation(services, request, target, name, reach).ask(version)
+    return _Revalidation(services, request).ask(version)
 
 
 class _Revalidation:
     """One validation."""
 
-    def __init__(self, services: Services, request: RequestHead, target: Target, name: Name, reach: Reach) -> None:
-        asked = replace(request, method=b"GET", headers=_without_its_client(services, request.headers))
+    def __init__(self, services: Services, request: CacheableRequest) -> None:
+        head = replace(request.head, method=b"GET", headers=_without_its_client(services, request.head.headers))
         self._services = services
-        self._key = key_of(name)
-        self._query = OriginQuery(services, asked, target, name, reach, lambda _: None)
-        self._filling = Filling(services, self._key, self._query, lambda _: None)
+        self._request = CacheableRequest(services, head, request.target, request.name, request.reach)
+        self._query = OriginQuery(services, self._request, lambda _: None)
+        self._filling = Filling(services, self._request, self._query, lambda _: None)
 
     def ask(self, version: Version) -> bool:
         """See `revalidate`."""
         cache = self._services.cache
         try:
-            claim = cache.claim(self._key, beyond=version)
+            claim = cache.claim(self._request.key, beyond=version)
         except Unstorable:
             return False
         if isinstance(claim, Hit):
@@ -64,7 +61,7 @@ class _Revalidation:
             return True
         with ExitStack() as cleanup:
             cleanup.callback(claim.fill.close)
-            found = cache.lookup(self._key)
+            found = cache.lookup(self._request.key)
             if found is None:
                 claim.fill.renew()
                 return True
@@ -83,7 +80,7 @@ class _Revalidation:
             return self._failed(error)
         cleanup.callback(exchange.close)
         status = exchange.head.status
-        if self._query.still_good(exchange, metadata, entry.length):
+        if meaning.still_good(self._request, exchange, metadata, entry.length):
             self._filling.renew(fill, entry, metadata, exchange, asked_at)
             self._services.counters.add(Counter.CONFIRMED)
             return True
@@ -91,7 +88,7 @@ class _Revalidation:
             failure = UpstreamError(f"the origin answers {status}", status)
             fill.fail(failure)
             return self._failed(failure)
-        _log.info("Outdated: %s: the origin answers %d to a validation", self._query.shown, status)
+        _log.info("Outdated: %s: the origin answers %d to a validation", self._request.shown, status)
         self._services.counters.add(Counter.OUTDATED)
         self._outdate(entry, metadata)
         self._replace(claim, exchange, asked_at, cleanup)
@@ -100,21 +97,20 @@ class _Revalidation:
     def _replace(self, claim: Lead, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> None:
         """Fetch the new representation, if it may be stored; without readers, a large one is given up."""
         started = self._filling.start(claim.fill, exchange, asked_at, cleanup)
-        if started is not None:
-            started[0].close()
+        if isinstance(started, Started):
+            started.reader.close()
 
     def _outdate(self, entry: Entry, metadata: Metadata) -> None:
         """End the object's guessed lifetime now: no request may get it as if it were fresh."""
-        stored = Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
-        age = freshness.age_at_end(stored, self._services.freshness, time.time())
+        age = freshness.age_at_end(as_stored(metadata), self._services.freshness, time.time())
         try:
             self._services.cache.refresh(entry, replace(metadata, age=age))
         except Unstorable as error:
-            _log.debug("Outdated, but cannot be noted so: %s: %s", self._query.shown, error)
+            _log.debug("Outdated, but cannot be noted so: %s: %s", self._request.shown, error)
 
     def _failed(self, error: UpstreamError) -> bool:
         self._services.counters.add(Counter.UNCONFIRMED)
-        _log.debug("Not validated: %s: %s", self._query.shown, error)
+        _log.debug("Not validated: %s: %s", self._request.shown, error)
         return False
 
 

@@ -29,7 +29,7 @@ BOUNDED = {
     "monitoring.log._moment": "two seconds",
     "monitoring.log._origin": "our own levels and loggers",
     "protocol.http1.reason_phrase": "numbers of three digits",
-    "fetching.origin_query.stored_fields": "a record of at most 3 KiB",
+    "fetching.stored_metadata.stored_fields": "a record of at most 3 KiB",
     "tls.openssl": "nothing that others choose",
     "proxy.routing._decide_get": "`decide` asks for short ones only",
     "proxy.opening._named": "host names of 253 characters at most",

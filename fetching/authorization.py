@@ -1,0 +1,150 @@
+"""Authorization: whether this client may have what is stored.
+
+Rules of this module:
+
+* The cache gives no access. What needs permission is sent only after its origin has given this client the very same,
+  with the client's own credentials (`fetching/proof`), or while a grant of that lasts (`fetching/grants`).
+* Where the origin gives it something else, the client gets the origin's own response.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import closing
+from typing import Literal, Optional, Union
+
+from cache import Hit
+from fetching import meaning, proof
+from fetching.cacheable_request import CacheableRequest
+from fetching.deliver import Source
+from fetching.description import authorized, describe
+from fetching.filler import Services
+from fetching.origin_query import OriginQuery
+from fetching.origin_relay import OriginRelay
+from fetching.outcomes import Admission
+from fetching.own_bytes import ByteComparison
+from fetching.proof import Verdict
+from fetching.stored_metadata import needed, stored_fields, version
+from monitoring.details import Detail, with_detail
+from protocol import validation
+from storage.store import Entry, Metadata, Unstorable
+from upstream.client import Exchange, UpstreamError
+
+_log = logging.getLogger("dduct.fetch")
+
+
+class Authorization:
+    """What one request's client may have."""
+
+    def __init__(self, services: Services, request: CacheableRequest, query: OriginQuery, relay: OriginRelay) -> None:
+        self._services = services
+        self._cache = services.cache
+        self._request = request
+        self._query = query
+        self._relay = relay
+
+    def why_relayed(self, metadata: Metadata) -> Optional[str]:
+        """Cache-Status of a request that is relayed, because the stored object is for others; None where it is not.
+
+        An object that came from a service of dduct's machine is for clients that may reach that service. Others are
+        relayed: every address that is dialled then is judged, and so is each redirect.
+        """
+        request = self._request
+        out_of_reach = request.reach < needed(metadata)
+        if out_of_reach and (metadata.redirect or not self._services.origins.opens(request.target)):
+            return with_detail("fwd=bypass", Detail.LOCAL)
+        return "fwd=vary-miss" if request.varies(metadata) else None
+
+    def needs_permission(self, metadata: Metadata) -> bool:
+        """Whether the origin has to permit this client the stored object.
+
+        A client with credentials may get another representation than the one that came without any.
+        """
+        if metadata.restricted:
+            return True
+        return not metadata.same_for_all and not self._request.lasts and bool(self._request.credentials)
+
+    def admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> Admission:
+        """Ask the origin, with this client's own credentials, whether it may have the stored object."""
+        if self._holds_grant(metadata):
+            return Admission.GRANTED
+        exchange = self._query.permission(metadata)
+        if exchange is None:
+            return self._authorize(metadata, None, hit)
+        digest = self._request.key.digest
+        comparison = ByteComparison(digest if hit is None else hit.entry.record.digest)
+        with closing(exchange):
+            digests = {**comparison.digests, **ByteComparison(digest).digests}
+            verdict = proof.judge(exchange.head, stored_fields(metadata), length, digests)
+            if verdict is Verdict.SAME:
+                return self._authorize(metadata, exchange, hit)
+            if exchange.head.status >= 500 and not metadata.restricted:
+                raise UpstreamError(f"the origin answers {exchange.head.status}", exchange.head.status)
+            changed = verdict is Verdict.OTHER and metadata.restricted
+            if changed and meaning.may_replace(self._request, exchange, metadata, self._is_known()):
+                return Admission.CHANGED
+            self._services.grants.forget(self._request.grantee, self._request.key.name, version(metadata))
+            self._relay.pass_on(exchange, with_detail("fwd=request", Detail.CREDENTIALS), comparison)
+            if comparison.equal and validation.same_coding(exchange.head, stored_fields(metadata)):
+                self._authorize(metadata, exchange, hit)
+            return Admission.ANSWERED
+
+    def confirm_alias(self, source: Source, brought: Metadata) -> Union[Metadata, Literal[Admission.ANSWERED]]:
+        """Ask this URL's origin about bytes that another URL has brought; a head that confirms them is enough.
+
+        Returns the metadata of this URL's own response.
+        """
+        request = self._request
+        if not request.may_confirm_alias(brought):
+            self._relay.relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
+            return Admission.ANSWERED
+        asked_at = time.time()
+        with closing(self._query.get_full()) as exchange:
+            if meaning.has(request, exchange, brought, source.length):
+                metadata = describe(request, exchange, asked_at)
+                self.grant(metadata)
+                return metadata
+            reason = meaning.not_storable(request, exchange)
+            comparison = ByteComparison(request.key.digest)
+            detail = Detail.NOT_KEPT if reason is None else reason.detail
+            self._relay.pass_on(exchange, with_detail("fwd=uri-miss", detail), comparison)
+            if comparison.equal and reason is None and isinstance(source, Entry):
+                metadata = describe(request, exchange, asked_at)
+                self.grant(metadata)
+                self._cache.confirm_alias(request.key, metadata)
+            return Admission.ANSWERED
+
+    def may_change(self, stored: Metadata, exchange: Exchange) -> bool:
+        """Whether another response may replace or end the stored object."""
+        if not stored.restricted:
+            return True
+        if self._services.grants.holds(self._request.credentials, self._request.key.name, version(stored)):
+            return True
+        return meaning.may_replace(self._request, exchange, stored, self._is_known())
+
+    def grant(self, metadata: Metadata) -> None:
+        """Note that the origin permits this client the object."""
+        grantee, name = self._request.grantee, self._request.key.name
+        self._services.grants.remember(grantee, name, version(metadata))
+        self._services.known.remember(grantee, name, "")
+
+    def _authorize(self, metadata: Metadata, exchange: Optional[Exchange], hit: Optional[Hit]) -> Admission:
+        """Note that the origin permits this client the stored object, and what else its response shows."""
+        amended = authorized(self._request, exchange, metadata)
+        if hit is not None and amended != metadata and self._request.head.method != b"HEAD":
+            try:
+                self._cache.amend(self._request.key, hit.entry, metadata, amended)
+            except Unstorable as error:
+                _log.debug("Shown to be anybody's, but cannot be noted so: %s: %s", self._request.shown, error)
+        self.grant(metadata)
+        return Admission.GRANTED
+
+    def _holds_grant(self, metadata: Metadata) -> bool:
+        request, of = self._request, version(metadata)
+        either = {request.credentials, request.grantee}
+        return any(self._services.grants.holds(one, request.key.name, of) for one in either)
+
+    def _is_known(self) -> bool:
+        """Whether the client was authorized for any version, not long ago."""
+        return self._services.known.holds(self._request.credentials, self._request.key.name, "")

@@ -1,0 +1,129 @@
+"""A request for an object that has a name in the cache, and what follows from it before its origin is asked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from functools import cached_property
+from typing import List, Tuple
+
+from fetching import permission
+from fetching.filler import Services, key_of
+from fetching.naming import Name
+from monitoring.details import Detail
+from monitoring.redaction import shown
+from net.addresses import Reach
+from protocol import freshness
+from protocol.http1 import RequestHead, Target
+from protocol.selection import CONDITIONS
+from storage.store import Metadata
+from transfers.asking import Question
+from upstream.relay import outgoing
+
+
+class CacheableRequest:
+    """A request and its facts; none of them changes.
+
+    Signatures and secrets in the query count as credentials. `reach`: what of dduct's machine the client may reach.
+    """
+
+    def __init__(self, services: Services, head: RequestHead, target: Target, name: Name, reach: Reach) -> None:
+        self.head = head
+        self.target = target
+        self.name = name
+        self.reach = reach
+        self.names = services.names
+        self.rules = services.freshness
+        self.key = key_of(name)
+        self.only_if_cached = freshness.only_if_cached(head)
+        keeps_nothing = self.only_if_cached or freshness.says_no_store(head)
+        # Such a request brings no object into the cache, so it must not lead those that want one; None: it may.
+        self.why_no_fill = Detail.HEAD if head.method == b"HEAD" else Detail.NO_STORE if keeps_nothing else None
+        self.url = bare(target)
+        self.shown = shown(self.url)  # for the log
+        self._via = services.via
+
+    @property
+    def lasts(self) -> bool:
+        """Whether a digest names the object: then its content never changes, wherever it comes from."""
+        return self.key.digest is not None
+
+    @property
+    def place(self) -> str:
+        """The URL as a record names it: a hash tells different queries apart and does not show them."""
+        return self.url + _mark_of(self.name)
+
+    # Credentials
+
+    @cached_property
+    def credentials(self) -> bytes:
+        """All credentials of this client; empty if it has none."""
+        fields = [b": ".join(field) for field in self.names.opening(self.head.headers)]
+        return b"\n".join([*fields, self.name.signature.encode(), self.name.secrets.encode()]).strip(b"\n")
+
+    @property
+    def grantee(self) -> bytes:
+        """The credentials that a grant is for: an origin that answers HEAD need not permit the bytes."""
+        asks_for_head = self.credentials and self.head.method == b"HEAD"
+        return b"HEAD\n" + self.credentials if asks_for_head else self.credentials
+
+    @property
+    def signed(self) -> bool:
+        """Whether its query has credentials."""
+        return bool(self.name.signature or self.name.secrets)
+
+    @cached_property
+    def brings(self) -> Tuple[str, ...]:
+        """The kinds of credentials that the origin gets with this request."""
+        return permission.reasons(bool(self.names.opening(self.sent.headers)), self.signed, private=False)
+
+    # What the origin gets
+
+    @cached_property
+    def sent(self) -> RequestHead:
+        """The request as its origin gets it for the cache; a response may depend on its fields."""
+        fields = outgoing(self.head, self._via).without([*CONDITIONS, b"accept-encoding"])
+        return replace(self.head, headers=self.names.on_behalf_of_all(fields))
+
+    @cached_property
+    def question(self) -> Question:
+        """All parts of a request for the whole that may differ between clients."""
+        fields = sorted((name.lower(), value) for name, value in self.sent.headers)
+        return self.reach, self.target.path_query, tuple(fields)
+
+    # Stored objects
+
+    def varies(self, metadata: Metadata) -> bool:
+        """Whether the stored response was selected for another kind of request."""
+        return bool(metadata.vary) and freshness.varies(self.sent, metadata.vary)
+
+    def needs_proof(self, stored: Metadata) -> bool:
+        """Whether a validation also decides whether this client may have the object: then it takes a proof."""
+        return stored.restricted or bool(self.brings)
+
+    def is_of_this_url(self, brought: Metadata) -> bool:
+        """Whether the metadata is this URL's own; an object that a digest names may come from another URL."""
+        return not self.lasts or (brought.url == self.place and not self.name.signature)
+
+    def may_confirm_alias(self, brought: Metadata) -> bool:
+        """Whether this URL's origin may confirm that it has the object that another URL has `brought`.
+
+        Any origin can say so without having it. So only its own origin opens a restricted object.
+        """
+        return not brought.restricted or origin_of(brought.url) == origin_of(self.url)
+
+
+def bare(target: Target) -> str:
+    """A URL without its query, which may be signed."""
+    return str(target).partition("?")[0]
+
+
+def origin_of(url: str) -> List[str]:
+    """Scheme and authority."""
+    return url.split("/", 3)[:3]
+
+
+def _mark_of(name: Name) -> str:
+    """A hash that tells URLs with different queries apart without showing these: they may hold secrets."""
+    query = name.path.partition("?")[2]
+    return "?" + hashlib.sha256(query.encode()).hexdigest()[:16] if query else ""
