@@ -155,7 +155,7 @@ class Connections:
             pollable = arriving = _FirstBytes(connection.stream, self._current_runtime().idle_timeout)
             resume = partial(self._shake_hands, connection, arriving, arrival)
         else:
-            pollable = self._make_session(connection, arrival)
+            pollable = self._make_session(connection, arrival).fast_path
             resume = partial(self._attend, connection)
         if not self._poller.watch(pollable, resume):
             self._spawn("session", resume)
@@ -205,7 +205,7 @@ class Connections:
         try:
             with working_for(session.watch):
                 while session.run():
-                    if self._poller.watch(session, partial(self._attend, connection)):
+                    if self._poller.watch(session.fast_path, partial(self._attend, connection)):
                         return
         except BaseException:
             self._end(connection)
