@@ -29,8 +29,6 @@ TOO_LARGE = {
     "net.stream.Stream",
     "net.tunnel._Direction",
     "pages.setup",
-    "proxy.session.Session",
-    "proxy.session._answer",
     "server.server.Server",
     "server.workers.Workers",
     "storage.eviction.Evictor",
