@@ -25,8 +25,6 @@ TOO_LARGE = {
     "fetching.cached_fetch._ask",
     "fetching.origin_query.OriginQuery",
     "net.response.Reply",
-    "net.stream",
-    "net.stream.Stream",
     "net.tunnel._Direction",
     "pages.setup",
     "server.server.Server",
