@@ -18,6 +18,7 @@ from monitoring.metrics import Counter
 from net.addresses import Reach, reach_of
 from net.arrival import Arrival
 from net.client_watch import working_for
+from net.nonblocking import NonblockingStream
 from net.poller import Next, Pollable, Poller
 from net.stream import Stream
 from protocol.http1 import Authority
@@ -246,7 +247,7 @@ class Connections:
 class _FirstBytes:
     """A connection to tls_bind in the `Poller`: it takes no thread before its first bytes."""
 
-    def __init__(self, stream: Stream, seconds: float) -> None:
+    def __init__(self, stream: NonblockingStream, seconds: float) -> None:
         self._stream = stream
         self.timeout = seconds
         self.wrong: Optional[first_bytes.Answer] = None  # set if the client does not speak TLS

@@ -13,6 +13,7 @@ from typing import Optional
 
 from monitoring.metrics import Counter
 from net.arrival import Arrival
+from net.nonblocking import NonblockingStream
 from net.poller import Next
 from protocol import http1
 from protocol.http1 import ProtocolError
@@ -33,7 +34,7 @@ class FastPath:
 
     def __init__(self, state: SessionState) -> None:
         self._state = state
-        self._stream = state.stream
+        self._stream: NonblockingStream = state.stream  # so mypy finds a wait in this thread
         self._tls_iterations = 0  # iterations left for a handshake
 
     @property
