@@ -35,6 +35,9 @@ class Endpoint:
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         self._socket = sock  # the TCP socket, or the TLS socket that took over its descriptor
         self._transport: Transport = sock
+        # The C object of an SSLSocket, while it has one. It is called directly, and asked for with every read: the
+        # calls of the wrapper cost as much as decrypting a record. It has the socket's timeout.
+        self._tls: Any = None
         self._timeout: Optional[float] = None  # the one that the transport has been given
         self._closed = False
         self._serves = False  # this end is the TLS server
@@ -106,6 +109,7 @@ class Endpoint:
         if not self._closed:
             self._closed = True
             self._socket.close()
+            self._tls = None  # it would go on with the number of the descriptor, which may soon be another connection
 
     def reset(self) -> None:
         """Close with a reset, so that the peer does not take the sent bytes for complete."""
@@ -125,13 +129,10 @@ class Endpoint:
 
     # For the classes that build on this one
 
-    @property
-    def _tls(self) -> Any:
-        """The C object of an SSLSocket, called directly: the wrapper's calls cost as much as decrypting a record.
-
-        It has the socket's timeout.
-        """
-        return getattr(self._transport, "_sslobj", None)
+    def _use_tls(self, sock: ssl.SSLSocket) -> None:
+        """Go on with a TLS socket that has taken over the descriptor."""
+        self._socket = self._transport = sock
+        self._tls = getattr(sock, "_sslobj", None)  # None where the connection was gone already
 
     def _wait(self, seconds: float) -> None:
         """Let the next operations wait for up to `seconds`."""
@@ -160,5 +161,6 @@ class Endpoint:
         self._wait(seconds)
         try:
             self._transport.unwrap()  # type: ignore[union-attr]
+            self._tls = None  # an SSLSocket is a plain socket from now on
         except (OSError, ValueError):
             pass  # the peer is gone, or its window is full

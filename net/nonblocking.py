@@ -122,8 +122,10 @@ class NonblockingStream(Endpoint):
         Only for plain streams with an empty buffer.
         """
         self._wait(0)
-        self._socket = self._transport = context.wrap_socket(
-            self._socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        self._use_tls(
+            context.wrap_socket(
+                self._socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
         )
         self.handshaking = self._serves = True
         if self._tls is None:

@@ -155,14 +155,14 @@ class Stream(NonblockingStream):
         """
         self._wait(self.timeout)
         if not self._buffer and not self.encrypted:
-            self._socket = self._transport = _wrap(self._socket, context, server_name)
+            self._use_tls(_wrap(self._socket, context, server_name))
             self._timeout = self.timeout
             self._serves = server_name is None
             self.finish_tls()
             return
         nested = NestedTls(self._transport, context, bytes(self._buffer), server_name)
         self._buffer.clear()
-        self._transport = nested
+        self._transport, self._tls = nested, None
         self._awaited(nested.do_handshake, self.timeout)
 
     def finish_tls(self) -> None:
