@@ -154,17 +154,34 @@ class BodyReader:
 
 
 class BodyWriter:
-    """Sends a body with its `framing`. Without `finish()` the peer sees that a chunked body is incomplete."""
+    """Sends a body with its `framing`. Without `finish()` the peer sees that a chunked body is incomplete.
 
-    def __init__(self, stream: Stream, framing: BodyFraming) -> None:
+    `held`: the head of a body of known length, to send with its first bytes.
+    """
+
+    def __init__(self, stream: Stream, framing: BodyFraming, held: bytes = b"") -> None:
+        self.framing = framing
         self._stream = stream
         self._chunked = framing.kind is Framing.CHUNKED
+        self._held = held
 
     def write(self, data: Union[bytes, memoryview]) -> None:
         """Send a piece of at least one byte."""
+        if self._held:
+            # One packet and one TLS record cost less than two.
+            self._stream.send(b"".join((self._held, data)))
+            self._held = b""
+            return
         if self._chunked:
             data = b"".join((b"%x\r\n" % len(data), data, b"\r\n"))
         self._stream.send(data)
+
+    def write_file(self, fd: int, offset: int, count: int) -> int:
+        """Send bytes of a file by sendfile(2); returns how many, 0 at its end. Not in chunks: see `takes_files`."""
+        if self._held:
+            self._stream.send(self._held)
+            self._held = b""
+        return self._stream.send_file(fd, offset, count)
 
     def finish(self, trailers: Iterable[Field] = ()) -> None:
         """End the body; `trailers` are sent only in a chunked body."""

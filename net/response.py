@@ -31,11 +31,8 @@ class Reply:
         self._stream = stream
         self._request = request
         self._via = via
-        self._answers_head = request is not None and request.method == b"HEAD"
-        self._writer: Optional[BodyWriter] = None
-        self._framing = http1.NO_BODY
+        self._writer: Optional[BodyWriter] = None  # once the head is sent or held
         self.head = b""  # the bytes sent
-        self._held = b""  # a head to send with the first bytes of the body
         self.persistent = request is not None and request.persistent
         self.status = 0
         self.carried = Carried()  # by a tunnel after a 101 or the answer to CONNECT
@@ -63,63 +60,57 @@ class Reply:
         follows at once, so the head may wait for its first bytes.
         """
         self.status = status
-        self._framing = self._choose_framing(status, length)
+        answers_head = self._request is not None and self._request.method == b"HEAD"
+        framing = http1.NO_BODY if answers_head else self._choose_framing(status, length)
         # RFC 9110 §8.6: in a 304, Content-Length is that of the 200, not the length that follows.
-        like_a_get = self._answers_head and status not in (204, 304)
-        described = length is not None and (self._framing.kind is Framing.LENGTH or like_a_get)
-        keeps_length = self._framing.kind is Framing.NONE and not described
+        like_a_get = answers_head and status not in (204, 304)
+        described = length is not None and (framing.kind is Framing.LENGTH or like_a_get)
+        keeps_length = framing.kind is Framing.NONE and not described
         head = [field for field in fields if keeps_length or field[0].lower() != b"content-length"]
         if described:
             head.append((b"Content-Length", b"%d" % (length or 0)))
-        elif self._framing.kind is Framing.CHUNKED:
+        elif framing.kind is Framing.CHUNKED:
             head.append((b"Transfer-Encoding", b"chunked"))
         head.append((b"Via", self._via))
         # RFC 9211 §2: each cache appends its entry after those from the origin.
         head.append((b"Cache-Status", b"dduct; " + self.note.encode() if self.note else b"dduct"))
         if not self.persistent:
             head.append((b"Connection", b"close"))
-        self._writer = BodyWriter(self._stream, self._framing)
         self.head = data = http1.serialise_response(status, reason, head)
-        if hold and self._framing.kind is Framing.LENGTH and length:
-            self._held = data
+        if hold and framing.kind is Framing.LENGTH and length:
+            self._writer = BodyWriter(self._stream, framing, data)
         else:
+            self._writer = BodyWriter(self._stream, framing)
             self._stream.send(data)
 
     @property
     def has_body(self) -> bool:
         """Whether a body follows the head."""
-        return self._framing.kind is not Framing.NONE
+        return self._writer is not None and self._writer.framing.kind is not Framing.NONE
 
     def write(self, piece: memoryview) -> None:
         """Send a piece of the body."""
         assert self._writer is not None
-        if self._held:
-            # One packet and one TLS record cost less than two.
-            self._stream.send(b"".join((self._held, piece)))
-            self._held = b""
-        else:
-            self._writer.write(piece)
+        self._writer.write(piece)
         self.bytes_sent += len(piece)
 
     @property
     def takes_files(self) -> bool:
         """Whether `send_file` may be used: no chunk framing, and no encryption except by the kernel."""
-        return self._framing.kind is Framing.LENGTH and self._stream.takes_files
+        writer = self._writer
+        return writer is not None and writer.framing.kind is Framing.LENGTH and self._stream.takes_files
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
         """Send bytes of the body from a file by sendfile(2); returns how many, 0 at the file's end."""
-        if self._held:
-            self._stream.send(self._held)
-            self._held = b""
-        sent = self._stream.send_file(fd, offset, count)
+        assert self._writer is not None
+        sent = self._writer.write_file(fd, offset, count)
         self.bytes_sent += sent
         return sent
 
     def finish(self, trailers: Iterable[Field] = ()) -> None:
         """End the body."""
         assert self._writer is not None
-        if self.has_body:
-            self._writer.finish(trailers)
+        self._writer.finish(trailers)
 
     def interim(self, head: ResponseHead) -> None:
         """Pass on a 1xx response (RFC 9110 §15.2); HTTP/1.0 clients get none."""
@@ -138,7 +129,7 @@ class Reply:
         """End the connection so that the client sees an incomplete body; `by` is the side that cut it."""
         self.cut_by = by
         self.persistent = False
-        if self._framing.kind is Framing.CLOSE:
+        if self._writer is not None and self._writer.framing.kind is Framing.CLOSE:
             self._stream.reset()
         else:
             self._stream.close_abruptly()
@@ -162,7 +153,7 @@ class Reply:
         self.send_complete(status, [(b"Content-Type", b"text/plain; charset=utf-8"), *fields], line)
 
     def _choose_framing(self, status: int, length: Optional[int]) -> BodyFraming:
-        if self._answers_head or status < 200 or status in (204, 304):
+        if status < 200 or status in (204, 304):
             return http1.NO_BODY
         if length is not None:
             return BodyFraming(Framing.LENGTH, length)

@@ -1,10 +1,12 @@
-"""A byte stream over one socket: its own read buffer, a deadline on every wait, TLS from any moment on.
+"""A byte stream over one connection: a deadline on every wait, TLS from any moment on.
 
 Rules of this module:
 
 * Every wait for the peer is limited: it ends in `socket.timeout` (TimeoutError).
 * Bytes read ahead are never lost: TLS started on a stream with buffered bytes begins with those bytes.
 * One thread at a time uses a stream. It has no lock; other threads may call only `cancel()`.
+
+Whatever does not wait is in net/nonblocking.py.
 """
 
 from __future__ import annotations
@@ -15,113 +17,29 @@ import os
 import select
 import socket
 import ssl
-import struct
 import sys
 import termios
 import time
 from functools import partial
-from typing import Any, Callable, Optional, Tuple, TypeVar
+from typing import Callable, Optional, TypeVar
 
 from net import client_watch
+from net.endpoint import ConnectionLost as ConnectionLost  # for callers of this module
+from net.endpoint import NamedSocket as NamedSocket
+from net.nonblocking import HEAD_SIZE, NonblockingStream
 from protocol import http1
-from tls.tls_in_tls import READ_SIZE, Buffer, NestedTls, Transport
+from tls.tls_in_tls import READ_SIZE, Buffer, NestedTls
 
-_HEAD_SIZE = 16 * 1024  # bytes per read of a line or a head
-_SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE = 282, 1, 4  # linux/tls.h; missing in the socket module
-_OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # missing in ssl before Python 3.10
 _MAX_READ_AHEAD = 64  # reads of READ_SIZE
 _MOMENT = 1  # milliseconds
-
 
 _Result = TypeVar("_Result")
 
 
-class ConnectionLost(OSError):
-    """The connection ended inside a message, a handshake or a tunnel."""
+class Stream(NonblockingStream):
+    """One connection. Every wait for its peer ends after `timeout` seconds."""
 
-
-class NamedSocket(ssl.SSLSocket):
-    """A TLS socket with the SNI of its client, set by the context's sni_callback."""
-
-    server_name: Optional[str] = None
-
-
-def require_close_notify(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Make a context report the end of a connection without close_notify, and return the context.
-
-    Python 3.9 makes OpenSSL 3 treat it as a regular end (SSL_OP_IGNORE_UNEXPECTED_EOF, bpo-43794), so that a truncated
-    body seems complete. OpenSSL 1.1 has no such option, and always reports it.
-    """
-    context.options &= ~_OP_IGNORE_UNEXPECTED_EOF
-    return context
-
-
-class Stream:
-    """One connection. `timeout` is the longest wait, in seconds, for the peer to send or accept bytes."""
-
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
-        self._socket = sock  # the TCP socket, or the TLS socket that took over its descriptor
-        self._transport: Transport = sock
-        self._buffer = bytearray()
-        self._timeout: Optional[float] = None
-        self._closed = False
-        self._serves = False  # this end is the TLS server
-        self._peer_closed_silently = False  # the peer has ended TCP without close_notify
-        self._postponed: Optional[OSError] = None  # an error after valid bytes, raised by the next read
-        self.timeout = timeout
-        self.of_origin = False  # waits for an origin also watch the thread's client (client_watch)
-        self.eof = False  # the peer sends no more, as found by `arrived` or `peer_closed_silently`
-        self.handshaking = False  # from `begin_tls` to the end of the handshake
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether the stream uses TLS."""
-        return isinstance(self._transport, (ssl.SSLSocket, NestedTls))
-
-    @property
-    def takes_files(self) -> bool:
-        """Whether `send_file` may be used: the stream is plain, or the kernel encrypts it.
-
-        The kernel is asked for each connection: where it does not encrypt, the bytes would leave as plaintext.
-        """
-        if not self.encrypted:
-            return True
-        if not isinstance(self._transport, ssl.SSLSocket):
-            return False
-        try:
-            self._transport.getsockopt(_SOL_TLS, _TLS_TX, _CRYPTO_INFO_SIZE)
-        except OSError:
-            return False
-        return True
-
-    @property
-    def server_name(self) -> Optional[str]:
-        """The SNI of the client, lower-case, if the socket is a `NamedSocket`; None where it sent none."""
-        return getattr(self._socket, "server_name", None)
-
-    @property
-    def peer(self) -> str:
-        """The peer's address; empty once the connection is gone."""
-        try:
-            return str(self._socket.getpeername()[0])
-        except (OSError, IndexError):
-            return ""
-
-    @property
-    def address(self) -> Tuple[str, int]:
-        """The local address and port. Raises OSError."""
-        host, port = self._socket.getsockname()[:2]
-        return str(host), int(port)
-
-    @property
-    def buffered(self) -> int:
-        """The number of bytes received and not read yet."""
-        return len(self._buffer)
-
-    def fileno(self) -> int:
-        """The socket's descriptor, for polling."""
-        return self._socket.fileno()
+    of_origin = False  # waits for an origin also watch the thread's client (client_watch)
 
     # Reading
 
@@ -136,14 +54,9 @@ class Stream:
         deadline = time.monotonic() + self.timeout
         searched = 0
         while True:
-            while self._buffer.startswith(b"\r\n"):  # RFC 9112 §2.2: empty lines before a message are skipped
-                del self._buffer[:2]
-                searched = 0
-            end = http1.head_end(self._buffer, searched)
-            if 0 <= end <= limit:
-                return self._take(end)
-            if len(self._buffer) > limit:
-                raise http1.ProtocolError("head is longer than 64 KiB", 431)
+            head = self._buffer.take_head(searched, limit)
+            if head is not None:
+                return head
             searched = len(self._buffer)
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -156,21 +69,16 @@ class Stream:
     def read_line(self, limit: int) -> bytes:
         """One line with its LF. Raises ProtocolError beyond `limit` bytes, ConnectionLost on an incomplete line."""
         while True:
-            end = self._buffer.find(b"\n") + 1
-            if 0 < end <= limit:
-                return self._take(end)
-            if end or len(self._buffer) >= limit:
-                raise http1.ProtocolError("over-long line in a chunked body")
+            line = self._buffer.take_line(limit)
+            if line is not None:
+                return line
             if not self._fill(self.timeout):
                 raise ConnectionLost("connection closed inside a chunked body")
 
     def readinto(self, view: memoryview) -> int:
         """Read at least one byte; returns the count, 0 at the end of the stream."""
         if self._buffer:
-            count = min(len(view), len(self._buffer))
-            view[:count] = memoryview(self._buffer)[:count]
-            del self._buffer[:count]
-            return count
+            return self._buffer.move_into(view)
         return self._receive_within(view, self.timeout)
 
     def read_much(self, view: memoryview) -> int:
@@ -196,109 +104,6 @@ class Stream:
                 break  # the end; the next read finds it again
             count += more
         return count
-
-    def readinto_nowait(self, view: memoryview) -> Optional[int]:
-        """Like `readinto`, but returns None instead of waiting."""
-        if self._buffer:
-            return self.readinto(view)
-        self._wait(0)
-        try:
-            return self._receive(view)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None
-
-    def holds_bytes(self) -> bool:
-        """Whether a read would return at once without the kernel: poll does not see these bytes."""
-        if self._buffer:
-            return True
-        tls = self._transport if isinstance(self._transport, NestedTls) else self._tls
-        return tls is not None and tls.pending() > 0
-
-    def arrived(self) -> bool:
-        """Buffer received bytes without waiting; returns whether there are any to read."""
-        if not self._buffer:
-            self._wait(0)
-            chunk = bytearray(_HEAD_SIZE)
-            try:
-                count = self._receive(chunk)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                return False
-            self.eof = not count
-            self._buffer += memoryview(chunk)[:count]
-        return bool(self._buffer)
-
-    def peek(self) -> bytes:
-        """All received bytes, without waiting, or b""; they stay for `consume` or `read_head`."""
-        return bytes(self._buffer) if self.arrived() else b""
-
-    def look_ahead(self, count: int) -> Optional[bytes]:
-        """Up to `count` next bytes, without waiting; b"" at the end, None where none have come.
-
-        A plain connection keeps them in the socket; under TLS they move to the buffer. Raises OSError.
-        """
-        if not self._buffer and not self.encrypted:
-            try:
-                self._wait(0)
-                return self._socket.recv(count, socket.MSG_PEEK)
-            except BlockingIOError:
-                return None
-        if not self.arrived():
-            return b"" if self.eof else None
-        return bytes(self._buffer[:count])
-
-    def take_in(self) -> bool:
-        """Append received bytes to the buffer without waiting; False at the end of the stream. Raises OSError."""
-        self._wait(0)
-        chunk = bytearray(_HEAD_SIZE)
-        try:
-            count = self._receive(chunk)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return True
-        self._buffer += memoryview(chunk)[:count]
-        return bool(count)
-
-    def start_of_buffer(self, count: int) -> bytes:
-        """Up to `count` bytes of the buffer; they stay in it."""
-        return bytes(self._buffer[:count])
-
-    def give_away(self) -> socket.socket:
-        """Give the socket to the caller, who closes it. Only for plain streams."""
-        self._closed = True
-        return self._socket
-
-    def peer_closed_silently(self) -> bool:
-        """Whether the peer, which has closed its side, has left no bytes to read: no request and no close_notify.
-
-        Asked of the socket: OpenSSL would send the peer an alert, and Python raise an exception, at ten times the cost.
-        """
-        self._wait(0)
-        try:
-            gone = not self.holds_bytes() and not socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
-            gone = True  # a reset; the kernel reports it only once
-        self.eof = self._peer_closed_silently = gone
-        return gone
-
-    def head_arrived(self) -> bytes:
-        """A complete message head, without waiting, or b""; it stays for `consume` or `read_head`."""
-        if not self.arrived():
-            return b""
-        end = http1.head_end(self._buffer, 0)
-        return bytes(self._buffer[:end]) if 0 <= end <= http1.HEAD_LIMIT else b""
-
-    def consume(self, count: int) -> None:
-        """Remove `count` bytes from the buffer."""
-        del self._buffer[:count]
-
-    def unusable(self) -> bool:
-        """Whether an idle connection was closed or has unexpected bytes, and cannot be used again."""
-        if self.holds_bytes():
-            return True
-        poll = select.poll()
-        poll.register(self.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
 
     # Writing
 
@@ -333,14 +138,13 @@ class Stream:
             except BlockingIOError:
                 continue  # less buffer space than poll reported
 
-    def send_nowait(self, view: Buffer) -> int:
-        """Send without waiting; returns the count, perhaps 0. The next send must begin with the rest."""
-        self._wait(0)
-        tls = self._tls
-        try:
-            return self._transport.send(view) if tls is None else int(tls.write(view))
-        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
-            return 0
+    def sendall(self, data: Buffer) -> None:
+        """`send`, under the name that http.client calls."""
+        self.send(data)
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        """An empty file for http.client, which closes it after a response: the stream must stay open."""
+        return io.BytesIO()
 
     # TLS and close
 
@@ -351,42 +155,21 @@ class Stream:
         """
         self._wait(self.timeout)
         if not self._buffer and not self.encrypted:
-            self._socket = self._transport = _wrap(self._socket, context, server_name)
+            self._use_tls(_wrap(self._socket, context, server_name))
             self._timeout = self.timeout
             self._serves = server_name is None
-            self._handshake()
+            self.finish_tls()
             return
         nested = NestedTls(self._transport, context, bytes(self._buffer), server_name)
         self._buffer.clear()
-        self._transport = nested
+        self._transport, self._tls = nested, None
         self._awaited(nested.do_handshake, self.timeout)
-
-    def begin_tls(self, context: ssl.SSLContext) -> None:
-        """Start TLS as server without waiting; `continue_tls` or `finish_tls` goes on.
-
-        Only for plain streams with an empty buffer. Raises OSError.
-        """
-        self._wait(0)
-        self._socket = self._transport = context.wrap_socket(
-            self._socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
-        )
-        self.handshaking = self._serves = True
-        if self._tls is None:
-            raise ConnectionLost("connection closed before its TLS began")  # SSLSocket considers it unconnected
-
-    def continue_tls(self) -> bool:
-        """Advance the handshake without waiting; returns whether it is complete. Raises OSError."""
-        self._wait(0)
-        try:
-            self._tls.do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False
-        self.handshaking = False
-        return True
 
     def finish_tls(self) -> None:
         """Complete the handshake. Raises OSError."""
-        self._handshake()
+        assert isinstance(self._transport, ssl.SSLSocket)
+        self._awaited(self._transport.do_handshake, self.timeout)
+        self.handshaking = False
 
     def shutdown_write(self) -> None:
         """End the sending direction, and go on reading: close_notify under TLS, FIN otherwise."""
@@ -395,29 +178,6 @@ class Stream:
             self._close_notify(self.timeout if isinstance(self._transport, NestedTls) else 0)
         else:
             self._socket.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        """Close with close_notify under TLS, so that the peer knows the end is regular. Idempotent, like every close.
-
-        Does not wait: a peer whose receive window is full gets no close_notify.
-        """
-        if self.encrypted and not (self._closed or self._peer_closed_silently):
-            self._close_notify(0)
-        self.close_abruptly()
-
-    def close_abruptly(self) -> None:
-        """Close without close_notify: sent bytes arrive, and under TLS the peer knows that they are incomplete."""
-        if not self._closed:
-            self._closed = True
-            self._socket.close()
-
-    def reset(self) -> None:
-        """Close with a reset, so that the peer does not take the sent bytes for complete."""
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        except OSError:
-            pass  # already gone
-        self.close_abruptly()
 
     def linger(self, seconds: float) -> None:
         """End the sending direction, discard what the peer sends for up to `seconds`, then close: unread bytes would
@@ -439,36 +199,7 @@ class Stream:
             pass  # the peer is gone, or sent nothing in time
         self.close_abruptly()
 
-    def cancel(self) -> None:
-        """Wake the thread that waits on this stream, from another thread: its read ends, its write fails."""
-        try:
-            # SSLSocket.shutdown() would drop the TLS object while another thread uses it.
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
-        except OSError:
-            pass  # already gone
-
-    def makefile(self, mode: str) -> io.BytesIO:
-        """An empty file for http.client, which closes it after a response: the stream must stay open."""
-        return io.BytesIO()
-
-    def sendall(self, data: Buffer) -> None:
-        """`send`, under the name that http.client calls."""
-        self.send(data)
-
     # Internals
-
-    @property
-    def _tls(self) -> Any:
-        """The C object of an SSLSocket, called directly: the wrapper's calls cost as much as decrypting a record.
-
-        It has the socket's timeout.
-        """
-        return getattr(self._transport, "_sslobj", None)
-
-    def _handshake(self) -> None:
-        assert isinstance(self._transport, ssl.SSLSocket)
-        self._awaited(self._transport.do_handshake, self.timeout)
-        self.handshaking = False
 
     def _still_outstanding(self, before: Optional[int]) -> int:
         """The number of bytes that the peer has not acknowledged; called when the socket stayed full for a timeout.
@@ -481,14 +212,8 @@ class Stream:
             raise socket.timeout("the peer takes nothing")
         return unsent
 
-    def _wait(self, seconds: float) -> None:
-        # settimeout() costs a system call, and most waits have the same timeout as the one before.
-        if seconds != self._timeout:
-            self._timeout = seconds
-            self._transport.settimeout(seconds)
-
     def _fill(self, seconds: float) -> bool:
-        chunk = bytearray(_HEAD_SIZE)
+        chunk = bytearray(HEAD_SIZE)
         count = self._receive_within(chunk, seconds)
         self._buffer += memoryview(chunk)[:count]
         return count > 0
@@ -517,20 +242,6 @@ class Stream:
             if not waiting.wait(poll, deadline - time.monotonic()):
                 raise socket.timeout("timed out")
 
-    def _receive(self, view: Buffer) -> int:
-        try:
-            if self._postponed is not None:
-                raise self._postponed
-            tls = self._tls
-            return self._transport.recv_into(view) if tls is None else int(tls.read(len(view), view))
-        except ssl.SSLZeroReturnError:
-            return 0  # the peer's close_notify, where ours was sent already
-        except ssl.SSLEOFError:
-            if not self._serves:
-                raise  # a truncated body of an origin must not seem complete
-            self._peer_closed_silently = True
-            return 0
-
     def _read(self, limit: int, view: memoryview) -> int:
         return self._transport.recv_into(view)
 
@@ -546,19 +257,6 @@ class Stream:
             if not count:
                 return
             self._buffer += memoryview(chunk)[:count]
-
-    def _take(self, end: int) -> bytes:
-        taken = bytes(self._buffer[:end])
-        del self._buffer[:end]
-        return taken
-
-    def _close_notify(self, seconds: float) -> None:
-        # SSLSocket.unwrap() sends our close_notify, then waits for the peer's: 0 seconds suffice to send.
-        self._wait(seconds)
-        try:
-            self._transport.unwrap()  # type: ignore[union-attr]
-        except (OSError, ValueError):
-            pass  # the peer is gone, or its window is full
 
 
 def _wrap(sock: socket.socket, context: ssl.SSLContext, server_name: Optional[str]) -> ssl.SSLSocket:

@@ -18,6 +18,7 @@ from monitoring.metrics import Counter
 from net.addresses import Reach, reach_of
 from net.arrival import Arrival
 from net.client_watch import working_for
+from net.nonblocking import NonblockingStream
 from net.poller import Next, Pollable, Poller
 from net.stream import Stream
 from protocol.http1 import Authority
@@ -152,7 +153,7 @@ class Connections:
             pollable = arriving = _FirstBytes(connection.stream, self._current_runtime().idle_timeout)
             resume = partial(self._shake_hands, connection, arriving, arrival)
         else:
-            pollable = self._make_session(connection, arrival)
+            pollable = self._make_session(connection, arrival).fast_path
             resume = partial(self._attend, connection)
         if not self._poller.watch(pollable, resume):
             self._spawn("session", resume)
@@ -202,7 +203,7 @@ class Connections:
         try:
             with working_for(session.watch):
                 while session.run():
-                    if self._poller.watch(session, partial(self._attend, connection)):
+                    if self._poller.watch(session.fast_path, partial(self._attend, connection)):
                         return
         except BaseException:
             self._end(connection)
@@ -243,7 +244,7 @@ class Connections:
 class _FirstBytes:
     """A connection to tls_bind in the `Poller`: it takes no thread before its first bytes."""
 
-    def __init__(self, stream: Stream, seconds: float) -> None:
+    def __init__(self, stream: NonblockingStream, seconds: float) -> None:
         self._stream = stream
         self.timeout = seconds
         self.wrong: Optional[first_bytes.Answer] = None  # set if the client does not speak TLS

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Optional
 
 from net.arrival import Arrival
-from net.stream import Stream
+from net.nonblocking import NonblockingStream
 from protocol.http1 import Authority, serialise_response
 from proxy.first_bytes import looks_like_tls
 from proxy.routing import Rules
@@ -45,7 +45,7 @@ class Opening:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: NonblockingStream,
         arrival: Arrival,
         rules: Rules,
         timeout: float,
@@ -102,7 +102,7 @@ class Opening:
     def _is_listed(self, name: str) -> bool:
         return name in self._rules.intercept and name not in self._rules.own_names
 
-    def wait(self, other: Optional[Stream] = None) -> Spoken:
+    def wait(self, other: Optional[NonblockingStream] = None) -> Spoken:
         """Wait for the kind of the first bytes. NOTHING at the deadline, or once `other` has bytes to read."""
         poll = select.poll()
         poll.register(self._stream.fileno(), select.POLLIN)

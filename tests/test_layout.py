@@ -22,13 +22,7 @@ MOST_METHODS, MOST_ATTRIBUTES = 20, 12
 TOO_LARGE = {
     "fetching.cached_fetch.CachedFetch",
     "fetching.cached_fetch._ask",
-    "net.response.Reply",
-    "net.stream",
-    "net.stream.Stream",
     "net.tunnel._Direction",
-    "proxy.session",
-    "proxy.session.Session",
-    "proxy.session._answer",
     "storage.store",
     "storage.store.Store",
     "upstream.client.Origins",

@@ -28,6 +28,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 _SSL_CTRL_SET_SESS_CACHE_MODE, _SSL_SESS_CACHE_OFF = 44, 0
 _SSL_CTRL_SET_TLSEXT_TICKET_KEYS = 59
 _OP_ENABLE_KTLS = 1 << 3  # ssl names it since 3.12
+_OP_IGNORE_UNEXPECTED_EOF = 1 << 7  # missing in ssl before Python 3.10
 _TCP_ULP = 31  # linux/tcp.h
 _ENOTSUPP = 524  # kernel-internal; older kernels return it for ENOTCONN
 
@@ -116,6 +117,19 @@ def _kernel_knows_tls() -> bool:
     except OSError as error:
         return error.errno in (errno.ENOTCONN, _ENOTSUPP)  # TLS is there, and found no connection
     return True
+
+
+# --- The end of a connection --------------------------------------------------------------------
+
+
+def require_close_notify(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Make a context report the end of a connection without close_notify, and return the context.
+
+    Python 3.9 makes OpenSSL 3 treat it as a regular end (SSL_OP_IGNORE_UNEXPECTED_EOF, bpo-43794), so that a truncated
+    body seems complete. OpenSSL 1.1 has no such option, and always reports it.
+    """
+    context.options &= ~_OP_IGNORE_UNEXPECTED_EOF
+    return context
 
 
 # --- The library --------------------------------------------------------------------------------

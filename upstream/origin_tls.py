@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Container, Optional, Tuple
 
-from net.stream import require_close_notify
-from tls.openssl import prefer_aes_128
+from tls.openssl import prefer_aes_128, require_close_notify
 
 
 class UnusableCertificate(Exception):

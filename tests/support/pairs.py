@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from net.stream import Stream, require_close_notify
+from net.stream import Stream
+from tls.openssl import require_close_notify
 
 HOST = "a.example"
 TIMEOUT = 30.0  # seconds; a wait that reaches it has failed

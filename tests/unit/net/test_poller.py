@@ -20,7 +20,7 @@ from support.running import HOST, RunningDduct
 from net import poller
 from net.listener import Listener, ThreadPool
 from net.poller import Next, Poller
-from proxy.session import Session
+from proxy.connections import Connection
 
 TIMEOUT = 20.0
 
@@ -480,12 +480,11 @@ def known(dduct: RunningDduct, path: str = "/x.deb") -> Origin:
     return origin
 
 
-def alone(dduct: RunningDduct) -> Session:
-    """The session of the one client there is, when those before it are gone, whose ends dduct may see late."""
+def alone(dduct: RunningDduct) -> Connection:
+    """The connection of the one client there is, when those before it are gone, whose ends dduct may see late."""
     wait_until(lambda: len(dduct.server.connections) == 1)
     (connection,) = dduct.server.connections._all.values()
-    assert connection.session is not None
-    return connection.session
+    return connection
 
 
 def test_a_newcomer_takes_no_thread_before_it_wants_something(dduct: RunningDduct) -> None:
@@ -597,18 +596,18 @@ def test_a_client_that_had_to_wait_for_its_answer_is_idle_again(
     with dduct.intercepted(origin) as client:
         for _ in range(4):
             client.get("/x.deb", f"{HOST}:{origin.port}")
-        session = alone(dduct)
-        whole = session._stream.send_nowait
+        connection = alone(dduct)
+        whole = connection.stream.send_nowait
         halves: List[int] = []
 
         def send_half(view: memoryview) -> int:
             halves.append(whole(view[: len(view) // 2]))
             return halves[-1]
 
-        monkeypatch.setattr(session._stream, "send_nowait", send_half)
+        monkeypatch.setattr(connection.stream, "send_nowait", send_half)
         assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
         assert len(halves) == 1
-        wait_until(lambda: not session.busy)
+        wait_until(lambda: not connection.busy)
         monkeypatch.undo()
         for path, status in (("/x.deb", 200), ("/x.deb", 200), ("/y.deb", 404)):  # a thread's, Idle's and a thread's
             assert client.get(path, f"{HOST}:{origin.port}").status == status  # and nothing is sent twice
@@ -618,17 +617,17 @@ def test_a_handshake_that_drips_is_a_thread_s(dduct: RunningDduct, monkeypatch: 
     dduct.server.runtime.leaf_certificates.context("origin.test")
     with dduct.client() as client:
         assert client.connect("origin.test:443").status == 200
-        session = alone(dduct)
+        connection = alone(dduct)
         client.send(b"\x16")
-        wait_until(lambda: session._stream.handshaking)
-        steps, step = [0], session._stream.continue_tls
+        wait_until(lambda: connection.stream.handshaking)
+        steps, step = [0], connection.stream.continue_tls
 
         def count() -> bool:
             over = step()
             steps[0] += 1  # now it has read the byte, and cannot read two at once
             return over
 
-        monkeypatch.setattr(session._stream, "continue_tls", count)
+        monkeypatch.setattr(connection.stream, "continue_tls", count)
         for iteration, byte in enumerate((b"\x03", b"\x01"), 1):
             client.send(byte)
             wait_until(lambda iteration=iteration: steps[0] == iteration)  # type: ignore[misc]

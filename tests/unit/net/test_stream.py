@@ -975,7 +975,7 @@ def test_octets_before_the_end_are_kept_when_ours_has_left_already(
             raise ssl.SSLZeroReturnError(ssl.SSL_ERROR_ZERO_RETURN, "closed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(near._transport, "_sslobj", Ended())
+        patch.setattr(near, "_tls", Ended())
         view = memoryview(bytearray(100))
         assert near.read_much(view) == 3 and bytes(view[:3]) == b"abc"
         assert near.read_much(view) == 0

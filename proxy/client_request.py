@@ -1,0 +1,159 @@
+"""One request of a client: decided once, answered, logged."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from typing import Optional, Union
+
+from fetching.cached_fetch import CachedFetch
+from fetching.memory_cache import CacheableHit
+from fetching.naming import LONGEST_PATH
+from monitoring.details import Side
+from monitoring.log_text import target_shown
+from monitoring.metrics import Counter
+from monitoring.redaction import shown
+from net.body import BodyReader, IncompleteBody
+from net.client_watch import ClientGone
+from net.response import Reply
+from net.stream import Stream
+from pages import builtin
+from protocol.http1 import BodyFraming, Framing, ProtocolError, RequestHead
+from proxy import request_log
+from proxy.client_tunnel import ClientTunnel
+from proxy.request_log import Line
+from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, Refuse, Tunnel
+from proxy.session_state import SessionState
+from proxy.uncached import Asked, answer_from_origin
+from upstream.client import UpstreamError
+from upstream.relay import expects_continue
+
+_log = logging.getLogger("dduct.session")
+
+LINGER = 1.0  # seconds for a refused client to read the reason
+_MAX_UNREAD = 64 * 1024  # bytes of an unwanted request body to read to keep the connection
+
+
+class ClientRequest:
+    """A request with its unread body, and the reply to it."""
+
+    def __init__(self, state: SessionState, tunnel: ClientTunnel, head: RequestHead, framing: BodyFraming) -> None:
+        self._state = state
+        self._tunnel = tunnel
+        self._head = head
+        self._framing = framing
+        self._reply = reply = Reply(state.stream, head, state.via)
+        self._awaits_continue = expects_continue(head, framing)
+        if self._awaits_continue:
+            self._body = BodyReader(state.stream, framing, partial(_go_ahead, state.stream, head, reply))
+            reply.persistent = False  # before 100 Continue, the body may come after the answer, or never
+        else:
+            self._body = BodyReader(state.stream, framing)
+
+    def answer(self, block: bytes) -> bool:
+        """Answer and log the request, whose head was received as `block`; returns whether another may follow.
+
+        Raises OSError, IncompleteBody or ClientGone when the client is gone.
+        """
+        started = time.monotonic()
+        reply = self._reply
+        line = Line(self._head.method, self._shown_target())
+        try:
+            decision = self._decide(line)
+            if isinstance(decision, (Tunnel, Intercept)):
+                return self._connect(decision)
+            self._carry_out(decision, block)
+        except (ProtocolError, UpstreamError) as error:
+            line.remark = str(error)
+            self._report(error)
+        except (OSError, IncompleteBody, ClientGone) as error:
+            # Errors of the origin are UpstreamErrors, or noted in `reply.carried`.
+            line.note_break(error, reply, Side.DDUCT if self._tunnel.cancelled else Side.CLIENT)
+            raise
+        finally:
+            line.write(_log, self._state.client.who, reply, time.monotonic() - started)
+        if self._body.complete or (reply.persistent and self._body.drain(_MAX_UNREAD)):
+            return reply.persistent
+        self._state.stream.linger(LINGER)
+        return False
+
+    def _shown_target(self) -> str:
+        what = target_shown(self._head.target)
+        host = self._state.arrival.connect_target
+        return f"https://{host}{what}" if host is not None and what.startswith("/") else what
+
+    def _decide(self, line: Line) -> Decision:
+        """Decide on the request, and note the decision in its log line."""
+        state, reply = self._state, self._reply
+        line.decision = decision = state.decide(self._head, self._framing)
+        if not isinstance(decision, Refuse):
+            state.prove()
+        elif state.ending:
+            reply.persistent = False
+        if isinstance(decision, Fetch):
+            line.what = shown(str(decision.target))
+        elif isinstance(decision, Refuse):
+            line.remark = decision.reason
+        reply.note = request_log.of_decision(decision, self._head, self._framing, state.runtime.rules, LONGEST_PATH)
+        return decision
+
+    def _carry_out(self, decision: Decision, block: bytes) -> None:
+        """Carry out a decision other than CONNECT's; a hit may go to the memory cache."""
+        state, reply = self._state, self._reply
+        if isinstance(decision, BuiltinPage):
+            runtime = state.runtime
+            page = builtin.page(self._head, decision.path, state.arrival, runtime.about, runtime.services.counters)
+            reply.send_complete(page.status, page.fields, page.body)
+        elif isinstance(decision, MaxForwardsReached):
+            page = builtin.max_forwards_reached(self._head)
+            reply.send_complete(page.status, page.fields, page.body)
+        elif isinstance(decision, Refuse):
+            state.runtime.services.counters.add(Counter.REFUSED)
+            challenge = [(b"Proxy-Authenticate", b'Basic realm="dduct", charset="UTF-8"')]
+            reply.error(decision.status, decision.reason, challenge if decision.status == 407 else [])
+        elif isinstance(decision, Fetch):
+            hit = self._fetch(decision)
+            if hit is not None and reply.persistent and not self._awaits_continue:
+                state.runtime.memory_cache.remember(state.arrival.kind, block, reply.head, hit)
+
+    def _fetch(self, decision: Fetch) -> Optional[CacheableHit]:
+        """Answer from the cache or the origin; returns a hit that the memory cache may repeat, if any."""
+        state, reply, reach = self._state, self._reply, self._state.arrival.reach
+        if decision.name is not None and self._framing.kind is Framing.NONE:
+            services, asker = state.runtime.services, state.client.asker
+            fetch = CachedFetch(services, reply, self._head, decision.target, decision.name, reach, asker)
+            fetch.run()
+            return fetch.cacheable_hit
+        asked = Asked(decision.target, self._head, self._framing, self._body)
+        answer_from_origin(state.runtime, asked, reply, reach, partial(self._tunnel.carry, carried=reply.carried))
+        return None
+
+    def _connect(self, decision: Union[Tunnel, Intercept]) -> bool:
+        """Serve CONNECT; returns whether requests follow inside. Raises UpstreamError before the answer."""
+        runtime, reply = self._state.runtime, self._reply
+        if isinstance(decision, Tunnel):
+            reply.note = request_log.TUNNEL
+            runtime.services.counters.add(Counter.TUNNELS)
+            return self._tunnel.connect(decision.authority, reply)
+        reply.note = "intercept"
+        runtime.services.counters.add(Counter.INTERCEPTED)
+        runtime.leaf_certificates.context(decision.authority.host)
+        self._tunnel.establish(reply)
+        self._state.opening = self._tunnel.make_opening(decision.authority)
+        return True
+
+    def _report(self, error: Union[ProtocolError, UpstreamError]) -> None:
+        """Answer with an error."""
+        counters = self._state.runtime.services.counters
+        if isinstance(error, ProtocolError):
+            counters.add(Counter.REFUSED)
+            self._reply.persistent = False  # this client and dduct may disagree on the framing, too
+        elif error.status == 403:
+            counters.add(Counter.REFUSED)
+        self._reply.error(error.status, str(error))
+
+
+def _go_ahead(stream: Stream, head: RequestHead, reply: Reply) -> None:
+    reply.persistent = head.persistent
+    stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")

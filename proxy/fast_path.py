@@ -1,0 +1,167 @@
+"""What the poller's thread does by itself for a client: answers that need no waiting and no decision.
+
+These are requests with a known answer, CONNECT for a host whose leaf is cached, and the TLS handshake after it.
+Anything else goes to a session thread, with all its bytes still in the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from typing import Optional
+
+from monitoring.metrics import Counter
+from net.arrival import Arrival
+from net.nonblocking import NonblockingStream
+from net.poller import Next
+from protocol import http1
+from protocol.http1 import ProtocolError
+from proxy.opening import Opening, Spoken, established
+from proxy.routing import Intercept
+from proxy.session_state import SessionState
+from upstream.client import UpstreamError
+
+_log = logging.getLogger("dduct.session")
+
+_MAX_CONNECT_CACHE = 4096  # CONNECT heads in the connect cache; a full one is cleared
+_MAX_CONNECT_HEAD = 2048  # bytes of one head
+_TLS_ITERATIONS = 3  # poll iterations: two flights of a client, and a third where one is split
+
+
+class FastPath:
+    """A session as the poller sees it (`Pollable`)."""
+
+    def __init__(self, state: SessionState) -> None:
+        self._state = state
+        self._stream: NonblockingStream = state.stream  # so mypy finds a wait in this thread
+        self._tls_iterations = 0  # iterations left for a handshake
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for the next bytes."""
+        opening = self._state.opening
+        return self._state.runtime.idle_timeout if opening is None else opening.seconds
+
+    def fileno(self) -> int:
+        """The connection's descriptor."""
+        return self._stream.fileno()
+
+    def peer_closed(self) -> bool:
+        """Whether the client is gone and has left no bytes to read."""
+        return not self._stream.handshaking and self._stream.peer_closed_silently()
+
+    def answer_at_once(self, iteration: float) -> Next:
+        """Serve the received bytes, where that needs no waiting and no decision."""
+        state, stream = self._state, self._stream
+        try:
+            if stream.handshaking:
+                return self._continue_tls()
+            if state.opening is not None:
+                return self._open(state.opening)
+            request = stream.peek()
+            state.runtime = state.current_runtime()
+            if not request or state.runtime.draining.is_set():
+                return Next.CLOSE if stream.eof else Next.NEEDS_THREAD
+            if request.startswith(b"CONNECT "):
+                return self._intercept(stream.head_arrived())
+            answer = state.known(request, may_read=False, iteration=iteration)
+            if answer is None:  # or the bytes are not exactly one request
+                request = stream.head_arrived()
+                answer = state.known(request, may_read=False, iteration=iteration)
+                if answer is None:
+                    return Next.NEEDS_THREAD
+            stream.consume(len(request))
+            state.note(answer, 0.0)
+            state.waiting_since = iteration
+            state.unsent = memoryview(answer.data)  # the session's thread sends it if the next line raises
+            state.unsent = state.unsent[stream.send_nowait(state.unsent) :]
+        except OSError:
+            return Next.NEEDS_THREAD  # the thread finds the error again
+        state.busy = bool(state.unsent)
+        return Next.NEEDS_THREAD if state.busy or stream.holds_bytes() else Next.WAIT
+
+    def timed_out(self) -> Next:
+        """Close a silent client; after a CONNECT the client may be waiting for the server's first bytes."""
+        opening = self._state.opening
+        return Next.CLOSE if opening is None or not opening.may_be_silent else Next.NEEDS_THREAD
+
+    def give_up(self) -> None:
+        """Make the session only close the connection; unsent bytes are dropped."""
+        self._state.give_up()
+
+    def _intercept(self, block: bytes) -> Next:
+        """Answer CONNECT for a host whose leaf is cached, and wait for its TLS. Raises OSError."""
+        state, stream = self._state, self._stream
+        arrival = self._connect_target(block)
+        if arrival is None or arrival.connect_target is None or stream.buffered > len(block) or stream.encrypted:
+            return Next.NEEDS_THREAD
+        runtime = state.runtime
+        context = runtime.leaf_certificates.get_cached(arrival.connect_target.host)
+        if context is None:
+            return Next.NEEDS_THREAD
+        stream.consume(len(block))
+        state.prove()
+        runtime.services.counters.add(Counter.INTERCEPTED)
+        _log.debug("%s CONNECT %s 200", state.client.address, arrival.connect_target)
+        answer = established(state.via)
+        if stream.send_nowait(answer) < len(answer):
+            return Next.CLOSE  # the client's receive window is full already
+        state.opening = Opening(stream, arrival, runtime.rules, runtime.idle_timeout, context)
+        return Next.WAIT
+
+    def _open(self, opening: Opening) -> Next:
+        """Start TLS if the client has begun it and the leaf is cached. Raises OSError."""
+        spoken = opening.look()
+        if spoken is None or spoken is Spoken.END:
+            return Next.WAIT if spoken is None else Next.CLOSE
+        if spoken is not Spoken.TLS or self._stream.encrypted or self._stream.buffered:
+            return Next.NEEDS_THREAD
+        state = self._state
+        context = (
+            opening.context
+            if opening.server_name is None
+            else state.runtime.leaf_certificates.get_cached(opening.server_name)
+        )
+        if context is None:
+            return Next.NEEDS_THREAD
+        state.opening, state.arrival = None, opening.named_arrival()
+        self._tls_iterations = _TLS_ITERATIONS
+        if not state.take_tls_on(partial(self._stream.begin_tls, context)):
+            return Next.CLOSE
+        return self._continue_tls()
+
+    def _continue_tls(self) -> Next:
+        self._tls_iterations -= 1
+        if not self._state.take_tls_on(self._stream.continue_tls):
+            return Next.CLOSE
+        return Next.WAIT if self._tls_iterations or not self._stream.handshaking else Next.NEEDS_THREAD
+
+    def _connect_target(self, block: bytes) -> Optional[Arrival]:
+        """The arrival inside a CONNECT to intercept; None for all other requests, which take a thread."""
+        state = self._state
+        access, connect_cache = state.runtime.access, state.runtime.connect_cache
+        if state.client.is_barred(state.runtime, state.arrival):
+            return None
+        anybody = access.users is None
+        known = connect_cache.get((state.arrival.kind, block)) if anybody else None
+        if known is not None:
+            return known
+        try:
+            head = http1.parse_request(block)
+            if access.users is not None:
+                user = access.users.recognise(head.headers.get(b"proxy-authorization"))
+                if user is None:
+                    return None  # hashing a password takes a thread
+                state.client.is_user(user)
+            decision = state.decide(head, http1.request_framing(head))
+        except (ProtocolError, UpstreamError):
+            return None
+        if not isinstance(decision, Intercept):
+            return None
+        arrival = replace(state.arrival, connect_target=decision.authority)
+        if anybody and len(block) <= _MAX_CONNECT_HEAD:
+            if len(connect_cache) >= _MAX_CONNECT_CACHE:
+                connect_cache.clear()
+            connect_cache[state.arrival.kind, block] = arrival
+        return arrival

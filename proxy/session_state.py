@@ -1,0 +1,110 @@
+"""What a session's own thread and the poller's thread share of one client connection."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Callable, Optional
+
+from fetching.memory_cache import Answer
+from monitoring.metrics import Counter
+from net.arrival import Arrival
+from net.stream import Stream
+from protocol.http1 import BodyFraming, Framing, ProtocolError, RequestHead
+from proxy import routing
+from proxy.opening import Opening
+from proxy.runtime import Runtime
+from proxy.session_client import SessionClient
+from upstream.client import UpstreamError
+
+_log = logging.getLogger("dduct.session")
+
+
+class SessionState:
+    """The state of one client connection, and what both threads ask of it.
+
+    It has no lock: one thread at a time owns the connection (the table in proxy/session.py). Other threads only read.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        client: SessionClient,
+        arrival: Arrival,
+        current_runtime: Callable[[], Runtime],
+        proved: Callable[[], None],
+    ) -> None:
+        self.stream = stream
+        self.client = client
+        self.arrival = arrival
+        self.current_runtime = current_runtime
+        self.runtime = current_runtime()  # of the arrival of the current request
+        self.via = self.runtime.services.via
+        self.waiting_since = time.monotonic()  # since when it waits for the client; valid unless busy
+        self.busy = False  # from the head of a request to the last byte of its response
+        self.unsent = memoryview(b"")  # rest of an answer of the poller's thread, for the session's to send
+        self.ending = False  # the owner only closes the connection
+        self.opening: Optional[Opening] = None  # from a CONNECT to the client's first bytes
+        self._proved: Optional[Callable[[], None]] = proved
+
+    def give_up(self) -> None:
+        """Make the session close the connection at once; unsent bytes are dropped."""
+        self.ending, self.unsent = True, memoryview(b"")
+
+    def prove(self) -> None:
+        """Report the first accepted request."""
+        proved, self._proved = self._proved, None
+        if proved is not None:
+            proved()
+
+    def known(self, block: bytes, may_read: bool, iteration: Optional[float] = None) -> Optional[Answer]:
+        """The remembered answer to a request, if it may be given to this client."""
+        runtime = self.runtime
+        access = runtime.access
+        if self.client.is_barred(runtime, self.arrival) or (
+            access.users is not None and self.arrival.connect_target is None
+        ):
+            return None
+        answer = runtime.memory_cache.answer(self.arrival.kind, block, may_read, iteration)
+        if answer is None or not answer.hit.guessed:
+            return answer
+        again = runtime.services.deliveries.asks_again(self.client.asker, answer.hit.name)
+        return None if again else answer
+
+    def note(self, answer: Answer, seconds: float) -> None:
+        """Count and log a request that a known answer has served in `seconds`."""
+        if self._proved is not None:
+            self.prove()
+        services = self.runtime.services
+        services.counters.add(Counter.HITS)
+        if answer.hit.guessed:
+            services.deliveries.note(self.client.asker, answer.hit.name)
+        _log.info("%s GET %s 200 %d %.3fs %s", self.client.who, answer.url, answer.length, seconds, answer.note)
+
+    def decide(self, head: RequestHead, framing: BodyFraming) -> routing.Decision:
+        """The decision on a request. Raises ProtocolError, and UpstreamError(508) on a loop through dduct."""
+        if self.via.split()[1] in b" ".join(head.headers.get_all(b"via")).split():
+            raise UpstreamError("this request has come back to dduct", 508)
+        expectation = head.headers.get(b"expect")
+        if expectation is not None and expectation.lower() != b"100-continue":
+            raise ProtocolError("an expectation other than 100-continue", 417)
+        if head.method in (b"CONNECT", b"TRACE") and framing.kind is not Framing.NONE:
+            raise ProtocolError(f"{head.method.decode()} with a body")  # RFC 9110 §9.3.6, §9.3.8
+        if self.client.is_barred(self.runtime, self.arrival):
+            self.ending = True
+            return routing.Refuse(403, self.client.why_barred or "")
+        decision = routing.decide(head, self.arrival, self.runtime.rules)
+        return self.client.authenticated(head, decision, self.runtime, self.arrival)
+
+    def take_tls_on(self, step: Callable[[], object]) -> bool:
+        """Take a step of the handshake inside a CONNECT; False where it failed."""
+        try:
+            step()
+        except OSError as error:
+            target = self.arrival.connect_target
+            key = f"tls {self.client.address} {target}"
+            message = "%s makes no TLS connection with us as %s: %s"
+            self.runtime.repeated.write(logging.INFO, key, message, self.client.who, target, error)
+            self.give_up()
+            return False
+        return True
