@@ -370,12 +370,3 @@ class CachedFetch:
         note = f"fwd=stale; fwd-status={exchange.head.status}"
         return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)
 
-    def _admit_or(self, stored: Stale, hit: Hit) -> Admission:
-        """Like `admit`; an object that `_may_use` allows is sent, too, where its origin cannot be asked."""
-        try:
-            return self._authorization.admit(stored.metadata, stored.entry.length, hit)
-        except UpstreamError as error:
-            if self._reply.started or not self._answer.may_use(stored):
-                raise
-            _log.warning("Sent without asking: %s: %s", self._request.shown, error)
-            return Admission.GRANTED
