@@ -369,4 +369,3 @@ class CachedFetch:
         self._authorization.grant(metadata)
         note = f"fwd=stale; fwd-status={exchange.head.status}"
         return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)
-

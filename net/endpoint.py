@@ -108,8 +108,8 @@ class Endpoint:
         """Close without close_notify: sent bytes arrive, and under TLS the peer knows that they are incomplete."""
         if not self._closed:
             self._closed = True
+            self._tls = None  # first: it would go on with the descriptor's number, which is soon another connection's
             self._socket.close()
-            self._tls = None  # it would go on with the number of the descriptor, which may soon be another connection
 
     def reset(self) -> None:
         """Close with a reset, so that the peer does not take the sent bytes for complete."""

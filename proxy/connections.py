@@ -205,6 +205,7 @@ class Connections:
                 while session.run():
                     if self._poller.watch(session.fast_path, partial(self._attend, connection)):
                         return
+                    session.keep_thread()  # asked again and again, `run` would spin
         except BaseException:
             self._end(connection)
             raise

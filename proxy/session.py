@@ -7,19 +7,20 @@ Interception changes only the stream, which gets TLS, and the arrival; then the 
 One thread at a time owns the connection, its stream and its `SessionState`:
 
     state                                   known by            owner
-    waits for the first request             not busy            poller
+    waits for the first request             not busy            poller; session thread after a handshake on tls_bind
     a known request, or CONNECT, came       not busy            poller, which answers it (`FastPath`)
-    any other bytes came                    busy                session thread (`Session.run`)
+    any other bytes came                    not busy            session thread (`Session.run`)
+    a head is complete                      busy                session thread
     part of an answer did not fit           unsent              session thread
     waits for the next request              not busy            the thread that answered; the session thread hands
                                                                 it to the poller after `_REPEATS` known requests
     CONNECT answered, no bytes inside yet   opening             poller
     TLS handshake inside CONNECT            stream.handshaking  poller for a few iterations, then session thread
     tunnel                                  busy                session thread, which owns the origin's end too
-    over                                    ending              session thread, or the poller: it only closes
+    over                                                        session thread, or the poller: it only closes
 
-An owner hands the connection on as the last thing it does with it. Other threads call only `end`, `barred`, `busy` and
-`silent_since`.
+An owner hands the connection on as the last thing it does with it. A session thread keeps it where the poller takes no
+more connections. Other threads call only `end`, `barred`, `busy` and `silent_since`, and `cancel` of the stream.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Session:
         self._tunnel = ClientTunnel(self._state)
         self.fast_path = FastPath(self._state)  # what the poller watches
         self._repeats = 0  # successive known requests
+        self._may_be_polled = True
         self.watch = ClientWatch(stream.fileno, lambda: stream.encrypted)
 
     @property
@@ -96,6 +98,10 @@ class Session:
         """End the session from another thread, in any state."""
         self._tunnel.cancel()
 
+    def keep_thread(self) -> None:
+        """The poller takes no more connections: from now on a thread waits for this client."""
+        self._may_be_polled = False
+
     def run(self) -> bool:
         """Serve requests until either side ends, then close and return False. Raises nothing but bugs.
 
@@ -113,11 +119,11 @@ class Session:
                     break
                 state.busy, state.waiting_since = False, time.monotonic()
                 if state.opening is not None:
-                    if state.opening.seconds and state.opening.look() is None:
+                    if self._may_be_polled and state.opening.seconds and state.opening.look() is None:
                         return True  # only the poller waits for the client's first bytes
                     if not self._open(state.opening):
                         break
-                if self._repeats >= _REPEATS and not stream.holds_bytes():
+                if self._may_be_polled and self._repeats >= _REPEATS and not stream.holds_bytes():
                     return True
             stream.close()
         except (OSError, IncompleteBody, ClientGone) as error:

@@ -177,8 +177,10 @@ class Fill(ReadableFill):
         try:
             self._hashes.close()
         finally:
-            self._finish(FillState.FAILED, "abandoned by its leader")
-            self.detach()
+            try:
+                self._finish(FillState.FAILED, "abandoned by its leader")
+            finally:
+                self.detach()
 
     def _write_to_disk(self, data: memoryview) -> int:
         """Write `data` to the disk; how many bytes it accepted. If not all, the fill goes on in memory.

@@ -256,19 +256,39 @@ def test_a_hello_in_pieces_is_put_together(dduct: RunningDduct, resolving: None)
         assert got.endswith(BODY)
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["in a thread", "in the poller"])
-def test_a_client_that_ends_in_its_hello_is_not_looked_at_again_and_again(
-    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, known: bool
-) -> None:
-    """The end of a connection stays readable for ever: whoever waits for the rest of a hello spins."""
-    looks: List[None] = []
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> List[None]:
+    """One for each look at what a client has sent after its CONNECT."""
+    made: List[None] = []
     real = Opening.look
 
     def look(opening: Opening) -> Optional[Spoken]:
-        looks.append(None)
+        made.append(None)
         return real(opening)
 
     monkeypatch.setattr(Opening, "look", look)
+    return made
+
+
+def test_where_the_poller_takes_no_more_a_thread_waits(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, looks: List[None]
+) -> None:
+    """One user may have only so many descriptors in epolls (max_user_watches)."""
+    monkeypatch.setattr(dduct.server._poller, "watch", lambda *_: False)
+    origin = dduct.origin(Files({"/x.deb": BODY}))
+    with dduct.client() as client:
+        assert client.connect(f"{HOST}:443").status == 200
+        wait_until(lambda: bool(looks))
+        assert dduct.fetch(origin, "/x.deb").body == BODY
+        assert len(looks) < 10
+    wait_until(lambda: not dduct.server.connections)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["in a thread", "in the poller"])
+def test_a_client_that_ends_in_its_hello_is_not_looked_at_again_and_again(
+    dduct: RunningDduct, looks: List[None], known: bool
+) -> None:
+    """The end of a connection stays readable for ever: whoever waits for the rest of a hello spins."""
     if known:
         dduct.server.runtime.leaf_certificates.context(HOST)
     with dduct.client() as client:
