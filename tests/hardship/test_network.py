@@ -106,7 +106,7 @@ def test_a_silence_is_broken_by_asking_again(through: Callable[..., Tuple[Runnin
 
 
 @pytest.mark.parametrize("tls", [True, False])
-def test_single_octets(through: Callable[..., Tuple[RunningDduct, Trouble]], tls: bool) -> None:
+def test_single_bytes(through: Callable[..., Tuple[RunningDduct, Trouble]], tls: bool) -> None:
     origin = Ranges(BODY[:20_000])
     dduct, trouble = through(origin, *[Plan(piece=1)] * 2, tls=tls)
     assert fetch(dduct, trouble, tls=tls).body == BODY[:20_000]

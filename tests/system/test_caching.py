@@ -1212,7 +1212,7 @@ def test_a_range_is_cut_from_the_whole(
     assert origin.requests[0].get("range") is None
 
 
-def test_a_range_of_a_growing_object_waits_for_its_own_octets_alone(dduct: RunningDduct) -> None:
+def test_a_range_of_a_growing_object_waits_for_its_own_bytes_alone(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
     shelf.gate = Gate()
     origin = dduct.origin(shelf)
@@ -1341,7 +1341,7 @@ def test_a_wrong_object_is_cut_short_logged_and_counted(
         assert size > 65_536
         assert not answer.complete and len(answer.body) <= size - 65_536
     assert dduct.counters.value(Counter.MISMATCHED) in ([2] if answer.status == 502 else [1, 2])
-    assert any("have not the digest sha256:" in record.getMessage() for record in caplog.records)
+    assert any("do not match the digest sha256:" in record.getMessage() for record in caplog.records)
     assert not any(name.startswith("sha256/") for name in dduct.stored())
 
 

@@ -325,7 +325,7 @@ def test_ten_clients_at_once_cause_one_transfer_and_all_stream_while_it_runs(ddu
 
 
 @pytest.mark.parametrize("fields", ["", "Range: bytes=150000-\r\n"])
-def test_a_head_does_not_wait_for_ever_for_its_octets(
+def test_a_head_does_not_wait_for_ever_for_its_bytes(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, fields: str
 ) -> None:
     """containerd gives up where no head comes within 30 s, and its bytes may be far ahead in a slow fill."""

@@ -149,7 +149,7 @@ def test_a_parent_that_is_dduct_itself_is_508(start_dduct: Build) -> None:
     assert dduct.fetch(origin, "/x.deb").status == 508
 
 
-def test_octets_that_come_with_the_parents_answer_are_not_lost(start_dduct: Build) -> None:
+def test_bytes_that_come_with_the_parents_answer_are_not_lost(start_dduct: Build) -> None:
     """Some proxies send the origin's first bytes in one packet with their own 200."""
 
     def parent(asked: Asked, connection: Connection) -> None:

@@ -164,7 +164,7 @@ def test_a_follower_reads_while_the_file_grows(cache: Cache) -> None:
     fill.close()
 
 
-def test_a_waiting_reader_is_woken_by_octets(cache: Cache) -> None:
+def test_a_waiting_reader_is_woken_by_bytes(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
     fill.start(META, None)
@@ -712,7 +712,7 @@ def test_what_has_taken_the_place_of_a_late_object_stays(cache: Cache, late: Fil
     assert record_of(cache).sha256 == hashlib.sha256(b"another").hexdigest()
 
 
-def test_a_failed_fill_is_not_begun_with_although_there_are_octets(cache: Cache) -> None:
+def test_a_failed_fill_is_not_begun_with_although_there_are_bytes(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
     fill.start(META, 10)
@@ -1033,7 +1033,7 @@ def test_simultaneous_claims_of_one_digest_by_two_urls_share_one_fill(cache: Cac
     fill.close()
 
 
-def test_the_last_octets_wait_for_the_digest(cache: Cache) -> None:
+def test_the_last_bytes_wait_for_the_digest(cache: Cache) -> None:
     fill = lead(cache, blob_key("one"))
     reader = cache.reader(fill)
     fill.start(blob_meta("one"), len(BLOB))
@@ -1047,13 +1047,13 @@ def test_the_last_octets_wait_for_the_digest(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512", "sha1", "md5", "blake2b"])
-def test_octets_of_another_digest_are_never_published(cache: Cache, algorithm: str) -> None:
+def test_bytes_of_another_digest_are_never_published(cache: Cache, algorithm: str) -> None:
     key = blob_key("one", b"what was promised", algorithm)
     fill = lead(cache, key)
     reader = cache.reader(fill)
     fill.start(blob_meta("one"), None)
     fill.write(view(b"what came"))
-    with pytest.raises(FillFailed, match=f"have not the digest {algorithm}") as caught:
+    with pytest.raises(FillFailed, match=f"do not match the digest {algorithm}") as caught:
         fill.publish()
     fill.fail(caught.value)
     with pytest.raises(FillFailed):
@@ -1221,7 +1221,7 @@ def test_a_complete_leftover_is_not_taken_for_an_object(pair: List[Cache]) -> No
     assert hit_body(pair[0]) == b"abcdef"
 
 
-def test_a_digest_named_leftover_is_verified_from_its_first_octet(pair: List[Cache], tmp_path: Path) -> None:
+def test_a_digest_named_leftover_is_verified_from_its_first_byte(pair: List[Cache], tmp_path: Path) -> None:
     key = Key("https/one/x", digest_of(b"abcdef"))
     for one, raw, right in ((pair[0], b"abX", False), (Cache(tmp_path / "files"), b"abc", True)):
         leave(one, raw, key=key)
@@ -1436,7 +1436,7 @@ def test_a_foreign_fill_of_unknown_length_has_one_when_it_is_over(pair: List[Cac
     reader.close()
 
 
-def test_a_foreign_digest_named_fill_holds_its_last_octets_back(pair: List[Cache]) -> None:
+def test_a_foreign_digest_named_fill_holds_its_last_bytes_back(pair: List[Cache]) -> None:
     fill = lead(pair[0], blob_key("one"))
     reader = follow(pair[1], blob_key("one"))
     fill.start(blob_meta("one"), len(BLOB))

@@ -462,7 +462,7 @@ def test_a_second_record_that_came_with_the_first_is_something_to_read(pairs: Pa
     assert not stream.holds_bytes()
 
 
-def test_buffered_octets_are_read_without_waiting(pairs: Pairs, layer: str) -> None:
+def test_buffered_bytes_are_read_without_waiting(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.send(HEAD + b"abc")
     stream.read_head(TIMEOUT)
@@ -507,7 +507,7 @@ def take_until_dry(far: Stream, count: int) -> bytes:
     return taken
 
 
-def test_a_view_of_pending_octets_keeps_its_rest(pairs: Pairs, layer: str) -> None:
+def test_a_view_of_pending_bytes_keeps_its_rest(pairs: Pairs, layer: str) -> None:
     """A record that was read in part is no secret to whoever polls."""
     stream, far = connect(pairs, layer)
     far.send(b"0123456789")
@@ -547,14 +547,14 @@ def test_a_connection_that_speaks_out_of_turn_is_dead(pairs: Pairs, layer: str) 
     assert stream.unusable()
 
 
-def test_octets_after_the_head_make_a_connection_dead(pairs: Pairs, layer: str) -> None:
+def test_bytes_after_the_head_make_a_connection_dead(pairs: Pairs, layer: str) -> None:
     stream, far = connect(pairs, layer)
     far.send(HEAD + b"HTTP/1.1 200 OK\r\n\r\n")
     stream.read_head(TIMEOUT)
     assert stream.unusable()
 
 
-def test_octets_after_the_body_make_a_connection_dead(pairs: Pairs, layer: str) -> None:
+def test_bytes_after_the_body_make_a_connection_dead(pairs: Pairs, layer: str) -> None:
     """An origin that sends a second response behind the body, in the same record, must not answer the next request."""
     stream, far = connect(pairs, layer)
     far.send(HEAD)
@@ -576,7 +576,7 @@ def test_tls_starts_on_a_plain_stream(pairs: Pairs) -> None:
     assert stream.read_head(TIMEOUT) == HEAD
 
 
-def test_tls_starts_with_octets_that_came_too_early(pairs: Pairs) -> None:
+def test_tls_starts_with_bytes_that_came_too_early(pairs: Pairs) -> None:
     """A client need not wait for the 200 to its CONNECT before its TLS begins (nor do all)."""
     stream, far, record = early_tls(pairs)
     assert stream.encrypted
@@ -940,7 +940,7 @@ def test_much_is_read_at_once(pairs: Pairs, layer: str) -> None:
     assert bytes(view[:count]) == raw
 
 
-def test_an_error_behind_octets_comes_after_them(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_behind_bytes_comes_after_them(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = connect(pairs, "plain")
     far.send(b"x")  # so that something is there to be read
     counts = iter([3, 2])
@@ -962,7 +962,7 @@ def test_an_error_behind_octets_comes_after_them(pairs: Pairs, monkeypatch: pyte
                 near.readinto(memoryview(bytearray(100)))
 
 
-def test_octets_before_the_end_are_kept_when_ours_has_left_already(
+def test_bytes_before_the_end_are_kept_when_ours_has_left_already(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python raises SSLZeroReturnError for the peer's close_notify then."""

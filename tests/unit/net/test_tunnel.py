@@ -229,7 +229,7 @@ def test_a_kernel_that_cannot_splice_costs_nothing(
 
 @pytest.mark.parametrize("name", ["pipe2", "fcntl"])
 @needs_splice
-def test_without_room_for_pipes_octets_are_copied(
+def test_without_room_for_pipes_bytes_are_copied(
     pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def full(*_: int) -> None:

@@ -104,12 +104,12 @@ def check_end(case: Case, understand: Callable[[bytes], object]) -> None:
 
 
 @pytest.mark.parametrize("case", REQUESTS)
-def test_a_request_ends_at_the_same_octet_however_it_arrives(case: Case) -> None:
+def test_a_request_ends_at_the_same_byte_however_it_arrives(case: Case) -> None:
     check_end(case, understand_request)
 
 
 @pytest.mark.parametrize("case", RESPONSES)
-def test_a_response_ends_at_the_same_octet_however_it_arrives(case: Case) -> None:
+def test_a_response_ends_at_the_same_byte_however_it_arrives(case: Case) -> None:
     check_end(case, understand_response)
 
 
@@ -154,7 +154,7 @@ def test_a_response_is_taken_apart_without_loss() -> None:
     assert list(head.headers) == [(b"etag", b'"x"')]
 
 
-def test_the_octets_of_a_refused_head_do_not_reach_the_error() -> None:
+def test_the_bytes_of_a_refused_head_do_not_reach_the_error() -> None:
     with pytest.raises(ProtocolError) as caught:
         http1.parse_request(b"GET /secret\x00 HTTP/1.1\r\n\r\n")
     assert "secret" not in str(caught.value)
