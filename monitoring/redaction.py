@@ -34,6 +34,7 @@ _AUTHORITY = re.compile(r"(//)[^/?#\s]*@")
 _QUERY = re.compile(r"(?:\?|%3[Ff]).*", re.DOTALL)
 _INNER_QUERY = re.compile(r"(?:\?|%3[Ff])[^\s'\"]+")
 _MATRIX = re.compile(r";([^;=/]{1,64})=([^;/]*)")
+_PLAIN = re.compile("[!$&-:<=>A-Z_a-z~-]*")  # no ? % @ ; and nothing unprintable: there is nothing to hide
 _MAX_SHOWN = 2048  # characters
 
 
@@ -59,6 +60,8 @@ def nameable_path(path: str) -> str:
 
 def shown(text: str) -> str:
     """A URL or a path for the log, on one line and without secrets."""
+    if len(text) <= _MAX_SHOWN and _PLAIN.fullmatch(text):
+        return text
     text = _AUTHORITY.sub(r"\1", _QUERY.sub("", text[:_MAX_SHOWN]))
     if ";" in text:
         text = _MATRIX.sub(_shown_matrix, text)
