@@ -35,7 +35,6 @@ TOO_LARGE = {
     "storage.store.Store",
     "transfers.fill",
     "transfers.fill.Fill",
-    "upstream.client.Origins",
 }
 
 # The standard library's names are known to Python itself from 3.10 on; the check need not run on 3.9.
