@@ -25,7 +25,6 @@ TOO_LARGE = {
     "net.tunnel._Direction",
     "storage.store",
     "storage.store.Store",
-    "upstream.client.Origins",
 }
 
 # The standard library's names are known to Python itself from 3.10 on; the check need not run on 3.9.

@@ -24,8 +24,10 @@ _SWEEP_INTERVAL = 5.0  # seconds
 class Pooled(Protocol):
     """A connection that can be kept. It knows its origin, and has a descriptor to poll."""
 
-    origin: Hashable
     idle_since: float
+
+    @property
+    def origin(self) -> Hashable: ...
 
     def fileno(self) -> int: ...
 

@@ -119,7 +119,7 @@ def test_a_body_that_nobody_wants_is_not_waited_for(
     dduct: RunningDduct, trickle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A redirect's, here: what it leads to is asked for although the rest of its body does not come, or not soon."""
-    monkeypatch.setattr("upstream.client._DRAINED_FOR", 0.1)
+    monkeypatch.setattr("upstream.exchange._DRAINED_FOR", 0.1)
     done = threading.Event()
 
     def handler(asked: Asked, connection: Connection) -> None:

@@ -138,7 +138,7 @@ def test_a_client_of_old_gets_no_interim_response(dduct: RunningDduct) -> None:
 
 def test_the_origin_decides_whether_a_body_is_wanted(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 9110 §10.1.1: a push that is refused is refused before gigabytes have crossed the uplink."""
-    monkeypatch.setattr("upstream.client._CONTINUE_TIMEOUT", 20.0)
+    monkeypatch.setattr("upstream.origin_connection._CONTINUE_TIMEOUT", 20.0)
     seen: List[bytes] = []
     over = threading.Event()
 
