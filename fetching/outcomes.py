@@ -12,7 +12,6 @@ from protocol import selection
 from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead
 from storage.store import Entry, Metadata
-from transfers.asking import Retries
 from transfers.fill import FillState
 from transfers.follow import AnyFill
 from upstream.client import UpstreamError
@@ -43,14 +42,6 @@ class Stale:
     entry: Entry
     metadata: Metadata
     assessment: Assessment
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The failure of a leader that this request has followed, and the retries that its followers have left."""
-
-    error: UpstreamError
-    retries: Retries
 
 
 def outcome_of(fill: AnyFill) -> str:
