@@ -10,7 +10,7 @@ from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.leading import Leading
 from fetching.origin_relay import OriginRelay
-from fetching.outcomes import Admission, Outcome, Stale, as_upstream_error
+from fetching.outcomes import Admission, Outcome, Stale, as_upstream_error, missed
 from fetching.recovery import HEAD_TIMEOUT
 from fetching.stored_answer import StoredAnswer
 from monitoring.details import Detail, with_detail
@@ -81,7 +81,7 @@ class Following:
             if admission is not Admission.GRANTED:
                 return Outcome.DONE
         self._services.counters.add(Counter.COLLAPSED)
-        self._reply.note = f"fwd={'uri-miss' if stale is None else 'stale'}; collapsed"
+        self._reply.note = f"{missed(stale)}; collapsed"
         outcome = self._answer.send_growing(reader, metadata)
         if not known and reader.fill.state is FillState.PUBLISHED:
             self._services.cache.confirm_alias(self._request.key, metadata)

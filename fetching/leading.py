@@ -16,7 +16,7 @@ from fetching.filler import Services
 from fetching.filling import Filling, Started
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
-from fetching.outcomes import Outcome, Stale
+from fetching.outcomes import Outcome, Stale, missed
 from fetching.stored_answer import StoredAnswer
 from monitoring.details import Detail, with_detail
 from monitoring.metrics import Counter
@@ -117,7 +117,7 @@ class Leading:
         """Follow the asker that has got the first response; where that is not stored, this response is sent."""
         if fill.state is not FillState.DECLINED:
             return Outcome.RETRY
-        self._relay.pass_on(exchange, with_detail(_missed(stale), fill.asking.declined_for))
+        self._relay.pass_on(exchange, with_detail(missed(stale), fill.asking.declined_for))
         return Outcome.DONE
 
     def _validate(
@@ -136,7 +136,7 @@ class Leading:
             return self._answer.send_stale(stale, failure)
         if status < 500 and not self._authorization.may_change(stale.metadata, exchange):
             fill.renew()  # those that wait for this ask with their own credentials
-            self._relay.pass_on(exchange, with_detail(_missed(stale), Detail.CREDENTIALS))
+            self._relay.pass_on(exchange, with_detail(missed(stale), Detail.CREDENTIALS))
             return Outcome.DONE
         return self._start(fill, exchange, asked_at, cleanup, stale)
 
@@ -150,7 +150,7 @@ class Leading:
         if stale is not None and exchange.head.status in _OUTDATED:
             self._cache.remove(self._request.key)
         try:
-            self._relay.pass_on(exchange, with_detail(_missed(stale), started.detail))
+            self._relay.pass_on(exchange, with_detail(missed(stale), started.detail))
         finally:
             self._reply.outcome = f"{self._reply.note}; not stored: {started.text}"
         return Outcome.DONE
@@ -162,8 +162,3 @@ class Leading:
         """
         own_doing = isinstance(error, Unanswered) or error.status == _FORBIDDEN
         return own_doing and fill.asking.differs(self._request.question) and not fill.asking.retries.exhausted()
-
-
-def _missed(stale: Optional[Stale]) -> str:
-    """Cache-Status of a request that the cache did not answer."""
-    return "fwd=uri-miss" if stale is None else "fwd=stale"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Optional
 
 from cache import Hit
 from fetching import memory_cache
@@ -70,6 +71,11 @@ def cacheable_hit(
     guessed = assessment.basis is Basis.HEURISTIC
     times = (born_at, metadata.fetched_at, fresh_until, min(fresh_until, looked_at))
     return CacheableHit(hit.identities, url, *times, guessed, name)
+
+
+def missed(stale: Optional[Stale]) -> str:
+    """Cache-Status of a request whose object is not in the cache, or not fresh (RFC 9211 §2.2)."""
+    return "fwd=uri-miss" if stale is None else "fwd=stale"
 
 
 def hit_note(assessment: Assessment) -> str:

@@ -14,7 +14,7 @@ from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import FailoverSource, Source, checked, deliver, shown
 from fetching.filler import Services
 from fetching.origin_relay import OriginRelay
-from fetching.outcomes import Outcome, Stale, as_upstream_error
+from fetching.outcomes import Outcome, Stale, as_upstream_error, missed
 from fetching.recent import Client
 from fetching.recovery import Recovery
 from fetching.stored_metadata import as_stored, stored_fields
@@ -98,7 +98,7 @@ class StoredAnswer:
 
     def relay_or(self, stale: Optional[Stale], detail: Detail) -> Outcome:
         """Relay, or send the stale object if the origin cannot be asked."""
-        note = with_detail("fwd=uri-miss" if stale is None else "fwd=stale", detail)
+        note = with_detail(missed(stale), detail)
         try:
             self._relay.relay(note, Purpose.FILL if self.may_use(stale) else Purpose.RELAY)
         except UpstreamError as error:
