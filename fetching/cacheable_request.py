@@ -35,18 +35,18 @@ class CacheableRequest:
         self.names = services.names
         self.rules = services.freshness
         self.key = key_of(name)
+        self.lasts = name.digest is not None  # the object never changes, wherever it comes from
         self.only_if_cached = freshness.only_if_cached(head)
         keeps_nothing = self.only_if_cached or freshness.says_no_store(head)
         # Such a request brings no object into the cache, so it must not lead those that want one; None: it may.
         self.why_no_fill = Detail.HEAD if head.method == b"HEAD" else Detail.NO_STORE if keeps_nothing else None
-        self.url = bare(target)
-        self.shown = shown(self.url)  # for the log
+        self.shown = shown(bare(target))  # its URL, for the log
         self._via = services.via
 
     @property
-    def lasts(self) -> bool:
-        """Whether a digest names the object: then its content never changes, wherever it comes from."""
-        return self.key.digest is not None
+    def url(self) -> str:
+        """The URL without its query, which may be signed."""
+        return bare(self.target)
 
     @property
     def place(self) -> str:

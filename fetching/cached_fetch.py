@@ -9,47 +9,41 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Optional
 
 from cache import Claim, Follow, Hit
-from fetching import meaning, outcomes
+from fetching import outcomes
 from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
-from fetching.filling import Filling
+from fetching.following import Following
+from fetching.leading import Leading
 from fetching.memory_cache import CacheableHit
 from fetching.naming import Name
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
-from fetching.outcomes import Admission, Failed, Outcome, Stale, as_upstream_error
+from fetching.outcomes import Admission, Outcome, Stale
 from fetching.recent import Client
-from fetching.recovery import HEAD_TIMEOUT, Recovery
+from fetching.recovery import Recovery
 from fetching.revalidation import revalidate
 from fetching.stored_answer import StoredAnswer
 from fetching.stored_metadata import as_stored
 from monitoring.details import Detail, NotKept, with_detail
 from monitoring.metrics import Counter
 from net.addresses import Reach
-from net.client_watch import when_gone
 from net.response import Reply
 from protocol import freshness
 from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead, Target
 from storage.store import Entry, Metadata, Unstorable
-from transfers.asking import Asker
-from transfers.fill import Fill, FillState
-from transfers.follow import FillReader
-from upstream.client import Exchange, Purpose, Unanswered, UpstreamError
+from upstream.client import Exchange, Purpose, UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
 _MAX_CLAIMS = 8  # then it is relayed: another process makes and breaks fills faster than dduct can join them
-_SLOW_HEAD = 3.0  # seconds without a response head; then a request that differs from the leader's is sent, too
-_FORBIDDEN = 403  # the target is on dduct's own machine, which a client there may reach
-_OUTDATED = (200, 404, 410)  # responses after which the stored object is of no more use
 
 
 class CachedFetch:
@@ -66,20 +60,16 @@ class CachedFetch:
         client: Client = ("", ""),
     ) -> None:
         self._services = services
-        self._cache = services.cache
         self._reply = reply
         self._client = client
         self._request = CacheableRequest(services, request, target, name, reach)
-        self._key = self._request.key
         self._query = OriginQuery(services, self._request, reply.interim)
         self._relay = OriginRelay(services, reply, self._request, self._query)
         self._authorization = Authorization(services, self._request, self._query, self._relay)
-        self._filling = Filling(services, self._request, self._query, self._authorization.grant)
-        recovery = Recovery(self._cache, self._request, self._query, self._filling.start)
-        self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery.elsewhere, client)
+        recovery = Recovery(services, self._request, self._query, self._authorization.grant)
+        self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, client)
         self._arrived_at = time.time()
         self.cacheable_hit: Optional[CacheableHit] = None
-        self._failed: Optional[Failed] = None
 
     def run(self) -> None:
         """Send the response. Raises UpstreamError while none has begun, OSError when the client is gone.
@@ -103,8 +93,8 @@ class CachedFetch:
     def _attempt(self) -> Outcome:
         why = self._request.why_no_fill
         if why is None:
-            return self._take(self._cache.claim(self._key), None)
-        found = self._cache.lookup(self._key)
+            return self._take(self._services.cache.claim(self._request.key), None)
+        found = self._services.cache.lookup(self._request.key)
         if found is None:
             self._relay.relay(with_detail("fwd=uri-miss", why))
             return Outcome.DONE
@@ -117,8 +107,20 @@ class CachedFetch:
                 return self._hit(claim) if stale is None else Outcome.RETRY
         if isinstance(claim, Follow):
             with closing(claim.reader):
-                return self._follow(claim.reader, stale)
-        return self._lead(claim.fill, stale)
+                return self._following.follow(claim.reader, stale)
+        return self._leading.lead(claim.fill, stale)
+
+    # A hit needs neither of these: they are made when they are first used.
+
+    @cached_property
+    def _leading(self) -> Leading:
+        shared = (self._services, self._reply, self._request, self._query, self._relay)
+        return Leading(*shared, self._authorization, self._answer)
+
+    @cached_property
+    def _following(self) -> Following:
+        shared = (self._services, self._reply, self._request, self._relay, self._authorization)
+        return Following(*shared, self._answer, self._leading)
 
     # Hit
 
@@ -154,7 +156,7 @@ class CachedFetch:
         if outcome is Outcome.DONE:
             looked_at = self._recheck(hit.entry, metadata, assessment)
             if not needs_permission and outcomes.is_plain(self._request.head, hit.entry, assessment):
-                url, name = self._request.shown, self._key.name
+                url, name = self._request.shown, self._request.key.name
                 self.cacheable_hit = outcomes.cacheable_hit(hit, metadata, url, name, assessment, looked_at)
         return outcome
 
@@ -170,7 +172,7 @@ class CachedFetch:
         if why is not None:
             self._relay.relay(why)
             return Outcome.DONE
-        self._cache.confirm_alias(self._key, metadata)
+        self._services.cache.confirm_alias(self._request.key, metadata)
         return self._answer.send_hit(entry, metadata, Counter.HITS, "hit")
 
     def _admit(self, stored: Stale, hit: Hit) -> Admission:
@@ -192,7 +194,7 @@ class CachedFetch:
             return False
         if b"range" in self._request.head.headers:
             return False
-        return self._services.deliveries.take(self._client, self._key.name)
+        return self._services.deliveries.take(self._client, self._request.key.name)
 
     def _recheck(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> float:
         """Have an object with a guessed lifetime validated, if it is due. Returns when it is due next.
@@ -203,7 +205,7 @@ class CachedFetch:
             return float("inf")
         services, request = self._services, self._request
         due = metadata.fetched_at + services.freshness.recheck
-        return services.background.ask(self._key.name, due, partial(revalidate, services, request, entry.version))
+        return services.background.ask(request.key.name, due, partial(revalidate, services, request, entry.version))
 
     def _ask_for_redirect(self) -> Optional[Exchange]:
         """The origin's response to a HEAD for a URL that redirects; None where the stored object has to answer instead.
@@ -243,129 +245,8 @@ class CachedFetch:
         if why is not None:
             return self._answer.relay_or(stale, why)
         try:
-            claim = self._cache.claim(self._key, beyond=stale.entry.version)
+            claim = self._services.cache.claim(self._request.key, beyond=stale.entry.version)
         except Unstorable as error:
             # The disk takes nothing new, but the stored object may still be of use.
             return self._answer.relay_or(stale, error.detail)
         return self._take(claim, stale)
-
-    # Follow
-
-    def _follow(self, reader: FillReader, stale: Optional[Stale]) -> Outcome:
-        fill = reader.fill
-        state = fill.wait_head(_SLOW_HEAD)
-        if state is FillState.ASKING and isinstance(fill, Fill):
-            asker = fill.asking.join(self._request.question, fill.fail, fill.close)
-            if asker is not None:
-                _log.info("Asked for once more, because the first request waits for long: %s", self._request.shown)
-                return self._ask(fill, asker, stale)
-        if state is FillState.ASKING:
-            state = fill.wait_head(HEAD_TIMEOUT)
-        if state is FillState.GONE:
-            return Outcome.RETRY
-        if state in (FillState.DECLINED, FillState.ASKING):
-            return self._answer.relay_or(stale, fill.asking.declined_for if isinstance(fill, Fill) else Detail.NOT_KEPT)
-        if fill.metadata is None:
-            error = as_upstream_error(fill.cause)
-            if isinstance(fill, Fill) and self._may_fare_better(fill, error):
-                return Outcome.RETRY
-            return self._answer.send_stale_or_raise(stale, error)
-        return self._read_along(reader, fill.metadata, stale)
-
-    def _read_along(self, reader: FillReader, brought: Metadata, stale: Optional[Stale]) -> Outcome:
-        known = self._request.is_of_this_url(brought)
-        metadata = brought if known else self._authorization.confirm_alias(reader, brought)
-        if metadata is Admission.ANSWERED:
-            return Outcome.DONE
-        why = self._authorization.why_relayed(metadata)
-        if why is not None:
-            self._relay.relay(why)
-            return Outcome.DONE
-        if known and self._authorization.needs_permission(metadata):
-            admission = self._authorization.admit(metadata, reader.length)
-            if admission is Admission.CHANGED:
-                self._relay.relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
-            if admission is not Admission.GRANTED:
-                return Outcome.DONE
-        self._services.counters.add(Counter.COLLAPSED)
-        self._reply.note = f"fwd={'uri-miss' if stale is None else 'stale'}; collapsed"
-        outcome = self._answer.send_growing(reader, metadata)
-        if not known and reader.fill.state is FillState.PUBLISHED:
-            self._cache.confirm_alias(self._key, metadata)
-        return outcome
-
-    # Lead
-
-    def _lead(self, fill: Fill, stale: Optional[Stale]) -> Outcome:
-        asker = fill.asking.lead(self._request.question, fill.fail, fill.close)
-        if self._failed is not None:
-            fill.asking.retries = self._failed.retries
-            if not self._failed.retries.take():
-                asker.fail(self._failed.error)
-                return self._answer.send_stale_or_raise(stale, self._failed.error)
-        return self._ask(fill, asker, stale)
-
-    def _may_fare_better(self, fill: Fill, error: UpstreamError) -> bool:
-        """Whether this client's own request may succeed although the leader's did not.
-
-        An unreachable origin is so for the next request, too. `Retries` bounds the attempts, however many clients wait.
-        """
-        own_doing = isinstance(error, Unanswered) or error.status == _FORBIDDEN
-        if not own_doing or not fill.asking.differs(self._request.question) or fill.asking.retries.exhausted():
-            return False
-        self._failed = Failed(error, fill.asking.retries)
-        return True
-
-    def _ask(self, fill: Fill, asker: Asker, stale: Optional[Stale]) -> Outcome:
-        with ExitStack() as cleanup:
-            cleanup.callback(asker.close)
-            cleanup.push(when_gone(partial(asker.hand_on, fill.hand_on)))
-            asked_at = time.time()
-            missed = "fwd=uri-miss" if stale is None else "fwd=stale"
-            try:
-                query = self._query
-                exchange = (
-                    query.whole_or_rest(fill.partial_download)
-                    if stale is None
-                    else query.revalidate(stale.metadata, stale.entry.length)
-                )
-            except UpstreamError as error:
-                if not asker.fail(error):
-                    self._failed = Failed(error, fill.asking.retries)  # for the case that the other one fails, too
-                    return Outcome.RETRY  # the other request waits for an answer, or has it
-                return self._answer.send_stale_or_raise(stale, error)
-            cleanup.callback(exchange.close)
-            if not asker.answered():
-                if fill.state is FillState.DECLINED:
-                    self._relay.pass_on(exchange, with_detail(missed, fill.asking.declined_for))
-                    return Outcome.DONE
-                return Outcome.RETRY
-            status = exchange.head.status
-            if stale is not None and meaning.still_good(self._request, exchange, stale.metadata, stale.entry.length):
-                return self._renew(fill, stale, exchange, asked_at)
-            if stale is not None and status >= 500 and self._answer.may_use(stale):
-                failure = UpstreamError(f"the origin answers {status}", status)
-                fill.fail(failure)
-                return self._answer.send_stale(stale, failure)
-            if stale is not None and status < 500 and not self._authorization.may_change(stale.metadata, exchange):
-                fill.renew()  # those that wait for this ask with their own credentials
-                self._relay.pass_on(exchange, with_detail(missed, Detail.CREDENTIALS))
-                return Outcome.DONE
-            started = self._filling.start(fill, exchange, asked_at, cleanup)
-            if isinstance(started, NotKept):
-                if stale is not None and status in _OUTDATED:
-                    self._cache.remove(self._key)
-                try:
-                    self._relay.pass_on(exchange, with_detail(missed, started.detail))
-                finally:
-                    self._reply.outcome = f"{self._reply.note}; not stored: {started.text}"
-                return Outcome.DONE
-        self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
-        with closing(started.reader):
-            return self._answer.send_growing(started.reader, started.metadata)
-
-    def _renew(self, fill: Fill, stale: Stale, exchange: Exchange, asked_at: float) -> Outcome:
-        metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
-        self._authorization.grant(metadata)
-        note = f"fwd=stale; fwd-status={exchange.head.status}"
-        return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Optional
 
 from cache import Hit
 from fetching import memory_cache
@@ -12,7 +13,6 @@ from protocol import selection
 from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead
 from storage.store import Entry, Metadata
-from transfers.asking import Retries
 from transfers.fill import FillState
 from transfers.follow import AnyFill
 from upstream.client import UpstreamError
@@ -45,14 +45,6 @@ class Stale:
     assessment: Assessment
 
 
-@dataclass(frozen=True)
-class Failed:
-    """The failure of a leader that this request has followed, and the retries that its followers have left."""
-
-    error: UpstreamError
-    retries: Retries
-
-
 def outcome_of(fill: AnyFill) -> str:
     """What became of a fill, for the log."""
     if fill.state is FillState.PUBLISHED:
@@ -79,6 +71,11 @@ def cacheable_hit(
     guessed = assessment.basis is Basis.HEURISTIC
     times = (born_at, metadata.fetched_at, fresh_until, min(fresh_until, looked_at))
     return CacheableHit(hit.identities, url, *times, guessed, name)
+
+
+def missed(stale: Optional[Stale]) -> str:
+    """Cache-Status of a request whose object is not in the cache, or not fresh (RFC 9211 §2.2)."""
+    return "fwd=uri-miss" if stale is None else "fwd=stale"
 
 
 def hit_note(assessment: Assessment) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
-from typing import Callable, Optional, Tuple, Union
+from typing import Callable, Optional, Tuple
 
-from cache import Cache, Follow, Hit
+from cache import Follow, Hit
 from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import Source, checked
-from fetching.filling import Started
+from fetching.filler import Services
+from fetching.filling import Filling
 from fetching.origin_query import OriginQuery
 from fetching.stored_metadata import stored_fields
 from monitoring.details import NotKept
@@ -24,17 +25,21 @@ _MAX_CLAIMS = 8  # of one response in a row
 _OTHERS_FIRST = 0.2  # seconds for which a refused request lets others lead
 HEAD_TIMEOUT = 120.0  # seconds that a follower waits for its leader's response head
 
-Start = Callable[[Fill, Exchange, float, ExitStack], Union[Started, NotKept]]  # `Filling.start`
-
 
 class Recovery:
-    """Finds the object of one request again."""
+    """Finds the object of one request again. `on_begun`: see `Filling`."""
 
-    def __init__(self, cache: Cache, request: CacheableRequest, query: OriginQuery, start: Start) -> None:
-        self._cache = cache
+    def __init__(
+        self,
+        services: Services,
+        request: CacheableRequest,
+        query: OriginQuery,
+        on_begun: Callable[[Metadata], object],
+    ) -> None:
+        self._services = services
         self._request = request
         self._query = query
-        self._start = start
+        self._on_begun = on_begun
 
     def elsewhere(self, sent: Metadata, length: Optional[int], cleanup: ExitStack, offset: int) -> Source:
         """Another source of the bytes from `offset` on of the representation that is being sent. Raises FillFailed.
@@ -69,7 +74,7 @@ class Recovery:
         has_led = False
         for _ in range(_MAX_CLAIMS):
             try:
-                claim = self._cache.claim(self._request.key)
+                claim = self._services.cache.claim(self._request.key)
             except Unstorable:
                 return None
             if isinstance(claim, Hit):
@@ -100,7 +105,8 @@ class Recovery:
             asked_at = time.time()
             exchange = self._query.whole_or_rest(fill.partial_download)
             leading.callback(exchange.close)
-            started = self._start(fill, exchange, asked_at, leading)
+            filling = Filling(self._services, self._request, self._query, self._on_begun)
+            started = filling.start(fill, exchange, asked_at, leading)
         if isinstance(started, NotKept):
             return None
         cleanup.callback(started.reader.close)

@@ -7,15 +7,16 @@ import logging
 import time
 from contextlib import ExitStack
 from functools import partial
-from typing import Callable, Optional
+from typing import Optional
 
 from fetching import outcomes
 from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import FailoverSource, Source, checked, deliver, shown
 from fetching.filler import Services
 from fetching.origin_relay import OriginRelay
-from fetching.outcomes import Outcome, Stale, as_upstream_error
+from fetching.outcomes import Outcome, Stale, as_upstream_error, missed
 from fetching.recent import Client
+from fetching.recovery import Recovery
 from fetching.stored_metadata import as_stored, stored_fields
 from monitoring.details import Detail, with_detail
 from monitoring.metrics import Counter
@@ -30,9 +31,6 @@ from upstream.client import Purpose, UpstreamError
 _log = logging.getLogger("dduct.fetch")
 
 _MAX_SETBACKS = 2  # failed fills; then the client gets the error
-
-# Finds another source of a representation's bytes from an offset on: `Recovery.elsewhere`. Raises FillFailed.
-Elsewhere = Callable[[Metadata, Optional[int], ExitStack, int], Source]
 
 
 class _Readiness(enum.Enum):
@@ -52,14 +50,14 @@ class StoredAnswer:
         reply: Reply,
         request: CacheableRequest,
         relay: OriginRelay,
-        elsewhere: Elsewhere,
+        recovery: Recovery,
         client: Client,
     ) -> None:
         self._services = services
         self._reply = reply
         self._request = request
         self._relay = relay
-        self._elsewhere = elsewhere
+        self._recovery = recovery
         self._client = client
         self._setbacks = 0  # fills that failed before this client got any bytes
 
@@ -100,7 +98,7 @@ class StoredAnswer:
 
     def relay_or(self, stale: Optional[Stale], detail: Detail) -> Outcome:
         """Relay, or send the stale object if the origin cannot be asked."""
-        note = with_detail("fwd=uri-miss" if stale is None else "fwd=stale", detail)
+        note = with_detail(missed(stale), detail)
         try:
             self._relay.relay(note, Purpose.FILL if self.may_use(stale) else Purpose.RELAY)
         except UpstreamError as error:
@@ -133,7 +131,7 @@ class StoredAnswer:
             return Outcome.DONE
         with ExitStack() as cleanup:
             file = source.fileno() if isinstance(source, Entry) else None
-            failover = FailoverSource(source, partial(self._elsewhere, metadata, length, cleanup), file)
+            failover = FailoverSource(source, partial(self._recovery.elsewhere, metadata, length, cleanup), file)
             try:
                 deliver(self._reply, failover, chosen)
             except FillFailed as error:

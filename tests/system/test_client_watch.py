@@ -204,7 +204,7 @@ def test_a_crowd_goes_on_with_one_question_when_its_leader_hangs_up(dduct: Runni
 def test_of_two_that_ask_either_may_hang_up(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, first_to_go: str, both: bool
 ) -> None:
-    monkeypatch.setattr("fetching.cached_fetch._SLOW_HEAD", 0.05)
+    monkeypatch.setattr("fetching.following._SLOW_HEAD", 0.05)
     gates = {"leader": Gate(), "second": Gate(), "third": Gate()}
     gone: List[str] = []
 

@@ -133,7 +133,7 @@ def test_an_origin_that_cannot_be_verified_is_tried_once_for_all(dduct: RunningD
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fetching.cached_fetch._SLOW_HEAD", 0.05)
+    monkeypatch.setattr("fetching.following._SLOW_HEAD", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
