@@ -24,7 +24,6 @@ TOO_LARGE = {
     "fetching.cached_fetch.CachedFetch",
     "fetching.cached_fetch._ask",
     "fetching.origin_query.OriginQuery",
-    "net.tunnel._Direction",
     "pages.setup",
     "server.server.Server",
     "server.workers.Workers",
