@@ -7,7 +7,8 @@ Interception changes only the stream, which gets TLS, and the arrival; then the 
 One thread at a time owns the connection, its stream and its `SessionState`:
 
     state                                   known by            owner
-    waits for the first request             not busy            poller
+    waits for the first request             not busy            poller; on tls_bind the session thread, which has
+                                                                made the handshake
     a known request, or CONNECT, came       not busy            poller, which answers it (`FastPath`)
     any other bytes came                    busy                session thread (`Session.run`)
     part of an answer did not fit           unsent              session thread
