@@ -34,7 +34,7 @@ _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # fcntl(2); missing in the fcntl modu
 _YIELDS_ALONE = sys.version_info >= (3, 11, 1) or (3, 10, 9) <= sys.version_info < (3, 11)
 _let_others_run: Callable[[], None] = os.sched_yield if _YIELDS_ALONE else lambda: None
 
-_Awaited = Tuple[int, int]  # a descriptor, and its poll events
+_Event = int  # of poll(2); 0 where there is none to wait for
 
 
 class _Buffer:
@@ -130,8 +130,6 @@ class _Direction:
         self._pipe: Optional[_Pipe] = None
         self._can_splice = hasattr(os, "splice") and not (source.encrypted or sink.encrypted)  # since Python 3.10
         self.may_hide = source.encrypted or source.buffered > 0  # the source may hold bytes that poll does not see
-        self._to_read = source.fileno(), select.POLLIN
-        self._to_write = sink.fileno(), select.POLLOUT
         self._carried = 0  # bytes since the last pause
         self.total = 0  # bytes written to the sink
         self.broken: Optional[Stream] = None  # the end that raised OSError
@@ -141,11 +139,11 @@ class _Direction:
     def wants_write(self) -> bool:
         return bool(self._pending) or (self._pipe is not None and self._pipe.held > 0)
 
-    def awaits(self) -> Optional[_Awaited]:
-        """The descriptor and poll(2) event that the next move needs; None when done."""
+    def awaits(self) -> _Event:
+        """What the next move needs: POLLOUT of the sink or POLLIN of the source; 0 when done."""
         if self.wants_write():
-            return self._to_write
-        return None if self.done else self._to_read
+            return select.POLLOUT
+        return 0 if self.done else select.POLLIN
 
     def holds_bytes(self) -> bool:
         """Whether the source holds bytes to read that poll does not see."""
@@ -338,9 +336,10 @@ class _Watch:
     def __init__(self, ways: Tuple[_Direction, _Direction]) -> None:
         self._ways = ways
         self._may_hide = [way for way in ways if way.may_hide]
+        self._descriptors = [{select.POLLIN: way.source.fileno(), select.POLLOUT: way.sink.fileno()} for way in ways]
         self._poll = select.poll()
-        self._awaited: List[Optional[_Awaited]] = []
-        self._found: List[_Awaited] = []
+        self._awaited: List[_Event] = []  # by each direction
+        self._found: List[Tuple[int, _Event]] = []
         self._ready: List[_Direction] = []
 
     def wait(self, seconds: float) -> List[_Direction]:
@@ -356,19 +355,22 @@ class _Watch:
             self._found, self._ready = found, list(self._named_by(found))
         return self._ready
 
-    def _look_out_for(self, awaited: List[Optional[_Awaited]]) -> None:
-        for fd in {one[0] for one in self._awaited if one is not None}:
+    def _look_out_for(self, awaited: List[_Event]) -> None:
+        for fd in self._by_descriptor(self._awaited):
             self._poll.unregister(fd)
-        events: Dict[int, int] = {}
-        for one in awaited:
-            if one is not None:
-                events[one[0]] = events.get(one[0], 0) | one[1]
-        for fd, event in events.items():
-            self._poll.register(fd, event)
+        for fd, events in self._by_descriptor(awaited).items():
+            self._poll.register(fd, events)
         self._awaited, self._found, self._ready = awaited, [], []
 
-    def _named_by(self, found: List[_Awaited]) -> Iterator[_Direction]:
+    def _by_descriptor(self, awaited: List[_Event]) -> Dict[int, _Event]:
+        events: Dict[int, _Event] = {}
+        for fds, event in zip(self._descriptors, awaited):
+            if event:
+                events[fds[event]] = events.get(fds[event], 0) | event
+        return events
+
+    def _named_by(self, found: List[Tuple[int, _Event]]) -> Iterator[_Direction]:
         events = dict(found)
-        for way, one in zip(self._ways, self._awaited):
-            if one is not None and events.get(one[0], 0) & (one[1] | _BROKEN):
+        for way, fds, event in zip(self._ways, self._descriptors, self._awaited):
+            if event and events.get(fds[event], 0) & (event | _BROKEN):
                 yield way

@@ -7,7 +7,8 @@ Interception changes only the stream, which gets TLS, and the arrival; then the 
 One thread at a time owns the connection, its stream and its `SessionState`:
 
     state                                   known by            owner
-    waits for the first request             not busy            poller; session thread after a handshake on tls_bind
+    waits for the first request             not busy            poller; on tls_bind the session thread, which has
+                                                                made the handshake
     a known request, or CONNECT, came       not busy            poller, which answers it (`FastPath`)
     any other bytes came                    not busy            session thread (`Session.run`)
     a head is complete                      busy                session thread

@@ -1,0 +1,182 @@
+"""What the poller's thread answers, and what it leaves to a session thread, with all its bytes."""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from types import SimpleNamespace
+from typing import Dict, Iterator, List, Optional, Tuple, cast
+
+import pytest
+from support.pairs import TIMEOUT, Pairs, server_context
+
+from fetching.memory_cache import Answer, CacheableHit
+from net.addresses import Reach
+from net.arrival import Arrival
+from net.poller import Next
+from net.stream import Stream
+from protocol.http1 import Authority
+from proxy.access import Access
+from proxy.fast_path import FastPath
+from proxy.routing import Rules
+from proxy.runtime import Runtime
+from proxy.session_client import SessionClient
+from proxy.session_state import SessionState
+
+ADDRESS = "192.0.2.1"
+ARRIVAL = Arrival(Authority("192.0.2.2", 3128), Reach.NOTHING)
+GET = b"GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n"
+CONNECT = b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"
+ITERATION = 7.0
+
+
+class Known:
+    """A memory cache and a leaf certificate cache that know what they are told."""
+
+    def __init__(self) -> None:
+        self.answers: Dict[bytes, Answer] = {}
+        self.contexts: Dict[str, object] = {}
+
+    def answer(self, kind: str, request: bytes, may_read: bool, iteration: Optional[float]) -> Optional[Answer]:
+        assert not may_read and iteration == ITERATION
+        return self.answers.get(request)
+
+    def get_cached(self, host: str) -> object:
+        return self.contexts.get(host)
+
+    def know(self, request: bytes, data: bytes) -> None:
+        hit = cast(CacheableHit, SimpleNamespace(guessed=False, name="x"))
+        self.answers[request] = Answer(data, len(data), "http://a.example/x", "hit", hit)
+
+
+class Path:
+    """A fast path, its state, and the client's end of the connection."""
+
+    def __init__(self, stream: Stream, far: socket.socket) -> None:
+        self.known, self.far, self.proved = Known(), far, 0
+        self.draining = threading.Event()
+        counters = SimpleNamespace(add=lambda *_: None)
+        self.connect_cache: Dict[Tuple[str, bytes], Arrival] = {}
+        runtime = SimpleNamespace(
+            services=SimpleNamespace(via=b"1.1 dduct", counters=counters),
+            access=cast(Access, SimpleNamespace(clients={ADDRESS}, certificates=False, users=None)),
+            rules=cast(Rules, None),
+            memory_cache=self.known,
+            leaf_certificates=self.known,
+            connect_cache=self.connect_cache,
+            idle_timeout=60.0,
+            draining=self.draining,
+            repeated=SimpleNamespace(write=lambda *_: None),
+        )
+        client = SessionClient(ADDRESS, certified=False)
+        self.state = SessionState(stream, client, ARRIVAL, lambda: cast(Runtime, runtime), self._prove)
+        self.state.waiting_since = 1.0
+        self.fast = FastPath(self.state)
+
+    def _prove(self) -> None:
+        self.proved += 1
+
+    def say(self, data: bytes) -> Next:
+        """What is next after the client has sent `data`."""
+        self.far.sendall(data)
+        return self.poll()
+
+    def poll(self) -> Next:
+        """What is next after the event for which the poller would have waited."""
+        assert select.select([self.fast], [], [], TIMEOUT)[0]
+        return self.fast.answer_at_once(ITERATION)
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with Pairs() as pairs:
+        yield Path(*pairs.plain())
+
+
+def test_a_known_request_is_answered_and_the_client_waited_for(path: Path) -> None:
+    path.known.know(GET, b"answer")
+    for _ in range(2):
+        assert path.say(GET) is Next.WAIT
+        assert path.far.recv(100) == b"answer"
+    assert path.proved == 1
+    assert (path.state.busy, path.state.waiting_since) == (False, ITERATION)
+    assert not path.state.stream.buffered
+
+
+def test_of_two_requests_at_once_the_second_takes_a_thread(path: Path) -> None:
+    path.known.know(GET, b"answer")
+    assert path.say(GET + GET) is Next.NEEDS_THREAD
+    assert path.far.recv(100) == b"answer"
+    assert path.state.stream.peek() == GET
+
+
+@pytest.mark.parametrize("data", [GET, GET[:-1], CONNECT[:-1], b"\x16\x03\x01"])
+def test_what_is_not_known_takes_a_thread_and_keeps_its_bytes(path: Path, data: bytes) -> None:
+    assert path.say(data) is Next.NEEDS_THREAD
+    assert path.state.stream.peek() == data
+    assert path.proved == 0
+
+
+def test_the_rest_of_an_answer_is_left_to_a_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.known.know(GET, b"answer")
+    sent: List[bytes] = []
+
+    def send_some(view: memoryview) -> int:
+        sent.append(bytes(view))
+        return 2
+
+    monkeypatch.setattr(path.state.stream, "send_nowait", send_some)
+    assert path.say(GET) is Next.NEEDS_THREAD
+    assert sent == [b"answer"]
+    assert (path.state.busy, bytes(path.state.unsent)) == (True, b"swer")
+    path.fast.give_up()
+    assert (path.state.ending, bytes(path.state.unsent)) == (True, b"")
+
+
+def test_a_client_that_has_ended_is_closed_without_a_thread(path: Path) -> None:
+    path.far.shutdown(socket.SHUT_WR)
+    assert path.poll() is Next.CLOSE
+    assert path.fast.peer_closed()
+
+
+def test_a_stop_leaves_requests_to_threads_which_close(path: Path) -> None:
+    path.known.know(GET, b"answer")
+    path.draining.set()
+    assert path.say(GET) is Next.NEEDS_THREAD
+
+
+def test_connect_to_a_host_with_a_cached_leaf_is_answered_and_its_first_bytes_waited_for(path: Path) -> None:
+    inside = Authority("a.example", 443)
+    path.connect_cache[ARRIVAL.kind, CONNECT] = Arrival(ARRIVAL.local, ARRIVAL.reach, connect_target=inside)
+    assert path.say(CONNECT) is Next.NEEDS_THREAD  # no leaf
+    path.known.contexts[inside.host] = server_context()
+    assert path.fast.answer_at_once(ITERATION) is Next.WAIT
+    assert path.far.recv(1000).startswith(b"HTTP/1.1 200 ")
+    assert path.proved == 1
+    opening = path.state.opening
+    assert opening is not None and opening.authority == inside
+    assert path.fast.timed_out() is Next.CLOSE  # on port 443 the client speaks first
+    assert path.fast.answer_at_once(ITERATION) is Next.WAIT
+    assert path.say(b"\x16\x03\x01") is Next.WAIT  # the handshake has begun
+    assert (path.state.opening, path.state.stream.handshaking) == (None, True)
+    assert path.state.arrival.connect_target == inside
+
+
+def test_another_protocol_inside_connect_takes_a_thread(path: Path) -> None:
+    inside = Authority("a.example", 22)
+    path.connect_cache[ARRIVAL.kind, CONNECT] = Arrival(ARRIVAL.local, ARRIVAL.reach, connect_target=inside)
+    path.known.contexts[inside.host] = server_context()
+    assert path.say(CONNECT) is Next.WAIT
+    assert path.fast.timed_out() is Next.NEEDS_THREAD  # its client may wait for the server's first bytes
+    assert path.say(b"SSH-2.0-x\r\n") is Next.NEEDS_THREAD
+    assert path.state.stream.peek() == b"SSH-2.0-x\r\n"
+
+
+def test_a_handshake_that_is_not_complete_after_three_poll_iterations_takes_a_thread(path: Path) -> None:
+    inside = Authority("a.example", 443)
+    path.connect_cache[ARRIVAL.kind, CONNECT] = Arrival(ARRIVAL.local, ARRIVAL.reach, connect_target=inside)
+    path.known.contexts[inside.host] = server_context()
+    assert path.say(CONNECT) is Next.WAIT
+    steps = [path.say(bytes([byte])) for byte in b"\x16\x03\x01"]
+    assert steps[-1] is Next.NEEDS_THREAD and path.state.stream.handshaking
