@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Dict, Optional, Tuple, Union
+from typing import Callable, Dict, Optional, Tuple, Union
 
 from monitoring.details import Detail
 from storage.disk_watch import DiskWatch
@@ -55,14 +55,16 @@ Claim = Union[Hit, Follow, Lead]
 
 
 class Cache:
-    """All objects below one directory. `timeout`: seconds that a reader waits for bytes that do not come.
+    """All objects below one directory. `timeout()`: seconds that a reader waits for bytes that do not come.
 
     Raises OSError where the directory cannot be created or written.
     """
 
-    def __init__(self, root: Path, timeout: float = 60.0, space: Optional[SpaceLimits] = None) -> None:
+    def __init__(
+        self, root: Path, timeout: Callable[[], float] = lambda: 60.0, space: Optional[SpaceLimits] = None
+    ) -> None:
         self.store = Store(root, space)
-        self.timeout = timeout
+        self._timeout = timeout
         self.disk = DiskWatch(directory=str(root))
         self._lock = threading.Lock()  # guards _fills
         self._fills: Dict[str, Fill] = {}  # by place; without those that are over
@@ -97,7 +99,7 @@ class Cache:
                     fill.attach()
             acquired = mine.acquire() if fill is None else fill.wait_acquired()
             if acquired is AcquireResult.MINE:
-                return Lead(mine) if fill is None else Follow(FillReader(fill, self.timeout))
+                return Lead(mine) if fill is None else Follow(FillReader(fill, self._timeout()))
             if fill is not None:
                 fill.detach()
             if acquired is AcquireResult.FOREIGN and not self.store.keeps_metadata:
@@ -107,12 +109,12 @@ class Cache:
                 growing = self.store.open_growing(place)
                 if growing is not None:
                     foreign = ForeignFill(place, growing, key.digest is not None)
-                    return Follow(FillReader(foreign, self.timeout))
+                    return Follow(FillReader(foreign, self._timeout()))
 
     def reader(self, fill: Fill) -> FillReader:
         """A reader on a fill that the caller leads: the leader reads like any follower."""
         fill.attach()
-        return FillReader(fill, self.timeout)
+        return FillReader(fill, self._timeout())
 
     def confirm_alias(self, key: Key, metadata: Metadata) -> None:
         """Note that this URL, too, serves the object of its digest; a no-op where there are no aliases."""

@@ -58,6 +58,9 @@ class ThreadPool:
                 self._threads.discard(thread)
             raise
 
+    def __repr__(self) -> str:
+        return f"<ThreadPool: {self._running} running, {self._waiting} waiting for work>"
+
     @property
     def running(self) -> int:
         """How many threads work, or are about to."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import Callable, Deque, Dict, Iterator, List, Optional, Protocol
 
 GONE = float("-inf")  # `silent_since` of a connection whose client has hung up
@@ -35,30 +36,45 @@ class Holder(Protocol):
     def silent_since(self) -> Optional[float]: ...
 
 
-class ConnectionLimit:
-    """`count` slots; an address has at most `unproven` connections without a request (0: a share of `count`)."""
+@dataclass(frozen=True)
+class Slots:
+    """How many connections there may be, and how many of one address without a request."""
 
-    def __init__(self, count: int, unproven: int, clock: Callable[[], float] = time.monotonic) -> None:
+    count: int
+    max_unproven: int
+
+    @classmethod
+    def of(cls, count: int, unproven: int) -> Slots:
+        """As configured; `unproven` 0 is a share of `count`."""
+        return cls(count, unproven or max(_MIN_SHARE, count // _SHARE))
+
+
+class ConnectionLimit:
+    """Slots for connections, which keep them when a reload leaves fewer."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()  # guards all fields below
-        self._count, self._unproven_at_most = count, _share(count, unproven)
+        self._lock = threading.Lock()  # guards all attributes below
         self._holders: Dict[Holder, bool] = {}  # value: an accepted request was made
         self._unproven: Dict[str, int] = {}  # connections without one, by address
         self._silent: List[Dict[str, Deque[Holder]]] = []  # of the last scan: by address, longest silent first
         self._looked_at = float("-inf")
 
-    def take(self, holder: Holder) -> Optional[Holder]:
-        """Take a slot; returns the connection to end, if one lost its slot for it. Raises TooManyConnections."""
+    def __repr__(self) -> str:
+        return f"<ConnectionLimit: {len(self._holders)} taken, {len(self._unproven)} addresses with unproven ones>"
+
+    def take(self, holder: Holder, slots: Slots) -> Optional[Holder]:
+        """Take one of `slots`. Returns the connection that lost its slot for it, if any. Raises TooManyConnections."""
         address = holder.address
         with self._lock:
             loser = None
-            if self._unproven.get(address, 0) >= self._unproven_at_most:
+            if self._unproven.get(address, 0) >= slots.max_unproven:
                 loser = self._silent_too_long(self._look()[1].get(address))
                 if loser is None:
                     raise TooManyConnections(
                         f"too many connections of {address} have not asked for anything (proxy.max_silent_per_client)"
                     )
-            elif len(self._holders) >= self._count:
+            elif len(self._holders) >= slots.count:
                 loser = self._dispensable(address)
                 if loser is None:
                     raise TooManyConnections("too many connections (proxy.max_connections)")
@@ -79,11 +95,6 @@ class ConnectionLimit:
         """Give a slot back. Idempotent, also after the slot was lost."""
         with self._lock:
             self._drop(holder)
-
-    def resize(self, count: int, unproven: int) -> None:
-        """Change the limits; existing connections keep their slots."""
-        with self._lock:
-            self._count, self._unproven_at_most = count, _share(count, unproven)
 
     @property
     def taken(self) -> int:
@@ -163,7 +174,3 @@ class ConnectionLimit:
 def _popped(holders: Deque[Holder]) -> Iterator[Holder]:
     while holders:
         yield holders.popleft()
-
-
-def _share(count: int, unproven: int) -> int:
-    return unproven or max(_MIN_SHARE, count // _SHARE)

@@ -104,7 +104,7 @@ class Connections:
             return
         connection = Connection(stream, address, self._clock())
         try:
-            loser = self.limit.take(connection)
+            loser = self.limit.take(connection, runtime.slots)
         except TooManyConnections as error:
             self._refuse_crowd(runtime, encrypted, sock, address, str(error))
             return

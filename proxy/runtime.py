@@ -14,7 +14,9 @@ from monitoring.log import PerAddress, RateLimitedLog
 from net.arrival import Arrival
 from pages.setup import About
 from proxy.access import Access
+from proxy.connection_limit import Slots
 from proxy.routing import Rules
+from storage.space import Limits
 from tls.leaf_certificates import LeafCertificateCache
 
 _log = logging.getLogger("dduct.session")
@@ -22,7 +24,7 @@ _log = logging.getLogger("dduct.session")
 
 @dataclass(frozen=True)
 class Runtime:
-    """The result of a configuration for all sessions. `tls` is the context of tls_bind. `idle_timeout` is in seconds.
+    """The result of a configuration for all sessions. `tls` is the context of tls_bind. Timeouts are in seconds.
     `draining` is set when dduct begins to stop."""
 
     services: Services
@@ -34,6 +36,9 @@ class Runtime:
     tls: ssl.SSLContext
     tls_valid_from: float  # start of its certificate's validity
     idle_timeout: float
+    fill_timeout: float  # without any progress; then followers regard their leader as stuck
+    space: Limits  # of the cache
+    slots: Slots
     draining: threading.Event
     repeated: PerAddress = field(default_factory=lambda: PerAddress(_log))
     trouble: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(_log, seconds=10.0))

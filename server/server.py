@@ -18,7 +18,7 @@ from proxy.connections import Connections
 from proxy.runtime import CurrentRuntime, Runtime
 from server.config import Config
 from server.config_values import Address
-from server.wiring import RuntimeBuilder, StartError, fill_timeout, open_parts, space_limits, warn_of_hosts
+from server.wiring import RuntimeBuilder, StartError, open_parts, warn_of_hosts
 from upstream.client import Origins
 
 _log = logging.getLogger("dduct")
@@ -45,11 +45,12 @@ class Server:
 
     def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
         self._config = config
-        self._parts = parts = open_parts(config, clock)
         self._current = CurrentRuntime()
+        self._parts = parts = open_parts(config, clock, self._current)
         self._poller = Poller(parts.threads.spawn, self._keep_up, parts.cache.disk)
-        limit = ConnectionLimit(config.proxy.max_connections, config.proxy.max_silent_per_client)
-        self.connections = Connections(self._poller, parts.threads.spawn, limit, time.monotonic, self._current.get)
+        self.connections = Connections(
+            self._poller, parts.threads.spawn, ConnectionLimit(), time.monotonic, self._current.get
+        )
         self._outdated: weakref.WeakSet[Origins] = weakref.WeakSet()  # from before a reload, while in use
         self._listeners: List[Listener] = []
         try:
@@ -114,9 +115,6 @@ class Server:
         self._config = config
         before.services.origins.retire()
         self._outdated.add(before.services.origins)
-        self.cache.store.space.limits = space_limits(config)
-        self.cache.timeout = fill_timeout(config)
-        self.connections.limit.resize(config.proxy.max_connections, config.proxy.max_silent_per_client)
         self.connections.end_barred()
         if announce:
             _announce_differences(wanted, config)

@@ -33,6 +33,7 @@ from pages.setup import About
 from protocol.freshness import FreshnessRules
 from protocol.request_fields import RequestFields
 from proxy.access import Access, AccessError, Users
+from proxy.connection_limit import Slots
 from proxy.routing import HostList, Hosts, Rules
 from proxy.runtime import CurrentRuntime, Runtime
 from server.config import Config
@@ -104,12 +105,12 @@ class Parts:
         self.evictor.look()
 
 
-def open_parts(config: Config, clock: Callable[[], float]) -> Parts:
-    """Read or make certificates, and open the cache. Starts nothing."""
+def open_parts(config: Config, clock: Callable[[], float], current: CurrentRuntime) -> Parts:
+    """Read or make certificates, and open the cache. Starts nothing: `current` may still be without a runtime."""
     counters = Counters(rows=worker_count(config) + 1)  # and one for the parent process
     aside, draining, recent = ThreadPool(), threading.Event(), SharedTimes()
     authority = certs.prepare(config.misc.cert_dir, certificate_settings(config))
-    cache = _open_cache(config)
+    cache = _open_cache(config, current)
     evictor = Evictor(cache.store.space, partial(counters.add, Counter.EVICTED))
     cache.store.space.on_need = evictor.look
     cache.disk.on_slow = partial(counters.add, Counter.SLOW_DISK)
@@ -130,12 +131,11 @@ def open_parts(config: Config, clock: Callable[[], float]) -> Parts:
     )
 
 
-def _open_cache(config: Config) -> Cache:
+def _open_cache(config: Config, current: CurrentRuntime) -> Cache:
     root = config.misc.file_dir
     try:
-        # Leaders give up by themselves after several attempts; this is for a stuck one.
-        timeout = fill_timeout(config)
-        cache = Cache(root, timeout, SpaceLimits(root, space_limits(config), worker_count(config)))
+        space = SpaceLimits(root, lambda: current.get().space, worker_count(config))
+        cache = Cache(root, lambda: current.get().fill_timeout, space)
     except OSError as error:
         raise StartError(f'misc.file_dir "{root}" cannot be used: {error.strerror or error}') from error
     _log.info('Files "%s"', root)
@@ -167,16 +167,6 @@ def _warn_of_what_is_not_ours(cache: Cache) -> None:
         )
 
 
-def fill_timeout(config: Config) -> float:
-    """Seconds without any progress after which followers regard their leader as stuck."""
-    return _TIMEOUT * (config.proxy.connect_timeout + config.proxy.upstream_timeout)
-
-
-def space_limits(config: Config) -> Limits:
-    """How much the cache may take."""
-    return Limits(config.cache.max_size, config.cache.min_free or 0)
-
-
 # --- for each configuration --------------------------------------------------------------------------
 
 
@@ -202,6 +192,10 @@ class RuntimeBuilder:
             tls=_listener_context(config, parts, self._names),
             tls_valid_from=parts.files.server_valid_from(),
             idle_timeout=config.proxy.idle_timeout,
+            # Leaders give up by themselves after several attempts; this is for a stuck one.
+            fill_timeout=_TIMEOUT * (config.proxy.connect_timeout + config.proxy.upstream_timeout),
+            space=Limits(config.cache.max_size, config.cache.min_free or 0),
+            slots=Slots.of(config.proxy.max_connections, config.proxy.max_silent_per_client),
             draining=parts.draining,
         )
 

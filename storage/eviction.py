@@ -48,6 +48,10 @@ class Evictor:
         self._stopping = False
         self._poked = False
 
+    def __repr__(self) -> str:
+        survey_age = time.monotonic() - self._survey.began_at
+        return f"<Evictor: {len(self._survey.candidates)} candidates, found {survey_age:.0f} s ago>"
+
     def run(self) -> None:
         """Evict until `stop`; the target of the background thread."""
         self.sweep()  # a crash may have left files

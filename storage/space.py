@@ -144,11 +144,14 @@ class Situation:
 
 
 class SpaceLimits:
-    """The numbers of the cache below `root`, in memory that forked processes share; each writes its own row."""
+    """The numbers of the cache below `root`, in memory that forked processes share; each writes its own row.
 
-    def __init__(self, root: Path, limits: Limits, rows: int = 1) -> None:
+    `limits` is called for each decision: a reload may have changed them.
+    """
+
+    def __init__(self, root: Path, limits: Callable[[], Limits], rows: int = 1) -> None:
         self.root = str(root)
-        self.limits = limits
+        self._limits = limits
         self._rows = rows
         self._values = memoryview(mmap.mmap(-1, (_ROWS_FROM + rows * _ROW) * _NUMBER)).cast("q")
         self._row = _ROWS_FROM
@@ -205,7 +208,7 @@ class SpaceLimits:
         """The current numbers."""
         used = self._values[_BASE] + self.grown if self._values[_SURVEYED] else None
         entries = max(0, self._values[_ENTRIES] + self._sum(_GROWN_ENTRIES))
-        now = Situation(self.limits, used, self._sum(_KNOWN), self._sum(_UNKNOWN), entries=entries)
+        now = Situation(self._limits(), used, self._sum(_KNOWN), self._sum(_UNKNOWN), entries=entries)
         try:
             disk = os.statvfs(self.root)
         except OSError:

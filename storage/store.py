@@ -139,7 +139,7 @@ class Store:
 
     def __init__(self, root: Path, space: Optional[SpaceLimits] = None) -> None:
         self.root = root
-        self.space = space or SpaceLimits(root, Limits())
+        self.space = space or SpaceLimits(root, Limits)
         root.mkdir(parents=True, exist_ok=True)
         self.outside = outside(str(root))
         self.keeps_metadata = self._probe_attributes()

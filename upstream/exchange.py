@@ -63,6 +63,10 @@ class Exchange:
         self.head = response.head
         self.body = response.body
 
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "body read" if self.body.complete else "open"
+        return f"<Exchange: {self.method.decode()} to {self.target.authority}, {self.head.status}, {state}>"
+
     @property
     def needs(self) -> Reach:
         """The reach that a client needs for the response and for the redirects that led to it."""

@@ -86,6 +86,9 @@ class OriginConnection(http.client.HTTPConnection):
         self.needs = needs  # the reach that a client needs for its target
         self.request_incomplete = False  # the end of the request was not sent
 
+    def __repr__(self) -> str:
+        return f"<OriginConnection: {self.origin.scheme}://{self.origin.authority}, {self.stream!r}>"
+
 
 def send(connection: OriginConnection, request: Request) -> OriginResponse:
     """Send a request and read the head of its response. Raises OSError, ProtocolError or http.client's errors."""

@@ -129,6 +129,11 @@ class RunningDduct:
         wait_until(lambda: self.counters.value(counter) >= at_least)
         return self.counters.value(counter)
 
+    def reload(self, **keys: Any) -> None:
+        """Replace keys of [cache] while it runs."""
+        self.config = replace(self.config, cache=replace(self.config.cache, **keys))
+        self.server.reload(self.config)
+
     @property
     def files(self) -> Path:
         """The cache's root."""

@@ -21,7 +21,6 @@ from support.running import HOST, RunningDduct
 from cache import Cache, Lead
 from monitoring.metrics import Counter
 from net.listener import ThreadPool
-from storage.space import Limits
 from storage.store import Key, Metadata, Record
 
 BODY = os.urandom(2_000_000)
@@ -563,7 +562,7 @@ def test_parts_of_an_object_that_is_lost_are_each_asked_for_from_where_they_begi
     origin = dduct.origin(breaking)
     dduct.fetch(origin, "/x.deb")
     dduct.wait_until_durable()
-    dduct.server.cache.store.space.limits = Limits(min_free=2**60)
+    dduct.reload(min_free=2**60)
 
     def preadv(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

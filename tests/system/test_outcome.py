@@ -15,7 +15,6 @@ from support.origin import Asked, Connection, Files
 from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
-from storage.space import Limits
 
 BODY = os.urandom(400_000)
 LARGE = "attachment; filename*=UTF-8''" + "%E4%BD%A0" * 300
@@ -132,7 +131,7 @@ def test_an_object_whose_metadata_does_not_fit_is_relayed_with_all_its_fields(
 def test_room_that_is_short_is_said(start_dduct: Callable[..., RunningDduct], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dduct")
     dduct = start_dduct()
-    dduct.server.cache.store.space.limits = Limits(min_free=2**60)
+    dduct.reload(min_free=2**60)
     origin = dduct.origin(Files({"/x.deb": BODY}))
     assert dduct.fetch(origin, "/x.deb").body == BODY
     assert said(caplog, "/x.deb").endswith("cache.min_free") or "cache.min_free" in said(caplog, "/x.deb")

@@ -187,7 +187,7 @@ def test_no_line_that_names_a_file_has_its_query(
         left.write_bytes(b"half")
         with monkeypatch.context() as broken:
             broken.setattr(os, "unlink", unlink)
-            Evictor(SpaceLimits(tmp_path, Limits())).sweep()
+            Evictor(SpaceLimits(tmp_path, Limits)).sweep()
     said: List[str] = []
     os.setxattr(left, "user.dduct", b"damaged")
     left.rename(left.with_name(f"damaged.zip{query}"))

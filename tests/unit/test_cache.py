@@ -37,7 +37,7 @@ META = Metadata("https://some.thing/pool/x.deb", (("ETag", '"1"'),), 1000.0)
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "files", timeout=20)
+    return Cache(tmp_path / "files", timeout=lambda: 20.0)
 
 
 def view(data: Union[bytes, bytearray]) -> memoryview:
@@ -333,7 +333,7 @@ def test_a_body_of_another_length_than_announced_is_not_published(cache: Cache, 
 
 
 def test_a_reader_gives_up_when_nothing_arrives(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, timeout=0.01)
+    cache = Cache(tmp_path, timeout=lambda: 0.01)
     fill = lead(cache)
     fill.start(META, 10)
     reader = cache.reader(fill)
@@ -621,7 +621,7 @@ def record_of(cache: Cache) -> Record:
 
 
 def test_nobody_waits_for_a_hash_that_nothing_depends_on(cache: Cache, late: Fill) -> None:
-    reader, elsewhere = follow(cache), follow(Cache(cache.store.root, timeout=20))
+    reader, elsewhere = follow(cache), follow(Cache(cache.store.root, timeout=lambda: 20.0))
     assert late.publish()
     assert record_of(cache).unhashed and not record_of(cache).sha256
     for source in (reader, elsewhere):
@@ -1187,7 +1187,7 @@ def test_a_leftover_is_gone_on_with(pair: List[Cache]) -> None:
 
 def test_followers_elsewhere_get_nothing_of_a_leftover_before_its_origin_has_spoken(tmp_path: Path) -> None:
     """All of an outdated object may be there."""
-    caches = [Cache(tmp_path / "files", timeout=20) for _ in range(3)]
+    caches = [Cache(tmp_path / "files", timeout=lambda: 20.0) for _ in range(3)]
     leave(caches[0], b"abcdef")
     fill = lead(caches[1])
     reader = follow(caches[2])
@@ -1343,7 +1343,7 @@ def test_a_disk_that_does_not_give_back_is_asked_again_and_then_given_up(
 
 @pytest.fixture
 def pair(tmp_path: Path) -> List[Cache]:
-    return [Cache(tmp_path / "files", timeout=20) for _ in range(2)]
+    return [Cache(tmp_path / "files", timeout=lambda: 20.0) for _ in range(2)]
 
 
 def test_a_blank_file_that_nobody_leads_is_removed_by_who_finds_that_out(cache: Cache) -> None:
@@ -1561,7 +1561,7 @@ _CHILD = """
 
 
 def test_a_killed_leader_leaves_nothing_that_is_taken_for_an_object(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, timeout=20)
+    cache = Cache(tmp_path, timeout=lambda: 20.0)
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(_CHILD), str(tmp_path), NAME],
         stdin=subprocess.PIPE,

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from support.client import Client
+from support.client import Client, wait_until
 from support.running import RunningDduct, make_config
 
 from server.server import Server
 from server.wiring import StartError
+from storage.space import Limits
 
 pytestmark = pytest.mark.one_process
 
@@ -40,6 +41,29 @@ def test_a_reload_that_fails_has_changed_nothing(dduct: RunningDduct, tmp_path: 
     assert life_of_a_leaf(dduct) == before
     dduct.server.reload(shorter)
     assert life_of_a_leaf(dduct) == 5
+
+
+def test_a_reload_limits_what_outlives_it(dduct: RunningDduct) -> None:
+    cache, runtime = dduct.server.cache, dduct.server.runtime
+    dduct.reload(max_size=1000)
+    assert dduct.server.cache is cache and dduct.server.runtime is not runtime
+    assert cache.store.space.situation().limits == Limits(max_size=1000)
+
+
+def test_leaves_that_would_be_made_alike_outlive_a_reload(dduct: RunningDduct) -> None:
+    leaves = dduct.server.runtime.leaf_certificates
+    dduct.reload(max_size=1000)
+    assert dduct.server.runtime.leaf_certificates is leaves
+    dduct.server.reload(replace(dduct.config, certs=replace(dduct.config.certs, leaf_days=5)))
+    assert dduct.server.runtime.leaf_certificates is not leaves
+
+
+def test_what_it_does_is_shown(dduct: RunningDduct) -> None:
+    with dduct.client() as client:
+        assert client.get("/healthz", "localhost").status == 200
+        assert dduct.server.snapshot().connections == 1
+        assert "draining=False" in repr(dduct.server) and "connections=1" in repr(dduct.server)
+    wait_until(lambda: not dduct.server.snapshot().connections)
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "a.dduct.rs"])

@@ -48,28 +48,28 @@ def left(paths: List[Path]) -> List[int]:
 def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     paths = fill(tmp_path, 10)
     gone: List[int] = []
-    Evictor(SpaceLimits(tmp_path, Limits(max_size=60 * KILO)), lambda: gone.append(1)).sweep()
+    Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=60 * KILO)), lambda: gone.append(1)).sweep()
     assert left(paths) == [5, 6, 7, 8, 9]  # a little below the limit
     assert len(gone) == 5
 
 
 def test_nothing_goes_below_the_limit(tmp_path: Path) -> None:
     paths = fill(tmp_path, 10)
-    Evictor(SpaceLimits(tmp_path, Limits(max_size=1000 * KILO))).sweep()
-    Evictor(SpaceLimits(tmp_path, Limits())).sweep()
+    Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=1000 * KILO))).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits)).sweep()
     assert left(paths) == list(range(10))
 
 
 def test_empty_directories_go_with_their_last_object(tmp_path: Path) -> None:
     fill(tmp_path, 3)
-    Evictor(SpaceLimits(tmp_path, Limits(max_size=0))).sweep()
+    Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=0))).sweep()
     assert [path.name for path in tmp_path.iterdir()] == [".evictor"]
 
 
 def test_memory_is_bounded_and_everything_goes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "_CANDIDATES", 4)
     paths = fill(tmp_path, 20)
-    Evictor(SpaceLimits(tmp_path, Limits(max_size=50 * KILO))).sweep()
+    Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=50 * KILO))).sweep()
     assert left(paths) == [16, 17, 18, 19]
 
 
@@ -86,7 +86,7 @@ def test_free_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             return 100 * KILO - sum(path.stat().st_size for path in paths if path.exists())
 
     monkeypatch.setattr(os, "statvfs", lambda _: Status())
-    Evictor(SpaceLimits(tmp_path, Limits(min_free=35 * KILO))).sweep()
+    Evictor(SpaceLimits(tmp_path, lambda: Limits(min_free=35 * KILO))).sweep()
     assert left(paths) == [4, 5, 6, 7, 8, 9]
     assert real.f_bsize
 
@@ -97,7 +97,7 @@ def test_what_a_crash_has_left_goes_and_what_grows_stays(tmp_path: Path) -> None
     (place / "left.deb.dduct").write_bytes(b"half")
     with (place / "grows.deb.dduct").open("wb") as growing:
         fcntl.flock(growing, fcntl.LOCK_EX)
-        Evictor(SpaceLimits(tmp_path, Limits(max_size=0))).sweep()
+        Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=0))).sweep()
         assert sorted(path.name for path in place.iterdir()) == ["grows.deb.dduct"]
 
 
@@ -105,19 +105,19 @@ def test_only_one_process_sweeps_a_directory(tmp_path: Path) -> None:
     paths = fill(tmp_path, 3)
     with (tmp_path / ".evictor").open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        Evictor(SpaceLimits(tmp_path, Limits(max_size=0))).sweep()
+        Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=0))).sweep()
         assert left(paths) == [0, 1, 2]
-    Evictor(SpaceLimits(tmp_path, Limits(max_size=0))).sweep()
+    Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=0))).sweep()
     assert left(paths) == []
 
 
 def test_a_directory_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
-    Evictor(SpaceLimits(tmp_path / "none", Limits(max_size=0, min_free=1))).sweep()
+    Evictor(SpaceLimits(tmp_path / "none", lambda: Limits(max_size=0, min_free=1))).sweep()
 
 
 def test_what_is_added_during_a_sweep_is_not_forgotten(tmp_path: Path) -> None:
     fill(tmp_path, 5)
-    space = SpaceLimits(tmp_path, Limits(max_size=45 * KILO))
+    space = SpaceLimits(tmp_path, lambda: Limits(max_size=45 * KILO))
     space.grow(100 * KILO)  # before, and found by the sweep
     Evictor(space, lambda: space.grow(7 * KILO)).sweep()
     used = space.situation().used
@@ -133,7 +133,7 @@ def test_what_cannot_be_removed_is_not_tried_without_end(tmp_path: Path, monkeyp
         raise PermissionError
 
     monkeypatch.setattr(os, "unlink", refuse)
-    evictor = Evictor(SpaceLimits(tmp_path, Limits(max_size=0)))
+    evictor = Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=0)))
     with running(evictor):
         for _ in range(3):
             assert tried.acquire(timeout=20)
@@ -156,7 +156,7 @@ def test_it_works_in_the_background_and_ends(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(eviction, "_LOOK", 60.0 if told else 0.01)  # what another process adds is seen sooner or later
     paths = fill(tmp_path, 5)
     gone = threading.Semaphore(0)
-    space = SpaceLimits(tmp_path, Limits(max_size=30 * KILO))
+    space = SpaceLimits(tmp_path, lambda: Limits(max_size=30 * KILO))
     evictor = Evictor(space, gone.release)
     with running(evictor):
         for _ in range(3):
@@ -275,7 +275,7 @@ def test_a_modest_body_of_unknown_length_is_kept_in_a_full_cache(start_dduct: Ca
 
 
 def test_fills_that_end_in_any_way_reserve_nothing(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, space=SpaceLimits(tmp_path, Limits(max_size=100 * MEGA)))
+    cache = Cache(tmp_path, space=SpaceLimits(tmp_path, lambda: Limits(max_size=100 * MEGA)))
     space = cache.store.space
     metadata = Metadata("https://h/x", (("ETag", '"1"'),), 1.0)
 
@@ -312,7 +312,7 @@ def test_where_foreign_files_fill_the_disk_the_cache_is_not_thrown_away(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = fill(tmp_path, 5)
-    evictor = Evictor(SpaceLimits(tmp_path, Limits(min_free=1 << 60)))
+    evictor = Evictor(SpaceLimits(tmp_path, lambda: Limits(min_free=1 << 60)))
     for _ in range(3):
         evictor.sweep()
     assert left(paths) == [0, 1, 2, 3, 4]
@@ -331,7 +331,7 @@ def test_inodes_are_made_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             return 103 - sum(path.exists() for path in paths)
 
     monkeypatch.setattr(os, "statvfs", lambda _: Status())
-    Evictor(SpaceLimits(tmp_path, Limits())).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits)).sweep()
     assert left(paths) == list(range(7, 100))
 
 
@@ -340,7 +340,7 @@ def test_folders_and_empty_files_count(tmp_path: Path) -> None:
         deep = tmp_path / "https/h" / "/".join([str(number)] * 30)
         deep.mkdir(parents=True)
         (deep / "x.deb").touch()
-    space = SpaceLimits(tmp_path, Limits(max_size=20 * 31 * 1024))
+    space = SpaceLimits(tmp_path, lambda: Limits(max_size=20 * 31 * 1024))
     Evictor(space).sweep()
     used = space.situation().used
     assert used is not None and 10 * 1024 <= used <= 20 * 31 * 1024
@@ -371,7 +371,7 @@ def test_more_is_not_removed_where_what_was_removed_makes_nothing_free(
     paths = fill(tmp_path, 10)
     statuses: Any = type("Status", (), {"f_frsize": 1, "f_files": 0, "f_favail": 0, "f_bavail": 80 * KILO})
     monkeypatch.setattr(os, "statvfs", lambda _: statuses)
-    evictor = Evictor(SpaceLimits(tmp_path, Limits(min_free=100 * KILO)))
+    evictor = Evictor(SpaceLimits(tmp_path, lambda: Limits(min_free=100 * KILO)))
     for _ in range(3):
         evictor.sweep()
     assert left(paths) == [3, 4, 5, 6, 7, 8, 9]
@@ -380,10 +380,10 @@ def test_more_is_not_removed_where_what_was_removed_makes_nothing_free(
 
 def test_what_was_found_is_used_until_it_is_too_old(tmp_path: Path) -> None:
     paths = fill(tmp_path, 10)
-    space = SpaceLimits(tmp_path, Limits(max_size=1000 * KILO))
-    evictor = Evictor(space)
+    limits = [Limits(max_size=1000 * KILO)]
+    evictor = Evictor(SpaceLimits(tmp_path, lambda: limits[-1]))
     evictor.sweep()
     os.utime(paths[1])  # used since
-    space.limits = Limits(max_size=90 * KILO)
+    limits.append(Limits(max_size=90 * KILO))
     evictor.relieve()
     assert 0 not in left(paths) and 1 in left(paths) and len(left(paths)) <= 8

@@ -56,7 +56,7 @@ def test_what_is_foreign_stays_whatever_room_is_wanted(tmp_path: Path, limits: L
     paths = write(tmp_path, *FOREIGN)
     (tmp_path / "empty/https/nothing").mkdir(parents=True)
     write(tmp_path, *OWN)
-    Evictor(SpaceLimits(tmp_path, limits)).sweep()
+    Evictor(SpaceLimits(tmp_path, lambda: limits)).sweep()
     assert all(path.exists() for path in paths) and (tmp_path / "empty/https/nothing").is_dir()
 
 
@@ -76,7 +76,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (root / "https/linked").symlink_to(elsewhere)
     (root / "https/h/file.deb").symlink_to(elsewhere / "x.deb")
     (root / "sha256").symlink_to(elsewhere)
-    Evictor(SpaceLimits(root, Limits(max_size=0))).sweep()
+    Evictor(SpaceLimits(root, lambda: Limits(max_size=0))).sweep()
     assert all(path.exists() for path in paths)
     assert not (root / "https/h/own.deb").exists() and (root / "https/h/file.deb").is_symlink()
 
@@ -92,7 +92,7 @@ def test_a_folder_that_becomes_a_link_during_a_sweep_is_not_followed(tmp_path: P
             second.parent.rename(root / "https/was-g")
             second.parent.symlink_to(elsewhere)
 
-    Evictor(SpaceLimits(root, Limits(max_size=0)), swap).sweep()
+    Evictor(SpaceLimits(root, lambda: Limits(max_size=0)), swap).sweep()
     assert not first.exists() and path.exists()
 
 
@@ -122,7 +122,7 @@ def test_mount_points_are_not_entered(tmp_path: Path, monkeypatch: pytest.Monkey
         "".join([*lines, f"2 1 8:1 / {str(root / 'http').replace(' ', chr(92) + '040')} rw - ext4 d rw\n"])
     )
     monkeypatch.setattr(own_files, "_MOUNTS", str(table))
-    Evictor(SpaceLimits(root, Limits(max_size=0))).sweep()
+    Evictor(SpaceLimits(root, lambda: Limits(max_size=0))).sweep()
     assert not here.exists() and mounted.exists() and top.exists()
     assert outside(str(root)).closed == ("http",)
 
@@ -135,7 +135,7 @@ def test_a_bind_mount_is_not_entered(tmp_path: Path) -> None:
     script = (
         f"mount --bind '{precious}' '{root}/https/m' && '{sys.executable}' -c '"
         "import pathlib; from storage import eviction, space; "
-        f'eviction.Evictor(space.SpaceLimits(pathlib.Path("{root}"), space.Limits(0))).sweep()\''
+        f'eviction.Evictor(space.SpaceLimits(pathlib.Path("{root}"), lambda: space.Limits(0))).sweep()\''
     )
     found = subprocess.run(["unshare", "-m", "sh", "-c", script], capture_output=True, text=True, timeout=60)
     if "unshare" in found.stderr or "mount" in found.stderr:
@@ -156,7 +156,7 @@ def test_a_folder_that_is_not_there_yet_is_no_link(tmp_path: Path) -> None:
 
 def test_a_leftover_takes_its_folders_along(tmp_path: Path) -> None:
     write(tmp_path, "https/h/a/b/x.deb.dduct")
-    Evictor(SpaceLimits(tmp_path, Limits())).sweep()
+    Evictor(SpaceLimits(tmp_path, Limits)).sweep()
     assert not (tmp_path / "https").exists()
 
 

@@ -127,7 +127,7 @@ def test_inodes_are_to_stay_free_as_well(files: int, free: int, entries: int, ex
 
 
 def test_workers_share_the_numbers(tmp_path: Path) -> None:
-    space = SpaceLimits(tmp_path, Limits(max_size=GIGA), rows=2)
+    space = SpaceLimits(tmp_path, lambda: Limits(max_size=GIGA), rows=2)
     pid = os.fork()
     if not pid:
         space.use(1)
@@ -151,7 +151,7 @@ def test_workers_share_the_numbers(tmp_path: Path) -> None:
 
 
 def test_what_grows_is_counted_until_it_ends(tmp_path: Path) -> None:
-    space = SpaceLimits(tmp_path, Limits(max_size=100 * MEGA))
+    space = SpaceLimits(tmp_path, lambda: Limits(max_size=100 * MEGA))
     space.note_used(0, 0, 0)
     told: List[int] = []
     space.on_need = lambda: told.append(1)
@@ -165,4 +165,4 @@ def test_what_grows_is_counted_until_it_ends(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_gone_has_room(tmp_path: Path) -> None:
-    assert SpaceLimits(tmp_path / "none", Limits(min_free=GIGA)).situation().need() == Need()
+    assert SpaceLimits(tmp_path / "none", lambda: Limits(min_free=GIGA)).situation().need() == Need()
