@@ -35,8 +35,6 @@ TOO_LARGE = {
     "server.server.Server",
     "server.workers.Workers",
     "storage.eviction.Evictor",
-    "storage.store",
-    "storage.store.Store",
     "tls.leaf_certificates.LeafCertificateCache",
     "upstream.client.Origins",
 }
