@@ -90,7 +90,7 @@ class Entry:
         if sha256 and self.record.unhashed:
             self._records.note_hash(self._fd, sha256)
         os.fsync(self._fd)
-        self._records.update(self._fd, self.record, lambda record: replace(record, durable=not record.unhashed))
+        self._records.update(self._fd, self.record, Record.synced)
 
     def discard(self) -> None:
         """Unpublish it, if it is still the published object."""

@@ -6,12 +6,11 @@ import errno
 import os
 import threading
 import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Optional
 
 from storage.own_files import GROWING_SUFFIX
-from storage.record import Record, Unstorable
+from storage.record import Record, RecordState, Unstorable
 
 ATTRIBUTE = "user.dduct"
 
@@ -53,8 +52,8 @@ class Records:
                 record = read_record(fd)
             except ValueError as error:
                 raise Unstorable(str(error)) from error
-            if record is not None:
-                self.write(fd, replace(record, sha256=sha256, unhashed=False))
+            if record is not None and record.state is RecordState.UNHASHED:
+                self.write(fd, record.enter(RecordState.VERIFIED, sha256))
 
 
 def read_record(fd: int) -> Optional[Record]:

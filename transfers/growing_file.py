@@ -10,14 +10,14 @@ import contextlib
 import enum
 import fcntl
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional
 
 from monitoring.redaction import reason_of, shown
 from storage.entry import Lost, Version
 from storage.locks import is_file, is_of_interest, try_lock
 from storage.own_files import GROWING_SUFFIX
-from storage.record import Digest, Metadata, Record, Unstorable
+from storage.record import Digest, Metadata, Record, RecordState, Unstorable
 from storage.records import is_blank, partial_download_record
 from storage.space import Growth
 from storage.store import Paths, Store
@@ -239,7 +239,7 @@ class GrowingFile:
         if record is None:
             return None
         # Followers must not use it before the origin has answered.
-        self._store.records.write(fd, replace(record, asking=True))
+        self._store.records.write(fd, record.enter(RecordState.ASKING))
         # All bytes may be there: then only the last byte is requested, to learn whether the object is still the same.
         return PartialDownload(record.metadata, record.length, min(os.fstat(fd).st_size, record.length - 1))
 
