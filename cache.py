@@ -106,7 +106,7 @@ class Cache:
                 reason = "another process fetches it, and the file system keeps no metadata to read along by"
                 raise Unstorable(reason, Detail.NO_METADATA)
             if acquired is AcquireResult.FOREIGN:
-                growing = self.store.open_growing(place)
+                growing = self.store.tree.open_growing(place)
                 if growing is not None:
                     foreign = ForeignFill(place, growing, key.digest is not None)
                     return Follow(FillReader(foreign, self._timeout()))
@@ -124,12 +124,12 @@ class Cache:
 
     def refresh(self, entry: Entry, metadata: Metadata) -> None:
         """Store `metadata` after the origin confirmed an object. Raises Unstorable."""
-        self.store.refresh(entry, metadata)
+        entry.refresh(metadata)
 
     def amend(self, key: Key, entry: Entry, metadata: Metadata, amended: Metadata) -> None:
         """Replace `metadata` by `amended`; without aliases, a change since stays. Raises Unstorable."""
         if self.store.paths(key).alias is None:
-            self.store.amend(entry, metadata, amended)
+            entry.amend(metadata, amended)
         else:
             self.confirm_alias(key, amended)
 
@@ -147,7 +147,7 @@ class Cache:
             if hit.metadata is None or not hit.metadata.restricted:
                 self.remove(key)
             elif self.store.paths(key).alias is None:
-                self.store.amend(hit.entry, hit.metadata, replace(hit.metadata, must_validate=True))
+                hit.entry.amend(hit.metadata, replace(hit.metadata, must_validate=True))
         finally:
             hit.entry.close()
 

@@ -13,7 +13,7 @@ import time
 from typing import Callable, Dict, Iterator, Optional
 
 from monitoring.log import RateLimitedLog
-from storage.store import Unstorable
+from storage.record import Unstorable
 
 _log = logging.getLogger("dduct")
 

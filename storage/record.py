@@ -1,12 +1,22 @@
-"""The record of an object: its metadata and the state of its bytes, stored as one extended attribute."""
+"""The record of an object: its metadata and the state of its bytes, stored as one extended attribute.
+
+    GROWING ──► UNHASHED ──► VERIFIED ──► DURABLE    FOREIGN    ALIAS ──► DURABLE_ALIAS
+      ▲  └──────────────────────▲
+      ▼
+    ASKING
+
+A leader makes whatever record it finds in a growing file ASKING: the file lies on a disk, and a leader may have died
+between its last record and its rename.
+"""
 
 from __future__ import annotations
 
+import enum
 import errno
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple, Optional, Tuple
+from typing import Dict, FrozenSet, NamedTuple, Optional, Tuple
 
 from monitoring.details import Detail
 
@@ -77,9 +87,37 @@ class Metadata:
 _NEW = ("own", "restricted_by", "same_for_all", "must_validate")
 
 
+class RecordState(enum.Enum):
+    """What a record says of the bytes of its file."""
+
+    GROWING = "not complete; resumable after a crash if it has a boot"
+    ASKING = "a partial download whose next leader waits to hear whether it is still good"
+    UNHASHED = "complete; its hash follows soon"
+    VERIFIED = "complete and hashed; a power cut may still damage it"
+    DURABLE = "complete, hashed, and known to have reached the disk"
+    FOREIGN = "copied in by hand, and never hashed"
+    ALIAS = "none: the object of a digest has the bytes"
+    DURABLE_ALIAS = "an alias that is known to have reached the disk"
+
+
+_ASKING = frozenset([RecordState.ASKING])
+TRANSITIONS: Dict[RecordState, FrozenSet[RecordState]] = {
+    RecordState.GROWING: _ASKING | {RecordState.UNHASHED, RecordState.VERIFIED},
+    RecordState.ASKING: _ASKING | {RecordState.GROWING},
+    RecordState.UNHASHED: _ASKING | {RecordState.VERIFIED},
+    RecordState.VERIFIED: _ASKING | {RecordState.DURABLE},
+    RecordState.DURABLE: _ASKING,
+    RecordState.FOREIGN: _ASKING,
+    RecordState.ALIAS: _ASKING | {RecordState.DURABLE_ALIAS},
+    RecordState.DURABLE_ALIAS: _ASKING,
+}
+# After a sync. What has no hash yet needs it first: nothing else would tell its bytes from damaged ones.
+_SYNCED = {RecordState.VERIFIED: RecordState.DURABLE, RecordState.ALIAS: RecordState.DURABLE_ALIAS}
+
+
 @dataclass(frozen=True)
 class Record:
-    """The content of the attribute: `metadata` and the state of the bytes.
+    """The content of the attribute: `metadata` and the state of the bytes, spread over the other fields.
 
     `alias` names the digest whose object holds the bytes (`sha256:<hex>`); the file itself is then empty. `boot` is the
     boot in which it was written, `durable` whether it has reached the disk since. A growing file has a boot only if it
@@ -100,6 +138,33 @@ class Record:
     def digest(self) -> Optional[Digest]:
         """The digest of its bytes, if known."""
         return Digest("sha256", self.sha256) if self.sha256 else None
+
+    @property
+    def state(self) -> RecordState:
+        """The state of the bytes."""
+        if self.asking:
+            return RecordState.ASKING
+        if self.alias:
+            return RecordState.DURABLE_ALIAS if self.durable else RecordState.ALIAS
+        if self.unhashed:
+            return RecordState.UNHASHED
+        if self.sha256:
+            return RecordState.DURABLE if self.durable else RecordState.VERIFIED
+        return RecordState.FOREIGN if self.durable else RecordState.GROWING
+
+    def enter(self, state: RecordState, sha256: str = "") -> Record:
+        """This record in its next state; only here does a state change. `sha256` is the hash that VERIFIED needs."""
+        assert state in TRANSITIONS[self.state], f"a record that is {self.state.name} does not become {state.name}"
+        if state is RecordState.ASKING:
+            return replace(self, asking=True)
+        durable = state in (RecordState.DURABLE, RecordState.DURABLE_ALIAS)
+        unhashed = state is RecordState.UNHASHED
+        return replace(self, sha256=sha256 or self.sha256, asking=False, unhashed=unhashed, durable=durable)
+
+    def synced(self) -> Record:
+        """This record once its file has reached the disk."""
+        state = _SYNCED.get(self.state)
+        return self if state is None else self.enter(state)
 
     @property
     def complete(self) -> bool:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Callable, Iterator, Optional
 
 from monitoring.redaction import reason_of, shown
+from storage.entry import Lost, read_bytes
 from storage.locks import is_locked
 from storage.own_files import GROWING_SUFFIX, files_below
-from storage.store import Lost, Record, boot_id, read_bytes, read_record
+from storage.record import Record
+from storage.records import boot_id, read_record
 
 _log = logging.getLogger("dduct.verify")
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Callable, Optional
 
-from storage.store import Key, Metadata, Paths, Store, Version
+from storage.entry import Version
+from storage.record import Metadata
+from storage.store import Key, Paths, Store
 from transfers.asking import Asking
 from transfers.growing_file import AcquireResult as AcquireResult
 from transfers.growing_file import DiskRefused, GrowingFile

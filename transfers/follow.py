@@ -12,17 +12,12 @@ import time
 from typing import Iterator, Optional, Union
 
 from net import client_watch
+from storage.entry import Lost, read_bytes
 from storage.locks import is_file, show_interest, try_lock
 from storage.own_files import GROWING_SUFFIX
-from storage.store import (
-    Lost,
-    Metadata,
-    Record,
-    is_blank,
-    read_bytes,
-    read_record,
-    remove_growing_file,
-)
+from storage.record import Metadata, Record
+from storage.records import is_blank, read_record
+from storage.tree import remove_growing_file
 from transfers.fill import HOLD_BACK, Fill, FillState
 from transfers.pacing import PIECE, POLL_INTERVAL, backoff_seconds
 

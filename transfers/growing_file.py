@@ -10,26 +10,18 @@ import contextlib
 import enum
 import fcntl
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional
 
 from monitoring.redaction import reason_of, shown
+from storage.entry import Lost, Version
 from storage.locks import is_file, is_of_interest, try_lock
 from storage.own_files import GROWING_SUFFIX
+from storage.record import Digest, Metadata, Record, RecordState, Unstorable
+from storage.records import is_blank, partial_download_record
 from storage.space import Growth
-from storage.store import (
-    Digest,
-    Lost,
-    Metadata,
-    Paths,
-    Record,
-    Store,
-    Unstorable,
-    Version,
-    is_blank,
-    partial_download_record,
-    remove_growing_file,
-)
+from storage.store import Paths, Store
+from storage.tree import remove_growing_file
 from transfers.hashing import Hashes
 from transfers.states import FillFailed
 
@@ -93,12 +85,12 @@ class GrowingFile:
         if self.partial_download is not None:
             self._start_over()
         boot = self._store.boot if resumable and length else ""
-        self._store.write_record(self.fd, Record(metadata, length or 0, boot=boot))
+        self._store.records.write(self.fd, Record(metadata, length or 0, boot=boot))
 
     def resume(self, left: PartialDownload, metadata: Metadata) -> None:
         """Continue after the bytes that are left. Raises Unstorable."""
         self._growth = self._store.begin_growth(left.length)
-        self._store.write_record(self.fd, Record(metadata, left.length, boot=self._store.boot))
+        self._store.records.write(self.fd, Record(metadata, left.length, boot=self._store.boot))
         self._began_at = left.size
 
     def write(self, data: memoryview, offset: int) -> None:
@@ -132,11 +124,11 @@ class GrowingFile:
                 raise Unstorable("its file was taken away")  # the file that has the name now belongs to another process
             late, boot = hashes.late, self._store.boot
             sha256 = "" if late else hashes.sha256
-            self._store.write_record(self.fd, Record(metadata, size, sha256, boot=boot, unhashed=late))
+            self._store.records.write(self.fd, Record(metadata, size, sha256, boot=boot, unhashed=late))
             # The alias first: a request that finds the object then finds its alias, too, and need not ask the origin.
             if self._alias is not None and self._digest is not None:
                 self._store.write_alias(self._alias, self._digest, metadata)
-            self._published_at = self._store.put_in_place(self.place)
+            self._published_at = self._store.tree.put_in_place(self.place)
         except (OSError, Unstorable) as error:
             reason = reason_of(error)
             self._store.trouble.warning("Cannot keep %s: %s", shown(self.place), reason)
@@ -149,10 +141,10 @@ class GrowingFile:
         """
         try:
             hashes.catch_up(self.fd, size)
-            self._store.note_hash(self.fd, hashes.sha256)
+            self._store.records.note_hash(self.fd, hashes.sha256)
         except (FillFailed, Lost):
             if is_file(self._published_at, self.fd):
-                self._store.remove(self._published_at)
+                self._store.tree.remove(self._published_at)
             raise
         finally:
             self.unlock()
@@ -185,7 +177,7 @@ class GrowingFile:
         """Remove the file and its empty folders, if there is one that belongs to this process."""
         if self.fd >= 0:
             remove_growing_file(self._path, self.fd)
-            self._store.prune(self.place)
+            self._store.tree.prune(self.place)
 
     def end_growth(self, size: int = 0) -> None:
         """Stop counting the file as growing; it stays with this `size`, or not at all. Idempotent."""
@@ -206,7 +198,7 @@ class GrowingFile:
 
     def _try_acquire(self) -> Optional[AcquireResult]:
         """One attempt at `acquire`; None where the locked file has lost its name: then another one is due."""
-        fd = self._store.open_growing_file(self.place)
+        fd = self._store.tree.open_growing_file(self.place)
         acquired = None
         try:
             if not try_lock(fd):
@@ -247,7 +239,7 @@ class GrowingFile:
         if record is None:
             return None
         # Followers must not use it before the origin has answered.
-        self._store.write_record(fd, replace(record, asking=True))
+        self._store.records.write(fd, record.enter(RecordState.ASKING))
         # All bytes may be there: then only the last byte is requested, to learn whether the object is still the same.
         return PartialDownload(record.metadata, record.length, min(os.fstat(fd).st_size, record.length - 1))
 
@@ -256,7 +248,7 @@ class GrowingFile:
 
         Followers in other processes that have read part of it see that it is gone; they get no bytes of another object.
         """
-        fd, path = self._store.open_fresh(self.place)
+        fd, path = self._store.tree.open_fresh(self.place)
         try:
             os.replace(path, self._path)
         except OSError as error:

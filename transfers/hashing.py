@@ -6,7 +6,8 @@ import hashlib
 import threading
 from typing import Any, Optional
 
-from storage.store import Digest, read_bytes
+from storage.entry import read_bytes
+from storage.record import Digest
 from transfers.states import DigestMismatch, FillFailed
 
 _ALONE = 4 * 1024 * 1024  # bytes hashed before a thread is worth its cost

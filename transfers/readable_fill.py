@@ -8,7 +8,8 @@ from typing import Optional, Tuple
 
 from monitoring.redaction import shown
 from net import client_watch
-from storage.store import Lost, Metadata, read_bytes
+from storage.entry import Lost, read_bytes
+from storage.record import Metadata
 from transfers.growing_file import AcquireResult, GrowingFile
 from transfers.pacing import wait_for_bytes
 from transfers.readers import Readers

@@ -7,7 +7,8 @@ import logging
 from typing import Optional
 
 from monitoring.redaction import reason_of
-from storage.store import Entry, Lost, Unstorable
+from storage.entry import Entry, Lost
+from storage.record import Unstorable
 from transfers.fill import HOLD_BACK, FillFailed
 
 _log = logging.getLogger("dduct.verify")

@@ -575,7 +575,7 @@ def test_a_disk_that_takes_nothing_new_still_has_what_is_there(dduct: RunningDdu
         if disk == "full":
             patch.setattr(dduct.server.cache.store.space, "limits", Limits(min_free=2**60))
         else:
-            patch.setattr(dduct.server.cache.store, "open_growing_file", _refuse)
+            patch.setattr(dduct.server.cache.store.tree, "open_growing_file", _refuse)
         answer = dduct.fetch(origin, "/x.deb")
         assert answer.body == BODY
         assert shelf.answers == ([200, 304] if disk == "full" else [200, 200])

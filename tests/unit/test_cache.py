@@ -532,7 +532,7 @@ def test_what_was_never_verified_is_no_object_whatever_its_name(cache: Cache) ->
 def test_a_fresh_file_that_another_has_locked_is_not_led(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
     leave(pair[0], b"abc")
     fill = lead(pair[1])
-    monkeypatch.setattr("storage.store.try_lock", lambda _: False)
+    monkeypatch.setattr("storage.tree.try_lock", lambda _: False)
     with pytest.raises(Unstorable, match="locked by another process"):
         fill.start(META, 9)
     fill.decline()
@@ -1096,7 +1096,7 @@ def test_an_alias_is_no_object_for_a_filter_that_knows_nothing_of_digests(cache:
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_empty_file_without_a_record_is_no_object(cache: Cache, keeps: bool) -> None:
     """It may have been an alias before somebody copied it without its attribute."""
-    cache.store.keeps_metadata = keeps
+    cache.store.records.kept = keeps
     (cache.store.root / NAME).parent.mkdir(parents=True)
     (cache.store.root / NAME).touch()
     assert cache.lookup(KEY) is None
@@ -1240,7 +1240,9 @@ def test_a_digest_named_leftover_is_verified_from_its_first_byte(pair: List[Cach
 def test_a_leftover_of_another_object_makes_way_and_its_followers_do_not_mix_them(pair: List[Cache]) -> None:
     leave(pair[0], b"abc")
     foreign = ForeignFill(
-        str(pair[0].store.root / NAME), pair[0].store.open_growing_file(str(pair[0].store.root / NAME)), held_back=False
+        str(pair[0].store.root / NAME),
+        pair[0].store.tree.open_growing_file(str(pair[0].store.root / NAME)),
+        held_back=False,
     )
     old = FillReader(foreign, 20)
     assert foreign.wait_head(1) is FillState.GONE or old.read_at(view(bytearray(3)), 0) == 3
@@ -1349,8 +1351,8 @@ def pair(tmp_path: Path) -> List[Cache]:
 def test_a_blank_file_that_nobody_leads_is_removed_by_who_finds_that_out(cache: Cache) -> None:
     """A look at who leads takes the lock for a moment; whoever comes to lead just then thinks that another one does."""
     place = str(cache.store.root / NAME)
-    os.close(cache.store.open_growing_file(place))
-    growing = cache.store.open_growing(place)
+    os.close(cache.store.tree.open_growing_file(place))
+    growing = cache.store.tree.open_growing(place)
     assert growing is not None
     foreign = ForeignFill(place, growing, held_back=False)
     assert foreign.wait_head(TIMEOUT) is FillState.GONE
@@ -1456,13 +1458,13 @@ def test_a_fill_that_ends_before_it_can_be_followed_leaves_nothing(
     fill = lead(pair[0])
     fill.start(META, 4)
     fill.write(view(b"body"))
-    real = pair[1].store.open_growing
+    real = pair[1].store.tree.open_growing
 
     def open_growing(place: str) -> Optional[int]:
         fill.publish()
         return real(place)
 
-    monkeypatch.setattr(pair[1].store, "open_growing", open_growing)
+    monkeypatch.setattr(pair[1].store.tree, "open_growing", open_growing)
     assert hit_body(pair[1]) == b"body"
     assert parts(pair[1]) == []
     fill.close()
@@ -1489,7 +1491,7 @@ def test_a_foreign_fill_that_ended_well_is_whole_whatever_became_of_its_name(pai
 def test_without_attributes_a_foreign_fill_cannot_be_followed(pair: List[Cache]) -> None:
     """Nothing would say what its head is before its end."""
     for cache in pair:
-        cache.store.keeps_metadata = False
+        cache.store.records.kept = False
     fill = lead(pair[0])
     with pytest.raises(Unstorable, match="no metadata"):
         pair[1].claim(KEY)

@@ -1,0 +1,55 @@
+"""The states of a record, and what follows which."""
+
+from __future__ import annotations
+
+from typing import Dict
+
+import pytest
+
+from storage.record import TRANSITIONS, Metadata, Record, RecordState
+
+META = Metadata("https://some.thing/x.deb", (), 1000.0)
+RECORDS: Dict[RecordState, Record] = {
+    RecordState.GROWING: Record(META, 6, boot="this"),
+    RecordState.ASKING: Record(META, 6, boot="this", asking=True),
+    RecordState.UNHASHED: Record(META, 6, boot="this", unhashed=True),
+    RecordState.VERIFIED: Record(META, 6, "ab", boot="this"),
+    RecordState.DURABLE: Record(META, 6, "ab", boot="this", durable=True),
+    RecordState.FOREIGN: Record(META, 6, durable=True),
+    RecordState.ALIAS: Record(META, 0, alias="sha256:ab", boot="this"),
+    RecordState.DURABLE_ALIAS: Record(META, 0, alias="sha256:ab", boot="this", durable=True),
+}
+CHANGES = [(before, after) for before in RecordState for after in RecordState]
+
+
+@pytest.mark.parametrize("state", list(RecordState))
+def test_each_state_has_a_record_and_a_row(state: RecordState) -> None:
+    assert RECORDS[state].state is state and state in TRANSITIONS
+    assert Record.decode(RECORDS[state].encode()).state is state
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+def test_a_record_changes_as_the_table_says(before: RecordState, after: RecordState) -> None:
+    record = RECORDS[before]
+    sha256 = "ab" if after is RecordState.VERIFIED else ""
+    if after in TRANSITIONS[before]:
+        changed = record.enter(after, sha256)
+        assert changed.state is after and changed.boot == record.boot and changed.metadata == META
+    else:
+        with pytest.raises(AssertionError, match=f"{before.name} does not become {after.name}"):
+            record.enter(after, sha256)
+
+
+def test_a_sync_makes_durable_what_has_a_hash_or_needs_none() -> None:
+    synced = {state: record.synced().state for state, record in RECORDS.items()}
+    assert {state: after for state, after in synced.items() if state is not after} == {
+        RecordState.VERIFIED: RecordState.DURABLE,
+        RecordState.ALIAS: RecordState.DURABLE_ALIAS,
+    }
+
+
+def test_the_hash_follows_and_what_was_known_stays() -> None:
+    late = RECORDS[RecordState.UNHASHED]
+    assert late.enter(RecordState.VERIFIED, "ab") == RECORDS[RecordState.VERIFIED]
+    again = RECORDS[RecordState.VERIFIED].enter(RecordState.ASKING)
+    assert again.sha256 == "ab" and again.boot == "this"
