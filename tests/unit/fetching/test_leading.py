@@ -59,7 +59,7 @@ def a_leading(cache: Cache, client: Client, response: Callable[[], Any], questio
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "files", timeout=20)
+    return Cache(tmp_path / "files", timeout=lambda: 20)
 
 
 @pytest.fixture
