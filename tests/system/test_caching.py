@@ -573,7 +573,7 @@ def test_a_disk_that_takes_nothing_new_still_has_what_is_there(dduct: RunningDdu
     dduct.wait_until_durable()
     with MonkeyPatch.context() as patch:
         if disk == "full":
-            patch.setattr(dduct.server.cache.store.space, "limits", Limits(min_free=2**60))
+            patch.setattr(dduct.server.cache.store.space, "_limits", lambda: Limits(min_free=2**60))
         else:
             patch.setattr(dduct.server.cache.store.tree, "open_growing_file", _refuse)
         answer = dduct.fetch(origin, "/x.deb")
