@@ -847,7 +847,8 @@ def test_what_becomes_private_is_no_longer_anybodys(dduct: RunningDduct) -> None
     assert dduct.fetch(origin, "/x.deb").status == 401
     assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
     assert dduct.fetch(origin, "/x.deb").status == 401
-    assert shelf.answers == [200, 401, 304, 401, 401]  # asked for once more, on a fresh connection
+    # Asked for once more, on a fresh connection, where the first one was kept: another worker has none.
+    assert shelf.answers[:4] == [200, 401, 304, 401] and set(shelf.answers[4:]) <= {401}
 
 
 def test_what_becomes_private_and_cannot_be_noted_so_goes(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,14 +18,14 @@ import pytest
 from support.client import wait_until
 from support.pairs import TIMEOUT, Inner, Pairs, in_thread, read_all, reset, server_context
 
-from net import tunnel as space
+from net import tunnel as module
 from net.stream import Stream
 
 BODY = os.urandom(6_000_000)
 SPLICES = hasattr(os, "splice")  # Python 3.10 and later
 needs_splice = pytest.mark.skipif(not SPLICES, reason="Python 3.9 knows no splice")
 Splice = Callable[..., int]
-IS_HERE = space._is_here
+IS_HERE = module._is_here
 
 
 class Ends:
@@ -35,7 +35,7 @@ class Ends:
         near, self.client = pairs.plain(buffers=buffers)
         far, self.origin = pairs.plain(buffers=buffers)
         self._streams = near, far
-        self._running: Future[None] = in_thread(space.tunnel, near, far, poller)
+        self._running: Future[None] = in_thread(module.tunnel, near, far, poller)
 
     def end(self) -> None:
         """Wait for the tunnel's end; raises what it raised."""
@@ -57,7 +57,7 @@ def pairs() -> Iterator[Pairs]:
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ends are taken for other machines: for those, the kernel carries what it can."""
-    monkeypatch.setattr(space, "_is_here", lambda stream: False)
+    monkeypatch.setattr(module, "_is_here", lambda stream: False)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_everything_arrives_in_both_directions(
 def test_the_kernel_carries_all_but_the_beginning(
     pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "_QUIET", TIMEOUT)  # or what follows a pause begins anew
+    monkeypatch.setattr(module, "_QUIET", TIMEOUT)  # or what follows a pause begins anew
     ends = Ends(pairs)
     exchange(ends, b"a few words", BODY)
     assert sum(spliced) >= 2 * (len(BODY) - 200_000)  # in and out; the beginning is two buffers
@@ -145,7 +145,7 @@ def test_a_few_words_take_no_pipe(pairs: Pairs, spliced: List[int]) -> None:
 
 
 def test_who_is_on_this_machine_gets_copies(pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(space, "_is_here", IS_HERE)
+    monkeypatch.setattr(module, "_is_here", IS_HERE)
     exchange(Ends(pairs), BODY, BODY[::-1])
     assert spliced == []
 
@@ -175,13 +175,13 @@ def test_a_busy_tunnel_lets_others_go_first(
     if not by_kernel:
         monkeypatch.delattr(os, "splice", raising=False)
     calls: List[None] = []
-    monkeypatch.setattr(space, "_let_others_run", lambda: calls.append(None))
+    monkeypatch.setattr(module, "_let_others_run", lambda: calls.append(None))
     exchange(Ends(pairs), b"up", BODY[:raw])
     assert bool(calls) is yields
 
 
 def test_a_buffer_grows_with_what_comes_at_once() -> None:
-    buffer = space._Buffer()
+    buffer = module._Buffer()
     sizes = []
     for _ in range(8):
         sizes.append(len(buffer.get()))
@@ -198,7 +198,7 @@ def test_what_was_read_ahead_comes_first(pairs: Pairs) -> None:
     far, origin = pairs.plain()
     client.sendall(BODY[:1000])
     wait_until(near.arrived)
-    running = in_thread(space.tunnel, near, far, TIMEOUT)
+    running = in_thread(module.tunnel, near, far, TIMEOUT)
     sender = in_thread(send_all, client, BODY[1000:])
     origin.shutdown(socket.SHUT_WR)
     assert read_all(origin) == BODY
@@ -250,7 +250,7 @@ def test_without_room_for_pipes_bytes_are_copied(
 
 @needs_splice
 def test_a_tunnel_gives_its_pipe_back_when_it_is_quiet(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(space, "_QUIET", 0.01)
+    monkeypatch.setattr(module, "_QUIET", 0.01)
     before = pipes()
     ends = Ends(pairs)
     for _ in range(2):
@@ -267,13 +267,13 @@ def test_a_tunnel_gives_its_pipe_back_when_it_is_quiet(pairs: Pairs, monkeypatch
 def test_what_waits_in_a_pipe_is_not_lost_in_quiet(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that reads nothing for a while gets all of it later."""
     rested: List[bool] = []
-    real = space._Direction.rest
+    real = module._Direction.rest
 
-    def rest(direction: space._Direction) -> None:
+    def rest(direction: module._Direction) -> None:
         rested.append(direction.wants_write() and direction._pipe is not None)
         real(direction)
 
-    monkeypatch.setattr(space._Direction, "rest", rest)
+    monkeypatch.setattr(module._Direction, "rest", rest)
     ends = Ends(pairs)
     sender = in_thread(send_all, ends.origin, BODY * 4)
     wait_until(lambda: any(rested))
@@ -285,15 +285,15 @@ def test_what_waits_in_a_pipe_is_not_lost_in_quiet(pairs: Pairs, monkeypatch: py
 
 def test_a_way_that_is_stuck_does_not_hold_up_the_other(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it keep the tunnel busy: while one end reads nothing, only what the other way carries wakes it."""
-    waits: List[List[space._Direction]] = []
-    real = space._Watch.wait
+    waits: List[List[module._Direction]] = []
+    real = module._Watch.wait
 
-    def wait(watch: space._Watch, seconds: float) -> List[space._Direction]:
+    def wait(watch: module._Watch, seconds: float) -> List[module._Direction]:
         found = real(watch, seconds)
         waits.append(found)
         return found
 
-    monkeypatch.setattr(space._Watch, "wait", wait)
+    monkeypatch.setattr(module._Watch, "wait", wait)
     ends = Ends(pairs, buffers=4096)
     sender = in_thread(send_all, ends.origin, BODY[:500_000])
     wait_until(lambda: len(waits) > 1 and stuck(ends.origin))
@@ -352,7 +352,7 @@ def test_tls_is_copied(pairs: Pairs, spliced: List[int]) -> None:
     """What is encrypted here cannot be carried past us."""
     near, client = pairs.tls()
     far, origin = pairs.plain()
-    running = in_thread(space.tunnel, near, far, TIMEOUT)
+    running = in_thread(module.tunnel, near, far, TIMEOUT)
     sender = in_thread(send_all, origin, BODY)
     heard = b""
     while len(heard) < len(BODY):
@@ -376,7 +376,7 @@ def test_what_tls_holds_already_is_carried(pairs: Pairs) -> None:
     inner.handshake()
     started.result(TIMEOUT)
     far, origin = pairs.plain()
-    running = in_thread(space.tunnel, near, far, TIMEOUT)
+    running = in_thread(module.tunnel, near, far, TIMEOUT)
     words = [b"%03d" % number for number in range(100)]
     client.send(b"".join([inner.record(word) for word in words]))
     assert read(origin, 300) == b"".join(words)
@@ -391,7 +391,7 @@ def test_what_is_in_the_pipe_goes_first(pairs: Pairs) -> None:
     """Even where poll has promised room for it, and there was none."""
     near, origin = pairs.plain(buffers=4096)
     far, client = pairs.plain(buffers=4096)
-    way = space._Direction(near, far, space._Buffer())
+    way = module._Direction(near, far, module._Buffer())
     sender = in_thread(send_all, origin, BODY[:500_000])
     heard = b""
     try:
