@@ -6,7 +6,7 @@
 * `Follow`: another request is fetching the object; read along from the growing file.
 * `Lead`: no request is fetching the object; fetch it, and write it into the fill.
 
-`transfers/fill` implements fills, and `storage/store` names and records. None of the three knows HTTP.
+`transfers/fill` implements fills, `storage/store` names, `storage/records` records. None of them knows HTTP.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from typing import Callable, Dict, Optional, Tuple, Union
 
 from monitoring.details import Detail
 from storage.disk_watch import DiskWatch
+from storage.entry import Entry, FileIdentity, Version
+from storage.record import Metadata, Unstorable
 from storage.space import SpaceLimits
-from storage.store import Entry, FileIdentity, Key, Metadata, Paths, Store, Unstorable, Version
-from transfers.fill import AcquireResult, Fill
+from storage.store import Key, Paths, Store
+from transfers.fill import Fill
 from transfers.follow import FillReader, ForeignFill
+from transfers.growing_file import AcquireResult
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from typing import Iterator, List, Tuple
 from cases import Case
 from servers import HOST, MEGA, ROOT, TUNNELLED, Bench, Program, free_port, wait_for, warm_memory
 
-from storage.store import Metadata, Record, boot_id
+from storage.record import Metadata, Record
+from storage.records import boot_id
 
 Figure = Tuple[str, str]
 _IDLE = 1000  # connections

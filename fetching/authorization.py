@@ -28,8 +28,10 @@ from fetching.proof import Verdict
 from fetching.stored_metadata import needed, stored_fields, version
 from monitoring.details import Detail, with_detail
 from protocol import validation
-from storage.store import Entry, Metadata, Unstorable
-from upstream.client import Exchange, UpstreamError
+from storage.entry import Entry
+from storage.record import Metadata, Unstorable
+from upstream.dialling import UpstreamError
+from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
 

@@ -16,7 +16,7 @@ from net.addresses import Reach
 from protocol import freshness
 from protocol.http1 import RequestHead, Target
 from protocol.selection import CONDITIONS
-from storage.store import Metadata
+from storage.record import Metadata
 from transfers.asking import Question
 from upstream.relay import outgoing
 

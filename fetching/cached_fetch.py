@@ -38,8 +38,11 @@ from net.response import Reply
 from protocol import freshness
 from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead, Target
-from storage.store import Entry, Metadata, Unstorable
-from upstream.client import Exchange, Purpose, UpstreamError
+from storage.entry import Entry
+from storage.record import Metadata, Unstorable
+from upstream.dialling import UpstreamError
+from upstream.exchange import Exchange
+from upstream.request import Purpose
 
 _log = logging.getLogger("dduct.fetch")
 

@@ -8,11 +8,11 @@ from typing import Callable, Iterable, List, Optional, Protocol
 from monitoring.details import Side
 from net.body import BUFFER_SIZE, new_buffer
 from net.response import Reply
-from protocol.http1 import Field
+from protocol.headers import Field
 from protocol.selection import Part, Selection
-from storage.store import Entry, Lost
-from transfers.fill import FillFailed
+from storage.entry import Entry, Lost
 from transfers.recheck import VerifyingReader
+from transfers.states import FillFailed
 
 # In bytes. A thousand slow readers have as many buffers: a reader gets a large one after more than sockets hold.
 _MODEST_BUFFER = 64 * 1024

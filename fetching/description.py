@@ -11,8 +11,8 @@ from fetching.cacheable_request import CacheableRequest, bare, origin_of
 from fetching.stored_metadata import stored_fields
 from net.addresses import Reach
 from protocol import freshness, validation
-from storage.store import FieldText, Metadata
-from upstream.client import Exchange
+from storage.record import FieldText, Metadata
+from upstream.exchange import Exchange
 
 _REDIRECT_LIMIT = 512  # characters of a redirect's URL; of a longer one, only the origin is stored
 

@@ -17,11 +17,18 @@ from net.body import BUFFER_SIZE, IncompleteBody, new_buffer
 from net.client_watch import Regularly, working_for
 from protocol import http1, validation
 from protocol.freshness import FreshnessRules
-from protocol.http1 import Headers, ResponseHead, Target
+from protocol.headers import Headers
+from protocol.http1 import ResponseHead, Target
 from protocol.request_fields import RequestFields
-from storage.store import Digest, Key, Lost, Unstorable
-from transfers.fill import DigestMismatch, Fill, FillFailed
-from upstream.client import Exchange, Origins, Request, UpstreamError
+from storage.entry import Lost
+from storage.record import Digest, Unstorable
+from storage.store import Key
+from transfers.fill import Fill
+from transfers.states import DigestMismatch, FillFailed
+from upstream.client import Origins
+from upstream.dialling import UpstreamError
+from upstream.exchange import Exchange
+from upstream.request import Request
 
 _log = logging.getLogger("dduct.fetch")
 

@@ -16,10 +16,11 @@ from fetching.origin_query import OriginQuery
 from monitoring.details import Detail, NotKept
 from monitoring.metrics import Counter
 from protocol import validation
-from storage.store import Entry, Metadata, Unstorable
+from storage.entry import Entry
+from storage.record import Metadata, Unstorable
 from transfers.fill import Fill
 from transfers.follow import FillReader
-from upstream.client import Exchange
+from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
 

@@ -16,9 +16,10 @@ from fetching.stored_answer import StoredAnswer
 from monitoring.details import Detail, with_detail
 from monitoring.metrics import Counter
 from net.response import Reply
-from storage.store import Metadata
-from transfers.fill import Fill, FillState
+from storage.record import Metadata
+from transfers.fill import Fill
 from transfers.follow import FillReader
+from transfers.states import FillState
 
 _log = logging.getLogger("dduct.fetch")
 

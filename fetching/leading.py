@@ -23,9 +23,11 @@ from monitoring.metrics import Counter
 from net.client_watch import when_gone
 from net.response import Reply
 from transfers.asking import Asker, Retries
-from transfers.fill import Fill, FillState
+from transfers.fill import Fill
 from transfers.follow import AnyFill
-from upstream.client import Exchange, Unanswered, UpstreamError
+from transfers.states import FillState
+from upstream.dialling import Unanswered, UpstreamError
+from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
 

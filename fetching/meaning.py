@@ -14,9 +14,9 @@ from fetching.proof import Verdict
 from fetching.stored_metadata import needed, stored_fields
 from monitoring.details import Detail, NotKept
 from protocol import freshness, media_types, validation
-from storage.store import Metadata
-from transfers.fill import PartialDownload
-from upstream.client import Exchange
+from storage.record import Metadata
+from transfers.growing_file import PartialDownload
+from upstream.exchange import Exchange
 
 
 def not_storable(request: CacheableRequest, exchange: Exchange) -> Optional[NotKept]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Dict, Optional, Tuple
 
 from storage.disk_watch import SLOW, DiskWatch
-from storage.store import ATIME_GRAIN, FileIdentity, Unstorable, identity_of
+from storage.entry import FileIdentity, identity_of
+from storage.record import Unstorable
+from storage.store import ATIME_GRAIN
 
 SMALL = 64 * 1024  # bytes; for a larger object, sending costs more than parsing
 

@@ -13,11 +13,14 @@ from fetching.filler import MAX_SKIPPED, Services
 from fetching.stored_metadata import stored_fields
 from net.body import IncompleteBody
 from protocol import validation
-from protocol.http1 import Field, Headers, ResponseHead, Target
-from storage.store import Metadata
-from transfers.fill import PartialDownload
-from upstream.client import Exchange, Purpose, Request, UpstreamError
+from protocol.headers import Field, Headers
+from protocol.http1 import ResponseHead, Target
+from storage.record import Metadata
+from transfers.growing_file import PartialDownload
+from upstream.dialling import UpstreamError
+from upstream.exchange import Exchange
 from upstream.relay import outgoing
+from upstream.request import Purpose, Request
 
 _log = logging.getLogger("dduct.fetch")
 

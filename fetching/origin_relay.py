@@ -12,8 +12,9 @@ from fetching.own_bytes import ByteComparison
 from monitoring.metrics import Counter
 from net.response import Reply
 from protocol.selection import CONDITIONS
-from upstream.client import Exchange, Purpose
+from upstream.exchange import Exchange
 from upstream.relay import forward
+from upstream.request import Purpose
 
 _OF_OUR_ASKING = (206, 304, 416)  # responses to fields that dduct added, and this client perhaps did not send
 

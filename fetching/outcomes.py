@@ -12,10 +12,11 @@ from fetching.memory_cache import CacheableHit
 from protocol import selection
 from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead
-from storage.store import Entry, Metadata
-from transfers.fill import FillState
+from storage.entry import Entry
+from storage.record import Metadata
 from transfers.follow import AnyFill
-from upstream.client import UpstreamError
+from transfers.states import FillState
+from upstream.dialling import UpstreamError
 
 # Fields that make the response to a request differ from that to the next one.
 _OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])

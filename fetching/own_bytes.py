@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, Optional
 
-from storage.store import Digest
+from storage.record import Digest
 from transfers.hashing import hasher
 
 

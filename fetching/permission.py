@@ -7,9 +7,10 @@ from typing import Collection, Tuple
 
 from protocol import freshness, media_types
 from protocol.freshness import FreshnessRules
-from protocol.http1 import Headers, ResponseHead
+from protocol.headers import Headers
+from protocol.http1 import ResponseHead
 from protocol.request_fields import RequestFields
-from storage.store import Metadata
+from storage.record import Metadata
 
 FIELDS, SIGNATURE, PRIVATE = "fields", "signature", "private"  # why an object is restricted, as its record says it
 KNOWN_FOR = 86400.0  # seconds for which a client that was authorized once may bring a new version

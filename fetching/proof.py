@@ -16,7 +16,8 @@ import enum
 import re
 from typing import Iterator, List, Mapping, Optional, Tuple
 
-from protocol.http1 import Field, Headers, ResponseHead
+from protocol.headers import Field, Headers
+from protocol.http1 import ResponseHead
 from protocol.validation import selects, strong_etag
 
 

@@ -17,9 +17,12 @@ from monitoring.details import NotKept
 from net.body import IncompleteBody
 from net.client_watch import when_gone
 from protocol import validation
-from storage.store import Lost, Metadata, Unstorable
-from transfers.fill import Fill, FillFailed, FillState
-from upstream.client import Exchange, UpstreamError
+from storage.entry import Lost
+from storage.record import Metadata, Unstorable
+from transfers.fill import Fill
+from transfers.states import FillFailed, FillState
+from upstream.dialling import UpstreamError
+from upstream.exchange import Exchange
 
 _MAX_CLAIMS = 8  # of one response in a row
 _OTHERS_FIRST = 0.2  # seconds for which a refused request lets others lead

@@ -22,8 +22,10 @@ from monitoring.metrics import Counter
 from protocol import freshness
 from protocol.headers import Headers
 from protocol.selection import CONDITIONS
-from storage.store import Entry, Metadata, Unstorable, Version
-from upstream.client import Exchange, UpstreamError
+from storage.entry import Entry, Version
+from storage.record import Metadata, Unstorable
+from upstream.dialling import UpstreamError
+from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
 

@@ -23,10 +23,12 @@ from monitoring.metrics import Counter
 from net.response import Reply
 from protocol import selection
 from protocol.selection import Selection
-from storage.store import Entry, Lost, Metadata
-from transfers.fill import FillFailed
+from storage.entry import Entry, Lost
+from storage.record import Metadata
 from transfers.follow import FillReader
-from upstream.client import Purpose, UpstreamError
+from transfers.states import FillFailed
+from upstream.dialling import UpstreamError
+from upstream.request import Purpose
 
 _log = logging.getLogger("dduct.fetch")
 

@@ -7,8 +7,8 @@ from functools import lru_cache
 from net.addresses import Reach
 from protocol import validation
 from protocol.freshness import Stored
-from protocol.http1 import Headers
-from storage.store import Metadata
+from protocol.headers import Headers
+from storage.record import Metadata
 
 
 @lru_cache(maxsize=1024)

@@ -12,9 +12,11 @@ import mmap
 import time
 from typing import Callable, Iterable, Iterator, List, Tuple, Union
 
-from net.stream import ConnectionLost, Stream
+from net.endpoint import ConnectionLost
+from net.stream import Stream
 from protocol import http1
-from protocol.http1 import BodyFraming, Field, Framing, Sender
+from protocol.headers import Field
+from protocol.http1 import BodyFraming, Framing, Sender
 
 BUFFER_SIZE = 256 * 1024
 

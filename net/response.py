@@ -14,7 +14,8 @@ from net.body import BodyWriter
 from net.stream import Stream
 from net.tunnel import Carried
 from protocol import field_values, http1
-from protocol.http1 import BodyFraming, Field, Framing, RequestHead, ResponseHead
+from protocol.headers import Field
+from protocol.http1 import BodyFraming, Framing, RequestHead, ResponseHead
 
 # Other web sites must not use responses of dduct as scripts, styles or frames.
 _FOR_BROWSERS = (

@@ -24,8 +24,7 @@ from functools import partial
 from typing import Callable, Optional, TypeVar
 
 from net import client_watch
-from net.endpoint import ConnectionLost as ConnectionLost  # for callers of this module
-from net.endpoint import NamedSocket as NamedSocket
+from net.endpoint import ConnectionLost
 from net.nonblocking import HEAD_SIZE, NonblockingStream
 from protocol import http1
 from tls.tls_in_tls import READ_SIZE, Buffer, NestedTls

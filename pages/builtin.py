@@ -8,7 +8,8 @@ from monitoring.metrics import Counters
 from net.arrival import Arrival
 from pages import setup
 from pages.setup import About
-from protocol.http1 import Field, RequestHead
+from protocol.headers import Field
+from protocol.http1 import RequestHead
 
 OWN_PATHS = frozenset(["/ca.crt", "/healthz", "/metrics", "/setup", "/setup/sh"])
 

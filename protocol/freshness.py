@@ -12,7 +12,8 @@ from typing import Dict, Iterable, List, Optional, Tuple
 
 from monitoring.details import Detail, NotKept
 from protocol import field_values, media_types
-from protocol.http1 import Field, Headers, RequestHead, ResponseHead, split_list
+from protocol.headers import Field, Headers, split_list
+from protocol.http1 import RequestHead, ResponseHead
 from protocol.remembering import remember_short
 from protocol.request_fields import DEFAULT, RequestFields
 

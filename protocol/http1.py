@@ -21,10 +21,7 @@ from http import HTTPStatus
 from typing import Iterable, List, Optional, Tuple
 from urllib.parse import urljoin
 
-from protocol.headers import Field as Field
-from protocol.headers import Headers as Headers
-from protocol.headers import canonical as canonical
-from protocol.headers import split_list as split_list
+from protocol.headers import Field, Headers, canonical
 
 REQUEST_LINE_LIMIT = 16 * 1024
 HEAD_LIMIT = 64 * 1024

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import List, Optional, Tuple
 
 from protocol import field_values
-from protocol.http1 import Field, Headers, RequestHead
+from protocol.headers import Field, Headers
+from protocol.http1 import RequestHead
 from protocol.validation import weak
 
 # Fields by which a request asks for less, or for something else, than the whole representation.

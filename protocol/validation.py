@@ -10,7 +10,8 @@ from typing import Iterable, List, Optional, Tuple
 
 from protocol import field_values
 from protocol.freshness import NOT_STORED, FieldText, fits, without_dispensable
-from protocol.http1 import Field, Headers, ResponseHead
+from protocol.headers import Field, Headers
+from protocol.http1 import ResponseHead
 
 # --- validation ---------------------------------------------------------------------------------
 

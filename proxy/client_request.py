@@ -26,7 +26,7 @@ from proxy.request_log import Line
 from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, Refuse, Tunnel
 from proxy.session_state import SessionState
 from proxy.uncached import Asked, answer_from_origin
-from upstream.client import UpstreamError
+from upstream.dialling import UpstreamError
 from upstream.relay import expects_continue
 
 _log = logging.getLogger("dduct.session")

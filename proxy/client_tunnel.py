@@ -9,14 +9,15 @@ from typing import Optional
 
 from monitoring.details import Side
 from monitoring.metrics import Counter
+from net.endpoint import ConnectionLost
 from net.response import Reply
-from net.stream import ConnectionLost, Stream
+from net.stream import Stream
 from net.tunnel import Carried, tunnel
 from protocol.http1 import Authority
 from proxy.access import Access
 from proxy.opening import Opening, Spoken, established
 from proxy.session_state import SessionState
-from upstream.client import UpstreamError
+from upstream.dialling import UpstreamError
 
 _log = logging.getLogger("dduct.session")
 

@@ -20,7 +20,7 @@ from protocol.http1 import ProtocolError
 from proxy.opening import Opening, Spoken, established
 from proxy.routing import Intercept
 from proxy.session_state import SessionState
-from upstream.client import UpstreamError
+from upstream.dialling import UpstreamError
 
 _log = logging.getLogger("dduct.session")
 

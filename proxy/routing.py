@@ -14,7 +14,8 @@ from net.addresses import Networks, is_network
 from net.arrival import Arrival
 from pages.builtin import OWN_PATHS
 from protocol import http1
-from protocol.http1 import Authority, Headers, RequestHead, Target, forwards_left
+from protocol.headers import Headers
+from protocol.http1 import Authority, RequestHead, Target, forwards_left
 
 
 class Hosts:

@@ -15,7 +15,7 @@ from proxy import routing
 from proxy.opening import Opening
 from proxy.runtime import Runtime
 from proxy.session_client import SessionClient
-from upstream.client import UpstreamError
+from upstream.dialling import UpstreamError
 
 _log = logging.getLogger("dduct.session")
 

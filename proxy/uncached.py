@@ -13,8 +13,8 @@ from net.stream import Stream
 from protocol import validation
 from protocol.http1 import BodyFraming, Framing, RequestHead, Target
 from proxy.runtime import Runtime
-from upstream.client import Purpose, Request
 from upstream.relay import expects_continue, forward, outgoing, wants_upgrade
+from upstream.request import Purpose, Request
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from fetching.permission import KNOWN_FOR
 from fetching.recent import Background, Deliveries, SharedTimes
 from monitoring.metrics import Counter, Counters
 from net.addresses import Networks, OwnServices
+from net.endpoint import NamedSocket
 from net.listener import ThreadPool
-from net.stream import NamedSocket
 from pages.setup import About
 from protocol.freshness import FreshnessRules
 from protocol.request_fields import RequestFields

@@ -16,8 +16,8 @@ from typing import Callable, Iterator, Optional, Tuple
 from monitoring.log import RateLimitedLog
 from storage.locks import try_lock
 from storage.own_files import GROWING_SUFFIX, is_reached_directly, prune
+from storage.records import boot_id
 from storage.space import Need, SpaceLimits
-from storage.store import boot_id
 from storage.survey import MAX_LEFT, Candidate, Left, look_at_partial_download, no_survey, survey
 
 _log = logging.getLogger("dduct.evict")

@@ -1,12 +1,14 @@
 """The record of an object: its metadata and the state of its bytes, stored as one extended attribute.
 
-    GROWING ──► UNHASHED ──► VERIFIED ──► DURABLE    FOREIGN    ALIAS ──► DURABLE_ALIAS
-      ▲  └──────────────────────▲
-      ▼
-    ASKING
+    a leader writes         and then
+    GROWING                 (the next record, at its end)
+    UNHASHED                ──► VERIFIED ──► DURABLE
+    VERIFIED                ──► DURABLE
+    ALIAS                   ──► DURABLE_ALIAS
 
-A leader makes whatever record it finds in a growing file ASKING: the file lies on a disk, and a leader may have died
-between its last record and its rename.
+Where a leader starts, resumes or publishes, it writes a new record. `Record.enter` is how an existing one changes. A
+leader makes whatever record it finds in a growing file ASKING: another may have died between its last record and its
+rename. So a published file may have an ASKING record, where it was renamed by hand.
 """
 
 from __future__ import annotations
@@ -102,8 +104,8 @@ class RecordState(enum.Enum):
 
 _ASKING = frozenset([RecordState.ASKING])
 TRANSITIONS: Dict[RecordState, FrozenSet[RecordState]] = {
-    RecordState.GROWING: _ASKING | {RecordState.UNHASHED, RecordState.VERIFIED},
-    RecordState.ASKING: _ASKING | {RecordState.GROWING},
+    RecordState.GROWING: _ASKING,
+    RecordState.ASKING: _ASKING | {RecordState.VERIFIED},
     RecordState.UNHASHED: _ASKING | {RecordState.VERIFIED},
     RecordState.VERIFIED: _ASKING | {RecordState.DURABLE},
     RecordState.DURABLE: _ASKING,
@@ -153,13 +155,14 @@ class Record:
         return RecordState.FOREIGN if self.durable else RecordState.GROWING
 
     def enter(self, state: RecordState, sha256: str = "") -> Record:
-        """This record in its next state; only here does a state change. `sha256` is the hash that VERIFIED needs."""
+        """This record in its next state; no other method changes a state. `sha256` is the hash that VERIFIED needs."""
         assert state in TRANSITIONS[self.state], f"a record that is {self.state.name} does not become {state.name}"
         if state is RecordState.ASKING:
             return replace(self, asking=True)
         durable = state in (RecordState.DURABLE, RecordState.DURABLE_ALIAS)
-        unhashed = state is RecordState.UNHASHED
-        return replace(self, sha256=sha256 or self.sha256, asking=False, unhashed=unhashed, durable=durable)
+        entered = replace(self, sha256=sha256 or self.sha256, asking=False, unhashed=False, durable=durable)
+        assert entered.state is state, f"a record without a hash does not become {state.name}"
+        return entered
 
     def synced(self) -> Record:
         """This record once its file has reached the disk."""

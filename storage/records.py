@@ -46,13 +46,13 @@ class Records:
             self.write(fd, change(record))
 
     def note_hash(self, fd: int, sha256: str) -> None:
-        """Record the hash of a published object that had none. Raises Unstorable."""
+        """Record the hash of a published object that waits for one; a no-op for others. Raises Unstorable."""
         with self._updating:
             try:
                 record = read_record(fd)
             except ValueError as error:
                 raise Unstorable(str(error)) from error
-            if record is not None and record.state is RecordState.UNHASHED:
+            if record is not None and record.unhashed:
                 self.write(fd, record.enter(RecordState.VERIFIED, sha256))
 
 

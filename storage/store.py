@@ -25,24 +25,12 @@ from typing import NamedTuple, Optional
 from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
 from monitoring.redaction import reason_of, shown
-from storage.entry import Entry as Entry
-from storage.entry import FileIdentity as FileIdentity
-from storage.entry import Lost as Lost
-from storage.entry import Version as Version
-from storage.entry import identity_of as identity_of
-from storage.entry import read_bytes as read_bytes
+from storage.entry import Entry, identity_of
 from storage.locations import aside_of, objection, vacant
 from storage.locks import is_file, is_locked, try_lock
 from storage.own_files import GROWING_SUFFIX, outside
-from storage.record import Digest as Digest
-from storage.record import FieldText as FieldText
-from storage.record import Metadata as Metadata
-from storage.record import Record as Record
-from storage.record import Unstorable as Unstorable
-from storage.records import Records
-from storage.records import boot_id as boot_id
-from storage.records import partial_download_record as partial_download_record
-from storage.records import read_record as read_record
+from storage.record import Digest, Metadata, Record, Unstorable
+from storage.records import Records, boot_id, read_record
 from storage.space import FOLDER_SIZE, Growth, Limits, SpaceLimits
 from storage.tree import Tree, remove_growing_file
 

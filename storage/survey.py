@@ -15,8 +15,8 @@ from typing import Callable, Deque, List, Optional, Tuple
 from monitoring.redaction import reason_of, shown
 from storage.locks import is_file, try_lock
 from storage.own_files import GROWING_SUFFIX, own_entries, prune, size_on_disk
+from storage.records import partial_download_record
 from storage.space import SpaceLimits
-from storage.store import partial_download_record
 
 _log = logging.getLogger("dduct.evict")
 

@@ -1,7 +1,7 @@
 """The tree of folders and files below the cache's directory: files made, renamed and removed, and the space they take.
 
-No path outside the directory is ever used: a path that a symbolic link leads out of it is `Unstorable`, and nothing is
-removed there.
+`open_growing_file` and `remove` find out whether a symbolic link leads a path out of the directory: then the object is
+`Unstorable`, and nothing is removed. The other methods are for paths that these have made or found.
 """
 
 from __future__ import annotations

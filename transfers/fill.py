@@ -11,15 +11,10 @@ from storage.entry import Version
 from storage.record import Metadata
 from storage.store import Key, Paths, Store
 from transfers.asking import Asking
-from transfers.growing_file import AcquireResult as AcquireResult
-from transfers.growing_file import DiskRefused, GrowingFile
-from transfers.growing_file import PartialDownload as PartialDownload
+from transfers.growing_file import AcquireResult, DiskRefused, GrowingFile, PartialDownload
 from transfers.hashing import Hashes
 from transfers.readable_fill import ReadableFill
-from transfers.states import COMPLETE
-from transfers.states import DigestMismatch as DigestMismatch
-from transfers.states import FillFailed as FillFailed
-from transfers.states import FillState as FillState
+from transfers.states import COMPLETE, FillFailed, FillState
 from transfers.window import Window
 
 # Readers get the last bytes of a digest-named object only once the digest matches: no reader gets a whole wrong object.

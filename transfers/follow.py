@@ -18,8 +18,9 @@ from storage.own_files import GROWING_SUFFIX
 from storage.record import Metadata, Record
 from storage.records import is_blank, read_record
 from storage.tree import remove_growing_file
-from transfers.fill import HOLD_BACK, Fill, FillState
+from transfers.fill import HOLD_BACK, Fill
 from transfers.pacing import PIECE, POLL_INTERVAL, backoff_seconds
+from transfers.states import FillState
 
 _POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two polls of another process's fill
 _FIRST_BYTES = 5.0  # seconds; limited, because some clients give up after 30 without a response head

@@ -9,7 +9,8 @@ from typing import Optional
 from monitoring.redaction import reason_of
 from storage.entry import Entry, Lost
 from storage.record import Unstorable
-from transfers.fill import HOLD_BACK, FillFailed
+from transfers.fill import HOLD_BACK
+from transfers.states import FillFailed
 
 _log = logging.getLogger("dduct.verify")
 

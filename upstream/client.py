@@ -13,19 +13,16 @@ from typing import Callable, Optional, Tuple
 from monitoring.metrics import Counter, Counters
 from net.addresses import Reach
 from net.client_watch import ClientGone
-from net.stream import ConnectionLost, Stream
+from net.endpoint import ConnectionLost
+from net.stream import Stream
 from protocol import http1
 from protocol.http1 import Authority, Target
 from upstream.connection_pool import ConnectionPool
-from upstream.dialling import SLOW, Dialler, NoAnswer, Settings, translated
-from upstream.dialling import Unanswered as Unanswered  # for callers of this module
-from upstream.dialling import UpstreamError as UpstreamError
-from upstream.exchange import Exchange as Exchange
-from upstream.exchange import Hop
+from upstream.dialling import SLOW, Dialler, NoAnswer, Settings, Unanswered, UpstreamError, translated
+from upstream.exchange import Exchange, Hop
 from upstream.origin_connection import Origin, OriginConnection, send
 from upstream.reachability import Outages
-from upstream.request import Purpose as Purpose
-from upstream.request import Request as Request
+from upstream.request import Purpose, Request
 from upstream.response_head import InterimFlood
 
 _log = logging.getLogger("dduct")

@@ -22,7 +22,8 @@ from net.addresses import OwnServices, Reach, is_listener, reach_needed
 from net.client_watch import ClientGone
 from net.stream import Stream
 from protocol import http1
-from protocol.http1 import Authority, Field
+from protocol.headers import Field
+from protocol.http1 import Authority
 from upstream.connecting import Candidate, connect_first, in_order
 from upstream.origin_tls import OriginTls, TlsSettings
 from upstream.reachability import Outages, WorkingAddresses

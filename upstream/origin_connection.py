@@ -20,7 +20,8 @@ from net.addresses import Reach
 from net.body import BodyReader, BodyWriter
 from net.stream import Stream
 from protocol import http1
-from protocol.http1 import Authority, Field, ResponseHead
+from protocol.headers import Field, canonical
+from protocol.http1 import Authority, ResponseHead
 from upstream.request import Request
 from upstream.response_head import AnswerHeads
 
@@ -96,7 +97,7 @@ def send(connection: OriginConnection, request: Request) -> OriginResponse:
     connection.putrequest(request.method.decode("ascii"), target, skip_host=True, skip_accept_encoding=True)
     connection.putheader("Host", request.target.host_field)
     for name, value in (*request.headers, *(connection.to_parent or ())):
-        connection.putheader(http1.canonical(name), value)
+        connection.putheader(canonical(name), value)
     if request.framing.kind is http1.Framing.CHUNKED:
         connection.putheader("Transfer-Encoding", "chunked")
     elif request.framing.kind is http1.Framing.LENGTH:

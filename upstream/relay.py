@@ -9,8 +9,9 @@ from monitoring.details import Side
 from net.body import BUFFER_SIZE, IncompleteBody
 from net.response import Reply
 from protocol import field_values
-from protocol.http1 import BodyFraming, Field, Framing, Headers, RequestHead, forwards_left
-from upstream.client import Exchange
+from protocol.headers import Field, Headers
+from protocol.http1 import BodyFraming, Framing, RequestHead, forwards_left
+from upstream.exchange import Exchange
 
 
 def outgoing(request: RequestHead, via: bytes, upgrade: bool = False) -> Headers:

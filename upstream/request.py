@@ -9,7 +9,8 @@ from typing import Callable, Optional
 from net.addresses import Reach
 from net.body import BodyReader
 from protocol import http1
-from protocol.http1 import BodyFraming, Headers, ResponseHead, Target
+from protocol.headers import Headers
+from protocol.http1 import BodyFraming, ResponseHead, Target
 from protocol.request_fields import DEFAULT, RequestFields
 
 

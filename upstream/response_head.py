@@ -10,7 +10,8 @@ import socket
 import time
 from typing import Callable
 
-from net.stream import ConnectionLost, Stream
+from net.endpoint import ConnectionLost
+from net.stream import Stream
 from protocol import http1
 from protocol.http1 import ResponseHead
 

@@ -19,7 +19,8 @@ from support.client import Client, wait_until
 from support.origin import Asked, Connection, Origin
 from support.process import Process, write
 
-from storage.store import Metadata, Record, boot_id
+from storage.record import Metadata, Record
+from storage.records import boot_id
 
 ROUNDS = 100 if os.environ.get("DDUCT_LONG") == "1" else 10
 OBJECTS = 30

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def in_thread(function: Callable[..., T], *arguments: object) -> Future[T]:
-    """The outcome of `function`, which runs in a thread of its own; take it with `.result(PATIENCE)`."""
+    """The outcome of `function`, which runs in a thread of its own; take it with `.result(TIMEOUT)`."""
     future: Future[T] = Future()
 
     def run() -> None:

@@ -14,7 +14,7 @@ from support.client import Answer, wait_until
 from support.origin import Asked, Connection, Gate
 from support.running import HOST, RunningDduct
 
-from storage.store import Metadata, Record
+from storage.record import Metadata, Record
 
 Build = Callable[..., RunningDduct]
 BODY = os.urandom(3000)

@@ -18,8 +18,8 @@ from support.origin import Asked, Connection, Gate, Origin
 from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
+from storage.record import Unstorable
 from storage.space import Limits
-from storage.store import Unstorable
 
 Build = Callable[..., RunningDduct]
 BODY = os.urandom(200_000)

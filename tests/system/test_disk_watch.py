@@ -18,7 +18,8 @@ from monitoring.metrics import Counter, Gauge
 from server import server
 from storage import disk_watch
 from storage.disk_watch import DiskWatch
-from storage.store import Store, Unstorable
+from storage.record import Unstorable
+from storage.store import Store
 
 BODY = b"0123456789" * 400
 TIMEOUT = 20.0

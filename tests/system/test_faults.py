@@ -21,7 +21,8 @@ from support.running import HOST, RunningDduct
 from cache import Cache, Lead
 from monitoring.metrics import Counter
 from net.listener import ThreadPool
-from storage.store import Key, Metadata, Record
+from storage.record import Metadata, Record
+from storage.store import Key
 
 BODY = os.urandom(2_000_000)
 

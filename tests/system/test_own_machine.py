@@ -32,13 +32,13 @@ LAN, ELSEWHERE = "127.0.0.3", "127.0.0.4"  # an address of this machine in its n
 def cast(monkeypatch: pytest.MonkeyPatch) -> Dict[str, str]:
     """Who plays what; the dictionary says what names resolve to. Clients are on another machine."""
     names: Dict[str, str] = {"registry.lab": LAN, "far.lab": ELSEWHERE, "loop.lab": HOST}
-    affair, local, look_up = addresses.is_local_only, addresses._is_local, socket.getaddrinfo
+    local_only, local, look_up = addresses.is_local_only, addresses._is_local, socket.getaddrinfo
 
     def resolve(host: Any, *rest: Any, **more: Any) -> Any:
         return look_up(names.get(host, host), *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(addresses, "is_local_only", lambda host: host not in (LAN, ELSEWHERE) and affair(host))
+    monkeypatch.setattr(addresses, "is_local_only", lambda host: host not in (LAN, ELSEWHERE) and local_only(host))
     monkeypatch.setattr(addresses, "_is_local", lambda host: host == LAN or (host != ELSEWHERE and local(host)))
     monkeypatch.setattr("proxy.connections.reach_of", lambda client, host: Reach.NOTHING)
     return names

@@ -18,7 +18,8 @@ from support.running import HOST, RunningDduct
 
 from net.response import Reply
 from net.stream import Stream
-from protocol.http1 import Headers, RequestHead, ResponseHead
+from protocol.headers import Headers
+from protocol.http1 import RequestHead, ResponseHead
 from upstream.relay import forward
 
 Build = Callable[..., RunningDduct]

@@ -15,7 +15,8 @@ from support.running import HOST, RunningDduct
 from cache import Cache, Lead
 from fetching.naming import Name
 from monitoring.metrics import Counter
-from storage.store import Digest, Key, Metadata
+from storage.record import Digest, Metadata
+from storage.store import Key
 
 BODY = os.urandom(2_000_000)
 NAMED = "/v2/x/blobs/sha256:" + hashlib.sha256(BODY).hexdigest()

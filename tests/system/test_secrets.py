@@ -19,8 +19,9 @@ from support.running import HOST, RunningDduct
 from cache import Cache, Lead
 from monitoring.log import LineFormatter, RateLimitedLog
 from storage.eviction import Evictor
+from storage.record import Digest, Metadata
 from storage.space import Limits, SpaceLimits
-from storage.store import Digest, Key, Metadata
+from storage.store import Key
 from storage.verify import verify
 
 BODY = os.urandom(100_000)

@@ -22,12 +22,16 @@ from support.client import wait_until
 from support.pairs import TIMEOUT, in_thread
 
 from cache import Cache, Follow, Hit, Lead
-from storage.store import Digest, Key, Lost, Metadata, Record, Unstorable
-from transfers.fill import HOLD_BACK, Fill, FillFailed, FillState, PartialDownload
+from storage.entry import Lost
+from storage.record import Digest, Metadata, Record, Unstorable
+from storage.store import Key
+from transfers.fill import HOLD_BACK, Fill
 from transfers.follow import FillReader, ForeignFill
+from transfers.growing_file import PartialDownload
 from transfers.hashing import Hashes
 from transfers.pacing import backoff_seconds
 from transfers.recheck import VerifyingReader
+from transfers.states import FillFailed, FillState
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "https/some.thing/pool/x.deb"
@@ -1552,7 +1556,8 @@ _CHILD = """
     import sys, time
     from pathlib import Path
     from cache import Cache
-    from storage.store import Key, Metadata
+    from storage.store import Key
+    from storage.record import Metadata
     cache = Cache(Path(sys.argv[1]))
     claim = cache.claim(Key(sys.argv[2]))
     claim.fill.start(Metadata("https://some.thing/pool/x.deb", (), 1.0), 6)

@@ -17,7 +17,8 @@ from support.origin import Asked, Connection
 from support.running import HOST, RunningDduct
 
 from protocol import field_values, freshness, http1
-from protocol.http1 import Headers, RequestHead, ResponseHead
+from protocol.headers import Headers, canonical, split_list
+from protocol.http1 import RequestHead, ResponseHead
 from server import patterns
 
 KIB = 1024
@@ -176,7 +177,7 @@ LISTS = [
 
 @pytest.mark.parametrize("value, elements", LISTS)
 def test_a_list_has_these_elements(value: bytes, elements: List[bytes]) -> None:
-    assert http1.split_list(value) == elements
+    assert split_list(value) == elements
     assert Headers([(b"X", value)]).elements(b"x") == elements
 
 
@@ -239,7 +240,7 @@ def test_reading_a_value_takes_linear_time(value: bytes) -> None:
     base = http1.parse_absolute(b"http://origin.test/a/b")
 
     def read_all() -> None:
-        for read in (field_values.parse_ranges, field_values.parse_date, http1.canonical, http1.split_list):
+        for read in (field_values.parse_ranges, field_values.parse_date, canonical, split_list):
             read(value)
         freshness.directives_of(Headers([(b"cache-control", value)])).seconds(b"max-age")
         http1.resolve(base, value)

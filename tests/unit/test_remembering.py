@@ -15,7 +15,8 @@ from support.running import RunningDduct
 from fetching.naming import Naming, Parameters
 from net.addresses import Reach
 from net.arrival import Arrival
-from protocol.http1 import Authority, Headers, ProtocolError, RequestHead
+from protocol.headers import Headers
+from protocol.http1 import Authority, ProtocolError, RequestHead
 from protocol.remembering import remember_short
 from proxy import routing
 

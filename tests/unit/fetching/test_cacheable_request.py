@@ -13,9 +13,10 @@ from fetching.naming import Name
 from monitoring.details import Detail
 from net.addresses import Reach
 from protocol.freshness import FreshnessRules
-from protocol.http1 import Authority, Headers, RequestHead, Target
+from protocol.headers import Headers
+from protocol.http1 import Authority, RequestHead, Target
 from protocol.request_fields import DEFAULT
-from storage.store import Metadata
+from storage.record import Metadata
 
 DIGEST = ("sha256", "0" * 64)
 URL = "https://some.thing/x.deb"

@@ -14,9 +14,9 @@ from fetching.outcomes import Outcome, Stale
 from monitoring.details import Detail
 from net.client_watch import ClientGone
 from storage.store import Key
-from transfers.fill import Fill, FillState
-from upstream.client import UpstreamError
-from upstream.dialling import Unanswered
+from transfers.fill import Fill
+from transfers.states import FillState
+from upstream.dialling import Unanswered, UpstreamError
 
 KEY = Key("https/some.thing/x.deb")
 

@@ -8,9 +8,10 @@ import pytest
 
 from fetching import permission
 from protocol.freshness import FreshnessRules
-from protocol.http1 import Headers, ResponseHead
+from protocol.headers import Headers
+from protocol.http1 import ResponseHead
 from protocol.request_fields import DEFAULT
-from storage.store import Metadata
+from storage.record import Metadata
 
 NOW, HOUR, DAY = 1e9, 3600.0, 86400.0
 ZIP, JSON = "application/zip", "application/json"

@@ -11,7 +11,8 @@ import pytest
 from fetching import proof
 from fetching.proof import Verdict
 from protocol import media_types
-from protocol.http1 import Headers, ResponseHead
+from protocol.headers import Headers
+from protocol.http1 import ResponseHead
 
 SAME, OTHER, UNKNOWN = Verdict.SAME, Verdict.OTHER, Verdict.UNKNOWN
 BODY = b"12345"

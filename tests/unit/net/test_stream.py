@@ -19,7 +19,8 @@ import pytest
 from support.client import wait_until
 from support.pairs import HOST, SOON, TIMEOUT, Inner, Pairs, client_context, in_thread, read_all, reset, server_context
 
-from net.stream import ConnectionLost, NamedSocket, Stream
+from net.endpoint import ConnectionLost, NamedSocket
+from net.stream import Stream
 from protocol.http1 import HEAD_LIMIT, ProtocolError
 from tls.openssl import let_kernel_encrypt
 

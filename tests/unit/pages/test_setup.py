@@ -26,7 +26,8 @@ from net.addresses import Reach
 from net.arrival import Arrival
 from pages import setup
 from pages.setup import About, Proxy
-from protocol.http1 import Authority, Headers, RequestHead
+from protocol.headers import Headers
+from protocol.http1 import Authority, RequestHead
 
 ROOT = Path(__file__).resolve().parents[3]
 CA = """-----BEGIN CERTIFICATE-----

@@ -8,7 +8,8 @@ import pytest
 
 from protocol import field_values, freshness, validation
 from protocol.freshness import Basis, FreshnessRules, Stored, directives_of
-from protocol.http1 import Headers, RequestHead, ResponseHead
+from protocol.headers import Headers
+from protocol.http1 import RequestHead, ResponseHead
 from protocol.request_fields import DEFAULT
 
 NOW = 1_800_000_000.0

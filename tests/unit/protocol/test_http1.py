@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 from support.corpus import Case, load
 
 from protocol import http1
-from protocol.http1 import (
-    NO_BODY,
-    Authority,
-    BodyFraming,
-    Framing,
-    Headers,
-    ProtocolError,
-    RequestHead,
-    ResponseHead,
-    Sender,
-)
+from protocol.headers import Headers, canonical
+from protocol.http1 import NO_BODY, Authority, BodyFraming, Framing, ProtocolError, RequestHead, ResponseHead, Sender
 
 TRAILING = [b"x", b"\n", b"\r\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\nHost: b.example\r\n\r\n", b"\x00\xff"]
 
@@ -756,8 +747,8 @@ def test_nominated_fields_stay_behind(connection: List[bytes], kept: List[bytes]
     ],
 )
 def test_a_lower_case_name_is_written_in_its_usual_spelling(name: bytes, expected: bytes) -> None:
-    assert http1.canonical(name) == expected
-    assert http1.canonical(expected) == expected
+    assert canonical(name) == expected
+    assert canonical(expected) == expected
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -789,7 +780,7 @@ values = st.from_regex(rb"\A(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]{0,2
 def test_what_is_written_is_read_back(fields: List[Tuple[bytes, bytes]], status: int, reason: bytes) -> None:
     head = http1.parse_response(http1.serialise_response(status, reason, fields))
     assert head.status == status
-    assert list(head.headers) == [(http1.canonical(name), value) for name, value in fields]
+    assert list(head.headers) == [(canonical(name), value) for name, value in fields]
     assert head.reason == reason or not reason
 
 

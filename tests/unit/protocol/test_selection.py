@@ -7,7 +7,8 @@ from typing import List, NamedTuple, Optional, Tuple
 import pytest
 
 from protocol import selection
-from protocol.http1 import Headers, RequestHead
+from protocol.headers import Headers
+from protocol.http1 import RequestHead
 from protocol.selection import Part
 
 LENGTH = 1000

@@ -12,7 +12,8 @@ from fetching.naming import Name, Naming, Parameters, looks_secret, storage_name
 from monitoring.redaction import nameable, nameable_path
 from net.addresses import Reach
 from net.arrival import Arrival
-from protocol.http1 import Authority, Headers, ProtocolError, RequestHead, Target
+from protocol.headers import Headers
+from protocol.http1 import Authority, ProtocolError, RequestHead, Target
 from proxy import routing
 from proxy.routing import BuiltinPage, Fetch, Hosts, Intercept, MaxForwardsReached, Refuse, Rules, Tunnel
 from server import config

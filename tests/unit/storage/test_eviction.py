@@ -21,8 +21,9 @@ from cache import Cache, Lead
 from monitoring.metrics import Counter
 from storage import eviction, survey
 from storage.eviction import Evictor
+from storage.record import Metadata, Unstorable
 from storage.space import Limits, SpaceLimits
-from storage.store import Key, Metadata, Unstorable
+from storage.store import Key
 from transfers.fill import Fill
 
 KILO = 4096  # a block

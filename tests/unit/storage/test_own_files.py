@@ -17,8 +17,9 @@ from cache import Cache
 from storage import own_files
 from storage.eviction import Evictor
 from storage.own_files import files_below, is_reached_directly, outside, prune
+from storage.record import Unstorable
 from storage.space import Limits, SpaceLimits
-from storage.store import Key, Unstorable
+from storage.store import Key
 from storage.verify import Findings, verify
 
 FOREIGN = (

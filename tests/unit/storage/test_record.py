@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Dict
 
 import pytest
 
 from storage.record import TRANSITIONS, Metadata, Record, RecordState
+from storage.records import Records, read_record
 
 META = Metadata("https://some.thing/x.deb", (), 1000.0)
 RECORDS: Dict[RecordState, Record] = {
@@ -53,3 +55,17 @@ def test_the_hash_follows_and_what_was_known_stays() -> None:
     assert late.enter(RecordState.VERIFIED, "ab") == RECORDS[RecordState.VERIFIED]
     again = RECORDS[RecordState.VERIFIED].enter(RecordState.ASKING)
     assert again.sha256 == "ab" and again.boot == "this"
+
+
+def test_a_file_renamed_by_hand_amid_a_question_gets_its_hash(tmp_path: Path) -> None:
+    """Its leader died between record and rename, and the next one had asked: verified once, it is like any other."""
+    left = RECORDS[RecordState.UNHASHED].enter(RecordState.ASKING)
+    assert left.state is RecordState.ASKING and left.unhashed
+    assert left.enter(RecordState.VERIFIED, "ab") == RECORDS[RecordState.VERIFIED]
+    with pytest.raises(AssertionError, match="without a hash"):
+        left.enter(RecordState.VERIFIED)
+    records, path = Records(tmp_path), tmp_path / "x.deb"
+    with path.open("wb") as file:
+        records.write(file.fileno(), left)
+        records.note_hash(file.fileno(), "ab")
+        assert read_record(file.fileno()) == RECORDS[RecordState.VERIFIED]

@@ -14,11 +14,14 @@ from typing import List
 import pytest
 
 from cache import Cache, Lead
+from storage.entry import Entry, Lost
 from storage.locks import try_lock
-from storage.store import Digest, Entry, Key, Lost, Metadata, Record
+from storage.record import Digest, Metadata, Record
+from storage.store import Key
 from storage.verify import Findings, total, verify
-from transfers.fill import HOLD_BACK, FillFailed
+from transfers.fill import HOLD_BACK
 from transfers.recheck import VerifyingReader
+from transfers.states import FillFailed
 
 ROOT = Path(__file__).resolve().parents[3]
 META = Metadata("https://h/x", (), 1000.0)

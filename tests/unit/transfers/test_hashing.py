@@ -11,7 +11,7 @@ import pytest
 from support.client import wait_until
 from support.pairs import TIMEOUT, in_thread
 
-from storage.store import Digest
+from storage.record import Digest
 from transfers.hashing import Hashes
 
 PIECE = 300_000

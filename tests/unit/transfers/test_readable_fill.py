@@ -9,9 +9,11 @@ import pytest
 from support.pairs import TIMEOUT, in_thread
 
 from cache import Cache, Lead
-from storage.store import Key, Metadata
-from transfers.fill import Fill, FillState
+from storage.record import Metadata
+from storage.store import Key
+from transfers.fill import Fill
 from transfers.readable_fill import FillSnapshot
+from transfers.states import FillState
 
 META = Metadata("https://some.thing/x.deb", (), 1000.0)
 

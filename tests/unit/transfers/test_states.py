@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cache import Cache, Lead
-from storage.store import Key, Metadata
+from storage.record import Metadata
+from storage.store import Key
 from transfers.states import COMPLETE, TRANSITIONS, FillState
 
 META = Metadata("https://some.thing/x.deb", (), 1000.0)
