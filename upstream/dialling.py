@@ -168,9 +168,12 @@ class Dialler:
         return self._settings.allow_own.opens(authority.host, authority.port, authority.host)
 
     def use(self, stream: Stream) -> None:
-        """An idle connection is in use again."""
+        """An idle connection is in use again, unless all are closed meanwhile: then it is ended."""
         with self._lock:
+            closed = self._closed
             self._in_use.add(stream)
+        if closed:
+            stream.cancel()
 
     def release(self, stream: Stream) -> None:
         """A connection is no longer in use."""
