@@ -12,13 +12,12 @@ from typing import Callable, Optional, Tuple
 
 from monitoring.metrics import Counter, Counters
 from net.addresses import Reach
-from net.client_watch import ClientGone
 from net.endpoint import ConnectionLost
 from net.stream import Stream
 from protocol import http1
 from protocol.http1 import Authority, Target
 from upstream.connection_pool import ConnectionPool
-from upstream.dialling import Dialler, NoAnswer, Settings, Unanswered, UpstreamError, is_outage, translated
+from upstream.dialling import Dialler, NoAnswer, Settings, Unanswered, is_outage, translated
 from upstream.exchange import Exchange, Hop
 from upstream.origin_connection import Origin, OriginConnection, send
 from upstream.reachability import Outages
@@ -107,7 +106,7 @@ class Origins:
         target, began = request.target, self._clock()
         try:
             exchange = ask(request)
-        except (UpstreamError, ClientGone) as error:
+        except BaseException as error:
             if is_outage(error, self._clock() - began):
                 self._note_silence(target, began)
             else:

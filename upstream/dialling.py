@@ -19,7 +19,6 @@ from typing import Callable, Container, Iterable, List, Optional, Sequence, Set,
 
 from monitoring.metrics import Counter, Counters
 from net.addresses import OwnServices, Reach, is_listener, reach_needed
-from net.client_watch import ClientGone
 from net.stream import Stream
 from protocol import http1
 from protocol.headers import Field
@@ -207,7 +206,7 @@ class Dialler:
         began = self._clock()
         try:
             stream = self._connect(authority, reach, began + self._settings.connect_timeout)
-        except (UpstreamError, ClientGone) as error:
+        except BaseException as error:
             if isinstance(error, UpstreamError):
                 self._working.forget(place)
             if is_outage(error, self._clock() - began):
@@ -219,7 +218,7 @@ class Dialler:
             _log.info("%s answers again", authority)
         return stream
 
-    def _note_outage(self, place: Tuple[str, int], began: float, error: Exception) -> None:
+    def _note_outage(self, place: Tuple[str, int], began: float, error: BaseException) -> None:
         pause = self._outages.failed(place, began)
         if pause:
             self._counters.add(Counter.OUTAGES)
@@ -297,7 +296,7 @@ class Dialler:
         return stream
 
 
-def is_outage(error: Exception, seconds: float) -> bool:
+def is_outage(error: BaseException, seconds: float) -> bool:
     """Whether a failure after so many seconds means that others should not wait for the same.
 
     One that comes at once is none: it costs them no time, and they learn of a recovery from the first that succeeds.

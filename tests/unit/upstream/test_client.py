@@ -27,11 +27,12 @@ class Names:
         self.now = 0.0
         self.seconds = 0.0
         self.asked: List[str] = []
+        self.error: Exception = socket.gaierror(socket.EAI_AGAIN, "no such name")
 
     def look_up(self, host: str, *_: object, **__: object) -> Any:
         self.now += self.seconds
         self.asked.append(host)
-        raise socket.gaierror(socket.EAI_AGAIN, "no such name")
+        raise self.error
 
 
 @pytest.fixture
@@ -80,3 +81,16 @@ def test_a_trial_that_could_not_dial_is_followed_by_the_next(names: Names, origi
         origins.exchange(REQUEST)
     names.now += 11.0
     assert origins.away(TARGET) is None
+
+
+def test_a_trial_that_nobody_waits_for_any_more_is_followed_by_the_next(names: Names, origins: Origins) -> None:
+    class Unwanted(Exception):
+        """As a filler's, whose last reader has left."""
+
+    fails_slowly(names, origins)
+    names.now += 6.0
+    names.error = Unwanted()
+    for _ in range(2):
+        assert origins.away(TARGET) is None
+        with pytest.raises(Unwanted):
+            origins.exchange(REQUEST)
