@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Callable, Optional
 
@@ -242,15 +243,16 @@ class _Filler:
     def _skip(self, exchange: Exchange) -> bool:
         """Skip the bytes that the fill has; False where the origin broke off before. Raises UpstreamError."""
         self._skipped += self._fill.size
-        try:
-            if self._skipped <= MAX_SKIPPED:
+        with ExitStack() as cleanup:
+            cleanup.callback(exchange.discard)  # also where the last reader leaves while bytes are skipped
+            if self._skipped > MAX_SKIPPED:
+                raise UpstreamError("the origin broke off, and would send too much again")
+            try:
                 exchange.body.consume(self._fill.size)
+                cleanup.pop_all()
                 return True
-        except IncompleteBody as error:
-            _log.info("Broken off again: %s: %s", self._url, error)
-        exchange.discard()
-        if self._skipped > MAX_SKIPPED:
-            raise UpstreamError("the origin broke off, and would send too much again")
+            except IncompleteBody as error:
+                _log.info("Broken off again: %s: %s", self._url, error)
         return False
 
     def _make_durable(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Callable, Iterable, Optional
@@ -82,13 +83,15 @@ class OriginQuery:
         exchange = self.get_full(validation.rest_conditions(etag, offset))
         if validation.is_rest(exchange.head, etag, offset, length):
             return exchange
-        try:
-            if offset <= MAX_SKIPPED and validation.is_whole_again(exchange.head, etag, length):
-                exchange.body.consume(offset)
-                return exchange
-        except IncompleteBody as error:
-            _log.debug("Broken off again: %s: %s", self._request.url, error)
-        exchange.discard()
+        with ExitStack() as cleanup:
+            cleanup.callback(exchange.discard)  # also where the client leaves while bytes are skipped
+            try:
+                if offset <= MAX_SKIPPED and validation.is_whole_again(exchange.head, etag, length):
+                    exchange.body.consume(offset)
+                    cleanup.pop_all()
+                    return exchange
+            except IncompleteBody as error:
+                _log.debug("Broken off again: %s: %s", self._request.url, error)
         raise UpstreamError("the origin does not send the rest")
 
     def permission(self, metadata: Metadata) -> Optional[Exchange]:

@@ -142,9 +142,11 @@ class ClientWatch:
             self._since = None  # checks paused, so the client got bytes meanwhile
         self._looked_at, self._until = now, now + 2 * POLL_INTERVAL
         client = self._fileno()
+        if client < 0:
+            raise ClientGone("the connection has been ended")
         poll = select.poll()
         poll.register(client, select.POLLRDHUP)
-        ready = dict(poll.poll(0)) if client >= 0 else {client: _BROKEN}
+        ready = dict(poll.poll(0))
         if client in ready:
             self._judge(ready[client], now)
 

@@ -82,19 +82,25 @@ class Opening:
     def look(self) -> Optional[Spoken]:
         """The kind of the first bytes, without waiting; None while it is unknown. Raises OSError."""
         usual = _HELLO if self.wants_name else _START
-        data = self._stream.look_ahead(client_hello.LONGEST if self._stream.buffered else usual)
-        if not data:
-            return data if data is None else Spoken.END
-        if not looks_like_tls(data):
-            return Spoken.OTHER
-        if not self.wants_name:
-            return Spoken.TLS
-        name = client_hello.server_name(data)
-        if isinstance(name, Incomplete):
+        while True:
+            data = self._stream.look_ahead(client_hello.LONGEST if self._stream.buffered else usual)
+            if not data:
+                return data if data is None else Spoken.END
+            if not looks_like_tls(data):
+                return Spoken.OTHER
+            if not self.wants_name:
+                return Spoken.TLS
+            name = client_hello.server_name(data)
+            if not isinstance(name, Incomplete):
+                break
             if len(data) >= client_hello.LONGEST or not self.seconds:
                 return Spoken.TLS
             # What stays in the socket is reported by poll again and again, and so is the end of the stream.
-            return None if self._stream.take_in() else Spoken.END
+            if not self._stream.take_in():
+                return Spoken.END
+            if self._stream.buffered <= len(data):
+                return None
+            # poll does not report again what was taken in: it may be the rest, after which the client sends no more.
         if name is not None and name != self.authority.host and self._is_listed(name):
             self.server_name = name
         return Spoken.TLS

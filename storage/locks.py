@@ -25,8 +25,17 @@ def is_locked(fd: int) -> bool:
         return True
     except OSError:
         return False
-    fcntl.flock(fd, fcntl.LOCK_UN)
+    unlock(fd)
     return False
+
+
+def unlock(fd: int) -> None:
+    """Let others have the lock of an open file.
+
+    A network file system may fail to. Closing the descriptor does it then, and until that nobody must wait in vain.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def is_file(path: str, fd: int) -> bool:

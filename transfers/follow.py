@@ -6,14 +6,13 @@ its record tells how the fill ended.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from typing import Iterator, Optional, Union
 
 from net import client_watch
 from storage.entry import Lost, read_bytes
-from storage.locks import is_file, show_interest, try_lock
+from storage.locks import is_file, show_interest, try_lock, unlock
 from storage.own_files import GROWING_SUFFIX
 from storage.record import Metadata, Record
 from storage.records import is_blank, read_record
@@ -122,7 +121,7 @@ class ForeignFill:
                 # Another process may have failed to lead because of such a poll's lock. Without the file it claims
                 # again.
                 remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            unlock(self._fd)
         # The name no longer decides: the object may have been evicted since. The leader writes a complete record last.
         record = self._record()
         if record is not None and record.complete and record.length == os.fstat(self._fd).st_size:

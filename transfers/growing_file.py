@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import os
 from dataclasses import dataclass
 from typing import Optional
 
 from monitoring.redaction import reason_of, shown
 from storage.entry import Lost, Version
-from storage.locks import is_file, is_of_interest, try_lock
+from storage.locks import is_file, is_of_interest, try_lock, unlock
 from storage.own_files import GROWING_SUFFIX
 from storage.record import Digest, Metadata, Record, RecordState, Unstorable
 from storage.records import is_blank, partial_download_record
@@ -188,7 +187,7 @@ class GrowingFile:
     def unlock(self) -> None:
         """Let others have the lock: they see that the fill is over."""
         if self.fd >= 0:
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            unlock(self.fd)
 
     def close(self) -> None:
         """Close the descriptor; idempotent."""

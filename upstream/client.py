@@ -12,13 +12,12 @@ from typing import Callable, Optional, Tuple
 
 from monitoring.metrics import Counter, Counters
 from net.addresses import Reach
-from net.client_watch import ClientGone
 from net.endpoint import ConnectionLost
 from net.stream import Stream
 from protocol import http1
 from protocol.http1 import Authority, Target
 from upstream.connection_pool import ConnectionPool
-from upstream.dialling import SLOW, Dialler, NoAnswer, Settings, Unanswered, UpstreamError, translated
+from upstream.dialling import Dialler, NoAnswer, Settings, Unanswered, is_outage, translated
 from upstream.exchange import Exchange, Hop
 from upstream.origin_connection import Origin, OriginConnection, send
 from upstream.reachability import Outages
@@ -107,14 +106,11 @@ class Origins:
         target, began = request.target, self._clock()
         try:
             exchange = ask(request)
-        except NoAnswer:
-            raise
-        except UpstreamError as error:
-            if error.status == 504 or (error.status == 502 and self._clock() - began >= SLOW):
+        except BaseException as error:
+            if is_outage(error, self._clock() - began):
                 self._note_silence(target, began)
-            raise
-        except ClientGone:
-            self._silent.undecided((target.scheme, target.authority), began)
+            else:
+                self._silent.undecided((target.scheme, target.authority), began)
             raise
         if self._silent.worked((target.scheme, target.authority)):
             _log.info("%s answers again", target.authority)

@@ -19,7 +19,6 @@ from typing import Callable, Container, Iterable, List, Optional, Sequence, Set,
 
 from monitoring.metrics import Counter, Counters
 from net.addresses import OwnServices, Reach, is_listener, reach_needed
-from net.client_watch import ClientGone
 from net.stream import Stream
 from protocol import http1
 from protocol.headers import Field
@@ -32,7 +31,7 @@ from upstream.response_head import AnswerHeads
 _log = logging.getLogger("dduct")
 
 NO_OWN_SERVICES = OwnServices(())
-SLOW = 1.0  # seconds; a faster failure costs clients no time
+_SLOW = 1.0  # seconds; a faster failure costs clients no time
 _LEAST_TIME = 1.0  # seconds to connect, even after a slow name lookup
 _TRIAL = 5.0  # seconds for which one request tries alone whether an origin is back; the others fail meanwhile
 
@@ -168,9 +167,12 @@ class Dialler:
         return self._settings.allow_own.opens(authority.host, authority.port, authority.host)
 
     def use(self, stream: Stream) -> None:
-        """An idle connection is in use again."""
+        """An idle connection is in use again, unless all are closed meanwhile: then it is ended."""
         with self._lock:
+            closed = self._closed
             self._in_use.add(stream)
+        if closed:
+            stream.cancel()
 
     def release(self, stream: Stream) -> None:
         """A connection is no longer in use."""
@@ -204,19 +206,19 @@ class Dialler:
         began = self._clock()
         try:
             stream = self._connect(authority, reach, began + self._settings.connect_timeout)
-        except UpstreamError as error:
-            self._working.forget(place)
-            if error.status == 504 or (error.status == 502 and self._clock() - began >= SLOW):
+        except BaseException as error:
+            if isinstance(error, UpstreamError):
+                self._working.forget(place)
+            if is_outage(error, self._clock() - began):
                 self._note_outage(place, began, error)
-            raise
-        except ClientGone:
-            self._outages.undecided(place, began)
+            else:
+                self._outages.undecided(place, began)
             raise
         if self._outages.worked(place):
             _log.info("%s answers again", authority)
         return stream
 
-    def _note_outage(self, place: Tuple[str, int], began: float, error: UpstreamError) -> None:
+    def _note_outage(self, place: Tuple[str, int], began: float, error: BaseException) -> None:
         pause = self._outages.failed(place, began)
         if pause:
             self._counters.add(Counter.OUTAGES)
@@ -292,6 +294,16 @@ class Dialler:
             stream.reset()
             raise UpstreamError("dduct is shutting down", 503)
         return stream
+
+
+def is_outage(error: BaseException, seconds: float) -> bool:
+    """Whether a failure after so many seconds means that others should not wait for the same.
+
+    One that comes at once is none: it costs them no time, and they learn of a recovery from the first that succeeds.
+    """
+    if not isinstance(error, UpstreamError) or isinstance(error, NoAnswer):
+        return False
+    return error.status == 504 or (error.status == 502 and seconds >= _SLOW)
 
 
 def _addresses_behind(parent: Stream, authority: Authority) -> List[str]:

@@ -79,7 +79,7 @@ class Outages:
             return 0.0
 
     def undecided(self, name: Hashable, began: float) -> None:
-        """A request that began then ended without an outcome. If it was the trial, the next request is."""
+        """A request that began then has told nothing of an outage. If it was the trial, the next request is."""
         with self._lock:
             state = self._states.get(name)
             if state is not None and state.pause and state.tried_at <= began:

@@ -284,6 +284,17 @@ def test_pipelined_requests_wake_nobody() -> None:
         assert ClientWatch(client.fileno, lambda: True).wait(select.poll(), 0.01) == []
 
 
+def test_a_client_whose_connection_was_closed_here_is_gone() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        watch = ClientWatch(ours.fileno, lambda: False)
+        ours.close()
+        with pytest.raises(ClientGone):
+            watch.wait(select.poll(), TIMEOUT)
+        with pytest.raises(ClientGone):
+            watch.check()
+
+
 # --- what is learnt of an origin --------------------------------------------------------------------
 
 
