@@ -15,7 +15,8 @@ from monitoring.log import set_level
 from monitoring.metrics import Counter
 from monitoring.systemd import ServiceManager
 from server import config_checks, watchdog
-from server.config import Config, ConfigError
+from server.config import ConfigError
+from server.config_keys import Config
 from server.server import Server
 from server.wiring import StartError, worker_count
 from server.workers import SIGNALS, STOP, Duties, Workers, follow_parent, wait_for_signal

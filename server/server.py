@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Callable, List
 
 from cache import Cache
 from monitoring.metrics import Counters, Gauge
-from net.listener import Listener, bind, binding_remedy
+from net.listener import Listener, bind
 from net.poller import Poller
 from proxy.connection_limit import ConnectionLimit
 from proxy.connections import Connections
 from proxy.runtime import CurrentRuntime, Runtime
-from server.config import Config
+from server.config_keys import Config, until_restart
 from server.config_values import Address
-from server.wiring import RuntimeBuilder, StartError, open_parts, warn_of_hosts
+from server.wiring import RuntimeBuilder, cannot_bind, open_parts, warn_of_hosts
 from upstream.client import Origins
 
 _log = logging.getLogger("dduct")
@@ -109,7 +109,7 @@ class Server:
 
         Raises StartError, certs.CertificateError; then nothing changes.
         """
-        config = self._with_what_cannot_change(wanted)
+        config, waiting = until_restart(wanted, self._config)
         before = self.runtime
         self._current.replace(self._builder.build(config, before.leaf_certificates))
         self._config = config
@@ -117,7 +117,8 @@ class Server:
         self._outdated.add(before.services.origins)
         self.connections.end_barred()
         if announce:
-            _announce_differences(wanted, config)
+            for key in waiting:
+                _log.warning("%s takes effect when dduct is started again", key)
             warn_of_hosts(config, self._parts.authority)
 
     def stop(self, grace: float = 10.0) -> None:
@@ -148,20 +149,6 @@ class Server:
 
     # Internals
 
-    def _with_what_cannot_change(self, config: Config) -> Config:
-        """`config`, with present values of keys that need a restart."""
-        now = self._config
-        return replace(
-            config,
-            misc=replace(config.misc, cert_dir=now.misc.cert_dir, file_dir=now.misc.file_dir),
-            proxy=replace(
-                config.proxy,
-                tcp_bind=now.proxy.tcp_bind,
-                tls_bind=now.proxy.tls_bind,
-                workers=now.proxy.workers,
-            ),
-        )
-
     def _bind(self) -> None:
         proxy = self._config.proxy
         for address, key, encrypted in ((proxy.tcp_bind, "tcp_bind", False), (proxy.tls_bind, "tls_bind", True)):
@@ -170,8 +157,7 @@ class Server:
             try:
                 sock = bind(address.host, address.port)
             except OSError as error:
-                remedy = binding_remedy(error, address.port)
-                raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}{remedy}") from error
+                raise cannot_bind(key, address, error) from error
             self._listeners.append(
                 Listener(sock, self._parts.threads, partial(self.connections.accept, encrypted), self._poller)
             )
@@ -179,11 +165,3 @@ class Server:
     def _keep_up(self) -> None:
         self.runtime.services.origins.sweep()
         self.counters.set(Gauge.DISK_WAITING, self.cache.disk.waiting())
-
-
-def _announce_differences(wanted: Config, used: Config) -> None:
-    for section in ("misc", "proxy"):
-        before, after = getattr(used, section), getattr(wanted, section)
-        for name in vars(before):
-            if getattr(before, name) != getattr(after, name):
-                _log.warning("%s.%s takes effect when dduct is started again", section, name)

@@ -70,6 +70,10 @@ class Parent:
     tls: bool = False
     credentials: Optional[str] = None
 
+    def __str__(self) -> str:
+        scheme, user = "https" if self.tls else "http", "********@" if self.credentials else ""
+        return f"{scheme}://{user}{Authority(self.host, self.port)}"
+
     @property
     def fields(self) -> Tuple[Field, ...]:
         """The fields that every request to it needs."""

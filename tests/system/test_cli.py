@@ -26,7 +26,7 @@ import dduct
 from monitoring.systemd import ServiceManager
 from proxy.access import hash_password
 from server import config
-from server.config import Config
+from server.config_keys import Config
 from server.process import Program
 from server.server import Server
 

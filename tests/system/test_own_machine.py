@@ -20,7 +20,7 @@ from support.running import HOST, RunningDduct
 from monitoring.metrics import Counter
 from net import addresses
 from net.addresses import OwnServices, Reach, reach_of
-from server.config_values import Address, ParentProxy
+from upstream.dialling import Parent
 
 Build = Callable[..., RunningDduct]
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,7 +209,7 @@ def relay_all(asked: Asked, connection: Connection) -> None:
 @pytest.mark.parametrize("place", [HOST, LAN], ids=["on loopback", "on an address of this machine"])
 def test_a_parent_here_is_no_way_to_it(start_dduct: Build, place: str) -> None:
     with Origin(relay_all, host=place) as parent:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(place, parent.port)))
+        dduct = start_dduct(upstream_proxy=Parent(place, parent.port))
         for host in (LAN, "registry.lab", "loop.lab"):
             assert get(dduct, f"http://{host}:80/page").status == 403
             assert connect(dduct, f"{host}:22") == 403
@@ -223,7 +223,7 @@ def test_a_parent_here_is_no_way_to_it(start_dduct: Build, place: str) -> None:
 
 def test_a_parent_elsewhere_is_not_asked_for_an_address_of_this_machine(start_dduct: Build) -> None:
     with Origin(relay_all, host=ELSEWHERE) as parent:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(ELSEWHERE, parent.port)))
+        dduct = start_dduct(upstream_proxy=Parent(ELSEWHERE, parent.port))
         for host in (LAN, f"[::ffff:{LAN}]", "127.0.0.9", "localhost"):
             assert get(dduct, f"http://{host}/page").status == 403
             assert connect(dduct, f"{host}:22") == 403
