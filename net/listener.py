@@ -22,7 +22,7 @@ _Job = Tuple[str, Callable[[], None]]
 _MAX_WAITING = 64  # threads without work
 _WAITING_FOR = 5.0  # seconds until a thread without work ends
 _BACKLOG = 1024
-_END = 5.0  # seconds for an accepting thread to leave its loop
+LONGEST_STOP = 5.0  # seconds for an accepting thread to leave its loop
 _SCARCITY_PAUSE = 0.1  # seconds without accepting
 _END_OF_IDLE, _END_OF_ALL = b"?", b"!"  # bytes for a listener's bell
 
@@ -68,6 +68,7 @@ class ThreadPool:
 
     def join(self, seconds: float) -> bool:
         """Wait up to `seconds` until all work is done, including new work; returns whether it is."""
+        deadline = time.monotonic() + seconds
         with self._ended:
             if not self._ended.wait_for(lambda: not self._running, seconds):
                 return False
@@ -75,7 +76,7 @@ class ThreadPool:
             self._came.notify_all()
             threads = list(self._threads)
         for thread in threads:
-            thread.join(seconds)
+            thread.join(max(0.0, deadline - time.monotonic()))
         return True
 
     def _run(self, name: str, work: Callable[[], None]) -> None:
@@ -178,9 +179,16 @@ class Listener(socketserver.ThreadingTCPServer):
         self._bell = socket.socketpair()
         self._spawn("listener", self.serve_forever)
 
-    def stop(self) -> None:
-        """Stop accepting, and wait until the accepting thread has left its loop. Idempotent."""
-        self.shutdown()
+    def begin_stop(self) -> None:
+        """Tell the accepting thread to leave its loop. Idempotent; `stop` waits for that."""
+        if self._bell is not None:
+            self._bell[1].send(_END_OF_ALL)
+
+    def stop(self, seconds: float = LONGEST_STOP) -> None:
+        """Stop accepting, and wait up to `seconds` until the accepting thread has left its loop. Idempotent."""
+        self.begin_stop()
+        if self._bell is not None:
+            self._ended.wait(seconds)
         self.server_close()
 
     def stop_all(self) -> None:
@@ -192,7 +200,7 @@ class Listener(socketserver.ThreadingTCPServer):
         self.stop()
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
-        """Accept where the poller cannot, until `shutdown` or the socket's end; each of these wakes it."""
+        """Accept where the poller cannot, until `begin_stop` or the socket's end; each of these wakes it."""
         assert self._bell is not None
         bell = self._bell[0]
         poll = select.poll()
@@ -206,12 +214,6 @@ class Listener(socketserver.ThreadingTCPServer):
         finally:
             self._poller.forget(self)
             self._ended.set()
-
-    def shutdown(self) -> None:
-        """End `serve_forever`, if it runs, and wait for its end. `Poller` may still accept a connection."""
-        if self._bell is not None:
-            self._bell[1].send(_END_OF_ALL)
-            self._ended.wait(_END)
 
     def server_close(self) -> None:
         """Close the socket and the bell."""

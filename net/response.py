@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Iterable, Optional, Union
 
-from monitoring.details import Side, of_error, with_detail
+from monitoring.details import Side, of_error, side_of_error, with_detail
 from net.body import BodyWriter
 from net.stream import Stream
 from net.tunnel import Carried
@@ -147,7 +147,8 @@ class Reply:
     def error(self, status: int, reason: str, fields: Iterable[Field] = ()) -> None:
         """Send an error as one line of plain text; after a head, only cut the connection."""
         if self.started:
-            self.close_abruptly(Side.ORIGIN)
+            if self.cut_by is None:  # the first cause is the true one
+                self.close_abruptly(side_of_error(status))
             return
         self.note = self.note or with_detail("", of_error(status))
         line = f"dduct: {_printable(reason)}\n"

@@ -11,6 +11,7 @@ from typing import Callable, List
 
 from cache import Cache
 from monitoring.metrics import Counters, Gauge
+from net import listener
 from net.listener import Listener, bind
 from net.poller import Poller
 from proxy.connection_limit import ConnectionLimit
@@ -23,7 +24,9 @@ from upstream.client import Origins
 
 _log = logging.getLogger("dduct")
 
+_GRACE = 10.0  # seconds for transfers
 _FORCED_END = 3.0  # seconds for threads to notice closed sockets
+LONGEST_STOP = listener.LONGEST_STOP + _GRACE + _FORCED_END  # seconds that `Server.stop` takes at most
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Server:
     @property
     def addresses(self) -> List[Address]:
         """The bound addresses: tcp_bind, then tls_bind, without those that are off."""
-        return [Address(*listener.address) for listener in self._listeners]
+        return [Address(*one.address) for one in self._listeners]
 
     def start(self, number: int = 0) -> None:
         """Start to accept, as process `number`."""
@@ -99,8 +102,8 @@ class Server:
         self._poller.open()
         self._parts.threads.spawn("idle", self._poller.run)
         self._parts.aside.spawn("supervisor", self._poller.supervise)
-        for listener in self._listeners:
-            listener.start()
+        for one in self._listeners:
+            one.start()
 
     def reload(self, wanted: Config, announce: bool = True) -> None:
         """Replace the configuration: new requests use the new one, running requests keep the old one.
@@ -121,7 +124,7 @@ class Server:
                 _log.warning("%s takes effect when dduct is started again", key)
             warn_of_hosts(config, self._parts.authority)
 
-    def stop(self, grace: float = 10.0) -> None:
+    def stop(self, grace: float = _GRACE) -> None:
         """Stop accepting, let transfers run for `grace` seconds, then end the rest."""
         self._parts.draining.set()
         self._parts.evictor.stop()
@@ -134,18 +137,23 @@ class Server:
             origins.close()
         self.connections.cancel(idle_only=False)
         # No client waits for background requests: they end when their connections close.
-        if not (self._parts.threads.join(_FORCED_END) and self._parts.aside.join(_FORCED_END)):
+        deadline = time.monotonic() + _FORCED_END
+        ended = [pool.join(_left(deadline)) for pool in (self._parts.threads, self._parts.aside)]
+        if not all(ended):
             _log.warning("Some connections would not end")
 
     def close(self) -> None:
         """Stop listening in this process."""
-        for listener in self._listeners:
-            listener.stop()
+        deadline = time.monotonic() + listener.LONGEST_STOP
+        for one in self._listeners:
+            one.begin_stop()  # all of them end in the time of one
+        for one in self._listeners:
+            one.stop(_left(deadline))
 
     def close_all(self) -> None:
         """Stop listening in all processes with these sockets."""
-        for listener in self._listeners:
-            listener.stop_all()
+        for one in self._listeners:
+            one.stop_all()
 
     # Internals
 
@@ -165,3 +173,7 @@ class Server:
     def _keep_up(self) -> None:
         self.runtime.services.origins.sweep()
         self.counters.set(Gauge.DISK_WAITING, self.cache.disk.waiting())
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
