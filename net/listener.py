@@ -12,12 +12,14 @@ import time
 from collections import deque
 from typing import Callable, Deque, Optional, Set, Tuple
 
+from monitoring import request_number
 from monitoring.log import RateLimitedLog
+from monitoring.request_number import Number
 from net.poller import Next, Poller
 
 _log = logging.getLogger("dduct")
 
-_Job = Tuple[str, Callable[[], None]]
+_Job = Tuple[str, Callable[[], None], Optional[Number]]  # name, work, and the request that it is for
 
 _MAX_WAITING = 64  # threads without work
 _WAITING_FOR = 5.0  # seconds until a thread without work ends
@@ -42,13 +44,14 @@ class ThreadPool:
 
     def spawn(self, name: str, work: Callable[[], None]) -> None:
         """Run `work` in a thread of its own. Raises RuntimeError where the system allows no more threads."""
+        job = name, work, request_number.current()
         with self._came:
             self._running += 1
             if self._waiting > len(self._jobs):
-                self._jobs.append((name, work))
+                self._jobs.append(job)
                 self._came.notify()
                 return
-            thread = threading.Thread(target=self._run, args=(name, work), name=name, daemon=True)
+            thread = threading.Thread(target=self._run, args=job, name=name, daemon=True)
             self._threads.add(thread)
         try:
             thread.start()
@@ -79,10 +82,11 @@ class ThreadPool:
             thread.join(max(0.0, deadline - time.monotonic()))
         return True
 
-    def _run(self, name: str, work: Callable[[], None]) -> None:
-        job: Optional[_Job] = (name, work)
+    def _run(self, name: str, work: Callable[[], None], number: Optional[Number]) -> None:
+        job: Optional[_Job] = (name, work, number)
         while job is not None:
-            threading.current_thread().name, work = job
+            threading.current_thread().name, work, number = job
+            request_number.set_current(number)
             try:
                 work()
             except Exception:  # noqa: BLE001 - the boundary of a thread: a bug is logged and ends only its own work

@@ -19,7 +19,7 @@ from proxy.connections import Connections
 from proxy.runtime import CurrentRuntime, Runtime
 from server.config_keys import Config, until_restart
 from server.config_values import Address
-from server.wiring import RuntimeBuilder, cannot_bind, open_parts, warn_of_hosts
+from server.wiring import RuntimeBuilder, cannot_bind, open_parts, warn_of_hosts, worker_count
 from upstream.client import Origins
 
 _log = logging.getLogger("dduct")
@@ -96,6 +96,7 @@ class Server:
     def start(self, number: int = 0) -> None:
         """Start to accept, as process `number`."""
         self.counters.use(number)
+        self.connections.number_from(number + 1, worker_count(self._config))
         self.cache.store.space.use(number)
         if number == 0:
             self._parts.threads.spawn("evictor", self._parts.evictor.run)
