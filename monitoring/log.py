@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Callable, Tuple
 
 from monitoring import request_number
-from monitoring.redaction import without_queries
+from monitoring.redaction import printable, without_queries
 
 _KEYS_REMEMBERED = 4096  # the least recently used goes first
 _LEVELS = {
@@ -69,9 +69,7 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         when = _moment(int(record.created)) + _MILLISECONDS[int(record.msecs)]
-        message = record.getMessage()
-        if not message.isprintable():
-            message = "".join(c if c.isprintable() else "?" for c in message)
+        message = printable(record.getMessage())
         number = request_number.current()
         about = "" if number is None else f" {number[0]}.{number[1]}"
         line = f"[{when}{_origin(record.levelno, record.name)}{about}] {message}"

@@ -26,6 +26,11 @@ def parse_address(text: str) -> Optional[IPAddress]:
     return address if mapped is None else mapped
 
 
+def unmapped(host: str) -> str:
+    """An address as the kernel writes it, an IPv4-mapped one as IPv4: a socket for both families writes all so."""
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
 @lru_cache(maxsize=4096)
 def is_loopback(text: str) -> bool:
     """Whether `text` is a loopback address."""
@@ -124,14 +129,10 @@ def is_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
     """Whether a connection to (host, port) would reach the listener `own`."""
     if port != own[1]:
         return False
-    host, own_host = _plain(host), _plain(own[0])
+    host, own_host = unmapped(host), unmapped(own[0])
     if own_host not in ("0.0.0.0", "::"):
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) == own_host
     return host in ("0.0.0.0", "::") or _is_local(host)
-
-
-def _plain(host: str) -> str:
-    return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
 def _is_own(text: str) -> bool:

@@ -17,7 +17,7 @@ from typing import Callable, Dict, Optional
 
 from monitoring.metrics import Counter
 from monitoring.request_number import RequestNumbers
-from net.addresses import Reach, reach_of
+from net.addresses import Reach, reach_of, unmapped
 from net.arrival import Arrival
 from net.client_watch import working_for
 from net.nonblocking import NonblockingStream
@@ -302,4 +302,4 @@ class _FirstBytes:
 
 @lru_cache(maxsize=4096)
 def _arrival_at(host: str, port: int, reach: Reach) -> Arrival:
-    return Arrival(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), reach)
+    return Arrival(Authority(unmapped(host), port), reach)

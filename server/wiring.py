@@ -27,7 +27,7 @@ from fetching.naming import Naming, Parameters
 from fetching.permission import KNOWN_FOR
 from fetching.recent import Background, Deliveries, SharedTimes
 from monitoring.metrics import Counter, Counters
-from net.addresses import Networks, OwnServices
+from net.addresses import Networks, OwnServices, unmapped
 from net.endpoint import NamedSocket
 from net.listener import ThreadPool, binding_remedy
 from pages.setup import About
@@ -241,7 +241,7 @@ class _NameChooser:
         elif self._clock() < current_runtime.tls_valid_from:
             # The clock was ahead when server.crt was made. Leaves replace it until it is valid.
             if host is None or host not in rules.own_names:
-                host = sock.getsockname()[0].replace("::ffff:", "", 1).partition("%")[0]
+                host = unmapped(sock.getsockname()[0]).partition("%")[0]
             sock.context = current_runtime.leaf_certificates.context(host)
 
 
