@@ -141,7 +141,7 @@ class Origins:
             if target == first or any(target == hop.target for hop in hops) or len(hops) == REDIRECT_LIMIT:
                 return exchange
             exchange.close()
-            hops = (*hops, Hop(exchange.head, target, exchange.needs))
+            hops = (*hops, Hop(exchange.head, target, exchange.scope))
             request = request.redirected(target)
 
     def _note_silence(self, target: Target, began: float) -> None:
@@ -213,7 +213,7 @@ class _Connections:
             stream = self._dialler.dial(origin.authority, origin.reach)
             if origin.scheme == "https":
                 self._dialler.start_tls(stream, origin.authority)
-        return OriginConnection(origin, stream, self._dialler.reach_needed(stream, origin.authority), to_parent)
+        return OriginConnection(origin, stream, self._dialler.scope(stream, origin.authority), to_parent)
 
     def take(self, origin: Origin) -> Optional[OriginConnection]:
         """A kept connection; None where none is usable."""
