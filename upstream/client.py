@@ -38,7 +38,13 @@ class _Stale(Exception):
 class Origins:
     """All connections to origins. Raises UnusableCertificate."""
 
-    def __init__(self, settings: Settings, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        clock: Callable[[], float] = time.monotonic,
+        dialler: Optional[Dialler] = None,
+    ) -> None:
         self._relay_timeout = settings.relay_timeout
         self._silence = {
             Purpose.FILL: (settings.fill_timeout, "proxy.upstream_timeout"),
@@ -47,7 +53,7 @@ class Origins:
         self._counters = counters
         self._clock = clock
         self._silent = Outages(settings.fill_timeout, clock)
-        self._dialler = Dialler(settings, counters, clock)
+        self._dialler = Dialler(settings, counters, clock) if dialler is None else dialler
         self._connections = _Connections(self._dialler, clock)
 
     def dial(self, authority: Authority, reach: Reach) -> Stream:
