@@ -5,7 +5,7 @@ Rules of this module:
 * A field of a section is a key: `key` gives it its reader (`config_values.py`), its default as written in TOML, and
   its meaning. mypy holds the reader's type against the field's.
 * README's table of keys is made from here (`make readme`). A test holds README and dduct.toml against this module.
-* A key that is not marked `restart` takes effect at a reload.
+* A key that is not marked `restart` takes effect at a reload; one about certificates, when such a one is next made.
 """
 
 from __future__ import annotations
