@@ -9,7 +9,7 @@ QUICK := $(addprefix tests/unit/,protocol storage tls transfers monitoring fetch
 FOLDERS := server proxy fetching pages upstream transfers net storage protocol tls monitoring
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick coverage test-all test-workers test-clients test-hard test-packages test-image bench profile check format \
+.PHONY: help run test quick coverage test-all test-workers test-clients test-hard test-packages test-image bench profile check format readme \
 	dist pyz pyz-fat deb container image release clean
 
 help: ## say what there is
@@ -76,6 +76,9 @@ profile: .venv-bench/.stamp ## where dduct spends its time, case by case (as roo
 
 test-all: ## run the tests with every Python found
 	@PYTEST_ARGS='$(PYTEST_ARGS)' sh packaging/test-all.sh $(PYTHONS)
+
+readme: $(VENV)/.stamp ## write README's table of configuration keys from their declarations
+	$(BIN)/python tests/support/readme_table.py
 
 check: $(VENV)/.stamp ## ruff, mypy --strict, the order of the folders
 	$(BIN)/ruff check .

@@ -23,7 +23,8 @@ try:
     from server import arguments as command_line
     from server import config as configuration
     from server import config_checks, process
-    from server.config import Config, ConfigError
+    from server.config import ConfigError
+    from server.config_keys import Config
     from server.server import Server
     from server.wiring import StartError
     from storage import verify

@@ -25,8 +25,9 @@ from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Admission
 from fetching.own_bytes import ByteComparison
 from fetching.proof import Verdict
-from fetching.stored_metadata import needed, stored_fields, version
+from fetching.stored_metadata import scope, stored_fields, version
 from monitoring.details import Detail, with_detail
+from net.addresses import may_reach
 from protocol import validation
 from storage.entry import Entry
 from storage.record import Metadata, Unstorable
@@ -53,7 +54,7 @@ class Authorization:
         relayed: every address that is dialled then is judged, and so is each redirect.
         """
         request = self._request
-        out_of_reach = request.reach < needed(metadata)
+        out_of_reach = not may_reach(request.reach, scope(metadata))
         if out_of_reach and (metadata.redirect or not self._services.origins.opens(request.target)):
             return with_detail("fwd=bypass", Detail.LOCAL)
         return "fwd=vary-miss" if request.varies(metadata) else None

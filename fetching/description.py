@@ -9,7 +9,7 @@ from typing import Optional, Tuple
 from fetching import permission
 from fetching.cacheable_request import CacheableRequest, bare, origin_of
 from fetching.stored_metadata import stored_fields
-from net.addresses import Reach
+from net.addresses import Scope
 from protocol import freshness, validation
 from storage.record import FieldText, Metadata
 from upstream.exchange import Exchange
@@ -33,8 +33,8 @@ def describe(request: CacheableRequest, exchange: Exchange, asked_at: float) -> 
         restricted_by=restricted_by,
         vary=freshness.vary_fields(request.sent, exchange.head, request.names),
         age=age,
-        near=exchange.needs is Reach.EVERYTHING,
-        own=exchange.needs is Reach.OWN_ADDRESSES,
+        near=exchange.scope is Scope.LOCAL_ONLY,
+        own=exchange.scope is Scope.OWN_ADDRESS,
         redirect=_redirect_of(exchange),
     )
 

@@ -11,7 +11,7 @@ from typing import Optional
 from fetching import permission, proof
 from fetching.cacheable_request import CacheableRequest, origin_of
 from fetching.proof import Verdict
-from fetching.stored_metadata import needed, stored_fields
+from fetching.stored_metadata import scope, stored_fields
 from monitoring.details import Detail, NotKept
 from protocol import freshness, media_types, validation
 from storage.record import Metadata
@@ -56,7 +56,7 @@ def has(request: CacheableRequest, exchange: Exchange, brought: Metadata, length
 
     Only a response from dduct's own machine opens an object from there.
     """
-    if not_storable(request, exchange) is not None or needed(brought) > exchange.needs:
+    if not_storable(request, exchange) is not None or scope(brought) > exchange.scope:
         return False
     if brought.restricted:
         digest = request.key.digest

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Container, Dict, Iterable, List, Optional, Tuple
 from urllib.parse import unquote_plus
 
-from monitoring.redaction import nameable, nameable_path
+from monitoring.redaction import nameable, nameable_path, words_of
 from protocol.http1 import Target
 
 LONGEST_PATH = 2048  # bytes of a path that filters are searched in; `server/patterns` times filters up to this length
@@ -93,28 +93,28 @@ def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, st
         name = unquote_plus(parameter.partition("=")[0])
         signs = name in ignored
         (signing if signs else kept).append(parameter if signs else nameable(parameter))
-        if not signs and looks_secret(name):
+        if not signs and names_credential(name):
             secrets.append(parameter)
     # A slash in a query must not make a directory.
     path = "?" + "&".join(kept).replace("/", "%2F") if any(kept) else ""
     return path, "&".join(signing), "&".join(secrets)
 
 
-_WORDS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_SECRET_WORDS = frozenset(
+# Fewer than `redaction` hides. Hiding too much harms nobody; an object that needs authorization costs each client a
+# question to its origin.
+_CREDENTIAL_WORDS = frozenset(
     [
         *("apikey", "auth", "authorization", "authorisation", "bearer", "credential", "credentials", "hmac", "jwt"),
         *("key", "otp", "pass", "passphrase", "passwd", "password", "pw", "pwd", "secret", "session", "sessionid"),
         *("sid", "sig", "sign", "signature", "ticket", "token", "tokens"),
     ]
 )
-_SECRET_ENDINGS = ("apikey", "accesskey", "authkey", "password", "secret", "sessionid", "signature", "token")
+_CREDENTIAL_ENDINGS = ("apikey", "accesskey", "authkey", "password", "secret", "sessionid", "signature", "token")
 
 
-def looks_secret(parameter: str) -> bool:
-    """Whether a query parameter's name is usual for secrets: `api_key`, `accessToken`, `X-Auth`."""
-    words = {word.lower() for word in _WORDS.findall(parameter)}
-    return not words.isdisjoint(_SECRET_WORDS) or parameter.lower().endswith(_SECRET_ENDINGS)
+def names_credential(parameter: str) -> bool:
+    """Whether a query parameter's name is usual for credentials: `api_key`, `accessToken`, `X-Auth`."""
+    return not _CREDENTIAL_WORDS.isdisjoint(words_of(parameter)) or parameter.lower().endswith(_CREDENTIAL_ENDINGS)
 
 
 def _decode_unreserved(match: re.Match[str]) -> str:

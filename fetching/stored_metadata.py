@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from net.addresses import Reach
+from net.addresses import Scope
 from protocol import validation
 from protocol.freshness import Stored
 from protocol.headers import Headers
@@ -31,8 +31,8 @@ def version(metadata: Metadata) -> str:
     return repr(metadata.fetched_at) if etag is None else etag.decode("latin-1")
 
 
-def needed(metadata: Metadata) -> Reach:
-    """The reach that a client needs for the stored object."""
+def scope(metadata: Metadata) -> Scope:
+    """The scope of what the stored object came from."""
     if metadata.near:
-        return Reach.EVERYTHING
-    return Reach.OWN_ADDRESSES if metadata.own else Reach.NOTHING
+        return Scope.LOCAL_ONLY
+    return Scope.OWN_ADDRESS if metadata.own else Scope.ALL

@@ -81,6 +81,13 @@ def of_error(status: int) -> Detail:
     return _OF_ERRORS.get(status, Detail.REFUSED)
 
 
+def side_of_error(status: int) -> Side:
+    """Who is at fault for an error of dduct: the origin that fails, dduct that refuses or stops, else the client."""
+    if status in (502, 504):
+        return Side.ORIGIN
+    return Side.DDUCT if status in (403, 503, 508) else Side.CLIENT
+
+
 def with_detail(note: str, detail: Detail) -> str:
     """Cache-Status parameters, and `detail`."""
     return f"{note}; detail={detail.value}" if note else f"detail={detail.value}"

@@ -15,7 +15,8 @@ from collections import OrderedDict
 from functools import lru_cache
 from typing import Callable, Tuple
 
-from monitoring.redaction import without_queries
+from monitoring import request_number
+from monitoring.redaction import printable, without_queries
 
 _KEYS_REMEMBERED = 4096  # the least recently used goes first
 _LEVELS = {
@@ -57,18 +58,21 @@ def _moment(second: int) -> str:
 
 @lru_cache(maxsize=256)
 def _origin(level: int, name: str) -> str:
-    return f" {_LEVEL_NAMES.get(level, logging.getLevelName(level)):<5} {name}] "
+    return f" {_LEVEL_NAMES.get(level, logging.getLevelName(level)):<5} {name}"
 
 
 class LineFormatter(logging.Formatter):
-    """`[2026-01-01T12:34:56.789Z INFO  dduct.certs] Write "/…/ca.key"`, one line, and a traceback if there is one."""
+    """`[2026-01-01T12:34:56.789Z INFO  dduct.certs] Write "/…/ca.key"`, one line, and a traceback if there is one.
+
+    The number of the request that the line is about stands before the bracket: `INFO  dduct.session 17.3] …`.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         when = _moment(int(record.created)) + _MILLISECONDS[int(record.msecs)]
-        message = record.getMessage()
-        if not message.isprintable():
-            message = "".join(c if c.isprintable() else "?" for c in message)
-        line = f"[{when}{_origin(record.levelno, record.name)}{message}"
+        message = printable(record.getMessage())
+        number = request_number.current()
+        about = "" if number is None else f" {number[0]}.{number[1]}"
+        line = f"[{when}{_origin(record.levelno, record.name)}{about}] {message}"
         return line if not record.exc_info else f"{line}\n{without_queries(self.formatException(record.exc_info))}"
 
 

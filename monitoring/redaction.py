@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Tuple
+from typing import List, Tuple
 from urllib.parse import unquote_plus
 
 # Names of parameters that carry secrets: whole words of a name, and parts that count anywhere in a name.
@@ -38,6 +38,11 @@ _PLAIN = re.compile("[!$&-:<=>A-Z_a-z~-]*")  # no ? % @ ; and nothing unprintabl
 _MAX_SHOWN = 2048  # characters
 
 
+def words_of(name: str) -> List[str]:
+    """The words of a parameter's name, in small letters: `accessToken` and `X-Auth` have two each."""
+    return [word.lower() for word in _WORD.findall(name)]
+
+
 def looks_secret(name: str, value: str) -> bool:
     """Whether a parameter (percent-encoded, as in a URL) may hold credentials."""
     return _is_secret_name(unquote_plus(name)) or _is_secret_value(unquote_plus(value))
@@ -65,6 +70,11 @@ def shown(text: str) -> str:
     text = _AUTHORITY.sub(r"\1", _QUERY.sub("", text[:_MAX_SHOWN]))
     if ";" in text:
         text = _MATRIX.sub(_shown_matrix, text)
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """A text on one line: `?` for each character that moves the cursor or shows nothing."""
     return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
@@ -86,7 +96,7 @@ def _hash_of(parameter: str) -> str:
 def _is_secret_name(name: str) -> bool:
     if len(name) > _LONGEST_NAME:
         return True
-    words = [word.lower() for word in _WORD.findall(name)]
+    words = words_of(name)
     joined = "".join(words)
     if joined.endswith("key") or any(part in joined for part in _SECRET_PARTS):
         return True

@@ -26,6 +26,11 @@ def parse_address(text: str) -> Optional[IPAddress]:
     return address if mapped is None else mapped
 
 
+def unmapped(host: str) -> str:
+    """An address as the kernel writes it, an IPv4-mapped one as IPv4: a socket for both families writes all so."""
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
 @lru_cache(maxsize=4096)
 def is_loopback(text: str) -> bool:
     """Whether `text` is a loopback address."""
@@ -62,27 +67,43 @@ def _translated(address: IPAddress) -> Optional[ipaddress.IPv4Address]:
     return address.sixtofour
 
 
-class Reach(enum.IntEnum):
-    """A client's permission for addresses of dduct's machine; also the permission that an address needs."""
+class Reach(enum.Enum):
+    """How far a client reaches into dduct's machine, by where the client is."""
 
-    NOTHING = 0  # a client on another machine; an address of another machine
-    OWN_ADDRESSES = 1  # a client from a non-loopback address of this machine, as in rootless containers; that address
-    EVERYTHING = 2  # a client from loopback; loopback and link-local addresses, metadata services
+    NOTHING = 0  # on another machine
+    OWN_ADDRESSES = 1  # at a non-loopback address of this machine, as in rootless containers
+    EVERYTHING = 2  # on loopback
+
+
+class Scope(enum.IntEnum):
+    """Which clients an origin's address is for; a larger scope is for fewer."""
+
+    ALL = 0  # an address of another machine
+    OWN_ADDRESS = 1  # a non-loopback address of this machine: for clients on it
+    LOCAL_ONLY = 2  # loopback, link-local, a metadata service: for clients on loopback
+
+
+_LARGEST_SCOPE = {Reach.NOTHING: Scope.ALL, Reach.OWN_ADDRESSES: Scope.OWN_ADDRESS, Reach.EVERYTHING: Scope.LOCAL_ONLY}
+
+
+def may_reach(client: Reach, scope: Scope) -> bool:
+    """Whether a client may have what comes from an address of this scope."""
+    return scope <= _LARGEST_SCOPE[client]
 
 
 def reach_of(client: str, local: str) -> Reach:
-    """The permission of a client, by the two addresses of its connection."""
+    """The reach of a client, by the two addresses of its connection."""
     if is_loopback(client):
         return Reach.EVERYTHING
     # The kernel drops packets from elsewhere that claim to come from an address of this machine.
     return Reach.OWN_ADDRESSES if client == local else Reach.NOTHING
 
 
-def reach_needed(address: str) -> Reach:
-    """The permission that a connection to `address` needs; it may change with this machine's addresses."""
+def scope_of(address: str) -> Scope:
+    """The scope of an address; it may change with this machine's addresses."""
     if is_local_only(address):
-        return Reach.EVERYTHING
-    return Reach.OWN_ADDRESSES if _is_own(address) else Reach.NOTHING
+        return Scope.LOCAL_ONLY
+    return Scope.OWN_ADDRESS if _is_own(address) else Scope.ALL
 
 
 class OwnServices:
@@ -124,14 +145,10 @@ def is_listener(host: str, port: int, own: Tuple[str, int]) -> bool:
     """Whether a connection to (host, port) would reach the listener `own`."""
     if port != own[1]:
         return False
-    host, own_host = _plain(host), _plain(own[0])
+    host, own_host = unmapped(host), unmapped(own[0])
     if own_host not in ("0.0.0.0", "::"):
         return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host) == own_host
     return host in ("0.0.0.0", "::") or _is_local(host)
-
-
-def _plain(host: str) -> str:
-    return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
 def _is_own(text: str) -> bool:

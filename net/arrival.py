@@ -14,7 +14,7 @@ from protocol.http1 import Authority
 class Arrival:
     """The arrival of a request: `local` is the address of its connection at this end.
 
-    `reach`: the client's permission for addresses of this machine. `connect_target`: the authority of the intercepted
+    `reach`: how far the client reaches into this machine. `connect_target`: the authority of the intercepted
     CONNECT. `server_name`: the SNI of a direct TLS connection, where the client sent one.
     """
 

@@ -12,17 +12,19 @@ import time
 from collections import deque
 from typing import Callable, Deque, Optional, Set, Tuple
 
+from monitoring import request_number
 from monitoring.log import RateLimitedLog
+from monitoring.request_number import Number
 from net.poller import Next, Poller
 
 _log = logging.getLogger("dduct")
 
-_Job = Tuple[str, Callable[[], None]]
+_Job = Tuple[str, Callable[[], None], Optional[Number]]  # name, work, and the request that it is for
 
 _MAX_WAITING = 64  # threads without work
 _WAITING_FOR = 5.0  # seconds until a thread without work ends
 _BACKLOG = 1024
-_END = 5.0  # seconds for an accepting thread to leave its loop
+LONGEST_STOP = 5.0  # seconds for an accepting thread to leave its loop
 _SCARCITY_PAUSE = 0.1  # seconds without accepting
 _END_OF_IDLE, _END_OF_ALL = b"?", b"!"  # bytes for a listener's bell
 
@@ -42,13 +44,14 @@ class ThreadPool:
 
     def spawn(self, name: str, work: Callable[[], None]) -> None:
         """Run `work` in a thread of its own. Raises RuntimeError where the system allows no more threads."""
+        job = name, work, request_number.current()
         with self._came:
             self._running += 1
             if self._waiting > len(self._jobs):
-                self._jobs.append((name, work))
+                self._jobs.append(job)
                 self._came.notify()
                 return
-            thread = threading.Thread(target=self._run, args=(name, work), name=name, daemon=True)
+            thread = threading.Thread(target=self._run, args=job, name=name, daemon=True)
             self._threads.add(thread)
         try:
             thread.start()
@@ -68,6 +71,7 @@ class ThreadPool:
 
     def join(self, seconds: float) -> bool:
         """Wait up to `seconds` until all work is done, including new work; returns whether it is."""
+        deadline = time.monotonic() + seconds
         with self._ended:
             if not self._ended.wait_for(lambda: not self._running, seconds):
                 return False
@@ -75,13 +79,14 @@ class ThreadPool:
             self._came.notify_all()
             threads = list(self._threads)
         for thread in threads:
-            thread.join(seconds)
+            thread.join(max(0.0, deadline - time.monotonic()))
         return True
 
-    def _run(self, name: str, work: Callable[[], None]) -> None:
-        job: Optional[_Job] = (name, work)
+    def _run(self, name: str, work: Callable[[], None], number: Optional[Number]) -> None:
+        job: Optional[_Job] = (name, work, number)
         while job is not None:
-            threading.current_thread().name, work = job
+            threading.current_thread().name, work, number = job
+            request_number.set_current(number)
             try:
                 work()
             except Exception:  # noqa: BLE001 - the boundary of a thread: a bug is logged and ends only its own work
@@ -178,9 +183,16 @@ class Listener(socketserver.ThreadingTCPServer):
         self._bell = socket.socketpair()
         self._spawn("listener", self.serve_forever)
 
-    def stop(self) -> None:
-        """Stop accepting, and wait until the accepting thread has left its loop. Idempotent."""
-        self.shutdown()
+    def begin_stop(self) -> None:
+        """Tell the accepting thread to leave its loop. Idempotent; `stop` waits for that."""
+        if self._bell is not None:
+            self._bell[1].send(_END_OF_ALL)
+
+    def stop(self, seconds: float = LONGEST_STOP) -> None:
+        """Stop accepting, and wait up to `seconds` until the accepting thread has left its loop. Idempotent."""
+        self.begin_stop()
+        if self._bell is not None:
+            self._ended.wait(seconds)
         self.server_close()
 
     def stop_all(self) -> None:
@@ -192,7 +204,7 @@ class Listener(socketserver.ThreadingTCPServer):
         self.stop()
 
     def serve_forever(self, poll_interval: float = 0.0) -> None:
-        """Accept where the poller cannot, until `shutdown` or the socket's end; each of these wakes it."""
+        """Accept where the poller cannot, until `begin_stop` or the socket's end; each of these wakes it."""
         assert self._bell is not None
         bell = self._bell[0]
         poll = select.poll()
@@ -206,12 +218,6 @@ class Listener(socketserver.ThreadingTCPServer):
         finally:
             self._poller.forget(self)
             self._ended.set()
-
-    def shutdown(self) -> None:
-        """End `serve_forever`, if it runs, and wait for its end. `Poller` may still accept a connection."""
-        if self._bell is not None:
-            self._bell[1].send(_END_OF_ALL)
-            self._ended.wait(_END)
 
     def server_close(self) -> None:
         """Close the socket and the bell."""

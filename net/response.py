@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from typing import Iterable, Optional, Union
 
-from monitoring.details import Side, of_error, with_detail
+from monitoring.details import Side, of_error, side_of_error, with_detail
+from monitoring.redaction import printable
 from net.body import BodyWriter
 from net.stream import Stream
 from net.tunnel import Carried
@@ -147,10 +148,11 @@ class Reply:
     def error(self, status: int, reason: str, fields: Iterable[Field] = ()) -> None:
         """Send an error as one line of plain text; after a head, only cut the connection."""
         if self.started:
-            self.close_abruptly(Side.ORIGIN)
+            if self.cut_by is None:  # the first cause is the true one
+                self.close_abruptly(side_of_error(status))
             return
         self.note = self.note or with_detail("", of_error(status))
-        line = f"dduct: {_printable(reason)}\n"
+        line = f"dduct: {printable(reason)}\n"
         self.send_complete(status, [(b"Content-Type", b"text/plain; charset=utf-8"), *fields], line)
 
     def _choose_framing(self, status: int, length: Optional[int]) -> BodyFraming:
@@ -162,7 +164,3 @@ class Reply:
             return http1.CHUNKED
         self.persistent = False
         return http1.UNTIL_CLOSE
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)

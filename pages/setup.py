@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Dict, Iterable, Tuple
 
+from net.addresses import is_loopback
 from net.arrival import Arrival
 from pages.setup_clients import CLIENTS, ENVIRONMENT, NO_PROXY, NO_PROXY_CLUSTER, TRUST, Client, Run
 from protocol import http1
@@ -159,7 +160,7 @@ def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str
     yield f"<dl>\n<dt>Proxy</dt><dd><code>{html.escape(proxy.url)}</code></dd>"
     yield '<dt>SHA-256 fingerprint of its authority (<a href="/ca.crt">ca.crt</a>)</dt>'
     yield f"<dd><code>{about.fingerprint}</code></dd>\n</dl>"
-    if _is_loopback(proxy.authority.host):
+    if proxy.authority.host == "localhost" or is_loopback(proxy.authority.host):
         yield _note("This is the machine's own address. Ask for this page by a name or an address that others reach.")
     if about.asks_password:
         yield _note(
@@ -248,7 +249,3 @@ def _filled(text: str, values: Dict[str, str]) -> str:
 
 def _anchor(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", name.partition(" (")[0].lower()).strip("-")
-
-
-def _is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or host.startswith("127.")

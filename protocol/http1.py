@@ -145,7 +145,12 @@ def parse_response(block: bytes) -> ResponseHead:
         minor, status, reason = match.groups()
         return ResponseHead(int(status), reason or b"", int(minor), _parse_fields(fields, Sender.ORIGIN))
     except ProtocolError as error:
-        raise ProtocolError(f"origin sent a bad response head: {error}", 502) from None
+        raise bad_response_head(error) from None
+
+
+def bad_response_head(error: ProtocolError) -> ProtocolError:
+    """That a response's head is malformed, or does not end."""
+    return ProtocolError(f"origin sent a bad response head: {error}", 502)
 
 
 def _split_head(block: bytes) -> Tuple[bytes, List[bytes]]:

@@ -113,6 +113,8 @@ class ClientTunnel:
             if why is not None:
                 raise ConnectionLost(why)
             tunnel(state.stream, origin, state.runtime.idle_timeout * _TIMEOUT_FACTOR, carried)
+            if self.cancelled:  # both ends only looked as if they had ended
+                raise ConnectionLost("the connection has been ended")
         except OSError:
             if self.cancelled or carried.cut_by is None:  # by a reload, or by the timeout
                 carried.cut_by = Side.DDUCT

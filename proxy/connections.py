@@ -7,6 +7,7 @@ A client that is not allowed costs no slot, no thread, no handshake and no leaf.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import socket
 import threading
@@ -15,7 +16,8 @@ from functools import lru_cache, partial
 from typing import Callable, Dict, Optional
 
 from monitoring.metrics import Counter
-from net.addresses import Reach, reach_of
+from monitoring.request_number import RequestNumbers
+from net.addresses import Reach, reach_of, unmapped
 from net.arrival import Arrival
 from net.client_watch import working_for
 from net.nonblocking import NonblockingStream
@@ -36,9 +38,10 @@ _log = logging.getLogger("dduct")
 class Connection:
     """One client connection, which holds a slot. `session` is set once requests may come."""
 
-    def __init__(self, stream: Stream, address: str, since: float) -> None:
+    def __init__(self, stream: Stream, address: str, since: float, numbers: RequestNumbers) -> None:
         self.stream = stream
         self.address = address
+        self.numbers = numbers
         self.session: Optional[Session] = None
         self._since = since
 
@@ -85,6 +88,11 @@ class Connections:
         self._lock = threading.Lock()  # guards _all
         self._all: Dict[Stream, Connection] = {}
         self._current_runtime = current_runtime
+        self._numbers = itertools.count(1)  # two threads may accept: `next` is atomic
+
+    def number_from(self, first: int, step: int) -> None:
+        """Number connections from `first` on, in steps: with one for each worker, no two have the same number."""
+        self._numbers = itertools.count(first, step)
 
     def __len__(self) -> int:
         with self._lock:
@@ -102,7 +110,7 @@ class Connections:
         except OSError:
             sock.close()  # the client is gone already
             return
-        connection = Connection(stream, address, self._clock())
+        connection = Connection(stream, address, self._clock(), RequestNumbers(next(self._numbers)))
         try:
             loser = self.limit.take(connection, runtime.slots)
         except TooManyConnections as error:
@@ -160,6 +168,13 @@ class Connections:
 
     def _shake_hands(self, connection: Connection, pollable: _FirstBytes, arrival: Arrival) -> None:
         """Start TLS on a connection with first bytes, or answer a wrong protocol."""
+        with connection.numbers:
+            ready = self._made_tls(connection, pollable, arrival)
+        if ready:
+            self._attend(connection)
+
+    def _made_tls(self, connection: Connection, pollable: _FirstBytes, arrival: Arrival) -> bool:
+        """Whether the connection has TLS and a session now; otherwise it has ended."""
         runtime = self._current_runtime()
         if pollable.wrong is not None:
             runtime.services.counters.add(Counter.WRONG_PROTOCOL)
@@ -169,11 +184,11 @@ class Connections:
             sock = connection.stream.give_away()
             self._end(connection)
             self._refusals.turn_away(sock, pollable.wrong.data)
-            return
+            return False
         try:
             if pollable.given_up:
                 self._end(connection)
-                return
+                return False
             connection.stream.start_tls(runtime.tls)
         except OSError as error:
             key = f"tls {connection.address} {connection.stream.server_name}"
@@ -181,18 +196,24 @@ class Connections:
             message = "%s makes no TLS connection with us as %s (proxy.tls_bind): %s"
             runtime.repeated.write(logging.INFO, key, message, connection.address, name, error)
             self._end(connection)
-            return
+            return False
         except BaseException:
             self._end(connection)
             raise
         arrival = replace(arrival, encrypted=True, server_name=connection.stream.server_name)
         self._make_session(connection, arrival, runtime.access.certificates)
-        self._attend(connection)
+        return True
 
     def _make_session(self, connection: Connection, arrival: Arrival, certified: bool = False) -> Session:
         proved = partial(self.limit.prove, connection)
         connection.session = Session(
-            connection.stream, connection.address, arrival, self._current_runtime, proved, certified
+            connection.stream,
+            connection.address,
+            arrival,
+            self._current_runtime,
+            connection.numbers,
+            proved,
+            certified,
         )
         return connection.session
 
@@ -201,7 +222,7 @@ class Connections:
         session = connection.session
         assert session is not None
         try:
-            with working_for(session.watch):
+            with connection.numbers, working_for(session.watch):
                 while session.run():
                     if self._poller.watch(session.fast_path, partial(self._attend, connection)):
                         return
@@ -281,4 +302,4 @@ class _FirstBytes:
 
 @lru_cache(maxsize=4096)
 def _arrival_at(host: str, port: int, reach: Reach) -> Arrival:
-    return Arrival(Authority(host.replace("::ffff:", "", 1) if "." in host else host, port), reach)
+    return Arrival(Authority(unmapped(host), port), reach)

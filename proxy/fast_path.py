@@ -12,6 +12,7 @@ from functools import partial
 from typing import Optional
 
 from monitoring.metrics import Counter
+from monitoring.request_number import RequestNumbers
 from net.arrival import Arrival
 from net.nonblocking import NonblockingStream
 from net.poller import Next
@@ -32,8 +33,9 @@ _TLS_ITERATIONS = 3  # poll iterations: two flights of a client, and a third whe
 class FastPath:
     """A session as the poller sees it (`Pollable`)."""
 
-    def __init__(self, state: SessionState) -> None:
+    def __init__(self, state: SessionState, numbers: RequestNumbers) -> None:
         self._state = state
+        self._numbers = numbers
         self._stream: NonblockingStream = state.stream  # so mypy finds a wait in this thread
         self._tls_iterations = 0  # iterations left for a handshake
 
@@ -53,6 +55,10 @@ class FastPath:
 
     def answer_at_once(self, iteration: float) -> Next:
         """Serve the received bytes, where that needs no waiting and no decision."""
+        with self._numbers:
+            return self._answer(iteration)
+
+    def _answer(self, iteration: float) -> Next:
         state, stream = self._state, self._stream
         try:
             if stream.handshaking:
@@ -71,6 +77,7 @@ class FastPath:
                 answer = state.known(request, may_read=False, iteration=iteration)
                 if answer is None:
                     return Next.NEEDS_THREAD
+            self._numbers.begin()
             stream.consume(len(request))
             state.note(answer, 0.0)
             state.waiting_since = iteration
@@ -100,6 +107,7 @@ class FastPath:
         context = runtime.leaf_certificates.get_cached(arrival.connect_target.host)
         if context is None:
             return Next.NEEDS_THREAD
+        self._numbers.begin()
         stream.consume(len(block))
         state.prove()
         runtime.services.counters.add(Counter.INTERCEPTED)

@@ -32,6 +32,7 @@ from functools import partial
 from typing import Callable, Optional
 
 from monitoring.metrics import Counter
+from monitoring.request_number import RequestNumbers
 from net.arrival import Arrival
 from net.body import IncompleteBody
 from net.client_watch import ClientGone, ClientWatch
@@ -67,14 +68,16 @@ class Session:
         client: str,
         arrival: Arrival,
         current_runtime: Callable[[], Runtime],
+        numbers: RequestNumbers,
         proved: Callable[[], None] = lambda: None,
         certified: bool = False,
     ) -> None:
         self._stream = stream
+        self._numbers = numbers
         self._client = SessionClient(client, certified)
         self._state = SessionState(stream, self._client, arrival, current_runtime, proved)
         self._tunnel = ClientTunnel(self._state)
-        self.fast_path = FastPath(self._state)  # what the poller watches
+        self.fast_path = FastPath(self._state, numbers)  # what the poller watches
         self._repeats = 0  # successive known requests
         self._may_be_polled = True
         self.watch = ClientWatch(stream.fileno, lambda: stream.encrypted)
@@ -145,6 +148,7 @@ class Session:
             block = self._stream.read_head(state.runtime.idle_timeout)
             if not block:
                 return False
+            self._numbers.begin()
             state.busy = True
             state.runtime = state.current_runtime()
             if self._answer_again(block):

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Callable, Iterator, List, Optional, Tuple
 
 import certs
-from net.listener import binding_remedy
-from server.config import Config, comparisons
+from server.config import comparisons
+from server.config_keys import Config
 from server.config_values import Address
-from server.wiring import StartError, open_access
+from server.wiring import StartError, cannot_bind, cannot_use_files, open_access
 from upstream.origin_tls import OriginTls, TlsSettings, UnusableCertificate
 
 _LEAST_CACHE = 1024**2  # bytes; most artifacts are larger
@@ -175,7 +175,7 @@ def _check_cache(root: Path) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     if reason is not None:
-        raise StartError(f'misc.file_dir "{root}" cannot be used: {reason}')
+        raise cannot_use_files(root, reason)
 
 
 def _check_address(key: str, address: Address) -> None:
@@ -189,5 +189,4 @@ def _check_address(key: str, address: Address) -> None:
             sock.bind(place)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
-            remedy = binding_remedy(error, address.port)
-            raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}{remedy}") from error
+            raise cannot_bind(key, address, error) from error

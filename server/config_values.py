@@ -13,12 +13,15 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Optional, Tuple, TypeVar
 from urllib.parse import unquote
 
 from protocol.request_fields import covers_credentials
 from server import patterns
 from server.moving_names import VOLATILE
+from upstream.dialling import Parent
+
+T = TypeVar("T")
 
 HASHES = ("sha256", "sha512", "blake2b", "sha1", "md5")
 FILTERS = (
@@ -46,18 +49,6 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True)
-class ParentProxy:
-    """A parent proxy: reached over TLS or not, with `user:password` if it needs that."""
-
-    tls: bool
-    address: Address
-    credentials: Optional[str] = None
-
-    def __str__(self) -> str:
-        return f"http{'s' if self.tls else ''}://{'********@' if self.credentials else ''}{self.address}"
 
 
 _MAX_SHOWN = 200  # characters of a text in an error
@@ -240,10 +231,10 @@ def whole(lowest: int, highest: int) -> Callable[[Any, Path], int]:
     return read
 
 
-def list_of(read: Callable[[Any, Path], Any]) -> Callable[[Any, Path], Tuple[Any, ...]]:
+def list_of(read: Callable[[Any, Path], T]) -> Callable[[Any, Path], Tuple[T, ...]]:
     """A list of items that `read` accepts."""
 
-    def read_list(value: Any, base: Path) -> Tuple[Any, ...]:
+    def read_list(value: Any, base: Path) -> Tuple[T, ...]:
         if not isinstance(value, list):
             raise Expected("a list such as ['…', '…']")
         values = []
@@ -404,7 +395,7 @@ def parameter(value: Any, base: Path) -> str:
     return name
 
 
-def proxy_url(value: Any, base: Path) -> Optional[ParentProxy]:
+def proxy_url(value: Any, base: Path) -> Optional[Parent]:
     """A parent proxy, or '' for none."""
     text = string(value, base)
     if not text:
@@ -418,4 +409,4 @@ def proxy_url(value: Any, base: Path) -> Optional[ParentProxy]:
     if at is None or not at.port:
         raise expected
     user = None if credentials is None else unquote(credentials)
-    return ParentProxy(scheme == "https", at, user)
+    return Parent(at.host, at.port, scheme == "https", user)

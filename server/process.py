@@ -15,15 +15,16 @@ from monitoring.log import set_level
 from monitoring.metrics import Counter
 from monitoring.systemd import ServiceManager
 from server import config_checks, watchdog
-from server.config import Config, ConfigError
-from server.server import Server
+from server.config import ConfigError
+from server.config_keys import Config
+from server.server import LONGEST_STOP, Server
 from server.wiring import StartError, worker_count
 from server.workers import SIGNALS, STOP, Duties, Workers, follow_parent, wait_for_signal
 
 _log = logging.getLogger("dduct")
 
 _STACK = 1024 * 1024  # bytes of a thread's stack; nothing here recurses deeply
-_LONGEST_END = 20.0  # seconds; Server.stop takes 16 if no connection ends by itself
+_LONGEST_END = LONGEST_STOP + 2.0  # seconds
 
 
 def prepare() -> None:

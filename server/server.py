@@ -5,25 +5,28 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Callable, List
 
 from cache import Cache
 from monitoring.metrics import Counters, Gauge
-from net.listener import Listener, bind, binding_remedy
+from net import listener
+from net.listener import Listener, bind
 from net.poller import Poller
 from proxy.connection_limit import ConnectionLimit
 from proxy.connections import Connections
 from proxy.runtime import CurrentRuntime, Runtime
-from server.config import Config
+from server.config_keys import Config, until_restart
 from server.config_values import Address
-from server.wiring import RuntimeBuilder, StartError, open_parts, warn_of_hosts
+from server.wiring import RuntimeBuilder, cannot_bind, open_parts, warn_of_hosts, worker_count
 from upstream.client import Origins
 
 _log = logging.getLogger("dduct")
 
+_GRACE = 10.0  # seconds for transfers
 _FORCED_END = 3.0  # seconds for threads to notice closed sockets
+LONGEST_STOP = listener.LONGEST_STOP + _GRACE + _FORCED_END  # seconds that `Server.stop` takes at most
 
 
 @dataclass(frozen=True)
@@ -88,19 +91,20 @@ class Server:
     @property
     def addresses(self) -> List[Address]:
         """The bound addresses: tcp_bind, then tls_bind, without those that are off."""
-        return [Address(*listener.address) for listener in self._listeners]
+        return [Address(*one.address) for one in self._listeners]
 
     def start(self, number: int = 0) -> None:
         """Start to accept, as process `number`."""
         self.counters.use(number)
+        self.connections.number_from(number + 1, worker_count(self._config))
         self.cache.store.space.use(number)
         if number == 0:
             self._parts.threads.spawn("evictor", self._parts.evictor.run)
         self._poller.open()
         self._parts.threads.spawn("idle", self._poller.run)
         self._parts.aside.spawn("supervisor", self._poller.supervise)
-        for listener in self._listeners:
-            listener.start()
+        for one in self._listeners:
+            one.start()
 
     def reload(self, wanted: Config, announce: bool = True) -> None:
         """Replace the configuration: new requests use the new one, running requests keep the old one.
@@ -109,7 +113,7 @@ class Server:
 
         Raises StartError, certs.CertificateError; then nothing changes.
         """
-        config = self._with_what_cannot_change(wanted)
+        config, waiting = until_restart(wanted, self._config)
         before = self.runtime
         self._current.replace(self._builder.build(config, before.leaf_certificates))
         self._config = config
@@ -117,10 +121,11 @@ class Server:
         self._outdated.add(before.services.origins)
         self.connections.end_barred()
         if announce:
-            _announce_differences(wanted, config)
+            for key in waiting:
+                _log.warning("%s takes effect when dduct is started again", key)
             warn_of_hosts(config, self._parts.authority)
 
-    def stop(self, grace: float = 10.0) -> None:
+    def stop(self, grace: float = _GRACE) -> None:
         """Stop accepting, let transfers run for `grace` seconds, then end the rest."""
         self._parts.draining.set()
         self._parts.evictor.stop()
@@ -133,34 +138,25 @@ class Server:
             origins.close()
         self.connections.cancel(idle_only=False)
         # No client waits for background requests: they end when their connections close.
-        if not (self._parts.threads.join(_FORCED_END) and self._parts.aside.join(_FORCED_END)):
+        deadline = time.monotonic() + _FORCED_END
+        ended = [pool.join(_left(deadline)) for pool in (self._parts.threads, self._parts.aside)]
+        if not all(ended):
             _log.warning("Some connections would not end")
 
     def close(self) -> None:
         """Stop listening in this process."""
-        for listener in self._listeners:
-            listener.stop()
+        deadline = time.monotonic() + listener.LONGEST_STOP
+        for one in self._listeners:
+            one.begin_stop()  # all of them end in the time of one
+        for one in self._listeners:
+            one.stop(_left(deadline))
 
     def close_all(self) -> None:
         """Stop listening in all processes with these sockets."""
-        for listener in self._listeners:
-            listener.stop_all()
+        for one in self._listeners:
+            one.stop_all()
 
     # Internals
-
-    def _with_what_cannot_change(self, config: Config) -> Config:
-        """`config`, with present values of keys that need a restart."""
-        now = self._config
-        return replace(
-            config,
-            misc=replace(config.misc, cert_dir=now.misc.cert_dir, file_dir=now.misc.file_dir),
-            proxy=replace(
-                config.proxy,
-                tcp_bind=now.proxy.tcp_bind,
-                tls_bind=now.proxy.tls_bind,
-                workers=now.proxy.workers,
-            ),
-        )
 
     def _bind(self) -> None:
         proxy = self._config.proxy
@@ -170,8 +166,7 @@ class Server:
             try:
                 sock = bind(address.host, address.port)
             except OSError as error:
-                remedy = binding_remedy(error, address.port)
-                raise StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}{remedy}") from error
+                raise cannot_bind(key, address, error) from error
             self._listeners.append(
                 Listener(sock, self._parts.threads, partial(self.connections.accept, encrypted), self._poller)
             )
@@ -181,9 +176,5 @@ class Server:
         self.counters.set(Gauge.DISK_WAITING, self.cache.disk.waiting())
 
 
-def _announce_differences(wanted: Config, used: Config) -> None:
-    for section in ("misc", "proxy"):
-        before, after = getattr(used, section), getattr(wanted, section)
-        for name in vars(before):
-            if getattr(before, name) != getattr(after, name):
-                _log.warning("%s.%s takes effect when dduct is started again", section, name)
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())

@@ -15,6 +15,7 @@ import ssl
 import threading
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Callable, List, Optional
 
 import certs
@@ -26,9 +27,9 @@ from fetching.naming import Naming, Parameters
 from fetching.permission import KNOWN_FOR
 from fetching.recent import Background, Deliveries, SharedTimes
 from monitoring.metrics import Counter, Counters
-from net.addresses import Networks, OwnServices
+from net.addresses import Networks, OwnServices, unmapped
 from net.endpoint import NamedSocket
-from net.listener import ThreadPool
+from net.listener import ThreadPool, binding_remedy
 from pages.setup import About
 from protocol.freshness import FreshnessRules
 from protocol.request_fields import RequestFields
@@ -36,15 +37,15 @@ from proxy.access import Access, AccessError, Users
 from proxy.connection_limit import Slots
 from proxy.routing import HostList, Hosts, Rules
 from proxy.runtime import CurrentRuntime, Runtime
-from server.config import Config
-from server.config_values import Address, ParentProxy
+from server.config_keys import Config
+from server.config_values import Address
 from storage.eviction import Evictor
 from storage.space import Limits, SpaceLimits
 from tls import openssl
 from tls.authority import CertificateAuthority
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 from upstream.client import Origins
-from upstream.dialling import Parent, Settings
+from upstream.dialling import Settings
 from upstream.origin_tls import TlsSettings, UnusableCertificate
 
 _log = logging.getLogger("dduct")
@@ -62,19 +63,15 @@ def worker_count(config: Config) -> int:
     return config.proxy.workers or min(len(os.sched_getaffinity(0)), _MAX_WORKERS)
 
 
-def certificate_settings(config: Config) -> certs.CertificateSettings:
-    """The settings for the certificates of the first start."""
-    return certs.CertificateSettings(
-        rsa_key_bits=config.certs.rsa_key_bits,
-        days_from_now=config.certs.days_from_now,
-        ca_cn=config.certs.ca_cn,
-        server_cn=config.certs.server_cn,
-        server_dns_sans=config.certs.server_dns_sans,
-        server_ip_sans=config.certs.server_ip_sans,
-        client_cn=config.certs.client_cn,
-        p12_pass=config.certs.p12_pass,
-        name_constraints=config.certs.name_constraints,
-    )
+def cannot_bind(key: str, address: Address, error: OSError) -> StartError:
+    """That the address of a key of [proxy] cannot be bound."""
+    remedy = binding_remedy(error, address.port)
+    return StartError(f"proxy.{key} {address} cannot be bound: {error.strerror or error}{remedy}")
+
+
+def cannot_use_files(root: Path, reason: str) -> StartError:
+    """That the cache cannot lie in `root`."""
+    return StartError(f'misc.file_dir "{root}" cannot be used: {reason}')
 
 
 # --- once --------------------------------------------------------------------------------------------
@@ -109,7 +106,7 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
     """Read or make certificates, and open the cache. Starts nothing: `current` may still be without a runtime."""
     counters = Counters(rows=worker_count(config) + 1)  # and one for the parent process
     aside, draining, recent = ThreadPool(), threading.Event(), SharedTimes()
-    authority = certs.prepare(config.misc.cert_dir, certificate_settings(config))
+    authority = certs.prepare(config.misc.cert_dir, config.certs)
     cache = _open_cache(config, current)
     evictor = Evictor(cache.store.space, partial(counters.add, Counter.EVICTED))
     cache.store.space.on_need = evictor.look
@@ -137,7 +134,7 @@ def _open_cache(config: Config, current: CurrentRuntime) -> Cache:
         space = SpaceLimits(root, lambda: current.get().space, worker_count(config))
         cache = Cache(root, lambda: current.get().fill_timeout, space)
     except OSError as error:
-        raise StartError(f'misc.file_dir "{root}" cannot be used: {error.strerror or error}') from error
+        raise cannot_use_files(root, error.strerror or str(error)) from error
     _log.info('Files "%s"', root)
     _warn_of_what_is_not_ours(cache)
     if not cache.store.keeps_metadata:
@@ -244,7 +241,7 @@ class _NameChooser:
         elif self._clock() < current_runtime.tls_valid_from:
             # The clock was ahead when server.crt was made. Leaves replace it until it is valid.
             if host is None or host not in rules.own_names:
-                host = sock.getsockname()[0].replace("::ffff:", "", 1).partition("%")[0]
+                host = unmapped(sock.getsockname()[0]).partition("%")[0]
             sock.context = current_runtime.leaf_certificates.context(host)
 
 
@@ -289,7 +286,7 @@ def _origins(config: Config, parts: Parts, addresses: List[Address]) -> Origins:
             client_cert_hosts=HostList(proxy.client_cert_hosts) if proxy.client_cert_hosts else None,
         ),
         own_addresses=tuple((address.host, address.port) for address in addresses),
-        parent=_parent(proxy.upstream_proxy),
+        parent=proxy.upstream_proxy,
         direct=HostList(proxy.no_upstream_proxy),
         via=parts.via,
         allow_own=OwnServices(proxy.allow_own),
@@ -298,12 +295,6 @@ def _origins(config: Config, parts: Parts, addresses: List[Address]) -> Origins:
         return Origins(settings, parts.counters)
     except UnusableCertificate as error:
         raise StartError(str(error)) from error
-
-
-def _parent(proxy: Optional[ParentProxy]) -> Optional[Parent]:
-    if proxy is None:
-        return None
-    return Parent(proxy.address.host, proxy.address.port, proxy.tls, proxy.credentials)
 
 
 def open_access(config: Config) -> Access:

@@ -12,7 +12,6 @@ from support.leaks import Watch
 from support.running import RunningDduct, make_config
 
 from certs import prepare
-from server.wiring import certificate_settings
 from tls.authority import CertificateAuthority
 
 
@@ -34,7 +33,7 @@ def origin_authority() -> CertificateAuthority:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cert_dir that is copied into every dduct of the tests: making RSA keys takes its time."""
     directory = tmp_path_factory.mktemp("certificates")
-    prepare(directory, certificate_settings(make_config(directory, None)))
+    prepare(directory, make_config(directory, None).certs)
     return directory
 
 

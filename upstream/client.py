@@ -37,7 +37,13 @@ class _Stale(Exception):
 class Origins:
     """All connections to origins. Raises UnusableCertificate."""
 
-    def __init__(self, settings: Settings, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        clock: Callable[[], float] = time.monotonic,
+        dialler: Optional[Dialler] = None,
+    ) -> None:
         self._relay_timeout = settings.relay_timeout
         self._silence = {
             Purpose.FILL: (settings.fill_timeout, "proxy.upstream_timeout"),
@@ -46,7 +52,7 @@ class Origins:
         self._counters = counters
         self._clock = clock
         self._silent = Outages(settings.fill_timeout, clock)
-        self._dialler = Dialler(settings, counters, clock)
+        self._dialler = Dialler(settings, counters, clock) if dialler is None else dialler
         self._connections = _Connections(self._dialler, clock)
 
     def dial(self, authority: Authority, reach: Reach) -> Stream:
@@ -137,7 +143,7 @@ class Origins:
             if target == first or any(target == hop.target for hop in hops) or len(hops) == REDIRECT_LIMIT:
                 return exchange
             exchange.close()
-            hops = (*hops, Hop(exchange.head, target, exchange.needs))
+            hops = (*hops, Hop(exchange.head, target, exchange.scope))
             request = request.redirected(target)
 
     def _note_silence(self, target: Target, began: float) -> None:
@@ -209,7 +215,7 @@ class _Connections:
             stream = self._dialler.dial(origin.authority, origin.reach)
             if origin.scheme == "https":
                 self._dialler.start_tls(stream, origin.authority)
-        return OriginConnection(origin, stream, self._dialler.reach_needed(stream, origin.authority), to_parent)
+        return OriginConnection(origin, stream, self._dialler.scope(stream, origin.authority), to_parent)
 
     def take(self, origin: Origin) -> Optional[OriginConnection]:
         """A kept connection; None where none is usable."""

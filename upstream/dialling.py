@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Callable, Container, Iterable, List, Optional, Sequence, Set, Tuple
 
 from monitoring.metrics import Counter, Counters
-from net.addresses import OwnServices, Reach, is_listener, reach_needed
+from net.addresses import OwnServices, Reach, Scope, is_listener, may_reach, scope_of
 from net.stream import Stream
 from protocol import http1
 from protocol.headers import Field
@@ -68,6 +68,10 @@ class Parent:
     port: int
     tls: bool = False
     credentials: Optional[str] = None
+
+    def __str__(self) -> str:
+        scheme, user = "https" if self.tls else "http", "********@" if self.credentials else ""
+        return f"{scheme}://{user}{Authority(self.host, self.port)}"
 
     @property
     def fields(self) -> Tuple[Field, ...]:
@@ -135,7 +139,7 @@ class Dialler:
         self._check_behind(authority, reach, ())
         stream = self._dial(Authority(parent.host, parent.port), Reach.EVERYTHING)
         try:
-            if reach < Reach.EVERYTHING:
+            if not may_reach(reach, Scope.LOCAL_ONLY):
                 self._check_behind(authority, reach, _addresses_behind(stream, authority))
         except UpstreamError:
             self.hang_up(stream, broken=True)
@@ -155,12 +159,12 @@ class Dialler:
             self.hang_up(stream, broken=True)
             raise
 
-    def reach_needed(self, stream: Stream, authority: Authority) -> Reach:
-        """The reach that a client needs for the target of this connection."""
+    def scope(self, stream: Stream, authority: Authority) -> Scope:
+        """The scope of what this connection leads to."""
         if self.parent_for(authority.host) is None:
-            return self._needed(authority, stream.peer)
+            return self._scope(authority, stream.peer)
         addresses = (authority.host, *_addresses_behind(stream, authority))
-        return max(self._needed(authority, address) for address in addresses)
+        return max(self._scope(authority, address) for address in addresses)
 
     def opens(self, authority: Authority) -> bool:
         """Whether the configuration opens this authority, as it is written, to every client."""
@@ -260,18 +264,19 @@ class Dialler:
         """Raises UpstreamError where a client may not be connected to this address."""
         if any(is_listener(address, port, own) for own in self._settings.own_addresses):
             raise UpstreamError(f"{authority} is dduct itself", 508)
-        if reach < self._needed(authority, address):
+        if not may_reach(reach, self._scope(authority, address)):
             raise OwnMachine(authority)
 
-    def _needed(self, authority: Authority, address: str) -> Reach:
+    def _scope(self, authority: Authority, address: str) -> Scope:
         if self._settings.allow_own.opens(authority.host, authority.port, address):
-            return Reach.NOTHING
-        return reach_needed(address)
+            return Scope.ALL
+        return scope_of(address)
 
     def _check_behind(self, authority: Authority, reach: Reach, addresses: Iterable[str]) -> None:
         """Raises UpstreamError where a client may not reach this authority, or these addresses, through a parent."""
-        if any(reach < self._needed(authority, address) for address in (authority.host, *addresses)):
-            raise OwnMachine(authority)
+        for address in (authority.host, *addresses):
+            if not may_reach(reach, self._scope(authority, address)):
+                raise OwnMachine(authority)
 
     def _connect_through(self, stream: Stream, parent: Parent, authority: Authority) -> None:
         """Send a CONNECT (RFC 9110 §9.3.6). Raises UpstreamError, ProtocolError, OSError."""
@@ -311,7 +316,7 @@ def _addresses_behind(parent: Stream, authority: Authority) -> List[str]:
 
     A parent elsewhere resolves names there, and dduct does not see the result.
     """
-    if reach_needed(parent.peer) is Reach.NOTHING:
+    if scope_of(parent.peer) is Scope.ALL:
         return []
     try:
         addresses = socket.getaddrinfo(authority.host, authority.port, type=socket.SOCK_STREAM)

@@ -14,7 +14,7 @@ import re
 from dataclasses import replace
 from typing import Callable, NamedTuple, Optional, Tuple
 
-from net.addresses import Reach
+from net.addresses import Scope
 from net.stream import Stream
 from protocol import http1
 from protocol.http1 import ResponseHead, Target
@@ -28,11 +28,11 @@ _LOGS_CONNECTIONS_IN = re.compile(rb"(?i)(?:^|[\s,])(?:ntlm|negotiate)(?:$|[\s,]
 
 
 class Hop(NamedTuple):
-    """A redirect that was followed: its head, its target, and the reach that a client needs for it."""
+    """A redirect that was followed: its head, its target, and the scope of what it came from."""
 
     head: ResponseHead
     target: Target
-    needs: Reach
+    scope: Scope
 
 
 class Exchange:
@@ -68,9 +68,9 @@ class Exchange:
         return f"<Exchange: {self.method.decode()} to {self.target.authority}, {self.head.status}, {state}>"
 
     @property
-    def needs(self) -> Reach:
-        """The reach that a client needs for the response and for the redirects that led to it."""
-        return max([self._connection.needs, *(hop.needs for hop in self.hops)])
+    def scope(self) -> Scope:
+        """The scope of the response: the largest of its own and those of the redirects that led to it."""
+        return max([self._connection.scope, *(hop.scope for hop in self.hops)])
 
     @property
     def redirected_to(self) -> Optional[Target]:

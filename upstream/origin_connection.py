@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Optional, Tuple
 
-from net.addresses import Reach
+from net.addresses import Reach, Scope
 from net.body import BodyReader, BodyWriter
 from net.stream import Stream
 from protocol import http1
@@ -34,7 +34,7 @@ class Origin:
 
     scheme: str
     authority: Authority
-    reach: Reach  # clients of different reach share no connection
+    reach: Reach  # of the client: what was dialled for one is not for those that reach less
     bodiless: bool = False  # its connections have brought a response without a body
 
 
@@ -74,7 +74,7 @@ class OriginConnection(http.client.HTTPConnection):
     response_class = OriginResponse
 
     def __init__(
-        self, origin: Origin, stream: Stream, needs: Reach, to_parent: Optional[Tuple[Field, ...]] = None
+        self, origin: Origin, stream: Stream, scope: Scope, to_parent: Optional[Tuple[Field, ...]] = None
     ) -> None:
         super().__init__(origin.authority.host, origin.authority.port)
         self.sock = stream
@@ -84,7 +84,7 @@ class OriginConnection(http.client.HTTPConnection):
         self.to_parent = to_parent  # fields for a parent proxy, which needs absolute targets; None without one
         self.idle_since = 0.0
         self.fileno = stream.fileno
-        self.needs = needs  # the reach that a client needs for its target
+        self.scope = scope  # of its target
         self.request_incomplete = False  # the end of the request was not sent
 
     def __repr__(self) -> str:

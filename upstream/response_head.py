@@ -49,7 +49,7 @@ class AnswerHeads:
         try:
             block = self._stream.read_head(seconds)
         except http1.ProtocolError as error:
-            raise http1.ProtocolError(f"origin sent a bad response head: {error}", 502) from None
+            raise http1.bad_response_head(error) from None
         if not block:
             raise ConnectionLost("connection closed without an answer")
         head = http1.parse_response(block)

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Optional
 
-from server.config import Config, load
+from server.config import load
+from server.config_keys import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 OPENNEBULA = ROOT / "packaging" / "opennebula"

@@ -13,7 +13,7 @@ from typing import Any, Iterator, List, Optional, Sequence
 
 from monitoring.metrics import Counter, Counters
 from server import config as configuration
-from server.config import Config
+from server.config_keys import Config
 from server.config_values import Address
 from server.server import Server
 from support.client import Answer, Client, wait_until

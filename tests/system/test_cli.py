@@ -26,12 +26,14 @@ import dduct
 from monitoring.systemd import ServiceManager
 from proxy.access import hash_password
 from server import config
-from server.config import Config
+from server.config_keys import Config
 from server.process import Program
 from server.server import Server
 
 BODY = os.urandom(500_000)
-LINE = re.compile(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (?:ERROR|WARN |INFO |DEBUG|TRACE) dduct[.a-z0-9]*\] .+")
+LINE = re.compile(
+    r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (?:ERROR|WARN |INFO |DEBUG|TRACE) dduct[.a-z0-9]*(?: \d+\.\d+)?\] .+"
+)
 
 
 def run(*arguments: object, program: Path = ROOT / "dduct.py") -> subprocess.CompletedProcess[str]:

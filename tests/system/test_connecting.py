@@ -11,9 +11,9 @@ from support.origin import Asked, Connection, Files, Gate, Origin, deaf
 from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
-from server.config_values import Address, ParentProxy
 from upstream import connecting, dialling, reachability
 from upstream.connecting import Candidate, connect_first, in_order
+from upstream.dialling import Parent
 from upstream.reachability import Outages, WorkingAddresses
 
 Build = Callable[..., RunningDduct]
@@ -191,7 +191,7 @@ def test_a_dead_address_costs_a_moment_and_is_known_then(
         connection.over = True
 
     with Origin(handler) as origin, deaf("127.0.0.3", origin.port):
-        parent = ParentProxy(False, Address("several.test", origin.port)) if way == "parent" else None
+        parent = Parent("several.test", origin.port) if way == "parent" else None
         dduct = start_dduct(upstream_proxy=parent, connect_timeout=60.0, upstream_timeout=60.0, relay_timeout=60.0)
         url = f"http://{'far.test' if way == 'parent' else 'several.test'}:{origin.port}"
         for number in range(2):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Sequence
+from typing import Any, Callable, Dict, Sequence, Set
 
 import pytest
 from support.client import Answer
@@ -19,8 +19,8 @@ from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
 from net import addresses
-from net.addresses import OwnServices, Reach, reach_of
-from server.config_values import Address, ParentProxy
+from net.addresses import OwnServices, Reach, Scope, may_reach, reach_of
+from upstream.dialling import Parent
 
 Build = Callable[..., RunningDduct]
 ROOT = Path(__file__).resolve().parents[2]
@@ -209,7 +209,7 @@ def relay_all(asked: Asked, connection: Connection) -> None:
 @pytest.mark.parametrize("place", [HOST, LAN], ids=["on loopback", "on an address of this machine"])
 def test_a_parent_here_is_no_way_to_it(start_dduct: Build, place: str) -> None:
     with Origin(relay_all, host=place) as parent:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(place, parent.port)))
+        dduct = start_dduct(upstream_proxy=Parent(place, parent.port))
         for host in (LAN, "registry.lab", "loop.lab"):
             assert get(dduct, f"http://{host}:80/page").status == 403
             assert connect(dduct, f"{host}:22") == 403
@@ -223,7 +223,7 @@ def test_a_parent_here_is_no_way_to_it(start_dduct: Build, place: str) -> None:
 
 def test_a_parent_elsewhere_is_not_asked_for_an_address_of_this_machine(start_dduct: Build) -> None:
     with Origin(relay_all, host=ELSEWHERE) as parent:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(ELSEWHERE, parent.port)))
+        dduct = start_dduct(upstream_proxy=Parent(ELSEWHERE, parent.port))
         for host in (LAN, f"[::ffff:{LAN}]", "127.0.0.9", "localhost"):
             assert get(dduct, f"http://{host}/page").status == 403
             assert connect(dduct, f"{host}:22") == 403
@@ -247,6 +247,18 @@ def test_a_parent_elsewhere_is_not_asked_for_an_address_of_this_machine(start_dd
 )
 def test_where_a_client_is(client: str, local: str, reach: Reach) -> None:
     assert reach_of(client, local) is reach
+
+
+@pytest.mark.parametrize(
+    ("client", "reached"),
+    [
+        (Reach.NOTHING, {Scope.ALL}),
+        (Reach.OWN_ADDRESSES, {Scope.ALL, Scope.OWN_ADDRESS}),
+        (Reach.EVERYTHING, {Scope.ALL, Scope.OWN_ADDRESS, Scope.LOCAL_ONLY}),
+    ],
+)
+def test_a_client_reaches_the_addresses_that_are_for_it(client: Reach, reached: Set[Scope]) -> None:
+    assert {scope for scope in Scope if may_reach(client, scope)} == reached
 
 
 @pytest.mark.parametrize(
@@ -275,11 +287,11 @@ def test_what_a_service_opens(services: Sequence[str], host: str, address: str, 
 
 ADDRESSES = """
 import sys
-from net.addresses import Reach, reach_needed
+from net.addresses import Scope, scope_of
 own = ["192.0.2.5", "172.17.0.1", "2001:db8::5", "::ffff:192.0.2.5", "64:ff9b::192.0.2.5", "2002:c000:205::1"]
-print([address for address in own if reach_needed(address) is not Reach.OWN_ADDRESSES])
+print([address for address in own if scope_of(address) is not Scope.OWN_ADDRESS])
 others = ["192.0.2.6", "2001:db8::6", "203.0.113.1"]
-print([address for address in others if reach_needed(address) is not Reach.NOTHING])
+print([address for address in others if scope_of(address) is not Scope.ALL])
 """
 
 
@@ -287,7 +299,7 @@ print([address for address in others if reach_needed(address) is not Reach.NOTHI
 @pytest.mark.parametrize("host", ["192.0.2.5", "3221225989", "0xc0000205", "192.0.517", "::ffff:192.0.2.5"])
 def test_an_address_is_this_machine_s_however_it_is_written(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setattr(addresses, "_is_local", lambda address: address == "192.0.2.5")
-    assert addresses.reach_needed(host) is Reach.OWN_ADDRESSES
+    assert addresses.scope_of(host) is Scope.OWN_ADDRESS
 
 
 def test_the_kernel_says_which_addresses_are_its_own() -> None:

@@ -15,14 +15,15 @@ from support.origin import Asked, Connection, Files, Origin
 from support.running import HOST, RunningDduct
 
 from net import addresses
-from server.config_values import Address, ParentProxy
+from server.config_values import Address
+from upstream.dialling import Parent
 
 Build = Callable[..., RunningDduct]
 BODY = os.urandom(300_000)
 
 
-def parent_of(dduct: RunningDduct, tls: bool, credentials: Optional[str] = None) -> ParentProxy:
-    return ParentProxy(tls, Address(HOST, dduct.tls_port if tls else dduct.tcp_port), credentials)
+def parent_of(dduct: RunningDduct, tls: bool, credentials: Optional[str] = None) -> Parent:
+    return Parent(HOST, dduct.tls_port if tls else dduct.tcp_port, tls, credentials)
 
 
 @pytest.fixture(params=[False, True], ids=["http parent", "https parent"])
@@ -72,7 +73,7 @@ def test_a_tunnel_goes_through_the_parent(start_dduct: Build, tls: bool) -> None
 
 
 def test_hosts_may_be_reached_without_the_parent(start_dduct: Build) -> None:
-    nowhere = ParentProxy(False, Address(HOST, 1))
+    nowhere = Parent(HOST, 1)
     dduct = start_dduct(upstream_proxy=nowhere, no_upstream_proxy=(HOST,))
     origin = dduct.origin(Files({"/x.deb": BODY}))
     assert dduct.fetch(origin, "/x.deb").body == BODY
@@ -82,7 +83,7 @@ def test_a_parent_that_is_not_there_is_502_and_says_so(start_dduct: Build) -> No
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, port)))
+        dduct = start_dduct(upstream_proxy=Parent(HOST, port))
         origin = dduct.origin(Files({"/x.deb": BODY}))
         answer = dduct.fetch(origin, "/x.deb")
     assert answer.status == 502 and f"{HOST}:{port}".encode() in answer.body
@@ -114,7 +115,7 @@ class ScriptedParent:
 def test_a_parent_that_refuses_is_502_and_says_why(start_dduct: Build, answer: bytes, said: bytes) -> None:
     parent = ScriptedParent(answer)
     with Origin(parent) as listening:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        dduct = start_dduct(upstream_proxy=Parent(HOST, listening.port))
         origin = dduct.origin(Files({}))
         refused = dduct.fetch(origin, "/x.deb")
         assert refused.status == 502 and said in refused.body
@@ -126,7 +127,7 @@ def test_a_parent_gets_the_credentials_and_nobody_else_does(start_dduct: Build) 
     basic = base64.b64encode(b"user:p@ss").decode()
     parent = ScriptedParent(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
     with Origin(parent) as listening:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port), "user:p@ss"))
+        dduct = start_dduct(upstream_proxy=Parent(HOST, listening.port, False, "user:p@ss"))
         origin = dduct.origin(Files({}))
         dduct.fetch(origin, "/x.deb")
         with dduct.client() as client:
@@ -144,7 +145,7 @@ def test_a_parent_that_is_dduct_itself_is_508(start_dduct: Build) -> None:
         free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # dduct may have the port as well, and nobody else
         free.bind((HOST, 0))
         port = int(free.getsockname()[1])
-        dduct = start_dduct(tcp_bind=Address(HOST, port), upstream_proxy=ParentProxy(False, Address(HOST, port)))
+        dduct = start_dduct(tcp_bind=Address(HOST, port), upstream_proxy=Parent(HOST, port))
     origin = dduct.origin(Files({"/x.deb": BODY}))
     assert dduct.fetch(origin, "/x.deb").status == 508
 
@@ -159,7 +160,7 @@ def test_bytes_that_come_with_the_parents_answer_are_not_lost(start_dduct: Build
             connection.sock.recv(1)
 
     with Origin(parent) as listening:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        dduct = start_dduct(upstream_proxy=Parent(HOST, listening.port))
         with dduct.client() as client:
             assert client.connect("far.away:1").status == 200
             assert client._exactly(5) == b"hello"
@@ -183,7 +184,7 @@ def test_a_parent_on_this_machine_is_no_way_to_it_from_afar(
     monkeypatch.setattr("net.addresses.is_loopback", lambda client: False)
     parent = ScriptedParent(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     with Origin(parent) as listening:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        dduct = start_dduct(upstream_proxy=Parent(HOST, listening.port))
         with dduct.client() as client:
             assert client.connect(f"{name}:22").status == 403
         with dduct.client() as client:
@@ -205,7 +206,7 @@ def test_what_a_parent_on_this_machine_has_from_it_is_for_it_alone(
         connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
 
     with Origin(parent) as listening:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, listening.port)))
+        dduct = start_dduct(upstream_proxy=Parent(HOST, listening.port))
         statuses = []
         for afar[0] in (False, True):
             with dduct.client() as client:
@@ -221,6 +222,6 @@ def test_a_parent_elsewhere_resolves_names_itself(start_dduct: Build, monkeypatc
     monkeypatch.setattr("net.addresses.is_loopback", lambda client: False)
     parent = ScriptedParent(b"HTTP/1.1 200 OK\r\n\r\n")
     with Origin(parent, host="127.0.0.3") as listening:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address("127.0.0.3", listening.port)))
+        dduct = start_dduct(upstream_proxy=Parent("127.0.0.3", listening.port))
         with dduct.client() as client:
             assert client.connect("inner.test:22").status == 200

@@ -8,7 +8,7 @@ import re
 import ssl
 import threading
 from pathlib import Path
-from typing import Callable, List, Tuple
+from typing import Callable, Iterator, List, Tuple
 
 import pytest
 from support.client import Answer, wait_until
@@ -16,6 +16,7 @@ from support.origin import Asked, Connection
 from support.running import HOST, RunningDduct
 
 from monitoring.details import Detail
+from monitoring.log import LineFormatter
 from proxy.access import hash_password
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,18 @@ def answer(asked: Asked, connection: Connection) -> None:
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.DEBUG, "dduct.session")
     return caplog
+
+
+@pytest.fixture
+def numbered(log: pytest.LogCaptureFixture) -> Iterator[List[str]]:
+    """The lines as they would be written."""
+    lines: List[str] = []
+    handler = logging.Handler()
+    handler.setFormatter(LineFormatter())
+    handler.emit = lambda record: lines.append(handler.format(record))  # type: ignore[method-assign]
+    logging.getLogger("dduct").addHandler(handler)
+    yield lines
+    logging.getLogger("dduct").removeHandler(handler)
 
 
 def line(log: pytest.LogCaptureFixture, part: str) -> logging.LogRecord:
@@ -278,3 +291,30 @@ def test_another_variant_is_a_vary_miss(dduct: RunningDduct, log: pytest.LogCapt
     assert said[0] == "dduct; fwd=uri-miss; stored" and (said[1] or "").startswith("dduct; hit")
     assert said[2] == "dduct; fwd=vary-miss"
     assert line(log, "fwd=vary-miss").levelno == logging.INFO
+
+
+@pytest.mark.one_process
+def test_lines_have_the_number_of_their_connection_and_request(dduct: RunningDduct, numbered: List[str]) -> None:
+    def half(asked: Asked, connection: Connection) -> None:
+        if asked.target == "/half.zip":
+            connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+            connection.over = True
+        else:
+            answer(asked, connection)
+
+    def numbers(part: str, count: int) -> List[Tuple[int, ...]]:
+        """The numbers of the lines with `part`, once there are so many."""
+        wait_until(lambda: sum(part in one for one in numbered) >= count)
+        found = [re.search(r" (\d+)\.(\d+)\] ", one) for one in numbered if part in one]
+        return [tuple(map(int, one.groups())) for one in found if one is not None]
+
+    url = f"http://{HOST}:{dduct.origin(half, tls=False).port}"
+    with dduct.client() as client:
+        for _ in range(6):  # the last ones by the poller's thread
+            assert client.get(f"{url}/x.zip", "x").body == b"body"
+        first, *others = numbers("/x.zip 200", 6)
+    assert others == [(first[0], request) for request in range(2, 7)] and first[1] == 1
+    with dduct.client() as client:
+        assert not client.get(f"{url}/half.zip", "x").complete
+    assert numbers("/half.zip 200", 1) == [(first[0] + 1, 1)]
+    assert numbers("Not kept: ", 1) == [(first[0] + 1, 1)]  # the fill's own thread

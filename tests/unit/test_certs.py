@@ -18,7 +18,7 @@ import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -40,7 +40,6 @@ from support.running import make_config
 
 from certs import CertificateError, CertificateFiles, CertificateSettings, inspect, prepare
 from server import config
-from server.wiring import certificate_settings
 from tls.authority import CertificateAuthority, KeyPair
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
@@ -49,7 +48,7 @@ KEYS = ("ca.key", "client.key", "server.key")
 FILES = ("ca.crt", "ca.key", "client.crt", "client.key", "client.p12", "server.crt", "server.key", "server.p12")
 HOSTS = ("origin.test", "192.0.2.1", "2001:db8::1")
 LEAF_DAYS = 30
-SETTINGS: CertificateSettings = certificate_settings(make_config(Path("unused"), None))  # 2048 bits: made in a blink
+SETTINGS: CertificateSettings = make_config(Path("unused"), None).certs  # 2048 bits: made in a blink
 
 own_key = ec.generate_private_key(ec.SECP256R1())  # one key for whatever is made by hand below
 
@@ -759,7 +758,8 @@ def test_processes_that_start_at_once_agree_on_one_authority(tmp_path: Path) -> 
         "print('ready', flush=True); sys.stdin.readline()\n"
         "print(prepare(Path(sys.argv[1]), CertificateSettings(**ast.literal_eval(sys.argv[2]))).pem.decode(), end='')"
     )
-    command = [sys.executable, "-c", program, str(tmp_path / "certs"), repr(vars(SETTINGS))]
+    settings = {one.name: getattr(SETTINGS, one.name) for one in fields(CertificateSettings)}
+    command = [sys.executable, "-c", program, str(tmp_path / "certs"), repr(settings)]
     pipe = subprocess.PIPE
     with ExitStack() as stack:
         processes = []

@@ -1,4 +1,4 @@
-"""Warnings that come limited."""
+"""Lines with the number of their request, and warnings that come limited."""
 
 from __future__ import annotations
 
@@ -6,7 +6,25 @@ import logging
 
 import pytest
 
-from monitoring.log import RateLimitedLog
+from monitoring import request_number
+from monitoring.log import LineFormatter, RateLimitedLog
+from monitoring.request_number import RequestNumbers
+
+
+def written(record: logging.LogRecord) -> str:
+    return LineFormatter().format(record).partition("Z ")[2]
+
+
+def test_a_line_has_the_number_of_the_request_for_which_its_thread_works() -> None:
+    record = logging.LogRecord("dduct.session", logging.INFO, "", 0, "%s went", ("it",), None)
+    numbers = RequestNumbers(17)
+    assert written(record) == "INFO  dduct.session] it went"
+    for request in (1, 2):
+        with numbers:
+            assert written(record) == f"INFO  dduct.session 17.{request - 1}] it went"
+            numbers.begin()
+            assert written(record) == f"INFO  dduct.session 17.{request}] it went"
+        assert request_number.current() is None
 
 
 def test_one_line_in_a_while_and_the_count_of_the_others(caplog: pytest.LogCaptureFixture) -> None:

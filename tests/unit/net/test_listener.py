@@ -14,6 +14,8 @@ from typing import Iterator, List, Tuple, Union
 import pytest
 from support.client import wait_until
 
+from monitoring import request_number
+from monitoring.request_number import RequestNumbers
 from net.listener import Listener, ThreadPool, bind
 from net.poller import Poller
 
@@ -65,6 +67,25 @@ def test_work_may_make_work_and_all_of_it_is_waited_for() -> None:
     assert not threads.join(0.01)
     gate.set()
     assert threads.join(TIMEOUT) and done.is_set()
+
+
+def test_work_has_the_number_of_the_request_that_asked_for_it() -> None:
+    threads = ThreadPool()
+    seen: List[object] = []
+    numbers = RequestNumbers(17)
+
+    def work() -> None:
+        seen.append(request_number.current())
+        if len(seen) == 1:
+            threads.spawn("more", work)
+
+    with numbers:
+        numbers.begin()
+        threads.spawn("work", work)
+        numbers.begin()
+    wait_until(lambda: len(seen) == 2)
+    threads.spawn("other", work)  # perhaps in the same thread
+    assert threads.join(TIMEOUT) and seen == [(17, 1), (17, 1), None]
 
 
 def test_a_bug_ends_its_work_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,7 +30,7 @@ from support.appliance import ADDRESSES, APPLIANCE, OPENNEBULA, ROOT, Appliance,
 import dduct
 from proxy.access import Users
 from server import config
-from server.config import Config
+from server.config_keys import Config
 from server.config_values import Address
 from tls.authority import CertificateAuthority
 
@@ -137,7 +137,7 @@ def test_filters_are_taken_as_they_are(appliance: Appliance) -> None:
 
 def test_a_parent_proxy_with_a_password(appliance: Appliance) -> None:
     parent = appliance.configure(UPSTREAM_PROXY='https://ada:pa"ss\\w%40rd@squid.lab:3128/').proxy.upstream_proxy
-    assert parent is not None and parent.tls and parent.address == Address("squid.lab", 3128)
+    assert parent is not None and parent.tls and (parent.host, parent.port) == ("squid.lab", 3128)
     assert parent.credentials == 'ada:pa"ss\\w@rd'
 
 

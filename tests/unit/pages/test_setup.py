@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import os
 import re
@@ -178,6 +179,15 @@ def test_the_proxy_is_where_the_client_has_found_it(request_head: RequestHead, e
     # On dduct's own machine its script is fetched from where the client has arrived, whatever a name may mean there.
     if not encrypted:
         assert "ssh DDUCT curl -fsS http://192.0.2.9:8000/setup/sh" in setup.page(proxy, ABOUT).decode()
+
+
+@pytest.mark.parametrize(
+    ("host", "noted"),
+    [("localhost", True), ("127.0.0.5", True), ("::1", True), ("127.lab.example", False), ("10.0.0.1", False)],
+)
+def test_a_page_that_was_found_by_an_address_that_only_this_machine_reaches_says_so(host: str, noted: bool) -> None:
+    page = setup.page(setup.Proxy(Authority(host, 8000), encrypted=False), ABOUT).decode()
+    assert ("This is the machine's own address." in html.unescape(page)) is noted
 
 
 @pytest.mark.parametrize("path", ["/setup", "/setup/sh"])

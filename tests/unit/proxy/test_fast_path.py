@@ -12,6 +12,8 @@ import pytest
 from support.pairs import TIMEOUT, Pairs, server_context
 
 from fetching.memory_cache import Answer, CacheableHit
+from monitoring import request_number
+from monitoring.request_number import Number, RequestNumbers
 from net.addresses import Reach
 from net.arrival import Arrival
 from net.poller import Next
@@ -56,7 +58,8 @@ class Path:
     def __init__(self, stream: Stream, far: socket.socket) -> None:
         self.known, self.far, self.proved = Known(), far, 0
         self.draining = threading.Event()
-        counters = SimpleNamespace(add=lambda *_: None)
+        self.numbers: List[Optional[Number]] = []  # of the requests that are counted
+        counters = SimpleNamespace(add=lambda *_: self.numbers.append(request_number.current()))
         self.connect_cache: Dict[Tuple[str, bytes], Arrival] = {}
         runtime = SimpleNamespace(
             services=SimpleNamespace(via=b"1.1 dduct", counters=counters),
@@ -72,7 +75,7 @@ class Path:
         client = SessionClient(ADDRESS, certified=False)
         self.state = SessionState(stream, client, ARRIVAL, lambda: cast(Runtime, runtime), self._prove)
         self.state.waiting_since = 1.0
-        self.fast = FastPath(self.state)
+        self.fast = FastPath(self.state, RequestNumbers(17))
 
     def _prove(self) -> None:
         self.proved += 1
@@ -100,6 +103,7 @@ def test_a_known_request_is_answered_and_the_client_waited_for(path: Path) -> No
         assert path.say(GET) is Next.WAIT
         assert path.far.recv(100) == b"answer"
     assert path.proved == 1
+    assert (path.numbers, request_number.current()) == ([(17, 1), (17, 2)], None)
     assert (path.state.busy, path.state.waiting_since) == (False, ITERATION)
     assert not path.state.stream.buffered
 

@@ -8,7 +8,7 @@ from typing import List, Optional, Tuple
 
 import pytest
 
-from fetching.naming import Name, Naming, Parameters, looks_secret, storage_name
+from fetching.naming import Name, Naming, Parameters, names_credential, storage_name
 from monitoring.redaction import nameable, nameable_path
 from net.addresses import Reach
 from net.arrival import Arrival
@@ -274,4 +274,4 @@ def test_a_filter_names_its_digest(pattern: str, path: str, digest: Optional[Tup
     ],
 )
 def test_a_parameter_is_secret_by_the_words_of_its_name(parameter: str, secret: bool) -> None:
-    assert looks_secret(parameter) is secret
+    assert names_credential(parameter) is secret

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
+from support import readme_table
 
-from server import config
+from server import config, config_keys
 from server.config import ConfigError
-from server.config_values import Address, ParentProxy
+from server.config_values import Address
+from upstream.dialling import Parent
 
 ROOT = Path(__file__).resolve().parents[3]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SEED = r"""
 [misc]
 log_level = 'info'
@@ -43,10 +46,10 @@ server_ip_sans  = ['127.0.0.1']
 client_cn       = 'client.dduct.rs'
 p12_pass        = 'dduct'
 """  # noqa: E501
-KEYS = [f"{key.section}.{key.name}" for key in config._SCHEMA]
+KEYS = [str(key) for key in config_keys.KEYS]
 
 
-def load(tmp_path: Path, text: str) -> config.Config:
+def load(tmp_path: Path, text: str) -> config_keys.Config:
     path = tmp_path / "some.toml"
     path.write_text(text, encoding="utf-8")
     return config.load(path, tmp_path / "home")
@@ -90,9 +93,32 @@ def test_the_file_in_the_repository_explains_every_key(key: str) -> None:
     assert before.startswith("# ")
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_the_readme_has_every_key(key: str) -> None:
-    assert f"| `{key}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_file_in_the_repository_has_the_declared_keys_in_their_order() -> None:
+    found, section = [], ""
+    for line in (ROOT / "dduct.toml").read_text(encoding="utf-8").splitlines():
+        heading, name = re.fullmatch(r"\[(\w+)\]", line), re.match(r"(?:# )?(\w+) = ", line)
+        section = heading[1] if heading is not None else section
+        found += [f"{section}.{name[1]}"] if name is not None else []
+    assert found == KEYS
+
+
+def test_the_readme_has_the_declared_keys() -> None:
+    """`make readme` makes it so."""
+    assert readme_table.written(README) == readme_table.table()
+
+
+def test_the_readme_names_the_keys_that_need_a_restart() -> None:
+    (sentence,) = re.findall(r"((?:`\w+`[, and\n]+)+)\s*need a restart", README)
+    assert set(re.findall(r"`(\w+)`", sentence)) == {key.name for key in config_keys.KEYS if key.declared.restart}
+
+
+def test_a_reload_keeps_the_keys_that_need_a_restart_and_names_them(tmp_path: Path) -> None:
+    running = load(tmp_path, "[proxy]\nworkers = 3\nktls = true\n")
+    wanted = load(tmp_path, "[misc]\ncert_dir = 'other'\n[proxy]\nworkers = 2\nktls = false\n")
+    used, waiting = config_keys.until_restart(wanted, running)
+    assert list(map(str, waiting)) == ["misc.cert_dir", "proxy.workers"]
+    assert (used.misc.cert_dir, used.proxy.workers, used.proxy.ktls) == (running.misc.cert_dir, 3, False)
+    assert config_keys.until_restart(running, running) == (running, [])
 
 
 def test_defaults_lie_beside_the_program(tmp_path: Path) -> None:
@@ -150,9 +176,9 @@ GOOD: List[Tuple[str, str, Any]] = [
     ("cache.ignore_query", "[]", ()),
     ("cache.harmless_fields", "['X-Build', 'x-ci-*']", ("X-Build", "x-ci-*")),
     ("proxy.upstream_proxy", "''", None),
-    ("proxy.upstream_proxy", "'http://proxy:3128'", ParentProxy(False, Address("proxy", 3128))),
-    ("proxy.upstream_proxy", "'https://[::1]:443/'", ParentProxy(True, Address("::1", 443))),
-    ("proxy.upstream_proxy", "'http://a:b%40c@p:1'", ParentProxy(False, Address("p", 1), "a:b@c")),
+    ("proxy.upstream_proxy", "'http://proxy:3128'", Parent("proxy", 3128)),
+    ("proxy.upstream_proxy", "'https://[::1]:443/'", Parent("::1", 443, True)),
+    ("proxy.upstream_proxy", "'http://a:b%40c@p:1'", Parent("p", 1, False, "a:b@c")),
     ("proxy.no_upstream_proxy", "['*.Lab', '::1', '10.0.0.1']", ("*.lab", "::1", "10.0.0.1")),
     ("certs.server_dns_sans", "['*.A.example.', 'b']", ("*.a.example", "b")),
     ("certs.server_ip_sans", "['0:0::1']", ("::1",)),

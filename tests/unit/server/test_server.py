@@ -7,12 +7,15 @@ import ssl
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from types import SimpleNamespace
+from typing import List, Optional
 
 import pytest
 from support.client import Client, wait_until
 from support.running import RunningDduct, make_config
 
+from net.listener import Listener, ThreadPool
+from server import process, server
 from server.server import Server
 from server.wiring import StartError
 from storage.space import Limits
@@ -92,3 +95,31 @@ def test_a_certificate_of_its_own_made_while_the_clock_was_ahead_is_replaced_whe
         assert shown() not in (own, None)
     finally:
         server.stop(grace=10)
+
+
+def test_a_stop_in_which_nothing_ends_by_itself_has_an_end(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two listeners, and two pools of threads, take the time of one."""
+    now = 1000.0
+    told: List[Listener] = []
+
+    def wait(seconds: float) -> bool:
+        nonlocal now
+        now += seconds
+        return False
+
+    def tell(one: Listener) -> None:
+        told.append(one)
+
+    def stop(_: Listener, seconds: float) -> None:
+        assert len(told) == 2  # before the first is waited for
+        wait(seconds)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "time", SimpleNamespace(monotonic=lambda: now))
+        patched.setattr(Listener, "begin_stop", tell)
+        patched.setattr(Listener, "stop", stop)
+        patched.setattr(ThreadPool, "join", lambda _, seconds: wait(seconds))
+        dduct.server.stop()
+    assert now - 1000.0 == server.LONGEST_STOP < process._LONGEST_END <= 20.0

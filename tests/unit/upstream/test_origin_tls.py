@@ -13,9 +13,9 @@ from support.running import HOST, RunningDduct
 
 from proxy.routing import HostList
 from server import wiring
-from server.config_values import Address, ParentProxy
 from tls.authority import CertificateAuthority
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
+from upstream.dialling import Parent
 
 Build = Callable[..., RunningDduct]
 HOSTS = {
@@ -74,7 +74,7 @@ def test_a_parent_is_shown_it_where_it_is_named(
 
     first = start_dduct()
     with Origin(parent, asking(first, origin_authority, ssl.CERT_REQUIRED)) as listening:
-        proxy = ParentProxy(True, Address(HOST, listening.port))
+        proxy = Parent(HOST, listening.port, True)
         # The second dduct has the first one's certificates.
         dduct = start_dduct(upstream_proxy=proxy, client_cert_hosts=tuple(hosts))
         with dduct.client() as client:

@@ -12,8 +12,8 @@ from support.running import HOST, RunningDduct
 from monitoring.metrics import Counter
 from net.stream import Stream
 from protocol.http1 import ResponseHead
-from server.config_values import Address, ParentProxy
 from upstream import response_head
+from upstream.dialling import Parent
 from upstream.response_head import MAX_INTERIM, AnswerHeads, InterimFlood
 
 Build = Callable[..., RunningDduct]
@@ -154,7 +154,7 @@ def test_a_parents_flood_is_502(start_dduct: Build) -> None:
             connection.send(interim(103) * 100)
 
     with Origin(flood) as parent:
-        dduct = start_dduct(upstream_proxy=ParentProxy(False, Address(HOST, parent.port)))
+        dduct = start_dduct(upstream_proxy=Parent(HOST, parent.port))
         with dduct.client() as client:
             answer = client.connect("far.away:22")
             assert answer.status == 502 and b"1xx" in answer.body

@@ -853,10 +853,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import certs
 from server import config
-from server import wiring
 
 stage = pathlib.Path(sys.argv[2])
-settings = wiring.certificate_settings(config.load(stage / "dduct.toml", stage))
+settings = config.load(stage / "dduct.toml", stage).certs
 try:
     certs.prepare(stage / "tried", dataclasses.replace(settings, rsa_key_bits=1024))
 except certs.CertificateError as error:
