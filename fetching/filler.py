@@ -21,7 +21,7 @@ from protocol.headers import Headers
 from protocol.http1 import ResponseHead, Target
 from protocol.request_fields import RequestFields
 from storage.entry import Lost
-from storage.record import Digest, Unstorable
+from storage.record import Unstorable
 from storage.store import Key
 from transfers.fill import Fill
 from transfers.states import DigestMismatch, FillFailed
@@ -264,4 +264,4 @@ class _Filler:
 
 def key_of(name: Name) -> Key:
     """The cache's key for an object of this name."""
-    return Key(name.path, None if name.digest is None else Digest(*name.digest))
+    return Key(name.path, name.digest)

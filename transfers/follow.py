@@ -18,7 +18,8 @@ from storage.own_files import GROWING_SUFFIX
 from storage.record import Metadata, Record
 from storage.records import is_blank, read_record
 from storage.tree import remove_growing_file
-from transfers.fill import HOLD_BACK, Fill
+from transfers.fill import Fill
+from transfers.hold_back import releasable
 from transfers.pacing import PIECE, POLL_INTERVAL, backoff_seconds
 from transfers.states import FillState
 
@@ -29,11 +30,11 @@ _FIRST_BYTES = 5.0  # seconds; limited, because some clients give up after 30 wi
 class ForeignFill:
     """A fill that another process leads, seen through its file; it has the readers' methods of `Fill`."""
 
-    def __init__(self, place: str, fd: int, held_back: bool) -> None:
+    def __init__(self, place: str, fd: int, verifies: bool) -> None:
         self._place = place
         self._fd = fd
         show_interest(fd)
-        self._held_back = held_back
+        self._verifies = verifies
         self.state = FillState.ASKING
         self.metadata: Optional[Metadata] = None
         self.length: Optional[int] = None
@@ -141,9 +142,7 @@ class ForeignFill:
         size = os.fstat(self._fd).st_size
         if self.state is FillState.PUBLISHED:
             return size
-        if self._held_back:
-            return size - HOLD_BACK
-        return size if self.length is None else min(size, self.length - 1)
+        return releasable(size, self.length, self._verifies)
 
 
 AnyFill = Union[Fill, ForeignFill]

@@ -25,10 +25,11 @@ from cache import Cache, Follow, Hit, Lead
 from storage.entry import Lost
 from storage.record import Digest, Metadata, Record, Unstorable
 from storage.store import Key
-from transfers.fill import HOLD_BACK, Fill
+from transfers.fill import Fill
 from transfers.follow import FillReader, ForeignFill
 from transfers.growing_file import PartialDownload
 from transfers.hashing import Hashes
+from transfers.hold_back import HOLD_BACK
 from transfers.pacing import backoff_seconds
 from transfers.recheck import VerifyingReader
 from transfers.states import FillFailed, FillState
@@ -1246,7 +1247,7 @@ def test_a_leftover_of_another_object_makes_way_and_its_followers_do_not_mix_the
     foreign = ForeignFill(
         str(pair[0].store.root / NAME),
         pair[0].store.tree.open_growing_file(str(pair[0].store.root / NAME)),
-        held_back=False,
+        verifies=False,
     )
     old = FillReader(foreign, 20)
     assert foreign.wait_head(1) is FillState.GONE or old.read_at(view(bytearray(3)), 0) == 3
@@ -1358,7 +1359,7 @@ def test_a_blank_file_that_nobody_leads_is_removed_by_who_finds_that_out(cache: 
     os.close(cache.store.tree.open_growing_file(place))
     growing = cache.store.tree.open_growing(place)
     assert growing is not None
-    foreign = ForeignFill(place, growing, held_back=False)
+    foreign = ForeignFill(place, growing, verifies=False)
     assert foreign.wait_head(TIMEOUT) is FillState.GONE
     foreign.detach()
     assert parts(cache) == []
@@ -1379,6 +1380,7 @@ def test_a_follower_elsewhere_has_the_whole_object_when_it_is_in_its_place(pair:
 
 def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transfers.follow.PIECE", 10)
+    monkeypatch.setattr("transfers.follow.POLL_INTERVAL", 0.0)  # else it looks only a few times in TIMEOUT
     fill = lead(pair[0])
     reader = follow(pair[1])
     fill.start(META, 20)
