@@ -71,9 +71,9 @@ class Entry:
         status = os.fstat(self._fd)
         return status.st_dev, status.st_ino, self.record.metadata.fetched_at
 
-    def refresh(self, metadata: Metadata) -> None:
-        """Replace its metadata. This does not verify its bytes. Raises Unstorable."""
-        self._records.update(self._fd, self.record, lambda record: replace(record, metadata=metadata))
+    def refresh(self, metadata: Metadata) -> bool:
+        """Replace its metadata, if it has any; whether that is so. Does not verify its bytes. Raises Unstorable."""
+        return self._records.update(self._fd, self.record, lambda record: replace(record, metadata=metadata))
 
     def amend(self, metadata: Metadata, amended: Metadata) -> None:
         """Replace `metadata` by `amended`, unless it was replaced meanwhile. Raises Unstorable."""
@@ -86,7 +86,8 @@ class Entry:
     def mark_verified(self, sha256: str = "") -> None:
         """Record that its bytes are right, with this hash, and sync them to the disk. Raises OSError, Unstorable.
 
-        Where another process's update undoes the hash, the object is not durable, and its next reader hashes it again.
+        Where another process's update undoes the hash (see `AttributeRecords`), the object is not durable, and its next
+        reader hashes it again.
         """
         if sha256 and self.record.unhashed:
             self._records.note_hash(self._fd, sha256)

@@ -15,8 +15,8 @@ from net import client_watch
 from storage.entry import Lost, read_bytes
 from storage.locks import is_file, show_interest, try_lock
 from storage.own_files import GROWING_SUFFIX
-from storage.record import Metadata, Record
-from storage.records import is_blank, read_record
+from storage.record import Metadata
+from storage.records import is_blank, readable_record
 from storage.tree import remove_growing_file
 from transfers.fill import Fill
 from transfers.hold_back import releasable
@@ -100,7 +100,7 @@ class ForeignFill:
         if self.state.final:
             return
         ended = self._ending()
-        record = self._record()
+        record = readable_record(self._fd)
         if record is not None and not record.asking:
             self.metadata = record.metadata
             self.length = record.length or None
@@ -125,17 +125,11 @@ class ForeignFill:
                 remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
             fcntl.flock(self._fd, fcntl.LOCK_UN)
         # The name no longer decides: the object may have been evicted since. The leader writes a complete record last.
-        record = self._record()
+        record = readable_record(self._fd)
         if record is not None and record.complete and record.length == os.fstat(self._fd).st_size:
             return FillState.PUBLISHED
         self.cause = "its leader is gone, or gave it up"
         return FillState.FAILED
-
-    def _record(self) -> Optional[Record]:
-        try:
-            return read_record(self._fd)
-        except ValueError:
-            return None
 
     def _size(self) -> int:
         """Bytes that may be read; the last ones are held back until the object is known to be published."""

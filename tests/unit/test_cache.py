@@ -24,6 +24,7 @@ from support.pairs import TIMEOUT, in_thread
 from cache import Cache, Follow, Hit, Lead
 from storage.entry import Lost
 from storage.record import Digest, Metadata, Record, Unstorable
+from storage.records import NoRecords
 from storage.store import Key
 from transfers.fill import Fill
 from transfers.follow import FillReader, ForeignFill
@@ -1085,6 +1086,27 @@ def test_weak_digests_are_checked_but_never_shared(cache: Cache, algorithm: str)
     other.fill.close()
 
 
+@pytest.mark.parametrize("since", ["nothing", "another answer", "invalidation"])
+def test_what_is_shown_of_an_alias_does_not_undo_what_came_since(cache: Cache, since: str) -> None:
+    """A proof that anybody gets the object is of the answer that was stored then, and not of a later private one."""
+    key, stored = blob_key("one"), blob_meta("one")
+    publish(cache, BLOB, key, stored)
+    hit = cache.lookup(key)
+    assert hit is not None and hit.metadata == stored
+    private = replace(stored, fetched_at=2000.0, restricted=True, restricted_by=("private",))
+    if since == "another answer":
+        cache.confirm_alias(key, private)
+    elif since == "invalidation":
+        cache.invalidate(key)
+    shown = replace(stored, same_for_all=True)
+    cache.amend(key, hit.entry, stored, shown)
+    hit.entry.close()
+    found = cache.lookup(key)
+    assert found is not None
+    found.entry.close()
+    assert found.metadata == {"nothing": shown, "another answer": private, "invalidation": None}[since]
+
+
 def test_an_alias_is_no_object_for_a_filter_that_knows_nothing_of_digests(cache: Cache) -> None:
     """Filters change, and an empty answer in the name of every layer would be the thanks."""
     key = blob_key("one")
@@ -1101,7 +1123,8 @@ def test_an_alias_is_no_object_for_a_filter_that_knows_nothing_of_digests(cache:
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_empty_file_without_a_record_is_no_object(cache: Cache, keeps: bool) -> None:
     """It may have been an alias before somebody copied it without its attribute."""
-    cache.store.records.kept = keeps
+    if not keeps:
+        cache.store.records = NoRecords()
     (cache.store.root / NAME).parent.mkdir(parents=True)
     (cache.store.root / NAME).touch()
     assert cache.lookup(KEY) is None
@@ -1497,7 +1520,7 @@ def test_a_foreign_fill_that_ended_well_is_whole_whatever_became_of_its_name(pai
 def test_without_attributes_a_foreign_fill_cannot_be_followed(pair: List[Cache]) -> None:
     """Nothing would say what its head is before its end."""
     for cache in pair:
-        cache.store.records.kept = False
+        cache.store.records = NoRecords()
     fill = lead(pair[0])
     with pytest.raises(Unstorable, match="no metadata"):
         pair[1].claim(KEY)
