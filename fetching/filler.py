@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Callable, Optional
 
 from cache import Cache
 from fetching.grants import Grants
 from fetching.naming import Name, Naming, storage_name
 from fetching.recent import Background, Deliveries
+from monitoring.details import Detail
+from monitoring.log import RateLimitedLog
 from monitoring.metrics import Counter, Counters
-from monitoring.redaction import reason_of
+from monitoring.redaction import reason_of, shown
 from net.body import BUFFER_SIZE, IncompleteBody, new_buffer
 from net.client_watch import Regularly, working_for
 from protocol import http1, validation
@@ -61,13 +63,15 @@ class Services:
     deliveries: Deliveries
     background: Background
     grown: Callable[[int], None]  # called with the bytes that the cache has gained
+    trouble: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(_log))  # with invalidations
 
     def forget(self, name: Name) -> None:
         """Invalidate the object of a name."""
         try:
             self.cache.invalidate(key_of(name))
-        except Unstorable:
-            pass  # no file can have such a name, or the disk fails
+        except Unstorable as error:
+            if error.detail is not Detail.PATH:  # then no file has such a name
+                self.trouble.warning("Not invalidated, and perhaps outdated: %s: %s", shown(name.path), error)
 
     def invalidate(self, target: Target, answer: ResponseHead, naming: Naming) -> None:
         """Invalidate the target, and the URLs of the same origin that the response names (RFC 9111 §4.4)."""
