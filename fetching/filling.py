@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Optional, Union
 
@@ -88,8 +88,7 @@ class Filling:
         left = fill.partial_download
         is_rest = left is not None and meaning.is_rest(self._request, exchange, left)
         if left is not None and is_rest:
-            near, own = left.metadata.near or metadata.near, left.metadata.own or metadata.own
-            metadata = replace(permission.merged(left.metadata, metadata), near=near, own=own)
+            metadata = permission.merged(left.metadata, metadata)
         reason = self._why_not(exchange, metadata, is_rest)
         if reason is None:
             try:
