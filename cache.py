@@ -12,12 +12,12 @@
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Callable, Dict, Optional, Tuple, Union
 
-from monitoring.details import Detail
 from storage.disk_watch import DiskWatch
 from storage.entry import Entry, FileIdentity, Version
 from storage.record import Metadata, Unstorable
@@ -105,10 +105,8 @@ class Cache:
                 return Lead(mine) if fill is None else Follow(FillReader(fill, self._timeout()))
             if fill is not None:
                 fill.detach()
-            if acquired is AcquireResult.FOREIGN and not self.store.keeps_metadata:
-                reason = "another process fetches it, and the file system keeps no metadata to read along by"
-                raise Unstorable(reason, Detail.NO_METADATA)
             if acquired is AcquireResult.FOREIGN:
+                self.store.records.require("another process fetches it", "to read along by")
                 growing = self.store.tree.open_growing(place)
                 if growing is not None:
                     foreign = ForeignFill(place, growing, key.digest is not None)
@@ -125,16 +123,20 @@ class Cache:
         if paths.alias is not None and key.digest is not None:
             self.store.write_alias(paths.alias, key.digest, metadata)
 
-    def refresh(self, entry: Entry, metadata: Metadata) -> None:
-        """Store `metadata` after the origin confirmed an object. Raises Unstorable."""
-        entry.refresh(metadata)
+    def refresh(self, entry: Entry, metadata: Metadata) -> bool:
+        """Store `metadata` after the origin confirmed an object; whether objects have any here. Raises Unstorable."""
+        return entry.refresh(metadata)
 
     def amend(self, key: Key, entry: Entry, metadata: Metadata, amended: Metadata) -> None:
-        """Replace `metadata` by `amended`; without aliases, a change since stays. Raises Unstorable."""
-        if self.store.paths(key).alias is None:
+        """Replace this URL's `metadata` by `amended`; a change, or a removal, since then stays. Raises Unstorable."""
+        place = self.store.paths(key).alias
+        if place is None:
             entry.amend(metadata, amended)
-        else:
-            self.confirm_alias(key, amended)
+            return
+        alias = self.store.open_alias(place)
+        if alias is not None:
+            with closing(alias):
+                alias.amend(metadata, amended)
 
     def invalidate(self, key: Key) -> None:
         """Note that this URL's object may have changed. Raises Unstorable.

@@ -53,8 +53,6 @@ def renewed(request: CacheableRequest, exchange: Exchange, stored: Metadata, ask
         fetched_at=now,
         age=found.age,
         must_validate=False,
-        near=stored.near or found.near,
-        own=stored.own or found.own,
         vary=found.vary if b"vary" in exchange.head.headers else stored.vary,
         redirect=found.redirect,
     )

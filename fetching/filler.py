@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Callable, Optional
 
 from cache import Cache
 from fetching.grants import Grants
 from fetching.naming import Name, Naming, storage_name
 from fetching.recent import Background, Deliveries
+from monitoring.details import Detail
+from monitoring.log import RateLimitedLog
 from monitoring.metrics import Counter, Counters
-from monitoring.redaction import reason_of
+from monitoring.redaction import reason_of, shown
 from net.body import BUFFER_SIZE, IncompleteBody, new_buffer
 from net.client_watch import Regularly, working_for
 from protocol import http1, validation
@@ -22,7 +24,7 @@ from protocol.headers import Headers
 from protocol.http1 import ResponseHead, Target
 from protocol.request_fields import RequestFields
 from storage.entry import Lost
-from storage.record import Digest, Unstorable
+from storage.record import Unstorable
 from storage.store import Key
 from transfers.fill import Fill
 from transfers.states import DigestMismatch, FillFailed
@@ -62,13 +64,15 @@ class Services:
     deliveries: Deliveries
     background: Background
     grown: Callable[[int], None]  # called with the bytes that the cache has gained
+    trouble: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(_log))  # with invalidations
 
     def forget(self, name: Name) -> None:
         """Invalidate the object of a name."""
         try:
             self.cache.invalidate(key_of(name))
-        except Unstorable:
-            pass  # no file can have such a name, or the disk fails
+        except Unstorable as error:
+            if error.detail is not Detail.PATH:  # then no file has such a name
+                self.trouble.warning("Not invalidated, and perhaps outdated: %s: %s", shown(name.path), error)
 
     def invalidate(self, target: Target, answer: ResponseHead, naming: Naming) -> None:
         """Invalidate the target, and the URLs of the same origin that the response names (RFC 9111 §4.4)."""
@@ -266,4 +270,4 @@ class _Filler:
 
 def key_of(name: Name) -> Key:
     """The cache's key for an object of this name."""
-    return Key(name.path, None if name.digest is None else Digest(*name.digest))
+    return Key(name.path, name.digest)

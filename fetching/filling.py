@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Optional, Union
 
@@ -71,13 +71,12 @@ class Filling:
     def renew(self, fill: Fill, entry: Entry, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
         """The origin confirms the stored object (RFC 9111 §4.3.4). Returns its new metadata."""
         metadata = renewed(self._request, exchange, stored, asked_at)
-        closed = metadata.restricted and not stored.restricted  # newly restricted, and its record has to say so
+        noted = False
         try:
-            self._cache.refresh(entry, metadata)
-            closed = closed and not self._cache.store.keeps_metadata
+            noted = self._cache.refresh(entry, metadata)
         except Unstorable as error:
             _log.debug("Validated, but cannot be noted so: %s: %s", self._url, error)
-        if closed:
+        if metadata.restricted and not stored.restricted and not noted:  # its record would not say so
             self._cache.remove(self._request.key)
         fill.renew()
         exchange.close()
@@ -89,8 +88,7 @@ class Filling:
         left = fill.partial_download
         is_rest = left is not None and meaning.is_rest(self._request, exchange, left)
         if left is not None and is_rest:
-            near, own = left.metadata.near or metadata.near, left.metadata.own or metadata.own
-            metadata = replace(permission.merged(left.metadata, metadata), near=near, own=own)
+            metadata = permission.merged(left.metadata, metadata)
         reason = self._why_not(exchange, metadata, is_rest)
         if reason is None:
             try:
@@ -115,13 +113,19 @@ class Filling:
                 return reason
             if not exchange.body.delimited and not self._request.lasts:
                 return NotKept(Detail.NO_LENGTH, "nothing but the end of its connection says where it ends")
-        if self._cache.store.keeps_metadata:
-            return None
-        if metadata.restricted:
-            return _no_metadata("it needs authorisation")
-        if b"content-encoding" in exchange.head.headers:
-            return _no_metadata("it has a Content-Encoding")
+        try:
+            self._require_records(exchange, metadata)
+        except Unstorable as error:
+            return NotKept(error.detail, str(error))
         return None
+
+    def _require_records(self, exchange: Exchange, metadata: Metadata) -> None:
+        """Raises Unstorable where what clients have to be told of an object cannot be recorded."""
+        records = self._cache.store.records
+        if metadata.restricted:
+            records.require("it needs authorisation", "to say so")
+        if b"content-encoding" in exchange.head.headers:
+            records.require("it has a Content-Encoding", "to say so")
 
     def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata, is_rest: bool) -> None:
         if is_rest:
@@ -130,7 +134,3 @@ class Filling:
         else:
             resumable = fill.verifies or validation.strong_etag(exchange.head.headers) is not None
             fill.start(metadata, exchange.body.length, resumable)
-
-
-def _no_metadata(what: str) -> NotKept:
-    return NotKept(Detail.NO_METADATA, f"{what}, and the file system keeps no metadata to say so")

@@ -9,6 +9,7 @@ from urllib.parse import unquote_plus
 
 from monitoring.redaction import nameable, nameable_path, words_of
 from protocol.http1 import Target
+from storage.record import Digest
 
 LONGEST_PATH = 2048  # bytes of a path that filters are searched in; `server/patterns` times filters up to this length
 
@@ -37,7 +38,7 @@ class Naming:
 
 @dataclass(frozen=True)
 class Name:
-    """An object's name in the cache: a path, and the digest that its URL promises, as (algorithm, hex).
+    """An object's name in the cache: a path, and the digest that its URL promises.
 
     `signature`: the query parameters that are not part of the name; like a password, they may authorize this client.
     So may `secrets`, the parameters that look like passwords although they are part of the name.
@@ -45,7 +46,7 @@ class Name:
     """
 
     path: str
-    digest: Optional[Tuple[str, str]] = None
+    digest: Optional[Digest] = None
     signature: str = field(default="", compare=False)
     volatile: bool = False
     secrets: str = field(default="", compare=False)
@@ -122,23 +123,19 @@ def _decode_unreserved(match: re.Match[str]) -> str:
     return character if _UNRESERVED.fullmatch(character) else match.group().upper()
 
 
-_HEX_DIGITS = {"sha256": (64,), "sha512": (128,), "sha1": (40,), "md5": (32,), "blake2b": range(2, 129, 2)}
-_HEX = re.compile("[0-9a-f]+")
-
-
 def hash_of(group: str) -> str:
     """The hash that a filter's group belongs to: `blake2b` and `blake2b_2` are parts of one digest."""
     return group.partition("_")[0]
 
 
-def _digest(match: re.Match[str]) -> Optional[Tuple[str, str]]:
+def _digest(match: re.Match[str]) -> Optional[Digest]:
     """The digest in a path, joined from its parts in their order; None unless it is valid."""
     groups = sorted(match.re.groupindex.items(), key=lambda item: item[1])
     parts: Dict[str, List[str]] = {}
     for group, number in groups:
         parts.setdefault(hash_of(group), []).append(match.group(number) or "")
     for algorithm, texts in parts.items():
-        value = "".join(texts).lower()
-        if len(value) in _HEX_DIGITS[algorithm] and _HEX.fullmatch(value):
-            return algorithm, value
+        digest = Digest(algorithm, "".join(texts).lower())
+        if digest.valid:
+            return digest
     return None

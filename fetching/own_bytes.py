@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Dict, Optional
 
 from storage.record import Digest
-from transfers.hashing import hasher
 
 
 class ByteComparison:
@@ -16,7 +15,7 @@ class ByteComparison:
 
     def __init__(self, digest: Optional[Digest]) -> None:
         self._digest = digest
-        self._hash = None if digest is None else hasher(digest)
+        self._hash = None if digest is None else digest.hasher()
         self.complete = False
 
     @property

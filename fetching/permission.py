@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Collection, Tuple
 
+from fetching.stored_metadata import stored_fields
 from protocol import freshness, media_types
 from protocol.freshness import FreshnessRules
 from protocol.headers import Headers
@@ -25,11 +26,16 @@ def reasons(fields: bool, signature: bool, private: bool) -> Tuple[str, ...]:
 
 
 def merged(one: Metadata, other: Metadata) -> Metadata:
-    """The first, with the restrictions of both."""
+    """The first, with the restrictions of both: by credentials, and by the reach that a client needs."""
     both = dict.fromkeys((*one.restricted_by, *other.restricted_by))
     restricted = one.restricted or other.restricted
     return replace(
-        one, restricted=restricted, restricted_by=tuple(both), same_for_all=one.same_for_all and not restricted
+        one,
+        restricted=restricted,
+        restricted_by=tuple(both),
+        same_for_all=one.same_for_all and not restricted,
+        near=one.near or other.near,
+        own=one.own or other.own,
     )
 
 
@@ -63,13 +69,8 @@ def shown(
     """
     if not metadata.restricted:
         return replace(metadata, same_for_all=metadata.same_for_all or credentials)
-    varies = any(names.opens(name) for name in _vary_of(metadata))
+    varies = any(names.opens(name) for name in stored_fields(metadata).tokens(b"vary"))
     private = PRIVATE in metadata.restricted_by or freshness.is_private(response, rules)
     if credentials or private or varies or not metadata.restricted_by:
         return metadata
     return replace(metadata, restricted=False, restricted_by=(), same_for_all=True)
-
-
-def _vary_of(metadata: Metadata) -> Tuple[bytes, ...]:
-    stored = Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields)
-    return tuple(stored.tokens(b"vary"))

@@ -19,11 +19,11 @@ from urllib.parse import unquote
 from protocol.request_fields import covers_credentials
 from server import patterns
 from server.moving_names import VOLATILE
+from storage.record import ALGORITHMS
 from upstream.dialling import Parent
 
 T = TypeVar("T")
 
-HASHES = ("sha256", "sha512", "blake2b", "sha1", "md5")
 FILTERS = (
     r"^/v2/.*/blobs/sha256:(?P<sha256>[0-9a-f]{64})$",
     r"/by-hash/SHA256/(?P<sha256>[0-9a-f]{64})$",
@@ -362,8 +362,10 @@ def filter_pattern(value: Any, base: Path) -> re.Pattern[str]:
     """A path pattern whose named groups are parts of one hash."""
     pattern = path_pattern(value, base)
     hashes = {group.partition("_")[0] for group in pattern.groupindex}
-    if len(hashes) > 1 or not hashes.issubset(HASHES):
-        raise Expected(f"no named groups but those of one hash ({', '.join(HASHES)}; further parts of it: sha256_2, …)")
+    if len(hashes) > 1 or not hashes.issubset(ALGORITHMS):
+        raise Expected(
+            f"no named groups but those of one hash ({', '.join(ALGORITHMS)}; further parts of it: sha256_2, …)"
+        )
     return pattern
 
 

@@ -137,12 +137,9 @@ def _open_cache(config: Config, current: CurrentRuntime) -> Cache:
         raise cannot_use_files(root, error.strerror or str(error)) from error
     _log.info('Files "%s"', root)
     _warn_of_what_is_not_ours(cache)
-    if not cache.store.keeps_metadata:
-        _log.warning(
-            'misc.file_dir "%s" is on a file system without user extended attributes: what needs authorisation '
-            "is not kept, and nothing is shared between hosts",
-            root,
-        )
+    shortcoming = cache.store.records.shortcoming
+    if shortcoming is not None:
+        _log.warning('misc.file_dir "%s" is on a file system %s', root, shortcoming)
     return cache
 
 

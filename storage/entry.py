@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Optional, Tuple
+from typing import Callable, Iterator, Optional, Tuple
 
 from storage.locks import is_file
 from storage.record import Metadata, Record
@@ -12,6 +12,7 @@ from storage.records import Records
 from storage.tree import Tree
 
 _READ_ATTEMPTS = 3
+_AT_ONCE = 1024 * 1024  # bytes of a large read
 
 # Differs between a published object and its successor, and before and after a validation.
 Version = Tuple[int, int, float]
@@ -70,9 +71,9 @@ class Entry:
         status = os.fstat(self._fd)
         return status.st_dev, status.st_ino, self.record.metadata.fetched_at
 
-    def refresh(self, metadata: Metadata) -> None:
-        """Replace its metadata. This does not verify its bytes. Raises Unstorable."""
-        self._records.update(self._fd, self.record, lambda record: replace(record, metadata=metadata))
+    def refresh(self, metadata: Metadata) -> bool:
+        """Replace its metadata, if it has any; whether that is so. Does not verify its bytes. Raises Unstorable."""
+        return self._records.update(self._fd, self.record, lambda record: replace(record, metadata=metadata))
 
     def amend(self, metadata: Metadata, amended: Metadata) -> None:
         """Replace `metadata` by `amended`, unless it was replaced meanwhile. Raises Unstorable."""
@@ -85,7 +86,8 @@ class Entry:
     def mark_verified(self, sha256: str = "") -> None:
         """Record that its bytes are right, with this hash, and sync them to the disk. Raises OSError, Unstorable.
 
-        Where another process's update undoes the hash, the object is not durable, and its next reader hashes it again.
+        Where another process's update undoes the hash (see `AttributeRecords`), the object is not durable, and its next
+        reader hashes it again.
         """
         if sha256 and self.record.unhashed:
             self._records.note_hash(self._fd, sha256)
@@ -118,3 +120,17 @@ def read_bytes(fd: int, view: memoryview, offset: int) -> int:
         except OSError as error:
             reason = error.strerror or error
     raise Lost(f"the disk does not give it: {reason}")
+
+
+def pieces(read_at: Callable[[memoryview, int], int], start: int, end: int) -> Iterator[memoryview]:
+    """The bytes from `start` to `end`, as large reads give them; they end early where the file does.
+
+    A piece is good until the next one. Raises what `read_at` raises.
+    """
+    view = memoryview(bytearray(max(0, min(_AT_ONCE, end - start))))
+    while start < end:
+        count = read_at(view[: end - start], start)
+        if not count:
+            return
+        yield view[:count]
+        start += count

@@ -12,10 +12,12 @@ import re
 import stat
 from typing import Iterator, List, NamedTuple, Optional, Set, Tuple
 
+from storage.record import SHARED_ALGORITHMS
+
 GROWING_SUFFIX = ".dduct"
 ASIDE = ".dduct"  # a folder below each host that no URL can name: no name has a segment with GROWING_SUFFIX
-OWN_FOLDERS = ("http", "https", "sha256", "sha512", "blake2b")
-_NAMED_BY_URL = frozenset(["http", "https"])
+_NAMED_BY_URL = ("http", "https")
+OWN_FOLDERS = (*_NAMED_BY_URL, *SHARED_ALGORITHMS)
 _NOT_FOREIGN = frozenset([".evictor", "lost+found", *OWN_FOLDERS])
 _PROBE_PREFIX = ".probe-"
 _HEX = re.compile("[0-9a-f]+")

@@ -15,16 +15,29 @@ from __future__ import annotations
 
 import enum
 import errno
+import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Dict, FrozenSet, NamedTuple, Optional, Tuple
+from typing import Any, Container, Dict, FrozenSet, NamedTuple, Optional, Tuple
 
 from monitoring.details import Detail
 
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
 _RESERVED = 128  # bytes of it, reserved for a growing file's later hash and boot
 _FORMAT = 1
+# By the algorithm: how many hexadecimal digits its digests have.
+_HEX_DIGITS: Dict[str, Container[int]] = {
+    "sha256": (64,),
+    "sha512": (128,),
+    "blake2b": range(2, 129, 2),
+    "sha1": (40,),
+    "md5": (32,),
+}
+ALGORITHMS = tuple(_HEX_DIGITS)
+SHARED_ALGORITHMS = ("sha256", "sha512", "blake2b")  # strong enough for one URL to get the bytes of another
+_HEX = re.compile("[0-9a-f]+")
 
 FieldText = Tuple[str, str]
 
@@ -55,7 +68,19 @@ class Digest(NamedTuple):
     @property
     def shared(self) -> bool:
         """Whether it is strong enough for one URL to get the bytes of another."""
-        return self.algorithm not in ("md5", "sha1")
+        return self.algorithm in SHARED_ALGORITHMS
+
+    @property
+    def valid(self) -> bool:
+        """Whether some bytes could have it."""
+        digits = _HEX_DIGITS.get(self.algorithm, ())
+        return len(self.hex) in digits and _HEX.fullmatch(self.hex) is not None
+
+    def hasher(self) -> Any:
+        """A new hash object whose result can be compared with this digest, which is valid."""
+        if self.algorithm == "blake2b":
+            return hashlib.blake2b(digest_size=len(self.hex) // 2)
+        return hashlib.new(self.algorithm)
 
 
 @dataclass(frozen=True)

@@ -1,59 +1,165 @@
-"""The record of a file, in the file's extended attribute; a file system without attributes keeps none."""
+"""The record of a file, in the file's extended attribute; a file system without attributes keeps none.
+
+`records_below` finds out once which of the two it is. What follows from that is in `AttributeRecords` and `NoRecords`,
+and nobody else asks.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
+import time
 import uuid
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Iterator, Optional
 
+from monitoring.details import Detail
+from storage.locks import try_lock
 from storage.own_files import GROWING_SUFFIX
-from storage.record import Record, RecordState, Unstorable
+from storage.record import Digest, Record, RecordState, Unstorable
 
 ATTRIBUTE = "user.dduct"
+_LOCK_PAUSE = 0.001  # seconds between two attempts to get the lock of updates
+_LOCK_ATTEMPTS = 5000  # an update takes microseconds, so its process was stopped, or the disk hangs
 
 
-class Records:
-    """The records of all files below a directory. `kept`: its file system has attributes."""
+class Records(ABC):
+    """The records of all files below a directory."""
 
-    def __init__(self, root: Path) -> None:
-        self.kept = _has_attributes(root)
-        # Guards each update of a record; between processes, a lost update costs a validation or a hash.
-        self._updating = threading.Lock()
+    shortcoming: Optional[str] = None  # of the file system, for the log
+
+    @abstractmethod
+    def write(self, fd: int, record: Record) -> None:
+        """Set the record of an open file, if it can have one. Raises Unstorable."""
+
+    @abstractmethod
+    def update(self, fd: int, known: Record, change: Callable[[Record], Record]) -> bool:
+        """Change the record of a published object, if it can have one; whether that is so. Raises Unstorable.
+
+        Of two updates at once, in any processes, neither undoes the other. `known` is changed where the object has no
+        readable record.
+        """
+
+    @abstractmethod
+    def note_hash(self, fd: int, sha256: str) -> None:
+        """Record the hash of a published object that waits for one; a no-op for others. Raises Unstorable."""
+
+    @abstractmethod
+    def shares(self, digest: Digest) -> bool:
+        """Whether several URLs can share the object of a digest: each has an alias, and that is only a record."""
+
+    @abstractmethod
+    def require(self, need: str, purpose: str) -> None:
+        """Raise Unstorable where there are no records: `need` has to be recorded for this `purpose`."""
+
+
+class NoRecords(Records):
+    """Of a file system without extended attributes: objects have their bytes and their name, and no more."""
+
+    shortcoming = (
+        "without user extended attributes: what needs authorisation is not kept, and nothing is shared between hosts"
+    )
 
     def write(self, fd: int, record: Record) -> None:
-        """Set the record of an open file; raises Unstorable. A no-op where the file system has no attributes."""
+        """Write nothing. Raises Unstorable for the same records as elsewhere."""
+        record.encode()
+
+    def update(self, fd: int, known: Record, change: Callable[[Record], Record]) -> bool:
+        """Write nothing."""
+        return False
+
+    def note_hash(self, fd: int, sha256: str) -> None:
+        """Do nothing: no object waits for a hash."""
+
+    def shares(self, digest: Digest) -> bool:
+        """Never: there are no aliases."""
+        return False
+
+    def require(self, need: str, purpose: str) -> None:
+        """See Records.require."""
+        raise Unstorable(f"{need}, and the file system keeps no metadata {purpose}", Detail.NO_METADATA)
+
+
+class AttributeRecords(Records):
+    """In the attribute `user.dduct` of each file.
+
+    An update locks the directory `root` between processes. Where the file system cannot do that (NFS), processes may
+    undo each other's updates.
+    """
+
+    def __init__(self, root: Path, pause: Callable[[float], None] = time.sleep) -> None:
+        self._root = root
+        self._pause = pause
+        self._updating = threading.Lock()  # guards each update of a record within this process
+
+    def write(self, fd: int, record: Record) -> None:
+        """See Records.write."""
         data = record.encode()
-        if not self.kept:
-            return
         try:
             os.setxattr(fd, ATTRIBUTE, data)
         except OSError as error:
             raise Unstorable.of(error) from error
 
-    def update(self, fd: int, known: Record, change: Callable[[Record], Record]) -> None:
-        """Change the record of a published object; of two updates at once, neither undoes the other.
+    def update(self, fd: int, known: Record, change: Callable[[Record], Record]) -> bool:
+        """See Records.update."""
+        with self._alone():
+            self.write(fd, change(readable_record(fd) or known))
+        return True
 
-        `known` is changed where the object has no readable record. Raises Unstorable.
-        """
-        with self._updating:
-            try:
-                record = read_record(fd) or known
-            except ValueError:
-                record = known
-            self.write(fd, change(record))
+    def shares(self, digest: Digest) -> bool:
+        """Whether the digest is strong enough."""
+        return digest.shared
+
+    def require(self, need: str, purpose: str) -> None:
+        """Do nothing."""
 
     def note_hash(self, fd: int, sha256: str) -> None:
-        """Record the hash of a published object that waits for one; a no-op for others. Raises Unstorable."""
-        with self._updating:
+        """See Records.note_hash."""
+        with self._alone():
             try:
                 record = read_record(fd)
             except ValueError as error:
                 raise Unstorable(str(error)) from error
             if record is not None and record.unhashed:
                 self.write(fd, record.enter(RecordState.VERIFIED, sha256))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep all others from updates, also those of other processes. Raises Unstorable.
+
+        An update that cannot be sure to be alone fails: it could undo that an object is restricted.
+        """
+        if not self._updating.acquire(timeout=_LOCK_PAUSE * _LOCK_ATTEMPTS):
+            raise _busy()
+        try:
+            fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._lock(fd)
+                yield
+            finally:
+                os.close(fd)  # this releases the lock, too
+        except OSError as error:
+            raise Unstorable.of(error) from error
+        finally:
+            self._updating.release()
+
+    def _lock(self, fd: int) -> None:
+        for _ in range(_LOCK_ATTEMPTS):
+            try:
+                if try_lock(fd):
+                    return
+            except OSError:
+                return  # this file system locks no folders
+            self._pause(_LOCK_PAUSE)
+        raise _busy()
+
+
+def records_below(root: Path) -> Records:
+    """The records of a directory: its file system decides."""
+    return AttributeRecords(root) if _has_attributes(root) else NoRecords()
 
 
 def read_record(fd: int) -> Optional[Record]:
@@ -67,6 +173,14 @@ def read_record(fd: int) -> Optional[Record]:
     return Record.decode(data)
 
 
+def readable_record(fd: int) -> Optional[Record]:
+    """The record of an open file; None where it has none, or a damaged one."""
+    try:
+        return read_record(fd)
+    except ValueError:
+        return None
+
+
 def is_blank(fd: int) -> bool:
     """Whether an open file is new, with neither bytes nor a record."""
     try:
@@ -77,10 +191,7 @@ def is_blank(fd: int) -> bool:
 
 def partial_download_record(fd: int, boot: str) -> Optional[Record]:
     """The record of a growing file without a leader, if it was started in this boot and can be resumed."""
-    try:
-        record = read_record(fd)
-    except ValueError:
-        return None
+    record = readable_record(fd)
     if record is None or record.boot != boot or not 0 < os.fstat(fd).st_size <= record.length:
         return None
     return record if record.length > 1 else None
@@ -92,6 +203,10 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return uuid.uuid4().hex  # then no earlier object is trusted before it is durable
+
+
+def _busy() -> Unstorable:
+    return Unstorable("its record is locked by another process", Detail.BUSY)
 
 
 def _has_attributes(root: Path) -> bool:

@@ -30,7 +30,7 @@ from storage.locations import aside_of, objection, vacant
 from storage.locks import is_file, is_locked, try_lock
 from storage.own_files import GROWING_SUFFIX, outside
 from storage.record import Digest, Metadata, Record, Unstorable
-from storage.records import Records, boot_id, read_record
+from storage.records import boot_id, read_record, records_below
 from storage.space import FOLDER_SIZE, Growth, Limits, SpaceLimits
 from storage.tree import Tree, remove_growing_file
 
@@ -69,15 +69,10 @@ class Store:
         root.mkdir(parents=True, exist_ok=True)
         self.outside = outside(str(root))
         self.tree = Tree(str(root), self.space)
-        self.records = Records(root)
+        self.records = records_below(root)
         self.boot = boot_id()
         self.trouble = RateLimitedLog(_log)  # with the disk
         self._known_paths = lru_cache(maxsize=4096)(self._paths)
-
-    @property
-    def keeps_metadata(self) -> bool:
-        """Whether the file system has attributes: without them, there are neither records nor aliases."""
-        return self.records.kept
 
     def place(self, name: str) -> str:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""
@@ -90,15 +85,12 @@ class Store:
         return f"{self.root}/{name}"
 
     def paths(self, key: Key) -> Paths:
-        """The paths of a key's files; raises Unstorable on names that a file cannot have.
-
-        Without attributes there are no aliases, so no object is stored by its digest.
-        """
+        """The paths of a key's files; raises Unstorable on names that a file cannot have."""
         return self._known_paths(key) if len(key.name) <= _MAX_REMEMBERED else self._paths(key)
 
     def _paths(self, key: Key) -> Paths:
         named = self.place(key.name)
-        if key.digest is None or not key.digest.shared or not self.records.kept:
+        if key.digest is None or not self.records.shares(key.digest):
             return Paths(named, None)
         return Paths(self.place(f"{key.digest.algorithm}/{key.digest.hex[:2]}/{key.digest.hex}"), named)
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import stat
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator, Optional
 
 from monitoring.redaction import reason_of, shown
-from storage.entry import Lost, read_bytes
+from storage.entry import Lost, pieces, read_bytes
 from storage.locks import is_locked
 from storage.own_files import GROWING_SUFFIX, files_below
-from storage.record import Record
+from storage.record import SHARED_ALGORITHMS, Digest, Record
 from storage.records import boot_id, read_record
-
-_log = logging.getLogger("dduct.verify")
-
-_AT_ONCE = 1024 * 1024  # bytes
 
 
 @dataclass
@@ -107,24 +102,22 @@ def _difference(
         return f"{status.st_size} bytes instead of {record.length}"
     if record.alias:
         return None
-    found = hashlib.sha256()
-    for data in _pieces(fd):
-        found.update(data)
+    stored, named = Digest("sha256", record.sha256), _digest_in(name)
+    hashers = {digest: digest.hasher() for digest in (stored, named) if digest is not None and digest.valid}
+    for data in pieces(partial(read_bytes, fd), 0, record.length):
+        for found in hashers.values():
+            found.update(data)
         findings.bytes_read += len(data)
         progress(findings)
-    if found.hexdigest() != record.sha256:
+    right = {digest for digest, found in hashers.items() if found.hexdigest() == digest.hex}
+    if stored not in right:
         return "its bytes are not those that were stored"
-    if name.startswith("sha256/") and name.rpartition("/")[2] != record.sha256:
+    if named is not None and named not in right:
         return "its bytes do not match the digest in its name"
     return None
 
 
-def _pieces(fd: int) -> Iterator[memoryview]:
-    view = memoryview(bytearray(_AT_ONCE))
-    offset = 0
-    while True:
-        count = read_bytes(fd, view, offset)
-        if not count:
-            return
-        yield view[:count]
-        offset += count
+def _digest_in(name: str) -> Optional[Digest]:
+    """The digest that names an object; None where a URL does."""
+    algorithm, _, rest = name.partition("/")
+    return Digest(algorithm, rest.rpartition("/")[2]) if algorithm in SHARED_ALGORITHMS else None

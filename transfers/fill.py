@@ -13,12 +13,10 @@ from storage.store import Key, Paths, Store
 from transfers.asking import Asking
 from transfers.growing_file import AcquireResult, DiskRefused, GrowingFile, PartialDownload
 from transfers.hashing import Hashes
+from transfers.hold_back import releasable
 from transfers.readable_fill import ReadableFill
 from transfers.states import COMPLETE, FillFailed, FillState
 from transfers.window import Window
-
-# Readers get the last bytes of a digest-named object only once the digest matches: no reader gets a whole wrong object.
-HOLD_BACK = 64 * 1024
 
 
 class Fill(ReadableFill):
@@ -82,7 +80,7 @@ class Fill(ReadableFill):
         self.file.resume(left, metadata)
         with self._changed:
             self.metadata, self.length, self.size = metadata, left.length, left.size
-            self._released = max(0, left.size - (HOLD_BACK if self._digest is not None else 0))
+            self._released = releasable(left.size, left.length, self.verifies)
             self._enter_state(FillState.FILLING)
 
     def catch_up(self) -> None:
@@ -98,7 +96,7 @@ class Fill(ReadableFill):
         on_disk = self._write_to_disk(data) if self._window is None else 0
         self._hashes.update(data)
         self.size += len(data)
-        released = self.size if self._digest is None else self.size - HOLD_BACK
+        released = releasable(self.size, self.length, self.verifies)
         with self._changed:
             if self._window is not None and on_disk < len(data):
                 self._readers.make_space(self._window, len(data) - on_disk)

@@ -14,10 +14,11 @@ from net import client_watch
 from storage.entry import Lost, read_bytes
 from storage.locks import is_file, show_interest, try_lock, unlock
 from storage.own_files import GROWING_SUFFIX
-from storage.record import Metadata, Record
-from storage.records import is_blank, read_record
+from storage.record import Metadata
+from storage.records import is_blank, readable_record
 from storage.tree import remove_growing_file
-from transfers.fill import HOLD_BACK, Fill
+from transfers.fill import Fill
+from transfers.hold_back import releasable
 from transfers.pacing import PIECE, POLL_INTERVAL, backoff_seconds
 from transfers.states import FillState
 
@@ -28,11 +29,11 @@ _FIRST_BYTES = 5.0  # seconds; limited, because some clients give up after 30 wi
 class ForeignFill:
     """A fill that another process leads, seen through its file; it has the readers' methods of `Fill`."""
 
-    def __init__(self, place: str, fd: int, held_back: bool) -> None:
+    def __init__(self, place: str, fd: int, verifies: bool) -> None:
         self._place = place
         self._fd = fd
         show_interest(fd)
-        self._held_back = held_back
+        self._verifies = verifies
         self.state = FillState.ASKING
         self.metadata: Optional[Metadata] = None
         self.length: Optional[int] = None
@@ -98,7 +99,7 @@ class ForeignFill:
         if self.state.final:
             return
         ended = self._ending()
-        record = self._record()
+        record = readable_record(self._fd)
         if record is not None and not record.asking:
             self.metadata = record.metadata
             self.length = record.length or None
@@ -123,26 +124,18 @@ class ForeignFill:
                 remove_growing_file(self._place + GROWING_SUFFIX, self._fd)
             unlock(self._fd)
         # The name no longer decides: the object may have been evicted since. The leader writes a complete record last.
-        record = self._record()
+        record = readable_record(self._fd)
         if record is not None and record.complete and record.length == os.fstat(self._fd).st_size:
             return FillState.PUBLISHED
         self.cause = "its leader is gone, or gave it up"
         return FillState.FAILED
-
-    def _record(self) -> Optional[Record]:
-        try:
-            return read_record(self._fd)
-        except ValueError:
-            return None
 
     def _size(self) -> int:
         """Bytes that may be read; the last ones are held back until the object is known to be published."""
         size = os.fstat(self._fd).st_size
         if self.state is FillState.PUBLISHED:
             return size
-        if self._held_back:
-            return size - HOLD_BACK
-        return size if self.length is None else min(size, self.length - 1)
+        return releasable(size, self.length, self._verifies)
 
 
 AnyFill = Union[Fill, ForeignFill]

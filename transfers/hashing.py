@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from functools import partial
 from typing import Any, Optional
 
-from storage.entry import read_bytes
+from storage.entry import pieces, read_bytes
 from storage.record import Digest
 from transfers.states import DigestMismatch, FillFailed
 
 _ALONE = 4 * 1024 * 1024  # bytes hashed before a thread is worth its cost
-_REHASHED_AT_ONCE = 1024 * 1024  # bytes
 
 
 class Hashes:
@@ -25,7 +25,7 @@ class Hashes:
     def __init__(self, digest: Optional[Digest]) -> None:
         self._digest = digest
         self._sha256 = hashlib.sha256()
-        self._check = self._sha256 if digest is None or digest.algorithm == "sha256" else hasher(digest)
+        self._check: Any = self._sha256 if digest is None or digest.algorithm == "sha256" else digest.hasher()
         self._can_wait = digest is None
         self._hashed = 0
         self.late = False
@@ -59,15 +59,11 @@ class Hashes:
 
         Raises FillFailed, Lost where the disk has lost them.
         """
-        offset = self.go_on()
-        view = memoryview(bytearray(min(size - offset, _REHASHED_AT_ONCE)))
-        while offset < size:
-            count = read_bytes(fd, view[: size - offset], offset)
-            if not count:
-                raise FillFailed("what was there of it has been cut off")
-            self.update(view[:count])
+        for piece in pieces(partial(read_bytes, fd), self.go_on(), size):
+            self.update(piece)
             self.finish()
-            offset += count
+        if self._hashed < size:
+            raise FillFailed("what was there of it has been cut off")
 
     def finish(self) -> None:
         """Wait until all accepted bytes are hashed."""
@@ -128,10 +124,3 @@ class Hashes:
         if self._check is not self._sha256:
             self._check.update(data)
         self._hashed += len(data)
-
-
-def hasher(digest: Digest) -> Any:
-    """A new hash object for this kind of digest."""
-    if digest.algorithm == "blake2b":
-        return hashlib.blake2b(digest_size=len(digest.hex) // 2)
-    return hashlib.new(digest.algorithm)

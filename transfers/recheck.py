@@ -7,14 +7,12 @@ import logging
 from typing import Optional
 
 from monitoring.redaction import reason_of
-from storage.entry import Entry, Lost
+from storage.entry import Entry, Lost, pieces
 from storage.record import Unstorable
-from transfers.fill import HOLD_BACK
+from transfers.hold_back import releasable
 from transfers.states import FillFailed
 
 _log = logging.getLogger("dduct.verify")
-
-_AT_ONCE = 1024 * 1024  # bytes
 
 
 class VerifyingReader:
@@ -30,12 +28,13 @@ class VerifyingReader:
         self.length: Optional[int] = self._size
         self._hash = hashlib.sha256()
         self._hashed = 0  # bytes
+        self._releasable = releasable(self._size, self._size, verifies=True)
         self._right = False
         self._given = False  # a reader has bytes that may be wrong
 
     def ready(self, offset: int, whole: bool) -> bool:
         """Hash the object first where it cannot be sent while it is hashed. Raises Lost."""
-        if not whole or self._size <= HOLD_BACK:
+        if not whole or not self._releasable:
             self._finish()
         return True
 
@@ -47,7 +46,7 @@ class VerifyingReader:
         if self._right:
             return self._entry.read_at(view, offset)
         try:
-            if offset != self._hashed or offset + len(view) > self._size - HOLD_BACK:
+            if offset != self._hashed or offset + len(view) > self._releasable:
                 self._finish()
                 return self._entry.read_at(view, offset)
             count = self._entry.read_at(view, offset)
@@ -67,12 +66,8 @@ class VerifyingReader:
         """Hash the remaining bytes, and compare. Raises Lost."""
         if self._right:
             return
-        view = memoryview(bytearray(min(_AT_ONCE, self._size)))
-        while self._hashed < self._size:
-            count = self._entry.read_at(view[: self._size - self._hashed], self._hashed)
-            if not count:
-                break
-            self._note(view[:count])
+        for piece in pieces(self._entry.read_at, self._hashed, self._size):
+            self._note(piece)
         sha256, record = self._hash.hexdigest(), self._entry.record
         # If it is unhashed, its process ended before hashing it, but within this boot: the kernel still has the right
         # bytes.

@@ -240,7 +240,7 @@ def test_who_follows_another_process_is_looked_at(tmp_path: Path) -> None:
     place = tmp_path / f"object{GROWING_SUFFIX}"
     with place.open("wb") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
-        foreign = ForeignFill(str(tmp_path / "object"), os.open(place, os.O_RDWR), held_back=False)
+        foreign = ForeignFill(str(tmp_path / "object"), os.open(place, os.O_RDWR), verifies=False)
         ours, theirs = socket.socketpair()
         watch = ClientWatch(ours.fileno, lambda: True)
         theirs.close()

@@ -245,7 +245,7 @@ def dead_leader(dduct: RunningDduct, origin: Origin, name: Name, etag: Optional[
 def test_a_leftover_of_what_a_digest_names_is_gone_on_with(dduct: RunningDduct, etag: str) -> None:
     link = Link(each=len(BODY), etag=ETAGS[etag])
     origin = dduct.origin(link)
-    name = Name(f"https/{HOST}:{origin.port}{NAMED}", ("sha256", NAMED.rpartition(":")[2]))
+    name = Name(f"https/{HOST}:{origin.port}{NAMED}", Digest("sha256", NAMED.rpartition(":")[2]))
     dead_leader(dduct, origin, name, ETAGS[etag], 1_500_000)
     assert dduct.fetch(origin, NAMED).body == BODY
     assert link.ranges == [1_500_000] and origin.body_sent == 500_000

@@ -24,11 +24,13 @@ from support.pairs import TIMEOUT, in_thread
 from cache import Cache, Follow, Hit, Lead
 from storage.entry import Lost
 from storage.record import Digest, Metadata, Record, Unstorable
+from storage.records import NoRecords
 from storage.store import Key
-from transfers.fill import HOLD_BACK, Fill
+from transfers.fill import Fill
 from transfers.follow import FillReader, ForeignFill
 from transfers.growing_file import PartialDownload
 from transfers.hashing import Hashes
+from transfers.hold_back import HOLD_BACK
 from transfers.pacing import backoff_seconds
 from transfers.recheck import VerifyingReader
 from transfers.states import FillFailed, FillState
@@ -1084,6 +1086,27 @@ def test_weak_digests_are_checked_but_never_shared(cache: Cache, algorithm: str)
     other.fill.close()
 
 
+@pytest.mark.parametrize("since", ["nothing", "another answer", "invalidation"])
+def test_what_is_shown_of_an_alias_does_not_undo_what_came_since(cache: Cache, since: str) -> None:
+    """A proof that anybody gets the object is of the answer that was stored then, and not of a later private one."""
+    key, stored = blob_key("one"), blob_meta("one")
+    publish(cache, BLOB, key, stored)
+    hit = cache.lookup(key)
+    assert hit is not None and hit.metadata == stored
+    private = replace(stored, fetched_at=2000.0, restricted=True, restricted_by=("private",))
+    if since == "another answer":
+        cache.confirm_alias(key, private)
+    elif since == "invalidation":
+        cache.invalidate(key)
+    shown = replace(stored, same_for_all=True)
+    cache.amend(key, hit.entry, stored, shown)
+    hit.entry.close()
+    found = cache.lookup(key)
+    assert found is not None
+    found.entry.close()
+    assert found.metadata == {"nothing": shown, "another answer": private, "invalidation": None}[since]
+
+
 def test_an_alias_is_no_object_for_a_filter_that_knows_nothing_of_digests(cache: Cache) -> None:
     """Filters change, and an empty answer in the name of every layer would be the thanks."""
     key = blob_key("one")
@@ -1100,7 +1123,8 @@ def test_an_alias_is_no_object_for_a_filter_that_knows_nothing_of_digests(cache:
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_empty_file_without_a_record_is_no_object(cache: Cache, keeps: bool) -> None:
     """It may have been an alias before somebody copied it without its attribute."""
-    cache.store.records.kept = keeps
+    if not keeps:
+        cache.store.records = NoRecords()
     (cache.store.root / NAME).parent.mkdir(parents=True)
     (cache.store.root / NAME).touch()
     assert cache.lookup(KEY) is None
@@ -1246,7 +1270,7 @@ def test_a_leftover_of_another_object_makes_way_and_its_followers_do_not_mix_the
     foreign = ForeignFill(
         str(pair[0].store.root / NAME),
         pair[0].store.tree.open_growing_file(str(pair[0].store.root / NAME)),
-        held_back=False,
+        verifies=False,
     )
     old = FillReader(foreign, 20)
     assert foreign.wait_head(1) is FillState.GONE or old.read_at(view(bytearray(3)), 0) == 3
@@ -1358,7 +1382,7 @@ def test_a_blank_file_that_nobody_leads_is_removed_by_who_finds_that_out(cache: 
     os.close(cache.store.tree.open_growing_file(place))
     growing = cache.store.tree.open_growing(place)
     assert growing is not None
-    foreign = ForeignFill(place, growing, held_back=False)
+    foreign = ForeignFill(place, growing, verifies=False)
     assert foreign.wait_head(TIMEOUT) is FillState.GONE
     foreign.detach()
     assert parts(cache) == []
@@ -1379,6 +1403,7 @@ def test_a_follower_elsewhere_has_the_whole_object_when_it_is_in_its_place(pair:
 
 def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transfers.follow.PIECE", 10)
+    monkeypatch.setattr("transfers.follow.POLL_INTERVAL", 0.0)  # else it looks only a few times in TIMEOUT
     fill = lead(pair[0])
     reader = follow(pair[1])
     fill.start(META, 20)
@@ -1495,7 +1520,7 @@ def test_a_foreign_fill_that_ended_well_is_whole_whatever_became_of_its_name(pai
 def test_without_attributes_a_foreign_fill_cannot_be_followed(pair: List[Cache]) -> None:
     """Nothing would say what its head is before its end."""
     for cache in pair:
-        cache.store.records.kept = False
+        cache.store.records = NoRecords()
     fill = lead(pair[0])
     with pytest.raises(Unstorable, match="no metadata"):
         pair[1].claim(KEY)

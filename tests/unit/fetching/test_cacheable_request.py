@@ -16,9 +16,9 @@ from protocol.freshness import FreshnessRules
 from protocol.headers import Headers
 from protocol.http1 import Authority, RequestHead, Target
 from protocol.request_fields import DEFAULT
-from storage.record import Metadata
+from storage.record import Digest, Metadata
 
-DIGEST = ("sha256", "0" * 64)
+DIGEST = Digest("sha256", "0" * 64)
 URL = "https://some.thing/x.deb"
 TOKEN = (b"Authorization", b"Bearer t")
 
@@ -27,7 +27,7 @@ def a_request(
     *fields: Tuple[bytes, bytes],
     method: bytes = b"GET",
     query: str = "",
-    digest: Optional[Tuple[str, str]] = None,
+    digest: Optional[Digest] = None,
     signature: str = "",
 ) -> CacheableRequest:
     services = SimpleNamespace(names=DEFAULT, freshness=FreshnessRules(), via=b"1.1 dduct")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Tuple
 
 import pytest
@@ -86,3 +87,5 @@ def test_what_restricts_either_restricts_both() -> None:
     merged = permission.merged(stored("fields"), stored("signature", "fields"))
     assert (merged.restricted, merged.restricted_by) == (True, ("fields", "signature"))
     assert not permission.merged(stored(), stored("private")).same_for_all
+    reached = permission.merged(replace(stored(), near=True), replace(stored(), own=True))
+    assert reached.near and reached.own

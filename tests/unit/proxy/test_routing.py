@@ -17,6 +17,7 @@ from protocol.http1 import Authority, ProtocolError, RequestHead, Target
 from proxy import routing
 from proxy.routing import BuiltinPage, Fetch, Hosts, Intercept, MaxForwardsReached, Refuse, Rules, Tunnel
 from server import config
+from storage.record import Digest
 
 DEFAULTS = config.defaults(Path("/nowhere"))
 NAMING = Naming(DEFAULTS.proxy.filters, Parameters(DEFAULTS.cache.ignore_query))
@@ -191,17 +192,19 @@ NAMES: List[Tuple[str, Optional[Name]]] = [
     ("/pool/a%2Bb~.deb", Name("https/h/pool/a%2Bb~.deb")),
     ("/%61.d%65b", Name("https/h/a.deb")),
     ("/a%2fb.deb", Name("https/h/a%2Fb.deb")),
-    (f"/v2/a/b/blobs/sha256:{SHA256}", Name(f"https/h/v2/a/b/blobs/sha256:{SHA256}", ("sha256", SHA256))),
+    (f"/v2/a/b/blobs/sha256:{SHA256}", Name(f"https/h/v2/a/b/blobs/sha256:{SHA256}", Digest("sha256", SHA256))),
     (f"/v2/a/blobs/sha256%3A{SHA256}", None),
     (f"/v2/a/blobs/sha256:{SHA256[1:]}", None),
     ("/v2/a/manifests/latest", None),
     (f"/v2/a/manifests/sha256:{SHA256}", None),
-    (f"/d/by-hash/SHA256/{SHA256}", Name(f"https/h/d/by-hash/SHA256/{SHA256}", ("sha256", SHA256))),
-    (f"/d/by-hash/SHA512/{SHA512}", Name(f"https/h/d/by-hash/SHA512/{SHA512}", ("sha512", SHA512))),
+    (f"/d/by-hash/SHA256/{SHA256}", Name(f"https/h/d/by-hash/SHA256/{SHA256}", Digest("sha256", SHA256))),
+    (f"/d/by-hash/SHA512/{SHA512}", Name(f"https/h/d/by-hash/SHA512/{SHA512}", Digest("sha512", SHA512))),
     (f"/d/by-hash/MD5Sum/{SHA256[:32]}", None),
     (
         f"/packages/{SHA256[:2]}/{SHA256[2:4]}/{SHA256[4:]}/a-1-py3-none-any.whl",
-        Name(f"https/h/packages/{SHA256[:2]}/{SHA256[2:4]}/{SHA256[4:]}/a-1-py3-none-any.whl", ("blake2b", SHA256)),
+        Name(
+            f"https/h/packages/{SHA256[:2]}/{SHA256[2:4]}/{SHA256[4:]}/a-1-py3-none-any.whl", Digest("blake2b", SHA256)
+        ),
     ),
     (f"/packages/{SHA256[:2]}/{SHA256[2:4]}/{SHA256[4:]}/a-1-py3-none-any.whl.metadata", None),
     ("/packages/a-1.tar.gz", Name("https/h/packages/a-1.tar.gz")),

@@ -8,7 +8,7 @@ from typing import Dict
 import pytest
 
 from storage.record import TRANSITIONS, Metadata, Record, RecordState
-from storage.records import Records, read_record
+from storage.records import AttributeRecords, read_record
 
 META = Metadata("https://some.thing/x.deb", (), 1000.0)
 RECORDS: Dict[RecordState, Record] = {
@@ -64,7 +64,7 @@ def test_a_file_renamed_by_hand_amid_a_question_gets_its_hash(tmp_path: Path) ->
     assert left.enter(RecordState.VERIFIED, "ab") == RECORDS[RecordState.VERIFIED]
     with pytest.raises(AssertionError, match="without a hash"):
         left.enter(RecordState.VERIFIED)
-    records, path = Records(tmp_path), tmp_path / "x.deb"
+    records, path = AttributeRecords(tmp_path), tmp_path / "x.deb"
     with path.open("wb") as file:
         records.write(file.fileno(), left)
         records.note_hash(file.fileno(), "ab")

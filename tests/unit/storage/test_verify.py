@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 import pytest
 
@@ -19,7 +19,7 @@ from storage.locks import try_lock
 from storage.record import Digest, Metadata, Record
 from storage.store import Key
 from storage.verify import Findings, total, verify
-from transfers.fill import HOLD_BACK
+from transfers.hold_back import HOLD_BACK
 from transfers.recheck import VerifyingReader
 from transfers.states import FillFailed
 
@@ -28,9 +28,9 @@ META = Metadata("https://h/x", (), 1000.0)
 BODY = random.Random(0).randbytes(3 * HOLD_BACK)  # whose hash is known not to begin like that of `misplaced`
 
 
-def publish(cache: Cache, name: str, body: bytes, digest: bool = False) -> Path:
+def publish(cache: Cache, name: str, body: bytes, digest: Optional[Digest] = None) -> Path:
     """A stored object; where it lies."""
-    key = Key(name, Digest("sha256", hashlib.sha256(body).hexdigest()) if digest else None)
+    key = Key(name, digest)
     claim = cache.claim(key)
     assert isinstance(claim, Lead)
     claim.fill.start(META, len(body))
@@ -142,7 +142,7 @@ def lines() -> List[str]:
 def shelf(cache: Cache, tmp_path: Path) -> List[Path]:
     """Eight objects, four of which are damaged."""
     paths = [publish(cache, f"https/h/{number}", BODY + bytes([number])) for number in range(4)]
-    blob = publish(cache, "https/h/v2/blob", BODY, digest=True)
+    blob = publish(cache, "https/h/v2/blob", BODY, Digest("sha256", hashlib.sha256(BODY).hexdigest()))
     truncated, zeroed, unreadable, misplaced = paths
     os.truncate(truncated, 100)
     zeroed.write_bytes(bytes(len(BODY) + 1))
@@ -201,6 +201,30 @@ def test_what_nobody_has_hashed_before_the_machine_went_down(cache: Cache, tmp_p
         assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # for certain
     assert verify(tmp_path, True, lambda _: None, lines.append).removed == 1
     assert lines == [f"{path}: the machine went down before its bytes were hashed"]
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512", "blake2b"])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_name_that_is_a_digest_is_compared_with_the_bytes(
+    cache: Cache, tmp_path: Path, lines: List[str], algorithm: str, wrong: bool
+) -> None:
+    digest = Digest(algorithm, hashlib.new(algorithm, BODY).hexdigest())
+    path = publish(cache, "https/h/blob", BODY, digest)
+    assert path.parent.parent.name == algorithm
+    if wrong:
+        path = path.rename(path.with_name(path.name[:2] + path.name[:1:-1]))
+    found = verify(tmp_path, False, lambda _: None, lines.append)
+    assert (found.right, found.damaged) == ((1, 1) if wrong else (2, 0))  # the alias is a file, too
+    assert lines == ([f"{path}: its bytes do not match the digest in its name"] if wrong else [])
+
+
+def test_a_name_that_no_bytes_can_have_is_damage(cache: Cache, tmp_path: Path, lines: List[str]) -> None:
+    path = publish(cache, "https/h/x", BODY)
+    odd = tmp_path / "blake2b/ab/abc"
+    odd.parent.mkdir(parents=True)
+    path.rename(odd)
+    assert verify(tmp_path, False, lambda _: None, lines.append).damaged == 1
+    assert lines == [f"{odd}: its bytes do not match the digest in its name"]
 
 
 def test_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
