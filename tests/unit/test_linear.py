@@ -12,9 +12,8 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Tuple, Union
 
 import pytest
+from support.costly import COSTLY_VALUES
 from support.modules import MODULES
-from support.origin import Asked, Connection
-from support.running import HOST, RunningDduct
 
 from protocol import field_values, freshness, http1
 from protocol.headers import Headers, canonical, split_list
@@ -183,50 +182,6 @@ def test_a_list_has_these_elements(value: bytes, elements: List[bytes]) -> None:
 
 # --- whole values and whole heads ---------------------------------------------------------------------
 
-NASTY = [
-    b'"' + b'\\"' * 30000 + b"\\",
-    b'"' * 60000,
-    b'",' * 30000,
-    b'a"' * 30000,
-    b'\\"' * 30000,
-    b"," * 60000,
-    b", " * 30000,
-    b"a" + b" " * 60000 + b"b",
-    b"a" + b"\t" * 60000 + b",",
-    b"a=" * 30000,
-    b"a;" * 30000,
-    b"a,b=c;" * 10000,
-    b"0" * 60000,
-    b"0-," * 20000,
-    b"bytes=" + b" " * 59000 + b"-",
-    b"bytes=" + b"0-0," * 14000,
-    b"W/" * 30000,
-    b'W/"' * 20000,
-    b'"a", ' * 12000,
-    b"http://" + b"a" * 59000 + b"? b",
-    b"http://" + b"a@" * 29000 + b"[",
-    b"/" * 60000,
-    b"../" * 20000,
-    b"%41" * 20000,
-    b"1.1 " * 15000,
-    b"1.1 a, " * 8000,
-    b"Basic " + b" " * 59000,
-    b"a." * 30000,
-    b"a:" * 30000,
-    b"Mon, " + b"0" * 59000,
-    b"max-age=" + b"9" * 59000,
-    b"max-age=1, " * 5400,
-    b'max-age="' * 6000,
-    b"no-cache" + b" =" * 29000,
-]
-
-FIELDS = (
-    b"accept accept-encoding accept-language age authorization cache-control connection content-length content-range "
-    b"content-type cookie date etag expect expires forwarded host if-match if-modified-since if-none-match if-range "
-    b"if-unmodified-since keep-alive last-modified location max-forwards pragma proxy-authorization range te trailer "
-    b"transfer-encoding upgrade user-agent vary via warning www-authenticate x-anything"
-).split()
-
 
 def seconds(work: Callable[[], object]) -> float:
     started = time.thread_time()
@@ -234,7 +189,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.thread_time() - started
 
 
-@pytest.mark.parametrize("value", NASTY, ids=lambda value: repr(value[:12]))
+@pytest.mark.parametrize("value", COSTLY_VALUES, ids=lambda value: repr(value[:12]))
 def test_reading_a_value_takes_linear_time(value: bytes) -> None:
     headers = Headers([(b"a", value)])
     base = http1.parse_absolute(b"http://origin.test/a/b")
@@ -264,30 +219,3 @@ def test_a_vary_that_names_a_field_ten_thousand_times_costs_no_more_than_once() 
 def test_many_lines_of_one_field_are_one_list() -> None:
     lines = [(b"A", b"%d" % number + b"x" * 250) for number in range(200)]
     assert Headers(lines).get(b"a") == b", ".join(value for _, value in lines)
-
-
-@pytest.mark.one_process
-def test_no_head_freezes_a_worker(dduct: RunningDduct) -> None:
-    """Whatever it is answered with. Here the clients and the origin count, too."""
-
-    def answer(_: Asked, connection: Connection) -> None:
-        connection.respond(200, [("Cache-Control", "max-age=600"), ("Vary", "X-Anything")], b"stored")
-
-    url = f"http://{HOST}:{dduct.origin(answer, tls=False).port}/x.deb"
-    with dduct.client() as client:
-        assert client.get(url, "x", "X-Anything: a").status == 200
-    for number, field in enumerate(FIELDS):
-        for value in NASTY[number % 5 :: 5]:
-            head = b"GET %s HTTP/1.1\r\nHost: x\r\n%s: %s\r\n\r\n" % (url.encode(), field, value)
-            assert min(_spent_on(dduct, head) for _ in range(2)) < 0.5, (field, value[:20])
-
-
-def _spent_on(dduct: RunningDduct, head: bytes) -> float:
-    with dduct.client() as client:
-        started = time.process_time()
-        client.send(head)
-        try:
-            client.read()
-        except OSError:
-            pass  # it may as well hang up
-        return time.process_time() - started

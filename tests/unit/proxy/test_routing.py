@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import pytest
 
@@ -15,7 +15,7 @@ from net.arrival import Arrival
 from protocol.headers import Headers
 from protocol.http1 import Authority, ProtocolError, RequestHead, Target
 from proxy import routing
-from proxy.routing import BuiltinPage, Fetch, Hosts, Intercept, MaxForwardsReached, Refuse, Rules, Tunnel
+from proxy.routing import BuiltinPage, Fetch, HostList, Hosts, Intercept, MaxForwardsReached, Refuse, Rules, Tunnel
 from server import config
 
 DEFAULTS = config.defaults(Path("/nowhere"))
@@ -275,3 +275,37 @@ def test_a_filter_names_its_digest(pattern: str, path: str, digest: Optional[Tup
 )
 def test_a_parameter_is_secret_by_the_words_of_its_name(parameter: str, secret: bool) -> None:
     assert looks_secret(parameter) is secret
+
+
+@pytest.mark.parametrize(
+    ("host", "patterns", "inside"),
+    [
+        ("a.test", ["a.test"], True),
+        ("a.test", ["*.test"], True),
+        ("a.b.test", ["*.test"], True),
+        ("test", ["*.test"], False),  # as with `.test` in other programs' lists: what is below
+        ("atest", ["*.test"], False),
+        ("10.1.2.3", ["10.0.0.0/8"], True),
+        ("10.1.2.3", ["10.1.2.3"], True),
+        ("11.1.2.3", ["10.0.0.0/8"], False),
+        ("127.1", ["127.0.0.0/8"], True),  # what resolvers take for an address
+        ("0x7f000001", ["127.0.0.1"], True),
+        ("::ffff:10.1.2.3", ["10.0.0.0/8"], True),
+        ("fd00::5", ["fd00::/8"], True),
+        ("fd00:0::5", ["fd00::5"], True),
+        ("fe00::5", ["fd00::/9"], False),
+        ("::1", ["0.0.0.0/0"], False),
+        ("a.test", ["0.0.0.0/0", "::/0"], False),  # a name is no address
+        ("a.test", ["*"], True),
+        ("a.test", [], False),
+    ],
+)
+def test_hosts_are_named_by_names_suffixes_addresses_and_networks(
+    host: str, patterns: Sequence[str], inside: bool
+) -> None:
+    assert (host in HostList(patterns)) is inside
+
+
+@pytest.mark.parametrize("host", [None, 5, b"a"])
+def test_what_is_no_text_is_no_host(host: object) -> None:
+    assert host not in HostList(["a"])

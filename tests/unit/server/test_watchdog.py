@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator
 
 import pytest
-from support.client import Client, wait_until
-from support.process import ROOT, TIMEOUT, Process, Running, write
+from support.process import ROOT, TIMEOUT, Running
 
 PREAMBLE = """
 import logging, os, re, signal, sys, threading, time
@@ -181,39 +179,3 @@ def test_a_process_that_would_not_end_does(start: Start) -> None:
     assert running.wait() == 1
     running.wait_for(" in <module>")
     assert "went on" not in running.lines
-
-
-# --- dduct ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def dduct(tmp_path: Path, certificates: Path, request: pytest.FixtureRequest) -> Iterator[Process]:
-    shutil.copytree(certificates, tmp_path / "certs")
-    process = Process(write(tmp_path, workers=request.param))
-    yield process
-    process.close()
-
-
-@pytest.mark.parametrize("dduct", [2], indirect=True)
-def test_workers_that_were_ended_are_counted(dduct: Process) -> None:
-    """By their parent: whatever counts a worker's own affairs ends with it."""
-    tcp, _ = dduct.ports()
-    wait_until(lambda: len(dduct.children()) == 2)
-    for number, worker in enumerate(sorted(dduct.children()), 1):
-        os.kill(worker, signal.SIGVTALRM)
-        dduct.wait_for("did not answer for 20 s of processor time", number)
-    wait_until(lambda: len(dduct.children()) == 2)
-    with Client(tcp) as client:
-        assert "\ndduct_frozen_workers_total 2\n" in client.get("/metrics", "localhost").body.decode()
-    dduct.signal(signal.SIGTERM)
-    assert dduct.wait() == 0
-
-
-@pytest.mark.parametrize("dduct", [1], indirect=True)
-def test_a_dduct_of_one_process_ends_by_itself(dduct: Process) -> None:
-    tcp, _ = dduct.ports()
-    with Client(tcp) as client:
-        assert client.get("/healthz", "localhost").status == 200
-    dduct.signal(signal.SIGVTALRM)
-    assert dduct.wait() == -signal.SIGVTALRM
-    dduct.wait_for("(most recent call first)")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, List
+from typing import List
 
 import pytest
-from support.origin import Files
-from support.running import RunningDduct
 
 from cache import Cache
 from storage import own_files
@@ -159,27 +156,3 @@ def test_a_leftover_takes_its_folders_along(tmp_path: Path) -> None:
     write(tmp_path, "https/h/a/b/x.deb.dduct")
     Evictor(SpaceLimits(tmp_path, Limits)).sweep()
     assert not (tmp_path / "https").exists()
-
-
-def test_a_file_dir_with_foreign_files_is_used_and_said(
-    start_dduct: Callable[..., RunningDduct], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (path,) = write(tmp_path / "dduct-0/files", "photos/cat.jpg")
-    (tmp_path / "dduct-0/files/lost+found").mkdir()
-    with caplog.at_level(logging.WARNING, "dduct"):
-        dduct = start_dduct(max_size=1)
-    (said,) = [record.getMessage() for record in caplog.records if "never touched" in record.getMessage()]
-    assert '"photos"' in said and "cache.min_free" in said
-    origin = dduct.origin(Files({"/x.deb": b"x" * 100}))
-    assert dduct.fetch(origin, "/x.deb").body == b"x" * 100
-    assert path.exists()
-
-
-def test_a_file_dir_of_its_own_is_no_matter_for_the_log(
-    start_dduct: Callable[..., RunningDduct], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "dduct-0/files/lost+found").mkdir(parents=True)
-    write(tmp_path / "dduct-0/files", ".evictor", "https/h/x.deb")
-    with caplog.at_level(logging.WARNING, "dduct"):
-        start_dduct()
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

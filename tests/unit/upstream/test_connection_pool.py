@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
-from typing import Callable, Iterator, List
+from typing import Iterator, List
 
 import pytest
-from support.client import wait_until
-from support.origin import Asked, Connection
-from support.running import HOST, RunningDduct
 
-from upstream import connection_pool
 from upstream.connection_pool import IDLE_TIMEOUT, MAX_IDLE, MAX_IDLE_PER_ORIGIN, ConnectionPool
-
-Build = Callable[..., RunningDduct]
 
 
 class Kept:
@@ -122,27 +116,3 @@ def test_after_the_end_nothing_is_kept(pool: ConnectionPool[Kept], stack: ExitSt
     pool.put(one)
     assert pool.retire() == [one]
     assert pool.put(two) == [two] and pool.take("a") is None
-
-
-@pytest.mark.one_process
-@pytest.mark.parametrize("tls", [True, False], ids=["https", "http"])
-def test_what_an_origin_has_closed_is_closed_without_any_traffic(
-    start_dduct: Build, monkeypatch: pytest.MonkeyPatch, tls: bool
-) -> None:
-    monkeypatch.setattr(connection_pool, "_SWEEP_INTERVAL", 0.0)
-    ends: List[bytes] = []
-
-    def handler(asked: Asked, connection: Connection) -> None:
-        connection.respond(200, [], b"hello")
-        connection.fin()
-        ends.append(connection.sock.recv(1) if not tls else socket.socket.recv(connection.sock, 100))
-
-    dduct = start_dduct()
-    origin = dduct.origin(handler, tls)
-    with dduct.client() as client:
-        url = f"http://{HOST}:{origin.port}/page"
-        if tls:
-            assert dduct.fetch(origin, "/page").body == b"hello"
-        else:
-            assert client.get(url, HOST).body == b"hello"
-        wait_until(lambda: bool(ends))

@@ -11,7 +11,6 @@ import pytest
 from support.origin import Asked, Connection, Origin
 from support.running import HOST, RunningDduct
 
-from proxy.routing import HostList
 from server import wiring
 from server.config_values import Address, ParentProxy
 from tls.authority import CertificateAuthority
@@ -89,37 +88,3 @@ def test_a_missing_certificate_matters_only_where_it_would_be_shown(tmp_path: Pa
     wanted = replace(dduct.config, proxy=replace(dduct.config.proxy, client_cert_hosts=("*",)))
     with pytest.raises(wiring.StartError, match="client_cert_hosts"):
         dduct.server.reload(wanted)
-
-
-@pytest.mark.parametrize(
-    ("host", "patterns", "inside"),
-    [
-        ("a.test", ["a.test"], True),
-        ("a.test", ["*.test"], True),
-        ("a.b.test", ["*.test"], True),
-        ("test", ["*.test"], False),  # as with `.test` in other programs' lists: what is below
-        ("atest", ["*.test"], False),
-        ("10.1.2.3", ["10.0.0.0/8"], True),
-        ("10.1.2.3", ["10.1.2.3"], True),
-        ("11.1.2.3", ["10.0.0.0/8"], False),
-        ("127.1", ["127.0.0.0/8"], True),  # what resolvers take for an address
-        ("0x7f000001", ["127.0.0.1"], True),
-        ("::ffff:10.1.2.3", ["10.0.0.0/8"], True),
-        ("fd00::5", ["fd00::/8"], True),
-        ("fd00:0::5", ["fd00::5"], True),
-        ("fe00::5", ["fd00::/9"], False),
-        ("::1", ["0.0.0.0/0"], False),
-        ("a.test", ["0.0.0.0/0", "::/0"], False),  # a name is no address
-        ("a.test", ["*"], True),
-        ("a.test", [], False),
-    ],
-)
-def test_hosts_are_named_by_names_suffixes_addresses_and_networks(
-    host: str, patterns: Sequence[str], inside: bool
-) -> None:
-    assert (host in HostList(patterns)) is inside
-
-
-@pytest.mark.parametrize("host", [None, 5, b"a"])
-def test_what_is_no_text_is_no_host(host: object) -> None:
-    assert host not in HostList(["a"])
