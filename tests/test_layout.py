@@ -101,7 +101,7 @@ def test_a_module_keeps_the_rules(name: str) -> None:
     assert list(problems(name, MODULES[name].read_text("utf-8"))) == []
 
 
-def test_no_module_imports_itself_by_a_detour() -> None:
+def test_there_are_no_import_cycles() -> None:
     below = {name: imported(ast.parse(path.read_text("utf-8"))) & set(MODULES) for name, path in MODULES.items()}
     while True:
         lowest = [name for name, names in below.items() if not names]
@@ -113,7 +113,7 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     assert below == {}
 
 
-def test_the_top_level_holds_nothing_else() -> None:
+def test_the_top_level_holds_only_listed_modules_and_packages() -> None:
     assert {path.stem for path in ROOT.glob("*.py")} == {name for name in ORDER if "." not in name and name in MODULES}
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert packages == set(ORDER) - {"dduct", "cache", "certs"}
@@ -195,7 +195,7 @@ def test_names_have_no_old_words() -> None:
         ('"""x"""\nseen = []\n', "protocol.http1.seen is mutable"),
     ],
 )
-def test_the_rules_can_be_broken(source: str, complaint: str) -> None:
+def test_a_broken_rule_is_reported(source: str, complaint: str) -> None:
     assert any(complaint in problem for problem in problems("protocol.http1", source))
 
 
@@ -203,7 +203,7 @@ def test_the_rules_can_be_broken(source: str, complaint: str) -> None:
 FOREIGN = {"O_TRUNC", "SO_RCVLOWAT", "TCP_CORK"}
 
 
-def test_architecture_speaks_of_what_there_is() -> None:
+def test_architecture_names_only_things_that_exist() -> None:
     """Each word in backticks stands somewhere in the sources: a renamed thing keeps no old name here."""
     text = re.sub(r"```.*?```", "", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), flags=re.DOTALL)
     sources = [
@@ -222,7 +222,7 @@ def test_architecture_speaks_of_what_there_is() -> None:
 
 
 @pytest.mark.skipif(STANDARD is None, reason="Python 3.9 does not know the names of its own modules")
-def test_a_package_that_is_not_there_at_run_time_is_noticed() -> None:
+def test_an_import_that_is_missing_at_run_time_is_noticed() -> None:
     assert any("requests" in problem for problem in problems("protocol.http1", '"""x"""\nimport requests\n'))
 
 

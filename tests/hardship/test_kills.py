@@ -110,7 +110,7 @@ def left(path: Path) -> str:
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_kill(configuration: Path, start: Callable[[], Process], seed: int) -> None:
+def test_a_kill_damages_no_object(configuration: Path, start: Callable[[], Process], seed: int) -> None:
     dice = random.Random(seed)
     objects = {f"/{number}.deb": os.urandom(dice.randrange(1, 2_000_000)) for number in range(OBJECTS)}
     slow = Slow(objects)

@@ -17,7 +17,7 @@ Build = Callable[..., RunningDduct]
 
 @pytest.mark.one_process
 @pytest.mark.parametrize("tls", [True, False], ids=["https", "http"])
-def test_what_an_origin_has_closed_is_closed_without_any_traffic(
+def test_an_idle_connection_that_its_origin_closed_is_closed_without_traffic(
     start_dduct: Build, monkeypatch: pytest.MonkeyPatch, tls: bool
 ) -> None:
     monkeypatch.setattr(connection_pool, "_SWEEP_INTERVAL", 0.0)

@@ -210,7 +210,7 @@ ODDITIES = [
 
 
 @pytest.mark.parametrize("raw", ODDITIES)
-def test_what_is_odd_and_valid_passes(dduct: RunningDduct, raw: bytes) -> None:
+def test_odd_but_valid_messages_pass(dduct: RunningDduct, raw: bytes) -> None:
     origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b"fine"))
     with dduct.intercepted(origin) as client:
         client.send(raw.replace(b"AUTHORITY", f"{HOST}:{origin.port}".encode()))

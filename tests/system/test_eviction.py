@@ -15,7 +15,7 @@ from support.running import RunningDduct
 from monitoring.metrics import Counter
 
 
-def test_a_small_cache_serves_everybody(start_dduct: Callable[..., RunningDduct]) -> None:
+def test_a_cache_smaller_than_its_objects_serves_all_requests(start_dduct: Callable[..., RunningDduct]) -> None:
     objects = {f"/{number}.deb": os.urandom(300_000) for number in range(12)}
     dduct = start_dduct(max_size=1_000_000)
     origin = dduct.origin(Files(objects))
@@ -29,7 +29,7 @@ def test_a_small_cache_serves_everybody(start_dduct: Callable[..., RunningDduct]
     dduct.counted(Counter.EVICTED, 8)
 
 
-def test_nothing_new_is_kept_where_there_is_no_room(start_dduct: Callable[..., RunningDduct]) -> None:
+def test_nothing_is_stored_where_there_is_no_space(start_dduct: Callable[..., RunningDduct]) -> None:
     dduct = start_dduct(min_free=2**60)
     origin = dduct.origin(Files({"/x.deb": os.urandom(1000)}))
     assert [dduct.fetch(origin, "/x.deb").status for _ in range(2)] == [200, 200]
@@ -37,7 +37,7 @@ def test_nothing_new_is_kept_where_there_is_no_room(start_dduct: Callable[..., R
     assert origin.count("/x.deb") == 2
 
 
-def test_a_use_is_noted(dduct: RunningDduct) -> None:
+def test_a_hit_updates_the_access_time(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/x.deb": b"x"}))
     dduct.fetch(origin, "/x.deb")
     (name,) = list(dduct.stored())
@@ -81,7 +81,7 @@ def is_quiet(dduct: RunningDduct) -> bool:
     return not dduct.server.cache.store.space.is_growing and not dduct.fills()
 
 
-def test_what_is_larger_than_the_cache_is_relayed_and_nothing_goes_for_it(
+def test_an_object_larger_than_the_cache_is_relayed_and_evicts_nothing(
     start_dduct: Callable[..., RunningDduct],
 ) -> None:
     dduct = start_dduct(max_size=20 * MEGA)
@@ -93,7 +93,7 @@ def test_what_is_larger_than_the_cache_is_relayed_and_nothing_goes_for_it(
 
 
 @pytest.mark.parametrize("clients", [1, 4])
-def test_a_body_without_an_end_leaves_the_disk_and_nothing_goes_for_it(
+def test_a_body_without_an_end_is_removed_and_evicts_nothing(
     start_dduct: Callable[..., RunningDduct], clients: int
 ) -> None:
     dduct = start_dduct(max_size=20 * MEGA)
@@ -109,7 +109,7 @@ def test_a_body_without_an_end_leaves_the_disk_and_nothing_goes_for_it(
     assert not [name for name in dduct.stored() if "endless" in name]
 
 
-def test_a_modest_body_of_unknown_length_is_kept_in_a_full_cache(start_dduct: Callable[..., RunningDduct]) -> None:
+def test_a_small_body_of_unknown_length_is_stored_in_a_full_cache(start_dduct: Callable[..., RunningDduct]) -> None:
     dduct = start_dduct(max_size=20 * MEGA)
     origin = dduct.origin(chunked(3))
     small_ones(dduct, origin, 19)

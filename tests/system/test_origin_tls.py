@@ -43,7 +43,7 @@ def who(asked: Asked, connection: Connection) -> None:
     ("hosts", "shown"),
     [("nobody", False), ("everybody", True), ("the address", True), ("a network", True), ("another host", False)],
 )
-def test_the_client_certificate_is_shown_to_those_who_are_named(
+def test_the_client_certificate_is_shown_to_listed_origins_only(
     start_dduct: Build, origin_authority: CertificateAuthority, hosts: str, shown: bool, path: str
 ) -> None:
     dduct = start_dduct(client_cert_hosts=tuple(HOSTS[hosts]))
@@ -64,7 +64,7 @@ def test_an_origin_with_an_authority_of_its_own_is_reached_where_a_certificate_i
 
 
 @pytest.mark.parametrize(("hosts", "status"), [([], 502), ([HOST], 200)])
-def test_a_parent_is_shown_it_where_it_is_named(
+def test_a_listed_parent_proxy_is_shown_the_client_certificate(
     start_dduct: Build, origin_authority: CertificateAuthority, hosts: Sequence[str], status: int
 ) -> None:
     def parent(asked: Asked, connection: Connection) -> None:
@@ -80,7 +80,9 @@ def test_a_parent_is_shown_it_where_it_is_named(
             assert client.connect("far.away:22").status == status
 
 
-def test_a_missing_certificate_matters_only_where_it_would_be_shown(tmp_path: Path, start_dduct: Build) -> None:
+def test_a_missing_client_certificate_is_an_error_only_if_an_origin_is_listed(
+    tmp_path: Path, start_dduct: Build
+) -> None:
     dduct = start_dduct()
     for name in ("client.crt", "client.key"):
         (dduct.config.misc.cert_dir / name).unlink()

@@ -20,7 +20,7 @@ def write(root: Path, *names: str) -> List[Path]:
     return [root / name for name in names]
 
 
-def test_a_file_dir_with_foreign_files_is_used_and_said(
+def test_a_file_dir_with_foreign_files_is_used_with_a_warning(
     start_dduct: Callable[..., RunningDduct], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (path,) = write(tmp_path / "dduct-0/files", "photos/cat.jpg")
@@ -34,7 +34,7 @@ def test_a_file_dir_with_foreign_files_is_used_and_said(
     assert path.exists()
 
 
-def test_a_file_dir_of_its_own_is_no_matter_for_the_log(
+def test_a_file_dir_without_foreign_files_gives_no_warning(
     start_dduct: Callable[..., RunningDduct], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "dduct-0/files/lost+found").mkdir(parents=True)

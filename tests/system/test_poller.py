@@ -44,7 +44,7 @@ def alone(dduct: RunningDduct) -> Connection:
     return connection
 
 
-def test_a_newcomer_takes_no_thread_before_it_wants_something(dduct: RunningDduct) -> None:
+def test_a_new_connection_takes_no_thread_before_it_sends(dduct: RunningDduct) -> None:
     clients = [dduct.client() for _ in range(10)]
     wait_until(lambda: work(dduct) == (0, 10))
     for client in clients:
@@ -55,7 +55,7 @@ def test_a_newcomer_takes_no_thread_before_it_wants_something(dduct: RunningDduc
         assert client.read().status == 200
 
 
-def test_who_repeats_itself_takes_no_thread(dduct: RunningDduct) -> None:
+def test_a_repeated_request_takes_no_thread(dduct: RunningDduct) -> None:
     origin = known(dduct)
     with dduct.intercepted(origin) as client:
         for _ in range(5):
@@ -66,7 +66,7 @@ def test_who_repeats_itself_takes_no_thread(dduct: RunningDduct) -> None:
     assert len(origin.requests) == 2
 
 
-def test_pipelined_requests_that_repeat_themselves_are_all_answered(dduct: RunningDduct) -> None:
+def test_repeated_pipelined_requests_are_all_answered(dduct: RunningDduct) -> None:
     origin = known(dduct)
     request = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode()
     with dduct.intercepted(origin) as client:
@@ -86,9 +86,7 @@ def test_a_request_in_pieces_is_waited_for(dduct: RunningDduct) -> None:
         assert client.read().body == BODY
 
 
-def test_a_client_that_does_not_trust_us_is_told_of_in_the_log(
-    dduct: RunningDduct, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_client_that_rejects_our_certificate_is_logged(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
     origin = known(dduct)  # so that the leaf is at hand
     with caplog.at_level(logging.INFO), dduct.client() as client:
         assert client.connect(f"{HOST}:{origin.port}").status == 200
@@ -101,7 +99,7 @@ def slots_taken(dduct: RunningDduct) -> int:
     return dduct.server.connections.limit.taken
 
 
-def test_connections_whose_handshakes_fail_leave_nothing_and_throw_nobody_out(dduct: RunningDduct) -> None:
+def test_failed_handshakes_leave_nothing_and_disturb_no_other_connection(dduct: RunningDduct) -> None:
     """A build that does not trust our authority tries it again and again; others come and go meanwhile."""
     origin = known(dduct)
     over = threading.Event()
@@ -131,7 +129,7 @@ def test_connections_whose_handshakes_fail_leave_nothing_and_throw_nobody_out(dd
     wait_until(lambda: not dduct.server.connections and not slots_taken(dduct))
 
 
-def test_a_connection_that_breaks_as_its_tls_begins_ends_alone(dduct: RunningDduct) -> None:
+def test_a_connection_that_breaks_at_the_start_of_tls_ends_alone(dduct: RunningDduct) -> None:
     """With unread bytes on a connection that is gone, wrap_socket raises, and has closed it."""
     origin = known(dduct)
     authority = f"{HOST}:{origin.port}"
@@ -145,7 +143,7 @@ def test_a_connection_that_breaks_as_its_tls_begins_ends_alone(dduct: RunningDdu
     assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_a_client_that_had_to_wait_for_its_answer_is_idle_again(
+def test_a_client_that_had_to_wait_for_its_answer_becomes_idle_again(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shutdown does not wait for it."""
@@ -170,7 +168,7 @@ def test_a_client_that_had_to_wait_for_its_answer_is_idle_again(
             assert client.get(path, f"{HOST}:{origin.port}").status == status  # and nothing is sent twice
 
 
-def test_a_handshake_that_drips_is_a_thread_s(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dripping_handshake_is_handed_to_a_thread(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     dduct.server.runtime.leaf_certificates.context("origin.test")
     with dduct.client() as client:
         assert client.connect("origin.test:443").status == 200

@@ -25,7 +25,7 @@ BOUNDED = {
 }
 
 
-def test_every_cache_remembers_short_values_or_says_why_not(dduct: RunningDduct) -> None:
+def test_every_function_cache_is_bounded_in_bytes(dduct: RunningDduct) -> None:
     unknown = [
         name
         for name, one in caches().items()

@@ -22,7 +22,7 @@ def interim(status: int, *fields: bytes) -> bytes:
 
 @pytest.mark.parametrize("path", ["/x.deb", "/page"], ids=["kept", "relayed"])
 @pytest.mark.parametrize("status", [100, 102, 103])
-def test_a_flood_is_502_and_counted(dduct: RunningDduct, path: str, status: int) -> None:
+def test_a_flood_of_interim_responses_is_502_and_counted(dduct: RunningDduct, path: str, status: int) -> None:
     def flood(asked: Asked, connection: Connection) -> None:
         while True:
             connection.send(interim(status) * 100)
@@ -39,7 +39,7 @@ def test_a_flood_is_502_and_counted(dduct: RunningDduct, path: str, status: int)
 
 
 @pytest.mark.parametrize("path", ["/x.deb", "/page"], ids=["kept", "relayed"])
-def test_a_drip_ends_with_the_time_for_an_answer(start_dduct: Build, path: str) -> None:
+def test_dripping_interim_responses_do_not_extend_the_timeout(start_dduct: Build, path: str) -> None:
     dduct = start_dduct(upstream_timeout=0.3, relay_timeout=0.3)
     over = Gate()
 
@@ -56,7 +56,7 @@ def test_a_drip_ends_with_the_time_for_an_answer(start_dduct: Build, path: str) 
 
 
 @pytest.mark.parametrize("expects", [True, False], ids=["that waits for leave", "at once"])
-def test_a_flood_ends_an_upload(dduct: RunningDduct, expects: bool) -> None:
+def test_a_flood_of_interim_responses_ends_an_upload(dduct: RunningDduct, expects: bool) -> None:
     with socket.create_server((HOST, 0)) as listener, dduct.client() as client:
         port = listener.getsockname()[1]
         fields = ["Expect: 100-continue"] if expects else []
@@ -79,7 +79,7 @@ def test_a_flood_ends_an_upload(dduct: RunningDduct, expects: bool) -> None:
     assert dduct.counted(Counter.INTERIM_FLOODS) == 1
 
 
-def test_a_parents_flood_is_502(start_dduct: Build) -> None:
+def test_a_parents_flood_of_interim_responses_is_502(start_dduct: Build) -> None:
     def flood(asked: Asked, connection: Connection) -> None:
         while True:
             connection.send(interim(103) * 100)
@@ -91,7 +91,7 @@ def test_a_parents_flood_is_502(start_dduct: Build) -> None:
             assert answer.status == 502 and b"1xx" in answer.body
 
 
-def test_what_is_relayed_may_be_silent_for_longer_than_what_is_kept(start_dduct: Build) -> None:
+def test_a_relayed_response_may_pause_longer_than_a_stored_one(start_dduct: Build) -> None:
     """Long polls and slow reports live, while those who share a transfer do not wait for ever."""
     dduct = start_dduct(upstream_timeout=0.2, relay_timeout=20.0, stale_if_error=False)
     gate = Gate()
@@ -112,7 +112,7 @@ def test_what_is_relayed_may_be_silent_for_longer_than_what_is_kept(start_dduct:
         assert client.read().body == b"soon"
 
 
-def test_pauses_within_what_cannot_be_kept_are_relayed(start_dduct: Build) -> None:
+def test_pauses_in_a_response_that_cannot_be_stored_are_relayed(start_dduct: Build) -> None:
     """An answer that was asked for as if it could be kept, and turns out to be events without an end."""
     dduct = start_dduct(upstream_timeout=0.2, relay_timeout=20.0)
     pause = Gate()

@@ -14,13 +14,13 @@ from support.running import RunningDduct
 
 @pytest.mark.parametrize("host", ["x'y", 'x"y', "x;y", "$(id)", "x y", "<b>", "x:99999", "x@y", "[::1", "a..b"])
 @pytest.mark.parametrize("path", ["/setup", "/setup/sh"])
-def test_a_host_that_is_none_gets_neither(dduct: RunningDduct, host: str, path: str) -> None:
+def test_an_invalid_host_gets_neither_page_nor_script(dduct: RunningDduct, host: str, path: str) -> None:
     answer = dduct.client().get(path, host)
     assert (answer.status, answer.get("content-type")) == (400, "text/plain; charset=utf-8")
 
 
 @pytest.mark.parametrize("path", ["/setup", "/setup/sh"])
-def test_it_is_served_on_both_ports_and_kept_by_nobody(dduct: RunningDduct, path: str) -> None:
+def test_the_page_is_served_on_both_ports_with_no_store(dduct: RunningDduct, path: str) -> None:
     for port, scheme in ((dduct.tcp_port, "http"), (dduct.tls_port, "https")):
         client = dduct.client(port)
         if scheme == "https":
@@ -35,19 +35,19 @@ def test_it_is_served_on_both_ports_and_kept_by_nobody(dduct: RunningDduct, path
         assert (refused.status, refused.get("allow")) == (405, "GET, HEAD")
 
 
-def test_a_page_of_that_name_is_its_origins(dduct: RunningDduct) -> None:
+def test_a_setup_page_of_an_intercepted_host_is_the_origins(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/setup": b"theirs", "/setup/sh": b"echo theirs"}))
     assert dduct.fetch(origin, "/setup").body == b"theirs"
     assert dduct.fetch(origin, "/setup/sh").body == b"echo theirs"
 
 
-def test_whoever_may_not_come_in_gets_no_page(start_dduct: Callable[..., RunningDduct]) -> None:
+def test_refused_clients_get_no_setup_page(start_dduct: Callable[..., RunningDduct]) -> None:
     dduct = start_dduct(allow_clients=("192.0.2.0/24",))
     assert dduct.client().get("/setup", f"localhost:{dduct.tcp_port}").status == 403
     assert dduct.client().get("/setup/sh", f"localhost:{dduct.tcp_port}").status == 403
 
 
-def test_the_fingerprint_is_that_of_the_authority(dduct: RunningDduct) -> None:
+def test_the_page_shows_the_fingerprint_of_the_authority(dduct: RunningDduct) -> None:
     pem = (dduct.config.misc.cert_dir / "ca.crt").read_bytes()
     digest = x509.load_pem_x509_certificate(pem).fingerprint(SHA256()).hex().upper()
     fingerprint = ":".join(digest[i : i + 2] for i in range(0, 64, 2))
@@ -57,7 +57,7 @@ def test_the_fingerprint_is_that_of_the_authority(dduct: RunningDduct) -> None:
     assert pem.decode().strip() in client.get("/setup/sh", f"localhost:{dduct.tcp_port}").body.decode()
 
 
-def test_a_password_is_spoken_of_where_one_is_asked_for(
+def test_the_page_mentions_a_password_where_one_is_required(
     start_dduct: Callable[..., RunningDduct], tmp_path: Path
 ) -> None:
     users = tmp_path / "users"

@@ -22,7 +22,7 @@ def dduct(tmp_path: Path, certificates: Path, request: pytest.FixtureRequest) ->
 
 
 @pytest.mark.parametrize("dduct", [2], indirect=True)
-def test_workers_that_were_ended_are_counted(dduct: Process) -> None:
+def test_frozen_workers_that_were_replaced_are_counted(dduct: Process) -> None:
     """By their parent: whatever counts a worker's own affairs ends with it."""
     tcp, _ = dduct.ports()
     wait_until(lambda: len(dduct.children()) == 2)
@@ -37,7 +37,7 @@ def test_workers_that_were_ended_are_counted(dduct: Process) -> None:
 
 
 @pytest.mark.parametrize("dduct", [1], indirect=True)
-def test_a_dduct_of_one_process_ends_by_itself(dduct: Process) -> None:
+def test_a_frozen_dduct_of_one_process_ends_itself(dduct: Process) -> None:
     tcp, _ = dduct.ports()
     with Client(tcp) as client:
         assert client.get("/healthz", "localhost").status == 200

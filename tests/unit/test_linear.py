@@ -122,11 +122,11 @@ BAD: List[Tuple[Pattern, str]] = [
 
 
 @pytest.mark.parametrize("pattern, method", BAD, ids=lambda value: value if isinstance(value, str) else "")
-def test_an_expression_that_takes_more_is_found_out(pattern: Pattern, method: str) -> None:
+def test_an_expression_that_takes_more_than_linear_time_is_found(pattern: Pattern, method: str) -> None:
     assert slow_probe(pattern, method)
 
 
-def test_every_expression_stands_where_it_is_found() -> None:
+def test_every_expression_is_found_in_its_module() -> None:
     hidden = []
     for module in MODULES:
         if module in OWN or module == "server.patterns":
@@ -146,7 +146,7 @@ def test_every_expression_stands_where_it_is_found() -> None:
     assert hidden == []
 
 
-def test_what_is_not_looked_at_is_there() -> None:
+def test_excluded_names_exist() -> None:
     names = {where.rpartition(".")[0] for where in all_patterns()} | set(all_patterns()) | set(MODULES)
     assert set(OWN) <= names
 
@@ -175,7 +175,7 @@ LISTS = [
 
 
 @pytest.mark.parametrize("value, elements", LISTS)
-def test_a_list_has_these_elements(value: bytes, elements: List[bytes]) -> None:
+def test_a_list_is_split_like_the_reference(value: bytes, elements: List[bytes]) -> None:
     assert split_list(value) == elements
     assert Headers([(b"X", value)]).elements(b"x") == elements
 
@@ -209,7 +209,7 @@ def test_reading_a_value_takes_linear_time(value: bytes) -> None:
     assert min(seconds(read_all) for _ in range(3)) < 0.4
 
 
-def test_a_vary_that_names_a_field_ten_thousand_times_costs_no_more_than_once() -> None:
+def test_a_vary_that_repeats_a_field_costs_no_more_than_once() -> None:
     request = RequestHead(b"GET", b"/", 1, Headers([(b"accept", b"x, " * 20000)]))
     response = ResponseHead(200, b"", 1, Headers([(b"Vary", b"accept," * 8000)]))
     assert min(seconds(lambda: freshness.vary_fields(request, response)) for _ in range(3)) < 0.4

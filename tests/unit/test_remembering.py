@@ -37,7 +37,7 @@ def grown_by(call: Any, values: Iterable[bytes]) -> int:
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_ten_thousand_values_take_few_megabytes(name: str) -> None:
+def test_ten_thousand_cached_values_take_few_megabytes(name: str) -> None:
     cache = caches()[name]
     module, _, function = name.rpartition(".")
     call = getattr(importlib.import_module(module), function)

@@ -81,7 +81,7 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def test_what_happens_before_its_thread_has_begun_is_not_lost(stack: ExitStack, threads: ThreadPool) -> None:
+def test_events_before_the_pollers_thread_starts_are_not_lost(stack: ExitStack, threads: ThreadPool) -> None:
     watching = Poller(threads.spawn)
     watching.open()
     pollable = Pollable(stack)
@@ -91,7 +91,7 @@ def test_what_happens_before_its_thread_has_begun_is_not_lost(stack: ExitStack, 
     assert pollable.resumed.wait(TIMEOUT)
 
 
-def test_each_look_is_a_turn_of_its_own(watching: Poller, stack: ExitStack) -> None:
+def test_each_poll_is_an_iteration_of_its_own(watching: Poller, stack: ExitStack) -> None:
     """Or what was right once would be right for ever."""
     pollable = Pollable(stack, Next.WAIT, Next.NEEDS_THREAD)
     assert watching.watch(pollable, pollable.resume)
@@ -103,7 +103,7 @@ def test_each_look_is_a_turn_of_its_own(watching: Poller, stack: ExitStack) -> N
     assert first < second
 
 
-def test_who_has_left_is_not_asked_what_he_wants(watching: Poller, stack: ExitStack) -> None:
+def test_a_closed_peer_is_not_asked_for_its_request(watching: Poller, stack: ExitStack) -> None:
     pollable = Pollable(stack, Next.WAIT, Next.NEEDS_THREAD)  # the second is what he would have wanted
     pollable.leaves = True
     assert watching.watch(pollable, pollable.resume)
@@ -113,7 +113,7 @@ def test_who_has_left_is_not_asked_what_he_wants(watching: Poller, stack: ExitSt
     assert pollable.heard == b"last words" and pollable.given_up
 
 
-def test_who_is_watched_is_answered_until_it_takes_a_thread(watching: Poller, stack: ExitStack) -> None:
+def test_a_watched_connection_is_answered_until_it_needs_a_thread(watching: Poller, stack: ExitStack) -> None:
     pollable = Pollable(stack, Next.WAIT, Next.WAIT, Next.NEEDS_THREAD)
     assert watching.watch(pollable, pollable.resume)
     for count in (1, 2):
@@ -126,14 +126,14 @@ def test_who_is_watched_is_answered_until_it_takes_a_thread(watching: Poller, st
     assert not watching._watched
 
 
-def test_what_is_closed_is_not_watched(watching: Poller, stack: ExitStack) -> None:
+def test_a_closed_connection_is_not_watched(watching: Poller, stack: ExitStack) -> None:
     pollable = Pollable(stack)
     pollable.sock.close()
     assert not watching.watch(pollable, pollable.resume)
     assert not watching._watched
 
 
-def test_who_is_forgotten_is_not_answered_any_more(watching: Poller, stack: ExitStack) -> None:
+def test_a_forgotten_connection_is_not_answered(watching: Poller, stack: ExitStack) -> None:
     pollable, other = Pollable(stack, Next.WAIT), Pollable(stack, Next.CLOSE)
     for one in (pollable, other):
         assert watching.watch(one, one.resume)
@@ -146,7 +146,7 @@ def test_who_is_forgotten_is_not_answered_any_more(watching: Poller, stack: Exit
     assert watching.watch(pollable, pollable.resume)
 
 
-def test_who_is_forgotten_in_the_round_in_which_he_has_spoken_is_not_missed(watching: Poller, stack: ExitStack) -> None:
+def test_a_connection_forgotten_in_the_iteration_of_its_event_is_skipped(watching: Poller, stack: ExitStack) -> None:
     first, gate, held = Pollable(stack), threading.Event(), threading.Event()
     guests = [Pollable(stack), Pollable(stack)]
     answered: List[Pollable] = []
@@ -179,7 +179,7 @@ def test_who_is_forgotten_in_the_round_in_which_he_has_spoken_is_not_missed(watc
     assert other.resumed.wait(TIMEOUT) and len(answered) == 1
 
 
-def test_what_a_thread_is_busy_with_is_not_watched_and_may_come_back(watching: Poller, stack: ExitStack) -> None:
+def test_a_connection_in_a_thread_is_not_watched_and_may_return(watching: Poller, stack: ExitStack) -> None:
     pollable = Pollable(stack, Next.NEEDS_THREAD, Next.NEEDS_THREAD)
     for _ in range(2):
         assert watching.watch(pollable, pollable.resume)
@@ -194,7 +194,7 @@ def test_what_a_thread_is_busy_with_is_not_watched_and_may_come_back(watching: P
     assert pollable.heard == b"xx"
 
 
-def test_what_is_over_takes_no_thread(watching: Poller, stack: ExitStack) -> None:
+def test_a_finished_connection_takes_no_thread(watching: Poller, stack: ExitStack) -> None:
     pollable = Pollable(stack, Next.CLOSE)
     assert watching.watch(pollable, pollable.resume)
     pollable.far.send(b"x")
@@ -202,9 +202,7 @@ def test_what_is_over_takes_no_thread(watching: Poller, stack: ExitStack) -> Non
     assert pollable.given_up and pollable.resumed_by == "idle"
 
 
-def test_who_says_nothing_for_too_long_is_given_up(
-    watching: Poller, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_connection_times_out(watching: Poller, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poller, "_TICK", 0.01)
     silent, patient = Pollable(stack, timeout=0.02), Pollable(stack)
     for pollable in (patient, silent):
@@ -213,7 +211,7 @@ def test_who_says_nothing_for_too_long_is_given_up(
     assert not patient.resumed.is_set()
 
 
-def test_at_the_end_threads_go_on_with_whoever_is_here(threads: ThreadPool, stack: ExitStack) -> None:
+def test_at_the_stop_threads_take_over_all_connections(threads: ThreadPool, stack: ExitStack) -> None:
     watching = Poller(threads.spawn)
     threads.spawn("idle", watching.run)
     wait_until(lambda: watching._epoll is not None)
@@ -228,7 +226,7 @@ def test_at_the_end_threads_go_on_with_whoever_is_here(threads: ThreadPool, stac
     assert not watching.watch(late, late.resume)
 
 
-def test_without_a_thread_to_be_had_a_connection_ends(threads: ThreadPool, stack: ExitStack) -> None:
+def test_a_connection_ends_if_no_thread_can_start(threads: ThreadPool, stack: ExitStack) -> None:
     def no_room(name: str, work: Callable[[], None]) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -242,7 +240,7 @@ def test_without_a_thread_to_be_had_a_connection_ends(threads: ThreadPool, stack
     watching.stop()
 
 
-def test_a_bug_is_the_end_of_its_guest_alone(
+def test_an_exception_ends_only_its_connection(
     watching: Poller, stack: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     buggy, other = Pollable(stack), Pollable(stack, Next.CLOSE)  # the first has no answer
@@ -258,7 +256,9 @@ def test_a_bug_is_the_end_of_its_guest_alone(
 
 
 @pytest.mark.parametrize("what", [Next.NEEDS_THREAD, Next.CLOSE])
-def test_a_newcomer_with_the_number_of_one_that_is_gone_stays(watching: Poller, stack: ExitStack, what: Next) -> None:
+def test_a_new_connection_may_reuse_the_descriptor_of_a_closed_one(
+    watching: Poller, stack: ExitStack, what: Next
+) -> None:
     """OpenSSL closes a socket that it cannot take over, and the system gives its number to the next connection."""
     pollable, newcomer = Pollable(stack, what), Pollable(stack, Next.CLOSE)
     number = pollable.fileno()
@@ -340,7 +340,9 @@ def supervised(threads: ThreadPool, disk: Disk) -> Iterator[Poller]:
 
 
 @pytest.mark.parametrize("what", [Next.WAIT, Next.NEEDS_THREAD, Next.CLOSE])
-def test_who_hangs_in_the_disk_has_a_successor(supervised: Poller, disk: Disk, stack: ExitStack, what: Next) -> None:
+def test_a_poller_thread_that_hangs_in_the_disk_gets_a_successor(
+    supervised: Poller, disk: Disk, stack: ExitStack, what: Next
+) -> None:
     asking, other = Asking(stack, disk, what, Next.CLOSE), Pollable(stack, Next.WAIT, Next.WAIT)
     for pollable in (asking, other):
         assert supervised.watch(pollable, pollable.resume)
@@ -360,7 +362,7 @@ def test_who_hangs_in_the_disk_has_a_successor(supervised: Poller, disk: Disk, s
     assert disk.told == ["lost", "found"] and not supervised._lost and not supervised._watched
 
 
-def test_what_a_lost_thread_has_not_looked_at_its_successor_is_told(
+def test_a_successor_handles_the_events_that_the_lost_thread_left(
     supervised: Poller, disk: Disk, stack: ExitStack
 ) -> None:
     gate, held = threading.Event(), threading.Event()
@@ -388,7 +390,7 @@ def test_what_a_lost_thread_has_not_looked_at_its_successor_is_told(
     assert [pollable.heard for pollable in (asking, *others)] == [b"x"] * 4
 
 
-def test_the_end_does_not_wait_for_a_lost_thread(
+def test_a_stop_does_not_wait_for_a_lost_thread(
     supervised: Poller, disk: Disk, stack: ExitStack, threads: ThreadPool
 ) -> None:
     asking, other = Asking(stack, disk, Next.WAIT), Pollable(stack)
@@ -404,7 +406,7 @@ def test_the_end_does_not_wait_for_a_lost_thread(
     assert asking.resumed.wait(TIMEOUT) and not asking.given_up
 
 
-def test_without_a_thread_to_be_had_the_supervisor_goes_on(disk: Disk, stack: ExitStack, threads: ThreadPool) -> None:
+def test_the_supervisor_continues_if_no_thread_can_start(disk: Disk, stack: ExitStack, threads: ThreadPool) -> None:
     def no_room(name: str, work: Callable[[], None]) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -423,7 +425,7 @@ def test_without_a_thread_to_be_had_the_supervisor_goes_on(disk: Disk, stack: Ex
     watching.stop()
 
 
-def test_who_has_come_back_just_in_time_goes_on(supervised: Poller, disk: Disk, stack: ExitStack) -> None:
+def test_a_thread_that_returns_in_time_is_not_replaced(supervised: Poller, disk: Disk, stack: ExitStack) -> None:
     pollable = Pollable(stack, Next.WAIT, Next.CLOSE)
     assert supervised.watch(pollable, pollable.resume)
     pollable.far.send(b"x")
@@ -433,7 +435,7 @@ def test_who_has_come_back_just_in_time_goes_on(supervised: Poller, disk: Disk, 
     assert pollable.resumed.wait(TIMEOUT) and not disk.told
 
 
-def test_only_so_many_are_lost(
+def test_the_number_of_lost_threads_is_limited(
     supervised: Poller, disk: Disk, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = threading.Semaphore(0)

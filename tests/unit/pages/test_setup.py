@@ -112,13 +112,13 @@ class Reader(HTMLParser):
 
 
 @pytest.mark.parametrize("client", list(CLIENTS))
-def test_every_client_is_told_what_to_do_and_how_to_undo_it(client: str) -> None:
+def test_the_page_explains_setup_and_undo_for_every_client(client: str) -> None:
     text = Reader(setup.page(PROXY, ABOUT)).texts[client]
     assert [words for words in CLIENTS[client] if words not in text] == []
     assert client == "kept" or "Undo: " in text
 
 
-def test_the_page_is_whole_and_leads_nowhere_else() -> None:
+def test_the_page_is_complete_and_links_only_to_itself() -> None:
     reader = Reader(setup.page(PROXY, ABOUT))
     assert set(CLIENTS) == set(reader.ids) and len(set(reader.ids)) == len(reader.ids)
     assert {link for link in reader.links if not link.startswith("#")} == {"/ca.crt", "/setup/sh"}
@@ -128,14 +128,14 @@ def test_the_page_is_whole_and_leads_nowhere_else() -> None:
 
 
 @pytest.mark.parametrize("host", ['x"><script>alert(1)</script>', "x'y", "x`y`", "[a](javascript:b)", "@PORT@"])
-def test_no_host_can_write_html(host: str) -> None:
+def test_a_host_cannot_inject_html(host: str) -> None:
     reader = Reader(setup.page(Proxy(Authority(host, 1), True), ABOUT))
     plain = Reader(setup.page(Proxy(Authority("h", 1), True), ABOUT))
     assert (reader.tags, reader.links) == (plain.tags, plain.links)
 
 
 @pytest.mark.parametrize("host", ["x';touch broken;'", "$(touch broken)", "`touch broken`", 'a"b', "a\nb", "\\"])
-def test_no_host_can_write_sh(host: str, tmp_path: Path) -> None:
+def test_a_host_cannot_inject_shell_code(host: str, tmp_path: Path) -> None:
     script = setup.script(Proxy(Authority(host, 1), True), ABOUT).decode()
     values = script.partition("# --- end of ")[0] + 'printf %s "$proxy"'
     done = subprocess.run(["sh"], input=values.encode(), cwd=tmp_path, stdout=subprocess.PIPE, timeout=TIMEOUT)
@@ -160,7 +160,9 @@ def asked(target: str, *fields: Tuple[bytes, bytes]) -> RequestHead:
         (asked("/setup", (b"Host", b"a'b")), False, "http://192.0.2.9:8000"),
     ],
 )
-def test_the_proxy_is_where_the_client_has_found_it(request_head: RequestHead, encrypted: bool, url: str) -> None:
+def test_the_page_names_the_proxy_as_the_client_reached_it(
+    request_head: RequestHead, encrypted: bool, url: str
+) -> None:
     where = Arrival(Authority("192.0.2.9", 8000), Reach.NOTHING, encrypted=encrypted)
     proxy = setup.reached(request_head, where)
     assert proxy.url == url
@@ -173,7 +175,7 @@ def test_the_page_mentions_no_password_unless_one_is_required() -> None:
     assert "PASSWORD" not in setup.page(PROXY, ABOUT).decode()
 
 
-def test_the_single_file_has_the_script(tmp_path: Path) -> None:
+def test_the_single_file_contains_the_script(tmp_path: Path) -> None:
     archive = tmp_path / "dduct.pyz"
     pyz.write({name: (ROOT / name).read_bytes() for name in parts.program()}, archive)
     program = "import sys; sys.path.insert(0, sys.argv[1]); from pages import setup; print(setup._template(), end='')"
@@ -485,7 +487,7 @@ def test_a_system_is_set_up_once_and_undone_without_a_trace(tmp_path: Path, kind
     assert difference(system.before, system.snapshot()) == []
 
 
-def test_services_of_openrc_take_it_from_their_scripts_settings(tmp_path: Path) -> None:
+def test_openrc_services_get_the_proxy_from_conf_d(tmp_path: Path) -> None:
     system = System(tmp_path, "alpine")
     again = "rc-service docker restart; rc-service containerd restart; rc-service k3s restart"
     assert f"once they are started again: {again}\n" in system.done()
@@ -499,7 +501,7 @@ def test_services_of_openrc_take_it_from_their_scripts_settings(tmp_path: Path) 
     assert system.done().count("that one wins") == 2
 
 
-def test_what_was_there_is_only_added_to(tmp_path: Path) -> None:
+def test_existing_files_are_only_added_to(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
     after = system.snapshot()
@@ -511,7 +513,7 @@ def test_what_was_there_is_only_added_to(tmp_path: Path) -> None:
     assert stat.S_IMODE((system.root / "var/lib/dduct-setup").stat().st_mode) == 0o700
 
 
-def test_a_login_has_what_programs_ask_for(tmp_path: Path) -> None:
+def test_a_login_shell_has_the_proxy_variables(tmp_path: Path) -> None:
     system = System(tmp_path, "alpine")
     system.done()
     command = f'. "{system.root}/etc/profile.d/zz-dduct.sh"; env'
@@ -524,7 +526,7 @@ def test_a_login_has_what_programs_ask_for(tmp_path: Path) -> None:
     assert (found["NODE_EXTRA_CA_CERTS"], found["REQUESTS_CA_BUNDLE"]) == (system.anchor, system.bundle)
 
 
-def test_another_dduct_takes_the_place_of_the_first(tmp_path: Path) -> None:
+def test_setting_up_another_dduct_replaces_the_first(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
     system.done(proxy=Proxy(Authority("2001:db8::1", 443), True))
@@ -591,7 +593,7 @@ def test_what_an_administrator_adds_between_two_runs_survives_undo(tmp_path: Pat
     assert [path for path in left if not path.startswith("/var/lib/dduct-setup")] == ["/etc/environment"]
 
 
-def test_lines_of_ours_that_were_taken_out_by_hand_are_no_reason_to_bring_back_the_old_file(tmp_path: Path) -> None:
+def test_undo_does_not_restore_a_file_whose_block_was_removed_by_hand(tmp_path: Path) -> None:
     system = System(tmp_path, "alma")
     system.done()
     (system.root / "etc/dnf/dnf.conf").write_text("[main]\nbest=True\n")
@@ -608,7 +610,7 @@ def lose_the_end(system: System, path: str) -> None:
 
 @pytest.mark.parametrize("shell", ["sh", "busybox"])
 @pytest.mark.parametrize("runs", [0, 1, 2])
-def test_lines_of_ours_whose_end_is_lost_cost_nobody_his_own(tmp_path: Path, shell: str, runs: int) -> None:
+def test_a_block_without_end_mark_costs_no_foreign_lines(tmp_path: Path, shell: str, runs: int) -> None:
     system = System(tmp_path, "debian", shell)
     system.done()
     lose_the_end(system, "/etc/pip.conf")
@@ -623,7 +625,7 @@ def test_lines_of_ours_whose_end_is_lost_cost_nobody_his_own(tmp_path: Path, she
     assert system.text("/etc/environment") == OWN_FILES["debian"]["/etc/environment"][1] + "\ntimeout = 9\n"
 
 
-def test_two_begins_cost_nobody_his_own_lines_either(tmp_path: Path) -> None:
+def test_a_block_with_two_begin_marks_costs_no_foreign_lines(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
     file = system.root / "etc/environment"
@@ -633,7 +635,7 @@ def test_two_begins_cost_nobody_his_own_lines_either(tmp_path: Path) -> None:
     assert file.read_text() == "MINE=1\nLANG=C\n"
 
 
-def test_what_an_administrator_has_removed_is_not_brought_back(tmp_path: Path) -> None:
+def test_files_that_an_administrator_removed_are_not_restored(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
     for path in ("etc/pip.conf", "etc/profile.d/zz-dduct.sh"):
@@ -643,7 +645,7 @@ def test_what_an_administrator_has_removed_is_not_brought_back(tmp_path: Path) -
     assert kept(system) == {"/etc/pip.conf": OWN_FILES["debian"]["/etc/pip.conf"][1]}
 
 
-def test_a_directory_that_is_in_use_by_now_stays(tmp_path: Path) -> None:
+def test_a_directory_that_is_now_in_use_stays(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     system.done()
     own = system.root / "etc/systemd/system/k3s.service.d/own.conf"
@@ -731,7 +733,7 @@ def test_links_of_an_image_never_lead_out_of_it(tmp_path: Path, path: str, targe
         assert left == []  # but for folders that were missing for our notes
 
 
-def test_what_is_written_through_a_link_is_found_inside(tmp_path: Path) -> None:
+def test_files_written_through_a_link_lie_inside_the_image(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     lead_out(system, "/etc/profile.d", "/opt/profile.d")
     lead_out(system, "/opt", "/usr/opt")
@@ -758,7 +760,7 @@ def test_links_that_lead_in_a_circle_are_left_alone(tmp_path: Path, shell: str) 
     "name", ["journal", "before", "after", "next", "kept", "updater.log", "trusted", "next/etc", "backwards"]
 )
 @pytest.mark.parametrize("action", [(), ("--undo",)], ids=["set up", "undo"])
-def test_notes_that_are_links_are_refused(tmp_path: Path, name: str, action: Tuple[str, ...]) -> None:
+def test_state_files_that_are_links_are_refused(tmp_path: Path, name: str, action: Tuple[str, ...]) -> None:
     system = System(tmp_path, "debian")
     outside = outer(system)
     if action:
@@ -811,7 +813,7 @@ def test_a_journal_that_names_what_lies_outside_is_refused(tmp_path: Path, line:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder"])
-def test_what_is_no_regular_file_is_left_alone(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_not_regular_is_left_alone(tmp_path: Path, kind: str) -> None:
     system = System(tmp_path, "debian")
     place = system.root / "etc/environment"
     place.unlink()
@@ -822,7 +824,7 @@ def test_what_is_no_regular_file_is_left_alone(tmp_path: Path, kind: str) -> Non
 # --- what goes wrong ------------------------------------------------------------------------------------
 
 
-def test_an_updater_that_fails_is_told_of_and_undone(tmp_path: Path) -> None:
+def test_a_failing_certificate_updater_is_reported_and_undone(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     status, said = system.script(env={"FAIL": "1"})
     assert status == 1 and "update-ca-certificates failed" in said and "--undo" in said
@@ -882,7 +884,7 @@ def shell(tmp_path: Path, script: bytes, *arguments: str) -> Tuple[int, str, str
 
 
 @pytest.mark.parametrize("path", ["/usr/bin:/bin", ""])
-def test_programs_of_root_are_found_where_nobody_looks_for_them(path: str) -> None:
+def test_programs_in_sbin_are_found_without_it_in_path(path: str) -> None:
     """Debian's su leaves the PATH of the user, and cron has one of its own."""
     script = setup.script(PROXY, ABOUT).decode().replace('{ main "$@"; }', "{ command -v chroot; }")
     command = [shutil.which("sh") or "sh", "-s"]
@@ -890,7 +892,7 @@ def test_programs_of_root_are_found_where_nobody_looks_for_them(path: str) -> No
     assert done.stdout.decode().endswith("/chroot\n"), done.stderr
 
 
-def test_half_a_script_does_nothing(tmp_path: Path) -> None:
+def test_a_truncated_script_does_nothing(tmp_path: Path) -> None:
     script = setup.script(PROXY, ABOUT)
     assert shell(tmp_path, script)[2].startswith("dduct setup: needs root")
     ends = [match.end() for match in re.finditer(rb"\n", script)][::9]
@@ -920,19 +922,19 @@ def test_half_a_script_does_nothing(tmp_path: Path) -> None:
         ["--root", "/nonexistent"],
     ],
 )
-def test_what_is_no_option_is_one_line_and_2(tmp_path: Path, arguments: List[str]) -> None:
+def test_an_unknown_option_is_one_line_and_status_2(tmp_path: Path, arguments: List[str]) -> None:
     system = System(tmp_path, "debian")
     status, said, complaint = shell(tmp_path, setup.script(PROXY, ABOUT), "--root", str(system.root), *arguments)
     assert (status, said, complaint.count("\n")) == (2, "", 1) and complaint.startswith("dduct setup: ")
     assert difference(system.before, system.snapshot()) == []
 
 
-def test_help_says_what_there_is(tmp_path: Path) -> None:
+def test_help_lists_all_options(tmp_path: Path) -> None:
     status, said, _ = shell(tmp_path, setup.script(PROXY, ABOUT), "--help")
     assert status == 0 and [name for name in ("--undo", "--proxy", "--root") if name not in said] == []
 
 
-def test_as_it_lies_in_the_sources_it_sets_nothing_up_but_can_undo(tmp_path: Path) -> None:
+def test_the_script_from_the_sources_can_only_undo(tmp_path: Path) -> None:
     system = System(tmp_path, "alma")
     system.done()
     source = (ROOT / "pages/setup.sh").read_bytes()
@@ -956,7 +958,7 @@ def test_a_system_without_its_updater_is_told_what_to_install(tmp_path: Path) ->
     assert difference(before, system.snapshot()) == []
 
 
-def test_a_system_that_is_like_no_other_is_left_alone(tmp_path: Path) -> None:
+def test_an_unknown_system_is_left_alone(tmp_path: Path) -> None:
     system = System(tmp_path, "unheard-of")
     shutil.rmtree(system.root / "etc/pki")
     (system.root / "usr/sbin/update-ca-trust").unlink()
@@ -985,7 +987,7 @@ UNITS = {
 
 @pytest.mark.parametrize("shell", ["sh", "bash", "busybox"])
 @pytest.mark.parametrize("path", list(RIVALS))
-def test_a_proxy_that_comes_before_ours_is_told_of(tmp_path: Path, path: str, shell: str) -> None:
+def test_a_proxy_setting_that_overrides_ours_is_reported(tmp_path: Path, path: str, shell: str) -> None:
     system = System(tmp_path, "debian", shell)
     for name, text in {**UNITS, path: RIVALS[path]}.items():
         system._write(name, 0o644, text)
@@ -994,7 +996,7 @@ def test_a_proxy_that_comes_before_ours_is_told_of(tmp_path: Path, path: str, sh
     assert told == [f"  {system.root}{path} sets a proxy as well, and that one wins: take it out there"]
 
 
-def test_what_is_read_before_ours_is_not_worth_a_word(tmp_path: Path) -> None:
+def test_a_proxy_setting_that_ours_overrides_is_not_reported(tmp_path: Path) -> None:
     system = System(tmp_path, "debian")
     own = {
         "/etc/apt/apt.conf.d/99proxy": f'Acquire::http::Proxy "{OLD}";\n',
@@ -1020,7 +1022,7 @@ def test_what_is_read_before_ours_is_not_worth_a_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("checker", [["sh", "-n"], ["dash", "-n"], ["busybox", "sh", "-n"], ["shellcheck"]])
-def test_the_script_is_good_sh(checker: List[str], tmp_path: Path) -> None:
+def test_shellcheck_accepts_the_script(checker: List[str], tmp_path: Path) -> None:
     if shutil.which(checker[0]) is None:
         pytest.skip(f"needs {checker[0]}")
     filled = tmp_path / "filled.sh"

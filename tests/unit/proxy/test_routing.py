@@ -55,7 +55,7 @@ def test_a_host_is_listed_label_by_label(host: str, listed: bool) -> None:
     assert (host in RULES.intercept) is listed
 
 
-def test_patterns_have_no_case() -> None:
+def test_host_patterns_ignore_case() -> None:
     assert "a.b" in Hosts(["A.b"]) and "x.b" in Hosts(["*.B"]) and 5 not in Hosts(["5"])
 
 
@@ -157,7 +157,7 @@ DECISIONS: List[Tuple[str, RequestHead, Arrival, object]] = [
 
 
 @pytest.mark.parametrize(("what", "request_head", "where", "expected"), DECISIONS, ids=[row[0] for row in DECISIONS])
-def test_a_request_is_decided_once(what: str, request_head: RequestHead, where: Arrival, expected: object) -> None:
+def test_each_request_has_one_decision(what: str, request_head: RequestHead, where: Arrival, expected: object) -> None:
     decision = routing.decide(request_head, where, RULES)
     if isinstance(expected, type):
         assert isinstance(decision, expected)
@@ -175,7 +175,7 @@ def test_a_request_is_decided_once(what: str, request_head: RequestHead, where: 
         ("GET", "http://"),
     ],
 )
-def test_what_is_no_target_is_refused(method: str, target: str) -> None:
+def test_an_invalid_target_is_refused(method: str, target: str) -> None:
     with pytest.raises(ProtocolError):
         routing.decide(head(method, target, to("x")), PLAIN, RULES)
 
@@ -227,12 +227,12 @@ def test_an_object_has_one_name(path: str, name: Optional[Name]) -> None:
     assert storage_name(target, NAMING) == name
 
 
-def test_what_signs_a_url_is_no_part_of_its_name_and_not_lost() -> None:
+def test_signature_parameters_are_sent_but_not_part_of_the_name() -> None:
     name = storage_name(Target("https", Authority("h", 443), "/a.gz", "v=1&sig=x%3D&b=2&token="), NAMING)
     assert name == Name("https/h/a.gz?v=1&b=2") and name is not None and name.signature == "sig=x%3D&token="
 
 
-def test_another_port_and_another_scheme_are_other_objects() -> None:
+def test_port_and_scheme_are_part_of_the_name() -> None:
     names = {
         storage_name(Target(scheme, Authority("h", port), "/a.deb"), NAMING)
         for scheme, port in (("http", 80), ("https", 443), ("https", 8443), ("http", 443))
@@ -300,12 +300,12 @@ def test_a_parameter_is_secret_by_the_words_of_its_name(parameter: str, secret: 
         ("a.test", [], False),
     ],
 )
-def test_hosts_are_named_by_names_suffixes_addresses_and_networks(
+def test_a_host_list_matches_names_suffixes_addresses_and_networks(
     host: str, patterns: Sequence[str], inside: bool
 ) -> None:
     assert (host in HostList(patterns)) is inside
 
 
 @pytest.mark.parametrize("host", [None, 5, b"a"])
-def test_what_is_no_text_is_no_host(host: object) -> None:
+def test_a_host_list_contains_no_other_types(host: object) -> None:
     assert host not in HostList(["a"])

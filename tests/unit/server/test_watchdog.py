@@ -87,7 +87,7 @@ def workers(running: Running) -> Dict[int, int]:
 # --- several ----------------------------------------------------------------------------------------
 
 
-def test_a_frozen_worker_is_ended_and_started_again(start: Start) -> None:
+def test_a_frozen_worker_is_replaced(start: Start) -> None:
     running = start(WORKERS, 0.3, LONG, "")
     first = workers(running)
     os.kill(first[0], signal.SIGHUP)
@@ -115,7 +115,7 @@ def test_a_worker_that_cannot_end_is_killed(start: Start, trouble: str) -> None:
     assert not any(Path(f"/proc/{process}").exists() for process in processes.values())
 
 
-def test_a_frozen_worker_that_is_to_end_ends(start: Start) -> None:
+def test_a_frozen_worker_ends_at_a_stop(start: Start) -> None:
     running = start(WORKERS, 0.3, LONG, "")
     os.kill(workers(running)[0], signal.SIGHUP)
     running.signal(signal.SIGTERM)
@@ -123,7 +123,7 @@ def test_a_frozen_worker_that_is_to_end_ends(start: Start) -> None:
     assert len(running.wait_for(" runs as ")) == 2
 
 
-def test_a_stopped_worker_is_not_taken_for_a_frozen_one(start: Start) -> None:
+def test_a_stopped_worker_is_not_mistaken_for_a_frozen_one(start: Start) -> None:
     running = start(WORKERS, 0.3, LONG, "")
     processes = workers(running)
     os.kill(processes[0], signal.SIGSTOP)
@@ -135,7 +135,7 @@ def test_a_stopped_worker_is_not_taken_for_a_frozen_one(start: Start) -> None:
     assert processes[0] in running.children()
 
 
-def test_a_busy_worker_is_not_taken_for_a_frozen_one(start: Start) -> None:
+def test_a_busy_worker_is_not_mistaken_for_a_frozen_one(start: Start) -> None:
     running = start(WORKERS, 0.3, LONG, "")
     processes = workers(running)
     os.kill(processes[0], signal.SIGINT)
@@ -151,7 +151,7 @@ INHERITED += "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGVTALRM})\n"
 
 
 @pytest.mark.parametrize("before", ["", INHERITED], ids=["usual", "ignored and blocked by who started it"])
-def test_a_process_that_is_frozen_ends(start: Start, before: str) -> None:
+def test_a_frozen_process_ends(start: Start, before: str) -> None:
     running = start(before + ALONE)
     assert running.wait() == -signal.SIGVTALRM
     running.wait_for(" in freeze")
@@ -167,14 +167,14 @@ except BlockingIOError:
 """
 
 
-def test_nobody_needs_to_read_the_stack() -> None:
+def test_a_full_pipe_does_not_block_the_stack_dump() -> None:
     """The pipe is full: a write that waits for room would wait for ever, and the process would not end."""
     command = [sys.executable, "-c", PREAMBLE + FULL + ALONE]
     with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.wait(TIMEOUT) == -signal.SIGVTALRM
 
 
-def test_a_process_that_would_not_end_does(start: Start) -> None:
+def test_a_process_that_does_not_end_in_time_is_ended(start: Start) -> None:
     running = start("watchdog.end_within(0.3)\ntry:\n    time.sleep(1000)\nfinally:\n    say('went on')\n")
     assert running.wait() == 1
     running.wait_for(" in <module>")

@@ -46,7 +46,7 @@ def test_the_youngest_connection_is_taken_first(pool: ConnectionPool[Kept], stac
     assert pool.take("b") is other
 
 
-def test_whoever_gives_one_back_gets_what_is_too_old(
+def test_giving_a_connection_back_returns_those_that_are_too_old(
     pool: ConnectionPool[Kept], stack: ExitStack, now: List[float]
 ) -> None:
     old, young = Kept(stack, "a"), Kept(stack, "b")
@@ -58,7 +58,7 @@ def test_whoever_gives_one_back_gets_what_is_too_old(
     assert pool.take("a") is None and pool.take("b") is not None
 
 
-def test_there_is_a_bound_for_each_origin_and_for_all(pool: ConnectionPool[Kept], stack: ExitStack) -> None:
+def test_idle_connections_are_limited_per_origin_and_in_all(pool: ConnectionPool[Kept], stack: ExitStack) -> None:
     for _ in range(MAX_IDLE_PER_ORIGIN):
         assert pool.put(Kept(stack, "a")) == []
     surplus = Kept(stack, "a")
@@ -92,7 +92,7 @@ def test_the_cost_does_not_grow_with_the_number_of_origins(pool: ConnectionPool[
     assert looked_at < 10
 
 
-def test_a_sweep_finds_what_was_closed_and_what_is_old(
+def test_a_sweep_returns_closed_and_old_connections(
     pool: ConnectionPool[Kept], stack: ExitStack, now: List[float]
 ) -> None:
     old, closed, good, talking = (Kept(stack, name) for name in "aabc")
@@ -111,7 +111,7 @@ def test_a_sweep_finds_what_was_closed_and_what_is_old(
     assert pool.take("a") is None and pool.take("b") is good and pool.take("c") is None
 
 
-def test_after_the_end_nothing_is_kept(pool: ConnectionPool[Kept], stack: ExitStack) -> None:
+def test_a_retired_pool_keeps_no_connection(pool: ConnectionPool[Kept], stack: ExitStack) -> None:
     one, two = Kept(stack, "a"), Kept(stack, "a")
     pool.put(one)
     assert pool.retire() == [one]

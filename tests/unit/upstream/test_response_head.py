@@ -30,7 +30,7 @@ def interim(status: int, *fields: bytes) -> bytes:
     return b"HTTP/1.1 %d Wait\r\n%s\r\n" % (status, b"".join(field + b"\r\n" for field in fields))
 
 
-def test_a_few_interim_answers_come_before_the_final_one(pair: Tuple[Stream, socket.socket]) -> None:
+def test_interim_responses_come_before_the_final_one(pair: Tuple[Stream, socket.socket]) -> None:
     stream, far = pair
     seen: List[int] = []
 
@@ -43,14 +43,14 @@ def test_a_few_interim_answers_come_before_the_final_one(pair: Tuple[Stream, soc
 
 
 @pytest.mark.parametrize("status", [100, 102, 103, 199])
-def test_their_number_is_bounded(pair: Tuple[Stream, socket.socket], status: int) -> None:
+def test_the_number_of_interim_responses_is_bounded(pair: Tuple[Stream, socket.socket], status: int) -> None:
     stream, far = pair
     far.sendall(interim(status) * (MAX_INTERIM + 1) + FINAL)
     with pytest.raises(InterimFlood):
         AnswerHeads(stream, clock=lambda: 0.0).final(20.0)
 
 
-def test_one_a_second_is_no_flood(pair: Tuple[Stream, socket.socket]) -> None:
+def test_one_interim_response_a_second_is_no_flood(pair: Tuple[Stream, socket.socket]) -> None:
     """An upload reports its progress (104) for as long as it takes."""
     stream, far = pair
     now = [0.0]
@@ -61,14 +61,14 @@ def test_one_a_second_is_no_flood(pair: Tuple[Stream, socket.socket]) -> None:
         assert heads.next(20.0).status == 104
 
 
-def test_their_size_is_bounded(pair: Tuple[Stream, socket.socket]) -> None:
+def test_the_size_of_interim_responses_is_bounded(pair: Tuple[Stream, socket.socket]) -> None:
     stream, far = pair
     far.sendall(interim(103, b"Link: " + b"x" * response_head.MAX_INTERIM_HEAD))
     with pytest.raises(InterimFlood):
         AnswerHeads(stream).final(20.0)
 
 
-def test_they_do_not_extend_the_wait(pair: Tuple[Stream, socket.socket]) -> None:
+def test_interim_responses_do_not_extend_the_timeout(pair: Tuple[Stream, socket.socket]) -> None:
     stream, far = pair
     now = [0.0]
 
