@@ -135,7 +135,7 @@ def test_an_empty_line_before_a_head_is_skipped_when_it_is_torn(pairs: Pairs) ->
     far.sendall(b"\r")
     assert select_readable(stream)
     head = in_thread(stream.read_head, TIMEOUT)
-    assert eventually(lambda: not unread(stream) or None)  # now the reader has the CR, and nothing else
+    assert eventually(lambda: not unread(stream) or None)  # now the reader has only the CR
     far.sendall(b"\n" + HEAD)
     assert head.result(TIMEOUT) == HEAD
 
@@ -204,7 +204,7 @@ def test_a_head_is_not_waited_for_longer_than_the_idle_time(pairs: Pairs, layer:
 
 
 def drip(far: Stream, data: bytes, stop: threading.Event) -> None:
-    """Byte by byte, as long as nobody has had enough."""
+    """Byte by byte, until the peer closes."""
     try:
         for byte in data:
             far.send(bytes([byte]))
@@ -240,7 +240,7 @@ def early_tls(pairs: Pairs) -> Tuple[Stream, Stream, bytes]:
 
 
 def test_a_head_in_a_dripping_record_has_one_deadline_under_nested_tls(pairs: Pairs) -> None:
-    """Each byte of a TLS record must not start the time-out anew, or one record keeps a thread for days."""
+    """A byte of a TLS record must not restart the timeout, or one record keeps a thread for days."""
     stream, far, record = early_tls(pairs)
     stream.timeout = 4 * SOON
     stop = threading.Event()
@@ -253,7 +253,7 @@ def test_a_head_in_a_dripping_record_has_one_deadline_under_nested_tls(pairs: Pa
 
 
 def test_a_partial_tls_record_is_not_readable(pairs: Pairs) -> None:
-    """Else whoever polls spins until the rest is there."""
+    """Otherwise a poll spins until the rest arrives."""
     stream, far, record = early_tls(pairs)
     view = memoryview(bytearray(10))
     far.send(record[: len(record) // 2])
@@ -373,19 +373,21 @@ def test_a_slow_reader_of_a_file_does_not_time_out(pairs: Pairs, tmp_path: Path)
 
 
 def read_slowly(stream: Stream, far: Stream, go_on: Callable[[], int]) -> None:
-    """Fill all buffers, and read half a megabyte in each time-out, while `go_on` sends what it says."""
+    """Fill all buffers, and read a quarter of a megabyte in each timeout, while `go_on` sends what it says."""
     sent = 0
     while count := stream.send_nowait(memoryview(MEGABYTES)[: 1 << 16]):
         sent += count
-    stream.timeout = 2.0
+    stream.timeout = 0.5
     sending = in_thread(go_on)
     view, got = memoryview(bytearray(25_000)), 0
     pace, began = threading.Event(), time.monotonic()
-    while (elapsed := time.monotonic() - began) < 2.5 * stream.timeout:
-        if got < 250_000 * elapsed:
+    while (
+        elapsed := time.monotonic() - began
+    ) < 2.2 * stream.timeout:  # the sender looks at its progress after 1, 1.5 and 2
+        if got < 500_000 * elapsed:
             got += far.readinto(view)  # also what it was late for
         else:
-            pace.wait(0.05)
+            pace.wait(0.02)
     drained = in_thread(read_much, far, view, got, sent)
     sent += sending.result(TIMEOUT)
     stream.close_abruptly()
@@ -509,7 +511,7 @@ def take_until_dry(far: Stream, count: int) -> bytes:
 
 
 def test_a_view_of_pending_bytes_keeps_its_rest(pairs: Pairs, layer: str) -> None:
-    """A record that was read in part is no secret to whoever polls."""
+    """A poll finds a record that was read in part."""
     stream, far = connect(pairs, layer)
     far.send(b"0123456789")
     assert read(stream, 4) == b"0123"
@@ -578,7 +580,7 @@ def test_tls_starts_on_a_plain_stream(pairs: Pairs) -> None:
 
 
 def test_tls_starts_with_bytes_that_came_too_early(pairs: Pairs) -> None:
-    """A client need not wait for the 200 to its CONNECT before its TLS begins (nor do all)."""
+    """A client need not wait for the 200 to its CONNECT before its TLS begins, and some do not."""
     stream, far, record = early_tls(pairs)
     assert stream.encrypted
     assert stream.buffered == 0
@@ -705,7 +707,7 @@ def test_half_close_by_our_end_leaves_the_way_back_open(pairs: Pairs, layer: str
 
 
 def test_bytes_in_flight_survive_a_half_close(pairs: Pairs, layer: str) -> None:
-    """The far end is in the middle of sending when it is told that we are done."""
+    """The far end is in the middle of sending when we close our direction."""
     stream, far = connect(pairs, layer)
     far.send(b"first")
     assert select_readable(stream)
@@ -809,7 +811,7 @@ def test_close_does_not_wait_for_a_peer_that_does_not_read(pairs: Pairs, layer: 
 
 @pytest.mark.parametrize("layer", ["tls client", "nested client"])
 def test_an_origin_that_closes_without_close_notify_is_an_error(pairs: Pairs, layer: str) -> None:
-    """Else whoever can cut a connection can shorten a body that ends with it, and nobody notices."""
+    """Otherwise an attacker who cuts a connection shortens a close-delimited body unnoticed."""
     stream, far = connect(pairs, layer)
     far.send(b"half of it")
     far.close_abruptly()

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.corpus import Case, load
+from support.effort import examples
 
 from protocol import http1
 from protocol.headers import Headers, canonical
@@ -298,7 +299,7 @@ CHUNK_LINES = [
     (b'5;a=""\r\n', 5),
     (b'5;a="\\"\\\\;\xff"\r\n', 5),
     (b"0;last\r\n", 0),
-    # RFC 9112 §7.1: chunk-size is hexadecimal digits, and nothing else
+    # RFC 9112 §7.1: chunk-size is only hexadecimal digits
     (b"", None),
     (b"\r\n", None),
     (b"5", None),
@@ -623,7 +624,7 @@ def test_a_url_that_is_not_http_is_refused(url: bytes, status: int) -> None:
 @pytest.mark.parametrize("byte", [b" ", b"\t", b"\r\n", b"\x00", b"\x7f"])
 @pytest.mark.parametrize("where", [b"http://a.example/a%sb", b"http://a.example/?a%sb"])
 def test_a_url_with_a_blank_or_control_character_is_refused(where: bytes, byte: bytes) -> None:
-    """A Location is parsed by this too, and nobody has looked at it as a request line."""
+    """A Location is parsed by this too, and was never checked as a request line."""
     with pytest.raises(ProtocolError):
         http1.parse_absolute(where % byte)
 
@@ -838,19 +839,19 @@ def check_mutation(data: bytes, understand: Callable[[bytes], object]) -> None:
         assert b"\x00" not in block
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=examples(1000), deadline=None, derandomize=True)
 @given(mutated(REQUESTS))
 def test_a_mutated_request_is_parsed_or_refused(data: bytes) -> None:
     check_mutation(data, understand_request)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(mutated(RESPONSES))
 def test_a_mutated_response_is_parsed_or_refused(data: bytes) -> None:
     check_mutation(data, understand_response)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(st.binary(max_size=40), st.sampled_from([line for line, _ in CHUNK_LINES]))
 def test_no_chunk_line_raises_another_error(noise: bytes, line: bytes) -> None:
     for data in (noise, line[: len(line) // 2] + noise + line[len(line) // 2 :]):
@@ -864,7 +865,7 @@ def test_no_chunk_line_raises_another_error(noise: bytes, line: bytes) -> None:
             pass
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(st.text("http://s[]:.@?#%*-_a0A~ü/\\ ", max_size=30))
 def test_no_target_raises_another_error(text: str) -> None:
     data = text.encode()
