@@ -91,7 +91,7 @@ class Estate:
         self.guest.start({**self._context, **named}, TOKEN)
 
     def fetch(self, port: int, *fields: str) -> Answer:
-        """Download the object through the guest, over TLS that its published authority vouches for."""
+        """Download the object through the guest, over TLS with a certificate of its published authority."""
         pem = base64.b64decode(self.gate.attributes["DDUCT_CA_CERT"], validate=True).decode()
         trust = ssl.create_default_context(cadata=pem)
         authority = f"{HOST}:{self.origin.port}"

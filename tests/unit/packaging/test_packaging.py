@@ -256,7 +256,7 @@ def test_files_removed_by_systemd_tmpfiles_are_unpacked_again(tmp_path: Path, ar
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert bundle._unpacked(archive, "0123", tmp_path / "cache") == library
     assert (library / "one/a.py").read_bytes() == b"A = 1" and (library / "b.py").read_bytes() == b"B = 2"
-    (library / "b.py").write_text("")  # nor is half a file a file
+    (library / "b.py").write_text("")  # half a file does not count
     assert (bundle._unpacked(archive, "0123", tmp_path / "cache") / "b.py").read_bytes() == b"B = 2"
 
 
@@ -348,7 +348,7 @@ def manifest(name: str) -> Any:
 
 
 def test_clients_keep_their_addresses_on_the_way_to_the_pod() -> None:
-    """Else all of them come from a node, which is a private address, and everybody is let in."""
+    """Otherwise all of them come from a node, which has a private address, and all are allowed."""
     assert manifest("service")["spec"]["externalTrafficPolicy"] == "Local"
 
 
