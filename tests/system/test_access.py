@@ -1,4 +1,4 @@
-"""Who may come in, and where they may go."""
+"""Which clients may connect, and what they may reach."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_password_is_hashed_once_for_known_and_unknown_users(
 
 
 def test_an_unknown_user_costs_as_much_time_as_a_known_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the time tells which users a file with another cost than ours has."""
+    """Otherwise the time would tell which users exist, if their hashes have another cost than ours."""
     path = tmp_path / "users"
     path.write_text("one:$scrypt$ln=10$AAAA$AAAA\ntwo:$scrypt$ln=12$AAAA$AAAA\n")
     users = Users(path)
@@ -155,7 +155,7 @@ def test_an_unknown_user_costs_as_much_time_as_a_known_one(tmp_path: Path, monke
 def test_a_request_that_waits_for_a_refused_password_check_is_refused_too(
     file_of_users: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not told that the password is wrong: nobody has looked at it."""
+    """It gets no "wrong password": the password was not checked."""
     users = Users(file_of_users)
     reached, go_on = threading.Event(), threading.Event()
 
@@ -253,7 +253,7 @@ def test_a_password_is_required_and_the_right_one_accepted(start_dduct: Build, f
     assert get(dduct, url).status == 407
     assert get(dduct, url, good).body == BODY
     assert plain.requests[0].get("proxy-authorization") is None
-    assert get(dduct, "/ca.crt").status == 200  # everybody may learn whom to trust
+    assert get(dduct, "/ca.crt").status == 200  # /ca.crt is public
     with dduct.client() as client:
         assert client.get("/x.deb", "origin.test").status == 403
 
@@ -266,7 +266,7 @@ def test_the_most_expensive_accepted_hash_can_be_checked(tmp_path: Path) -> None
 def test_passwords_are_never_hashed_in_the_pollers_thread(
     start_dduct: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever guesses would hold up everybody; those who are known take no thread all the same."""
+    """A guesser would block all connections. Known users take no thread either."""
     dduct = start_dduct(auth_file=file_of_users)
     authority = f"{HOST}:{dduct.origin(Files({})).port}"
     hashed: List[str] = []
@@ -288,7 +288,7 @@ def test_passwords_are_never_hashed_in_the_pollers_thread(
 def test_password_guesses_do_not_delay_users_with_known_passwords(
     start_dduct: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is remembered waits for nobody; beyond a few guesses, an address is told so at once; the log says who."""
+    """Known passwords do not wait. Beyond a few guesses an address gets 429 at once, and the log names it."""
     dduct = start_dduct(auth_file=file_of_users)
     url = f"http://{HOST}:{dduct.origin(Files({'/x.deb': BODY}), tls=False).port}/x.deb"
     good = f"Proxy-Authorization: {basic('lab', 'p@ss:word').decode()}"
@@ -368,13 +368,13 @@ def test_the_tls_port_may_require_a_client_certificate(start_dduct: Build) -> No
         with dduct.client(dduct.tls_port) as client:
             client.start_tls(context, name)
             assert client.get("/healthz", "localhost" if name == HOST else HOST).status in (200, 404)
-    assert dduct.fetch(origin, "/x.deb").body == BODY  # the plain port asks nobody
+    assert dduct.fetch(origin, "/x.deb").body == BODY  # the plain port requires no certificate
 
 
 @pytest.mark.one_process
 @pytest.mark.parametrize("name", [HOST, "origin.test"])  # dduct's own certificate, and a leaf that SNI has chosen
 def test_a_session_ticket_does_not_replace_a_client_certificate(start_dduct: Build, name: str) -> None:
-    """What began where nobody is asked (in a tunnel, or before a reload) is not resumed where certificates are."""
+    """A session without a certificate (begun in a tunnel, or before a reload) is not resumed where one is required."""
     dduct = start_dduct(require_client_cert=False)
     certs = dduct.config.misc.cert_dir
     context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
@@ -515,7 +515,7 @@ def test_a_redirect_to_this_machine_is_refused(
 def test_an_object_reached_through_this_machine_is_for_local_clients_only(
     dduct: RunningDduct, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service of this machine knows where the object is; whoever may not ask it may not have the answer."""
+    """A service of this machine redirects to the object; a client that may not reach the service may not have it."""
     outer = dduct.origin(Files({"/y.deb": BODY}), tls=False, host="127.0.0.3")
 
     def away(asked: Asked, connection: Connection) -> None:
@@ -539,7 +539,7 @@ def test_an_equal_digest_does_not_expose_an_object_of_this_machine(
     real = addresses.is_local_only
     monkeypatch.setattr("net.addresses.is_local_only", lambda host: host != "127.0.0.3" and real(host))
     assert get(dduct, f"http://{HOST}:{inner.port}{path}").body == BODY
-    for afar in (False, True):  # nor is it open to others for having been asked for from here
+    for afar in (False, True):  # a local request for it does not open it to remote clients
         from_afar(afar)
         assert get(dduct, f"http://127.0.0.3:{outer.port}{path}").body == b"!" * len(BODY)
 

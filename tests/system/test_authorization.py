@@ -1,4 +1,4 @@
-"""Who may have what another client has brought: what brought it, who asks, and what the origin answers."""
+"""Which clients may have an object that another client fetched: by its request, theirs, and the origin's answer."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_possible_credentials_are_not_sent_to_another_host(dduct: RunningDduct) 
     assert (store.requests[0].get("x-session-id"), store.requests[0].get("traceparent")) == (None, "2")
 
 
-# --- what lets a client in: how it was brought, who asks, what the origin answers --------------------
+# --- permission: the request that fetched the object, the one that asks, the origin's answer --------
 
 ALICE, BOB, STRANGER = "Authorization: Bearer alice", "Authorization: Bearer bob", "Accept: */*"
 MONDAY, TUESDAY = "Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:00:00 GMT"
@@ -115,7 +115,7 @@ STALE: Fields = (("Cache-Control", "max-age=60"), ("Age", "100"))
 
 
 class Exports:
-    """An origin that makes everybody an export of their own at one URL; `validators` are what it says of them."""
+    """An origin with an export of its own for each client at one URL; `validators` are its fields."""
 
     def __init__(self, *validators: str, lifetime: Fields = FRESH) -> None:
         self.validators = validators
@@ -205,7 +205,7 @@ def test_equal_bytes_prove_permission_without_validators(dduct: RunningDduct) ->
 
 
 class Signed:
-    """A store that wants a signature, and a front that sends everybody there: with their query, or without."""
+    """A store that requires a signature, and a front that redirects there: with the client's query, or without."""
 
     def __init__(self, keeps_query: bool) -> None:
         self.keeps_query = keeps_query
@@ -293,11 +293,11 @@ def test_a_redirect_to_a_public_url_without_query_is_permission(start_dduct: Bui
     assert len(there.requests) == 1
 
 
-# --- who replaces, and who removes ------------------------------------------------------------------
+# --- replacing and removing -------------------------------------------------------------------------
 
 
 class Doorman:
-    """An origin that gives strangers whatever `page` says, and those who are known the object."""
+    """An origin that sends `page` to unknown clients, and the object to known ones."""
 
     def __init__(self, status: int, fields: Fields, page: bytes, lifetime: Fields = STALE) -> None:
         self.page = (status, fields, page)

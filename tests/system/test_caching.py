@@ -369,7 +369,7 @@ def test_an_object_behind_a_redirect_is_validated_through_the_redirect(
     for _ in range(3):
         answer = dduct.fetch(origin, "/newest.zip")
         assert answer.body == release(1)
-        assert "31536000" not in (answer.get("cache-control") or "")  # whoever caches behind us is told, too
+        assert "31536000" not in (answer.get("cache-control") or "")  # caches behind dduct are told, too
     end = store if elsewhere else origin
     assert [asked.get("if-none-match") for asked in end.requests if asked.target != "/newest.zip"] == [
         None,
@@ -380,7 +380,7 @@ def test_an_object_behind_a_redirect_is_validated_through_the_redirect(
     assert [dduct.fetch(origin, "/newest.zip").body for _ in range(2)] == [release(2)] * 2
     assert origin.count("/newest.zip") == 5
     moved = 5 * len(b"moved")
-    # What has changed may be asked for once more: a connection that has brought a 304 brings nothing else.
+    # A changed object may be requested once more: a connection that carried a 304 is not used again.
     least = moved + len(release(1)) + len(release(2))
     assert origin.body_sent + store.body_sent in (least, least + len(release(2)))
 
@@ -646,7 +646,7 @@ def test_a_response_with_vary_answers_only_matching_requests(dduct: RunningDduct
 
 
 def test_vary_is_matched_with_the_fields_that_were_sent_to_the_origin(dduct: RunningDduct) -> None:
-    """A field that its client has nominated for Connection is not passed on: the answer is to a request without it."""
+    """A field named by Connection is not passed on: the origin answered a request without it."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Vary", "Accept"), *FRESH], (asked.get("accept") or "none").encode())
@@ -796,7 +796,7 @@ def test_a_permission_is_remembered_for_a_limited_time(start_dduct: Build) -> No
 def test_a_permission_is_for_one_version_of_the_object(
     dduct: RunningDduct, tagged: bool, fields: Tuple[Field, ...]
 ) -> None:
-    """An origin that makes everybody his own export, at one URL."""
+    """An origin with an export of its own for each client, at one URL."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         who = asked.get("authorization") or ""
@@ -920,7 +920,7 @@ def test_a_restricted_object_that_has_changed_is_fetched_again(start_dduct: Buil
 
 @pytest.mark.parametrize("path", ["/x.zip", "/sent/away.zip"])
 def test_a_200_without_validators_or_length_is_no_permission(dduct: RunningDduct, path: str) -> None:
-    """It has neither validators nor a length, and was taken for the object."""
+    """It has no validators and no length, and was once mistaken for the object."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         if asked.get("authorization") == "Bearer good":
@@ -938,7 +938,7 @@ def test_a_200_without_validators_or_length_is_no_permission(dduct: RunningDduct
 
 
 def test_a_redirect_within_the_host_is_no_permission(start_dduct: Build) -> None:
-    """nginx answers `return 302` before it asks who it is."""
+    """nginx answers `return 302` before it authenticates the client."""
     dduct = start_dduct(auth_grace=0.0)
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -960,7 +960,7 @@ def test_a_redirect_within_the_host_is_no_permission(start_dduct: Build) -> None
 
 
 class Login:
-    """An origin that sends strangers away to log in, and everybody else to a store, here or elsewhere."""
+    """An origin that redirects unknown clients to a login page, and others to a store, here or elsewhere."""
 
     def __init__(self) -> None:
         self.store = ""
@@ -992,7 +992,7 @@ def test_a_redirect_to_a_login_page_is_no_permission(start_dduct: Build, elsewhe
         assert BODY not in answer.body and answer.body == b"<form>"
     assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
     assert len(BODY) <= origin.body_sent + store.body_sent < 2 * len(BODY)
-    # What counts is what is found there: where a redirect leads may be for everybody.
+    # The target of a redirect decides: it may be public.
     assert [one.count("/store/object?signature=1") for one in (origin, store)] == ([0, 2] if elsewhere else [2, 0])
 
 
@@ -1094,8 +1094,8 @@ def test_a_private_registry_stays_private(start_dduct: Build) -> None:
             assert not any(secret in record for secret in (b"t-alice", b"t-bob", b"secret"))
 
 
-class Vouching:
-    """An origin that claims to have everything, and has something else; with a length that fits, or with none."""
+class Claiming:
+    """An origin that claims to have every object, and sends another one; with a fitting length, or with none."""
 
     def __init__(self, length: Optional[int]) -> None:
         self.length = length
@@ -1113,9 +1113,9 @@ class Vouching:
 def test_another_origin_does_not_open_a_restricted_digest_named_object(
     dduct: RunningDduct, length: Optional[int], credentials: List[str]
 ) -> None:
-    """What credentials have brought, somebody else's origin cannot vouch for: it need not have it to say so."""
+    """Another origin proves nothing about an object fetched with credentials: it can claim to have it."""
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
-    first, second = dduct.origin(guarded(*FRESH) if credentials else Shelf(*FRESH)), dduct.origin(Vouching(length))
+    first, second = dduct.origin(guarded(*FRESH) if credentials else Shelf(*FRESH)), dduct.origin(Claiming(length))
     assert dduct.fetch(first, path, *credentials).body == BODY
     for _ in range(2):
         assert (dduct.fetch(second, path).body == BODY) is not bool(credentials)
@@ -1128,7 +1128,7 @@ def test_another_origin_does_not_open_a_growing_digest_named_object(dduct: Runni
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     shelf = guarded(*FRESH)
     shelf.gate = Gate()
-    first, second = dduct.origin(shelf), dduct.origin(Vouching(len(BODY)))
+    first, second = dduct.origin(shelf), dduct.origin(Claiming(len(BODY)))
     leader = dduct.intercepted(first)
     leader.send(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{first.port}\r\n{GOOD}\r\n\r\n".encode())
     shelf.gate.reached()
@@ -1170,7 +1170,7 @@ def test_another_repository_of_the_registry_opens_an_object_that_it_proves_to_ha
 
     def registry(asked: Asked, connection: Connection) -> None:
         if asked.target.startswith("/v2/vague/"):
-            Vouching(None)(asked, connection)
+            Claiming(None)(asked, connection)
         elif asked.target.startswith("/v2/public/") or asked.get("authorization") == "Bearer good":
             connection.respond(200, [("Docker-Content-Digest", digest)], BODY)
         else:
@@ -1336,7 +1336,7 @@ def test_an_object_with_a_wrong_digest_is_cut_short_logged_and_counted(
     origin = dduct.origin(Shelf(body=os.urandom(size)))
     path = f"/v2/a/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     answer = dduct.fetch(origin, path)
-    if answer.status == 502:  # nothing had been sent: after another attempt the client is told
+    if answer.status == 502:  # nothing had been sent: after another attempt the client gets an error
         assert b"digest" in answer.body
     else:
         assert size > 65_536
@@ -1359,7 +1359,7 @@ def test_a_signature_in_the_query_is_not_part_of_the_name(dduct: RunningDduct) -
 
 
 def test_a_signature_opens_the_object_only_for_requests_that_carry_it(dduct: RunningDduct) -> None:
-    """It is as good as a password: what was fetched with one is asked for with everybody's own."""
+    """A signature is like a password: each client needs its own."""
 
     def store(asked: Asked, connection: Connection) -> None:
         if asked.target != "/x.deb?token=good":

@@ -391,7 +391,7 @@ def test_a_running_transfer_is_finished_before_dduct_stops(
         client.send(f"GET http://127.0.0.1:{origin.port}/x.deb HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         gate.reached()
         process.signal(signal.SIGTERM)
-        while True:  # until nobody is let in any more
+        while True:  # until the port is closed
             try:
                 socket.create_connection(("127.0.0.1", tcp), TIMEOUT).close()
             except OSError:

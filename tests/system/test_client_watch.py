@@ -1,4 +1,4 @@
-"""Clients that hang up while somebody else is waited for."""
+"""Clients that hang up while dduct waits for an origin or a leader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import List
+from typing import Callable, List
 
 import pytest
 from support.client import Client, wait_until
@@ -25,6 +25,7 @@ from upstream.reachability import Outages
 
 BODY = b"0123456789" * 400
 TIMEOUT = 20.0
+HangUp = Callable[[Client], None]
 
 pytestmark = pytest.mark.one_process
 
@@ -41,10 +42,10 @@ def reset(client: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/relayed", "/x.deb"])
-@pytest.mark.parametrize("leave", [reset, lambda client: client.sock.close()])
+@pytest.mark.parametrize("hang_up", [reset, lambda client: client.sock.close()])
 def test_a_client_that_hangs_up_while_the_origin_is_silent_frees_everything(
-    dduct: RunningDduct, path: str, leave
-) -> None:  # type: ignore[no-untyped-def]
+    dduct: RunningDduct, path: str, hang_up: HangUp
+) -> None:
     gone = Gate()
 
     def silent(_: Asked, connection: Connection) -> None:
@@ -56,7 +57,7 @@ def test_a_client_that_hangs_up_while_the_origin_is_silent_frees_everything(
     client = dduct.client()
     ask(client, origin, path)
     origin.wait_for_requests(1)
-    leave(client)
+    hang_up(client)
     gone.wait()
     wait_until(lambda: not dduct.server.connections and not dduct.fills())
     assert dduct.counted(Counter.CLIENTS_GONE) == 1
@@ -127,8 +128,8 @@ def test_a_fill_that_nobody_reads_ends_while_its_origin_is_silent(dduct: Running
 # --- connecting, handshakes, TLS --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("leave", [reset, lambda client: client.sock.close()])
-def test_a_client_that_hangs_up_inside_tls_frees_everything(dduct: RunningDduct, leave) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("hang_up", [reset, lambda client: client.sock.close()])
+def test_a_client_that_hangs_up_inside_tls_frees_everything(dduct: RunningDduct, hang_up: HangUp) -> None:
     gone = Gate()
 
     def silent(_: Asked, connection: Connection) -> None:
@@ -140,7 +141,7 @@ def test_a_client_that_hangs_up_inside_tls_frees_everything(dduct: RunningDduct,
     client = dduct.intercepted(origin)
     client.send(b"GET /x.deb HTTP/1.1\r\nHost: " + HOST.encode() + b"\r\n\r\n")
     origin.wait_for_requests(1)
-    leave(client)
+    hang_up(client)
     gone.wait()
     wait_until(lambda: not dduct.server.connections and not dduct.fills())
 
@@ -173,7 +174,7 @@ def test_a_client_that_hangs_up_during_the_origins_handshake_frees_everything(dd
     assert not dduct.server.runtime.services.origins._dialler._in_use
 
 
-# --- who follows ------------------------------------------------------------------------------------
+# --- followers --------------------------------------------------------------------------------------
 
 
 def test_followers_continue_with_one_request_when_their_leader_hangs_up(dduct: RunningDduct) -> None:

@@ -64,7 +64,7 @@ def test_a_silent_address_does_not_delay_the_next(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_earlier_attempt_that_answers_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No attempt ends because another one begins."""
+    """A new attempt does not end the earlier ones."""
     monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.0)
     with deaf("127.0.0.3") as port, socket.create_server(("127.0.0.2", port)), deaf("127.0.0.4", port):
         order = [candidate(f"127.0.0.{number}", port) for number in (3, 2, 4)]
@@ -127,7 +127,7 @@ def test_after_a_failure_requests_fail_at_once_until_one_retries() -> None:
     assert outages.wait("a") == 5.0 and outages.wait("b") == 0.0
     now[0] = 5.0
     assert [outages.wait("a") for _ in range(3)] == [0.0, 3.0, 3.0]
-    now[0] = 8.0  # nobody has heard of the one who tried
+    now[0] = 8.0  # the request that tried has no result yet
     assert [outages.wait("a") for _ in range(2)] == [0.0, 3.0]
     assert outages.failed("a", 8.0) == 0.0  # no news
     assert outages.wait("a") == 10.0  # and never longer

@@ -1,4 +1,4 @@
-"""Who gets in at all, what it costs, and what one is told who does not."""
+"""Which connections are accepted, what they cost, and what refused clients are told."""
 
 from __future__ import annotations
 

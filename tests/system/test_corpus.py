@@ -54,7 +54,7 @@ BAD_CHUNKS = [
     b"0\r\nX: a\x00b\r\n\r\n",
     b"0\r\n" + b"X: 1\r\n" * 201 + b"\r\n",
 ]
-# What origins are forgiven: a reader of responses takes it for nothing else.
+# Accepted from origins only: a reader of responses cannot misunderstand it.
 PADDED_CHUNKS = [
     b"5 \r\nhello\r\n0\r\n\r\n",
     b"5\r\nhello\r\n0 \t\r\n\r\n",

@@ -202,7 +202,7 @@ def test_a_poller_thread_that_hangs_in_the_disk_is_replaced(
 
 
 def test_a_stop_while_the_disk_hangs_takes_bounded_time(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In time for everybody but the one that hangs."""
+    """Only the hanging thread is not waited for."""
     origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     hot, name = f"http://{HOST}:{origin.port}/x.deb", f"{HOST}:{origin.port}"
     client, bystander = dduct.client(), dduct.client()

@@ -287,13 +287,13 @@ def test_an_origin_that_breaks_off_in_a_tunnel_does_not_look_finished(dduct: Run
 
 def test_a_tunnel_to_nowhere_is_502_before_anything_else(dduct: RunningDduct) -> None:
     with socket.socket() as nobody:
-        nobody.bind((HOST, 0))  # and never listens; were the port free, somebody else might
+        nobody.bind((HOST, 0))  # it never listens, but keeps the port from others
         answer = dduct.client().connect(f"localhost:{nobody.getsockname()[1]}")
     assert answer.status == 502
     assert b"cannot connect" in answer.body
 
 
-# --- once, and nobody holds up anybody ----------------------------------------------------------
+# --- one transfer, and clients do not delay each other -----------------------------------------
 
 
 def halves(gate: Gate, status: int = 200) -> Callable[[Asked, Connection], None]:
@@ -520,7 +520,7 @@ def test_a_redirect_loop_is_passed_on_to_the_client(
 
 
 class Wall:
-    """An origin that lets in who comes with its cookie, which a redirect sets; others end at a page."""
+    """An origin that accepts clients with its cookie, which a redirect sets; others get a page."""
 
     def __init__(self, *fields: Tuple[str, str], place: str = "/page/x.zip") -> None:
         self.fields = [("Set-Cookie", "wall=1; Path=/"), *fields]
@@ -776,7 +776,7 @@ def test_a_broken_transfer_is_not_stored_and_the_client_notices(
 
     try:
         answer = ask()
-        # Nobody can tell a close-delimited body that was cut off in good order from a whole one.
+        # A close-delimited body that was cut off by an orderly close looks complete.
         undetectable = framing == "close" and (end == "close_notify" or (end == "fin" and not tls))
         assert answer.whole is undetectable
         assert answer.status == 502 or BODY.startswith(answer.body)
@@ -839,11 +839,11 @@ def test_a_bad_chunk_size_breaks_the_transfer(dduct: RunningDduct, line: bytes) 
     assert dduct.stored() == []
 
 
-# --- nobody gets in through the cache -----------------------------------------------------------
+# --- the cache gives no access ------------------------------------------------------------------
 
 
 class Guarded:
-    """Serves one object to those who know the word, and counts bodies."""
+    """Serves one object to clients with the right credentials, and counts bodies."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate

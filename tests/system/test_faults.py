@@ -114,7 +114,7 @@ def test_requests_are_relayed_if_a_file_replaces_the_directory(dduct: RunningDdu
 def test_no_body_is_wrong_while_a_fifth_of_all_disk_operations_fail(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody gets a wrong or a short body, whatever fails."""
+    """No client gets a wrong or a short body, whatever fails."""
     bodies = {f"/{number}.deb": os.urandom(random.Random(number).randrange(1, 400_000)) for number in range(40)}
     origin = dduct.origin(Files(bodies))
     dice = random.Random(1)
@@ -237,7 +237,7 @@ def test_without_a_strong_validator_a_transfer_is_not_resumed(dduct: RunningDduc
     breaking = Breaking(500_000, etag=etag)
     origin = dduct.origin(breaking)
     answer = dduct.fetch(origin, "/x.deb")
-    assert not answer.whole or answer.body == BODY  # who has had nothing of it by then gets it anew
+    assert not answer.whole or answer.body == BODY  # a client that has no bytes yet gets the new object
     assert dduct.fetch(origin, "/x.deb").body == BODY
     assert breaking.ranges == []
 
@@ -256,7 +256,7 @@ def test_a_transfer_of_a_changed_object_is_not_resumed(dduct: RunningDduct) -> N
     assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-# --- leaders that die, fills that nobody wants, objects that are damaged ------------------------------
+# --- dead leaders, fills without readers, damaged objects --------------------------------------------
 
 
 def name_of(origin: Origin, path: str = "/x.deb") -> str:
@@ -309,7 +309,7 @@ def test_a_partial_download_of_a_changed_object_is_replaced(dduct: RunningDduct)
 def test_an_unrequested_206_does_not_continue_a_partial_download(
     dduct: RunningDduct, content_range: str, etag: str
 ) -> None:
-    """An origin answers every request with the same part; the leftover is of another URL's object."""
+    """The origin answers every request with the same part; the partial download is of another object."""
     part = os.urandom(500_000)
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -330,7 +330,7 @@ def test_an_unrequested_206_does_not_continue_a_partial_download(
 def test_a_client_that_wants_the_whole_object_does_not_get_only_the_rest(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rest of a leftover comes, and cannot be kept after all."""
+    """The rest of a partial download arrives, and cannot be stored after all."""
     breaking = Breaking()
     origin = dduct.origin(breaking)
     DeadLeader(dduct, origin, 1_500_000).die()
@@ -370,7 +370,7 @@ def test_followers_of_a_dead_leader_take_over_unnoticed_by_clients(dduct: Runnin
 
 
 def test_no_client_gets_bytes_of_two_versions(dduct: RunningDduct) -> None:
-    """The leader dies, the object has changed since: who has had bytes of the one gets none of the other."""
+    """The leader dies, and the object has changed: a client with bytes of the old one gets none of the new one."""
     breaking = Breaking(etag='"2"')
     origin = dduct.origin(breaking)
     leader = DeadLeader(dduct, origin, 1_000_000)
@@ -438,7 +438,7 @@ def test_a_fill_without_readers_past_its_half_is_finished(dduct: RunningDduct, m
     breaking.gate = Gate()
 
     def end(connection: Connection) -> None:
-        for start in range(1_100_000, 1_900_000, 500):  # that nobody reads is found out by sending
+        for start in range(1_100_000, 1_900_000, 500):  # dduct notices by sending that no client reads
             if any(fill.unread for fill in dduct.fills()):
                 break
             connection.send_body(BODY[start : start + 500])
@@ -560,7 +560,7 @@ def test_a_disk_that_cannot_read_an_object_disturbs_no_client(
 def test_ranges_of_an_unreadable_object_are_each_requested_from_their_start(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither does the disk give it, nor does it take it again: what there is of it comes from the origin alone."""
+    """The disk can neither read nor store it: all bytes come from the origin."""
     breaking = Breaking()
     origin = dduct.origin(breaking)
     dduct.fetch(origin, "/x.deb")

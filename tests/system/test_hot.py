@@ -141,7 +141,7 @@ def test_requests_with_conditions_are_not_answered_from_memory(dduct: RunningDdu
 
 
 def test_an_object_with_no_cache_is_not_answered_from_memory(dduct: RunningDduct, spy: Spy) -> None:
-    """Although one request was answered without a question of its own: it had waited for another's."""
+    """Although one request was answered by another request's validation, for which it had waited."""
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -258,7 +258,7 @@ def test_the_memory_cache_does_not_answer_refused_clients(start_dduct: Callable[
 
 @pytest.mark.one_process
 def test_an_answer_is_checked_once_in_a_poll_iteration(dduct: RunningDduct) -> None:
-    """All requests of a turn were there when it began; those of the next one, or without one, are looked at."""
+    """All requests of an iteration were there when it began; later ones are checked again."""
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
     fetch_and_know(dduct, origin)
@@ -279,7 +279,7 @@ def test_an_answer_is_checked_once_in_a_poll_iteration(dduct: RunningDduct) -> N
 def test_an_answer_that_could_not_be_sent_at_once_is_sent_later(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel may have had no memory for it: that is no end of the connection."""
+    """The kernel may have had no memory for it: the connection goes on."""
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
     real = Stream.send_nowait

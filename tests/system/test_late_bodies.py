@@ -1,4 +1,4 @@
-"""A body that an origin sends although its answer has none, late: it is no answer to the next request."""
+"""A late body that an origin sends for a response without one: it must not answer the next request."""
 
 from __future__ import annotations
 

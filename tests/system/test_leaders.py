@@ -1,4 +1,4 @@
-"""What a leader's own request does to it is not done to those who follow it; and an origin is not asked by a crowd."""
+"""A leader's failure by its own request is not shared with followers, and followers do not all ask the origin."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_many_equal_requests_ask_the_origin_once(
     gate.reached()
     wait_until(following(dduct, 29))
     waited = threading.Event()
-    waited.wait(0.2)  # four times as long as anybody may wait for a leader that asks something else
+    waited.wait(0.2)  # four times the longest wait for a leader with another request
     gate.open()
     assert [one.result(20).body for one in answers] == [BODY] * 30
     assert len(origin.requests) == before + 1

@@ -1,4 +1,4 @@
-"""After a CONNECT: what its client speaks, and for whom."""
+"""After a CONNECT: the client's protocol, and the host it wants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.one_process
 
 
 class Server:
-    """A server whose protocol is nobody's business: greets where told to, and answers what it hears backwards."""
+    """A server with an unknown protocol: it may greet, and sends back what it receives, reversed."""
 
     def __init__(self, greeting: bytes = b"") -> None:
         self._greeting = greeting
@@ -115,7 +115,7 @@ def test_a_connection_without_tls_inside_the_tls_port_is_tunnelled(dduct: Runnin
 
 
 def test_a_server_that_sends_first_is_heard(dduct: RunningDduct, greeter: Server) -> None:
-    """And nobody's thread waits until it is."""
+    """And no thread waits for it."""
     with dduct.client() as client:
         assert client.connect(f"{HOST}:{greeter.port}").status == 200
         wait_until(lambda: len(dduct.server._poller._watched) == 3)
@@ -167,7 +167,7 @@ def test_requests_inside_must_name_the_host_of_the_hello(dduct: RunningDduct) ->
 def test_the_origin_is_dialled_by_name_and_never_at_the_clients_address(
     dduct: RunningDduct, resolving: None, place: str
 ) -> None:
-    """Listed or not, the address is the client's choice, and what is stored is everybody's."""
+    """Listed or not, the client chooses the address, and stored objects are for all clients."""
     with Origin(Files({"/x.deb": BODY}), dduct._leaves.context("origin.test")) as origin:
         with contextlib.ExitStack() as stack:
             if place != HOST:
@@ -288,7 +288,7 @@ def test_a_thread_waits_where_the_poller_takes_no_more(
 def test_a_client_that_ends_within_its_hello_does_not_make_the_poller_spin(
     dduct: RunningDduct, looks: List[None], known: bool
 ) -> None:
-    """The end of a connection stays readable for ever: whoever waits for the rest of a hello spins."""
+    """The end of a connection stays readable for ever: a wait for the rest of the hello would spin."""
     if known:
         dduct.server.runtime.leaf_certificates.context(HOST)
     with dduct.client() as client:

@@ -1,4 +1,4 @@
-"""Who is shown dduct's own certificate, and which hosts a list in the configuration means."""
+"""Which origins are shown dduct's client certificate."""
 
 from __future__ import annotations
 

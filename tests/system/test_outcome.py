@@ -1,4 +1,4 @@
-"""What became of an object: in the log at the end, and in Cache-Status where nothing can be kept."""
+"""Whether an object was stored: in the log at the end, and in Cache-Status where nothing can be stored."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ LAN, ELSEWHERE = "127.0.0.3", "127.0.0.4"  # an address of this machine in its n
 
 @pytest.fixture(autouse=True)
 def cast(monkeypatch: pytest.MonkeyPatch) -> Dict[str, str]:
-    """Who plays what; the dictionary says what names resolve to. Clients are on another machine."""
+    """Which address has which role; the dictionary says what names resolve to. Clients are on another machine."""
     names: Dict[str, str] = {"registry.lab": LAN, "far.lab": ELSEWHERE, "loop.lab": HOST}
     local_only, local, look_up = addresses.is_local_only, addresses._is_local, socket.getaddrinfo
 
@@ -121,7 +121,7 @@ def test_clients_on_this_machine_reach_it_and_share_one_transfer(
         assert origin.count("/x.deb") == 1
         clients(Reach.NOTHING)
         for method in ("GET", "HEAD"):
-            assert get(dduct, url, method).status == 403  # nor from the cache
+            assert get(dduct, url, method).status == 403  # and not from the cache
         assert origin.count("/x.deb") == 1
 
 

@@ -141,7 +141,8 @@ def test_only_the_parent_gets_its_credentials(start_dduct: Build) -> None:
 
 def test_a_parent_that_is_dduct_itself_is_508(start_dduct: Build) -> None:
     with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # dduct may have the port as well, and nobody else
+        # dduct may share the port, and no other program can take it.
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind((HOST, 0))
         port = int(free.getsockname()[1])
         dduct = start_dduct(tcp_bind=Address(HOST, port), upstream_proxy=ParentProxy(False, Address(HOST, port)))
@@ -166,7 +167,7 @@ def test_bytes_that_arrive_with_the_parents_answer_are_not_lost(start_dduct: Bui
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, names: Dict[str, str]) -> None:
-    """Make names of this test mean what they are to mean."""
+    """Resolve the names of this test to its addresses."""
     real = socket.getaddrinfo
 
     def look_up(host: Any, *rest: Any, **more: Any) -> Any:

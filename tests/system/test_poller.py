@@ -27,7 +27,7 @@ def work(dduct: RunningDduct) -> Tuple[int, int]:
 
 
 def known(dduct: RunningDduct, path: str = "/x.deb") -> Origin:
-    """An object that has been asked for often enough."""
+    """An object that has been requested often enough to be in memory."""
     origin = dduct.origin(Files({path: BODY}, [("Cache-Control", "max-age=600")]))
     assert dduct.fetch(origin, path).body == BODY
     dduct.wait_until_durable()  # what was known before that has to be looked at again
@@ -87,7 +87,7 @@ def test_a_request_in_pieces_is_waited_for(dduct: RunningDduct) -> None:
 
 
 def test_a_client_that_rejects_our_certificate_is_logged(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
-    origin = known(dduct)  # so that the leaf is at hand
+    origin = known(dduct)  # so that the leaf is cached
     with caplog.at_level(logging.INFO), dduct.client() as client:
         assert client.connect(f"{HOST}:{origin.port}").status == 200
         client.send(b"\x16\x03\x01\x00\x05hello")
@@ -100,7 +100,7 @@ def slots_taken(dduct: RunningDduct) -> int:
 
 
 def test_failed_handshakes_leave_nothing_and_disturb_no_other_connection(dduct: RunningDduct) -> None:
-    """A build that does not trust our authority tries it again and again; others come and go meanwhile."""
+    """A build that does not trust our authority retries it repeatedly while other clients connect."""
     origin = known(dduct)
     over = threading.Event()
     answers: List[int] = []
@@ -164,7 +164,8 @@ def test_a_client_that_had_to_wait_for_its_answer_becomes_idle_again(
         assert len(halves) == 1
         wait_until(lambda: not connection.busy)
         monkeypatch.undo()
-        for path, status in (("/x.deb", 200), ("/x.deb", 200), ("/y.deb", 404)):  # a thread's, Idle's and a thread's
+        # Answered by a thread, the poller and a thread.
+        for path, status in (("/x.deb", 200), ("/x.deb", 200), ("/y.deb", 404)):
             assert client.get(path, f"{HOST}:{origin.port}").status == status  # and nothing is sent twice
 
 
@@ -198,7 +199,7 @@ def test_a_large_answer_to_a_client_that_reads_late_is_complete(dduct: RunningDd
             client.send(request)
             assert client.read().body == body
         count = 200  # 13 MB: more than sockets hold
-        for _ in range(count):  # a record each: by one thread, as OpenSSL demands of those who share a connection
+        for _ in range(count):  # a record each, written by one thread: OpenSSL allows no two at once
             client.send(request)
         bodies: List[bytes] = [client.read().body for _ in range(count)]
         assert bodies == [body] * count

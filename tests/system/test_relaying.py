@@ -476,7 +476,7 @@ def test_a_body_is_not_passed_on_where_none_is_allowed() -> None:
     assert received.endswith(b"\r\n\r\n") and b"Content-Length: 6\r\n" in received
 
 
-# --- connections that a login has made somebody's own ------------------------------------------------
+# --- connections to origins that are authenticated ---------------------------------------------------
 
 
 def mailbox(asked: Asked, connection: Connection) -> None:

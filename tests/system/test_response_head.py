@@ -55,7 +55,7 @@ def test_dripping_interim_responses_do_not_extend_the_timeout(start_dduct: Build
         over.open()
 
 
-@pytest.mark.parametrize("expects", [True, False], ids=["that waits for leave", "at once"])
+@pytest.mark.parametrize("expects", [True, False], ids=["that expects 100-continue", "at once"])
 def test_a_flood_of_interim_responses_ends_an_upload(dduct: RunningDduct, expects: bool) -> None:
     with socket.create_server((HOST, 0)) as listener, dduct.client() as client:
         port = listener.getsockname()[1]
@@ -92,7 +92,7 @@ def test_a_parents_flood_of_interim_responses_is_502(start_dduct: Build) -> None
 
 
 def test_a_relayed_response_may_pause_longer_than_a_stored_one(start_dduct: Build) -> None:
-    """Long polls and slow reports live, while those who share a transfer do not wait for ever."""
+    """Long polls and slow reports work, and readers of a shared transfer do not wait for ever."""
     dduct = start_dduct(upstream_timeout=0.2, relay_timeout=20.0, stale_if_error=False)
     gate = Gate()
 
@@ -106,14 +106,14 @@ def test_a_relayed_response_may_pause_longer_than_a_stored_one(start_dduct: Buil
     with dduct.intercepted(origin) as client:
         client.send(f"GET /page HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
         gate.reached()
-        kept = dduct.fetch(origin, "/x.deb")  # asked for later, and given up earlier
+        kept = dduct.fetch(origin, "/x.deb")  # requested later, and timed out earlier
         assert kept.status == 504 and b"proxy.upstream_timeout" in kept.body
         gate.open()
         assert client.read().body == b"soon"
 
 
 def test_pauses_in_a_response_that_cannot_be_stored_are_relayed(start_dduct: Build) -> None:
-    """An answer that was asked for as if it could be kept, and turns out to be events without an end."""
+    """A response that was requested as storable, and turns out to be an endless event stream."""
     dduct = start_dduct(upstream_timeout=0.2, relay_timeout=20.0)
     pause = Gate()
 

@@ -1,4 +1,4 @@
-"""Transfers that break off, and how they are gone on with: what proves the rest, how often, and with whose request."""
+"""Transfers that break off and are resumed: what proves the rest, how often, and with which client's request."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_a_partial_download_stays_when_the_token_of_its_fill_expires(dduct: Runn
     expired.append("Bearer a")
     link.gate.open()
     dduct.counted(Counter.DROPPED)
-    for _ in range(2):  # who is refused does not spoil it
+    for _ in range(2):  # a refused client does not damage it
         assert dduct.fetch(origin, "/x.deb", "Authorization: Bearer a").status == 401
     assert dduct.fetch(origin, "/x.deb", "Authorization: Bearer b").body == BODY
     assert link.ranges[-1] == 1_500_000 and origin.body_sent <= len(BODY) + 10
@@ -227,7 +227,7 @@ def test_an_expired_signature_is_renewed_through_the_first_url(dduct: RunningDdu
     assert len(signed) == 4 and store.body_sent == len(BODY)
 
 
-# --- leftovers --------------------------------------------------------------------------------------
+# --- partial downloads ------------------------------------------------------------------------------
 
 
 def dead_leader(dduct: RunningDduct, origin: Origin, name: Name, etag: Optional[str], size: int) -> None:

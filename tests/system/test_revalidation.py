@@ -1,4 +1,4 @@
-"""What is fresh by a guess alone: validated in the background, or for a client that asks again for it."""
+"""Heuristically fresh objects are validated in the background, or for a client that repeats its request."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_answers_from_memory_count_as_deliveries(doubting: RunningDduct, clock: 
     with doubting.intercepted(origin) as client:
         for _ in range(5):
             client.get("/x.deb", f"{HOST}:{origin.port}")
-        clock.ahead = 130  # nobody was given it lately, and the last question is long ago
+        clock.ahead = 130  # no client got it lately, and the last validation is long ago
         client.get("/x.deb", f"{HOST}:{origin.port}")
         replace(shelf, b"other")
         assert client.get("/x.deb", f"{HOST}:{origin.port}").body == b"other"

@@ -1,4 +1,4 @@
-"""After a reload, who may not come in any more does not go on with what they have begun."""
+"""After a reload, clients that lost their permission cannot continue their connections."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_changed_password_ends_connections_of_the_old_one(dduct_of_bob: Tuple[
 
 @pytest.mark.parametrize("how", ["user", "password for all", "address"])
 def test_a_tunnel_ends_when_its_client_loses_permission(start_dduct: Build, tmp_path: Path, how: str) -> None:
-    """Though nobody speaks in it."""
+    """Even if it is silent."""
     path = users(tmp_path / "users", BOB)
     dduct = start_dduct(auth_file=path if how == "user" else None)
     over = threading.Event()

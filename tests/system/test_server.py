@@ -1,4 +1,4 @@
-"""What a configuration makes of it all, and what another one changes while it runs."""
+"""What a reload changes in a running dduct, and what stays."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_snapshot_shows_connections_and_draining(dduct: RunningDduct) -> None:
 def test_a_server_certificate_that_is_not_valid_yet_is_replaced_by_a_leaf(
     tmp_path: Path, certificates: Path, name: str
 ) -> None:
-    """Without a new start, and not on the disk: a leaf takes its place."""
+    """Without a restart, and not on the disk: a leaf takes its place."""
     config = make_config(tmp_path, None)
     shutil.copytree(certificates, config.misc.cert_dir)
     behind = [0.0]

@@ -23,7 +23,7 @@ def dduct(tmp_path: Path, certificates: Path, request: pytest.FixtureRequest) ->
 
 @pytest.mark.parametrize("dduct", [2], indirect=True)
 def test_frozen_workers_that_were_replaced_are_counted(dduct: Process) -> None:
-    """By their parent: whatever counts a worker's own affairs ends with it."""
+    """By their parent: a worker's own counters end with it."""
     tcp, _ = dduct.ports()
     wait_until(lambda: len(dduct.children()) == 2)
     for number, worker in enumerate(sorted(dduct.children()), 1):

@@ -111,7 +111,7 @@ def test_the_first_claim_leads_and_the_next_one_follows(cache: Cache) -> None:
 def test_after_the_last_byte_a_claim_is_a_hit_and_not_a_fill(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, length: Optional[int]
 ) -> None:
-    """Or the next request of a client would join a fill that is over."""
+    """Otherwise the next request of a client would join a fill that has ended."""
     fill = lead(cache)
     fill.start(META, length)
     fill.write(view(b"abc"))
@@ -217,13 +217,13 @@ def test_few_readers_take_what_there_is(cache: Cache) -> None:
 
 
 class Scripted:
-    """A fill that has what it is told to have, and notes for how long its reader would hesitate."""
+    """A fill with the length that the test sets, which notes how long its reader would back off."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.there = 0
         self.takes = 0.0  # seconds to wait
-        self.hesitations: List[float] = []
+        self.backoffs: List[float] = []
         monkeypatch.setattr("time.monotonic", lambda: self.now)
 
     def enter(self, _: object) -> None:
@@ -235,7 +235,7 @@ class Scripted:
     def read_at(
         self, view: memoryview, offset: int, timeout: float, reader: object = None, backoff: float = 0.0
     ) -> int:
-        self.hesitations.append(round(backoff, 6))
+        self.backoffs.append(round(backoff, 6))
         self.now += self.takes
         self.there = max(self.there, offset + len(view)) if self.takes else self.there
         return min(len(view), self.there - offset)
@@ -255,7 +255,7 @@ def test_backoff_counts_the_sending_time_only(monkeypatch: pytest.MonkeyPatch) -
         assert reader.read_at(buffer, offset) == 10
         fill.now += 0.05
     assert reader.read_at(buffer, 53) == 7
-    assert [max(0.0, value) for value in fill.hesitations] == [0, 0, 0, 0, 0, 0, 0.6]
+    assert [max(0.0, value) for value in fill.backoffs] == [0, 0, 0, 0, 0, 0, 0.6]
 
 
 def test_the_end_of_a_range_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +267,7 @@ def test_the_end_of_a_range_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -
     reader.read_at(buffer, 3)
     fill.now += 1
     reader.read_at(buffer[:5], 3)
-    assert fill.hesitations[1:] == [2.0, 0.0]
+    assert fill.backoffs[1:] == [2.0, 0.0]
 
 
 def test_backoff_ends_well_before_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ def test_backoff_ends_well_before_the_timeout(monkeypatch: pytest.MonkeyPatch) -
     reader.read_at(buffer, 0)
     fill.now += 1
     reader.read_at(buffer, 3)
-    assert fill.hesitations[1:] == [0.05]
+    assert fill.backoffs[1:] == [0.05]
 
 
 def test_backoff_lasts_as_long_as_sending(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +285,7 @@ def test_backoff_lasts_as_long_as_sending(cache: Cache, monkeypatch: pytest.Monk
     assert backoff_seconds(1000.0) == 0
     assert backoff_seconds(999.75) == 1.0
     assert backoff_seconds(1.0) == 2.0
-    assert backoff_seconds(float("inf")) < 0  # who has not caught up once does not hesitate
+    assert backoff_seconds(float("inf")) < 0  # a reader that never caught up does not back off
 
 
 @pytest.mark.parametrize("end", ["fail", "decline", "close"])
@@ -509,7 +509,7 @@ def test_long_names_are_unstorable_and_those_at_the_limits_are_not(cache: Cache)
 
 
 def test_a_removed_growing_file_is_not_published_over_its_successor(pair: List[Cache]) -> None:
-    """Somebody clears the cache while it is filled, and another process begins anew under the same name."""
+    """A user clears the cache while it is filled, and another process starts again under the same name."""
     first = lead(pair[0])
     first.start(META, None)
     first.write(view(b"whole"))
@@ -639,7 +639,7 @@ def test_a_hash_that_nothing_depends_on_delays_no_publication(cache: Cache, late
 
 
 def test_another_machine_trusts_an_object_that_its_writer_still_hashes(cache: Cache, late: Fill) -> None:
-    """On a file system that they share; what it sees of the other's boot looks like an earlier one of its own."""
+    """On a shared file system; the other machine's boot looks like an earlier boot of this one."""
     other = Cache(cache.store.root)
     other.store.boot = "another machine's"
     late.publish()
@@ -686,7 +686,7 @@ def test_an_object_lost_before_it_is_hashed_is_unpublished(
 
 
 def test_a_hash_that_another_process_overwrote_is_written_again(cache: Cache, late: Fill) -> None:
-    """It validates an object, and writes what it read of the record a moment before."""
+    """It validates an object, and writes back the record that it read a moment before."""
     late.publish()
     stale = os.getxattr(cache.store.root / NAME, "user.dduct")
     late.file.hash_the_rest(late.size, late._hashes)
@@ -847,7 +847,7 @@ def test_no_new_reader_joins_a_fill_without_the_disk(cache: Cache, monkeypatch: 
 
 
 def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded, and nobody loses anything who goes on reading."""
+    """Memory is bounded, and a reader that continues loses nothing."""
     FullDisk(monkeypatch, 0)
     monkeypatch.setattr("transfers.readers.WINDOW_LIMIT", 1000)
     fill = lead(cache)
@@ -871,7 +871,7 @@ def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monk
 
 
 def test_many_readers_do_not_back_off_where_memory_is_short(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The filler waits for them, as they would for it."""
+    """The filler waits for its readers."""
     FullDisk(monkeypatch, 0)
     monkeypatch.setattr("transfers.readers.MANY_READERS", 1)
     fill = lead(cache)
@@ -903,7 +903,7 @@ def test_a_stalled_reader_is_cut_visibly(cache: Cache, monkeypatch: pytest.Monke
 
 
 def test_a_cut_reader_delays_no_other_reader(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by where it stood, nor by coming back to hear that it has lost."""
+    """Not by its position, and not by its next read, which fails."""
     FullDisk(monkeypatch, 0)
     monkeypatch.setattr("transfers.readers.WINDOW_LIMIT", 1000)
     monkeypatch.setattr("transfers.readers._SLOWEST_READER_TIMEOUT", 0.2)
@@ -1083,7 +1083,7 @@ def test_weak_digests_are_checked_but_never_shared(cache: Cache, algorithm: str)
 
 
 def test_an_alias_is_no_object_for_a_filter_without_digests(cache: Cache) -> None:
-    """Filters change, and an empty answer in the name of every layer would be the thanks."""
+    """Filters change; otherwise every layer would be an empty answer."""
     key = blob_key("one")
     publish(cache, BLOB, key, blob_meta("one"))
     plain = Key(key.name)
@@ -1097,7 +1097,7 @@ def test_an_alias_is_no_object_for_a_filter_without_digests(cache: Cache) -> Non
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_empty_file_without_a_record_is_no_object(cache: Cache, keeps: bool) -> None:
-    """It may have been an alias before somebody copied it without its attribute."""
+    """It may be an alias that was copied without its attribute."""
     cache.store.records.kept = keeps
     (cache.store.root / NAME).parent.mkdir(parents=True)
     (cache.store.root / NAME).touch()
@@ -1137,7 +1137,7 @@ def test_an_object_of_the_wrong_length_is_a_miss_and_is_replaced(cache: Cache, d
 def test_a_partial_download_of_a_crash_is_not_served(cache: Cache) -> None:
     part = cache.store.root / (NAME + ".dduct")
     part.parent.mkdir(parents=True)
-    part.write_bytes(b"leftover of another size altogether")
+    part.write_bytes(b"a partial download of another size")
     publish(cache, b"body")
     assert hit_body(cache) == b"body"
     assert parts(cache) == []
@@ -1188,7 +1188,7 @@ def test_a_partial_download_is_resumed(pair: List[Cache]) -> None:
 
 
 def test_foreign_followers_get_no_bytes_of_a_partial_download_before_the_origin_answers(tmp_path: Path) -> None:
-    """All of an outdated object may be there."""
+    """All bytes of an outdated object may be there."""
     caches = [Cache(tmp_path / "files", timeout=lambda: 20.0) for _ in range(3)]
     leave(caches[0], b"abcdef")
     fill = lead(caches[1])
@@ -1351,7 +1351,7 @@ def pair(tmp_path: Path) -> List[Cache]:
 
 
 def test_an_empty_growing_file_without_leader_is_removed_by_its_finder(cache: Cache) -> None:
-    """A look at who leads takes the lock for a moment; whoever comes to lead just then thinks that another one does."""
+    """A check for a leader takes the lock for a moment; a process that wants to lead just then sees another leader."""
     place = str(cache.store.root / NAME)
     os.close(cache.store.tree.open_growing_file(place))
     growing = cache.store.tree.open_growing(place)
@@ -1474,7 +1474,7 @@ def test_a_fill_that_ends_before_it_can_be_followed_leaves_nothing(
 
 @pytest.mark.parametrize("fate", ["evicted", "replaced"])
 def test_a_complete_foreign_fill_is_complete_even_if_its_file_was_removed(pair: List[Cache], fate: str) -> None:
-    """A slow follower may come to the end long after."""
+    """A slow follower may reach the end much later."""
     fill = lead(pair[0])
     reader = follow(pair[1])
     fill.start(META, None)
@@ -1491,7 +1491,7 @@ def test_a_complete_foreign_fill_is_complete_even_if_its_file_was_removed(pair: 
 
 
 def test_without_attributes_a_foreign_fill_cannot_be_followed(pair: List[Cache]) -> None:
-    """Nothing would say what its head is before its end."""
+    """Nothing tells its head before its end."""
     for cache in pair:
         cache.store.records.kept = False
     fill = lead(pair[0])
@@ -1623,7 +1623,7 @@ def test_caches_racing_on_one_directory_publish_each_object_once(pair: List[Cach
 
 
 def test_readers_that_become_many_while_they_wait_get_every_piece(cache: Cache) -> None:
-    """Those who were few enough to be woken find out that they no longer are."""
+    """Readers that were few enough to be woken learn that they no longer are."""
     fill = lead(cache)
     fill.start(META, 6)
     readers = [follow(cache) for _ in range(16)]

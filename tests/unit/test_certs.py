@@ -611,7 +611,7 @@ def test_a_file_too_large_for_a_certificate_is_refused(copy: Path) -> None:
 
 
 def test_an_unfinished_first_start_does_not_block_the_next(tmp_path: Path) -> None:
-    """Nobody has seen an authority whose certificate never got its name."""
+    """No client can trust an authority whose certificate never got its name."""
     (tmp_path / ".ca.crt.pending").write_bytes(b"-----BEGIN")
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "README").touch()
@@ -1182,7 +1182,7 @@ def test_an_authority_whose_key_is_for_pss_only_works_or_is_refused(tmp_path: Pa
 
 
 def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
-    """Whoever can put a ca.key there speaks for every host."""
+    """An attacker who can write ca.key there can be every host."""
     place = tmp_path / "certs"
     place.mkdir()
     place.chmod(0o777)

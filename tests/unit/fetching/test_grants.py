@@ -1,4 +1,4 @@
-"""What is remembered of an origin's leave, and for how long."""
+"""Which permissions of an origin are remembered, and for how long."""
 
 from __future__ import annotations
 

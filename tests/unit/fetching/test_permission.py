@@ -1,4 +1,4 @@
-"""Who may change what is kept of a restricted object, and what an origin has shown of it: values in, values out."""
+"""Which client may replace a restricted object, and what an origin's answer tells about it: values in, values out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happened a moment ago: shared, bounded, lossy; and questions in the background."""
+"""Recent deliveries: shared, bounded, lossy; and validations in the background."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def test_the_manager_is_notified_of_start_watchdog_and_stop(tmp_path: Path) -> N
         manager.ready()
         manager.watch()
         assert [listening.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
-        stopping = in_thread(manager.stopping)  # the socket holds ten datagrams, and who sends more waits
+        stopping = in_thread(manager.stopping)  # the socket holds ten datagrams; a sender of more waits
         heard = b""
         while heard != b"STOPPING=1":
             heard = listening.recv(100)

@@ -251,7 +251,7 @@ def test_trailers_are_read(pairs: Pairs, trailers: bytes) -> None:
     [b"5\r\nhello\r\nZZ\r\n\r\n0\r\n\r\n", b"x\r\n\r\n0\r\n\r\n", b"0\r\nbad\r\n\r\n0\r\n\r\n" + b"0\r\n\r\n" * 3],
 )
 def test_a_body_that_broke_stays_broken(pairs: Pairs, sent: bytes) -> None:
-    """Read on by somebody else, drain() for one, it must not become complete: its connection would be kept."""
+    """A later read, as by drain(), must not make it complete: its connection would be kept."""
     stream, far = pairs.plain()
     far.sendall(sent)
     reader = BodyReader(stream, CHUNKED)

@@ -1,4 +1,4 @@
-"""Threads that are used again, and waited for."""
+"""Threads are reused, and waited for at the stop."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_events_before_the_pollers_thread_starts_are_not_lost(stack: ExitStack, 
 
 
 def test_each_poll_is_an_iteration_of_its_own(watching: Poller, stack: ExitStack) -> None:
-    """Or what was right once would be right for ever."""
+    """Otherwise an answer that was right once would be used for ever."""
     pollable = Pollable(stack, Next.WAIT, Next.NEEDS_THREAD)
     assert watching.watch(pollable, pollable.resume)
     pollable.far.send(b"one")
@@ -104,7 +104,7 @@ def test_each_poll_is_an_iteration_of_its_own(watching: Poller, stack: ExitStack
 
 
 def test_a_closed_peer_is_not_asked_for_its_request(watching: Poller, stack: ExitStack) -> None:
-    pollable = Pollable(stack, Next.WAIT, Next.NEEDS_THREAD)  # the second is what he would have wanted
+    pollable = Pollable(stack, Next.WAIT, Next.NEEDS_THREAD)  # the second would need a thread
     pollable.leaves = True
     assert watching.watch(pollable, pollable.resume)
     pollable.far.sendall(b"last words")
@@ -284,7 +284,7 @@ def test_a_new_connection_may_reuse_the_descriptor_of_a_closed_one(
 
 
 class Disk:
-    """What one guest asks, and hangs in until the gate is open."""
+    """A disk operation that hangs until the gate is open."""
 
     def __init__(self) -> None:
         self.polling: Optional[float] = None
@@ -307,7 +307,7 @@ class Disk:
 
 
 class Asking(Pollable):
-    """A guest whose first answer takes the disk."""
+    """A connection whose first answer needs the disk."""
 
     def __init__(self, stack: ExitStack, disk: Disk, *answers: Next) -> None:
         super().__init__(stack, *answers)
@@ -352,7 +352,7 @@ def test_a_poller_thread_that_hangs_in_the_disk_gets_a_successor(
         other.far.send(b"x")
         wait_until(lambda heard=heard: other.heard == heard)  # type: ignore[misc]
     asking.far.send(b"2")
-    other.far.send(b"x")  # with no answer: a bug of his, which shows that all that has been said has been looked at
+    other.far.send(b"x")  # without an answer it raises, which shows that all events have been handled
     assert other.resumed.wait(TIMEOUT)
     assert asking.heard == b"1" and not asking.resumed.is_set() and disk.told == ["lost"]
     disk.gate.set()
@@ -402,7 +402,7 @@ def test_a_stop_does_not_wait_for_a_lost_thread(
     assert other.resumed.wait(TIMEOUT)
     wait_until(lambda: supervised._epoll is None)
     assert not asking.resumed.is_set()
-    disk.gate.set()  # now there is nobody who watches
+    disk.gate.set()  # now no thread watches
     assert asking.resumed.wait(TIMEOUT) and not asking.given_up
 
 

@@ -99,7 +99,7 @@ def read(sock: socket.socket, count: int) -> bytes:
 
 
 def stuck(sock: socket.socket) -> bool:
-    """Whether nobody takes what it has sent: nothing more goes for a tenth of a second."""
+    """Whether the peer reads nothing: no more bytes can be sent for a tenth of a second."""
     before = unsent(sock)
     return before > 0 and not select.select([], [sock], [], 0.1)[1] and unsent(sock) == before
 
@@ -133,7 +133,7 @@ def test_everything_arrives_in_both_directions(
 def test_the_kernel_splices_all_but_the_first_bytes(
     pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_QUIET", TIMEOUT)  # or what follows a pause begins anew
+    monkeypatch.setattr(module, "_QUIET", TIMEOUT)  # or the count starts again after a pause
     ends = Ends(pairs)
     exchange(ends, b"a few words", BODY)
     assert sum(spliced) >= 2 * (len(BODY) - 200_000)  # in and out; the beginning is two buffers
@@ -286,7 +286,7 @@ def test_bytes_in_a_pipe_survive_a_quiet_time(pairs: Pairs, monkeypatch: pytest.
 
 
 def test_one_stuck_direction_does_not_block_the_other(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does it keep the tunnel busy: while one end reads nothing, only what the other way carries wakes it."""
+    """And it does not keep the tunnel busy: while one end reads nothing, only the other direction wakes it."""
     waits: List[List[module._Direction]] = []
     real = module._Watch.wait
 

@@ -361,9 +361,9 @@ KEEPS = [
     Keep("9111 §5.2.1.5 no-store of the request", "", "Cache-Control: no-store", kept=False),
     Keep("9111 §5.2.1.4 no-cache of the request does not forbid it", "", "Cache-Control: no-cache"),
     Keep("9111 §5.2.2.4 no-cache does not forbid it", "Cache-Control: no-cache"),
-    Keep("9111 §5.2.2.7 private: only by leave of its origin", "Cache-Control: private", restricted=True),
+    Keep("9111 §5.2.2.7 private: only with permission of its origin", "Cache-Control: private", restricted=True),
     Keep("9111 §5.2.2.7 private, qualified", 'Cache-Control: private="x"', restricted=True),
-    Keep("9111 §3.5 Authorization: only by leave of its origin", "", "Authorization: Bearer x", restricted=True),
+    Keep("9111 §3.5 Authorization: only with permission of its origin", "", "Authorization: Bearer x", restricted=True),
     Keep("9111 §3.5 whatever the response says", "Cache-Control: public", "Authorization: x", restricted=True),
     Keep("9111 §3.5 must-revalidate neither", "Cache-Control: must-revalidate", "Authorization: x", restricted=True),
     Keep("a Cookie is a credential, too", "", "Cookie: id=1", restricted=True),
@@ -414,7 +414,7 @@ def test_no_store_and_private_can_be_overridden() -> None:
 
 
 def test_a_redirect_to_a_page_is_not_an_object() -> None:
-    """An origin that sends strangers to a form would else have it stored in the archive's place."""
+    """Otherwise an origin's login form would be stored in the archive's place."""
     page = response("Content-Type: text/html; charset=utf-8")
     assert freshness.not_storable(request(), page, RULES, redirected=True) is not None
     assert freshness.not_storable(request(), page, RULES, redirected=False) is None
@@ -453,7 +453,7 @@ VARIANTS = [
     Variant("and so is what nobody knows", "Vary: X-Own", "X-Own: a", "X-Own: b", True),
     Variant("9111 §4.1 strangers are of one kind", "Vary: Authorization", "", "", True),
     Variant("9111 §4.1 and somebody of another", "Vary: Authorization", "", "Authorization: a", False),
-    Variant("9111 §4.1 whatever he shows", "Vary: Cookie, X-Api-Key", "", "X-Api-Key: a", False),
+    Variant("9111 §4.1 with other credentials", "Vary: Cookie, X-Api-Key", "", "X-Api-Key: a", False),
     Variant("left to authorisation in both ways", "Vary: Cookie", "Authorization: a", "Cookie: b", True),
     Variant("left to authorisation, too", "Vary: Cookie", "Cookie: a", "Cookie: b", True),
 ]

@@ -170,7 +170,7 @@ def test_several_parts_are_a_multipart_body() -> None:
 
 
 def test_every_boundary_is_different() -> None:
-    """Else an object could be made to contain it."""
+    """Otherwise an object could be made that contains it."""
     chosen = [select(Case("", "Range: bytes=1-2,5-7", 206)) for _ in range(2)]
     assert chosen[0] is not None and chosen[1] is not None and chosen[0].closing != chosen[1].closing
 

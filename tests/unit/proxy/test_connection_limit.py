@@ -1,4 +1,4 @@
-"""Who gets a place, and whose."""
+"""Which connection gets a place, and which one loses it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Clock:
 
 
 class Places(ConnectionLimit):
-    """With the same slots for everybody who enters."""
+    """With the same slots for every `with`."""
 
     def __init__(self, count: int, unproven: int, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -80,7 +80,7 @@ def test_an_address_gains_no_place_by_opening_more_connections() -> None:
     for _ in range(2):
         with pytest.raises(TooManyConnections):
             places.enter(Holder("a"))
-    clock.now = 6.0  # a while later they are nobody's any more
+    clock.now = 6.0  # a while later the places are free
     assert places.enter(Holder("a", None)) is holders[0]
 
 

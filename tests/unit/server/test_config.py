@@ -392,7 +392,7 @@ def test_an_unknown_key_is_named(tmp_path: Path, text: str, said: str) -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """As a user who may not read everything."""
+    """As a user without root's permissions."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)

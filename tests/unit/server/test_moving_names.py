@@ -149,7 +149,7 @@ def test_the_default_configuration_has_the_volatile_pattern(tmp_path: Path) -> N
 
 
 def hostile(pattern: str) -> List[str]:
-    """What its search may have to begin again and again, or may end in many ways."""
+    """Texts in which a search may start at many places or end in many ways."""
     words = re.findall(r"[A-Za-z][A-Za-z0-9_-]+", re.sub(r"\[[^\]]*\]", "", pattern))
     pieces = ["/", "a", ".", "-", ".a", "/a", "a-", "0", *words, *("/" + word for word in words)]
     return pieces + [f"{word}{mark}" for word in words for mark in ("/", ".", "-", "-a.")]

@@ -1,4 +1,4 @@
-"""What keeps the interpreter's lock ends, and dduct goes on, or ends where it is told to."""
+"""A process that holds the interpreter's lock is ended; dduct goes on, or ends when it is told to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making room, on real directories."""
+"""Eviction, on real directories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is dduct's own below file_dir, and that nothing else is ever removed."""
+"""Which files below file_dir are dduct's own; no others are ever removed."""
 
 from __future__ import annotations
 

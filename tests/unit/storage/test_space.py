@@ -24,7 +24,7 @@ BY_FREE = Situation(Limits(min_free=GIGA), used=50 * GIGA, free=int(1.02 * GIGA)
         (BY_SIZE, None, ""),
         (BY_FREE, 49 * GIGA, ""),
         (BY_FREE, 51 * GIGA, "larger than what can be free"),
-        (replace(BY_FREE, used=None), 51 * GIGA, ""),  # nobody has looked yet
+        (replace(BY_FREE, used=None), 51 * GIGA, ""),  # not measured yet
         (Situation(Limits(), free=MEGA), GIGA, ""),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_promised_length_that_never_arrives_evicts_nothing() -> None:
 
 
 def test_many_growing_objects_do_not_empty_the_cache() -> None:
-    """Twenty of 9 GB each that really come: at most a half of the cache goes for them."""
+    """Twenty of 9 GB each that really arrive evict at most half of the cache."""
     used_before, used, growing = 10 * GIGA, 10 * GIGA, [0] * 20
     for _ in range(1000):
         for number, mine in enumerate(growing):
@@ -98,7 +98,7 @@ def test_nothing_is_evicted_for_space_that_cannot_be_freed() -> None:
     foreign = Situation(Limits(min_free=10 * GIGA), used=GIGA, free=2 * GIGA)
     assert foreign.need() == Need(unreachable="cache.min_free")
     assert foreign.objection_to_growth(True) == foreign.objection_to_growth(False) == "less than cache.min_free is free"
-    # What is beyond max_size goes all the same.
+    # Objects beyond max_size are evicted nevertheless.
     both = replace(foreign, limits=Limits(GIGA // 2, 10 * GIGA))
     assert both.need().size > 0 and both.need().unreachable
 
@@ -146,7 +146,7 @@ def test_workers_share_the_numbers(tmp_path: Path) -> None:
     assert (space.grown, now.known, now.unknown, now.used) == (5, 30, 7, None)
     assert (space.take_wish(), space.take_wish()) == (9, 0)
     space.note_used(1000, 5, 3)
-    space.use(1)  # the worker that died is started again: what it had growing are leftovers, and nothing is reserved
+    space.use(1)  # the dead worker is started again: its growing files are partial downloads, and reserve nothing
     now = space.situation()
     assert (now.known, now.unknown, now.used, now.entries) == (30, 0, 1007, 3)
     assert space.is_growing

@@ -196,7 +196,7 @@ def test_verify_removes_an_object_that_was_not_hashed_before_a_crash(
     record = Record.decode(os.getxattr(path, "user.dduct"))
     late = replace(record, sha256="", unhashed=True, durable=False)
     os.setxattr(path, "user.dduct", late.encode())
-    assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # somebody is at it, perhaps
+    assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # a process may still hash it
     os.setxattr(path, "user.dduct", replace(late, boot="earlier").encode())
     with path.open("rb") as elsewhere:
         assert try_lock(elsewhere.fileno())

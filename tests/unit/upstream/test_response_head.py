@@ -39,7 +39,7 @@ def test_interim_responses_come_before_the_final_one(pair: Tuple[Stream, socket.
 
     far.sendall(interim(100) + interim(103, b"Link: </x>") + interim(102) + FINAL)
     assert AnswerHeads(stream, note).final(20.0).status == 200
-    assert seen == [103, 102]  # nobody is told of 100
+    assert seen == [103, 102]  # 100 is not passed on
 
 
 @pytest.mark.parametrize("status", [100, 102, 103, 199])
