@@ -76,7 +76,7 @@ class Filling:
             self._cache.refresh(entry, metadata)
             closed = closed and not self._cache.store.keeps_metadata
         except Unstorable as error:
-            _log.debug("Validated, but cannot be noted so: %s: %s", self._url, error)
+            _log.debug("Validated, but its record cannot be written: %s: %s", self._url, error)
         if closed:
             self._cache.remove(self._request.key)
         fill.renew()

@@ -128,13 +128,13 @@ class Server:
         self.connections.cancel(idle_only=True)
         self._poller.stop()
         if not self._parts.threads.join(grace):
-            _log.warning("Ending transfers that are not through after %g s", grace)
+            _log.warning("Ending transfers that still run after %g s", grace)
         for origins in [*self._outdated, self.runtime.services.origins]:
             origins.close()
         self.connections.cancel(idle_only=False)
         # No client waits for background requests: they end when their connections close.
         if not (self._parts.threads.join(_FORCED_END) and self._parts.aside.join(_FORCED_END)):
-            _log.warning("Some connections would not end")
+            _log.warning("Some connections did not end")
 
     def close(self) -> None:
         """Stop listening in this process."""

@@ -195,7 +195,7 @@ def test_log_lines_name_files_without_their_query(
     os.setxattr(left, "user.dduct", b"damaged")
     left.rename(left.with_name(f"damaged.zip{query}"))
     verify(tmp_path, True, lambda _: None, said.append)
-    for part in ("Goes on without the disk", "Cannot keep", "Cannot note", "crash has left", "Cannot remove"):
+    for part in ("Goes on without the disk", "Cannot keep", "Cannot note", "the remains of a crash", "Cannot remove"):
         assert part in everything_logged.text
     assert ".zip" in "".join(said)
     assert "hunter2" not in everything_logged.text + "".join(said)
