@@ -32,8 +32,8 @@ $(VENV)/.stamp: requirements.txt tests/requirements.txt
 test: $(VENV)/.stamp ## run the tests (PYTEST_ARGS=… for pytest)
 	$(BIN)/python -m pytest -q -rs -n auto tests/unit tests/system tests/test_layout.py $(PYTEST_ARGS)
 
-quick: $(VENV)/.stamp ## run the quick tests: pure modules, storage, TLS; no whole dduct (below 15 s)
-	$(BIN)/python -m pytest -q -n auto -m "not whole" $(QUICK) $(PYTEST_ARGS)
+quick: $(VENV)/.stamp ## run the quick tests: pure modules, storage, TLS (below 15 s)
+	$(BIN)/python -m pytest -q -n auto $(QUICK) $(PYTEST_ARGS)
 
 coverage: $(VENV)/.stamp ## run the tests and print the branches they cover in each folder; fails below the floors
 	@mkdir -p build/coverage

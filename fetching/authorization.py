@@ -139,7 +139,7 @@ class Authorization:
             try:
                 self._cache.amend(self._request.key, hit.entry, metadata, amended)
             except Unstorable as error:
-                _log.debug("Shown to be anybody's, but cannot be noted so: %s: %s", self._request.shown, error)
+                _log.debug("Public, but its record cannot be written: %s: %s", self._request.shown, error)
         self.grant(metadata)
         return Admission.GRANTED
 

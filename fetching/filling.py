@@ -75,7 +75,7 @@ class Filling:
         try:
             noted = self._cache.refresh(entry, metadata)
         except Unstorable as error:
-            _log.debug("Validated, but cannot be noted so: %s: %s", self._url, error)
+            _log.debug("Validated, but its record cannot be written: %s: %s", self._url, error)
         if metadata.restricted and not stored.restricted and not noted:  # its record would not say so
             self._cache.remove(self._request.key)
         fill.renew()

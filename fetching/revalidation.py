@@ -108,7 +108,7 @@ class _Revalidation:
         try:
             self._services.cache.refresh(entry, replace(metadata, age=age))
         except Unstorable as error:
-            _log.debug("Outdated, but cannot be noted so: %s: %s", self._request.shown, error)
+            _log.debug("Outdated, but its record cannot be written: %s: %s", self._request.shown, error)
 
     def _failed(self, error: UpstreamError) -> bool:
         self._services.counters.add(Counter.UNCONFIRMED)

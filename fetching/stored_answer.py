@@ -149,7 +149,7 @@ class StoredAnswer:
             ready = source.ready(chosen.parts[0].start, chosen.status == 200)
             return _Readiness.HERE if ready else _Readiness.COMING
         except Lost as error:
-            _log.info("To be had again: %s: %s", self._request.shown, error)
+            _log.info("Source lost, answered again: %s: %s", self._request.shown, error)
         except FillFailed as error:
             self._setbacks += 1
             if self._setbacks >= _MAX_SETBACKS:

@@ -17,42 +17,45 @@ class Counter(enum.Enum):
     HITS = ("hits", "Responses from the cache without asking the origin for the object")
     VALIDATED = ("validated", "Responses from the cache after the origin said they are still good")
     STALE = ("stale", "Stale responses, sent because the origin could not be asked")
-    CONFIRMED = ("confirmed", "Objects validated in the background, after they were sent on a guess, and still good")
-    OUTDATED = ("outdated", "Objects that a validation in the background has found to be outdated")
-    UNCONFIRMED = ("unconfirmed", "Validations in the background that brought no answer")
-    DOUBTED = ("doubted", "Objects validated because a client asked again for what it had just been given")
+    CONFIRMED = ("confirmed", "Objects validated in the background after a heuristic hit, and still good")
+    OUTDATED = ("outdated", "Objects that a validation in the background found to be outdated")
+    UNCONFIRMED = ("unconfirmed", "Validations in the background that got no answer")
+    DOUBTED = ("doubted", "Objects validated because a client repeated its request")
     COLLAPSED = ("collapsed", "Responses that shared another client's transfer")
-    FILLS = ("fills", "Objects whose transfer into the cache was begun")
-    PUBLISHED = ("published", "Objects that were put into the cache")
-    UNKEPT = ("unkept", "Objects that the disk would not have, though their clients got them")
-    RESUMED = ("resumed", "Transfers into the cache that broke off and were taken up again")
-    DROPPED = ("dropped", "Transfers into the cache that were given up because no client wanted them any more")
+    FILLS = ("fills", "Transfers into the cache that started")
+    PUBLISHED = ("published", "Objects that were stored")
+    UNKEPT = ("unkept", "Objects that the disk did not accept, though their clients got them")
+    RESUMED = ("resumed", "Transfers into the cache that broke off and were resumed")
+    DROPPED = ("dropped", "Transfers into the cache that were stopped because no client read them any more")
     BROKEN = ("broken", "Transfers into the cache that broke off")
-    MISMATCHED = ("digest_mismatches", "Objects that had not the digest which their URL promises, and were not kept")
+    MISMATCHED = ("digest_mismatches", "Objects that did not match the digest in their URL, and were not kept")
     DAMAGED = ("damaged", "Stored objects that the disk returned damaged, and that were fetched again")
-    STORED_BYTES = ("stored_bytes", "Bytes that were put into the cache")
+    STORED_BYTES = ("stored_bytes", "Bytes that were stored")
     EVICTED = ("evicted", "Objects that were removed to free space")
     RELAYED = ("relayed", "Responses relayed without being kept")
     UNSTORABLE = (
         "unstorable",
         "Requests relayed because their object cannot be kept: its name, its metadata, or too little space",
     )
-    TUNNELS = ("tunnels", "Connections carried blind")
+    TUNNELS = ("tunnels", "Connections that were tunnelled")
     INTERCEPTED = ("intercepted", "Connections that were intercepted")
     SLOW_DISK = ("slow_disk", "Times that the cache's disk took too long to answer")
     CLIENTS_GONE = ("clients_gone", "Requests that were given up because their client had hung up")
-    NOT_TLS = ("not_tls", "Connections inside CONNECT to a listed host that were no TLS, and were carried blind")
+    NOT_TLS = ("not_tls", "Connections inside CONNECT to a listed host without TLS, which were tunnelled")
     STRANGERS = ("strangers", "Connections from addresses that are not in proxy.allow_clients")
-    TURNED_AWAY = ("turned_away", "Connections for which there was no place")
+    TURNED_AWAY = ("turned_away", "Connections that were refused because all places were taken")
     DISPLACED = ("displaced", "Silent connections that were ended for others, when all places were taken")
     BARRED = ("barred", "Connections that were ended because a reload no longer allows their client or user")
-    WRONG_PROTOCOL = ("wrong_protocol", "Connections that speak what their port does not")
+    WRONG_PROTOCOL = ("wrong_protocol", "Connections with a protocol that their port does not speak")
     WRONG_PASSWORDS = ("wrong_passwords", "Requests whose user or password was wrong")
-    PASSWORDS_PUT_OFF = ("passwords_put_off", "Requests whose password was not checked, for its address sent too many")
-    INTERIM_FLOODS = ("interim_floods", "Origins that sent interim answers (1xx) without an end, and were given up")
-    OUTAGES = ("outages", "Origins and parents that did not answer, and are not tried for a while")
+    PASSWORDS_PUT_OFF = (
+        "passwords_put_off",
+        "Requests whose password was not checked because their address sent too many",
+    )
+    INTERIM_FLOODS = ("interim_floods", "Origins that sent endless interim responses (1xx), and were disconnected")
+    OUTAGES = ("outages", "Origins and parents that did not answer, and were not tried for a while")
     FAST_FAILURES = ("fast_failures", "Requests that failed at once because their origin had just not answered")
-    FROZEN = ("frozen_workers", "Workers that gave no sign of life, were ended, and were started again")
+    FROZEN = ("frozen_workers", "Workers that froze, were ended, and were started again")
     REFUSED = ("refused", "Requests that were malformed or not allowed")
 
 
@@ -62,7 +65,7 @@ class Gauge(enum.Enum):
     def __init__(self, name: str, meaning: str) -> None:
         self.column = len(Counter) + len(type(self).__members__)
 
-    DISK_WAITING = ("disk_waiting", "Threads that wait for the cache's disk, and have for too long already")
+    DISK_WAITING = ("disk_waiting", "Threads that have waited too long for the cache's disk")
 
 
 class Counters:

@@ -195,7 +195,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _unpack(archive: Path, stage: Path, library: Path) -> None:
-    """Unpack, under the lock. `stage` may hold a killed process's leftovers, `library` an incomplete older copy."""
+    """Unpack, under the lock. `stage` may hold a killed process's remains, `library` an incomplete older copy."""
     shutil.rmtree(stage, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as content:

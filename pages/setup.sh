@@ -121,7 +121,7 @@ locate() {
 there() { locate "$1" follow && [ -e "$root$found" ]; }
 is_directory() { locate "$1" follow && [ -d "$root$found" ]; }
 
-# What we note has no links in it: whoever made some wants us to write elsewhere.
+# Our state has no links in it: a link there would make us write elsewhere.
 no_links() {
     for entry in "$1"/* "$1"/.*; do
         case $entry in */. | */..) continue ;; esac
@@ -364,7 +364,7 @@ without_block() {
         END { let_go() }' "$file"
 }
 
-# The lines that we have left, or were about to leave, in a file of somebody else's. The name of a section is anybody's.
+# The lines that we left, or were about to leave, in a file that is not ours. A section's name may be in use by others.
 written_lines() {
     for left in "$state/after$1" "$state/next$1"; do
         [ ! -e "$left" ] || BEGIN=$begin END=$end awk '
@@ -672,7 +672,7 @@ lost() {
     say "  $1 has been removed since, and is not brought back; as it was it is in $root$store/kept$1"
 }
 
-# Somebody has edited the file: his lines stay in it, and ours go.
+# The file was edited: other lines stay in it, and ours go.
 take_out() {
     cp -p "$file" "$file.dduct-new"
     without_block "$1" > "$file.dduct-new"

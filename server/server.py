@@ -133,7 +133,7 @@ class Server:
         self.connections.cancel(idle_only=True)
         self._poller.stop()
         if not self._parts.threads.join(grace):
-            _log.warning("Ending transfers that are not through after %g s", grace)
+            _log.warning("Ending transfers that still run after %g s", grace)
         for origins in [*self._outdated, self.runtime.services.origins]:
             origins.close()
         self.connections.cancel(idle_only=False)
@@ -141,7 +141,7 @@ class Server:
         deadline = time.monotonic() + _FORCED_END
         ended = [pool.join(_left(deadline)) for pool in (self._parts.threads, self._parts.aside)]
         if not all(ended):
-            _log.warning("Some connections would not end")
+            _log.warning("Some connections did not end")
 
     def close(self) -> None:
         """Stop listening in this process."""

@@ -1,4 +1,4 @@
-"""Eviction: removes the least recently used objects over the limits, and, at once, leftovers of a crash.
+"""Eviction: removes the least recently used objects over the limits, and, at once, remains of a crash.
 
 Everything happens in one background thread of one process per cache directory; no request waits for it. The reader of
 an evicted object can read to its end, because the inode stays. `space` decides how much has to go.
@@ -78,7 +78,7 @@ class Evictor:
             self._changed.notify_all()
 
     def sweep(self) -> None:
-        """Visit all files once, and remove leftovers of a crash and everything over the limits.
+        """Visit all files once, and remove remains of a crash and everything over the limits.
 
         Returns at once where another process is sweeping.
         """

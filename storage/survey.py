@@ -103,7 +103,7 @@ def look_at_partial_download(path: str, boot: str, oldest: float) -> Left:
         # A process that has opened it meanwhile sees, once it has the lock, that the file has lost its name.
         if is_file(path, fd):
             os.unlink(path)
-            _log.info("Removed what a crash has left: %s", shown(path))
+            _log.info("Removed the remains of a crash: %s", shown(path))
         return Left.REMOVED
     except OSError as error:
         _log.warning("Cannot remove %s: %s", shown(path), reason_of(error))

@@ -37,13 +37,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-_WHOLE = {"dduct", "start_dduct"}
+UNIT = Path(__file__).with_name("unit")
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """Tests that start a dduct belong in tests/system: `make quick` and unit tests stay fast."""
     for item in items:
-        if _WHOLE.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker("whole")
+        if UNIT in item.path.parents and {"dduct", "start_dduct"}.intersection(getattr(item, "fixturenames", ())):
+            raise pytest.UsageError(f"{item.nodeid} starts a dduct: move it to tests/system")
 
 
 _REACHES_INSIDE = {"monkeypatch", "caplog", "spy"}

@@ -78,4 +78,4 @@ class VerifyingReader:
         try:
             self._entry.mark_verified(sha256)
         except (OSError, Unstorable) as error:
-            _log.debug("Right, but cannot be noted so: %s", reason_of(error))
+            _log.debug("Verified, but its record cannot be written: %s", reason_of(error))

@@ -19,7 +19,7 @@ class FillState(enum.Enum):
     ASKING = "the leader waits for the origin's answer"
     FILLING = "the head is known, bytes are arriving"
     PUBLISHED = "complete and in its place"
-    UNKEPT = "complete and read to its end, but the disk would not have it"
+    UNKEPT = "complete and read to its end, but the disk did not accept it"
     FAILED = "broken off"
     DECLINED = "the origin's answer is not to be kept; every reader asks for itself"
     GONE = "over before it began, or given up in good order; claim again"

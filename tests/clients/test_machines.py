@@ -1,4 +1,4 @@
-"""Whole systems that nobody has configured: `/setup/sh` makes them use dduct, and its --undo leaves no trace."""
+"""Unconfigured systems: `/setup/sh` makes them use dduct, and --undo leaves no trace."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def crossed_once(nginx: Nginx, dduct: Dduct, ending: str) -> None:
 
 
 def downloads_twice(machine: Machine, nginx: Nginx, requirement: str) -> None:
-    """curl and pip, as anybody would call them."""
+    """curl and pip, without any option for the proxy."""
     (nginx.files / "here.txz").write_bytes(BODY)
     for attempt in ("cold", "warm"):
         machine.login(f"curl -fsS -o {attempt}.txz {nginx.url}/here.txz")

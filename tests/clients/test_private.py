@@ -1,4 +1,4 @@
-"""A private registry behind a token server: nobody gets in through the cache."""
+"""A private registry behind a token server: the cache gives no access."""
 
 from __future__ import annotations
 

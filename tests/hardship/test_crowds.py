@@ -191,7 +191,7 @@ def test_idle_tunnels_are_cheap(dduct: Dduct) -> None:
     assert each < 150 * 1024
 
 
-def test_more_than_a_limit_says_are_told_so_and_wait_for_nobody(tmp_path: Path, certificates: Path) -> None:
+def test_clients_beyond_a_limit_get_an_error_at_once(tmp_path: Path, certificates: Path) -> None:
     """At the limit a newcomer waits a little, is told 503 and when to come again; below it everything is as before."""
     shutil.copytree(certificates, tmp_path / "certs")
     process = Process(write(tmp_path, workers=1, max_connections=50))

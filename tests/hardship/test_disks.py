@@ -1,4 +1,4 @@
-"""Small file systems that fill up under load: nobody gets anything wrong, and caching resumes when there is room."""
+"""Small file systems that fill up under load: no client gets wrong bytes, and caching resumes when there is space."""
 
 from __future__ import annotations
 

@@ -16,13 +16,14 @@ from typing import Callable, Dict, Iterator, List
 
 import pytest
 from support.client import Client, wait_until
+from support.effort import LONG
 from support.origin import Asked, Connection, Origin
 from support.process import Process, write
 
 from storage.record import Metadata, Record
 from storage.records import boot_id
 
-ROUNDS = 100 if os.environ.get("DDUCT_LONG") == "1" else 10
+ROUNDS = 100 if LONG else 10
 OBJECTS = 30
 
 
@@ -110,7 +111,7 @@ def left(path: Path) -> str:
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
-def test_kill(configuration: Path, start: Callable[[], Process], seed: int) -> None:
+def test_a_kill_damages_no_object(configuration: Path, start: Callable[[], Process], seed: int) -> None:
     dice = random.Random(seed)
     objects = {f"/{number}.deb": os.urandom(dice.randrange(1, 2_000_000)) for number in range(OBJECTS)}
     slow = Slow(objects)

@@ -106,7 +106,9 @@ def test_a_silence_is_broken_by_asking_again(through: Callable[..., Tuple[Runnin
 
 
 @pytest.mark.parametrize("tls", [True, False])
-def test_single_bytes(through: Callable[..., Tuple[RunningDduct, Trouble]], tls: bool) -> None:
+def test_a_body_that_arrives_byte_by_byte_is_complete(
+    through: Callable[..., Tuple[RunningDduct, Trouble]], tls: bool
+) -> None:
     origin = Ranges(BODY[:20_000])
     dduct, trouble = through(origin, *[Plan(piece=1)] * 2, tls=tls)
     assert fetch(dduct, trouble, tls=tls).body == BODY[:20_000]
@@ -114,7 +116,7 @@ def test_single_bytes(through: Callable[..., Tuple[RunningDduct, Trouble]], tls:
     assert len(origin.starts) == 1
 
 
-def test_latency(through: Callable[..., Tuple[RunningDduct, Trouble]]) -> None:
+def test_high_latency_still_causes_one_transfer(through: Callable[..., Tuple[RunningDduct, Trouble]]) -> None:
     origin = Ranges(BODY[:500_000])
     dduct, trouble = through(origin, *[Plan(delay=0.05)] * 4)
     with ThreadPoolExecutor(4) as pool:
@@ -124,7 +126,7 @@ def test_latency(through: Callable[..., Tuple[RunningDduct, Trouble]]) -> None:
 
 
 @pytest.mark.parametrize("at", [5, 3_000, SIZE // 2])
-def test_a_flipped_bit_under_tls_is_a_connection_lost(
+def test_a_flipped_bit_under_tls_ends_the_connection(
     through: Callable[..., Tuple[RunningDduct, Trouble]], at: int
 ) -> None:
     """In the handshake it is the origin that cannot be reached; later on the transfer is resumed."""
@@ -139,7 +141,7 @@ def test_a_flipped_bit_under_tls_is_a_connection_lost(
 
 
 @pytest.mark.parametrize("at", [1_000, SIZE // 2, SIZE - 1_000])
-def test_a_flipped_bit_in_a_digest_named_object_is_seen(
+def test_a_flipped_bit_in_a_digest_named_object_is_detected(
     through: Callable[..., Tuple[RunningDduct, Trouble]], at: int
 ) -> None:
     origin = Ranges()

@@ -19,6 +19,7 @@ from typing import Dict, Iterator, List, Tuple
 
 import pytest
 from support.client import Client, wait_until
+from support.effort import LONG
 from support.origin import Asked, Connection, Origin
 from support.process import Process, write
 from support.trouble import Plan, Trouble
@@ -27,7 +28,7 @@ from hardship.measure import Dduct
 from tls.authority import CertificateAuthority
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
-SECONDS = 900 if os.environ.get("DDUCT_LONG") == "1" else 40
+SECONDS = 900 if LONG else 40
 HOST = "127.0.0.1"
 CLIENTS = 8
 MAX_SIZE = 30_000_000

@@ -20,9 +20,8 @@ from dduct import VERSION
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = Path(os.environ.get("DDUCT_IMAGE", ROOT / "dist" / f"dduct-{VERSION}.qcow2"))
 ACCELERATOR = os.environ.get("DDUCT_QEMU_ACCEL", "tcg,thread=multi,tb-size=1024")
-PATIENCE = float(
-    os.environ.get("DDUCT_BOOT_PATIENCE", "400")
-)  # seconds for a boot; without KVM it takes a minute or two
+# Seconds for a boot; without KVM it takes a minute or two.
+BOOT_TIMEOUT = float(os.environ.get("DDUCT_BOOT_TIMEOUT", "400"))
 MAC = "02:00:0a:00:02:0f"
 SIZE = "9G"  # more than the image has, as disks in OpenNebula often do
 HOST = "10.0.2.2"  # what the guest calls the machine it runs on
@@ -143,9 +142,9 @@ class Guest:
         return time.monotonic() - begin
 
     def still_running(self, begin: float, what: str) -> None:
-        """An AssertionError where a wait for `what` is in vain."""
+        """Fail if qemu has ended, or the time for `what` is over."""
         assert self._process is not None and self._process.poll() is None, f"qemu has ended before {what}"
-        assert time.monotonic() < begin + PATIENCE, f"no {what} after {PATIENCE:.0f} s"
+        assert time.monotonic() < begin + BOOT_TIMEOUT, f"no {what} after {BOOT_TIMEOUT:.0f} s"
 
     def shell(self, command: str) -> str:
         """What a command prints, run as root over ssh; it has to succeed."""
@@ -162,7 +161,7 @@ class Guest:
         return done.returncode, done.stdout + done.stderr
 
     def wait_for_shell(self) -> None:
-        """Until somebody can log in."""
+        """Until a login works."""
         begin = time.monotonic()
         while self._ssh("true")[0]:
             self.still_running(begin, "ssh")
@@ -173,5 +172,5 @@ class Guest:
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._ssh("systemctl poweroff --no-wall")
-        self._process.wait(PATIENCE)
+        self._process.wait(BOOT_TIMEOUT)
         self._process = None

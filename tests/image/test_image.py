@@ -91,7 +91,7 @@ class Estate:
         self.guest.start({**self._context, **named}, TOKEN)
 
     def fetch(self, port: int, *fields: str) -> Answer:
-        """Download the object through the guest, over TLS that its published authority vouches for."""
+        """Download the object through the guest, over TLS with a certificate of its published authority."""
         pem = base64.b64decode(self.gate.attributes["DDUCT_CA_CERT"], validate=True).decode()
         trust = ssl.create_default_context(cadata=pem)
         authority = f"{HOST}:{self.origin.port}"
@@ -111,12 +111,14 @@ def report_of(guest: Guest) -> Dict[str, str]:
     return dict(line.split(" = ", 1) for line in lines if " = " in line)
 
 
-def test_its_size_is_what_is_said_of_it() -> None:
+def test_the_image_has_its_documented_size() -> None:
     assert IMAGE.exists(), f"{IMAGE} is not there: make image"
     check_size("dduct-X.Y.Z.qcow2", IMAGE)
 
 
-def test_three_boots(tmp_path: Path, origin_authority: CertificateAuthority) -> None:
+def test_the_image_boots_with_correct_changed_and_wrong_inputs(
+    tmp_path: Path, origin_authority: CertificateAuthority
+) -> None:
     need("qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
     assert IMAGE.exists(), f"{IMAGE} is not there: make image"
     gate = Gate()

@@ -55,7 +55,7 @@ def base_root(shelf: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def debian_root(shelf: Path, base_root: Path) -> Path:
-    """A Debian 12 as a server has it, with Python and cryptography. Nobody changes it."""
+    """A Debian 12 as a server has it, with Python and cryptography. It is never changed."""
     root = shelf / "root"
     with once(root) as is_needed:
         if is_needed:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Static files that are fresh for a day, whoever asks again; the log is standard output."""
+    """Static files that are fresh for a day; the log is standard output."""
 
     def end_headers(self) -> None:
         self.send_header("Cache-Control", "max-age=86400")

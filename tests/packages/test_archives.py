@@ -110,7 +110,7 @@ def seconds(*command: object, env: Optional[Dict[str, str]] = None) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def test_sizes_are_what_is_said_of_them(thin: Path, fat: Path) -> None:
+def test_archives_have_their_documented_sizes(thin: Path, fat: Path) -> None:
     check_size("dduct.pyz", thin)
     if MACHINE == "x86_64":
         check_size("dduct-x86_64.pyz", fat)
@@ -126,7 +126,7 @@ def test_every_python_builds_the_same_bytes(version: str, thin: Path, build: Bui
     assert (tmp_path / "dduct.pyz").read_bytes() == thin.read_bytes()
 
 
-def test_there_is_a_python_to_try() -> None:
+def test_a_python_to_test_with_is_installed() -> None:
     assert VERSIONS, "no Python from 3.9 to 3.13 was found"
 
 
@@ -140,7 +140,7 @@ def test_the_thin_file_runs_with_a_cryptography(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_thin_file_says_what_it_lacks(version: str, thin: Path, tmp_path: Path) -> None:
+def test_the_thin_file_names_its_missing_package(version: str, thin: Path, tmp_path: Path) -> None:
     output = run(bare_python(version, tmp_path / "venv"), thin, "--version", status=1)
     assert output.startswith("dduct: the Python package cryptography, 3.4 or newer, is needed: ")
     assert output.count("\n") == 1
@@ -198,7 +198,7 @@ def test_the_fat_file_takes_nothing_from_a_place_that_others_prepare(fat: Path, 
     assert "DDUCT_LIBRARY" in output and list(planted.iterdir()) == []
 
 
-def test_an_old_python_is_told_so(thin: Path) -> None:
+def test_an_old_python_gets_a_clear_error(thin: Path) -> None:
     old = [*Path.home().glob(".pyenv/versions/[23].[5-8]*/bin/python"), Path("/usr/bin/python2")]
     present = [path for path in old if path.exists()]
     if not present:

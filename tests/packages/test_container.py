@@ -80,7 +80,7 @@ def container(engine: Engine, yard: Yard) -> Iterator[str]:
     engine.run("rm", "-f", "-v", name)
 
 
-def test_it_caches_and_needs_no_right(engine: Engine, container: str, yard: Yard) -> None:
+def test_the_container_caches_without_any_privilege(engine: Engine, container: str, yard: Yard) -> None:
     yard.wait_until_healthy()
     yard.check_that_it_caches()
     pid = engine.inspect("container", container)["State"]["Pid"]
@@ -91,7 +91,7 @@ def test_it_caches_and_needs_no_right(engine: Engine, container: str, yard: Yard
     assert "Read-only file system" in engine.run("exec", "--user=0", container, "touch", "/usr/x", status=1)
 
 
-def test_its_health_is_seen(engine: Engine, container: str, yard: Yard) -> None:
+def test_podman_sees_the_health_of_the_container(engine: Engine, container: str, yard: Yard) -> None:
     yard.wait_until_healthy()
     engine.run("healthcheck", "run", container)
     entrypoint = f"--entrypoint={json.dumps(healthcheck(engine))}"
@@ -105,7 +105,7 @@ def healthcheck(engine: Engine) -> List[str]:
     return [str(word) for word in words[1:]]
 
 
-def test_it_ends_in_good_order(engine: Engine, container: str, yard: Yard) -> None:
+def test_the_container_stops_cleanly(engine: Engine, container: str, yard: Yard) -> None:
     yard.wait_until_healthy()
     engine.run("stop", "-t", "30", container)
     assert engine.inspect("container", container)["State"]["ExitCode"] == 0

@@ -44,11 +44,11 @@ def test_lintian_finds_nothing(package: Path) -> None:
     assert run("lintian", "--allow-root", "--fail-on", "error,warning", package) == ""
 
 
-def test_its_size_is_what_is_said_of_it(package: Path) -> None:
+def test_the_package_has_its_documented_size(package: Path) -> None:
     check_size("dduct_X.Y.Z_all.deb", package)
 
 
-def test_its_scripts_are_sound() -> None:
+def test_the_maintainer_scripts_pass_shellcheck() -> None:
     require("shellcheck")
     assert run("shellcheck", *(ROOT / "packaging/debian" / f"dduct.{name}" for name in ("postinst", "postrm"))) == ""
 
@@ -66,7 +66,7 @@ def test_systemd_finds_the_unit_right_and_its_exposure_ok(installed: Debian) -> 
     assert level and float(level.group(1)) <= 2.0, report
 
 
-def test_what_is_where_and_whose(installed: Debian) -> None:
+def test_files_have_their_places_owners_and_modes(installed: Debian) -> None:
     assert run(*installed.command("dduct", "--version")) == f"dduct {parts.version()}\n"
     assert "cert_dir = '/var/lib/dduct/certs'" in run(*installed.command("dduct", "--check"))
     assert "file_dir = '/var/cache/dduct/files'" in run(*installed.command("dduct", "--check"))
@@ -81,7 +81,7 @@ def test_what_is_where_and_whose(installed: Debian) -> None:
     assert (installed.path / "usr/share/man/man8/dduct.8.gz").exists()
 
 
-def test_what_the_administrator_changed_stays_and_purge_takes_all(installed: Debian) -> None:
+def test_changes_of_the_administrator_stay_until_purge_removes_all(installed: Debian) -> None:
     configuration = installed.path / "etc/dduct/dduct.toml"
     configuration.write_text(configuration.read_text() + "# mine\n")
     configuration.chmod(0o600)
@@ -103,7 +103,7 @@ def exec_start() -> List[str]:
     )
 
 
-def test_the_units_command_as_its_user_tells_when_it_is_ready(installed: Debian, yard: Yard) -> None:
+def test_the_units_command_notifies_systemd_when_it_is_ready(installed: Debian, yard: Yard) -> None:
     """What can be seen without a systemd: the rest is below."""
     installed.trust(yard.ca)
     place = installed.path / "run/notify"

@@ -38,7 +38,7 @@ def test_the_manifests_satisfy_the_schemas(version: str, rendered: Path) -> None
     ("right", "wrong"),
     [("readinessProbe:", "readynessProbe:"), ("replicas: 1", "replicas: one"), ("nodePort: 30800", "nodePort: http")],
 )
-def test_the_schemas_find_what_is_wrong(right: str, wrong: str, rendered: Path) -> None:
+def test_the_schemas_reject_wrong_manifests(right: str, wrong: str, rendered: Path) -> None:
     text = rendered.read_text()
     assert right in text
     rendered.write_text(text.replace(right, wrong))
@@ -50,13 +50,13 @@ def test_without_an_authority_nothing_is_applied() -> None:
     assert done.returncode != 0 and b"ca.key" in done.stderr
 
 
-def test_kinds(objects: Dict[str, Any]) -> None:
+def test_the_manifests_hold_the_expected_objects(objects: Dict[str, Any]) -> None:
     wanted = ["Namespace", "ConfigMap", "Secret", "Service", "PersistentVolumeClaim", "Deployment", "NetworkPolicy"]
     assert sorted(objects) == sorted(wanted)
     assert sorted(objects["Secret"]["data"]) == ["ca.crt", "ca.key"]
 
 
-def test_the_configuration_is_one_that_dduct_takes_and_fits_the_pod(objects: Dict[str, Any], tmp_path: Path) -> None:
+def test_dduct_accepts_the_configuration_and_it_fits_the_pod(objects: Dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "dduct.toml"
     path.write_text(objects["ConfigMap"]["data"]["dduct.toml"])
     config = configuration.load(path, tmp_path)
@@ -73,7 +73,7 @@ def test_the_configuration_is_one_that_dduct_takes_and_fits_the_pod(objects: Dic
         assert pod["containers"][0][probe]["httpGet"] == {"path": "/healthz", "port": "proxy"}
 
 
-def test_the_pod_may_do_nothing(objects: Dict[str, Any]) -> None:
+def test_the_pod_has_no_privileges(objects: Dict[str, Any]) -> None:
     """The Pod Security Standard `restricted`, and more."""
     pod = objects["Deployment"]["spec"]["template"]["spec"]
     assert pod["automountServiceAccountToken"] is False
@@ -86,7 +86,7 @@ def test_the_pod_may_do_nothing(objects: Dict[str, Any]) -> None:
         assert rights["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_all_objects_find_each_other(objects: Dict[str, Any]) -> None:
+def test_references_between_objects_are_right(objects: Dict[str, Any]) -> None:
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert labels
     for selector in (

@@ -53,7 +53,7 @@ def run(*command: object, env: Optional[Mapping[str, str]] = None, cwd: Optional
 
 @contextlib.contextmanager
 def once(path: Path) -> Iterator[bool]:
-    """Whether `path` is still to be made, and nobody else makes it meanwhile."""
+    """Whether `path` is missing; other processes wait until it is made."""
     with path.with_name(path.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield not path.exists()

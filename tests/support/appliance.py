@@ -110,7 +110,7 @@ class Appliance:
         environment = {
             "PATH": f"{self._bin}:{os.environ['PATH']}:/usr/sbin:/sbin",
             "DDUCT_ROOT": str(self.root),
-            "DDUCT_NETWORK_PATIENCE": "1",
+            "DDUCT_NETWORK_ATTEMPTS": "1",
             "ONE_SERVICE_REPORT": str(self.report),
             "ONEGATE_ENDPOINT": "http://onegate",
             **{f"ONEAPP_DDUCT_{name}": value for name, value in inputs.items()},
@@ -127,7 +127,7 @@ class Appliance:
         return load(self.toml, Path("/nowhere"))
 
     def refused(self, variable: Optional[str] = None, **inputs: str) -> str:
-        """Run that stage, which has to fail because of one input and to leave everything as it was; what it said."""
+        """Run that stage, which has to fail because of one input and change nothing; its output."""
         before = self._contents()
         done = self.run("service_configure", **inputs)
         assert done.returncode != 0, done.stdout

@@ -31,7 +31,7 @@ class Answer:
 
     @property
     def whole(self) -> bool:
-        """Whether it is what was asked for, all of it: neither cut off nor an error that was told of in time."""
+        """Whether the response is complete: neither cut off nor an error page."""
         return self.complete and self.status in (200, 206)
 
     def get(self, name: str) -> Optional[str]:

@@ -165,7 +165,7 @@ class _Response:
 @dataclass
 class _Connection:
     stream: _FromOrigin
-    needs: Reach
+    scope: Scope
     origin: Origin
     request_incomplete: bool = False
 

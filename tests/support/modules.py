@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import importlib
 import shutil
 from pathlib import Path
-from typing import Dict
+from typing import Any, Dict
 
 import parts
 
@@ -38,6 +41,15 @@ def _find() -> Dict[str, Path]:
 
 
 MODULES = _find()  # by dotted name
+
+
+def caches() -> Dict[str, Any]:
+    """All caches of functions in the program, by dotted name."""
+    for module in MODULES:
+        importlib.import_module(module)
+    kind = type(functools.lru_cache(1)(len))
+    found = [one for one in gc.get_objects() if isinstance(one, kind) and one.__wrapped__.__module__ in MODULES]
+    return {f"{one.__wrapped__.__module__}.{one.__wrapped__.__qualname__}": one for one in found}
 
 
 def copy_program(target: Path) -> None:

@@ -281,7 +281,7 @@ class Gate:
 
 @contextlib.contextmanager
 def deaf(host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
-    """A port that lets nobody in: its queue is full, and further packets are dropped."""
+    """A port that accepts no connection: its queue is full, and further packets are dropped."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind((host, port))

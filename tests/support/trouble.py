@@ -22,7 +22,7 @@ class Plan:
     """What happens to the bytes of one connection on their way from the server: `at` so many of them.
 
     `end`: how the connection is cut there (None: it is not); `flip`: that byte is changed; `hang`: nothing follows
-    until somebody gives up; `piece`: bytes per segment; `delay`: seconds before each.
+    until a peer times out; `piece`: bytes per segment; `delay`: seconds before each.
     """
 
     at: int = 1 << 62
@@ -34,7 +34,7 @@ class Plan:
 
 
 class Trouble:
-    """Relays to `port`; each connection asks `plan` what is to become of it. A context manager."""
+    """Relays to `port`; `plan` says for each connection what happens to it. A context manager."""
 
     def __init__(self, port: int, plan: Callable[[], Plan]) -> None:
         self._target = port
@@ -128,7 +128,7 @@ class Trouble:
 
 
 def _drain(sock: socket.socket) -> None:
-    """Wait until the peer's kernel has everything: what is lost with a reset is then nobody's fault but the reset's."""
+    """Wait until the peer's kernel has everything: what is lost then is lost by the reset alone."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline:
         (unsent,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0" * 4))

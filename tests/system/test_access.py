@@ -1,4 +1,4 @@
-"""Who may come in, and where they may go."""
+"""Which clients may connect, and what they may reach."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ TIMEOUT = 20.0
         ("notlocalhost", False),
     ],
 )
-def test_some_addresses_are_the_machines_own_affair(address: str, private: bool) -> None:
+def test_some_addresses_are_local_only(address: str, private: bool) -> None:
     assert addresses.is_local_only(address) is private
 
 
-def test_networks_hold_addresses() -> None:
+def test_a_network_contains_its_addresses() -> None:
     networks = Networks(["10.0.0.0/8", "::1", "2001:db8::/32"])
     assert all(address in networks for address in ("10.1.2.3", "::ffff:10.1.2.3", "::1", "2001:db8::5"))
     assert not any(address in networks for address in ("11.0.0.1", "::2", "some.thing", ""))
@@ -104,7 +104,7 @@ def file_of_users(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_users_prove_who_they_are(file_of_users: Path) -> None:
+def test_only_the_right_password_authenticates_a_user(file_of_users: Path) -> None:
     users = Users(file_of_users)
     for _ in ("hashed", "remembered"):
         assert users.check(basic("lab", "p@ss:word")) == "lab"
@@ -114,7 +114,7 @@ def test_users_prove_who_they_are(file_of_users: Path) -> None:
     assert [users.check(field) for field in wrong] == [None] * len(wrong)
 
 
-def test_a_password_is_hashed_once_and_nobody_as_often_as_somebody(
+def test_a_password_is_hashed_once_for_known_and_unknown_users(
     file_of_users: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = Users(file_of_users)
@@ -132,8 +132,8 @@ def test_a_password_is_hashed_once_and_nobody_as_often_as_somebody(
     assert hashed == [b"p@ss:word", b"guess", b"guess", b"guess"]
 
 
-def test_an_unknown_user_costs_what_some_user_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the time tells which users a file with another cost than ours has."""
+def test_an_unknown_user_costs_as_much_time_as_a_known_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the time would tell which users exist, if their hashes have another cost than ours."""
     path = tmp_path / "users"
     path.write_text("one:$scrypt$ln=10$AAAA$AAAA\ntwo:$scrypt$ln=12$AAAA$AAAA\n")
     users = Users(path)
@@ -152,10 +152,10 @@ def test_an_unknown_user_costs_what_some_user_costs(tmp_path: Path, monkeypatch:
     assert set.union(*costs.values()) == {10, 12}
 
 
-def test_whoever_waits_for_a_check_that_is_refused_is_refused_too(
+def test_a_request_that_waits_for_a_refused_password_check_is_refused_too(
     file_of_users: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not told that the password is wrong: nobody has looked at it."""
+    """It gets no "wrong password": the password was not checked."""
     users = Users(file_of_users)
     reached, go_on = threading.Event(), threading.Event()
 
@@ -188,19 +188,19 @@ def test_whoever_waits_for_a_check_that_is_refused_is_refused_too(
         ("one:$scrypt$ln=14$AAAA$AAAA", "line 2: one is there twice"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, said: str) -> None:
+def test_a_bad_line_of_the_users_file_is_named(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "users"
     path.write_text(f"one:$scrypt$ln=14$AAAA$AAAA\n{line}\n")
     with pytest.raises(AccessError, match=said.replace("$", r"\$")):
         Users(path)
 
 
-def test_a_user_has_a_proper_name() -> None:
+def test_a_user_name_is_checked() -> None:
     with pytest.raises(AccessError):
         hash_password("a:b", "x")
 
 
-def test_the_command_line_makes_a_user(tmp_path: Path) -> None:
+def test_the_command_line_adds_a_user(tmp_path: Path) -> None:
     def passwd(*arguments: str, given: str = "secret\n") -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "dduct.py"), "passwd", *arguments]
         return subprocess.run(command, input=given, capture_output=True, text=True, timeout=30, check=False)
@@ -221,7 +221,7 @@ def get(dduct: RunningDduct, url: str, *fields: str) -> Answer:
         return client.get(url, "x", *fields)
 
 
-def test_a_stranger_is_turned_away(start_dduct: Build) -> None:
+def test_a_client_outside_allowed_networks_is_refused(start_dduct: Build) -> None:
     dduct = start_dduct(allow_clients=("10.0.0.0/8",))
     origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     for target in (f"http://{HOST}:{origin.port}/x.deb", "/ca.crt"):
@@ -232,7 +232,7 @@ def test_a_stranger_is_turned_away(start_dduct: Build) -> None:
     assert origin.requests == []
 
 
-def test_a_password_is_asked_for_and_opens_the_door(start_dduct: Build, file_of_users: Path) -> None:
+def test_a_password_is_required_and_the_right_one_accepted(start_dduct: Build, file_of_users: Path) -> None:
     dduct = start_dduct(auth_file=file_of_users)
     origin = dduct.origin(Files({"/x.deb": BODY}))
     plain = dduct.origin(Files({"/x.deb": BODY}), tls=False)
@@ -253,20 +253,20 @@ def test_a_password_is_asked_for_and_opens_the_door(start_dduct: Build, file_of_
     assert get(dduct, url).status == 407
     assert get(dduct, url, good).body == BODY
     assert plain.requests[0].get("proxy-authorization") is None
-    assert get(dduct, "/ca.crt").status == 200  # everybody may learn whom to trust
+    assert get(dduct, "/ca.crt").status == 200  # /ca.crt is public
     with dduct.client() as client:
         assert client.get("/x.deb", "origin.test").status == 403
 
 
-def test_the_dearest_hash_that_is_accepted_can_be_checked(tmp_path: Path) -> None:
+def test_the_most_expensive_accepted_hash_can_be_checked(tmp_path: Path) -> None:
     (tmp_path / "users").write_text("one:$scrypt$ln=19$AAAA$AAAA\n")
     assert Users(tmp_path / "users").check(basic("one", "guess")) is None
 
 
-def test_passwords_are_never_hashed_by_the_thread_of_all_connections(
+def test_passwords_are_never_hashed_in_the_pollers_thread(
     start_dduct: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever guesses would hold up everybody; those who are known take no thread all the same."""
+    """A guesser would block all connections. Known users take no thread either."""
     dduct = start_dduct(auth_file=file_of_users)
     authority = f"{HOST}:{dduct.origin(Files({})).port}"
     hashed: List[str] = []
@@ -285,10 +285,10 @@ def test_passwords_are_never_hashed_by_the_thread_of_all_connections(
     assert hashed == ["session", "session"]
 
 
-def test_guesses_in_flight_do_not_delay_who_knows(
+def test_password_guesses_do_not_delay_users_with_known_passwords(
     start_dduct: Build, file_of_users: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What is remembered waits for nobody; beyond a few guesses, an address is told so at once; the log says who."""
+    """Known passwords do not wait. Beyond a few guesses an address gets 429 at once, and the log names it."""
     dduct = start_dduct(auth_file=file_of_users)
     url = f"http://{HOST}:{dduct.origin(Files({'/x.deb': BODY}), tls=False).port}/x.deb"
     good = f"Proxy-Authorization: {basic('lab', 'p@ss:word').decode()}"
@@ -339,7 +339,7 @@ def test_the_same_credentials_are_hashed_once_however_many_come_at_once(
     assert hashed == [b"p@ss:word"] and not users._hashing
 
 
-def test_a_team_behind_one_address_is_let_in_all_at_once(tmp_path: Path) -> None:
+def test_many_users_behind_one_address_authenticate_at_once(tmp_path: Path) -> None:
     path, team = tmp_path / "users", [f"user{number}" for number in range(10)]
     path.write_text("\n".join(access.hash_password(user, "secret") for user in team))
     users = Users(path)
@@ -355,7 +355,7 @@ def test_a_users_file_that_is_wrong_stops_the_start(tmp_path: Path, start_dduct:
         start_dduct(auth_file=path)
 
 
-def test_the_tls_port_may_ask_for_a_certificate(start_dduct: Build) -> None:
+def test_the_tls_port_may_require_a_client_certificate(start_dduct: Build) -> None:
     dduct = start_dduct(require_client_cert=True)
     certs = dduct.config.misc.cert_dir
     origin = dduct.origin(Files({"/x.deb": BODY}))
@@ -368,13 +368,13 @@ def test_the_tls_port_may_ask_for_a_certificate(start_dduct: Build) -> None:
         with dduct.client(dduct.tls_port) as client:
             client.start_tls(context, name)
             assert client.get("/healthz", "localhost" if name == HOST else HOST).status in (200, 404)
-    assert dduct.fetch(origin, "/x.deb").body == BODY  # the plain port asks nobody
+    assert dduct.fetch(origin, "/x.deb").body == BODY  # the plain port requires no certificate
 
 
 @pytest.mark.one_process
 @pytest.mark.parametrize("name", [HOST, "origin.test"])  # dduct's own certificate, and a leaf that SNI has chosen
-def test_a_ticket_from_elsewhere_is_no_certificate(start_dduct: Build, name: str) -> None:
-    """What began where nobody is asked (in a tunnel, or before a reload) is not resumed where certificates are."""
+def test_a_session_ticket_does_not_replace_a_client_certificate(start_dduct: Build, name: str) -> None:
+    """A session without a certificate (begun in a tunnel, or before a reload) is not resumed where one is required."""
     dduct = start_dduct(require_client_cert=False)
     certs = dduct.config.misc.cert_dir
     context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
@@ -399,7 +399,7 @@ def test_a_ticket_from_elsewhere_is_no_certificate(start_dduct: Build, name: str
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 @pytest.mark.parametrize("name", [HOST, "origin.test"])
-def test_where_certificates_are_asked_for_each_connection_shows_one(
+def test_each_connection_shows_a_certificate_where_one_is_required(
     start_dduct: Build, name: str, version: ssl.TLSVersion
 ) -> None:
     """It may have ended since the last."""
@@ -420,7 +420,7 @@ def test_where_certificates_are_asked_for_each_connection_shows_one(
 
 
 @pytest.mark.one_process  # several count for themselves
-def test_too_many_connections_are_told_so(start_dduct: Build) -> None:
+def test_connections_beyond_the_limit_get_an_error(start_dduct: Build) -> None:
     dduct = start_dduct(max_connections=2)
     held = [dduct.client() for _ in range(2)]
     for client in held:
@@ -471,7 +471,7 @@ def test_a_remote_client_does_not_reach_this_machine(
     assert origin.requests == []
 
 
-def test_a_name_does_not_help(
+def test_a_name_that_resolves_to_this_machine_is_refused(
     dduct: RunningDduct, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DNS rebinding: the address that is dialled is judged, every time."""
@@ -495,7 +495,7 @@ def test_a_name_does_not_help(
     assert get(dduct, f"{url}/x.deb").body == BODY
 
 
-def test_a_redirect_does_not_help(
+def test_a_redirect_to_this_machine_is_refused(
     dduct: RunningDduct, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inner = dduct.origin(Files({"/y.deb": BODY}), tls=False)
@@ -512,10 +512,10 @@ def test_a_redirect_does_not_help(
     assert len(outer.requests) == 1 and inner.requests == []
 
 
-def test_what_this_machine_led_to_is_for_it_alone(
+def test_an_object_reached_through_this_machine_is_for_local_clients_only(
     dduct: RunningDduct, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service of this machine knows where the object is; whoever may not ask it may not have the answer."""
+    """A service of this machine redirects to the object; a client that may not reach the service may not have it."""
     outer = dduct.origin(Files({"/y.deb": BODY}), tls=False, host="127.0.0.3")
 
     def away(asked: Asked, connection: Connection) -> None:
@@ -530,7 +530,7 @@ def test_what_this_machine_led_to_is_for_it_alone(
     assert get(dduct, url).status == 403
 
 
-def test_no_other_origin_opens_what_this_machine_has_by_a_digest(
+def test_an_equal_digest_does_not_expose_an_object_of_this_machine(
     dduct: RunningDduct, from_afar: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
@@ -539,12 +539,12 @@ def test_no_other_origin_opens_what_this_machine_has_by_a_digest(
     real = addresses.is_local_only
     monkeypatch.setattr("net.addresses.is_local_only", lambda host: host != "127.0.0.3" and real(host))
     assert get(dduct, f"http://{HOST}:{inner.port}{path}").body == BODY
-    for afar in (False, True):  # nor is it open to others for having been asked for from here
+    for afar in (False, True):  # a local request for it does not open it to remote clients
         from_afar(afar)
         assert get(dduct, f"http://127.0.0.3:{outer.port}{path}").body == b"!" * len(BODY)
 
 
-def test_a_growing_object_of_this_machine_is_not_followed_from_afar(
+def test_a_remote_client_does_not_follow_a_fill_from_this_machine(
     dduct: RunningDduct, from_afar: Callable[[bool], None]
 ) -> None:
     gate = Gate()

@@ -1,4 +1,4 @@
-"""Who may have what another client has brought: what brought it, who asks, and what the origin answers."""
+"""Which clients may have an object that another client fetched: by its request, theirs, and the origin's answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BODY = os.urandom(3000)
 @pytest.mark.parametrize(
     "field", ["Authorization", "api_key", "X-Session-Id", "X-Access", "DPoP", "npm-otp", "X-Amz-Security-Token"]
 )
-def test_a_field_that_is_not_known_to_be_harmless_restricts_what_it_brings(dduct: RunningDduct, field: str) -> None:
+def test_an_unknown_request_field_restricts_the_object(dduct: RunningDduct, field: str) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         known = asked.get(field) == "s3cret"
         connection.respond(200 if known else 401, [("ETag", '"1"')], BODY if known else b"who are you?")
@@ -38,7 +38,7 @@ def test_a_field_that_is_not_known_to_be_harmless_restricts_what_it_brings(dduct
     assert dduct.fetch(origin, "/x.zip", f"{field}: s3cret").body == BODY
 
 
-def test_what_clients_send_beside_credentials_restricts_nothing(dduct: RunningDduct) -> None:
+def test_harmless_request_fields_restrict_nothing(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Cache-Control", "max-age=1000")], BODY)
 
@@ -49,7 +49,7 @@ def test_what_clients_send_beside_credentials_restricts_nothing(dduct: RunningDd
     assert len(origin.requests) == 1
 
 
-def test_the_configuration_knows_more_harmless_fields(start_dduct: Build) -> None:
+def test_harmless_fields_can_be_configured(start_dduct: Build) -> None:
     dduct = start_dduct(harmless_fields=("X-Build-*",))
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -62,7 +62,7 @@ def test_the_configuration_knows_more_harmless_fields(start_dduct: Build) -> Non
 
 
 @pytest.mark.parametrize("field", ["X_Forwarded_Host", "X_Original_Url", "x-original-uri", "X_HTTP_Method_Override"])
-def test_what_one_client_says_of_host_or_url_is_in_nobody_elses_answer(dduct: RunningDduct, field: str) -> None:
+def test_a_field_that_overrides_host_or_url_never_affects_other_clients(dduct: RunningDduct, field: str) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Cache-Control", "max-age=1000")], (asked.get(field) or "nothing").encode())
 
@@ -73,7 +73,7 @@ def test_what_one_client_says_of_host_or_url_is_in_nobody_elses_answer(dduct: Ru
     assert dduct.fetch(origin, "/page", f"{field}: mine").body == b"mine"
 
 
-def test_a_secret_in_the_query_restricts_what_a_digest_shares(dduct: RunningDduct) -> None:
+def test_a_secret_in_the_query_restricts_an_object_shared_by_digest(dduct: RunningDduct) -> None:
     """It is part of the name; but bytes that a digest names are shared by all names."""
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
 
@@ -92,7 +92,7 @@ def test_a_secret_in_the_query_restricts_what_a_digest_shares(dduct: RunningDduc
     assert dduct.fetch(origin, path + "?api_key=good").body == BODY
 
 
-def test_what_may_be_a_credential_stays_behind_at_another_host(dduct: RunningDduct) -> None:
+def test_possible_credentials_are_not_sent_to_another_host(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         if asked.target == "/x.zip":
             connection.respond(302, [("Location", f"https://127.0.0.1:{store.port}/y.zip")])
@@ -105,7 +105,7 @@ def test_what_may_be_a_credential_stays_behind_at_another_host(dduct: RunningDdu
     assert (store.requests[0].get("x-session-id"), store.requests[0].get("traceparent")) == (None, "2")
 
 
-# --- what lets a client in: how it was brought, who asks, what the origin answers --------------------
+# --- permission: the request that fetched the object, the one that asks, the origin's answer --------
 
 ALICE, BOB, STRANGER = "Authorization: Bearer alice", "Authorization: Bearer bob", "Accept: */*"
 MONDAY, TUESDAY = "Mon, 01 Jan 2024 00:00:00 GMT", "Tue, 02 Jan 2024 00:00:00 GMT"
@@ -115,7 +115,7 @@ STALE: Fields = (("Cache-Control", "max-age=60"), ("Age", "100"))
 
 
 class Exports:
-    """An origin that makes everybody an export of their own at one URL; `validators` are what it says of them."""
+    """An origin with an export of its own for each client at one URL; `validators` are its fields."""
 
     def __init__(self, *validators: str, lifetime: Fields = FRESH) -> None:
         self.validators = validators
@@ -160,7 +160,7 @@ VALIDATORS = [(), ("date",), ("date", "bare"), ("same date",), ("weak",), ("weak
 
 @pytest.mark.parametrize("lifetime", [FRESH, STALE], ids=["fresh", "stale"])
 @pytest.mark.parametrize("validators", VALIDATORS, ids=" ".join)
-def test_everybody_gets_their_own(dduct: RunningDduct, validators: Tuple[str, ...], lifetime: Fields) -> None:
+def test_each_client_gets_their_own_object(dduct: RunningDduct, validators: Tuple[str, ...], lifetime: Fields) -> None:
     origin = dduct.origin(Exports(*validators, lifetime=lifetime))
     for who, word in ((ALICE, "alice"), (BOB, "bob"), (ALICE, "alice"), (BOB, "bob")):
         assert dduct.fetch(origin, "/export.zip", who).body == export(word)
@@ -172,7 +172,9 @@ def test_everybody_gets_their_own(dduct: RunningDduct, validators: Tuple[str, ..
 
 
 @pytest.mark.parametrize("validators", VALIDATORS, ids=" ".join)
-def test_everybody_gets_their_own_while_anothers_grows(dduct: RunningDduct, validators: Tuple[str, ...]) -> None:
+def test_each_client_gets_their_own_object_while_another_one_grows(
+    dduct: RunningDduct, validators: Tuple[str, ...]
+) -> None:
     exports = Exports(*validators)
     exports.gate = Gate()
     origin = dduct.origin(exports)
@@ -185,7 +187,7 @@ def test_everybody_gets_their_own_while_anothers_grows(dduct: RunningDduct, vali
     assert leader.read().body == export("alice")
 
 
-def test_equal_bytes_are_a_proof_while_they_pass(dduct: RunningDduct) -> None:
+def test_equal_bytes_prove_permission_without_validators(dduct: RunningDduct) -> None:
     """Where the origin has no validators, each client has its own answer once, and a hit after it."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -203,7 +205,7 @@ def test_equal_bytes_are_a_proof_while_they_pass(dduct: RunningDduct) -> None:
 
 
 class Signed:
-    """A store that wants a signature, and a front that sends everybody there: with their query, or without."""
+    """A store that requires a signature, and a front that redirects there: with the client's query, or without."""
 
     def __init__(self, keeps_query: bool) -> None:
         self.keeps_query = keeps_query
@@ -235,7 +237,7 @@ class Signed:
 @pytest.mark.parametrize("growing", [False, True])
 @pytest.mark.parametrize("keeps_query", [True, False])
 @pytest.mark.parametrize("plain", [True, False], ids=["from http", "from another host"])
-def test_a_redirect_is_no_permission_where_a_signature_was(
+def test_a_redirect_does_not_permit_what_a_signature_opened(
     dduct: RunningDduct, keeps_query: bool, growing: bool, plain: bool
 ) -> None:
     signed = Signed(keeps_query)
@@ -270,7 +272,7 @@ def test_a_redirect_is_no_permission_where_a_signature_was(
     assert ask("?X-Amz-Signature=ok&X-Amz-Date=2").body == BODY
 
 
-def test_a_redirect_without_a_query_to_where_credentials_count_for_nothing_is_permission(start_dduct: Build) -> None:
+def test_a_redirect_to_a_public_url_without_query_is_permission(start_dduct: Build) -> None:
     dduct = start_dduct(auth_grace=0.0)
 
     def store(asked: Asked, connection: Connection) -> None:
@@ -291,11 +293,11 @@ def test_a_redirect_without_a_query_to_where_credentials_count_for_nothing_is_pe
     assert len(there.requests) == 1
 
 
-# --- who replaces, and who removes ------------------------------------------------------------------
+# --- replacing and removing -------------------------------------------------------------------------
 
 
 class Doorman:
-    """An origin that gives strangers whatever `page` says, and those who are known the object."""
+    """An origin that sends `page` to unknown clients, and the object to known ones."""
 
     def __init__(self, status: int, fields: Fields, page: bytes, lifetime: Fields = STALE) -> None:
         self.page = (status, fields, page)
@@ -330,7 +332,7 @@ PAGES: List[Tuple[int, Fields, bytes]] = [
 @pytest.mark.parametrize("lifetime", [FRESH, STALE], ids=["fresh", "stale"])
 @pytest.mark.parametrize("guess", [[], ["Authorization: Bearer guess"], ["Cookie: guess"]], ids=["no", "bad", "odd"])
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page[0]} {dict(page[1]).get('Content-Type')}")
-def test_who_is_not_let_in_neither_replaces_nor_removes(
+def test_a_client_without_permission_neither_replaces_nor_removes_an_object(
     dduct: RunningDduct, page: Tuple[int, Fields, bytes], guess: List[str], lifetime: Fields
 ) -> None:
     status, fields, body = page
@@ -346,7 +348,7 @@ def test_who_is_not_let_in_neither_replaces_nor_removes(
     assert doorman.sent == 1
 
 
-def test_a_stranger_who_changes_nothing_removes_nothing(dduct: RunningDduct) -> None:
+def test_a_failed_delete_by_an_unauthorized_client_removes_nothing(dduct: RunningDduct) -> None:
     """An origin answers 200 to a DELETE, with a page to log in."""
     doorman = Doorman(*PAGES[0], FRESH)
     origin = dduct.origin(doorman)
@@ -358,7 +360,7 @@ def test_a_stranger_who_changes_nothing_removes_nothing(dduct: RunningDduct) -> 
     assert origin.requests[-1].get("if-none-match") == '"z"'
 
 
-def test_who_was_let_in_brings_the_new_version(dduct: RunningDduct) -> None:
+def test_an_authorized_client_replaces_a_restricted_object(dduct: RunningDduct) -> None:
     etag = ['"1"']
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -378,7 +380,7 @@ def test_who_was_let_in_brings_the_new_version(dduct: RunningDduct) -> None:
     assert dduct.fetch(origin, "/x/y.crate.json.gz", ALICE).get("cache-status") == "dduct; fwd=stale; fwd-status=304"
 
 
-def test_html_that_a_browser_is_shown_is_not_kept_as_an_archive(dduct: RunningDduct) -> None:
+def test_an_html_page_is_not_stored_as_an_archive(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         if "Mozilla" in (asked.get("user-agent") or ""):
             connection.respond(200, [("Content-Type", "text/html")], b"<html>are you human?</html>")
@@ -395,7 +397,7 @@ def test_html_that_a_browser_is_shown_is_not_kept_as_an_archive(dduct: RunningDd
 
 
 @pytest.mark.parametrize("tagged", [True, False])
-def test_what_is_public_is_asked_about_once_for_all_who_have_credentials(dduct: RunningDduct, tagged: bool) -> None:
+def test_a_public_object_is_confirmed_once_for_all_clients_with_credentials(dduct: RunningDduct, tagged: bool) -> None:
     tag = [("ETag", '"1"')] if tagged else []
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -416,7 +418,7 @@ def test_what_is_public_is_asked_about_once_for_all_who_have_credentials(dduct: 
     assert len(origin.requests) == 2
 
 
-def test_those_with_credentials_get_their_own_beside_what_is_public(dduct: RunningDduct) -> None:
+def test_clients_with_credentials_get_their_own_object_beside_a_public_one(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [*FRESH], (asked.get("authorization") or "public").encode())
 
@@ -429,7 +431,7 @@ def test_those_with_credentials_get_their_own_beside_what_is_public(dduct: Runni
     assert [asked.get("authorization") for asked in origin.requests].count(None) == 1
 
 
-def test_what_strangers_are_given_too_is_anybodys_from_then_on(dduct: RunningDduct) -> None:
+def test_an_object_that_the_origin_gives_without_credentials_becomes_public(dduct: RunningDduct) -> None:
     """Brought with a token that opens nothing: npm sends one for public packages, too."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -447,7 +449,7 @@ def test_what_strangers_are_given_too_is_anybodys_from_then_on(dduct: RunningDdu
 
 
 @pytest.mark.parametrize("who", [(), ("Authorization: Bearer bob",)])
-def test_who_may_ask_with_head_need_not_be_given_the_bytes(dduct: RunningDduct, who: Tuple[str, ...]) -> None:
+def test_permission_for_head_is_no_permission_for_the_bytes(dduct: RunningDduct, who: Tuple[str, ...]) -> None:
     """Signatures of S3 are for one method; and some services guard GET alone."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -467,7 +469,7 @@ def test_who_may_ask_with_head_need_not_be_given_the_bytes(dduct: RunningDduct, 
         assert dduct.fetch(origin, "/x.tgz", *who).body == b"no"
 
 
-def test_what_is_public_is_sent_to_those_with_credentials_while_its_origin_is_away(dduct: RunningDduct) -> None:
+def test_a_public_object_is_sent_to_clients_with_credentials_while_its_origin_is_away(dduct: RunningDduct) -> None:
     answers = [True]
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -483,7 +485,7 @@ def test_what_is_public_is_sent_to_those_with_credentials_while_its_origin_is_aw
 
 
 @pytest.mark.parametrize("stated", ["", "Docker-Content-Digest", "ETag"])
-def test_a_digest_opens_what_is_restricted_only_where_the_origin_states_it(dduct: RunningDduct, stated: str) -> None:
+def test_a_digest_is_proof_only_if_the_origin_states_it(dduct: RunningDduct, stated: str) -> None:
     """Another tenant of the same host has a file of the same length."""
     digest = hashlib.sha256(BODY).hexdigest()
 
@@ -514,7 +516,7 @@ def test_a_digest_opens_what_is_restricted_only_where_the_origin_states_it(dduct
 # --- records ----------------------------------------------------------------------------------------
 
 
-def test_records_of_other_versions_are_read() -> None:
+def test_records_of_other_versions_can_be_read() -> None:
     old = Record(Metadata("http://a/x", (("ETag", '"1"'),), 1.0, restricted=True), 5, sha256="0" * 64)
     values = json.loads(old.encode())
     assert not {"restricted_by", "same_for_all", "must_validate"} & set(values["metadata"])

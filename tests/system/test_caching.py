@@ -130,7 +130,7 @@ def test_an_answer_without_date_gets_one(dduct: RunningDduct) -> None:
     assert all(dduct.fetch(origin, path).get("date") for path in ("/x.deb", "/x.deb", "/page"))
 
 
-def test_head_is_answered_from_the_cache(dduct: RunningDduct) -> None:
+def test_a_head_request_is_answered_from_the_cache(dduct: RunningDduct) -> None:
     origin = dduct.origin(Shelf(*FRESH))
     with dduct.intercepted(origin) as client:
         ask(client, origin, "/x.deb")
@@ -143,7 +143,7 @@ def test_head_is_answered_from_the_cache(dduct: RunningDduct) -> None:
     assert len(origin.requests) == 1
 
 
-def test_a_head_of_what_is_not_here_is_asked_once(dduct: RunningDduct) -> None:
+def test_a_head_request_for_an_object_that_is_not_stored_asks_the_origin_once(dduct: RunningDduct) -> None:
     origin = dduct.origin(Shelf())
     with dduct.intercepted(origin) as client:
         assert ask(client, origin, "/x.deb", method="HEAD").get("content-length") == str(len(BODY))
@@ -185,7 +185,7 @@ def test_a_stale_object_without_a_tag_is_validated_by_its_date(dduct: RunningDdu
     assert shelf.answers == [200, 304]
 
 
-def test_a_stale_object_without_validators_is_fetched_anew(dduct: RunningDduct) -> None:
+def test_a_stale_object_without_validators_is_fetched_again(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE, etag=None)
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -205,7 +205,7 @@ def test_a_changed_object_replaces_the_stale_one(dduct: RunningDduct) -> None:
     assert shelf.answers == [200, 200]
 
 
-def test_a_reader_of_the_old_object_reads_it_to_its_end(dduct: RunningDduct) -> None:
+def test_a_reader_of_a_replaced_object_reads_the_old_one_to_its_end(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE, body=os.urandom(30_000_000))
     old = shelf.body
     origin = dduct.origin(shelf)
@@ -221,7 +221,7 @@ def test_a_reader_of_the_old_object_reads_it_to_its_end(dduct: RunningDduct) -> 
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_many_clients_cause_one_validation(dduct: RunningDduct, changed: bool) -> None:
+def test_many_clients_of_a_stale_object_cause_one_validation(dduct: RunningDduct, changed: bool) -> None:
     shelf = Shelf(*STALE)
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -239,7 +239,7 @@ def test_many_clients_cause_one_validation(dduct: RunningDduct, changed: bool) -
     assert shelf.answers == [200, 200 if changed else 304]
 
 
-def test_a_304_about_something_else_is_not_believed(dduct: RunningDduct) -> None:
+def test_a_304_with_another_tag_is_not_believed(dduct: RunningDduct) -> None:
     """RFC 9111 §4.3.4: then the whole is asked for, without conditions."""
     shelf = Shelf(*STALE)
     origin = dduct.origin(shelf)
@@ -271,7 +271,7 @@ def test_a_request_may_ask_for_validation(dduct: RunningDduct, field: str, answe
     assert shelf.answers == answers
 
 
-def test_max_stale_takes_what_is_there(dduct: RunningDduct) -> None:
+def test_a_request_with_max_stale_gets_the_stale_object(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE)
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -279,7 +279,7 @@ def test_max_stale_takes_what_is_there(dduct: RunningDduct) -> None:
     assert shelf.answers == [200]
 
 
-def test_only_if_cached_never_leaves_the_house(dduct: RunningDduct) -> None:
+def test_only_if_cached_never_contacts_the_origin(dduct: RunningDduct) -> None:
     """RFC 9111 §5.2.1.7: cold, stale, and what is not kept at all."""
     shelf = Shelf(*STALE)
     origin = dduct.origin(shelf)
@@ -290,14 +290,14 @@ def test_only_if_cached_never_leaves_the_house(dduct: RunningDduct) -> None:
     assert shelf.answers == [200]
 
 
-def test_no_store_of_a_request_keeps_nothing(dduct: RunningDduct) -> None:
+def test_a_request_with_no_store_stores_nothing(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
     origin = dduct.origin(shelf)
     assert dduct.fetch(origin, "/x.deb", "Cache-Control: no-store").body == BODY
     assert dduct.stored() == []
 
 
-def test_what_may_no_longer_be_kept_goes(dduct: RunningDduct) -> None:
+def test_a_validation_that_forbids_storing_removes_the_object(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE)
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -307,7 +307,7 @@ def test_what_may_no_longer_be_kept_goes(dduct: RunningDduct) -> None:
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_what_is_gone_at_the_origin_is_gone_here(dduct: RunningDduct, status: int) -> None:
+def test_an_object_that_is_gone_at_the_origin_is_removed(dduct: RunningDduct, status: int) -> None:
     shelf = Shelf(*STALE)
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -359,7 +359,7 @@ OUT_OF_DATE: List[List[Field]] = [
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("said", OUT_OF_DATE, ids=lambda said: str(dict(said)))
-def test_what_a_redirect_leads_to_now_is_validated_through_it(
+def test_an_object_behind_a_redirect_is_validated_through_the_redirect(
     dduct: RunningDduct, said: List[Field], elsewhere: bool
 ) -> None:
     """A small question along the same way, and another object once the way leads elsewhere."""
@@ -369,7 +369,7 @@ def test_what_a_redirect_leads_to_now_is_validated_through_it(
     for _ in range(3):
         answer = dduct.fetch(origin, "/newest.zip")
         assert answer.body == release(1)
-        assert "31536000" not in (answer.get("cache-control") or "")  # whoever caches behind us is told, too
+        assert "31536000" not in (answer.get("cache-control") or "")  # caches behind dduct are told, too
     end = store if elsewhere else origin
     assert [asked.get("if-none-match") for asked in end.requests if asked.target != "/newest.zip"] == [
         None,
@@ -380,7 +380,7 @@ def test_what_a_redirect_leads_to_now_is_validated_through_it(
     assert [dduct.fetch(origin, "/newest.zip").body for _ in range(2)] == [release(2)] * 2
     assert origin.count("/newest.zip") == 5
     moved = 5 * len(b"moved")
-    # What has changed may be asked for once more: a connection that has brought a 304 brings nothing else.
+    # A changed object may be requested once more: a connection that carried a 304 is not used again.
     least = moved + len(release(1)) + len(release(2))
     assert origin.body_sent + store.body_sent in (least, least + len(release(2)))
 
@@ -413,7 +413,7 @@ def says_what_the_hub_says(answer: Answer, hub: Hub) -> bool:
 
 @pytest.mark.parametrize("place", HUB_PLACES, ids=["short", "long"])
 @pytest.mark.parametrize("said", [(), FRESH, (("Cache-Control", "no-store"),)], ids=["nothing", "fresh", "no-store"])
-def test_head_of_what_redirects_gets_the_redirects_own_fields(
+def test_a_head_request_for_a_redirect_gets_the_fields_of_the_redirect(
     dduct: RunningDduct, said: Tuple[Field, ...], place: str
 ) -> None:
     hub = Hub(dduct, *said, place=place)
@@ -427,7 +427,7 @@ def test_head_of_what_redirects_gets_the_redirects_own_fields(
 
 
 @pytest.mark.parametrize("failure", ["away", 503])
-def test_head_of_what_redirects_is_answered_from_the_cache_where_the_origin_is_away(
+def test_a_head_request_for_a_redirect_is_answered_from_the_cache_if_the_origin_is_away(
     dduct: RunningDduct, failure: object
 ) -> None:
     hub = Hub(dduct, *FRESH, place="/x.zip")
@@ -442,7 +442,7 @@ def test_head_of_what_redirects_is_answered_from_the_cache_where_the_origin_is_a
         assert len(origin.requests) == asked
 
 
-def test_head_of_what_only_another_url_has_brought_is_its_own_origins_answer(dduct: RunningDduct) -> None:
+def test_a_head_request_for_an_object_from_another_url_asks_its_own_origin(dduct: RunningDduct) -> None:
     digest = hashlib.sha256(BODY).hexdigest()
     hub = Hub(dduct, *FRESH, place=f"/v2/x/blobs/sha256:{digest}")
     origin = dduct.origin(hub)
@@ -452,7 +452,7 @@ def test_head_of_what_only_another_url_has_brought_is_its_own_origins_answer(ddu
 
 
 @pytest.mark.parametrize("changed", ["", "length", "time"])
-def test_mirrors_that_a_redirect_chooses_from_are_known_to_have_the_same(dduct: RunningDduct, changed: str) -> None:
+def test_mirrors_behind_one_redirect_share_the_stored_object(dduct: RunningDduct, changed: str) -> None:
     """They keep times, and make tags of their own: no object is fetched again because another one is asked."""
     body = os.urandom(300_000)
     mirrors = [Shelf(body=body, etag=f'"{number}"') for number in range(2)]
@@ -480,9 +480,7 @@ def test_mirrors_that_a_redirect_chooses_from_are_known_to_have_the_same(dduct: 
 @pytest.mark.parametrize(
     ("status", "said"), [(302, [("Cache-Control", "max-age=1000")]), (301, []), (308, []), (307, [FOR_EVER])]
 )
-def test_a_redirect_that_holds_for_a_while_is_not_asked_about_meanwhile(
-    dduct: RunningDduct, status: int, said: List[Field]
-) -> None:
+def test_a_fresh_redirect_is_not_validated(dduct: RunningDduct, status: int, said: List[Field]) -> None:
     releases = Releases(*said, status=status)
     origin = dduct.origin(releases)
     for _ in range(3):
@@ -503,7 +501,7 @@ def test_the_shortest_lived_redirect_counts(dduct: RunningDduct) -> None:
     assert dduct.fetch(origin, "/3.zip").get("cache-control") == "public, max-age=100"
 
 
-def test_a_private_redirect_is_for_those_whom_its_origin_lets_in(dduct: RunningDduct) -> None:
+def test_a_private_redirect_is_for_authorized_clients_only(dduct: RunningDduct) -> None:
     releases = Releases(("Cache-Control", "private, max-age=1000"))
     origin = dduct.origin(releases)
     for _ in range(3):
@@ -511,7 +509,7 @@ def test_a_private_redirect_is_for_those_whom_its_origin_lets_in(dduct: RunningD
     assert origin.count("/newest.zip") >= 3
 
 
-def test_what_a_digest_names_is_the_same_however_it_is_found(dduct: RunningDduct) -> None:
+def test_a_digest_named_object_is_a_hit_behind_any_redirect(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         if asked.target.startswith("/v2/"):
             connection.respond(307, [("Location", "/store"), ("Cache-Control", "no-cache")])
@@ -526,7 +524,7 @@ def test_what_a_digest_names_is_the_same_however_it_is_found(dduct: RunningDduct
 
 
 @pytest.mark.parametrize("obeyed", [True, False])
-def test_a_redirect_that_cannot_be_asked_about_is_as_it_was(start_dduct: Build, obeyed: bool) -> None:
+def test_a_stale_redirect_is_used_only_if_stale_if_error_allows_it(start_dduct: Build, obeyed: bool) -> None:
     dduct = start_dduct(stale_if_error=obeyed)
     releases = Releases()
     origin = dduct.origin(releases)
@@ -536,7 +534,7 @@ def test_a_redirect_that_cannot_be_asked_about_is_as_it_was(start_dduct: Build, 
     assert (answer.status, answer.body == release(1)) == ((200, True) if obeyed else (502, False))
 
 
-def test_what_an_origin_sends_again_is_not_fetched_again(dduct: RunningDduct) -> None:
+def test_a_200_with_the_same_strong_tag_confirms_the_stored_object(dduct: RunningDduct) -> None:
     """It knows no conditions, but its strong tag says that it is the same (RFC 9110 §8.8.1)."""
     origin = dduct.origin(lambda asked, connection: connection.respond(200, [("ETag", '"1"'), *STALE], BODY))
     answers = [dduct.fetch(origin, "/x.deb") for _ in range(3)]
@@ -549,7 +547,7 @@ def test_what_an_origin_sends_again_is_not_fetched_again(dduct: RunningDduct) ->
 
 
 @pytest.mark.parametrize("failure", ["dead", 500, 503])
-def test_a_stale_object_is_better_than_none(dduct: RunningDduct, failure: object) -> None:
+def test_a_stale_object_is_sent_if_the_origin_fails(dduct: RunningDduct, failure: object) -> None:
     shelf = Shelf(*STALE)
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -565,7 +563,7 @@ def test_a_stale_object_is_better_than_none(dduct: RunningDduct, failure: object
 
 @pytest.mark.one_process
 @pytest.mark.parametrize("disk", ["full", "read-only"])
-def test_a_disk_that_takes_nothing_new_still_has_what_is_there(dduct: RunningDduct, disk: str) -> None:
+def test_stored_objects_are_served_from_a_disk_that_cannot_be_written(dduct: RunningDduct, disk: str) -> None:
     """It is validated, and it is better than none."""
     shelf = Shelf(*STALE)
     origin = dduct.origin(shelf)
@@ -587,7 +585,7 @@ def _refuse(_: str) -> int:
     raise Unstorable("read-only file system")
 
 
-def test_many_clients_share_a_failed_validation(dduct: RunningDduct) -> None:
+def test_many_clients_share_one_failed_validation(dduct: RunningDduct) -> None:
     shelf = Shelf(*STALE)
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -612,7 +610,7 @@ def test_many_clients_share_a_failed_validation(dduct: RunningDduct) -> None:
         ([("Cache-Control", "max-age=60, stale-if-error=10"), ("Age", "100")], [], {}),
     ],
 )
-def test_and_sometimes_it_is_not(
+def test_a_stale_object_is_not_sent_where_that_is_forbidden(
     start_dduct: Build, fields: List[Field], asked: List[str], keys: Dict[str, bool]
 ) -> None:
     dduct = start_dduct(**keys)
@@ -628,7 +626,7 @@ def test_and_sometimes_it_is_not(
 # --- Vary, invalidation, no_store -------------------------------------------------------------------
 
 
-def test_vary_is_matched(dduct: RunningDduct) -> None:
+def test_a_response_with_vary_answers_only_matching_requests(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH, ("Vary", "Accept, Accept-Encoding"))
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb", "Accept: a", "Accept-Encoding: gzip")
@@ -647,8 +645,8 @@ def test_vary_is_matched(dduct: RunningDduct) -> None:
     assert origin.requests[0].get("accept-encoding") == "identity"
 
 
-def test_what_varies_is_matched_as_it_was_sent(dduct: RunningDduct) -> None:
-    """A field that its client has nominated for Connection is not passed on: the answer is to a request without it."""
+def test_vary_is_matched_with_the_fields_that_were_sent_to_the_origin(dduct: RunningDduct) -> None:
+    """A field named by Connection is not passed on: the origin answered a request without it."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [("Vary", "Accept"), *FRESH], (asked.get("accept") or "none").encode())
@@ -675,9 +673,7 @@ REWRITING = [
 
 
 @pytest.mark.parametrize("field", REWRITING)
-def test_what_some_origins_heed_instead_of_the_url_is_not_asked_on_behalf_of_all(
-    dduct: RunningDduct, field: str
-) -> None:
+def test_fields_that_override_the_url_are_not_sent_for_stored_objects(dduct: RunningDduct, field: str) -> None:
     """Cache poisoning by a field that makes another answer and no other name; a relayed request is its client's own."""
     origin = dduct.origin(Shelf(*FRESH))
     name, _, value = field.partition(": ")
@@ -687,7 +683,7 @@ def test_what_some_origins_heed_instead_of_the_url_is_not_asked_on_behalf_of_all
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH", "FROB"])
-def test_an_unsafe_method_invalidates(dduct: RunningDduct, method: str) -> None:
+def test_an_unsafe_method_invalidates_the_stored_object(dduct: RunningDduct, method: str) -> None:
     """RFC 9111 §4.4."""
     shelf = Shelf(*FRESH)
     origin = dduct.origin(shelf)
@@ -698,7 +694,7 @@ def test_an_unsafe_method_invalidates(dduct: RunningDduct, method: str) -> None:
     assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_an_unsafe_method_invalidates_what_its_answer_names(dduct: RunningDduct) -> None:
+def test_an_unsafe_method_invalidates_the_urls_that_its_response_names(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
     origin = dduct.origin(shelf)
     other = dduct.origin(Shelf(*FRESH))
@@ -724,7 +720,7 @@ def test_a_failed_unsafe_method_and_a_safe_one_invalidate_nothing(dduct: Running
     assert len(dduct.stored()) == 1
 
 
-def test_no_store_can_be_overridden(start_dduct: Build) -> None:
+def test_no_store_can_be_overridden_by_configuration(start_dduct: Build) -> None:
     dduct = start_dduct(obey_no_store=False)
     shelf = Shelf(("Cache-Control", "private, no-store, max-age=100"))
     origin = dduct.origin(shelf)
@@ -745,7 +741,7 @@ def guarded(*fields: Field) -> Shelf:
 
 @pytest.mark.parametrize("fields", [FRESH, STALE], ids=["fresh", "stale"])
 @pytest.mark.parametrize("credentials", [[], ["Authorization: Bearer bad"], ["Cookie: good"]], ids=["no", "bad", "odd"])
-def test_nobody_is_let_in_through_the_cache(
+def test_the_cache_gives_no_access_to_a_stored_object(
     dduct: RunningDduct, fields: Tuple[Field, ...], credentials: List[str]
 ) -> None:
     shelf = guarded(*fields)
@@ -759,7 +755,7 @@ def test_nobody_is_let_in_through_the_cache(
         assert ask(client, origin, "/x.deb", *credentials, 'If-None-Match: "1"').status == 401
 
 
-def test_nobody_is_let_into_a_fill(dduct: RunningDduct) -> None:
+def test_the_cache_gives_no_access_to_a_growing_object(dduct: RunningDduct) -> None:
     shelf = guarded(*FRESH)
     shelf.gate = Gate()
     origin = dduct.origin(shelf)
@@ -772,7 +768,7 @@ def test_nobody_is_let_into_a_fill(dduct: RunningDduct) -> None:
     assert leader.read().body == BODY
 
 
-def test_nobody_is_let_in_offline(dduct: RunningDduct) -> None:
+def test_the_cache_gives_no_access_while_the_origin_is_away(dduct: RunningDduct) -> None:
     shelf = guarded(*FRESH)
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb", GOOD)
@@ -782,7 +778,7 @@ def test_nobody_is_let_in_offline(dduct: RunningDduct) -> None:
 
 
 @pytest.mark.one_process
-def test_leave_is_remembered_for_a_while_and_revoked_after_it(start_dduct: Build) -> None:
+def test_a_permission_is_remembered_for_a_limited_time(start_dduct: Build) -> None:
     for grace, answers in ((60.0, [200]), (0.0, [200, 304])):
         dduct = start_dduct(auth_grace=grace)
         shelf = guarded(*FRESH)
@@ -797,10 +793,10 @@ def test_leave_is_remembered_for_a_while_and_revoked_after_it(start_dduct: Build
 
 @pytest.mark.parametrize("fields", [FRESH, STALE], ids=["fresh", "stale"])
 @pytest.mark.parametrize("tagged", [True, False])
-def test_leave_is_for_what_was_there_and_not_for_what_another_has_brought_since(
+def test_a_permission_is_for_one_version_of_the_object(
     dduct: RunningDduct, tagged: bool, fields: Tuple[Field, ...]
 ) -> None:
-    """An origin that makes everybody his own export, at one URL."""
+    """An origin with an export of its own for each client, at one URL."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         who = asked.get("authorization") or ""
@@ -816,7 +812,7 @@ def test_leave_is_for_what_was_there_and_not_for_what_another_has_brought_since(
 
 
 @pytest.mark.one_process
-def test_leave_outlives_a_validation(dduct: RunningDduct) -> None:
+def test_a_permission_outlives_a_validation(dduct: RunningDduct) -> None:
     """The strong tag says that it is the same; a date does not, and is not asked about."""
     for etag in ('"1"', None):
         shelf = guarded(*STALE)
@@ -829,7 +825,7 @@ def test_leave_outlives_a_validation(dduct: RunningDduct) -> None:
         assert shelf.answers == ([200, 304] if etag else [200] * 4)
 
 
-def test_what_is_private_is_asked_about_every_time(dduct: RunningDduct) -> None:
+def test_a_private_object_is_confirmed_for_each_request(dduct: RunningDduct) -> None:
     shelf = Shelf(("Cache-Control", "private, max-age=1000"))
     shelf.renewed = [*shelf.fields, ("ETag", '"1"')]
     origin = dduct.origin(shelf)
@@ -837,7 +833,7 @@ def test_what_is_private_is_asked_about_every_time(dduct: RunningDduct) -> None:
     assert shelf.answers == [200, 304, 304]
 
 
-def test_what_becomes_private_is_no_longer_anybodys(dduct: RunningDduct) -> None:
+def test_an_object_that_becomes_private_is_no_longer_public(dduct: RunningDduct) -> None:
     """A validation says it, of the very same bytes."""
     shelf = Shelf(("Cache-Control", "max-age=0"))
     origin = dduct.origin(shelf)
@@ -851,7 +847,9 @@ def test_what_becomes_private_is_no_longer_anybodys(dduct: RunningDduct) -> None
     assert shelf.answers[:4] == [200, 401, 304, 401] and set(shelf.answers[4:]) <= {401}
 
 
-def test_what_becomes_private_and_cannot_be_noted_so_goes(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_that_becomes_private_is_removed_if_its_record_cannot_be_written(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shelf = Shelf(("Cache-Control", "max-age=0"))
     origin = dduct.origin(shelf)
     assert dduct.fetch(origin, "/x.deb").body == BODY
@@ -867,7 +865,7 @@ def test_what_becomes_private_and_cannot_be_noted_so_goes(dduct: RunningDduct, m
     assert dduct.stored() == []
 
 
-def test_a_validation_with_credentials_says_nothing_of_others(dduct: RunningDduct) -> None:
+def test_a_validation_with_credentials_permits_no_other_client(dduct: RunningDduct) -> None:
     shelf = Shelf(("Cache-Control", "max-age=0"))
     origin = dduct.origin(shelf)
     assert dduct.fetch(origin, "/x.deb").body == BODY
@@ -877,7 +875,7 @@ def test_a_validation_with_credentials_says_nothing_of_others(dduct: RunningDduc
     assert dduct.fetch(origin, "/x.deb").status == 401
 
 
-def test_a_validation_may_say_what_else_the_object_varies_by(dduct: RunningDduct) -> None:
+def test_a_validation_may_add_fields_to_vary(dduct: RunningDduct) -> None:
     shelf = Shelf(("Cache-Control", "max-age=0"))
     origin = dduct.origin(shelf)
     assert dduct.fetch(origin, "/x.deb").body == BODY
@@ -889,7 +887,7 @@ def test_a_validation_may_say_what_else_the_object_varies_by(dduct: RunningDduct
     assert dduct.fetch(origin, "/x.deb", "Accept: a").body == BODY
 
 
-def test_what_strangers_get_is_not_for_those_whom_the_origin_knows(dduct: RunningDduct) -> None:
+def test_a_variant_without_credentials_is_not_sent_to_clients_with_credentials(dduct: RunningDduct) -> None:
     """RFC 9111 §4.1: without Authorization or Cookie is a variant, too."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -902,14 +900,14 @@ def test_what_strangers_get_is_not_for_those_whom_the_origin_knows(dduct: Runnin
     assert len(origin.requests) == 2
 
 
-def test_what_varies_by_credentials_is_hit_by_all_who_are_let_in(dduct: RunningDduct) -> None:
+def test_an_object_that_varies_by_credentials_is_a_hit_for_all_authorized_clients(dduct: RunningDduct) -> None:
     origin = dduct.origin(Shelf(*FRESH, ("Vary", "Authorization, Cookie")))
     for fields in (["Authorization: Bearer a"], ["Authorization: Bearer b"], ["Cookie: c"], []):
         assert dduct.fetch(origin, "/x.deb", *fields).body == BODY
     assert origin.body_sent == len(BODY)
 
 
-def test_a_guarded_object_that_has_changed_is_fetched_anew(start_dduct: Build) -> None:
+def test_a_restricted_object_that_has_changed_is_fetched_again(start_dduct: Build) -> None:
     dduct = start_dduct(auth_grace=0.0)
     shelf = guarded(*FRESH, ("Content-Type", "application/octet-stream"))
     origin = dduct.origin(shelf)
@@ -921,8 +919,8 @@ def test_a_guarded_object_that_has_changed_is_fetched_anew(start_dduct: Build) -
 
 
 @pytest.mark.parametrize("path", ["/x.zip", "/sent/away.zip"])
-def test_a_page_that_proves_nothing_is_no_leave(dduct: RunningDduct, path: str) -> None:
-    """It has neither validators nor a length, and was taken for the object."""
+def test_a_200_without_validators_or_length_is_no_permission(dduct: RunningDduct, path: str) -> None:
+    """It has no validators and no length, and was once mistaken for the object."""
 
     def handler(asked: Asked, connection: Connection) -> None:
         if asked.get("authorization") == "Bearer good":
@@ -939,8 +937,8 @@ def test_a_page_that_proves_nothing_is_no_leave(dduct: RunningDduct, path: str) 
     assert dduct.fetch(origin, path, "Range: bytes=0-9").body in (b"<form>", b"")  # or sent there himself
 
 
-def test_a_redirect_within_the_host_is_no_leave_yet(start_dduct: Build) -> None:
-    """nginx answers `return 302` before it asks who it is."""
+def test_a_redirect_within_the_host_is_no_permission(start_dduct: Build) -> None:
+    """nginx answers `return 302` before it authenticates the client."""
     dduct = start_dduct(auth_grace=0.0)
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -962,7 +960,7 @@ def test_a_redirect_within_the_host_is_no_leave_yet(start_dduct: Build) -> None:
 
 
 class Login:
-    """An origin that sends strangers away to log in, and everybody else to a store, here or elsewhere."""
+    """An origin that redirects unknown clients to a login page, and others to a store, here or elsewhere."""
 
     def __init__(self) -> None:
         self.store = ""
@@ -983,7 +981,7 @@ class Login:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_redirect_to_log_in_is_no_leave(start_dduct: Build, elsewhere: bool) -> None:
+def test_a_redirect_to_a_login_page_is_no_permission(start_dduct: Build, elsewhere: bool) -> None:
     dduct = start_dduct(auth_grace=0.0)
     login = Login()
     origin, store = dduct.origin(login), dduct.origin(login)
@@ -994,12 +992,12 @@ def test_a_redirect_to_log_in_is_no_leave(start_dduct: Build, elsewhere: bool) -
         assert BODY not in answer.body and answer.body == b"<form>"
     assert dduct.fetch(origin, "/x.deb", GOOD).body == BODY
     assert len(BODY) <= origin.body_sent + store.body_sent < 2 * len(BODY)
-    # What counts is what is found there: where a redirect leads may be for everybody.
+    # The target of a redirect decides: it may be public.
     assert [one.count("/store/object?signature=1") for one in (origin, store)] == ([0, 2] if elsewhere else [2, 0])
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_redirect_that_was_of_no_use_is_the_clients_to_follow(dduct: RunningDduct, warm: bool) -> None:
+def test_a_redirect_that_leads_to_a_refusal_is_passed_on_to_the_client(dduct: RunningDduct, warm: bool) -> None:
     """It may have credentials for the other host, and the challenge of that host is not this one's."""
 
     def second(asked: Asked, connection: Connection) -> None:
@@ -1026,7 +1024,7 @@ def test_a_redirect_that_was_of_no_use_is_the_clients_to_follow(dduct: RunningDd
     assert dduct.fetch(other, "/x.whl", "Authorization: Basic second").body == BODY
 
 
-def test_a_page_to_log_in_is_not_kept_as_the_object(dduct: RunningDduct) -> None:
+def test_a_login_page_is_not_stored_as_the_object(dduct: RunningDduct) -> None:
     origin = dduct.origin(Login())
     assert dduct.fetch(origin, "/x.deb").body == b"<form>"
     assert dduct.stored() == []
@@ -1096,8 +1094,8 @@ def test_a_private_registry_stays_private(start_dduct: Build) -> None:
             assert not any(secret in record for secret in (b"t-alice", b"t-bob", b"secret"))
 
 
-class Vouching:
-    """An origin that claims to have everything, and has something else; with a length that fits, or with none."""
+class Claiming:
+    """An origin that claims to have every object, and sends another one; with a fitting length, or with none."""
 
     def __init__(self, length: Optional[int]) -> None:
         self.length = length
@@ -1112,12 +1110,12 @@ class Vouching:
 
 @pytest.mark.parametrize("length", [None, len(BODY)], ids=["chunked", "of the right length"])
 @pytest.mark.parametrize("credentials", [[GOOD], []], ids=["restricted", "public"])
-def test_no_other_origin_opens_what_a_digest_names(
+def test_another_origin_does_not_open_a_restricted_digest_named_object(
     dduct: RunningDduct, length: Optional[int], credentials: List[str]
 ) -> None:
-    """What credentials have brought, somebody else's origin cannot vouch for: it need not have it to say so."""
+    """Another origin proves nothing about an object fetched with credentials: it can claim to have it."""
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
-    first, second = dduct.origin(guarded(*FRESH) if credentials else Shelf(*FRESH)), dduct.origin(Vouching(length))
+    first, second = dduct.origin(guarded(*FRESH) if credentials else Shelf(*FRESH)), dduct.origin(Claiming(length))
     assert dduct.fetch(first, path, *credentials).body == BODY
     for _ in range(2):
         assert (dduct.fetch(second, path).body == BODY) is not bool(credentials)
@@ -1126,11 +1124,11 @@ def test_no_other_origin_opens_what_a_digest_names(
     assert len(second.requests) == (3 if credentials else 1)
 
 
-def test_nor_does_it_open_what_is_growing(dduct: RunningDduct) -> None:
+def test_another_origin_does_not_open_a_growing_digest_named_object(dduct: RunningDduct) -> None:
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     shelf = guarded(*FRESH)
     shelf.gate = Gate()
-    first, second = dduct.origin(shelf), dduct.origin(Vouching(len(BODY)))
+    first, second = dduct.origin(shelf), dduct.origin(Claiming(len(BODY)))
     leader = dduct.intercepted(first)
     leader.send(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{first.port}\r\n{GOOD}\r\n\r\n".encode())
     shelf.gate.reached()
@@ -1142,7 +1140,9 @@ def test_nor_does_it_open_what_is_growing(dduct: RunningDduct) -> None:
 @pytest.mark.parametrize(
     ("query", "other"), [("", "?token=bad"), ("", "?key=bad"), ("?key=good", "?key=bad"), ("?key=good", "")]
 )
-def test_another_query_is_asked_about_while_a_digest_grows(dduct: RunningDduct, query: str, other: str) -> None:
+def test_another_query_is_authorized_separately_while_a_digest_named_object_grows(
+    dduct: RunningDduct, query: str, other: str
+) -> None:
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     gate = Gate()
 
@@ -1165,12 +1165,12 @@ def test_another_query_is_asked_about_while_a_digest_grows(dduct: RunningDduct, 
     assert leader.read().body == BODY
 
 
-def test_another_repository_of_the_same_registry_opens_it_if_it_proves_to_have_it(dduct: RunningDduct) -> None:
+def test_another_repository_of_the_registry_opens_an_object_that_it_proves_to_have(dduct: RunningDduct) -> None:
     digest = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 
     def registry(asked: Asked, connection: Connection) -> None:
         if asked.target.startswith("/v2/vague/"):
-            Vouching(None)(asked, connection)
+            Claiming(None)(asked, connection)
         elif asked.target.startswith("/v2/public/") or asked.get("authorization") == "Bearer good":
             connection.respond(200, [("Docker-Content-Digest", digest)], BODY)
         else:
@@ -1213,7 +1213,7 @@ def test_a_range_is_cut_from_the_whole(
     assert origin.requests[0].get("range") is None
 
 
-def test_a_range_of_a_growing_object_waits_for_its_own_bytes_alone(dduct: RunningDduct) -> None:
+def test_a_range_of_a_growing_object_waits_only_for_its_bytes(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
     shelf.gate = Gate()
     origin = dduct.origin(shelf)
@@ -1227,7 +1227,7 @@ def test_a_range_of_a_growing_object_waits_for_its_own_bytes_alone(dduct: Runnin
     assert shelf.answers == [200]
 
 
-def test_several_ranges_are_parts_of_one_answer(dduct: RunningDduct) -> None:
+def test_several_ranges_are_parts_of_one_multipart_response(dduct: RunningDduct) -> None:
     origin = dduct.origin(Shelf(*FRESH, ("Content-Type", "x/y")))
     for _ in ("cold", "warm"):
         answer = dduct.fetch(origin, "/x.deb", "Range: bytes=0-3,100-103,-4")
@@ -1243,7 +1243,7 @@ def test_several_ranges_are_parts_of_one_answer(dduct: RunningDduct) -> None:
 
 
 @pytest.mark.parametrize("count", [300, 1000])
-def test_a_thousand_ranges_are_parts_of_one_answer(dduct: RunningDduct, count: int) -> None:
+def test_a_thousand_ranges_are_parts_of_one_multipart_response(dduct: RunningDduct, count: int) -> None:
     """As zstd:chunked layers are asked for; here between numbers of as many digits as those of the largest have."""
     origin = dduct.origin(Shelf(*FRESH))
     starts = [place * 7 for place in range(count)]
@@ -1256,13 +1256,13 @@ def test_a_thousand_ranges_are_parts_of_one_answer(dduct: RunningDduct, count: i
         assert parts == [BODY[start : start + 3] for start in starts]
 
 
-def test_more_than_a_thousand_ranges_get_the_whole(dduct: RunningDduct) -> None:
+def test_more_than_a_thousand_ranges_get_the_whole_object(dduct: RunningDduct) -> None:
     origin = dduct.origin(Shelf(*FRESH))
     answer = dduct.fetch(origin, "/x.deb", "Range: bytes=" + ",".join(["0-0"] * 1001))
     assert (answer.status, answer.body) == (200, BODY)
 
 
-def test_absurd_ranges_get_no_more_than_the_whole(dduct: RunningDduct) -> None:
+def test_overlapping_ranges_get_no_more_than_the_whole_object(dduct: RunningDduct) -> None:
     origin = dduct.origin(Shelf(*FRESH))
     answer = dduct.fetch(origin, "/x.deb", "Range: bytes=" + ",".join(["0-"] * 100))
     assert (answer.status, answer.body) == (200, BODY)
@@ -1280,7 +1280,7 @@ def test_if_range_guards_a_resumed_download(dduct: RunningDduct, condition: str,
     assert (answer.status, answer.body) == (status, BODY[1000:] if status == 206 else BODY)
 
 
-def test_a_precondition_that_fails_here_is_judged_by_the_origin(dduct: RunningDduct) -> None:
+def test_a_precondition_that_fails_in_the_cache_is_evaluated_by_the_origin(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -1290,7 +1290,7 @@ def test_a_precondition_that_fails_here_is_judged_by_the_origin(dduct: RunningDd
     assert dduct.fetch(origin, "/x.deb", 'If-Match: "2"').status == 412
 
 
-def test_a_304_of_ours_says_what_it_should_and_no_more(dduct: RunningDduct) -> None:
+def test_a_304_from_the_cache_has_the_required_fields_only(dduct: RunningDduct) -> None:
     origin = dduct.origin(Shelf(*FRESH, ("Content-Type", "x/y"), ("Vary", "Accept")))
     dduct.fetch(origin, "/x.deb")
     answer = dduct.fetch(origin, "/x.deb", 'If-None-Match: "1"')
@@ -1312,7 +1312,7 @@ def test_a_package_index_shares_by_blake2b(dduct: RunningDduct) -> None:
     assert f"blake2b/{digest[:2]}/{digest}" in dduct.stored()
 
 
-def test_a_sibling_of_a_package_is_not_taken_for_it(dduct: RunningDduct) -> None:
+def test_a_file_beside_a_package_is_not_mistaken_for_the_package(dduct: RunningDduct) -> None:
     digest = hashlib.blake2b(BODY, digest_size=32).hexdigest()
     origin = dduct.origin(Shelf(*FRESH, body=b"Name: thing"))
     path = f"/packages/{digest[:2]}/{digest[2:4]}/{digest[4:]}/thing-1.0.whl.metadata"
@@ -1330,13 +1330,13 @@ def test_an_apt_index_is_shared_by_its_hash(dduct: RunningDduct, directory: str,
 
 
 @pytest.mark.parametrize("size", [10, 65_536, 65_537, 500_000])
-def test_a_wrong_object_is_cut_short_logged_and_counted(
+def test_an_object_with_a_wrong_digest_is_cut_short_logged_and_counted(
     dduct: RunningDduct, size: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     origin = dduct.origin(Shelf(body=os.urandom(size)))
     path = f"/v2/a/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
     answer = dduct.fetch(origin, path)
-    if answer.status == 502:  # nothing had been sent: after another attempt the client is told
+    if answer.status == 502:  # nothing had been sent: after another attempt the client gets an error
         assert b"digest" in answer.body
     else:
         assert size > 65_536
@@ -1349,7 +1349,7 @@ def test_a_wrong_object_is_cut_short_logged_and_counted(
 SIGNATURES = ["X-Amz-Signature=1&X-Amz-Date=2", "x-amz-signature=3", "sig=1&se=2&sp=r", "Expires=1&Signature=2", ""]
 
 
-def test_signatures_do_not_make_another_object(dduct: RunningDduct) -> None:
+def test_a_signature_in_the_query_is_not_part_of_the_name(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
     origin = dduct.origin(shelf)
     for query in SIGNATURES:
@@ -1358,8 +1358,8 @@ def test_signatures_do_not_make_another_object(dduct: RunningDduct) -> None:
     assert {asked.target for asked in origin.requests} == {f"/x.deb?{query}" for query in SIGNATURES}
 
 
-def test_a_signature_opens_the_object_to_its_bearer_alone(dduct: RunningDduct) -> None:
-    """It is as good as a password: what was fetched with one is asked for with everybody's own."""
+def test_a_signature_opens_the_object_only_for_requests_that_carry_it(dduct: RunningDduct) -> None:
+    """A signature is like a password: each client needs its own."""
 
     def store(asked: Asked, connection: Connection) -> None:
         if asked.target != "/x.deb?token=good":
@@ -1377,7 +1377,7 @@ def test_a_signature_opens_the_object_to_its_bearer_alone(dduct: RunningDduct) -
     assert origin.body_sent == len(BODY) + 3 * len(b"no signature")
 
 
-def test_what_needs_no_signature_is_anybodys(dduct: RunningDduct) -> None:
+def test_an_object_that_needs_no_signature_is_public(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
     origin = dduct.origin(shelf)
     for query in ("", "?sig=1", "?sig=2", "", "?sig=3"):
@@ -1388,7 +1388,7 @@ def test_what_needs_no_signature_is_anybodys(dduct: RunningDduct) -> None:
     assert "/x.deb?sig=2" not in asked and "/x.deb?sig=3" not in asked
 
 
-def test_the_rest_of_a_query_does(dduct: RunningDduct) -> None:
+def test_the_rest_of_a_query_is_part_of_the_name(dduct: RunningDduct) -> None:
     shelf = Shelf(*FRESH)
     origin = dduct.origin(shelf)
     for query in ("v=1", "v=2", "v=1&token=x", "w=a/../../b"):
@@ -1401,7 +1401,7 @@ def test_the_rest_of_a_query_does(dduct: RunningDduct) -> None:
 # --- counters ---------------------------------------------------------------------------------------
 
 
-def test_what_happens_is_counted(dduct: RunningDduct) -> None:
+def test_counters_count_hits_misses_and_bytes(dduct: RunningDduct) -> None:
     origin = dduct.origin(Shelf(*FRESH))
     dduct.fetch(origin, "/x.deb")
     dduct.fetch(origin, "/x.deb")
@@ -1466,7 +1466,7 @@ def test_many_clients_of_a_volatile_object_cause_one_validation(dduct: RunningDd
     assert shelf.answers == [200, 304]
 
 
-def test_a_volatile_object_is_better_than_none(dduct: RunningDduct) -> None:
+def test_a_volatile_object_is_sent_if_the_origin_fails(dduct: RunningDduct) -> None:
     shelf = Shelf(("Cache-Control", "max-age=600, must-revalidate"))
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/PACKAGES.gz")
@@ -1475,7 +1475,7 @@ def test_a_volatile_object_is_better_than_none(dduct: RunningDduct) -> None:
     assert answer.body == BODY and dduct.counted(Counter.STALE) == 1
 
 
-def test_patterns_of_ones_own_say_what_is_volatile(start_dduct: Build) -> None:
+def test_configured_patterns_make_objects_volatile(start_dduct: Build) -> None:
     dduct = start_dduct(volatile=(re.compile("^/mine/"),))
     shelf = Shelf(*FRESH)
     origin = dduct.origin(shelf)

@@ -64,7 +64,7 @@ def start() -> Iterator[Callable[[Path], Process]]:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
-def test_a_log_that_nobody_reads_holds_up_nobody(configuration: Path, kind: str) -> None:
+def test_a_log_pipe_that_is_not_read_delays_no_request(configuration: Path, kind: str) -> None:
     """A log driver that has got stuck, say: what there is no room for is lost, and dduct goes on, and ends."""
     mine, its = socket.socketpair() if kind == "socket" else (None, None)
     reading, writing = os.pipe() if its is None else (-1, its.fileno())
@@ -95,7 +95,7 @@ def test_a_log_that_nobody_reads_holds_up_nobody(configuration: Path, kind: str)
 # --- options ----------------------------------------------------------------------------------------
 
 
-def test_version_and_help() -> None:
+def test_version_and_help_are_printed() -> None:
     version = run("--version")
     assert version.returncode == 0 and re.fullmatch(r"dduct \d+\.\d+\.\d+\n", version.stdout)
     usage = run("--help")
@@ -106,7 +106,7 @@ def test_an_unknown_option_is_bad_usage() -> None:
     assert run("--frobnicate").returncode == 2
 
 
-def test_check_prints_what_would_be_used_and_starts_nothing(configuration: Path) -> None:
+def test_check_prints_the_configuration_and_starts_nothing(configuration: Path) -> None:
     done = run("--cfg", configuration, "--check")
     assert done.returncode == 0 and "tcp_bind = '127.0.0.1:0'" in done.stdout
     assert not (configuration.parent / "files").exists()
@@ -127,7 +127,7 @@ def test_a_configuration_that_is_not_there_is_one_line_and_status_2(tmp_path: Pa
 
 
 @pytest.mark.parametrize("arguments", [["--check"], ["--cfg", "--check"]])
-def test_without_a_file_the_one_beside_the_program_counts(tmp_path: Path, arguments: List[str]) -> None:
+def test_the_default_configuration_file_lies_beside_the_program(tmp_path: Path, arguments: List[str]) -> None:
     copy_program(tmp_path)
     (tmp_path / "dduct.toml").write_text("[certs]\nca_cn = 'beside'\n")
     done = run(*arguments, program=tmp_path / "dduct.py")
@@ -135,7 +135,7 @@ def test_without_a_file_the_one_beside_the_program_counts(tmp_path: Path, argume
     assert f"cert_dir = '{tmp_path}/certs'" in done.stdout
 
 
-def test_without_any_file_there_are_defaults(tmp_path: Path) -> None:
+def test_without_a_configuration_file_defaults_apply(tmp_path: Path) -> None:
     copy_program(tmp_path)
     done = run("--check", program=tmp_path / "dduct.py")
     assert done.returncode == 0 and done.stdout.startswith("# from the built-in defaults\n")
@@ -166,9 +166,7 @@ MISUNDERSTOOD = {
 
 
 @pytest.mark.parametrize("arguments", list(MISUNDERSTOOD), ids=" ".join)
-def test_a_command_line_that_is_wrong_is_told_what_was_probably_meant(
-    arguments: Tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_command_line_gets_a_suggestion(arguments: Tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         dduct.main(list(arguments))
     said = capsys.readouterr()
@@ -238,20 +236,22 @@ BROKEN: Dict[str, Tuple[Callable[[Path], object], Dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", list(BROKEN))
-def test_check_refuses_what_a_start_would_in_the_same_words(configuration: Path, what: str) -> None:
+def test_check_refuses_what_a_start_refuses_with_the_same_message(configuration: Path, what: str) -> None:
     prepare, proxy, named = BROKEN[what]
     prepare(configuration)
     assert named in both(write(configuration.parent, **proxy))
 
 
-def test_check_does_not_mind_a_dduct_that_runs(configuration: Path, start: Callable[[Path], Process]) -> None:
+def test_check_passes_while_a_dduct_runs(configuration: Path, start: Callable[[Path], Process]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         path = write(configuration.parent, tcp_bind=f"127.0.0.1:{port}")
         assert run("--cfg", path, "--check").returncode == 0
 
 
-def test_a_warning_is_told_by_check_and_logged_at_start(configuration: Path, start: Callable[[Path], Process]) -> None:
+def test_a_warning_is_printed_by_check_and_logged_at_start(
+    configuration: Path, start: Callable[[Path], Process]
+) -> None:
     path = write(configuration.parent, filters=[])
     done = run("--cfg", path, "--check")
     assert done.returncode == 0 and "filters = []" in done.stdout
@@ -264,7 +264,7 @@ def test_a_warning_is_told_by_check_and_logged_at_start(configuration: Path, sta
 # --- start ------------------------------------------------------------------------------------------
 
 
-def test_the_first_start_says_what_it_does_in_the_seeds_words(tmp_path: Path, start: Callable[[Path], Process]) -> None:
+def test_the_first_start_logs_the_original_lines(tmp_path: Path, start: Callable[[Path], Process]) -> None:
     process = start(write(tmp_path))
     ports = process.ports()
     assert all(LINE.fullmatch(line) for line in process.lines)
@@ -288,7 +288,7 @@ def test_both_ports_answer(configuration: Path, start: Callable[[Path], Process]
         assert encrypted.get("/healthz", "localhost").body == b"ok\n"
 
 
-def test_the_cache_is_for_no_other_user(configuration: Path, start: Callable[[Path], Process]) -> None:
+def test_other_users_cannot_read_the_cache(configuration: Path, start: Callable[[Path], Process]) -> None:
     tcp, _ = start(configuration).ports()
     with (
         Origin(lambda _, connection: connection.respond(200, [("ETag", '"1"')], BODY)) as origin,
@@ -323,16 +323,14 @@ def test_unusable_directories_are_one_line_and_status_1(tmp_path: Path, configur
     assert "Traceback" not in done.stderr
 
 
-def test_a_spoiled_certificate_is_one_line_and_status_1(tmp_path: Path, configuration: Path) -> None:
+def test_a_damaged_certificate_is_one_line_and_status_1(tmp_path: Path, configuration: Path) -> None:
     (tmp_path / "certs/ca.key").write_text("spoiled")
     done = run("--cfg", configuration)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "ca.key" in done.stderr
 
 
 @pytest.mark.parametrize(("key", "command"), [("file_dir", []), ("cert_dir", []), ("file_dir", ["verify"])])
-def test_a_directory_that_cannot_even_be_looked_for_is_one_line(
-    configuration: Path, key: str, command: List[str]
-) -> None:
+def test_a_directory_name_that_is_too_long_is_one_line(configuration: Path, key: str, command: List[str]) -> None:
     text = configuration.read_text()
     configuration.write_text(re.sub(rf"{key} = .*", f"{key} = '{'x' * 300}'", text))
     done = run("--cfg", configuration, *command)
@@ -340,9 +338,7 @@ def test_a_directory_that_cannot_even_be_looked_for_is_one_line(
     assert "File name too long" in done.stderr.splitlines()[-1]
 
 
-def test_a_host_that_the_authority_cannot_vouch_for_is_said(
-    configuration: Path, start: Callable[[Path], Process]
-) -> None:
+def test_a_host_outside_the_name_constraints_is_reported(configuration: Path, start: Callable[[Path], Process]) -> None:
     shutil.rmtree(configuration.parent / "certs")
     with configuration.open("a") as file:
         file.write("name_constraints = true\nserver_dns_sans = ['one.test']\n")
@@ -366,7 +362,7 @@ def configuration_with_workers(configuration: Path, request: pytest.FixtureReque
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_good_order(
+def test_a_signal_stops_dduct_cleanly(
     configuration_with_workers: Path, start: Callable[[Path], Process], number: signal.Signals
 ) -> None:
     configuration = configuration_with_workers
@@ -379,7 +375,7 @@ def test_a_signal_ends_it_in_good_order(
         assert idle.at_end()
 
 
-def test_a_running_transfer_is_finished_before_the_end(
+def test_a_running_transfer_is_finished_before_dduct_stops(
     configuration_with_workers: Path, start: Callable[[Path], Process]
 ) -> None:
     configuration = configuration_with_workers
@@ -397,7 +393,7 @@ def test_a_running_transfer_is_finished_before_the_end(
         client.send(f"GET http://127.0.0.1:{origin.port}/x.deb HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         gate.reached()
         process.signal(signal.SIGTERM)
-        while True:  # until nobody is let in any more
+        while True:  # until the port is closed
             try:
                 socket.create_connection(("127.0.0.1", tcp), TIMEOUT).close()
             except OSError:
@@ -409,7 +405,9 @@ def test_a_running_transfer_is_finished_before_the_end(
     assert list((configuration.parent / "files").rglob("x.deb"))
 
 
-def test_a_second_signal_ends_it_at_once(configuration_with_workers: Path, start: Callable[[Path], Process]) -> None:
+def test_a_second_signal_stops_dduct_at_once(
+    configuration_with_workers: Path, start: Callable[[Path], Process]
+) -> None:
     configuration = configuration_with_workers
     gate = Gate()
 
@@ -487,7 +485,7 @@ def test_a_worker_that_dies_is_started_again(configuration: Path, start: Callabl
     assert process.wait() == 0
 
 
-def test_a_worker_that_is_told_to_end_ends_alone(configuration: Path, start: Callable[[Path], Process]) -> None:
+def test_a_worker_that_gets_a_signal_ends_alone(configuration: Path, start: Callable[[Path], Process]) -> None:
     """Its siblings go on with the sockets that they share, and so does its successor."""
     process = start(write(configuration.parent, workers=2))
     tcp, tls = process.ports()
@@ -604,7 +602,9 @@ def test_a_bug_in_a_reload_ends_nothing(configuration: Path, caplog: pytest.LogC
     assert "A bug in dduct" in caplog.text and "ZeroDivisionError" in caplog.text
 
 
-def test_what_takes_a_new_start_is_said(configuration_with_workers: Path, start: Callable[[Path], Process]) -> None:
+def test_a_reload_names_the_keys_that_need_a_restart(
+    configuration_with_workers: Path, start: Callable[[Path], Process]
+) -> None:
     path = configuration_with_workers
     process = start(path)
     process.ports()

@@ -1,4 +1,4 @@
-"""Clients that hang up while somebody else is waited for."""
+"""Clients that hang up while dduct waits for an origin or a leader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import struct
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import List
+from typing import Callable, List
 
 import pytest
 from support.client import Client, wait_until
@@ -25,6 +25,7 @@ from upstream.reachability import Outages
 
 BODY = b"0123456789" * 400
 TIMEOUT = 20.0
+HangUp = Callable[[Client], None]
 
 pytestmark = pytest.mark.one_process
 
@@ -41,8 +42,10 @@ def reset(client: Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/relayed", "/x.deb"])
-@pytest.mark.parametrize("leave", [reset, lambda client: client.sock.close()])
-def test_who_hangs_up_frees_everything_while_the_origin_is_silent(dduct: RunningDduct, path: str, leave) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("hang_up", [reset, lambda client: client.sock.close()])
+def test_a_client_that_hangs_up_while_the_origin_is_silent_frees_everything(
+    dduct: RunningDduct, path: str, hang_up: HangUp
+) -> None:
     gone = Gate()
 
     def silent(_: Asked, connection: Connection) -> None:
@@ -54,13 +57,13 @@ def test_who_hangs_up_frees_everything_while_the_origin_is_silent(dduct: Running
     client = dduct.client()
     ask(client, origin, path)
     origin.wait_for_requests(1)
-    leave(client)
+    hang_up(client)
     gone.wait()
     wait_until(lambda: not dduct.server.connections and not dduct.fills())
     assert dduct.counted(Counter.CLIENTS_GONE) == 1
 
 
-def test_a_client_that_has_only_said_all_gets_its_answer(dduct: RunningDduct) -> None:
+def test_a_client_that_closes_only_its_sending_side_gets_its_answer(dduct: RunningDduct) -> None:
     gate = Gate()
 
     def slow(_: Asked, connection: Connection) -> None:
@@ -79,7 +82,7 @@ def test_a_client_that_has_only_said_all_gets_its_answer(dduct: RunningDduct) ->
     assert client.read().body == BODY
 
 
-def test_a_leader_that_hangs_up_hands_on(dduct: RunningDduct) -> None:
+def test_a_leader_that_hangs_up_hands_the_fill_to_a_follower(dduct: RunningDduct) -> None:
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -125,8 +128,8 @@ def test_a_fill_that_nobody_reads_ends_while_its_origin_is_silent(dduct: Running
 # --- connecting, handshakes, TLS --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("leave", [reset, lambda client: client.sock.close()])
-def test_who_hangs_up_inside_tls_frees_everything(dduct: RunningDduct, leave) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("hang_up", [reset, lambda client: client.sock.close()])
+def test_a_client_that_hangs_up_inside_tls_frees_everything(dduct: RunningDduct, hang_up: HangUp) -> None:
     gone = Gate()
 
     def silent(_: Asked, connection: Connection) -> None:
@@ -138,12 +141,12 @@ def test_who_hangs_up_inside_tls_frees_everything(dduct: RunningDduct, leave) ->
     client = dduct.intercepted(origin)
     client.send(b"GET /x.deb HTTP/1.1\r\nHost: " + HOST.encode() + b"\r\n\r\n")
     origin.wait_for_requests(1)
-    leave(client)
+    hang_up(client)
     gone.wait()
     wait_until(lambda: not dduct.server.connections and not dduct.fills())
 
 
-def test_who_hangs_up_while_a_connection_is_made_frees_everything(dduct: RunningDduct) -> None:
+def test_a_client_that_hangs_up_while_the_origin_is_dialled_frees_everything(dduct: RunningDduct) -> None:
     with deaf() as port:
         client = dduct.client()
         client.send(f"GET http://{HOST}:{port}/x.deb HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n".encode())
@@ -153,7 +156,7 @@ def test_who_hangs_up_while_a_connection_is_made_frees_everything(dduct: Running
     assert dduct.counted(Counter.CLIENTS_GONE) == 1
 
 
-def test_who_hangs_up_during_a_handshake_frees_everything(dduct: RunningDduct) -> None:
+def test_a_client_that_hangs_up_during_the_origins_handshake_frees_everything(dduct: RunningDduct) -> None:
     with socket.create_server((HOST, 0)) as listener:
         client = dduct.client()
         authority = f"{HOST}:{listener.getsockname()[1]}"
@@ -171,10 +174,10 @@ def test_who_hangs_up_during_a_handshake_frees_everything(dduct: RunningDduct) -
     assert not dduct.server.runtime.services.origins._dialler._in_use
 
 
-# --- who follows ------------------------------------------------------------------------------------
+# --- followers --------------------------------------------------------------------------------------
 
 
-def test_a_crowd_goes_on_with_one_question_when_its_leader_hangs_up(dduct: RunningDduct) -> None:
+def test_followers_continue_with_one_request_when_their_leader_hangs_up(dduct: RunningDduct) -> None:
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -201,7 +204,7 @@ def test_a_crowd_goes_on_with_one_question_when_its_leader_hangs_up(dduct: Runni
 
 @pytest.mark.parametrize("first_to_go", ["leader", "second"])
 @pytest.mark.parametrize("both", [False, True])
-def test_of_two_that_ask_either_may_hang_up(
+def test_either_of_two_asking_clients_may_hang_up(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, first_to_go: str, both: bool
 ) -> None:
     monkeypatch.setattr("fetching.following._SLOW_HEAD", 0.05)
@@ -236,7 +239,7 @@ def test_of_two_that_ask_either_may_hang_up(
     assert len(origin.requests) == 2 + both
 
 
-def test_who_follows_another_process_is_looked_at(tmp_path: Path) -> None:
+def test_a_follower_of_another_process_is_noticed_when_it_hangs_up(tmp_path: Path) -> None:
     place = tmp_path / f"object{GROWING_SUFFIX}"
     with place.open("wb") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
@@ -253,7 +256,7 @@ def test_who_follows_another_process_is_looked_at(tmp_path: Path) -> None:
 # --- the watch itself -------------------------------------------------------------------------------
 
 
-def test_a_half_closed_client_is_waited_for_and_then_is_one_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_half_closed_client_is_watched_for_its_full_close(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("net.client_watch.HALF_CLOSED", 0.05)
     client, theirs = socket.socketpair()
     origin, other = socket.socketpair()
@@ -277,7 +280,7 @@ def test_a_half_closed_client_is_waited_for_and_then_is_one_like_others(monkeypa
             assert waiting.result() and not watch.half_closed
 
 
-def test_pipelined_requests_wake_nobody() -> None:
+def test_pipelined_requests_do_not_look_like_a_hang_up() -> None:
     client, theirs = socket.socketpair()
     with client, theirs:
         theirs.send(b"GET / HTTP/1.1\r\n\r\n")
@@ -298,7 +301,7 @@ def test_a_client_whose_connection_was_closed_here_is_gone() -> None:
 # --- what is learnt of an origin --------------------------------------------------------------------
 
 
-def test_who_was_to_try_and_hangs_up_is_followed_by_the_next() -> None:
+def test_the_next_follower_retries_when_the_one_chosen_hangs_up() -> None:
     now = [0.0]
     outages = Outages(5.0, lambda: now[0])
     assert outages.failed("a", 0.0) == 5.0

@@ -41,11 +41,13 @@ def candidate(host: str, port: int = 80) -> Candidate:
         ([], None, []),
     ],
 )
-def test_what_has_worked_comes_first_and_families_take_turns(found: List[str], worked: Any, order: List[str]) -> None:
+def test_addresses_that_worked_come_first_and_families_alternate(
+    found: List[str], worked: Any, order: List[str]
+) -> None:
     assert [one.host for one in in_order(map(candidate, found), worked)] == order
 
 
-def test_only_so_many_addresses_are_tried() -> None:
+def test_the_number_of_addresses_tried_is_limited() -> None:
     found = [candidate(f"10.0.0.{number}") for number in range(200)]
     assert len(in_order(found)) == connecting.MAX_ATTEMPTS
 
@@ -53,7 +55,7 @@ def test_only_so_many_addresses_are_tried() -> None:
 # --- attempts ---------------------------------------------------------------------------------------
 
 
-def test_a_deaf_address_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_address_does_not_delay_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.01)
     with deaf() as port, socket.create_server(("127.0.0.2", port)):
         sock, winner = connect_first([candidate(HOST, port), candidate("127.0.0.2", port)], time.monotonic() + 20)
@@ -61,8 +63,8 @@ def test_a_deaf_address_does_not_hold_up_the_next(monkeypatch: pytest.MonkeyPatc
             assert winner.host == "127.0.0.2" and sock.getpeername()[0] == "127.0.0.2"
 
 
-def test_the_first_that_answers_wins_though_it_was_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No attempt ends because another one begins."""
+def test_an_earlier_attempt_that_answers_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new attempt does not end the earlier ones."""
     monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.0)
     with deaf("127.0.0.3") as port, socket.create_server(("127.0.0.2", port)), deaf("127.0.0.4", port):
         order = [candidate(f"127.0.0.{number}", port) for number in (3, 2, 4)]
@@ -80,7 +82,7 @@ def test_a_refusal_is_followed_by_the_next_at_once(monkeypatch: pytest.MonkeyPat
         assert winner.host == "127.0.0.2"
 
 
-def test_an_address_without_a_way_is_followed_by_the_next_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_address_is_followed_by_the_next_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 1e6)
     with socket.create_server((HOST, 0)) as listener:
         port = listener.getsockname()[1]
@@ -117,7 +119,7 @@ def test_an_address_that_has_worked_is_remembered_for_a_while() -> None:
     assert working.get("a") is None
 
 
-def test_after_a_failure_nobody_waits_and_then_one_tries() -> None:
+def test_after_a_failure_requests_fail_at_once_until_one_retries() -> None:
     now = [0.0]
     outages = Outages(3.0, lambda: now[0])
     assert outages.wait("a") == 0.0
@@ -125,7 +127,7 @@ def test_after_a_failure_nobody_waits_and_then_one_tries() -> None:
     assert outages.wait("a") == 5.0 and outages.wait("b") == 0.0
     now[0] = 5.0
     assert [outages.wait("a") for _ in range(3)] == [0.0, 3.0, 3.0]
-    now[0] = 8.0  # nobody has heard of the one who tried
+    now[0] = 8.0  # the request that tried has no result yet
     assert [outages.wait("a") for _ in range(2)] == [0.0, 3.0]
     assert outages.failed("a", 8.0) == 0.0  # no news
     assert outages.wait("a") == 10.0  # and never longer
@@ -146,7 +148,7 @@ def test_a_late_failure_does_not_hide_a_recovery() -> None:
     assert outages.wait("a") == 0.0
 
 
-def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reachability, "_MAX_NAMES", 10)
     outages, working = Outages(3.0), WorkingAddresses()
     for name in range(50):
@@ -172,7 +174,7 @@ def several(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
 
 @pytest.mark.one_process
 @pytest.mark.parametrize("way", ["kept", "relayed", "tunnel", "parent"])
-def test_a_dead_address_costs_a_moment_and_is_known_then(
+def test_a_dead_address_delays_only_the_first_connection(
     start_dduct: Build, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     monkeypatch.setattr(connecting, "ATTEMPT_DELAY", 0.01)
@@ -205,7 +207,7 @@ def test_a_dead_address_costs_a_moment_and_is_known_then(
 
 
 @pytest.mark.one_process
-def test_an_origin_that_does_not_let_in_is_not_waited_for_again(start_dduct: Build) -> None:
+def test_an_origin_that_cannot_be_reached_is_not_waited_for_again(start_dduct: Build) -> None:
     dduct = start_dduct(connect_timeout=0.05)
     with deaf() as port:
         url = f"http://{HOST}:{port}/page"
@@ -264,7 +266,7 @@ def test_a_stale_object_does_not_wait_for_an_origin_that_hangs(
 
 
 @pytest.mark.one_process
-def test_what_is_not_there_is_asked_for_though_another_answer_did_not_come(start_dduct: Build) -> None:
+def test_a_missing_object_is_requested_although_another_request_hangs(start_dduct: Build) -> None:
     """A URL that hangs is not an origin that does: only a stale object makes waiting unnecessary."""
     dduct = start_dduct(upstream_timeout=0.2)
     gate = Gate()
@@ -282,9 +284,7 @@ def test_what_is_not_there_is_asked_for_though_another_answer_did_not_come(start
     gate.open()
 
 
-def test_a_name_that_is_slow_to_be_found_leaves_time_to_connect(
-    start_dduct: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slow_name_resolution_leaves_time_to_connect(start_dduct: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     real = connecting.connect_first
     deadlines: List[float] = []

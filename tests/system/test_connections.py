@@ -1,4 +1,4 @@
-"""Who gets in at all, what it costs, and what one is told who does not."""
+"""Which connections are accepted, what they cost, and what refused clients are told."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def stack() -> ExitStack:  # type: ignore[misc]
         yield stack
 
 
-def test_strangers_take_no_place(start_dduct: Build, stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_clients_take_no_place(start_dduct: Build, stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
     dduct = start_dduct(allow_clients=FRIENDS, max_connections=2)
     with caplog.at_level(logging.INFO):
         strangers = [from_address(stack, STRANGER, dduct.tcp_port) for _ in range(20)]
@@ -51,7 +51,9 @@ def test_strangers_take_no_place(start_dduct: Build, stack: ExitStack, caplog: p
         assert friend.get("/healthz", "localhost").status == 200
 
 
-def test_a_stranger_that_speaks_at_once_reads_the_answer_and_no_reset(start_dduct: Build, stack: ExitStack) -> None:
+def test_a_refused_client_that_has_sent_bytes_reads_the_answer_and_no_reset(
+    start_dduct: Build, stack: ExitStack
+) -> None:
     dduct = start_dduct(allow_clients=FRIENDS)
     for _ in range(5):
         stranger = from_address(stack, STRANGER, dduct.tcp_port)
@@ -61,7 +63,7 @@ def test_a_stranger_that_speaks_at_once_reads_the_answer_and_no_reset(start_dduc
         assert stranger.sock.recv(1) == b""
 
 
-def test_no_leaf_is_minted_for_a_stranger(start_dduct: Build, stack: ExitStack) -> None:
+def test_no_leaf_is_minted_for_a_refused_client(start_dduct: Build, stack: ExitStack) -> None:
     dduct = start_dduct(allow_clients=FRIENDS)
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -74,7 +76,7 @@ def test_no_leaf_is_minted_for_a_stranger(start_dduct: Build, stack: ExitStack) 
     assert dduct.server.runtime.leaf_certificates.hosts == ["www.listed.test"]
 
 
-def test_strangers_that_stay_are_closed_and_only_so_many_are_waited_for(
+def test_refused_clients_that_stay_are_closed_and_their_number_is_limited(
     start_dduct: Build, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.refusals._MAX_LINGERING", 2)
@@ -85,7 +87,7 @@ def test_strangers_that_stay_are_closed_and_only_so_many_are_waited_for(
     wait_until(lambda: not dduct.server.connections._refusals._lingering)
 
 
-def test_who_finds_no_place_is_told_at_once_all_of_them(start_dduct: Build, stack: ExitStack) -> None:
+def test_all_clients_that_find_no_place_get_an_error_at_once(start_dduct: Build, stack: ExitStack) -> None:
     dduct = start_dduct(max_connections=2)
     for _ in range(2):
         assert stack.enter_context(dduct.client()).get("/healthz", "localhost").status == 200
@@ -110,7 +112,7 @@ def test_silent_connections_give_way_to_another_address(start_dduct: Build, stac
     assert silent[0].at_end() and silent[2].at_end()
 
 
-def test_half_a_head_is_silence_too(start_dduct: Build, stack: ExitStack) -> None:
+def test_a_connection_with_half_a_head_counts_as_silent(start_dduct: Build, stack: ExitStack) -> None:
     dduct = start_dduct(max_connections=5)
     for _ in range(5):
         from_address(stack, STRANGER, dduct.tcp_port).send(b"GET /x HTTP/1.1\r\nHo")
@@ -118,7 +120,7 @@ def test_half_a_head_is_silence_too(start_dduct: Build, stack: ExitStack) -> Non
     assert dduct.client().get("/healthz", "localhost").status == 200
 
 
-def test_an_address_has_a_share_of_places_for_silent_connections(start_dduct: Build, stack: ExitStack) -> None:
+def test_silent_connections_of_one_address_get_a_share_of_the_places(start_dduct: Build, stack: ExitStack) -> None:
     dduct = start_dduct(max_silent_per_client=3)
     busy = [stack.enter_context(dduct.client()) for _ in range(3)]
     for client in busy:
@@ -147,7 +149,7 @@ def test_tls_on_the_plain_port_ends_at_once(dduct: RunningDduct, caplog: pytest.
 
 
 @pytest.mark.parametrize("target", ["/healthz", "http://origin.test/x"])
-def test_plain_http_on_the_tls_port_is_told_in_the_clear(
+def test_plain_http_on_the_tls_port_gets_a_plain_error(
     dduct: RunningDduct, caplog: pytest.LogCaptureFixture, target: str
 ) -> None:
     with caplog.at_level(logging.INFO), dduct.client(dduct.tls_port) as client:
@@ -167,7 +169,7 @@ def test_plain_http_on_the_tls_port_is_told_in_the_clear(
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"HTTP/1.1 ", "HTTP/2"),
     ],
 )
-def test_other_protocols_are_told_in_their_own(
+def test_other_protocols_get_an_error_in_their_own_format(
     dduct: RunningDduct, caplog: pytest.LogCaptureFixture, port: str, hello: bytes, told: bytes, named: str
 ) -> None:
     with caplog.at_level(logging.INFO), dduct.client(getattr(dduct, port)) as client:
@@ -177,14 +179,14 @@ def test_other_protocols_are_told_in_their_own(
     assert named in line
 
 
-def test_http2_inside_an_intercepted_connection_is_told_so(dduct: RunningDduct) -> None:
+def test_http2_inside_an_intercepted_connection_is_505(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({}))
     with dduct.intercepted(origin) as client:
         client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         assert client.read().status == 505
 
 
-def test_who_comes_to_the_wrong_port_again_and_again_does_not_fill_the_log(
+def test_repeated_connections_to_the_wrong_port_do_not_fill_the_log(
     dduct: RunningDduct, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -196,7 +198,7 @@ def test_who_comes_to_the_wrong_port_again_and_again_does_not_fill_the_log(
     assert dduct.counted(Counter.WRONG_PROTOCOL, 20) == 20
 
 
-def test_a_client_of_the_tls_port_takes_no_thread_before_it_speaks(dduct: RunningDduct, stack: ExitStack) -> None:
+def test_a_client_of_the_tls_port_takes_no_thread_before_it_sends(dduct: RunningDduct, stack: ExitStack) -> None:
     clients = [stack.enter_context(dduct.client(dduct.tls_port)) for _ in range(10)]
     wait_until(lambda: dduct.server.connections.limit.taken == 10)
     assert dduct.server.snapshot().threads == 4
@@ -205,7 +207,7 @@ def test_a_client_of_the_tls_port_takes_no_thread_before_it_speaks(dduct: Runnin
         assert client.get("/healthz", "localhost").status == 200
 
 
-def test_a_client_that_leaves_the_tls_port_without_a_word_is_forgotten(dduct: RunningDduct) -> None:
+def test_a_client_that_leaves_the_tls_port_without_sending_frees_its_place(dduct: RunningDduct) -> None:
     for _ in range(5):
         dduct.client(dduct.tls_port).sock.close()
     wait_until(lambda: not dduct.server.connections.limit.taken)

@@ -54,7 +54,7 @@ BAD_CHUNKS = [
     b"0\r\nX: a\x00b\r\n\r\n",
     b"0\r\n" + b"X: 1\r\n" * 201 + b"\r\n",
 ]
-# What origins are forgiven: a reader of responses takes it for nothing else.
+# Accepted from origins only: a reader of responses cannot misunderstand it.
 PADDED_CHUNKS = [
     b"5 \r\nhello\r\n0\r\n\r\n",
     b"5\r\nhello\r\n0 \t\r\n\r\n",
@@ -210,7 +210,7 @@ ODDITIES = [
 
 
 @pytest.mark.parametrize("raw", ODDITIES)
-def test_what_is_odd_and_valid_passes(dduct: RunningDduct, raw: bytes) -> None:
+def test_odd_but_valid_messages_pass(dduct: RunningDduct, raw: bytes) -> None:
     origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b"fine"))
     with dduct.intercepted(origin) as client:
         client.send(raw.replace(b"AUTHORITY", f"{HOST}:{origin.port}".encode()))

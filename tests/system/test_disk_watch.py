@@ -35,7 +35,7 @@ class Clock:
         return self.now
 
 
-def test_a_slow_answer_makes_wary_for_a_while() -> None:
+def test_a_slow_operation_marks_the_disk_as_slow_for_a_while() -> None:
     clock, told = Clock(), [0]
     disk = DiskWatch(clock)
 
@@ -52,7 +52,7 @@ def test_a_slow_answer_makes_wary_for_a_while() -> None:
     assert not disk.is_slow(clock.now)
 
 
-def test_an_operation_that_lasts_counts_before_it_is_over() -> None:
+def test_an_operation_that_lasts_counts_before_it_ends() -> None:
     clock = Clock()
     disk = DiskWatch(clock)
     with disk.operation():
@@ -65,7 +65,7 @@ def test_an_operation_that_lasts_counts_before_it_is_over() -> None:
     assert not disk.is_slow(clock.now)
 
 
-def test_who_is_lost_in_it_counts_until_found(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_thread_that_hangs_counts_until_it_returns(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     disk = DiskWatch(clock, "/var/cache/x")
     assert not disk.waiting() and not caplog.text
@@ -98,7 +98,7 @@ def test_one_hang_is_counted_once() -> None:
     assert told == [1]
 
 
-def test_only_so_many_wait_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_that_wait_for_a_hung_disk_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_watch, "_MAX_WAITING", 2)
     clock = Clock()
     disk = DiskWatch(clock)
@@ -114,9 +114,7 @@ def test_only_so_many_wait_for_a_disk_that_hangs(monkeypatch: pytest.MonkeyPatch
     assert not disk._in_flight
 
 
-def test_a_hung_disk_does_not_hold_up_the_thread_of_all_connections(
-    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hung_disk_does_not_block_the_poller(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cold request waits for it; hits wait in threads, and what needs no disk goes on."""
     origin = dduct.origin(Files({"/x.deb": BODY, "/y.deb": BODY, "/z.deb": BODY}), tls=False)
     hot = f"http://{HOST}:{origin.port}/x.deb"
@@ -160,7 +158,7 @@ def test_a_hung_disk_does_not_hold_up_the_thread_of_all_connections(
     assert dduct.counters.value(Counter.SLOW_DISK) >= 1
 
 
-def test_where_the_first_to_hang_is_the_thread_of_all_connections_another_takes_its_place(
+def test_a_poller_thread_that_hangs_in_the_disk_is_replaced(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
@@ -203,8 +201,8 @@ def test_where_the_first_to_hang_is_the_thread_of_all_connections_another_takes_
     assert client.get(hot, name).body == BODY
 
 
-def test_an_end_while_it_hangs_is_bounded(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In time for everybody but the one that hangs."""
+def test_a_stop_while_the_disk_hangs_takes_bounded_time(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the hanging thread is not waited for."""
     origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     hot, name = f"http://{HOST}:{origin.port}/x.deb", f"{HOST}:{origin.port}"
     client, bystander = dduct.client(), dduct.client()
@@ -231,7 +229,7 @@ def test_an_end_while_it_hangs_is_bounded(dduct: RunningDduct, monkeypatch: pyte
     wait_until(lambda: not dduct.server.snapshot().threads and not dduct.server.snapshot().aside)
 
 
-def test_beyond_that_requests_are_relayed(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_relayed_while_the_disk_hangs(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_watch, "_MAX_WAITING", 0)
     monkeypatch.setattr(DiskWatch, "is_slow", lambda *_: True)
     origin = dduct.origin(Files({"/x.deb": BODY}))

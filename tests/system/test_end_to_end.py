@@ -29,7 +29,7 @@ def stored_name(origin: Origin, path: str, scheme: str = "https", host: str = HO
     return f"{scheme}/{host}:{origin.port}{path}"
 
 
-def test_sequence_of_a_test_that_leaks_is_noticed() -> None:
+def test_a_leaking_test_is_noticed() -> None:
     from support.leaks import Watch
 
     watch = Watch()
@@ -54,7 +54,7 @@ def over_tls(dduct: RunningDduct, name: str = HOST) -> Client:
 
 
 @pytest.mark.parametrize("port", ["tcp", "tls"])
-def test_own_pages_on_either_port(dduct: RunningDduct, port: str) -> None:
+def test_builtin_pages_are_served_on_both_ports(dduct: RunningDduct, port: str) -> None:
     client = dduct.client() if port == "tcp" else over_tls(dduct)
     own = f"{HOST}:{dduct.tcp_port if port == 'tcp' else dduct.tls_port}"
     health = client.get("/healthz", own)
@@ -68,13 +68,13 @@ def test_own_pages_on_either_port(dduct: RunningDduct, port: str) -> None:
     assert (refused.status, refused.get("allow")) == (405, "GET, HEAD")
 
 
-def test_own_pages_asked_through_the_proxy_itself(dduct: RunningDduct) -> None:
+def test_builtin_pages_are_served_through_the_proxy(dduct: RunningDduct) -> None:
     own = f"{HOST}:{dduct.tcp_port}"
     assert dduct.client().get(f"http://{own}/healthz", own).body == b"ok\n"
 
 
 @pytest.mark.parametrize("host", ["localhost", "proxy.lab", "proxy.dduct.rs"])
-def test_own_pages_under_any_name_that_is_not_intercepted(dduct: RunningDduct, host: str) -> None:
+def test_builtin_pages_are_served_under_any_name_that_is_not_intercepted(dduct: RunningDduct, host: str) -> None:
     assert dduct.client().get("/healthz", f"{host}:{dduct.tcp_port}").body == b"ok\n"
 
 
@@ -95,7 +95,7 @@ def test_a_matching_object_is_fetched_once_and_lies_under_its_url(dduct: Running
     assert (dduct.files / stored_name(origin, "/pool/x.deb")).read_bytes() == BODY
 
 
-def test_what_matches_no_filter_is_relayed_every_time(dduct: RunningDduct) -> None:
+def test_a_request_that_matches_no_filter_is_relayed_every_time(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/index.html": BODY}))
     for _ in range(2):
         assert dduct.fetch(origin, "/index.html").body == BODY
@@ -103,7 +103,7 @@ def test_what_matches_no_filter_is_relayed_every_time(dduct: RunningDduct) -> No
     assert dduct.stored() == []
 
 
-def test_plain_http_in_absolute_form_is_kept_for_any_host(dduct: RunningDduct) -> None:
+def test_plain_http_in_absolute_form_is_stored_for_any_host(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     authority = f"localhost:{origin.port}"
     for _ in range(2):
@@ -120,7 +120,7 @@ def test_one_client_connection_and_one_origin_connection_carry_many_requests(ddu
     assert origin.accepted == 1
 
 
-def test_a_session_goes_on_in_whatever_process_has_the_next_connection(start_dduct: Build) -> None:
+def test_a_tls_session_is_resumed_in_any_worker(start_dduct: Build) -> None:
     dduct = start_dduct(workers=2)
     origin = dduct.origin(Files({"/x": BODY}))
     session: Optional[ssl.SSLSession] = None
@@ -133,7 +133,7 @@ def test_a_session_goes_on_in_whatever_process_has_the_next_connection(start_ddu
             session = client.tls.session
 
 
-def test_an_origin_that_hung_up_on_an_idle_connection_is_asked_again(dduct: RunningDduct) -> None:
+def test_a_request_is_repeated_if_the_idle_connection_was_closed(dduct: RunningDduct) -> None:
     def hang_up(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [], b"answer")
         connection.close_notify()
@@ -154,7 +154,7 @@ def test_pipelined_requests_are_answered_in_order(dduct: RunningDduct) -> None:
     assert [client.read().body for n in range(10)] == [b"%d" % n for n in range(10)]
 
 
-def test_tls_inside_tls(dduct: RunningDduct) -> None:
+def test_intercepted_tls_works_inside_tls(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
     sock = socket.create_connection((HOST, dduct.tls_port), 20)
     stream = Stream(sock, 20)
@@ -174,7 +174,7 @@ def test_tls_inside_tls(dduct: RunningDduct) -> None:
     stream.close()
 
 
-def test_a_connect_without_host_leaves_no_doubt(dduct: RunningDduct) -> None:
+def test_a_connect_without_host_is_accepted(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
     with dduct.client() as client:
         client.send(f"CONNECT {HOST}:{origin.port} HTTP/1.1\r\n\r\n".encode())
@@ -183,7 +183,7 @@ def test_a_connect_without_host_leaves_no_doubt(dduct: RunningDduct) -> None:
         assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
 
 
-def test_ipv6_all_the_way(start_dduct: Build) -> None:
+def test_ipv6_works_for_clients_and_origins(start_dduct: Build) -> None:
     dduct = start_dduct(tcp_bind=Address("::1", 0))
     origin = dduct.origin(Files({"/x.deb": BODY}), host="::1")
     client = Client(dduct.tcp_port, "::1")
@@ -220,7 +220,7 @@ def test_an_unlisted_host_on_the_tls_port_is_misdirected(dduct: RunningDduct) ->
 # --- tunnels ------------------------------------------------------------------------------------
 
 
-def test_an_unlisted_host_is_tunnelled_blind(dduct: RunningDduct, origin_authority: CertificateAuthority) -> None:
+def test_an_unlisted_host_is_tunnelled_undecrypted(dduct: RunningDduct, origin_authority: CertificateAuthority) -> None:
     from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
     origin = Origin(
@@ -243,7 +243,7 @@ def test_a_name_that_merely_ends_like_a_listed_one_is_not_intercepted(dduct: Run
     assert client.connect("origin.test:1").status == 200  # answered by dduct itself
 
 
-def test_half_close_is_honoured_both_ways(dduct: RunningDduct) -> None:
+def test_a_tunnel_passes_half_closes_both_ways(dduct: RunningDduct) -> None:
     with socket.create_server((HOST, 0)) as listener:
         listener.settimeout(20)
         client = dduct.client()
@@ -287,13 +287,13 @@ def test_an_origin_that_breaks_off_in_a_tunnel_does_not_look_finished(dduct: Run
 
 def test_a_tunnel_to_nowhere_is_502_before_anything_else(dduct: RunningDduct) -> None:
     with socket.socket() as nobody:
-        nobody.bind((HOST, 0))  # and never listens; were the port free, somebody else might
+        nobody.bind((HOST, 0))  # it never listens, but keeps the port from others
         answer = dduct.client().connect(f"localhost:{nobody.getsockname()[1]}")
     assert answer.status == 502
     assert b"cannot connect" in answer.body
 
 
-# --- once, and nobody holds up anybody ----------------------------------------------------------
+# --- one transfer, and clients do not delay each other -----------------------------------------
 
 
 def halves(gate: Gate, status: int = 200) -> Callable[[Asked, Connection], None]:
@@ -325,7 +325,7 @@ def test_ten_clients_at_once_cause_one_transfer_and_all_stream_while_it_runs(ddu
 
 
 @pytest.mark.parametrize("fields", ["", "Range: bytes=150000-\r\n"])
-def test_a_head_does_not_wait_for_ever_for_its_bytes(
+def test_a_head_is_sent_before_the_first_bytes_of_a_slow_fill(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, fields: str
 ) -> None:
     """containerd gives up where no head comes within 30 s, and its bytes may be far ahead in a slow fill."""
@@ -347,7 +347,7 @@ def test_a_head_does_not_wait_for_ever_for_its_bytes(
     assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_clients_that_leave_do_not_stop_the_fill(dduct: RunningDduct) -> None:
+def test_clients_that_hang_up_do_not_stop_the_fill(dduct: RunningDduct) -> None:
     gate = Gate()
     origin = dduct.origin(halves(gate))
     client = dduct.intercepted(origin)
@@ -387,7 +387,7 @@ def test_a_hanging_origin_does_not_hold_up_other_requests(dduct: RunningDduct) -
     assert stuck.read().body == BODY
 
 
-def test_an_answer_that_is_not_kept_is_everybodys_own(dduct: RunningDduct) -> None:
+def test_a_response_that_is_not_stored_is_fetched_for_each_client(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({}))
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: dduct.fetch(origin, "/missing.deb"), range(8)))
@@ -475,7 +475,7 @@ class Hops:
 
 
 @pytest.mark.parametrize("form", ["absolute", "path", "relative", "scheme-relative"])
-def test_redirects_are_followed_inside_and_kept_by_the_first_url(dduct: RunningDduct, form: str) -> None:
+def test_redirects_are_followed_and_the_object_is_stored_under_the_first_url(dduct: RunningDduct, form: str) -> None:
     forms: Dict[str, Callable[[int], str]] = {
         "absolute": lambda n: f"https://{HOST}:{origin.port}/hop/{n}.deb",
         "path": lambda n: f"/hop/{n}.deb#part",
@@ -490,7 +490,7 @@ def test_redirects_are_followed_inside_and_kept_by_the_first_url(dduct: RunningD
     assert len(origin.requests) == 11
 
 
-def test_after_ten_redirects_the_client_goes_on_by_itself(dduct: RunningDduct) -> None:
+def test_after_ten_redirects_the_client_gets_the_redirect(dduct: RunningDduct) -> None:
     origin = dduct.origin(Hops(lambda n: f"/hop/{n}.deb"))
     answer = dduct.fetch(origin, "/hop/11.deb")
     assert (answer.status, answer.get("location")) == (302, "/hop/10.deb")
@@ -508,7 +508,7 @@ LOOPS: Dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("fields", [(), ("Range: bytes=0-1",), ("Authorization: x",)], ids=["plain", "range", "known"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_a_redirect_that_comes_back_is_handed_out(
+def test_a_redirect_loop_is_passed_on_to_the_client(
     dduct: RunningDduct, loop: str, fields: List[str], method: str
 ) -> None:
     where = LOOPS[loop]
@@ -520,7 +520,7 @@ def test_a_redirect_that_comes_back_is_handed_out(
 
 
 class Wall:
-    """An origin that lets in who comes with its cookie, which a redirect sets; others end at a page."""
+    """An origin that accepts clients with its cookie, which a redirect sets; others get a page."""
 
     def __init__(self, *fields: Tuple[str, str], place: str = "/page/x.zip") -> None:
         self.fields = [("Set-Cookie", "wall=1; Path=/"), *fields]
@@ -544,7 +544,7 @@ class Wall:
 
 @pytest.mark.parametrize("place", ["/page/x.zip", "/x.zip"], ids=["to a page", "to itself"])
 @pytest.mark.parametrize("fields", [(), (("Cache-Control", "max-age=1000"),)], ids=["plain", "fresh"])
-def test_a_redirect_that_sets_a_cookie_is_the_clients_to_follow(
+def test_a_redirect_that_sets_a_cookie_is_passed_on_to_the_client(
     dduct: RunningDduct, place: str, fields: Tuple[Tuple[str, str], ...]
 ) -> None:
     origin = dduct.origin(Wall(*fields, place=place))
@@ -560,7 +560,7 @@ def test_a_redirect_that_sets_a_cookie_is_the_clients_to_follow(
     assert dduct.fetch(origin, "/x.zip", "Cookie: wall=1").body == BODY
 
 
-def test_a_validation_that_is_redirected_with_a_cookie_is_the_clients_to_follow(dduct: RunningDduct) -> None:
+def test_a_validation_redirected_with_a_cookie_is_passed_on_to_the_client(dduct: RunningDduct) -> None:
     wall = Wall()
     wall.open = True
     origin = dduct.origin(wall)
@@ -572,7 +572,7 @@ def test_a_validation_that_is_redirected_with_a_cookie_is_the_clients_to_follow(
     assert dduct.fetch(origin, "/x.zip").body == BODY and dduct.stored() == [stored_name(origin, "/x.zip")]
 
 
-def test_credentials_stay_with_the_host_they_were_meant_for(dduct: RunningDduct) -> None:
+def test_credentials_are_only_sent_to_their_own_host(dduct: RunningDduct) -> None:
     storage = dduct.origin(Files({"/blob.deb": BODY}), host="127.0.0.2")
 
     def registry(asked: Asked, connection: Connection) -> None:
@@ -585,7 +585,7 @@ def test_credentials_stay_with_the_host_they_were_meant_for(dduct: RunningDduct)
     assert storage.requests[0].get("authorization") is None and storage.requests[0].get("cookie") is None
 
 
-def test_a_redirect_from_https_to_http_is_the_clients_to_follow(dduct: RunningDduct) -> None:
+def test_a_redirect_from_https_to_http_is_passed_on_to_the_client(dduct: RunningDduct) -> None:
     plain = dduct.origin(Files({"/x.deb": BODY}), tls=False)
     target = f"http://{HOST}:{plain.port}/x.deb"
     origin = dduct.origin(lambda asked, connection: connection.respond(302, [("Location", target)]))
@@ -594,7 +594,7 @@ def test_a_redirect_from_https_to_http_is_the_clients_to_follow(dduct: RunningDd
     assert plain.requests == []
 
 
-def test_redirects_of_what_is_not_kept_are_relayed(dduct: RunningDduct) -> None:
+def test_redirects_of_relayed_requests_are_relayed(dduct: RunningDduct) -> None:
     origin = dduct.origin(Hops(lambda n: f"/hop/{n}"))
     assert dduct.fetch(origin, "/hop/1").status == 302
 
@@ -658,7 +658,7 @@ def test_end_to_end_fields_pass_and_hop_by_hop_ones_do_not(dduct: RunningDduct) 
     assert (asked.get("via") or "").startswith("1.1 dduct-")
 
 
-def test_answers_without_a_length_reach_old_and_new_clients(dduct: RunningDduct) -> None:
+def test_responses_without_a_length_reach_http_1_0_and_1_1_clients(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.head(200, [("Connection", "close")])
         connection.send_body(BODY)
@@ -675,7 +675,7 @@ def test_answers_without_a_length_reach_old_and_new_clients(dduct: RunningDduct)
     assert (answer.get("connection"), answer.body) == ("close", BODY)
 
 
-def test_a_chunked_object_is_kept_whole(dduct: RunningDduct) -> None:
+def test_a_chunked_object_is_stored_completely(dduct: RunningDduct) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.head(200, [("Transfer-Encoding", "chunked")])
         for at in range(0, len(BODY), 50_000):
@@ -690,7 +690,7 @@ def test_a_chunked_object_is_kept_whole(dduct: RunningDduct) -> None:
     assert len(origin.requests) == 1
 
 
-def test_ranges_of_cold_and_warm_objects(dduct: RunningDduct) -> None:
+def test_ranges_of_cold_and_warm_objects_are_served(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
     cold = dduct.fetch(origin, "/x.deb", "Range: bytes=100-")
     assert (cold.status, cold.body) == (206, BODY[100:])
@@ -747,7 +747,7 @@ ENDS: Dict[str, Callable[[Connection], None]] = {
 @pytest.mark.parametrize("end", list(ENDS))
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
 @pytest.mark.parametrize("path", ["/x.deb", "/page"], ids=["kept", "relayed"])
-def test_a_transfer_that_breaks_is_not_kept_and_shows(
+def test_a_broken_transfer_is_not_stored_and_the_client_notices(
     dduct: RunningDduct, tls: bool, end: str, framing: str, path: str
 ) -> None:
     fields = {
@@ -776,7 +776,7 @@ def test_a_transfer_that_breaks_is_not_kept_and_shows(
 
     try:
         answer = ask()
-        # Nobody can tell a close-delimited body that was cut off in good order from a whole one.
+        # A close-delimited body that was cut off by an orderly close looks complete.
         undetectable = framing == "close" and (end == "close_notify" or (end == "fin" and not tls))
         assert answer.whole is undetectable
         assert answer.status == 502 or BODY.startswith(answer.body)
@@ -787,7 +787,7 @@ def test_a_transfer_that_breaks_is_not_kept_and_shows(
     assert ask().body == BODY
 
 
-def test_an_origin_that_stalls_is_given_up(start_dduct: Build) -> None:
+def test_a_stalled_origin_times_out(start_dduct: Build) -> None:
     dduct = start_dduct(upstream_timeout=0.2)
     gate = Gate()
     origin = dduct.origin(halves(gate))
@@ -818,7 +818,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("raw", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_answer_is_502_and_not_kept(dduct: RunningDduct, raw: bytes) -> None:
+def test_a_malformed_response_is_502_and_not_stored(dduct: RunningDduct, raw: bytes) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         connection.send(raw)
         connection.close_notify()
@@ -839,11 +839,11 @@ def test_a_bad_chunk_size_breaks_the_transfer(dduct: RunningDduct, line: bytes) 
     assert dduct.stored() == []
 
 
-# --- nobody gets in through the cache -----------------------------------------------------------
+# --- the cache gives no access ------------------------------------------------------------------
 
 
 class Guarded:
-    """Serves one object to those who know the word, and counts bodies."""
+    """Serves one object to clients with the right credentials, and counts bodies."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
@@ -862,7 +862,7 @@ class Guarded:
         connection.send_body(BODY[100:])
 
 
-def test_what_needed_credentials_needs_them_again_on_every_hit(start_dduct: Build) -> None:
+def test_an_object_that_needed_credentials_needs_them_on_every_hit(start_dduct: Build) -> None:
     dduct = start_dduct(auth_grace=0.0)
     gate = Gate()
     gate.open()
@@ -880,7 +880,7 @@ def test_what_needed_credentials_needs_them_again_on_every_hit(start_dduct: Buil
     assert dduct.fetch(origin, "/x.deb", good).status == 401
 
 
-def test_a_fill_with_credentials_is_followed_only_by_those_who_are_let_in(dduct: RunningDduct) -> None:
+def test_a_fill_with_credentials_is_followed_by_authorized_clients_only(dduct: RunningDduct) -> None:
     gate = Gate()
     origin = dduct.origin(Guarded(gate))
     leader = dduct.intercepted(origin)
@@ -907,7 +907,7 @@ def blob_path(repository: str, body: bytes = BODY) -> str:
     return f"/v2/{repository}/blobs/sha256:{hashlib.sha256(body).hexdigest()}"
 
 
-def test_a_layer_is_kept_by_its_digest_and_shared_between_repositories(dduct: RunningDduct) -> None:
+def test_a_layer_is_stored_by_digest_and_shared_between_repositories(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({blob_path("one"): BODY, blob_path("two"): BODY}))
     assert dduct.fetch(origin, blob_path("one")).body == BODY
     assert dduct.fetch(origin, blob_path("two")).body == BODY
@@ -917,13 +917,13 @@ def test_a_layer_is_kept_by_its_digest_and_shared_between_repositories(dduct: Ru
     assert [asked.target for asked in origin.requests] == [blob_path("one"), blob_path("two")]
 
 
-def test_a_repository_that_refuses_is_not_opened_by_a_known_digest(dduct: RunningDduct) -> None:
+def test_a_known_digest_does_not_open_a_repository_that_refuses(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({blob_path("one"): BODY}))
     assert dduct.fetch(origin, blob_path("one")).body == BODY
     assert dduct.fetch(origin, blob_path("two")).status == 404
 
 
-def test_a_wrong_layer_is_never_whole_at_a_client_and_never_kept(dduct: RunningDduct) -> None:
+def test_a_layer_with_a_wrong_digest_is_never_complete_and_never_stored(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({blob_path("one"): BODY[:-1] + bytes([BODY[-1] ^ 1])}))
     answer = dduct.fetch(origin, blob_path("one"))
     assert not answer.whole and len(answer.body) <= len(BODY) - 65536
@@ -933,7 +933,7 @@ def test_a_wrong_layer_is_never_whole_at_a_client_and_never_kept(dduct: RunningD
 # --- loops and odd paths ------------------------------------------------------------------------
 
 
-def test_a_request_that_would_come_back_is_508(dduct: RunningDduct) -> None:
+def test_a_request_to_dduct_itself_is_508(dduct: RunningDduct) -> None:
     own = f"{HOST}:{dduct.tcp_port}"
     assert dduct.client().get(f"http://{own}/x.deb", own).status == 508
     assert dduct.client().get(f"http://localhost:{dduct.tcp_port}/x.deb", own).status == 508
@@ -945,7 +945,7 @@ def test_a_request_that_would_come_back_is_508(dduct: RunningDduct) -> None:
     assert dduct.stored() == []
 
 
-def test_a_request_that_has_been_here_is_508(dduct: RunningDduct) -> None:
+def test_a_request_whose_via_names_dduct_is_508(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/page": b"x"}), tls=False)
     client = dduct.client()
     target = f"http://{HOST}:{origin.port}/page"
@@ -1021,7 +1021,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("raw", "status"), BAD.values(), ids=BAD.keys())
-def test_a_bad_request_gets_one_line_and_the_end(dduct: RunningDduct, raw: bytes, status: int) -> None:
+def test_a_bad_request_gets_a_one_line_error_and_a_close(dduct: RunningDduct, raw: bytes, status: int) -> None:
     client = dduct.client()
     client.send(raw)
     answer = client.read()
@@ -1029,7 +1029,7 @@ def test_a_bad_request_gets_one_line_and_the_end(dduct: RunningDduct, raw: bytes
     assert answer.body.startswith(b"dduct: ") and answer.body.count(b"\n") == 1
 
 
-def test_the_host_inside_must_be_the_host_outside(dduct: RunningDduct) -> None:
+def test_a_request_inside_connect_must_name_the_host_of_the_connect(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/page": b"x"}))
     client = dduct.intercepted(origin)
     assert client.get("/page", "other.test").status == 421

@@ -28,7 +28,7 @@ BODY = os.urandom(2_000_000)
 
 
 @pytest.mark.parametrize("space", [0, 1_000_000, 1_999_999])
-def test_a_disk_that_fills_up_costs_no_client_anything(
+def test_a_disk_that_fills_up_disturbs_no_client(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, space: int
 ) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
@@ -49,7 +49,7 @@ def test_a_disk_that_fills_up_costs_no_client_anything(
     assert len(dduct.stored()) == 1
 
 
-def test_without_a_thread_for_the_fill_it_is_relayed(
+def test_a_request_is_relayed_if_no_thread_can_start_for_its_fill(
     start_dduct: Callable[..., RunningDduct], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, crowded = ThreadPool.spawn, [True]
@@ -72,7 +72,7 @@ def test_without_a_thread_for_the_fill_it_is_relayed(
 
 
 @pytest.mark.parametrize("what", ["setxattr", "replace", "open"])
-def test_a_disk_that_fails_elsewhere_costs_no_client_anything(
+def test_a_failing_disk_operation_disturbs_no_client(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
@@ -92,7 +92,7 @@ def test_a_disk_that_fails_elsewhere_costs_no_client_anything(
     assert len(dduct.stored()) == 1
 
 
-def test_a_cache_directory_that_vanishes_is_made_again(dduct: RunningDduct) -> None:
+def test_a_cache_directory_that_vanishes_is_created_again(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY, "/y.deb": BODY}))
     dduct.fetch(origin, "/x.deb")
     shutil.rmtree(dduct.files)
@@ -101,7 +101,7 @@ def test_a_cache_directory_that_vanishes_is_made_again(dduct: RunningDduct) -> N
     assert len(dduct.stored()) == 2
 
 
-def test_a_directory_that_is_replaced_by_a_file_is_done_without(dduct: RunningDduct) -> None:
+def test_requests_are_relayed_if_a_file_replaces_the_directory(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
     shutil.rmtree(dduct.files)
     dduct.files.write_text("in the way")
@@ -111,8 +111,10 @@ def test_a_directory_that_is_replaced_by_a_file_is_done_without(dduct: RunningDd
     assert len(dduct.stored()) == 1
 
 
-def test_a_fifth_of_all_disk_operations_may_fail(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody gets a wrong or a short body, whatever fails."""
+def test_no_body_is_wrong_while_a_fifth_of_all_disk_operations_fail(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No client gets a wrong or a short body, whatever fails."""
     bodies = {f"/{number}.deb": os.urandom(random.Random(number).randrange(1, 400_000)) for number in range(40)}
     origin = dduct.origin(Files(bodies))
     dice = random.Random(1)
@@ -147,7 +149,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", place], check=True)
 
 
-def test_a_really_full_file_system(small_disk: Path, start_dduct: Callable[..., RunningDduct]) -> None:
+def test_a_full_file_system_disturbs_no_client(small_disk: Path, start_dduct: Callable[..., RunningDduct]) -> None:
     dduct = start_dduct()
     objects = {f"/{number}.deb": os.urandom(1_500_000) for number in range(6)}
     origin = dduct.origin(Files(objects))
@@ -163,7 +165,7 @@ def test_a_really_full_file_system(small_disk: Path, start_dduct: Callable[..., 
     assert [name.rpartition("/")[2] for name in dduct.stored()] == ["5.deb"]
 
 
-def test_a_download_that_outgrows_the_disk_is_streamed_all_the_same(dduct: RunningDduct) -> None:
+def test_a_download_larger_than_the_disk_is_streamed(dduct: RunningDduct) -> None:
     """As large as memory would not hold, were it kept there."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -215,7 +217,7 @@ class Breaking:
 
 
 @pytest.mark.parametrize("end", [Connection.fin, Connection.close_notify, Connection.reset])
-def test_a_transfer_that_breaks_off_is_resumed_and_nobody_notices(
+def test_a_transfer_that_breaks_off_is_resumed_unnoticed_by_clients(
     dduct: RunningDduct, end: Callable[[Connection], None]
 ) -> None:
     breaking = Breaking(500_000, 1_000_000, 1_500_000)
@@ -231,16 +233,16 @@ def test_a_transfer_that_breaks_off_is_resumed_and_nobody_notices(
 
 
 @pytest.mark.parametrize("etag", ['W/"1"', ""])
-def test_without_a_strong_validator_nothing_is_patched_together(dduct: RunningDduct, etag: str) -> None:
+def test_without_a_strong_validator_a_transfer_is_not_resumed(dduct: RunningDduct, etag: str) -> None:
     breaking = Breaking(500_000, etag=etag)
     origin = dduct.origin(breaking)
     answer = dduct.fetch(origin, "/x.deb")
-    assert not answer.whole or answer.body == BODY  # who has had nothing of it by then gets it anew
+    assert not answer.whole or answer.body == BODY  # a client that has no bytes yet gets the new object
     assert dduct.fetch(origin, "/x.deb").body == BODY
     assert breaking.ranges == []
 
 
-def test_an_object_that_has_changed_is_not_patched_together(dduct: RunningDduct) -> None:
+def test_a_transfer_of_a_changed_object_is_not_resumed(dduct: RunningDduct) -> None:
     breaking = Breaking(500_000)
     breaking.gate = Gate()
     origin = dduct.origin(breaking)
@@ -254,7 +256,7 @@ def test_an_object_that_has_changed_is_not_patched_together(dduct: RunningDduct)
     assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-# --- leaders that die, fills that nobody wants, objects that are damaged ------------------------------
+# --- dead leaders, fills without readers, damaged objects --------------------------------------------
 
 
 def name_of(origin: Origin, path: str = "/x.deb") -> str:
@@ -278,7 +280,7 @@ class DeadLeader:
         os.close(self._fill.file.fd)
 
 
-def test_a_leftover_is_gone_on_with_from_where_it_ends(dduct: RunningDduct) -> None:
+def test_a_partial_download_is_resumed_from_its_end(dduct: RunningDduct) -> None:
     breaking = Breaking()
     origin = dduct.origin(breaking)
     DeadLeader(dduct, origin, 1_500_000).die()
@@ -290,7 +292,7 @@ def test_a_leftover_is_gone_on_with_from_where_it_ends(dduct: RunningDduct) -> N
     assert len(origin.requests) == 1
 
 
-def test_a_leftover_of_an_object_that_has_changed_makes_way(dduct: RunningDduct) -> None:
+def test_a_partial_download_of_a_changed_object_is_replaced(dduct: RunningDduct) -> None:
     breaking = Breaking(etag='"2"')
     origin = dduct.origin(breaking)
     DeadLeader(dduct, origin, 1_500_000).die()
@@ -304,8 +306,10 @@ def test_a_leftover_of_an_object_that_has_changed_makes_way(dduct: RunningDduct)
     "content_range", ["bytes 1500000-1999999/2000000", "bytes 0-9/2000000", "bytes 5-1999999/2000000"]
 )
 @pytest.mark.parametrize("etag", ['"1"', '"2"'])
-def test_a_part_that_nobody_asked_for_is_not_patched_in(dduct: RunningDduct, content_range: str, etag: str) -> None:
-    """An origin answers every request with the same part; the leftover is of another URL's object."""
+def test_an_unrequested_206_does_not_continue_a_partial_download(
+    dduct: RunningDduct, content_range: str, etag: str
+) -> None:
+    """The origin answers every request with the same part; the partial download is of another object."""
     part = os.urandom(500_000)
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -323,8 +327,10 @@ def test_a_part_that_nobody_asked_for_is_not_patched_in(dduct: RunningDduct, con
     assert dduct.stored() == []
 
 
-def test_who_wants_the_whole_is_not_given_the_rest(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest of a leftover comes, and cannot be kept after all."""
+def test_a_client_that_wants_the_whole_object_does_not_get_only_the_rest(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest of a partial download arrives, and cannot be stored after all."""
     breaking = Breaking()
     origin = dduct.origin(breaking)
     DeadLeader(dduct, origin, 1_500_000).die()
@@ -343,9 +349,7 @@ def test_who_wants_the_whole_is_not_given_the_rest(dduct: RunningDduct, monkeypa
 
 
 @pytest.mark.parametrize("size", [0, 1_000_000])
-def test_followers_of_a_leader_that_dies_take_over_and_their_clients_notice_nothing(
-    dduct: RunningDduct, size: int
-) -> None:
+def test_followers_of_a_dead_leader_take_over_unnoticed_by_clients(dduct: RunningDduct, size: int) -> None:
     breaking = Breaking()
     origin = dduct.origin(breaking)
     leader = DeadLeader(dduct, origin, size)
@@ -365,8 +369,8 @@ def test_followers_of_a_leader_that_dies_take_over_and_their_clients_notice_noth
     assert breaking.sent == len(BODY) - size and len(dduct.stored()) == 1
 
 
-def test_nobody_is_given_two_objects_in_one(dduct: RunningDduct) -> None:
-    """The leader dies, the object has changed since: who has had bytes of the one gets none of the other."""
+def test_no_client_gets_bytes_of_two_versions(dduct: RunningDduct) -> None:
+    """The leader dies, and the object has changed: a client with bytes of the old one gets none of the new one."""
     breaking = Breaking(etag='"2"')
     origin = dduct.origin(breaking)
     leader = DeadLeader(dduct, origin, 1_000_000)
@@ -380,7 +384,7 @@ def test_nobody_is_given_two_objects_in_one(dduct: RunningDduct) -> None:
 
 
 @pytest.mark.one_process
-def test_who_has_had_nothing_begins_anew_when_the_object_changes(dduct: RunningDduct) -> None:
+def test_a_client_without_bytes_starts_again_when_the_object_changes(dduct: RunningDduct) -> None:
     """A reader of the end of an object that changes while it is fetched gets the end of the new one."""
     breaking = Breaking(500_000)
     breaking.gate = Gate()
@@ -397,7 +401,7 @@ def test_who_has_had_nothing_begins_anew_when_the_object_changes(dduct: RunningD
         assert (answer.status, answer.body, answer.get("etag")) == (206, BODY[1_900_000:], '"2"')
 
 
-def test_a_fill_that_nobody_wants_any_more_is_dropped_and_gone_on_with_later(
+def test_a_fill_without_readers_stops_and_is_resumed_later(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fetching.filler._WORTH_WAITING", -1.0)
@@ -428,15 +432,13 @@ def test_a_fill_that_nobody_wants_any_more_is_dropped_and_gone_on_with_later(
     assert dduct.counted(Counter.PUBLISHED) == 1 and dduct.stored() == [name_of(origin)]
 
 
-def test_a_fill_past_its_half_is_finished_for_those_who_come_later(
-    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fill_without_readers_past_its_half_is_finished(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fetching.filler._WORTH_WAITING", -1.0)
     breaking = Breaking(1_100_000)
     breaking.gate = Gate()
 
     def end(connection: Connection) -> None:
-        for start in range(1_100_000, 1_900_000, 500):  # that nobody reads is found out by sending
+        for start in range(1_100_000, 1_900_000, 500):  # dduct notices by sending that no client reads
             if any(fill.unread for fill in dduct.fills()):
                 break
             connection.send_body(BODY[start : start + 500])
@@ -483,7 +485,7 @@ DAMAGES = [garbage, zeroes, truncation]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_a_power_cut_has_damaged_is_never_complete_and_fetched_again(
+def test_an_object_damaged_by_a_power_cut_is_never_served_complete(
     dduct: RunningDduct, damage: Callable[[bytearray], None]
 ) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
@@ -499,7 +501,7 @@ def test_what_a_power_cut_has_damaged_is_never_complete_and_fetched_again(
 
 
 @pytest.mark.parametrize("wanted", ["bytes=0-9", "bytes=5-9", "bytes=1999990-", "bytes=0-1,1000000-1000009"])
-def test_a_range_of_a_damaged_object_is_the_right_one(dduct: RunningDduct, wanted: str) -> None:
+def test_a_range_of_a_damaged_object_has_the_right_bytes(dduct: RunningDduct, wanted: str) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
     dduct.fetch(origin, "/x.deb")
     right = dduct.fetch(origin, "/x.deb", f"Range: {wanted}")
@@ -511,7 +513,7 @@ def test_a_range_of_a_damaged_object_is_the_right_one(dduct: RunningDduct, wante
     assert origin.count("/x.deb") == 2
 
 
-def test_a_validation_says_nothing_of_what_a_power_cut_has_damaged(dduct: RunningDduct) -> None:
+def test_a_304_does_not_confirm_bytes_that_a_power_cut_may_have_damaged(dduct: RunningDduct) -> None:
     """The origin knows what it has, and not what is on our disk."""
     origin = dduct.origin(Files({"/x.deb": BODY}))
     dduct.fetch(origin, "/x.deb")
@@ -525,7 +527,7 @@ def test_a_validation_says_nothing_of_what_a_power_cut_has_damaged(dduct: Runnin
     assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_what_a_power_cut_has_not_damaged_is_used(dduct: RunningDduct) -> None:
+def test_an_object_that_a_power_cut_has_not_damaged_is_used(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
     dduct.fetch(origin, "/x.deb")
     wait_until(lambda: b'"durable":true' in os.getxattr(dduct.files / name_of(origin), "user.dduct"))
@@ -536,7 +538,7 @@ def test_what_a_power_cut_has_not_damaged_is_used(dduct: RunningDduct) -> None:
     assert Record.decode(os.getxattr(dduct.files / name, "user.dduct")).durable
 
 
-def test_a_disk_that_cannot_read_an_object_costs_no_client_anything(
+def test_a_disk_that_cannot_read_an_object_disturbs_no_client(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
@@ -555,10 +557,10 @@ def test_a_disk_that_cannot_read_an_object_costs_no_client_anything(
     assert origin.count("/x.deb") == 2
 
 
-def test_parts_of_an_object_that_is_lost_are_each_asked_for_from_where_they_begin(
+def test_ranges_of_an_unreadable_object_are_each_requested_from_their_start(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither does the disk give it, nor does it take it again: what there is of it comes from the origin alone."""
+    """The disk can neither read nor store it: all bytes come from the origin."""
     breaking = Breaking()
     origin = dduct.origin(breaking)
     dduct.fetch(origin, "/x.deb")
@@ -609,7 +611,7 @@ def test_without_tls_the_kernel_sends_the_file(
     wait_until(lambda: sum(sent) >= len(BODY))  # the last call may return after its bytes have arrived
 
 
-def test_a_file_that_the_kernel_cannot_send_is_read_or_fetched_anew(
+def test_a_file_that_sendfile_cannot_send_is_read_or_fetched_again(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = os.sendfile
@@ -629,7 +631,7 @@ def test_a_file_that_the_kernel_cannot_send_is_read_or_fetched_anew(
 
 
 @pytest.mark.one_process
-def test_a_file_for_a_client_that_takes_nothing_ends_in_time(start_dduct: Callable[..., RunningDduct]) -> None:
+def test_sendfile_to_a_client_that_reads_nothing_times_out(start_dduct: Callable[..., RunningDduct]) -> None:
     dduct = start_dduct(idle_timeout=1.0)
     body = bytes(30_000_000)
     origin = dduct.origin(Files({"/x.deb": body}), tls=False)

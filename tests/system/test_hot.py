@@ -64,7 +64,7 @@ def without_age(answer: Answer) -> List[Tuple[str, str]]:
     return [field for field in answer.headers if field[0] not in ("Age", "Cache-Status")]
 
 
-def test_the_same_request_gets_the_same_answer(dduct: RunningDduct, spy: Spy) -> None:
+def test_a_repeated_request_gets_the_same_answer(dduct: RunningDduct, spy: Spy) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
     with dduct.intercepted(origin) as client:
@@ -77,7 +77,9 @@ def test_the_same_request_gets_the_same_answer(dduct: RunningDduct, spy: Spy) ->
     assert spy.turns[0] is None and None not in spy.turns[-2:]  # a thread's, and then Idle's
 
 
-def test_age_and_ttl_go_on(dduct: RunningDduct, spy: Spy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_age_and_ttl_advance_in_answers_from_memory(
+    dduct: RunningDduct, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
     fetch_and_know(dduct, origin)
@@ -101,7 +103,7 @@ def test_an_object_that_never_changes_has_no_ttl(dduct: RunningDduct, spy: Spy) 
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced", "truncated", "touched", "alias removed"])
-def test_what_has_changed_is_looked_at_again(dduct: RunningDduct, spy: Spy, change: str) -> None:
+def test_a_changed_object_is_not_answered_from_memory(dduct: RunningDduct, spy: Spy, change: str) -> None:
     digest = hashlib.sha256(BODY).hexdigest()
     path = f"/v2/a/blobs/sha256:{digest}" if change == "alias removed" else "/x.deb"
     origin = dduct.origin(Files({path: BODY}, FRESH))
@@ -130,7 +132,7 @@ def test_what_has_changed_is_looked_at_again(dduct: RunningDduct, spy: Spy, chan
     "field",
     ["Range: bytes=0-9", 'If-None-Match: "5000"', "Cache-Control: no-cache", "Pragma: no-cache"],
 )
-def test_what_asks_for_more_is_looked_at_every_time(dduct: RunningDduct, spy: Spy, field: str) -> None:
+def test_requests_with_conditions_are_not_answered_from_memory(dduct: RunningDduct, spy: Spy, field: str) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
     for _ in range(3):
@@ -138,8 +140,8 @@ def test_what_asks_for_more_is_looked_at_every_time(dduct: RunningDduct, spy: Sp
     assert spy.answered == 0
 
 
-def test_what_its_origin_wants_validated_is_validated(dduct: RunningDduct, spy: Spy) -> None:
-    """Although one request was answered without a question of its own: it had waited for another's."""
+def test_an_object_with_no_cache_is_not_answered_from_memory(dduct: RunningDduct, spy: Spy) -> None:
+    """Although one request was answered by another request's validation, for which it had waited."""
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -171,7 +173,7 @@ def test_what_its_origin_wants_validated_is_validated(dduct: RunningDduct, spy: 
     assert len(origin.requests) == asked + 1 and not spy.answered
 
 
-def test_what_needs_authorisation_is_asked_about_every_time(dduct: RunningDduct, spy: Spy) -> None:
+def test_a_restricted_object_is_not_answered_from_memory(dduct: RunningDduct, spy: Spy) -> None:
     def private(asked: Asked, connection: Connection) -> None:
         if asked.get("authorization") != "good":
             connection.respond(401, [], b"who are you?")
@@ -186,7 +188,7 @@ def test_what_needs_authorisation_is_asked_about_every_time(dduct: RunningDduct,
     assert spy.answered == 0
 
 
-def test_a_variant_is_for_those_who_want_it(dduct: RunningDduct, spy: Spy) -> None:
+def test_a_variant_in_memory_answers_matching_requests_only(dduct: RunningDduct, spy: Spy) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}, [*FRESH, ("Vary", "Accept-Language")]))
     assert dduct.fetch(origin, "/x.deb", "Accept-Language: a").body == BODY
     for _ in range(2):
@@ -195,7 +197,7 @@ def test_a_variant_is_for_those_who_want_it(dduct: RunningDduct, spy: Spy) -> No
     assert len(origin.requests) == 3  # b is relayed
 
 
-def test_what_is_in_memory_is_counted_right(dduct: RunningDduct, spy: Spy) -> None:
+def test_an_object_that_comes_back_is_counted_once_in_memory(dduct: RunningDduct, spy: Spy) -> None:
     """An object that changes and comes back takes no more room than it takes."""
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
@@ -210,7 +212,7 @@ def test_what_is_in_memory_is_counted_right(dduct: RunningDduct, spy: Spy) -> No
     assert spy.answered == 8
 
 
-def test_more_than_memory_may_hold_is_still_answered(
+def test_objects_beyond_the_memory_limit_are_still_answered(
     dduct: RunningDduct, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fetching.memory_cache._MAX_HELD", 2 * len(BODY))
@@ -227,7 +229,7 @@ def test_more_than_memory_may_hold_is_still_answered(
     assert len(origin.requests) == len(names)
 
 
-def test_a_reload_forgets(dduct: RunningDduct, spy: Spy) -> None:
+def test_a_reload_empties_the_memory_cache(dduct: RunningDduct, spy: Spy) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
     for _ in range(3):
@@ -239,7 +241,7 @@ def test_a_reload_forgets(dduct: RunningDduct, spy: Spy) -> None:
 
 
 @pytest.mark.one_process
-def test_strangers_are_turned_away_all_the_same(start_dduct: Callable[..., RunningDduct]) -> None:
+def test_the_memory_cache_does_not_answer_refused_clients(start_dduct: Callable[..., RunningDduct]) -> None:
     dduct = start_dduct()
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
@@ -255,8 +257,8 @@ def test_strangers_are_turned_away_all_the_same(start_dduct: Callable[..., Runni
 
 
 @pytest.mark.one_process
-def test_what_is_right_once_in_a_turn_is_right_for_the_rest_of_it(dduct: RunningDduct) -> None:
-    """All requests of a turn were there when it began; those of the next one, or without one, are looked at."""
+def test_an_answer_is_checked_once_in_a_poll_iteration(dduct: RunningDduct) -> None:
+    """All requests of an iteration were there when it began; later ones are checked again."""
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
     fetch_and_know(dduct, origin)
@@ -274,10 +276,10 @@ def test_what_is_right_once_in_a_turn_is_right_for_the_rest_of_it(dduct: Running
 
 
 @pytest.mark.one_process
-def test_an_answer_that_could_not_be_sent_at_once_is_sent_all_the_same(
+def test_an_answer_that_could_not_be_sent_at_once_is_sent_later(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel may have had no memory for it: that is no end of the connection."""
+    """The kernel may have had no memory for it: the connection goes on."""
     origin = dduct.origin(Files({"/x.deb": BODY}, FRESH))
     settled(dduct, origin)
     real = Stream.send_nowait

@@ -1,4 +1,4 @@
-"""A body that an origin sends although its answer has none, late: it is no answer to the next request."""
+"""A late body that an origin sends for a response without one: it must not answer the next request."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def is_right(answer: Answer, method: str = "GET") -> bool:
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_it_is_no_other_urls(dduct: RunningDduct, forged: str) -> None:
+def test_a_late_body_does_not_answer_another_url(dduct: RunningDduct, forged: str) -> None:
     for kind in BODILESS:
         late = Late(kind, forged)
         origin = dduct.origin(late)
@@ -80,7 +80,7 @@ def test_it_is_no_other_urls(dduct: RunningDduct, forged: str) -> None:
 
 
 @pytest.mark.parametrize("forged", FORGED)
-def test_it_is_no_answer_to_a_client_that_asks_on_a_condition(dduct: RunningDduct, forged: str) -> None:
+def test_a_late_body_does_not_answer_a_conditional_request(dduct: RunningDduct, forged: str) -> None:
     origin = dduct.origin(Late("304", forged))
     with dduct.intercepted(origin) as client:
         for number in range(3):
@@ -91,7 +91,7 @@ def test_it_is_no_answer_to_a_client_that_asks_on_a_condition(dduct: RunningDduc
 
 @pytest.mark.parametrize("forged", ["200", "304", "no HTTP"])
 @pytest.mark.parametrize("known", [(), ("Authorization: x",)], ids=["anybody's", "needs authorization"])
-def test_it_is_no_validation_of_something_else(dduct: RunningDduct, forged: str, known: Tuple[str, ...]) -> None:
+def test_a_late_body_does_not_validate_another_object(dduct: RunningDduct, forged: str, known: Tuple[str, ...]) -> None:
     origin = dduct.origin(Late("204", forged))
     with dduct.intercepted(origin) as client:
         for round_ in range(2):
@@ -100,7 +100,7 @@ def test_it_is_no_validation_of_something_else(dduct: RunningDduct, forged: str,
                 assert is_right(answer) and answer.get("etag") == f'"/{number}.deb"', round_
 
 
-def test_validations_go_on_over_one_connection(dduct: RunningDduct) -> None:
+def test_validations_without_late_bodies_share_one_connection(dduct: RunningDduct) -> None:
     class Honest(Late):
         def __call__(self, asked: Asked, connection: Connection) -> None:
             self._owed.clear()
@@ -115,7 +115,7 @@ def test_validations_go_on_over_one_connection(dduct: RunningDduct) -> None:
 
 
 @pytest.mark.parametrize("trickle", [False, True])
-def test_a_body_that_nobody_wants_is_not_waited_for(
+def test_the_body_of_a_followed_redirect_is_not_waited_for(
     dduct: RunningDduct, trickle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A redirect's, here: what it leads to is asked for although the rest of its body does not come, or not soon."""

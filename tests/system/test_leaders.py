@@ -1,4 +1,4 @@
-"""What a leader's own request does to it is not done to those who follow it; and an origin is not asked by a crowd."""
+"""A leader's failure by its own request is not shared with followers, and followers do not all ask the origin."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_who_asks_otherwise_does_not_share_the_leaders_failure(
+def test_a_follower_with_another_request_does_not_share_the_leaders_failure(
     dduct: RunningDduct, pool: ThreadPoolExecutor, failure: str
 ) -> None:
     picky = Picky(FAILURES[failure])
@@ -72,7 +72,9 @@ def test_who_asks_otherwise_does_not_share_the_leaders_failure(
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_who_asks_the_same_shares_it(dduct: RunningDduct, pool: ThreadPoolExecutor, failure: str) -> None:
+def test_a_follower_with_the_same_request_shares_the_leaders_failure(
+    dduct: RunningDduct, pool: ThreadPoolExecutor, failure: str
+) -> None:
     picky = Picky(FAILURES[failure])
     origin = dduct.origin(picky)
     answers = [pool.submit(dduct.fetch, origin, "/x.deb", "X-Odd: 1") for _ in range(10)]
@@ -83,7 +85,7 @@ def test_who_asks_the_same_shares_it(dduct: RunningDduct, pool: ThreadPoolExecut
     assert len(origin.requests) == 1
 
 
-def test_few_try_in_a_row_however_many_wait(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
+def test_few_followers_retry_one_after_another(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
     picky = Picky(Connection.fin)
     origin = dduct.origin(picky)
     answers = [pool.submit(dduct.fetch, origin, "/x.deb", f"X-Odd: {number}") for number in range(20)]
@@ -152,7 +154,7 @@ def test_an_origin_that_is_slow_to_the_leader_is_asked_once_more(dduct: RunningD
 
 
 @pytest.mark.usefixtures("impatient")
-def test_the_leader_may_be_first_all_the_same(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
+def test_a_slow_leader_may_still_be_answered_first(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
     gates = [Gate(), Gate()]
 
     def answer(asked: Asked, connection: Connection) -> None:
@@ -174,7 +176,7 @@ def test_the_leader_may_be_first_all_the_same(dduct: RunningDduct, pool: ThreadP
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("first_to_fail", ["leader", "second"])
-def test_the_one_fails_and_the_other_is_answered(
+def test_one_of_two_asking_requests_fails_and_the_other_is_answered(
     dduct: RunningDduct, pool: ThreadPoolExecutor, first_to_fail: str
 ) -> None:
     gates = {"leader": Gate(), "second": Gate()}
@@ -203,7 +205,7 @@ def test_the_one_fails_and_the_other_is_answered(
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("validated", [False, True])
-def test_a_crowd_that_asks_the_same_is_one_question(
+def test_many_equal_requests_ask_the_origin_once(
     dduct: RunningDduct, pool: ThreadPoolExecutor, validated: bool
 ) -> None:
     gate = Gate()
@@ -228,14 +230,16 @@ def test_a_crowd_that_asks_the_same_is_one_question(
     gate.reached()
     wait_until(following(dduct, 29))
     waited = threading.Event()
-    waited.wait(0.2)  # four times as long as anybody may wait for a leader that asks something else
+    waited.wait(0.2)  # four times the longest wait for a leader with another request
     gate.open()
     assert [one.result(20).body for one in answers] == [BODY] * 30
     assert len(origin.requests) == before + 1
 
 
 @pytest.mark.usefixtures("impatient")
-def test_what_is_not_kept_goes_to_each_as_it_asked(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
+def test_followers_of_a_response_that_is_not_stored_each_ask_the_origin(
+    dduct: RunningDduct, pool: ThreadPoolExecutor
+) -> None:
     picky = Picky(lambda connection: connection.respond(200, [("Cache-Control", "no-store")], b"odd"))
 
     def answer(asked: Asked, connection: Connection) -> None:
@@ -252,7 +256,7 @@ def test_what_is_not_kept_goes_to_each_as_it_asked(dduct: RunningDduct, pool: Th
     assert leader.result(20).body == b"odd" and dduct.stored() == []
 
 
-def test_who_wants_nothing_stored_leads_nobody(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
+def test_a_request_with_no_store_leads_no_followers(dduct: RunningDduct, pool: ThreadPoolExecutor) -> None:
     gate = Gate()
 
     def answer(asked: Asked, connection: Connection) -> None:
@@ -269,7 +273,7 @@ def test_who_wants_nothing_stored_leads_nobody(dduct: RunningDduct, pool: Thread
     assert first.result(20).body == BODY
 
 
-def test_over_two_workers_nobody_shares_the_leaders_failure(
+def test_followers_in_another_worker_do_not_share_the_leaders_failure(
     start_dduct: Callable[..., RunningDduct], pool: ThreadPoolExecutor
 ) -> None:
     dduct = start_dduct(workers=2)

@@ -1,4 +1,4 @@
-"""After a CONNECT: what its client speaks, and for whom."""
+"""After a CONNECT: the client's protocol, and the host it wants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.one_process
 
 
 class Server:
-    """A server whose protocol is nobody's business: greets where told to, and answers what it hears backwards."""
+    """A server with an unknown protocol: it may greet, and sends back what it receives, reversed."""
 
     def __init__(self, greeting: bytes = b"") -> None:
         self._greeting = greeting
@@ -89,7 +89,7 @@ def exchange(client: Client, data: bytes, count: int) -> bytes:
 
 @pytest.mark.parametrize("says", [b"SSH-2.0-client\r\n", b"GET /x HTTP/1.1\r\n\r\n", b"\x16\x02no", b"\x00", b"\x80."])
 @pytest.mark.parametrize("how", ["by the poller", "by a thread", "too early"])
-def test_what_is_no_tls_is_carried(dduct: RunningDduct, server: Server, says: bytes, how: str) -> None:
+def test_a_connection_without_tls_is_tunnelled(dduct: RunningDduct, server: Server, says: bytes, how: str) -> None:
     for _ in range(2 if how == "by the poller" else 1):  # once the leaf is at hand
         with dduct.client() as client:
             authority = f"{HOST}:{server.port}"
@@ -105,7 +105,7 @@ def test_what_is_no_tls_is_carried(dduct: RunningDduct, server: Server, says: by
     assert dduct.counters.value(Counter.NOT_TLS) >= 1
 
 
-def test_inside_the_tls_port_it_is_the_same(dduct: RunningDduct, server: Server) -> None:
+def test_a_connection_without_tls_inside_the_tls_port_is_tunnelled(dduct: RunningDduct, server: Server) -> None:
     with dduct.client(dduct.tls_port) as client:
         client.start_tls(dduct.trust, "origin.test")
         assert client.connect(f"{HOST}:{server.port}").status == 200
@@ -114,8 +114,8 @@ def test_inside_the_tls_port_it_is_the_same(dduct: RunningDduct, server: Server)
     assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_a_server_that_speaks_first_is_heard(dduct: RunningDduct, greeter: Server) -> None:
-    """And nobody's thread waits until it is."""
+def test_a_server_that_sends_first_is_heard(dduct: RunningDduct, greeter: Server) -> None:
+    """And no thread waits for it."""
     with dduct.client() as client:
         assert client.connect(f"{HOST}:{greeter.port}").status == 200
         wait_until(lambda: len(dduct.server._poller._watched) == 3)
@@ -123,7 +123,7 @@ def test_a_server_that_speaks_first_is_heard(dduct: RunningDduct, greeter: Serve
         assert exchange(client, b"hello", 5) == b"olleh"
 
 
-def test_on_443_servers_do_not_speak_first(start_dduct: Build) -> None:
+def test_on_port_443_dduct_waits_for_the_client_to_send_first(start_dduct: Build) -> None:
     dduct = start_dduct(idle_timeout=0.2)
     with dduct.client() as client:
         assert client.connect(f"{HOST}:443").status == 200
@@ -131,7 +131,7 @@ def test_on_443_servers_do_not_speak_first(start_dduct: Build) -> None:
     assert dduct.counters.value(Counter.NOT_TLS) == 0
 
 
-def test_what_cannot_be_dialled_after_all_is_said_in_the_log(
+def test_an_origin_that_cannot_be_dialled_after_the_200_is_logged(
     dduct: RunningDduct, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server((HOST, 0)) as closed:
@@ -144,7 +144,7 @@ def test_what_cannot_be_dialled_after_all_is_said_in_the_log(
     assert f"CONNECT {HOST}:{port}" in caplog.text and "not TLS" in caplog.text
 
 
-def test_a_client_that_leaves_before_it_has_spoken_leaves_nothing(dduct: RunningDduct) -> None:
+def test_a_client_that_leaves_before_it_sends_frees_everything(dduct: RunningDduct) -> None:
     for _ in range(3):
         with dduct.client() as client:
             assert client.connect(f"{HOST}:1").status == 200
@@ -154,7 +154,7 @@ def test_a_client_that_leaves_before_it_has_spoken_leaves_nothing(dduct: Running
 # --- the name in the handshake ----------------------------------------------------------------------
 
 
-def test_inside_it_requests_are_for_that_name_alone(dduct: RunningDduct) -> None:
+def test_requests_inside_must_name_the_host_of_the_hello(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({"/x.deb": BODY}))
     for _ in range(2):
         with dduct.client() as client:
@@ -164,10 +164,10 @@ def test_inside_it_requests_are_for_that_name_alone(dduct: RunningDduct) -> None
 
 
 @pytest.mark.parametrize("place", ["127.0.0.1", "127.0.0.2", "127.0.0.9"])
-def test_the_origin_is_dialled_by_its_name_and_never_at_the_client_s_address(
+def test_the_origin_is_dialled_by_name_and_never_at_the_clients_address(
     dduct: RunningDduct, resolving: None, place: str
 ) -> None:
-    """Listed or not, the address is the client's choice, and what is stored is everybody's."""
+    """Listed or not, the client chooses the address, and stored objects are for all clients."""
     with Origin(Files({"/x.deb": BODY}), dduct._leaves.context("origin.test")) as origin:
         with contextlib.ExitStack() as stack:
             if place != HOST:
@@ -181,7 +181,7 @@ def test_the_origin_is_dialled_by_its_name_and_never_at_the_client_s_address(
         assert origin.count("/x.deb") == 1
 
 
-def test_a_name_that_is_not_listed_at_such_an_address_is_carried_untouched(dduct: RunningDduct) -> None:
+def test_an_unlisted_name_at_an_address_is_tunnelled(dduct: RunningDduct) -> None:
     def handler(_: Asked, connection: Connection) -> None:
         connection.respond(200, [], BODY)
 
@@ -223,7 +223,7 @@ def test_a_name_that_is_not_listed_at_such_an_address_is_carried_untouched(dduct
     assert dduct.counters.value(Counter.INTERCEPTED) == 0 and dduct.counters.value(Counter.TUNNELS) == 1
 
 
-def test_a_hello_in_pieces_is_put_together(dduct: RunningDduct, resolving: None) -> None:
+def test_a_client_hello_in_pieces_is_understood(dduct: RunningDduct, resolving: None) -> None:
     with Origin(Files({"/x.deb": BODY}), dduct._leaves.context("origin.test")) as origin, dduct.client() as client:
         assert client.connect(f"{HOST}:{origin.port}").status == 200
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -270,7 +270,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> List[None]:
     return made
 
 
-def test_where_the_poller_takes_no_more_a_thread_waits(
+def test_a_thread_waits_where_the_poller_takes_no_more(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, looks: List[None]
 ) -> None:
     """One user may have only so many descriptors in epolls (max_user_watches)."""
@@ -285,10 +285,10 @@ def test_where_the_poller_takes_no_more_a_thread_waits(
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["in a thread", "in the poller"])
-def test_a_client_that_ends_in_its_hello_is_not_looked_at_again_and_again(
+def test_a_client_that_ends_within_its_hello_does_not_make_the_poller_spin(
     dduct: RunningDduct, looks: List[None], known: bool
 ) -> None:
-    """The end of a connection stays readable for ever: whoever waits for the rest of a hello spins."""
+    """The end of a connection stays readable for ever: a wait for the rest of the hello would spin."""
     if known:
         dduct.server.runtime.leaf_certificates.context(HOST)
     with dduct.client() as client:

@@ -1,4 +1,4 @@
-"""What became of an object: in the log at the end, and in Cache-Status where nothing can be kept."""
+"""Whether an object was stored: in the log at the end, and in Cache-Status where nothing can be stored."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def full(*_: object) -> int:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_what_is_kept_is_said_to_be_stored(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stored_object_is_logged_as_stored(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dduct")
     origin = dduct.origin(Files({"/x.deb": BODY}))
     assert dduct.fetch(origin, "/x.deb").body == BODY
@@ -43,7 +43,7 @@ def test_what_is_kept_is_said_to_be_stored(dduct: RunningDduct, caplog: pytest.L
 
 
 @pytest.mark.parametrize("broken", ["pwrite", "replace"])
-def test_what_the_disk_does_not_take_is_not_said_to_be_stored(
+def test_an_object_that_the_disk_refuses_is_not_logged_as_stored(
     dduct: RunningDduct, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     caplog.set_level(logging.INFO, "dduct")
@@ -54,7 +54,7 @@ def test_what_the_disk_does_not_take_is_not_said_to_be_stored(
         assert said(caplog, "/x.deb").endswith("fwd=uri-miss; not stored: No space left on device")
 
 
-def test_a_transfer_that_breaks_is_not_said_to_be_stored(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_transfer_is_not_logged_as_stored(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dduct")
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -68,7 +68,7 @@ def test_a_transfer_that_breaks_is_not_said_to_be_stored(dduct: RunningDduct, ca
     assert "the origin broke off" in line and not line.endswith("; stored")
 
 
-def test_what_still_comes_when_its_client_leaves_is_not_said_to_be_stored(
+def test_a_transfer_whose_client_hangs_up_is_not_logged_as_stored(
     dduct: RunningDduct, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "dduct")
@@ -93,7 +93,7 @@ def test_what_still_comes_when_its_client_leaves_is_not_said_to_be_stored(
         gate.set()
 
 
-def test_what_is_too_large_or_deep_is_relayed_with_its_reason(
+def test_an_object_that_is_too_large_or_deep_is_relayed_with_its_reason(
     start_dduct: Callable[..., RunningDduct], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "dduct")
@@ -128,7 +128,9 @@ def test_an_object_whose_metadata_does_not_fit_is_relayed_with_all_its_fields(
     assert list(dduct.stored()) == []
 
 
-def test_room_that_is_short_is_said(start_dduct: Callable[..., RunningDduct], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lack_of_space_is_named_as_the_reason(
+    start_dduct: Callable[..., RunningDduct], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "dduct")
     dduct = start_dduct()
     dduct.reload(min_free=2**60)

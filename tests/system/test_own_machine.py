@@ -30,7 +30,7 @@ LAN, ELSEWHERE = "127.0.0.3", "127.0.0.4"  # an address of this machine in its n
 
 @pytest.fixture(autouse=True)
 def cast(monkeypatch: pytest.MonkeyPatch) -> Dict[str, str]:
-    """Who plays what; the dictionary says what names resolve to. Clients are on another machine."""
+    """Which address has which role; the dictionary says what names resolve to. Clients are on another machine."""
     names: Dict[str, str] = {"registry.lab": LAN, "far.lab": ELSEWHERE, "loop.lab": HOST}
     local_only, local, look_up = addresses.is_local_only, addresses._is_local, socket.getaddrinfo
 
@@ -65,7 +65,7 @@ def opened(dduct: RunningDduct, *services: str) -> None:
 
 
 @pytest.mark.parametrize("host", [LAN, "registry.lab", f"[::ffff:{LAN}]", "127.3", "0x7f000003"])
-def test_an_address_of_this_machine_is_not_reached_from_afar(dduct: RunningDduct, host: str) -> None:
+def test_a_remote_client_does_not_reach_an_address_of_this_machine(dduct: RunningDduct, host: str) -> None:
     with Origin(Files({"/x.deb": BODY, "/page": BODY}), host=LAN) as origin:
         for path in ("/x.deb", "/page"):
             refused = get(dduct, f"http://{host}:{origin.port}{path}")
@@ -76,14 +76,14 @@ def test_an_address_of_this_machine_is_not_reached_from_afar(dduct: RunningDduct
     assert dduct.counters.value(Counter.REFUSED) == 4
 
 
-def test_other_machines_are_reached(dduct: RunningDduct) -> None:
+def test_a_remote_client_reaches_other_machines(dduct: RunningDduct) -> None:
     with Origin(Files({"/x.deb": BODY, "/page": BODY}), host=ELSEWHERE) as origin:
         for path in ("/x.deb", "/page"):
             assert get(dduct, f"http://far.lab:{origin.port}{path}").body == BODY
         assert connect(dduct, f"{ELSEWHERE}:{origin.port}") == 200
 
 
-def test_a_redirect_to_it_is_not_followed(dduct: RunningDduct) -> None:
+def test_a_redirect_to_this_machine_is_not_followed(dduct: RunningDduct) -> None:
     with Origin(Files({"/y.deb": BODY}), host=LAN) as inner:
 
         def away(asked: Asked, connection: Connection) -> None:
@@ -94,7 +94,7 @@ def test_a_redirect_to_it_is_not_followed(dduct: RunningDduct) -> None:
             assert inner.accepted == 0 and outer.accepted == 1
 
 
-def test_a_name_with_several_addresses_leads_to_those_that_may_be_reached(
+def test_a_name_with_several_addresses_leads_to_the_allowed_ones(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Origin(Files({"/page": BODY}), host=ELSEWHERE) as origin:
@@ -111,7 +111,7 @@ def test_a_name_with_several_addresses_leads_to_those_that_may_be_reached(
 
 
 @pytest.mark.parametrize("reach", [Reach.OWN_ADDRESSES, Reach.EVERYTHING])
-def test_clients_on_this_machine_reach_it_and_have_it_once(
+def test_clients_on_this_machine_reach_it_and_share_one_transfer(
     dduct: RunningDduct, clients: Callable[[Reach], None], reach: Reach
 ) -> None:
     clients(reach)
@@ -121,11 +121,11 @@ def test_clients_on_this_machine_reach_it_and_have_it_once(
         assert origin.count("/x.deb") == 1
         clients(Reach.NOTHING)
         for method in ("GET", "HEAD"):
-            assert get(dduct, url, method).status == 403  # nor from the cache
+            assert get(dduct, url, method).status == 403  # and not from the cache
         assert origin.count("/x.deb") == 1
 
 
-def test_who_comes_from_an_address_of_this_machine_does_not_reach_loopback(
+def test_a_client_from_a_nonloopback_address_of_this_machine_does_not_reach_loopback(
     dduct: RunningDduct, clients: Callable[[Reach], None]
 ) -> None:
     """It may be a container whose network is a program on this machine."""
@@ -138,7 +138,7 @@ def test_who_comes_from_an_address_of_this_machine_does_not_reach_loopback(
 
 
 @pytest.mark.parametrize("service", ["{host}:{port}", "{host}", "registry.lab:{port}", "registry.lab"])
-def test_a_service_may_be_opened(start_dduct: Build, service: str) -> None:
+def test_allow_own_opens_a_service_of_this_machine(start_dduct: Build, service: str) -> None:
     with Origin(Files({"/x.deb": BODY, "/page": BODY}), host=LAN) as origin:
         key = service.format(host=LAN, port=origin.port)
         dduct = start_dduct(allow_own=(key,))
@@ -151,7 +151,7 @@ def test_a_service_may_be_opened(start_dduct: Build, service: str) -> None:
         assert connect(dduct, f"{LAN}:{origin.port}") == (403 if "registry" in key else 200)
 
 
-def test_a_service_is_opened_and_closed_without_a_new_start(dduct: RunningDduct) -> None:
+def test_a_reload_opens_and_closes_a_service_of_this_machine(dduct: RunningDduct) -> None:
     with Origin(Files({"/page": BODY}), host=LAN) as origin:
         url = f"http://{LAN}:{origin.port}/page"
         statuses = []
@@ -161,7 +161,7 @@ def test_a_service_is_opened_and_closed_without_a_new_start(dduct: RunningDduct)
         assert statuses == [403, 200, 403]
 
 
-def test_what_local_clients_have_brought_is_opened_with_its_service(
+def test_allow_own_also_opens_objects_that_local_clients_fetched(
     dduct: RunningDduct, clients: Callable[[Reach], None]
 ) -> None:
     path = f"/v2/x/blobs/sha256:{hashlib.sha256(BODY).hexdigest()}"
@@ -178,14 +178,14 @@ def test_what_local_clients_have_brought_is_opened_with_its_service(
         assert get(dduct, url).status == 403
 
 
-def test_another_port_stays_closed(start_dduct: Build) -> None:
+def test_allow_own_opens_no_other_port(start_dduct: Build) -> None:
     with Origin(Files({"/page": BODY}), host=LAN) as open_one, Origin(Files({"/page": BODY}), host=LAN) as closed:
         dduct = start_dduct(allow_own=(f"{LAN}:{open_one.port}",))
         assert get(dduct, f"http://{LAN}:{open_one.port}/page").status == 200
         assert get(dduct, f"http://{LAN}:{closed.port}/page").status == 403
 
 
-def test_loopback_is_opened_where_it_is_named(start_dduct: Build) -> None:
+def test_allow_own_opens_loopback_if_it_names_it(start_dduct: Build) -> None:
     with Origin(Files({"/page": BODY})) as origin:
         dduct = start_dduct(allow_own=(f"{HOST}:{origin.port}",))
         for host in (HOST, "localhost", "loop.lab"):
@@ -193,7 +193,7 @@ def test_loopback_is_opened_where_it_is_named(start_dduct: Build) -> None:
         assert get(dduct, f"http://{HOST}:{dduct.tcp_port}/page").status != 200  # dduct itself is no origin
 
 
-def test_dduct_itself_stays_508(start_dduct: Build, cast: Dict[str, str]) -> None:
+def test_allow_own_does_not_open_dduct_itself(start_dduct: Build, cast: Dict[str, str]) -> None:
     dduct = start_dduct(allow_own=("self.lab",))
     cast["self.lab"] = HOST
     assert get(dduct, f"http://self.lab:{dduct.tcp_port}/page").status == 508
@@ -207,7 +207,7 @@ def relay_all(asked: Asked, connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("place", [HOST, LAN], ids=["on loopback", "on an address of this machine"])
-def test_a_parent_here_is_no_way_to_it(start_dduct: Build, place: str) -> None:
+def test_a_parent_proxy_on_this_machine_does_not_open_this_machine(start_dduct: Build, place: str) -> None:
     with Origin(relay_all, host=place) as parent:
         dduct = start_dduct(upstream_proxy=Parent(place, parent.port))
         for host in (LAN, "registry.lab", "loop.lab"):
@@ -221,7 +221,7 @@ def test_a_parent_here_is_no_way_to_it(start_dduct: Build, place: str) -> None:
         assert len(parent.requests) == 2
 
 
-def test_a_parent_elsewhere_is_not_asked_for_an_address_of_this_machine(start_dduct: Build) -> None:
+def test_a_remote_parent_proxy_is_not_asked_for_an_address_of_this_machine(start_dduct: Build) -> None:
     with Origin(relay_all, host=ELSEWHERE) as parent:
         dduct = start_dduct(upstream_proxy=Parent(ELSEWHERE, parent.port))
         for host in (LAN, f"[::ffff:{LAN}]", "127.0.0.9", "localhost"):
@@ -245,7 +245,7 @@ def test_a_parent_elsewhere_is_not_asked_for_an_address_of_this_machine(start_dd
         ("192.0.2.6", "127.0.0.1", Reach.NOTHING),
     ],
 )
-def test_where_a_client_is(client: str, local: str, reach: Reach) -> None:
+def test_a_client_is_local_by_its_address(client: str, local: str, reach: Reach) -> None:
     assert reach_of(client, local) is reach
 
 
@@ -281,7 +281,9 @@ def test_a_client_reaches_the_addresses_that_are_for_it(client: Reach, reached: 
         ([], "10.0.0.5", "10.0.0.5", False),
     ],
 )
-def test_what_a_service_opens(services: Sequence[str], host: str, address: str, opens: bool) -> None:
+def test_allow_own_opens_the_named_addresses_and_ports(
+    services: Sequence[str], host: str, address: str, opens: bool
+) -> None:
     assert OwnServices(services).opens(host, 5000, address) is opens
 
 
@@ -297,12 +299,12 @@ print([address for address in others if scope_of(address) is not Scope.ALL])
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="needs a network namespace")
 @pytest.mark.parametrize("host", ["192.0.2.5", "3221225989", "0xc0000205", "192.0.517", "::ffff:192.0.2.5"])
-def test_an_address_is_this_machine_s_however_it_is_written(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_an_address_of_this_machine_is_recognized_in_every_spelling(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setattr(addresses, "_is_local", lambda address: address == "192.0.2.5")
     assert addresses.scope_of(host) is Scope.OWN_ADDRESS
 
 
-def test_the_kernel_says_which_addresses_are_its_own() -> None:
+def test_the_kernel_tells_the_addresses_of_this_machine() -> None:
     """In a network namespace with addresses of its own; bridges have some, too."""
     commands = [
         "ip link set lo up",

@@ -79,7 +79,7 @@ def test_hosts_may_be_reached_without_the_parent(start_dduct: Build) -> None:
     assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_a_parent_that_is_not_there_is_502_and_says_so(start_dduct: Build) -> None:
+def test_a_missing_parent_is_502_with_its_reason(start_dduct: Build) -> None:
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
@@ -112,7 +112,7 @@ class ScriptedParent:
         (b"", b"connection closed"),
     ],
 )
-def test_a_parent_that_refuses_is_502_and_says_why(start_dduct: Build, answer: bytes, said: bytes) -> None:
+def test_a_refusing_parent_is_502_with_its_reason(start_dduct: Build, answer: bytes, said: bytes) -> None:
     parent = ScriptedParent(answer)
     with Origin(parent) as listening:
         dduct = start_dduct(upstream_proxy=Parent(HOST, listening.port))
@@ -123,7 +123,7 @@ def test_a_parent_that_refuses_is_502_and_says_why(start_dduct: Build, answer: b
             assert client.connect(f"localhost:{origin.port}").status == 502
 
 
-def test_a_parent_gets_the_credentials_and_nobody_else_does(start_dduct: Build) -> None:
+def test_only_the_parent_gets_its_credentials(start_dduct: Build) -> None:
     basic = base64.b64encode(b"user:p@ss").decode()
     parent = ScriptedParent(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
     with Origin(parent) as listening:
@@ -142,7 +142,8 @@ def test_a_parent_gets_the_credentials_and_nobody_else_does(start_dduct: Build) 
 
 def test_a_parent_that_is_dduct_itself_is_508(start_dduct: Build) -> None:
     with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # dduct may have the port as well, and nobody else
+        # dduct may share the port, and no other program can take it.
+        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         free.bind((HOST, 0))
         port = int(free.getsockname()[1])
         dduct = start_dduct(tcp_bind=Address(HOST, port), upstream_proxy=Parent(HOST, port))
@@ -150,7 +151,7 @@ def test_a_parent_that_is_dduct_itself_is_508(start_dduct: Build) -> None:
     assert dduct.fetch(origin, "/x.deb").status == 508
 
 
-def test_bytes_that_come_with_the_parents_answer_are_not_lost(start_dduct: Build) -> None:
+def test_bytes_that_arrive_with_the_parents_answer_are_not_lost(start_dduct: Build) -> None:
     """Some proxies send the origin's first bytes in one packet with their own 200."""
 
     def parent(asked: Asked, connection: Connection) -> None:
@@ -167,7 +168,7 @@ def test_bytes_that_come_with_the_parents_answer_are_not_lost(start_dduct: Build
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, names: Dict[str, str]) -> None:
-    """Make names of this test mean what they are to mean."""
+    """Resolve the names of this test to its addresses."""
     real = socket.getaddrinfo
 
     def look_up(host: Any, *rest: Any, **more: Any) -> Any:
@@ -177,7 +178,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, names: Dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("name", ["127.0.0.9", "127.1", "2130706433", "0x7f.1", "inner.test"])
-def test_a_parent_on_this_machine_is_no_way_to_it_from_afar(
+def test_a_parent_on_this_machine_gives_remote_clients_no_access_to_it(
     start_dduct: Build, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     resolve(monkeypatch, {"inner.test": HOST, "outer.test": "192.0.2.1"})
@@ -195,7 +196,7 @@ def test_a_parent_on_this_machine_is_no_way_to_it_from_afar(
                 assert client.connect(f"{other}:22").status == 200
 
 
-def test_what_a_parent_on_this_machine_has_from_it_is_for_it_alone(
+def test_objects_of_this_machine_through_a_local_parent_are_for_local_clients_only(
     start_dduct: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve(monkeypatch, {"inner.test": HOST})

@@ -121,7 +121,7 @@ def test_interim_responses_are_passed_on(dduct: RunningDduct, path: str) -> None
         assert client.read().body == BODY
 
 
-def test_a_client_of_old_gets_no_interim_response(dduct: RunningDduct) -> None:
+def test_an_http_1_0_client_gets_no_interim_response(dduct: RunningDduct) -> None:
     """RFC 9110 §15.2: HTTP/1.0 did not define any."""
 
     def handler(asked: Asked, connection: Connection) -> None:
@@ -160,7 +160,7 @@ def test_the_origin_decides_whether_a_body_is_wanted(dduct: RunningDduct, monkey
 
 
 @pytest.mark.parametrize("knows", [True, False], ids=["an origin that knows it", "one that never heard of it"])
-def test_a_client_that_waits_is_told_to_go_on(
+def test_a_client_that_expects_100_continue_gets_it(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, knows: bool
 ) -> None:
     def play(connection: Connection, head: bytes) -> None:
@@ -177,7 +177,7 @@ def test_a_client_that_waits_is_told_to_go_on(
         assert client.read().body == b"hello"
 
 
-def test_another_expectation_fails(dduct: RunningDduct) -> None:
+def test_an_unknown_expectation_fails(dduct: RunningDduct) -> None:
     origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b""))
     with dduct.intercepted(origin) as client:
         assert client.get("/page", f"{HOST}:{origin.port}", "Expect: wonders").status == 417
@@ -249,7 +249,7 @@ def test_a_push_takes_no_more_memory_than_buffers_hold(dduct: RunningDduct, monk
 # --- Upgrade ----------------------------------------------------------------------------------------
 
 
-def test_an_upgraded_connection_is_carried_blind(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upgraded_connection_is_tunnelled(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 9110 §7.8, inside an intercepted connection; bytes that came with the request are not lost."""
     seen: List[bytes] = []
 
@@ -332,7 +332,7 @@ def test_a_get_that_says_it_has_no_body_is_answered_from_the_cache(dduct: Runnin
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("path", ["/page", "/x.deb"])
-def test_what_origins_write_oddly_is_put_right(
+def test_odd_but_harmless_response_heads_are_corrected(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, method: str, path: str
 ) -> None:
     def play(connection: Connection, head: bytes) -> None:
@@ -357,14 +357,14 @@ def test_an_upgrade_may_be_declined(dduct: RunningDduct) -> None:
 
 
 @pytest.mark.parametrize("fields", [["Upgrade: websocket"], ["Connection: upgrade", "Upgrade: h2c"]])
-def test_an_upgrade_that_is_none_is_not_passed_on(dduct: RunningDduct, fields: List[str]) -> None:
+def test_an_invalid_upgrade_is_not_passed_on(dduct: RunningDduct, fields: List[str]) -> None:
     origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b""))
     with dduct.intercepted(origin) as client:
         client.get("/page", f"{HOST}:{origin.port}", *fields)
     assert origin.requests[0].get("upgrade") is None and origin.requests[0].get("connection") is None
 
 
-def test_a_protocol_nobody_asked_for_is_502(dduct: RunningDduct) -> None:
+def test_an_upgrade_to_an_unrequested_protocol_is_502(dduct: RunningDduct) -> None:
     origin = dduct.origin(lambda asked, connection: connection.head(101, [("Upgrade", "x")]))
     with dduct.intercepted(origin) as client:
         assert client.get("/page", f"{HOST}:{origin.port}").status == 502
@@ -391,14 +391,14 @@ def test_max_forwards_counts_down(dduct: RunningDduct, method: str) -> None:
         assert "GET" in (last.get("allow") or "") and last.body == b""
 
 
-def test_max_forwards_is_of_no_concern_to_other_methods(dduct: RunningDduct) -> None:
+def test_max_forwards_is_ignored_for_other_methods(dduct: RunningDduct) -> None:
     origin = dduct.origin(lambda asked, connection: connection.respond(200, [], b""))
     with dduct.intercepted(origin) as client:
         client.get("/page", f"{HOST}:{origin.port}", "Max-Forwards: 0")
     assert origin.requests[0].get("max-forwards") == "0"
 
 
-def test_options_of_a_whole_server(dduct: RunningDduct) -> None:
+def test_options_asterisk_is_answered_by_the_server(dduct: RunningDduct) -> None:
     """RFC 9112 §3.2.4."""
     origin = dduct.origin(lambda asked, connection: connection.respond(200, [("Allow", "GET")], b""), tls=False)
     with dduct.client() as client:
@@ -442,7 +442,7 @@ def test_ten_pipelined_downloads_are_answered_in_order_on_one_connection(dduct: 
 # --- answers without a body --------------------------------------------------------------------------
 
 
-def test_a_refusal_of_what_is_known_by_its_digest_has_no_body_after_head(dduct: RunningDduct) -> None:
+def test_a_refused_head_request_for_a_digest_named_object_has_no_body(dduct: RunningDduct) -> None:
     """RFC 9110 §9.3.2; what followed would be taken for the next answer on the connection."""
     digest = hashlib.sha256(BODY).hexdigest()
 
@@ -463,7 +463,7 @@ def test_a_refusal_of_what_is_known_by_its_digest_has_no_body_after_head(dduct: 
         assert following.status == 404 and following.get("x-injected") is None
 
 
-def test_a_body_is_not_passed_on_where_none_belongs() -> None:
+def test_a_body_is_not_passed_on_where_none_is_allowed() -> None:
     """Whatever the answer was to, the client asked with HEAD."""
     near, far = tcp_pair()
     with near, far:
@@ -476,7 +476,7 @@ def test_a_body_is_not_passed_on_where_none_belongs() -> None:
     assert received.endswith(b"\r\n\r\n") and b"Content-Length: 6\r\n" in received
 
 
-# --- connections that a login has made somebody's own ------------------------------------------------
+# --- connections to origins that are authenticated ---------------------------------------------------
 
 
 def mailbox(asked: Asked, connection: Connection) -> None:
@@ -492,7 +492,7 @@ def mailbox(asked: Asked, connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("word", ["NTLM", "Negotiate", "nEGOTIATE"])
-def test_a_connection_with_a_login_is_nobody_elses(dduct: RunningDduct, word: str) -> None:
+def test_an_authenticated_origin_connection_is_not_shared(dduct: RunningDduct, word: str) -> None:
     origin = dduct.origin(mailbox)
     assert dduct.fetch(origin, "/mail", f"Authorization: {word} TlRMTVNTUAADAAAA").body == b"alice"
     assert dduct.fetch(origin, "/mail").status == 401
@@ -500,7 +500,7 @@ def test_a_connection_with_a_login_is_nobody_elses(dduct: RunningDduct, word: st
 
 @pytest.mark.one_process
 @pytest.mark.parametrize("target", ["/x", "/y"])
-def test_a_connection_in_the_middle_of_a_login_is_nobody_elses(dduct: RunningDduct, target: str) -> None:
+def test_an_origin_connection_in_the_middle_of_authentication_is_not_shared(dduct: RunningDduct, target: str) -> None:
     origin = dduct.origin(mailbox)
     for _ in range(2):
         assert dduct.fetch(origin, target).status == 401

@@ -69,7 +69,7 @@ STATUSES: List[Tuple[str, str, str, int, str]] = [
 
 
 @pytest.mark.parametrize("method, path, field, status, said", STATUSES)
-def test_every_response_says_what_happened(
+def test_every_response_has_its_cache_status(
     dduct: RunningDduct, method: str, path: str, field: str, status: int, said: str
 ) -> None:
     port = dduct.origin(answer, tls=False).port
@@ -78,7 +78,7 @@ def test_every_response_says_what_happened(
     assert (got.status, (got.get("cache-status") or "")[: len(said)]) == (status, said)
 
 
-def test_errors_and_own_pages_say_so_too(dduct: RunningDduct) -> None:
+def test_errors_and_builtin_pages_have_their_cache_status(dduct: RunningDduct) -> None:
     gone = dduct.origin(lambda _, connection: connection.reset(), tls=False).port
     wanted = {
         f"http://{HOST}:{gone}/x": (502, "dduct; fwd=bypass; detail=no-filter"),
@@ -95,7 +95,7 @@ def test_errors_and_own_pages_say_so_too(dduct: RunningDduct) -> None:
         assert client.read().get("cache-status") == "dduct; detail=malformed"
 
 
-def test_what_the_origin_says_comes_first(dduct: RunningDduct) -> None:
+def test_the_origins_cache_status_comes_first(dduct: RunningDduct) -> None:
     port = dduct.origin(answer, tls=False).port
     with dduct.client() as client:
         got = client.get(f"http://{HOST}:{port}/cdn", "x")
@@ -103,12 +103,12 @@ def test_what_the_origin_says_comes_first(dduct: RunningDduct) -> None:
     assert said == ["cdn; hit", "dduct; fwd=bypass; detail=no-filter"]
 
 
-def test_readme_knows_every_detail() -> None:
+def test_the_readme_explains_every_detail() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [detail.value for detail in Detail if f"`{detail.value}`" not in text] == []
 
 
-def test_a_refusal_says_why_for_whom_and_where(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
+def test_a_refusal_logs_reason_client_and_target(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
     origin = dduct.origin(answer)
     with dduct.intercepted(origin) as client:
         assert client.get("/here.zip", "mirror.test").status == 421
@@ -121,7 +121,7 @@ def test_a_refusal_says_why_for_whom_and_where(dduct: RunningDduct, log: pytest.
     assert f" - {HOST}:{origin.port} 400 0 " in line(log, "malformed field line").getMessage()
 
 
-def test_users_are_named_and_passwords_never(
+def test_users_are_logged_and_passwords_never(
     start_dduct: Callable[..., RunningDduct], tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     users = tmp_path / "users"
@@ -142,7 +142,7 @@ def test_users_are_named_and_passwords_never(
     assert "horse" not in log.text
 
 
-def test_failures_upstream_are_warnings_and_probes_are_quiet(
+def test_upstream_failures_are_warnings_and_probes_are_quiet(
     dduct: RunningDduct, log: pytest.LogCaptureFixture
 ) -> None:
     gone = dduct.origin(lambda _, connection: connection.reset(), tls=False).port
@@ -164,7 +164,7 @@ def test_failures_upstream_are_warnings_and_probes_are_quiet(
     assert levels == [logging.WARNING, logging.WARNING, logging.DEBUG, logging.INFO]
 
 
-def test_a_tunnel_says_what_it_has_carried(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
+def test_a_tunnel_logs_its_bytes(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
     body = bytes(1_000_000)
     port = dduct.origin(lambda _, connection: connection.respond(200, [], body), tls=False).port
     with dduct.client() as client:
@@ -178,7 +178,7 @@ def test_a_tunnel_says_what_it_has_carried(dduct: RunningDduct, log: pytest.LogC
     assert int(found[2]) == len(request)
 
 
-def test_a_handshake_that_fails_is_told_with_its_host(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_handshake_is_logged_with_its_host(dduct: RunningDduct, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "dduct")
     trusting_nobody = ssl.create_default_context()
     for port, name in ((dduct.tls_port, "origin.test"), (dduct.tcp_port, "origin.test")):
@@ -192,7 +192,7 @@ def test_a_handshake_that_fails_is_told_with_its_host(dduct: RunningDduct, caplo
         assert message.startswith(f"{HOST} ") and name in message and "unknown ca" in message.lower()
 
 
-def test_who_has_cut_a_transfer(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
+def test_the_log_names_the_side_that_cut_a_transfer(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
     gate = threading.Event()
     large = bytes(8_000_000)
 
@@ -218,7 +218,7 @@ def test_who_has_cut_a_transfer(dduct: RunningDduct, log: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("by", ["the client", "its origin"])
-def test_who_has_cut_a_tunnel(dduct: RunningDduct, log: pytest.LogCaptureFixture, by: str) -> None:
+def test_the_log_names_the_side_that_cut_a_tunnel(dduct: RunningDduct, log: pytest.LogCaptureFixture, by: str) -> None:
     arrived, gone = threading.Event(), threading.Event()
 
     def handler(_: Asked, connection: Connection) -> None:
@@ -253,7 +253,7 @@ NOT_KEPT: List[Tuple[str, str, List[Tuple[str, str]], str]] = [
 
 
 @pytest.mark.parametrize("method, asked, fields, said", NOT_KEPT)
-def test_what_is_not_kept_says_why(
+def test_a_response_that_is_not_stored_logs_the_reason(
     dduct: RunningDduct, method: str, asked: str, fields: List[Tuple[str, str]], said: str
 ) -> None:
     def handler(request: Asked, connection: Connection) -> None:
@@ -265,7 +265,7 @@ def test_what_is_not_kept_says_why(
     assert got.get("cache-status") == f"dduct; {said}"
 
 
-def test_what_is_not_kept_for_other_reasons_says_why(start_dduct: Callable[..., RunningDduct]) -> None:
+def test_a_response_not_stored_for_local_reasons_logs_the_reason(start_dduct: Callable[..., RunningDduct]) -> None:
     def handler(asked: Asked, connection: Connection) -> None:
         if asked.target == "/gone.zip":
             connection.respond(404, [], b"none")
@@ -282,7 +282,7 @@ def test_what_is_not_kept_for_other_reasons_says_why(start_dduct: Callable[..., 
         assert got.get("cache-status") == f"dduct; fwd=uri-miss; detail={detail}"
 
 
-def test_another_variant_is_a_vary_miss(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
+def test_another_variant_is_logged_as_a_vary_miss(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:
     def handler(_: Asked, connection: Connection) -> None:
         connection.respond(200, [*FRESH, ("Vary", "Accept")], b"body")
 

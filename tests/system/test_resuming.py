@@ -1,4 +1,4 @@
-"""Transfers that break off, and how they are gone on with: what proves the rest, how often, and with whose request."""
+"""Transfers that break off and are resumed: what proves the rest, how often, and with which client's request."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("etag", ETAGS)
-def test_what_a_digest_names_is_resumed_whatever_its_tag(dduct: RunningDduct, etag: str) -> None:
+def test_a_digest_named_object_is_resumed_whatever_its_tag(dduct: RunningDduct, etag: str) -> None:
     link = Link(etag=ETAGS[etag])
     origin = dduct.origin(link)
     assert dduct.fetch(origin, NAMED).body == BODY
@@ -85,7 +85,7 @@ def test_what_a_digest_names_is_resumed_whatever_its_tag(dduct: RunningDduct, et
 
 
 @pytest.mark.parametrize("odd", ["total unknown", "begins chunked", "no ranges"])
-def test_what_a_digest_names_is_resumed_as_its_origin_can(dduct: RunningDduct, odd: str) -> None:
+def test_a_digest_named_object_is_resumed_with_or_without_ranges(dduct: RunningDduct, odd: str) -> None:
     link = Link(etag=None)
     if odd == "total unknown":
         link.total = "*"
@@ -100,7 +100,7 @@ def test_what_a_digest_names_is_resumed_as_its_origin_can(dduct: RunningDduct, o
     assert dduct.counted(Counter.PUBLISHED) == 1
 
 
-def test_an_origin_without_ranges_is_passed_over_where_its_tag_is_the_same(dduct: RunningDduct) -> None:
+def test_bytes_of_an_origin_without_ranges_are_skipped_if_its_tag_is_equal(dduct: RunningDduct) -> None:
     link = Link()
     link.knows_ranges = False
     grown = iter([500_000, 900_000, 2_000_000])
@@ -110,7 +110,7 @@ def test_an_origin_without_ranges_is_passed_over_where_its_tag_is_the_same(dduct
     assert dduct.counted(Counter.RESUMED) == 2 and dduct.counted(Counter.PUBLISHED) == 1
 
 
-def test_what_would_be_passed_over_has_a_bound(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_skipped_bytes_is_bounded(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fetching.filler.MAX_SKIPPED", 1_000_000)
     link = Link()
     link.knows_ranges = False
@@ -122,7 +122,7 @@ def test_what_would_be_passed_over_has_a_bound(dduct: RunningDduct, monkeypatch:
 
 
 @pytest.mark.parametrize("kind", ["other bytes", "another place", "not to the end", "another total"])
-def test_what_is_not_the_rest_is_never_complete(dduct: RunningDduct, kind: str) -> None:
+def test_a_wrong_rest_never_completes_an_object(dduct: RunningDduct, kind: str) -> None:
     link = Link(etag=None)
     link.resumed = bytes(len(BODY)) if kind == "other bytes" else BODY
 
@@ -141,7 +141,7 @@ def test_what_is_not_the_rest_is_never_complete(dduct: RunningDduct, kind: str) 
     assert dduct.fetch(origin, NAMED).body == BODY
 
 
-def test_each_resumption_that_brings_something_is_one_of_many(dduct: RunningDduct) -> None:
+def test_resumptions_that_bring_bytes_may_be_many(dduct: RunningDduct) -> None:
     link = Link(each=20_000)
     origin = dduct.origin(link)
     assert dduct.fetch(origin, "/x.deb").body == BODY
@@ -150,7 +150,7 @@ def test_each_resumption_that_brings_something_is_one_of_many(dduct: RunningDduc
 
 @pytest.mark.parametrize("brings", [0, 1, 1000])
 @pytest.mark.parametrize("target", ["/x.deb", NAMED], ids=["tag", "digest"])
-def test_an_origin_that_does_not_go_on_is_given_up(dduct: RunningDduct, brings: int, target: str) -> None:
+def test_resumptions_that_bring_nothing_are_limited(dduct: RunningDduct, brings: int, target: str) -> None:
     link = Link(etag='"1"')
     link.progress = lambda start: brings if start else 500_000
     origin = dduct.origin(link)
@@ -158,7 +158,7 @@ def test_an_origin_that_does_not_go_on_is_given_up(dduct: RunningDduct, brings: 
     assert len(link.ranges) == 5 and dduct.stored() == []
 
 
-def test_an_origin_that_breaks_off_too_often_is_given_up(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumptions_in_all_are_limited(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fetching.filler._RESUMPTIONS", 10)
     link = Link(each=20_000)
     origin = dduct.origin(link)
@@ -171,7 +171,7 @@ def test_an_origin_that_breaks_off_too_often_is_given_up(dduct: RunningDduct, mo
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 @pytest.mark.parametrize("target", ["/x.deb", NAMED], ids=["tag", "digest"])
-def test_a_token_that_expires_ends_the_transfer_for_its_bearer_alone(
+def test_an_expired_token_ends_the_transfer_for_its_own_client_only(
     dduct: RunningDduct, status: int, target: str
 ) -> None:
     link = Link(each=500_000)
@@ -192,7 +192,7 @@ def test_a_token_that_expires_ends_the_transfer_for_its_bearer_alone(
     assert origin.body_sent < len(BODY) + 100_000
 
 
-def test_what_nobody_reads_is_there_for_the_next_when_a_token_expires(dduct: RunningDduct) -> None:
+def test_a_partial_download_stays_when_the_token_of_its_fill_expires(dduct: RunningDduct) -> None:
     link = Link(each=1_500_000)
     link.gate = Gate()
     expired: List[str] = []
@@ -206,13 +206,13 @@ def test_what_nobody_reads_is_there_for_the_next_when_a_token_expires(dduct: Run
     expired.append("Bearer a")
     link.gate.open()
     dduct.counted(Counter.DROPPED)
-    for _ in range(2):  # who is refused does not spoil it
+    for _ in range(2):  # a refused client does not damage it
         assert dduct.fetch(origin, "/x.deb", "Authorization: Bearer a").status == 401
     assert dduct.fetch(origin, "/x.deb", "Authorization: Bearer b").body == BODY
     assert link.ranges[-1] == 1_500_000 and origin.body_sent <= len(BODY) + 10
 
 
-def test_a_signature_that_expires_is_asked_for_anew(dduct: RunningDduct) -> None:
+def test_an_expired_signature_is_renewed_through_the_first_url(dduct: RunningDduct) -> None:
     link = Link(each=500_000)
     signed: List[str] = []
     link.refuses = lambda asked: 403 if asked.target != signed[-1] else 0
@@ -227,7 +227,7 @@ def test_a_signature_that_expires_is_asked_for_anew(dduct: RunningDduct) -> None
     assert len(signed) == 4 and store.body_sent == len(BODY)
 
 
-# --- leftovers --------------------------------------------------------------------------------------
+# --- partial downloads ------------------------------------------------------------------------------
 
 
 def dead_leader(dduct: RunningDduct, origin: Origin, name: Name, etag: Optional[str], size: int) -> None:
@@ -242,7 +242,7 @@ def dead_leader(dduct: RunningDduct, origin: Origin, name: Name, etag: Optional[
 
 
 @pytest.mark.parametrize("etag", ETAGS)
-def test_a_leftover_of_what_a_digest_names_is_gone_on_with(dduct: RunningDduct, etag: str) -> None:
+def test_a_partial_download_of_a_digest_named_object_is_resumed(dduct: RunningDduct, etag: str) -> None:
     link = Link(each=len(BODY), etag=ETAGS[etag])
     origin = dduct.origin(link)
     name = Name(f"https/{HOST}:{origin.port}{NAMED}", Digest("sha256", NAMED.rpartition(":")[2]))
@@ -251,7 +251,7 @@ def test_a_leftover_of_what_a_digest_names_is_gone_on_with(dduct: RunningDduct, 
     assert link.ranges == [1_500_000] and origin.body_sent == 500_000
 
 
-def test_a_leftover_waits_until_its_origin_is_there_again(dduct: RunningDduct) -> None:
+def test_a_partial_download_stays_while_its_origin_is_away(dduct: RunningDduct) -> None:
     link = Link(each=len(BODY))
     away = [True]
 
@@ -269,7 +269,7 @@ def test_a_leftover_waits_until_its_origin_is_there_again(dduct: RunningDduct) -
     assert origin.body_sent == 500_000
 
 
-def test_a_leftover_outlives_a_client_that_hangs_up(dduct: RunningDduct) -> None:
+def test_a_partial_download_outlives_a_client_that_hangs_up(dduct: RunningDduct) -> None:
     link, gate = Link(each=len(BODY)), Gate()
 
     def answer(asked: Asked, connection: Connection) -> None:

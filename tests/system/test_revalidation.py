@@ -1,4 +1,4 @@
-"""What is fresh by a guess alone: validated in the background, or for a client that asks again for it."""
+"""Heuristically fresh objects are validated in the background, or for a client that repeats its request."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def status(answer: Answer) -> str:
 # --- in the background ------------------------------------------------------------------------------
 
 
-def test_an_old_guess_is_sent_at_once_and_validated(dduct: RunningDduct, clock: Clock) -> None:
+def test_an_old_heuristic_hit_is_sent_at_once_and_validated_in_the_background(
+    dduct: RunningDduct, clock: Clock
+) -> None:
     shelf = guessed()
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -72,7 +74,7 @@ def test_an_old_guess_is_sent_at_once_and_validated(dduct: RunningDduct, clock: 
     assert shelf.answers == [200, 304]
 
 
-def test_what_has_changed_is_right_in_the_next_answer(dduct: RunningDduct, clock: Clock) -> None:
+def test_a_changed_object_is_current_in_the_next_answer(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed()
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -85,7 +87,7 @@ def test_what_has_changed_is_right_in_the_next_answer(dduct: RunningDduct, clock
     assert shelf.answers == [200, 200] and dduct.counters.value(Counter.OUTDATED) == 1
 
 
-def test_what_is_being_replaced_is_not_sent_any_more(dduct: RunningDduct, clock: Clock) -> None:
+def test_an_object_is_not_sent_while_its_replacement_arrives(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed()
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -102,7 +104,7 @@ def test_what_is_being_replaced_is_not_sent_any_more(dduct: RunningDduct, clock:
     assert shelf.answers == [200, 200]
 
 
-def test_what_may_not_be_kept_any_more_is_outdated(dduct: RunningDduct, clock: Clock) -> None:
+def test_a_background_answer_that_forbids_storing_outdates_the_object(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed()
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -115,7 +117,7 @@ def test_what_may_not_be_kept_any_more_is_outdated(dduct: RunningDduct, clock: C
 
 
 @pytest.mark.parametrize("trouble", ["dead", "503", "429"])
-def test_an_origin_in_trouble_is_not_asked_again_and_again(dduct: RunningDduct, clock: Clock, trouble: str) -> None:
+def test_a_failing_origin_is_not_asked_repeatedly(dduct: RunningDduct, clock: Clock, trouble: str) -> None:
     shelf = guessed(body=b"small")
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -134,7 +136,7 @@ def test_an_origin_in_trouble_is_not_asked_again_and_again(dduct: RunningDduct, 
     dduct.counted(Counter.UNCONFIRMED, 2)
 
 
-def test_an_answer_from_memory_ends_when_a_question_is_due(dduct: RunningDduct, clock: Clock) -> None:
+def test_answers_from_memory_end_when_a_validation_is_due(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed(body=b"small")
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -156,7 +158,7 @@ def test_an_answer_from_memory_ends_when_a_question_is_due(dduct: RunningDduct, 
 @pytest.mark.parametrize(
     "fields", [(), ("Range: bytes=5-9",), ('If-None-Match: "1"',), ("Cache-Control: max-age=9999",)]
 )
-def test_whatever_is_asked_of_it_is_a_reason(
+def test_every_kind_of_request_triggers_background_validation(
     dduct: RunningDduct, clock: Clock, method: str, fields: Tuple[str, ...]
 ) -> None:
     shelf = guessed()
@@ -171,7 +173,7 @@ def test_whatever_is_asked_of_it_is_a_reason(
     assert asked.get("if-none-match") == '"1"'
 
 
-def test_nobodys_credentials_go_along(dduct: RunningDduct, clock: Clock) -> None:
+def test_background_validation_sends_no_credentials(dduct: RunningDduct, clock: Clock) -> None:
     shelf = guessed()
     origin = dduct.origin(shelf)
     dduct.fetch(origin, "/x.deb")
@@ -183,7 +185,9 @@ def test_nobodys_credentials_go_along(dduct: RunningDduct, clock: Clock) -> None
 
 
 @pytest.mark.parametrize("kind", ["restricted", "explicit", "signed"])
-def test_nothing_else_is_asked_about_behind_a_clients_back(start_dduct: Build, clock: Clock, kind: str) -> None:
+def test_only_heuristically_fresh_objects_are_validated_in_the_background(
+    start_dduct: Build, clock: Clock, kind: str
+) -> None:
     dduct = start_dduct(auth_grace=3600.0)
     shelf = guessed(*(FRESH if kind == "explicit" else ()))
     origin = dduct.origin(shelf)
@@ -196,7 +200,7 @@ def test_nothing_else_is_asked_about_behind_a_clients_back(start_dduct: Build, c
     assert not any(thread.name == "validation" for thread in threading.enumerate())
 
 
-def test_all_workers_ask_one_question(start_dduct: Build) -> None:
+def test_all_workers_share_one_background_validation(start_dduct: Build) -> None:
     dduct = start_dduct(recheck=0.0, workers=2)
     shelf = guessed()
     origin = dduct.origin(shelf)
@@ -210,7 +214,7 @@ def test_all_workers_ask_one_question(start_dduct: Build) -> None:
     dduct.counted(Counter.CONFIRMED)
 
 
-def test_a_question_does_not_hold_a_stop_up(start_dduct: Build, clock: Clock) -> None:
+def test_a_background_validation_does_not_delay_a_stop(start_dduct: Build, clock: Clock) -> None:
     dduct = start_dduct(upstream_timeout=300.0)
     shelf = guessed()
     origin = dduct.origin(shelf)
@@ -234,7 +238,7 @@ def doubting(start_dduct: Build) -> RunningDduct:
 
 
 @pytest.mark.parametrize("size", [100, 200_000])
-def test_a_client_that_asks_again_is_given_what_there_is_now(doubting: RunningDduct, size: int) -> None:
+def test_a_client_that_repeats_its_request_gets_the_current_object(doubting: RunningDduct, size: int) -> None:
     shelf = guessed(body=b"a" * size)
     origin = doubting.origin(shelf)
     assert doubting.fetch(origin, "/x.deb").body == b"a" * size
@@ -244,7 +248,7 @@ def test_a_client_that_asks_again_is_given_what_there_is_now(doubting: RunningDd
     assert shelf.answers == [200, 200] and doubting.counters.value(Counter.DOUBTED) == 1
 
 
-def test_a_fleet_that_asks_again_and_again_causes_one_question(doubting: RunningDduct, clock: Clock) -> None:
+def test_repeated_requests_of_many_clients_cause_one_validation(doubting: RunningDduct, clock: Clock) -> None:
     shelf = guessed(body=b"small")
     origin = doubting.origin(shelf)
     doubting.fetch(origin, "/x.deb")
@@ -262,7 +266,7 @@ def test_a_fleet_that_asks_again_and_again_causes_one_question(doubting: Running
     assert shelf.answers == [200, 304, 304]
 
 
-def test_what_was_answered_from_memory_was_given_too(doubting: RunningDduct, clock: Clock) -> None:
+def test_answers_from_memory_count_as_deliveries(doubting: RunningDduct, clock: Clock) -> None:
     shelf = guessed(body=b"small")
     origin = doubting.origin(shelf)
     doubting.fetch(origin, "/x.deb")
@@ -270,13 +274,13 @@ def test_what_was_answered_from_memory_was_given_too(doubting: RunningDduct, clo
     with doubting.intercepted(origin) as client:
         for _ in range(5):
             client.get("/x.deb", f"{HOST}:{origin.port}")
-        clock.ahead = 130  # nobody was given it lately, and the last question is long ago
+        clock.ahead = 130  # no client got it lately, and the last validation is long ago
         client.get("/x.deb", f"{HOST}:{origin.port}")
         replace(shelf, b"other")
         assert client.get("/x.deb", f"{HOST}:{origin.port}").body == b"other"
 
 
-def test_another_client_does_not_ask_again(doubting: RunningDduct) -> None:
+def test_the_first_request_of_another_client_is_no_repetition(doubting: RunningDduct) -> None:
     shelf = guessed()
     origin = doubting.origin(shelf, tls=False)
     url = f"http://{HOST}:{origin.port}/x.deb"
@@ -289,7 +293,7 @@ def test_another_client_does_not_ask_again(doubting: RunningDduct) -> None:
     assert shelf.answers == [200, 304]
 
 
-def test_ranges_heads_and_what_has_a_lifetime_are_not_doubted(doubting: RunningDduct) -> None:
+def test_repeated_ranges_heads_and_explicit_lifetimes_are_not_validated(doubting: RunningDduct) -> None:
     shelf = guessed()
     origin = doubting.origin(shelf)
     doubting.fetch(origin, "/x.deb", "Range: bytes=0-9")
@@ -307,7 +311,7 @@ def test_ranges_heads_and_what_has_a_lifetime_are_not_doubted(doubting: RunningD
 
 
 @pytest.mark.parametrize("forgiving", [True, False])
-def test_a_doubt_that_nobody_answers_changes_nothing(start_dduct: Build, forgiving: bool) -> None:
+def test_a_validation_that_fails_changes_nothing(start_dduct: Build, forgiving: bool) -> None:
     dduct = start_dduct(retry_window=120.0, stale_if_error=forgiving)
     shelf = guessed()
     origin = dduct.origin(shelf)
@@ -317,7 +321,7 @@ def test_a_doubt_that_nobody_answers_changes_nothing(start_dduct: Build, forgivi
         assert dduct.fetch(origin, "/x.deb").body == BODY
 
 
-def test_workers_know_what_each_other_has_given(start_dduct: Build) -> None:
+def test_workers_share_recent_deliveries(start_dduct: Build) -> None:
     dduct = start_dduct(retry_window=120.0, workers=2)
     shelf = guessed()
     origin = dduct.origin(shelf)

@@ -1,4 +1,4 @@
-"""After a reload, who may not come in any more does not go on with what they have begun."""
+"""After a reload, clients that lost their permission cannot continue their connections."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def dduct_of_bob(start_dduct: Build, tmp_path: Path) -> Tuple[RunningDduct, Path
     return start_dduct(auth_file=path), path
 
 
-def test_a_user_who_was_removed_is_out_of_the_intercepted_connection(dduct_of_bob: Tuple[RunningDduct, Path]) -> None:
+def test_a_removed_user_loses_their_intercepted_connection(dduct_of_bob: Tuple[RunningDduct, Path]) -> None:
     dduct, path = dduct_of_bob
     origin = dduct.origin(Files({"/x.deb": BODY}))
     authority = f"{HOST}:{origin.port}"
@@ -72,7 +72,7 @@ def test_a_user_who_was_removed_is_out_of_the_intercepted_connection(dduct_of_bo
     assert dduct.counters.value(Counter.BARRED) == 1
 
 
-def test_a_request_that_is_faster_than_the_end_is_refused(
+def test_a_request_before_the_connection_is_closed_is_refused(
     dduct_of_bob: Tuple[RunningDduct, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dduct, path = dduct_of_bob
@@ -90,7 +90,7 @@ def test_a_request_that_is_faster_than_the_end_is_refused(
     assert origin.count("/y.deb") == 0
 
 
-def test_another_password_ends_what_the_old_one_began(dduct_of_bob: Tuple[RunningDduct, Path]) -> None:
+def test_a_changed_password_ends_connections_of_the_old_one(dduct_of_bob: Tuple[RunningDduct, Path]) -> None:
     dduct, path = dduct_of_bob
     client = inside(dduct, dduct.origin(Files({})), field())
     users(path, hash_password("bob", "new"), EVE)
@@ -99,8 +99,8 @@ def test_another_password_ends_what_the_old_one_began(dduct_of_bob: Tuple[Runnin
 
 
 @pytest.mark.parametrize("how", ["user", "password for all", "address"])
-def test_a_tunnel_ends_with_the_permission(start_dduct: Build, tmp_path: Path, how: str) -> None:
-    """Though nobody speaks in it."""
+def test_a_tunnel_ends_when_its_client_loses_permission(start_dduct: Build, tmp_path: Path, how: str) -> None:
+    """Even if it is silent."""
     path = users(tmp_path / "users", BOB)
     dduct = start_dduct(auth_file=path if how == "user" else None)
     over = threading.Event()
@@ -124,7 +124,7 @@ def test_a_tunnel_ends_with_the_permission(start_dduct: Build, tmp_path: Path, h
     wait_until(lambda: not dduct.server.connections)
 
 
-def test_an_upgraded_connection_ends_too(start_dduct: Build) -> None:
+def test_an_upgraded_connection_ends_when_its_client_loses_permission(start_dduct: Build) -> None:
     dduct = start_dduct()
 
     def upgrade(_: Asked, connection: Connection) -> None:
@@ -141,7 +141,7 @@ def test_an_upgraded_connection_ends_too(start_dduct: Build) -> None:
     wait_until(lambda: not dduct.server.connections)
 
 
-def test_silent_connections_of_who_was_removed_end_and_downloads_of_others_do_not(start_dduct: Build) -> None:
+def test_silent_connections_of_a_removed_user_end_and_downloads_of_others_go_on(start_dduct: Build) -> None:
     dduct = start_dduct(allow_clients=("127.0.0.0/8",))
     gate = Gate()
 
@@ -165,7 +165,7 @@ def test_silent_connections_of_who_was_removed_end_and_downloads_of_others_do_no
     assert answer.body == BODY and answer.complete
 
 
-def test_who_has_shown_no_certificate_is_out_once_one_is_asked_for(start_dduct: Build) -> None:
+def test_a_client_without_certificate_loses_its_connection_when_one_is_required(start_dduct: Build) -> None:
     dduct = start_dduct()
     client = dduct.client(dduct.tls_port)
     client.start_tls(dduct.trust, "origin.test")
@@ -177,9 +177,7 @@ def test_who_has_shown_no_certificate_is_out_once_one_is_asked_for(start_dduct: 
     assert plain.get("/healthz", "localhost").status == 200
 
 
-def test_a_tunnel_that_begins_while_the_configuration_changes_does_not_escape(
-    start_dduct: Build, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tunnel_that_begins_during_a_reload_is_ended_too(start_dduct: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     dduct = start_dduct()
     origin = dduct.origin(Files({}), tls=False)
     origins = type(dduct.server.runtime.services.origins)

@@ -110,10 +110,10 @@ def test_the_first_claim_leads_and_the_next_one_follows(cache: Cache) -> None:
 
 
 @pytest.mark.parametrize("length", [6, None])
-def test_whoever_has_the_whole_object_finds_it_in_its_place_and_no_fill_of_it(
+def test_after_the_last_byte_a_claim_is_a_hit_and_not_a_fill(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, length: Optional[int]
 ) -> None:
-    """Or the next request of a client would join a fill that is over."""
+    """Otherwise the next request of a client would join a fill that has ended."""
     fill = lead(cache)
     fill.start(META, length)
     fill.write(view(b"abc"))
@@ -144,7 +144,7 @@ def test_a_published_object_is_a_hit_with_its_metadata(cache: Cache) -> None:
     assert parts(cache) == []
 
 
-def test_an_empty_object_is_an_object(cache: Cache) -> None:
+def test_an_empty_object_is_stored(cache: Cache) -> None:
     fill = lead(cache)
     fill.start(META, 0)
     fill.publish()
@@ -182,7 +182,7 @@ def test_a_waiting_reader_is_woken_by_bytes(cache: Cache) -> None:
     fill.close()
 
 
-def test_a_crowd_hesitates_to_take_little(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_readers_wait_for_larger_pieces(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transfers.readers.MANY_READERS", 2)
     monkeypatch.setattr("transfers.pacing.PIECE", 10)
     fill = lead(cache)
@@ -208,7 +208,7 @@ def test_a_crowd_hesitates_to_take_little(cache: Cache, monkeypatch: pytest.Monk
     fill.close()
 
 
-def test_who_is_not_in_a_crowd_takes_what_there_is(cache: Cache) -> None:
+def test_few_readers_take_what_there_is(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
     fill.start(META, 6)
@@ -219,13 +219,13 @@ def test_who_is_not_in_a_crowd_takes_what_there_is(cache: Cache) -> None:
 
 
 class Scripted:
-    """A fill that has what it is told to have, and notes for how long its reader would hesitate."""
+    """A fill with the length that the test sets, which notes how long its reader would back off."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         self.there = 0
         self.takes = 0.0  # seconds to wait
-        self.hesitations: List[float] = []
+        self.backoffs: List[float] = []
         monkeypatch.setattr("time.monotonic", lambda: self.now)
 
     def enter(self, _: object) -> None:
@@ -237,13 +237,13 @@ class Scripted:
     def read_at(
         self, view: memoryview, offset: int, timeout: float, reader: object = None, backoff: float = 0.0
     ) -> int:
-        self.hesitations.append(round(backoff, 6))
+        self.backoffs.append(round(backoff, 6))
         self.now += self.takes
         self.there = max(self.there, offset + len(view)) if self.takes else self.there
         return min(len(view), self.there - offset)
 
 
-def test_only_sending_counts_and_not_the_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backoff_counts_the_sending_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise each wait would make the next one twice as long, for a reader that has nothing else to do."""
     fill = Scripted(monkeypatch)
     reader, buffer = FillReader(cast(Any, fill), timeout=60), view(bytearray(10))
@@ -257,10 +257,10 @@ def test_only_sending_counts_and_not_the_waiting(monkeypatch: pytest.MonkeyPatch
         assert reader.read_at(buffer, offset) == 10
         fill.now += 0.05
     assert reader.read_at(buffer, 53) == 7
-    assert [max(0.0, value) for value in fill.hesitations] == [0, 0, 0, 0, 0, 0, 0.6]
+    assert [max(0.0, value) for value in fill.backoffs] == [0, 0, 0, 0, 0, 0, 0.6]
 
 
-def test_what_is_left_of_a_span_is_not_worth_waiting_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_range_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     fill = Scripted(monkeypatch)
     reader, buffer = FillReader(cast(Any, fill), timeout=60), view(bytearray(10))
     fill.there = 3
@@ -269,25 +269,25 @@ def test_what_is_left_of_a_span_is_not_worth_waiting_for(monkeypatch: pytest.Mon
     reader.read_at(buffer, 3)
     fill.now += 1
     reader.read_at(buffer[:5], 3)
-    assert fill.hesitations[1:] == [2.0, 0.0]
+    assert fill.backoffs[1:] == [2.0, 0.0]
 
 
-def test_hesitation_leaves_patience_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backoff_ends_well_before_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     fill = Scripted(monkeypatch)
     reader, buffer = FillReader(cast(Any, fill), timeout=0.1), view(bytearray(10))
     fill.there = 3
     reader.read_at(buffer, 0)
     fill.now += 1
     reader.read_at(buffer, 3)
-    assert fill.hesitations[1:] == [0.05]
+    assert fill.backoffs[1:] == [0.05]
 
 
-def test_hesitation_is_as_long_as_sending_takes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backoff_lasts_as_long_as_sending(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.monotonic", lambda: 1000.0)
     assert backoff_seconds(1000.0) == 0
     assert backoff_seconds(999.75) == 1.0
     assert backoff_seconds(1.0) == 2.0
-    assert backoff_seconds(float("inf")) < 0  # who has not caught up once does not hesitate
+    assert backoff_seconds(float("inf")) < 0  # a reader that never caught up does not back off
 
 
 @pytest.mark.parametrize("end", ["fail", "decline", "close"])
@@ -327,7 +327,7 @@ def test_a_failed_fill_gives_its_readers_what_arrived_and_then_the_cause(cache: 
 
 
 @pytest.mark.parametrize("sent", [b"abc", b"abcdefg"], ids=["short", "long"])
-def test_a_body_of_another_length_than_announced_is_not_published(cache: Cache, sent: bytes) -> None:
+def test_a_body_with_a_wrong_length_is_not_published(cache: Cache, sent: bytes) -> None:
     fill = lead(cache)
     fill.start(META, 5)
     fill.write(view(sent))
@@ -338,7 +338,7 @@ def test_a_body_of_another_length_than_announced_is_not_published(cache: Cache, 
     assert parts(cache) == []
 
 
-def test_a_reader_gives_up_when_nothing_arrives(tmp_path: Path) -> None:
+def test_a_reader_times_out_when_nothing_arrives(tmp_path: Path) -> None:
     cache = Cache(tmp_path, timeout=lambda: 0.01)
     fill = lead(cache)
     fill.start(META, 10)
@@ -349,7 +349,7 @@ def test_a_reader_gives_up_when_nothing_arrives(tmp_path: Path) -> None:
     fill.close()
 
 
-def test_a_reader_outlives_the_leader_and_the_object_s_replacement(cache: Cache) -> None:
+def test_a_reader_outlives_the_leader_and_the_objects_replacement(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
     fill.start(META, 3)
@@ -397,14 +397,14 @@ def test_two_names_never_mix(cache: Cache) -> None:
     assert hit_body(cache, other) == b"two"
 
 
-def test_directories_made_for_nothing_are_removed_again(cache: Cache) -> None:
+def test_unused_directories_are_removed_again(cache: Cache) -> None:
     fill = lead(cache, Key("https/h/a/b/c/x.deb"))
     fill.decline()
     fill.close()
     assert list(cache.store.root.iterdir()) == []
 
 
-def test_a_directory_that_is_removed_while_it_is_made_is_made_again(
+def test_a_directory_removed_during_its_creation_is_created_again(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, failures = os.mkdir, [2]
@@ -431,7 +431,9 @@ ABOVE, BELOW = Key(NAME), Key(NAME + "/below.deb")
 
 
 @pytest.mark.parametrize("order", [(ABOVE, BELOW), (BELOW, ABOVE)])
-def test_a_file_in_the_way_of_a_folder_and_the_reverse_are_kept_both(cache: Cache, order: Tuple[Key, Key]) -> None:
+def test_objects_with_names_that_collide_as_file_and_directory_are_both_stored(
+    cache: Cache, order: Tuple[Key, Key]
+) -> None:
     for key in order:
         publish(cache, key.name.encode(), key)
     for other in (cache, Cache(cache.store.root)):
@@ -442,7 +444,7 @@ def test_a_file_in_the_way_of_a_folder_and_the_reverse_are_kept_both(cache: Cach
     assert list(cache.store.root.iterdir()) == []
 
 
-def test_a_folder_that_appears_while_an_object_grows_does_not_lose_it(cache: Cache) -> None:
+def test_a_directory_that_appears_at_the_path_of_a_growing_object_does_not_lose_it(cache: Cache) -> None:
     above = lead(cache, ABOVE)
     above.start(META, 5)
     publish(cache, b"below", BELOW)
@@ -457,7 +459,7 @@ def test_a_folder_that_appears_while_an_object_grows_does_not_lose_it(cache: Cac
     assert (hit_body(cache, ABOVE), hit_body(Cache(cache.store.root), BELOW)) == (b"above", b"below")
 
 
-def test_what_lies_aside_is_replaced_where_it_lies(cache: Cache) -> None:
+def test_an_object_stored_aside_is_replaced_there(cache: Cache) -> None:
     publish(cache, b"below", BELOW)
     publish(cache, b"old", ABOVE)
     cache.remove(BELOW)  # its place is free by now
@@ -474,7 +476,7 @@ def test_what_lies_aside_is_replaced_where_it_lies(cache: Cache) -> None:
     assert len([path for path in cache.store.root.rglob("*") if path.is_file()]) == 1
 
 
-def test_aliases_lie_aside_as_well(cache: Cache) -> None:
+def test_aliases_can_be_stored_aside(cache: Cache) -> None:
     digest = Digest("sha256", hashlib.sha256(b"layer").hexdigest())
     for key in (Key(ABOVE.name, digest), Key(BELOW.name, digest)):
         found = cache.lookup(key)
@@ -508,8 +510,8 @@ def test_long_names_are_unstorable_and_those_at_the_limits_are_not(cache: Cache)
     assert hit_body(cache, deep) == b"deep"
 
 
-def test_a_file_that_was_taken_away_is_not_published_in_its_successor_s_name(pair: List[Cache]) -> None:
-    """Somebody clears the cache while it is filled, and another process begins anew under the same name."""
+def test_a_removed_growing_file_is_not_published_over_its_successor(pair: List[Cache]) -> None:
+    """A user clears the cache while it is filled, and another process starts again under the same name."""
     first = lead(pair[0])
     first.start(META, None)
     first.write(view(b"whole"))
@@ -526,7 +528,7 @@ def test_a_file_that_was_taken_away_is_not_published_in_its_successor_s_name(pai
     assert hit_body(pair[0]) == b"whole"
 
 
-def test_what_was_never_verified_is_no_object_whatever_its_name(cache: Cache) -> None:
+def test_a_file_that_was_never_verified_is_no_object(cache: Cache) -> None:
     fill = lead(cache)
     fill.start(META, 3, resumable=True)
     fill.write(view(b"abc"))
@@ -535,7 +537,7 @@ def test_what_was_never_verified_is_no_object_whatever_its_name(cache: Cache) ->
     fill.close()
 
 
-def test_a_fresh_file_that_another_has_locked_is_not_led(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_file_locked_by_another_process_is_not_led(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
     leave(pair[0], b"abc")
     fill = lead(pair[1])
     monkeypatch.setattr("storage.tree.try_lock", lambda _: False)
@@ -547,9 +549,7 @@ def test_a_fresh_file_that_another_has_locked_is_not_led(pair: List[Cache], monk
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINVAL])
-def test_what_the_disk_has_lost_in_writing_is_unpublished(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch, error: int
-) -> None:
+def test_an_object_whose_sync_fails_is_unpublished(cache: Cache, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     """Quotas and network file systems say so only when an object is synced; EINVAL means that they never sync."""
     fill = lead(cache)
     fill.start(META, 3)
@@ -570,9 +570,7 @@ def test_what_the_disk_has_lost_in_writing_is_unpublished(
         found.entry.close()
 
 
-def test_a_system_without_room_for_threads_hashes_where_it_writes(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_hashing_thread_the_writer_hashes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     body = os.urandom(1_000_000)
     monkeypatch.setattr("transfers.hashing._ALONE", 1000)
 
@@ -626,7 +624,7 @@ def record_of(cache: Cache) -> Record:
     return Record.decode(os.getxattr(cache.store.root / NAME, "user.dduct"))
 
 
-def test_nobody_waits_for_a_hash_that_nothing_depends_on(cache: Cache, late: Fill) -> None:
+def test_a_hash_that_nothing_depends_on_delays_no_publication(cache: Cache, late: Fill) -> None:
     reader, elsewhere = follow(cache), follow(Cache(cache.store.root, timeout=lambda: 20.0))
     assert late.publish()
     assert record_of(cache).unhashed and not record_of(cache).sha256
@@ -642,8 +640,8 @@ def test_nobody_waits_for_a_hash_that_nothing_depends_on(cache: Cache, late: Fil
     assert hit_body(cache) == b"".join(PIECES)
 
 
-def test_another_machine_trusts_who_is_still_at_it(cache: Cache, late: Fill) -> None:
-    """On a file system that they share; what it sees of the other's boot looks like an earlier one of its own."""
+def test_another_machine_trusts_an_object_that_its_writer_still_hashes(cache: Cache, late: Fill) -> None:
+    """On a shared file system; the other machine's boot looks like an earlier boot of this one."""
     other = Cache(cache.store.root)
     other.store.boot = "another machine's"
     late.publish()
@@ -671,7 +669,7 @@ def test_a_crash_before_the_hash_costs_the_object_only_after_the_next_boot(cache
 
 
 @pytest.mark.parametrize("unreadable", [False, True])
-def test_what_is_lost_before_it_is_hashed_is_unpublished(
+def test_an_object_lost_before_it_is_hashed_is_unpublished(
     cache: Cache, late: Fill, monkeypatch: pytest.MonkeyPatch, unreadable: bool
 ) -> None:
     late.publish()
@@ -689,8 +687,8 @@ def test_what_is_lost_before_it_is_hashed_is_unpublished(
     assert not (cache.store.root / NAME).exists() and not parts(cache)
 
 
-def test_a_hash_that_another_process_has_undone_is_made_again(cache: Cache, late: Fill) -> None:
-    """It validates an object, and writes what it read of the record a moment before."""
+def test_a_hash_that_another_process_overwrote_is_written_again(cache: Cache, late: Fill) -> None:
+    """It validates an object, and writes back the record that it read a moment before."""
     late.publish()
     stale = os.getxattr(cache.store.root / NAME, "user.dduct")
     late.file.hash_the_rest(late.size, late._hashes)
@@ -706,7 +704,7 @@ def test_a_hash_that_another_process_has_undone_is_made_again(cache: Cache, late
     assert record.durable and record.sha256 == hashlib.sha256(b"".join(PIECES)).hexdigest()
 
 
-def test_what_has_taken_the_place_of_a_late_object_stays(cache: Cache, late: Fill) -> None:
+def test_an_object_that_replaced_a_late_one_stays(cache: Cache, late: Fill) -> None:
     late.publish()
     os.truncate(cache.store.root / NAME, 350_000)
     (cache.store.root / NAME).unlink()
@@ -718,7 +716,7 @@ def test_what_has_taken_the_place_of_a_late_object_stays(cache: Cache, late: Fil
     assert record_of(cache).sha256 == hashlib.sha256(b"another").hexdigest()
 
 
-def test_a_failed_fill_is_not_begun_with_although_there_are_bytes(cache: Cache) -> None:
+def test_a_follower_does_not_start_with_a_failed_fill(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
     fill.start(META, 10)
@@ -730,7 +728,7 @@ def test_a_failed_fill_is_not_begun_with_although_there_are_bytes(cache: Cache) 
     fill.close()
 
 
-def test_a_claim_that_cannot_open_its_file_releases_those_who_came_after(cache: Cache) -> None:
+def test_a_claim_that_cannot_open_its_file_releases_its_followers(cache: Cache) -> None:
     (cache.store.root / "https").write_text("a file where a directory belongs")
     with ThreadPoolExecutor(8) as pool:
         claims = [pool.submit(cache.claim, KEY) for _ in range(8)]
@@ -739,9 +737,7 @@ def test_a_claim_that_cannot_open_its_file_releases_those_who_came_after(cache: 
                 claim.result(20)
 
 
-def test_a_disk_that_breaks_at_publication_keeps_nothing_from_the_readers(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_error_at_publication_does_not_affect_readers(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EIO, "broken")
 
@@ -758,7 +754,7 @@ def test_a_disk_that_breaks_at_publication_keeps_nothing_from_the_readers(
     assert parts(cache) == []
 
 
-def test_a_refresh_is_not_undone_by_what_settles_later(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_sync_does_not_undo_a_validation(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sync of a publication takes its time, and an object may be validated meanwhile."""
     fill = lead(cache)
     fill.start(META, 1)
@@ -781,7 +777,7 @@ def test_a_refresh_is_not_undone_by_what_settles_later(cache: Cache, monkeypatch
     claim.entry.close()
 
 
-def test_whoever_has_the_whole_object_finds_it_in_its_place(cache: Cache) -> None:
+def test_after_the_last_byte_the_object_is_in_its_place(cache: Cache) -> None:
     fill = lead(cache)
     reader = follow(cache)
     fill.start(META, 6)
@@ -815,7 +811,9 @@ class FullDisk:
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
 @pytest.mark.parametrize("space", [0, 1, 150_000, 299_999])
-def test_a_fill_goes_on_without_the_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch, space: int, error: int) -> None:
+def test_a_fill_continues_in_memory_without_the_disk(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, space: int, error: int
+) -> None:
     body = os.urandom(300_000)
     FullDisk(monkeypatch, space, error)
     fill = lead(cache)
@@ -833,7 +831,7 @@ def test_a_fill_goes_on_without_the_disk(cache: Cache, monkeypatch: pytest.Monke
     assert parts(cache) == [] and cache.lookup(KEY) is None
 
 
-def test_nobody_new_joins_a_fill_without_the_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_new_reader_joins_a_fill_without_the_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = FullDisk(monkeypatch, 0)
     fill = lead(cache)
     reader = follow(cache)
@@ -851,7 +849,7 @@ def test_nobody_new_joins_a_fill_without_the_disk(cache: Cache, monkeypatch: pyt
 
 
 def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded, and nobody loses anything who goes on reading."""
+    """Memory is bounded, and a reader that continues loses nothing."""
     FullDisk(monkeypatch, 0)
     monkeypatch.setattr("transfers.readers.WINDOW_LIMIT", 1000)
     fill = lead(cache)
@@ -874,8 +872,8 @@ def test_a_fill_without_the_disk_waits_for_its_slowest_reader(cache: Cache, monk
     fill.close()
 
 
-def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The filler waits for them, as they would for it."""
+def test_many_readers_do_not_back_off_where_memory_is_short(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filler waits for its readers."""
     FullDisk(monkeypatch, 0)
     monkeypatch.setattr("transfers.readers.MANY_READERS", 1)
     fill = lead(cache)
@@ -890,7 +888,7 @@ def test_a_crowd_does_not_hesitate_where_memory_is_short(cache: Cache, monkeypat
     fill.close()
 
 
-def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_reader_is_cut_visibly(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     FullDisk(monkeypatch, 0)
     monkeypatch.setattr("transfers.readers.WINDOW_LIMIT", 1000)
     monkeypatch.setattr("transfers.readers._SLOWEST_READER_TIMEOUT", 0.05)
@@ -906,8 +904,8 @@ def test_a_reader_that_stands_still_is_given_up_visibly(cache: Cache, monkeypatc
     fill.close()
 
 
-def test_a_reader_that_is_given_up_holds_nobody_up_any_more(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither by where it stood, nor by coming back to hear that it has lost."""
+def test_a_cut_reader_delays_no_other_reader(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by its position, and not by its next read, which fails."""
     FullDisk(monkeypatch, 0)
     monkeypatch.setattr("transfers.readers.WINDOW_LIMIT", 1000)
     monkeypatch.setattr("transfers.readers._SLOWEST_READER_TIMEOUT", 0.2)
@@ -931,7 +929,7 @@ def test_a_reader_that_is_given_up_holds_nobody_up_any_more(cache: Cache, monkey
     fill.close()
 
 
-def test_a_fill_that_has_neither_disk_nor_readers_ends(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fill_without_disk_and_readers_ends(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     FullDisk(monkeypatch, 0)
     fill = lead(cache)
     fill.start(META, None)
@@ -940,7 +938,7 @@ def test_a_fill_that_has_neither_disk_nor_readers_ends(cache: Cache, monkeypatch
     fill.close()
 
 
-def test_a_wrong_object_is_wrong_without_the_disk_too(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_digest_is_detected_without_the_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     FullDisk(monkeypatch, 100)
     key = Key("https/h/blob", digest_of(b"right"))
     fill = lead(cache, key)
@@ -1018,7 +1016,7 @@ def test_a_digest_named_object_lies_under_its_digest_and_its_url_is_an_alias(cac
     claim.entry.close()
 
 
-def test_another_url_with_the_same_digest_has_to_be_introduced_first(cache: Cache) -> None:
+def test_another_url_with_the_same_digest_has_to_be_confirmed_first(cache: Cache) -> None:
     publish(cache, BLOB, blob_key("one"), blob_meta("one"))
     other = blob_key("two")
     claim = cache.claim(other)
@@ -1107,8 +1105,8 @@ def test_what_is_shown_of_an_alias_does_not_undo_what_came_since(cache: Cache, s
     assert found.metadata == {"nothing": shown, "another answer": private, "invalidation": None}[since]
 
 
-def test_an_alias_is_no_object_for_a_filter_that_knows_nothing_of_digests(cache: Cache) -> None:
-    """Filters change, and an empty answer in the name of every layer would be the thanks."""
+def test_an_alias_is_no_object_for_a_filter_without_digests(cache: Cache) -> None:
+    """Filters change; otherwise every layer would be an empty answer."""
     key = blob_key("one")
     publish(cache, BLOB, key, blob_meta("one"))
     plain = Key(key.name)
@@ -1122,7 +1120,7 @@ def test_an_alias_is_no_object_for_a_filter_that_knows_nothing_of_digests(cache:
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_empty_file_without_a_record_is_no_object(cache: Cache, keeps: bool) -> None:
-    """It may have been an alias before somebody copied it without its attribute."""
+    """It may be an alias that was copied without its attribute."""
     if not keeps:
         cache.store.records = NoRecords()
     (cache.store.root / NAME).parent.mkdir(parents=True)
@@ -1130,7 +1128,7 @@ def test_an_empty_file_without_a_record_is_no_object(cache: Cache, keeps: bool) 
     assert cache.lookup(KEY) is None
 
 
-def test_an_evicted_object_makes_its_aliases_worthless(cache: Cache) -> None:
+def test_aliases_of_an_evicted_object_are_misses(cache: Cache) -> None:
     key = blob_key("one")
     publish(cache, BLOB, key, blob_meta("one"))
     digest = hashlib.sha256(BLOB).hexdigest()
@@ -1139,7 +1137,7 @@ def test_an_evicted_object_makes_its_aliases_worthless(cache: Cache) -> None:
     assert hit_body(cache, key) == BLOB
 
 
-def test_a_url_that_cannot_be_remembered_still_shares_the_object(cache: Cache) -> None:
+def test_a_url_whose_alias_cannot_be_written_still_shares_the_object(cache: Cache) -> None:
     (cache.store.root / "https").write_text("in the way")
     key = Key("https/one/blob", digest_of(BLOB))
     publish(cache, BLOB, key)
@@ -1160,16 +1158,16 @@ def test_an_object_of_the_wrong_length_is_a_miss_and_is_replaced(cache: Cache, d
     assert hit_body(cache) == b"body"
 
 
-def test_a_leftover_of_a_crash_is_not_seen_by_anybody(cache: Cache) -> None:
+def test_a_partial_download_of_a_crash_is_not_served(cache: Cache) -> None:
     part = cache.store.root / (NAME + ".dduct")
     part.parent.mkdir(parents=True)
-    part.write_bytes(b"leftover of another size altogether")
+    part.write_bytes(b"a partial download of another size")
     publish(cache, b"body")
     assert hit_body(cache) == b"body"
     assert parts(cache) == []
 
 
-def test_a_leftover_is_never_truncated_under_a_leader_of_another_process(tmp_path: Path) -> None:
+def test_a_partial_download_is_never_truncated_under_a_leader_of_another_process(tmp_path: Path) -> None:
     one, two = Cache(tmp_path), Cache(tmp_path)
     fill = lead(one)
     fill.start(META, 6)
@@ -1193,7 +1191,7 @@ def leave(cache: Cache, raw: bytes, length: int = 6, resumable: bool = True, key
     os.close(fill.file.fd)
 
 
-def test_a_leftover_is_gone_on_with(pair: List[Cache]) -> None:
+def test_a_partial_download_is_resumed(pair: List[Cache]) -> None:
     leave(pair[0], b"abc")
     fill = lead(pair[1])
     assert fill.partial_download == PartialDownload(META, 6, 3)
@@ -1213,8 +1211,8 @@ def test_a_leftover_is_gone_on_with(pair: List[Cache]) -> None:
     entry.close()
 
 
-def test_followers_elsewhere_get_nothing_of_a_leftover_before_its_origin_has_spoken(tmp_path: Path) -> None:
-    """All of an outdated object may be there."""
+def test_foreign_followers_get_no_bytes_of_a_partial_download_before_the_origin_answers(tmp_path: Path) -> None:
+    """All bytes of an outdated object may be there."""
     caches = [Cache(tmp_path / "files", timeout=lambda: 20.0) for _ in range(3)]
     leave(caches[0], b"abcdef")
     fill = lead(caches[1])
@@ -1227,7 +1225,7 @@ def test_followers_elsewhere_get_nothing_of_a_leftover_before_its_origin_has_spo
     fill.close()
 
 
-def test_a_leftover_is_left_over_again_by_a_leader_that_dies_while_it_asks(pair: List[Cache]) -> None:
+def test_a_partial_download_survives_a_leader_that_dies_while_it_asks(pair: List[Cache]) -> None:
     leave(pair[0], b"abc")
     os.close(lead(Cache(pair[0].store.root)).file.fd)
     fill = lead(pair[1])
@@ -1235,7 +1233,7 @@ def test_a_leftover_is_left_over_again_by_a_leader_that_dies_while_it_asks(pair:
     fill.close()
 
 
-def test_a_complete_leftover_is_not_taken_for_an_object(pair: List[Cache]) -> None:
+def test_a_partial_download_with_all_bytes_is_not_mistaken_for_an_object(pair: List[Cache]) -> None:
     leave(pair[0], b"abcdef")
     fill = lead(pair[1])
     assert fill.partial_download == PartialDownload(
@@ -1249,7 +1247,7 @@ def test_a_complete_leftover_is_not_taken_for_an_object(pair: List[Cache]) -> No
     assert hit_body(pair[0]) == b"abcdef"
 
 
-def test_a_digest_named_leftover_is_verified_from_its_first_byte(pair: List[Cache], tmp_path: Path) -> None:
+def test_a_digest_named_partial_download_is_verified_from_its_first_byte(pair: List[Cache], tmp_path: Path) -> None:
     key = Key("https/one/x", digest_of(b"abcdef"))
     for one, raw, right in ((pair[0], b"abX", False), (Cache(tmp_path / "files"), b"abc", True)):
         leave(one, raw, key=key)
@@ -1265,7 +1263,7 @@ def test_a_digest_named_leftover_is_verified_from_its_first_byte(pair: List[Cach
         fill.close()
 
 
-def test_a_leftover_of_another_object_makes_way_and_its_followers_do_not_mix_them(pair: List[Cache]) -> None:
+def test_followers_do_not_mix_a_partial_download_with_another_object(pair: List[Cache]) -> None:
     leave(pair[0], b"abc")
     foreign = ForeignFill(
         str(pair[0].store.root / NAME),
@@ -1287,7 +1285,7 @@ def test_a_leftover_of_another_object_makes_way_and_its_followers_do_not_mix_the
 
 
 @pytest.mark.parametrize("what", ["not resumable", "other boot", "too long"])
-def test_what_cannot_be_gone_on_with_goes(pair: List[Cache], what: str) -> None:
+def test_a_partial_download_that_cannot_be_resumed_is_removed(pair: List[Cache], what: str) -> None:
     if what == "other boot":
         pair[0].store.boot = "another"
     leave(pair[0], b"abc", 6 if what != "too long" else 2, what != "not resumable")
@@ -1297,7 +1295,7 @@ def test_what_cannot_be_gone_on_with_goes(pair: List[Cache], what: str) -> None:
     assert parts(pair[0]) == []
 
 
-def test_a_fill_that_nobody_reads_can_be_given_up_and_gone_on_with(pair: List[Cache]) -> None:
+def test_a_fill_without_readers_can_be_stopped_and_resumed(pair: List[Cache]) -> None:
     fill = lead(pair[0])
     fill.start(META, 6, resumable=True)
     fill.write(view(b"abc"))
@@ -1321,7 +1319,7 @@ def test_a_fill_that_nobody_reads_can_be_given_up_and_gone_on_with(pair: List[Ca
     assert parts(pair[0]) == []
 
 
-def test_what_is_given_up_for_good_is_removed(cache: Cache) -> None:
+def test_a_fill_that_is_given_up_for_good_is_removed(cache: Cache) -> None:
     fill = lead(cache)
     fill.start(META, 6)
     fill.write(view(b"abc"))
@@ -1330,7 +1328,7 @@ def test_what_is_given_up_for_good_is_removed(cache: Cache) -> None:
     assert parts(cache) == []
 
 
-def test_who_joins_a_fill_just_as_it_is_given_up_claims_again(cache: Cache) -> None:
+def test_a_reader_that_joins_a_stopping_fill_claims_again(cache: Cache) -> None:
     fill = lead(cache)
     fill.start(META, 6, resumable=True)
     late = FillReader(fill, 1)
@@ -1344,7 +1342,7 @@ def test_who_joins_a_fill_just_as_it_is_given_up_claims_again(cache: Cache) -> N
 
 
 @pytest.mark.parametrize("failures", [2, 3])
-def test_a_disk_that_does_not_give_back_is_asked_again_and_then_given_up(
+def test_an_object_that_cannot_be_read_is_read_again_and_then_given_up(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     publish(cache, b"body")
@@ -1376,8 +1374,8 @@ def pair(tmp_path: Path) -> List[Cache]:
     return [Cache(tmp_path / "files", timeout=lambda: 20.0) for _ in range(2)]
 
 
-def test_a_blank_file_that_nobody_leads_is_removed_by_who_finds_that_out(cache: Cache) -> None:
-    """A look at who leads takes the lock for a moment; whoever comes to lead just then thinks that another one does."""
+def test_an_empty_growing_file_without_leader_is_removed_by_its_finder(cache: Cache) -> None:
+    """A check for a leader takes the lock for a moment; a process that wants to lead just then sees another leader."""
     place = str(cache.store.root / NAME)
     os.close(cache.store.tree.open_growing_file(place))
     growing = cache.store.tree.open_growing(place)
@@ -1388,7 +1386,7 @@ def test_a_blank_file_that_nobody_leads_is_removed_by_who_finds_that_out(cache: 
     assert parts(cache) == []
 
 
-def test_a_follower_elsewhere_has_the_whole_object_when_it_is_in_its_place(pair: List[Cache]) -> None:
+def test_a_foreign_follower_completes_when_the_object_is_in_its_place(pair: List[Cache]) -> None:
     fill = lead(pair[0])
     reader = follow(pair[1])
     fill.start(META, 6)
@@ -1401,7 +1399,7 @@ def test_a_follower_elsewhere_has_the_whole_object_when_it_is_in_its_place(pair:
     fill.close()
 
 
-def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_follower_waits_for_larger_pieces(pair: List[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transfers.follow.PIECE", 10)
     monkeypatch.setattr("transfers.follow.POLL_INTERVAL", 0.0)  # else it looks only a few times in TIMEOUT
     fill = lead(pair[0])
@@ -1436,7 +1434,7 @@ def test_a_follower_elsewhere_hesitates_to_take_little(pair: List[Cache], monkey
     fill.close()
 
 
-def test_a_foreign_fill_is_followed_from_head_to_end(pair: List[Cache]) -> None:
+def test_a_foreign_fill_is_followed_to_its_end(pair: List[Cache]) -> None:
     fill = lead(pair[0])
     reader = follow(pair[1])
     with ThreadPoolExecutor(1) as pool:
@@ -1453,7 +1451,7 @@ def test_a_foreign_fill_is_followed_from_head_to_end(pair: List[Cache]) -> None:
     reader.close()
 
 
-def test_a_foreign_fill_of_unknown_length_has_one_when_it_is_over(pair: List[Cache]) -> None:
+def test_a_foreign_fill_of_unknown_length_has_a_length_at_its_end(pair: List[Cache]) -> None:
     fill = lead(pair[0])
     reader = follow(pair[1])
     fill.start(META, None)
@@ -1500,8 +1498,8 @@ def test_a_fill_that_ends_before_it_can_be_followed_leaves_nothing(
 
 
 @pytest.mark.parametrize("fate", ["evicted", "replaced"])
-def test_a_foreign_fill_that_ended_well_is_whole_whatever_became_of_its_name(pair: List[Cache], fate: str) -> None:
-    """A slow follower may come to the end long after."""
+def test_a_complete_foreign_fill_is_complete_even_if_its_file_was_removed(pair: List[Cache], fate: str) -> None:
+    """A slow follower may reach the end much later."""
     fill = lead(pair[0])
     reader = follow(pair[1])
     fill.start(META, None)
@@ -1518,7 +1516,7 @@ def test_a_foreign_fill_that_ended_well_is_whole_whatever_became_of_its_name(pai
 
 
 def test_without_attributes_a_foreign_fill_cannot_be_followed(pair: List[Cache]) -> None:
-    """Nothing would say what its head is before its end."""
+    """Nothing tells its head before its end."""
     for cache in pair:
         cache.store.records = NoRecords()
     fill = lead(pair[0])
@@ -1532,7 +1530,7 @@ def test_without_attributes_a_foreign_fill_cannot_be_followed(pair: List[Cache])
 
 
 @pytest.mark.parametrize("end", ["fail", "decline"])
-def test_a_foreign_fill_that_ends_before_its_head_sends_followers_back(pair: List[Cache], end: str) -> None:
+def test_a_foreign_fill_that_ends_before_its_head_makes_followers_claim_again(pair: List[Cache], end: str) -> None:
     fill = lead(pair[0])
     reader = follow(pair[1])
     fill.fail("x") if end == "fail" else fill.decline()
@@ -1542,7 +1540,7 @@ def test_a_foreign_fill_that_ends_before_its_head_sends_followers_back(pair: Lis
     publish(pair[1], b"body")
 
 
-def test_a_foreign_fill_that_fails_sends_its_followers_elsewhere(pair: List[Cache]) -> None:
+def test_followers_of_a_failed_foreign_fill_continue_elsewhere(pair: List[Cache]) -> None:
     fill = lead(pair[0])
     reader = follow(pair[1])
     fill.start(META, 6)
@@ -1592,7 +1590,7 @@ _CHILD = """
 """
 
 
-def test_a_killed_leader_leaves_nothing_that_is_taken_for_an_object(tmp_path: Path) -> None:
+def test_a_killed_leader_leaves_nothing_that_is_served_as_an_object(tmp_path: Path) -> None:
     cache = Cache(tmp_path, timeout=lambda: 20.0)
     child = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(_CHILD), str(tmp_path), NAME],
@@ -1649,8 +1647,8 @@ def test_caches_racing_on_one_directory_publish_each_object_once(pair: List[Cach
     assert len(leaders) == 100
 
 
-def test_a_crowd_that_grows_while_it_waits_gets_every_piece(cache: Cache) -> None:
-    """Those who were few enough to be woken find out that they no longer are."""
+def test_readers_that_become_many_while_they_wait_get_every_piece(cache: Cache) -> None:
+    """Readers that were few enough to be woken learn that they no longer are."""
     fill = lead(cache)
     fill.start(META, 6)
     readers = [follow(cache) for _ in range(16)]

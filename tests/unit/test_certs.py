@@ -468,7 +468,7 @@ def test_a_server_certificate_that_vanishes_meanwhile_is_named(copy: Path) -> No
 
 @pytest.mark.parametrize("how", list(BROKEN))
 @pytest.mark.parametrize("name", ["ca.key", "ca.crt", "server.key", "server.crt", "client.crt"])
-def test_a_spoiled_file_is_refused_and_named(copy: Path, name: str, how: str) -> None:
+def test_a_damaged_file_is_refused_and_named(copy: Path, name: str, how: str) -> None:
     (copy / name).write_bytes(BROKEN[how]((copy / name).read_bytes()))
     line = complaint(copy, name, "delete", "restart", *REMEDIES.get(name.split(".")[0], ()))
     assert ("private key" if name.endswith(".key") else "certificate") in line
@@ -483,7 +483,7 @@ def test_a_key_that_is_not_the_certificates_is_refused(copy: Path, who: str) -> 
 
 @pytest.mark.parametrize("who", ["ca", "server", "client"])
 @pytest.mark.parametrize("missing", ["key", "crt"])
-def test_half_a_pair_is_refused(copy: Path, who: str, missing: str) -> None:
+def test_a_certificate_or_key_without_the_other_is_refused(copy: Path, who: str, missing: str) -> None:
     (copy / f"{who}.{missing}").unlink()
     line = complaint(copy, f"{who}.{missing}", "is there without", *REMEDIES.get(who, ()))
     assert f'"{copy / who}.{"crt" if missing == "key" else "key"}"' in line
@@ -500,7 +500,7 @@ def test_an_expired_authority_is_refused_with_its_date(copy: Path) -> None:
     complaint(copy, "ca.crt", f"expired on {moment(certificate, 'not_valid_after'):%Y-%m-%d}", *REMEDIES["ca"])
 
 
-def test_an_authority_of_the_future_makes_one_look_at_the_clock(copy: Path) -> None:
+def test_the_error_for_a_future_authority_mentions_the_clock(copy: Path) -> None:
     certificate = hand_made(own_key, starts=timedelta(days=3))
     put_own_authority(copy, certificate)
     complaint(copy, "ca.crt", f"not valid before {moment(certificate, 'not_valid_before'):%Y-%m-%d}", "clock")
@@ -557,7 +557,7 @@ OF_THE_AUTHORITY = ("ca.key", "ca.crt")
         ("client.crt", "client.key"),
     ],
 )
-def test_where_the_authority_has_got_lost_no_new_one_is_made(copy: Path, left: Tuple[str, ...]) -> None:
+def test_no_new_authority_is_made_if_the_old_one_is_missing(copy: Path, left: Tuple[str, ...]) -> None:
     for name in set(FILES) - set(left):
         (copy / name).unlink()
     before = content(copy)
@@ -581,7 +581,7 @@ def test_a_link_to_nothing_is_refused_and_not_replaced(copy: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["ca.key", "ca.crt"])
-def test_both_of_an_authority_as_links_to_nothing_are_refused(tmp_path: Path, name: str) -> None:
+def test_certificate_and_key_as_links_to_nothing_are_refused(tmp_path: Path, name: str) -> None:
     for other in OF_THE_AUTHORITY:
         (tmp_path / other).symlink_to("/nowhere/at/all")
     with pytest.raises(CertificateError, match="is a link to"):
@@ -609,8 +609,8 @@ def test_a_file_too_large_for_a_certificate_is_refused(copy: Path) -> None:
     complaint(copy, "ca.crt", "too large", *REMEDIES["ca"])
 
 
-def test_what_a_first_start_has_not_finished_is_no_remains(tmp_path: Path) -> None:
-    """Nobody has seen an authority whose certificate never got its name."""
+def test_an_unfinished_first_start_does_not_block_the_next(tmp_path: Path) -> None:
+    """No client can trust an authority whose certificate never got its name."""
     (tmp_path / ".ca.crt.pending").write_bytes(b"-----BEGIN")
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "README").touch()
@@ -629,7 +629,7 @@ def test_inspecting_touches_nothing(made: Path, tmp_path: Path) -> None:
     assert names_in(tmp_path) == ()
 
 
-def test_inspecting_sees_what_the_next_start_makes_good(copy: Path) -> None:
+def test_inspecting_accepts_what_the_next_start_repairs(copy: Path) -> None:
     os.replace(copy / "ca.crt", copy / ".ca.crt.pending")
     before = content(copy)
     assert inspect(copy) == ()
@@ -637,7 +637,7 @@ def test_inspecting_sees_what_the_next_start_makes_good(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ca.key", "ca.crt", "server.key", "client.crt"])
-def test_inspecting_refuses_in_the_words_of_a_start(copy: Path, name: str) -> None:
+def test_inspecting_refuses_with_the_message_of_a_start(copy: Path, name: str) -> None:
     (copy / name).write_bytes(b"spoiled")
     with pytest.raises(CertificateError) as caught:
         inspect(copy)
@@ -653,7 +653,7 @@ def test_inspecting_refuses_a_directory_that_cannot_be_made(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("permissions", [0o604, 0o640])
 @pytest.mark.parametrize("name", ["ca.key", "server.key", "client.p12"])
-def test_a_key_that_others_can_read_is_said(copy: Path, name: str, permissions: int) -> None:
+def test_a_key_that_others_can_read_gets_a_warning(copy: Path, name: str, permissions: int) -> None:
     (copy / name).chmod(permissions)
     with writes() as lines:
         prepare(copy, SETTINGS)
@@ -662,7 +662,7 @@ def test_a_key_that_others_can_read_is_said(copy: Path, name: str, permissions: 
     assert str(copy / name) in line and f"{permissions:04o}" in line and "chmod 600" in line
 
 
-def test_an_authority_that_may_not_sign_is_said(tmp_path: Path) -> None:
+def test_an_authority_that_may_not_sign_gets_a_warning(tmp_path: Path) -> None:
     done = openssl(
         *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "90", "-subj", "/CN=mine"),
         *("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=digitalSignature"),
@@ -708,7 +708,7 @@ def test_a_full_disk_leaves_nothing_half_written(copy: Path, monkeypatch: pytest
     assert names_in(copy) == FILES
 
 
-def test_a_file_is_whole_private_and_on_the_disk_before_it_has_its_name(
+def test_a_file_is_complete_private_and_synced_before_it_has_its_name(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for suffix in ("key", "crt", "p12"):
@@ -788,7 +788,7 @@ def authority_identifier(certificate: x509.Certificate) -> Optional[bytes]:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_leaf_says_what_clients_want_to_hear(
+def test_a_leaf_has_the_fields_that_clients_require(
     authority: CertificateAuthority, leaves: LeafCertificateCache, host: str
 ) -> None:
     leaf = leaves.certificate(host)
@@ -837,7 +837,7 @@ def test_serial_numbers_differ(leaves: LeafCertificateCache) -> None:
     assert len({leaves.certificate(f"{number}.test").serial_number for number in range(20)}) == 20
 
 
-def test_an_authority_knows_what_it_has_issued(authority: CertificateAuthority) -> None:
+def test_an_authority_recognizes_its_certificates(authority: CertificateAuthority) -> None:
     impostor = CertificateAuthority(KeyPair(own_key, hand_made(own_key, SETTINGS.ca_cn)))
     ours = authority.issue_server(own_key, "a", ["a"], 1).certificate
     theirs = impostor.issue_server(own_key, "a", ["a"], 1).certificate
@@ -893,7 +893,7 @@ def test_sixteen_threads_that_ask_for_a_host_cause_one_leaf(authority: Certifica
     assert {id(context) for context in contexts} == {id(store.context("a"))}
 
 
-def test_minting_for_one_host_holds_up_no_other(authority: CertificateAuthority, mint: Mint) -> None:
+def test_minting_for_one_host_delays_no_other(authority: CertificateAuthority, mint: Mint) -> None:
     store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
     reached, go_on = threading.Event(), threading.Event()
 
@@ -914,9 +914,7 @@ def test_minting_for_one_host_holds_up_no_other(authority: CertificateAuthority,
     assert slow.result(TIMEOUT) is store.context("a")
 
 
-def test_a_failed_mint_is_told_to_its_asker_and_does_not_block_the_host(
-    authority: CertificateAuthority, mint: Mint
-) -> None:
+def test_a_failed_mint_is_raised_once_and_does_not_block_the_host(authority: CertificateAuthority, mint: Mint) -> None:
     store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
 
     def fail(_: str) -> None:
@@ -937,7 +935,7 @@ def test_the_least_recently_used_leaf_goes_first(authority: CertificateAuthority
     assert mint.hosts == ["a", "b", "c", "b"]
 
 
-def test_no_more_contexts_are_kept_than_there_is_room_for(authority: CertificateAuthority) -> None:
+def test_the_number_of_cached_contexts_is_limited(authority: CertificateAuthority) -> None:
     store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), capacity=3)
     contexts = [weakref.ref(store.context(f"{number}.test")) for number in range(10)]
     gc.collect()
@@ -962,7 +960,7 @@ DAY = 86400.0
 
 @pytest.mark.parametrize("ask", [LeafCertificateCache.context, LeafCertificateCache.get_cached])
 @pytest.mark.parametrize(("ahead", "same"), [(30 * DAY, False), (1000 * DAY, False), (1.5 * DAY, False), (60, True)])
-def test_a_leaf_minted_while_the_clock_was_ahead_is_minted_anew(
+def test_a_leaf_minted_while_the_clock_was_ahead_is_minted_again(
     authority: CertificateAuthority,
     mint: Mint,
     ahead: float,
@@ -981,7 +979,7 @@ def test_a_leaf_minted_while_the_clock_was_ahead_is_minted_anew(
     assert mint.hosts == (["a"] if same else ["a", "a"])
 
 
-def test_an_authority_made_while_the_clock_was_ahead_is_said_when_clients_cannot_trust_it(
+def test_an_authority_that_is_not_valid_yet_is_logged(
     authority: CertificateAuthority, caplog: pytest.LogCaptureFixture
 ) -> None:
     begin = moment(authority.certificate, "not_valid_before")
@@ -1125,7 +1123,7 @@ def test_an_elliptic_authority_of_the_users_own_serves_a_handshake(tmp_path: Pat
 # --- found by these tests ---------------------------------------------------------------------------
 
 
-def test_a_start_that_broke_off_within_a_pair_is_made_good_by_the_next(
+def test_a_start_that_broke_off_within_a_pair_is_repaired_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename = os.replace
@@ -1144,7 +1142,7 @@ def test_a_start_that_broke_off_within_a_pair_is_made_good_by_the_next(
 
 
 @pytest.mark.parametrize("name", ["ca", "server", "client"])
-def test_a_start_that_was_killed_within_a_pair_is_made_good_by_the_next(copy: Path, name: str) -> None:
+def test_a_start_that_was_killed_within_a_pair_is_repaired_by_the_next(copy: Path, name: str) -> None:
     before = (copy / f"{name}.crt").read_bytes()
     os.replace(copy / f"{name}.crt", copy / f".{name}.crt.pending")
     prepare(copy, SETTINGS)
@@ -1184,7 +1182,7 @@ def test_an_authority_whose_key_is_for_pss_only_works_or_is_refused(tmp_path: Pa
 
 
 def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
-    """Whoever can put a ca.key there speaks for every host."""
+    """An attacker who can write ca.key there can be every host."""
     place = tmp_path / "certs"
     place.mkdir()
     place.chmod(0o777)
@@ -1193,7 +1191,7 @@ def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> N
     assert list(place.iterdir()) == []
 
 
-def test_stores_with_one_secret_resume_each_other_s_sessions_with_the_same_host(
+def test_certificate_caches_with_one_secret_resume_each_others_sessions(
     made: Path, authority: CertificateAuthority, leaves: LeafCertificateCache
 ) -> None:
     """As workers do, among which a client cannot choose."""
@@ -1215,7 +1213,7 @@ def constrained(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, Certifi
 
 
 @pytest.mark.parametrize("host", ["origin.test", "below.origin.test", "a.b.listed.test", "192.0.2.1", "2001:db8::1"])
-def test_a_constrained_authority_is_believed_for_what_is_listed(
+def test_clients_accept_a_constrained_authority_for_listed_hosts(
     constrained: Tuple[Path, CertificateAuthority], host: str
 ) -> None:
     directory, authority = constrained
@@ -1225,7 +1223,7 @@ def test_a_constrained_authority_is_believed_for_what_is_listed(
 
 
 @pytest.mark.parametrize("host", ["other.test", "notorigin.test", "test", "192.0.2.2", "2001:db8::2"])
-def test_a_constrained_authority_is_believed_for_nothing_else(
+def test_clients_reject_a_constrained_authority_for_other_hosts(
     constrained: Tuple[Path, CertificateAuthority], host: str
 ) -> None:
     directory, authority = constrained
@@ -1235,7 +1233,7 @@ def test_a_constrained_authority_is_believed_for_nothing_else(
         shake_hands(context, trusting(directory / "ca.crt"), host)
 
 
-def test_a_constrained_authority_vouches_for_dduct_and_its_clients(
+def test_a_constrained_authority_may_issue_dducts_own_certificates(
     constrained: Tuple[Path, CertificateAuthority],
 ) -> None:
     directory, authority = constrained
@@ -1260,7 +1258,7 @@ def test_openssl_verifies_as_many_constrained_hosts_as_the_configuration_takes(
     assert (done.returncode == 0) is (comparisons <= 2**20)
 
 
-def test_without_a_listed_address_no_address_is_believed(tmp_path: Path) -> None:
+def test_a_constrained_authority_without_listed_addresses_covers_no_address(tmp_path: Path) -> None:
     certificate_settings = replace(SETTINGS, name_constraints=True, server_ip_sans=())
     authority = prepare(tmp_path / "certs", certificate_settings)
     for host in ("127.0.0.1", "::1"):
@@ -1270,7 +1268,7 @@ def test_without_a_listed_address_no_address_is_believed(tmp_path: Path) -> None
             shake_hands(context, trusting(tmp_path / "certs/ca.crt"), host)
 
 
-def test_an_authority_without_constraints_vouches_for_everybody(authority: CertificateAuthority) -> None:
+def test_an_authority_without_constraints_may_issue_for_every_host(authority: CertificateAuthority) -> None:
     assert authority.may_certify("anything.at.all") and authority.may_certify("203.0.113.1")
 
 

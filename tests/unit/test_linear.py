@@ -1,6 +1,6 @@
-"""Nothing that a client or an origin sends costs more than time linear in its length.
+"""Bytes from clients and origins cost at most time linear in their length.
 
-The regular expressions of all modules are found by themselves: a new one is judged without being listed here.
+The test finds the regular expressions of all modules: a new one needs no entry here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Tuple, Union
 
 import pytest
+from support.costly import COSTLY_VALUES
 from support.modules import MODULES
-from support.origin import Asked, Connection
-from support.running import HOST, RunningDduct
 
 from protocol import field_values, freshness, http1
 from protocol.headers import Headers, canonical, split_list
@@ -23,7 +22,7 @@ from server import patterns
 
 KIB = 1024
 
-# What no client and no origin has a hand in.
+# Expressions that see no bytes from clients or origins.
 OWN = {
     "server.config": "the operator's own file",
     "server.config_values": "the operator's own file",
@@ -74,8 +73,8 @@ def uses(where: str) -> List[str]:
     return sorted(set(found)) or ["fullmatch", "search", "sub"]
 
 
-def applied(pattern: Pattern, method: str, text: str) -> float:
-    """Processor time of one use, the best of up to three: others use this machine, too."""
+def applied(pattern: Pattern, method: str, text: str, enough: float = 0.005) -> float:
+    """Processor time of one use, the best of up to three, as other programs run; `enough` is believed at once."""
     subject: Any = text.encode("latin-1") if isinstance(pattern.pattern, bytes) else text
     call: Callable[[], object] = lambda: getattr(pattern, method)(subject)  # noqa: E731
     if method == "sub":
@@ -88,7 +87,7 @@ def applied(pattern: Pattern, method: str, text: str) -> float:
         started = time.thread_time()
         call()
         best = min(best, time.thread_time() - started)
-        if best < 0.005 or best > 0.5:
+        if best < enough or best > 0.5:
             break
     return best
 
@@ -101,7 +100,7 @@ def slow_probe(pattern: Pattern, method: str) -> str:
                 return repr(probe.text(count))  # exponential: much more of it would take for ever
         few = applied(pattern, method, probe.text(4 * KIB // len(probe.unit)))
         # What is quadratic takes 8 ms at least for 4 KiB, and 16 times as long for four times as much.
-        if few >= 0.005 and applied(pattern, method, probe.text(16 * KIB // len(probe.unit))) > 8 * few:
+        if few >= 0.005 and applied(pattern, method, probe.text(16 * KIB // len(probe.unit)), 8 * few) > 8 * few:
             return repr(probe.text(60))
     return ""
 
@@ -123,11 +122,11 @@ BAD: List[Tuple[Pattern, str]] = [
 
 
 @pytest.mark.parametrize("pattern, method", BAD, ids=lambda value: value if isinstance(value, str) else "")
-def test_an_expression_that_takes_more_is_found_out(pattern: Pattern, method: str) -> None:
+def test_an_expression_that_takes_more_than_linear_time_is_found(pattern: Pattern, method: str) -> None:
     assert slow_probe(pattern, method)
 
 
-def test_every_expression_stands_where_it_is_found() -> None:
+def test_every_expression_is_found_in_its_module() -> None:
     hidden = []
     for module in MODULES:
         if module in OWN or module == "server.patterns":
@@ -147,7 +146,7 @@ def test_every_expression_stands_where_it_is_found() -> None:
     assert hidden == []
 
 
-def test_what_is_not_looked_at_is_there() -> None:
+def test_excluded_names_exist() -> None:
     names = {where.rpartition(".")[0] for where in all_patterns()} | set(all_patterns()) | set(MODULES)
     assert set(OWN) <= names
 
@@ -166,7 +165,7 @@ LISTS = [
     (b'"a\\",b",c', [b'"a\\",b"', b"c"]),
     (b'"a\\\\",b', [b'"a\\\\"', b"b"]),
     (b'a\\"b,c",d', [b'a\\"b,c"', b"d"]),
-    # a quote that nobody closes reaches to the end
+    # an unclosed quote reaches to the end
     (b'a,"b,c', [b"a", b'"b,c']),
     (b'a,"b\\', [b"a", b'"b\\']),
     (b'a,"b\\",c', [b"a", b'"b\\",c']),
@@ -176,56 +175,12 @@ LISTS = [
 
 
 @pytest.mark.parametrize("value, elements", LISTS)
-def test_a_list_has_these_elements(value: bytes, elements: List[bytes]) -> None:
+def test_a_list_is_split_like_the_reference(value: bytes, elements: List[bytes]) -> None:
     assert split_list(value) == elements
     assert Headers([(b"X", value)]).elements(b"x") == elements
 
 
 # --- whole values and whole heads ---------------------------------------------------------------------
-
-NASTY = [
-    b'"' + b'\\"' * 30000 + b"\\",
-    b'"' * 60000,
-    b'",' * 30000,
-    b'a"' * 30000,
-    b'\\"' * 30000,
-    b"," * 60000,
-    b", " * 30000,
-    b"a" + b" " * 60000 + b"b",
-    b"a" + b"\t" * 60000 + b",",
-    b"a=" * 30000,
-    b"a;" * 30000,
-    b"a,b=c;" * 10000,
-    b"0" * 60000,
-    b"0-," * 20000,
-    b"bytes=" + b" " * 59000 + b"-",
-    b"bytes=" + b"0-0," * 14000,
-    b"W/" * 30000,
-    b'W/"' * 20000,
-    b'"a", ' * 12000,
-    b"http://" + b"a" * 59000 + b"? b",
-    b"http://" + b"a@" * 29000 + b"[",
-    b"/" * 60000,
-    b"../" * 20000,
-    b"%41" * 20000,
-    b"1.1 " * 15000,
-    b"1.1 a, " * 8000,
-    b"Basic " + b" " * 59000,
-    b"a." * 30000,
-    b"a:" * 30000,
-    b"Mon, " + b"0" * 59000,
-    b"max-age=" + b"9" * 59000,
-    b"max-age=1, " * 5400,
-    b'max-age="' * 6000,
-    b"no-cache" + b" =" * 29000,
-]
-
-FIELDS = (
-    b"accept accept-encoding accept-language age authorization cache-control connection content-length content-range "
-    b"content-type cookie date etag expect expires forwarded host if-match if-modified-since if-none-match if-range "
-    b"if-unmodified-since keep-alive last-modified location max-forwards pragma proxy-authorization range te trailer "
-    b"transfer-encoding upgrade user-agent vary via warning www-authenticate x-anything"
-).split()
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -234,7 +189,7 @@ def seconds(work: Callable[[], object]) -> float:
     return time.thread_time() - started
 
 
-@pytest.mark.parametrize("value", NASTY, ids=lambda value: repr(value[:12]))
+@pytest.mark.parametrize("value", COSTLY_VALUES, ids=lambda value: repr(value[:12]))
 def test_reading_a_value_takes_linear_time(value: bytes) -> None:
     headers = Headers([(b"a", value)])
     base = http1.parse_absolute(b"http://origin.test/a/b")
@@ -254,7 +209,7 @@ def test_reading_a_value_takes_linear_time(value: bytes) -> None:
     assert min(seconds(read_all) for _ in range(3)) < 0.4
 
 
-def test_a_vary_that_names_a_field_ten_thousand_times_costs_no_more_than_once() -> None:
+def test_a_vary_that_repeats_a_field_costs_no_more_than_once() -> None:
     request = RequestHead(b"GET", b"/", 1, Headers([(b"accept", b"x, " * 20000)]))
     response = ResponseHead(200, b"", 1, Headers([(b"Vary", b"accept," * 8000)]))
     assert min(seconds(lambda: freshness.vary_fields(request, response)) for _ in range(3)) < 0.4
@@ -264,30 +219,3 @@ def test_a_vary_that_names_a_field_ten_thousand_times_costs_no_more_than_once() 
 def test_many_lines_of_one_field_are_one_list() -> None:
     lines = [(b"A", b"%d" % number + b"x" * 250) for number in range(200)]
     assert Headers(lines).get(b"a") == b", ".join(value for _, value in lines)
-
-
-@pytest.mark.one_process
-def test_no_head_freezes_a_worker(dduct: RunningDduct) -> None:
-    """Whatever it is answered with. Here the clients and the origin count, too."""
-
-    def answer(_: Asked, connection: Connection) -> None:
-        connection.respond(200, [("Cache-Control", "max-age=600"), ("Vary", "X-Anything")], b"stored")
-
-    url = f"http://{HOST}:{dduct.origin(answer, tls=False).port}/x.deb"
-    with dduct.client() as client:
-        assert client.get(url, "x", "X-Anything: a").status == 200
-    for number, field in enumerate(FIELDS):
-        for value in NASTY[number % 5 :: 5]:
-            head = b"GET %s HTTP/1.1\r\nHost: x\r\n%s: %s\r\n\r\n" % (url.encode(), field, value)
-            assert min(_spent_on(dduct, head) for _ in range(2)) < 0.5, (field, value[:20])
-
-
-def _spent_on(dduct: RunningDduct, head: bytes) -> float:
-    with dduct.client() as client:
-        started = time.process_time()
-        client.send(head)
-        try:
-            client.read()
-        except OSError:
-            pass  # it may as well hang up
-        return time.process_time() - started

@@ -51,7 +51,7 @@ def a_request(
         (a_request((b"Cache-Control", b"no-store"), method=b"HEAD"), Detail.HEAD),
     ],
 )
-def test_which_requests_bring_no_object_into_the_cache(request_: CacheableRequest, why: Optional[Detail]) -> None:
+def test_some_requests_store_nothing(request_: CacheableRequest, why: Optional[Detail]) -> None:
     assert request_.why_no_fill is why
 
 
@@ -61,7 +61,7 @@ def test_a_grant_for_head_is_not_one_for_get() -> None:
     assert head.grantee not in (get.grantee, b"")
 
 
-def test_a_client_without_credentials_is_nobody_in_particular() -> None:
+def test_a_client_without_credentials_has_no_identity() -> None:
     assert a_request().credentials == b""
     assert a_request(method=b"HEAD").grantee == b""
 
@@ -73,7 +73,7 @@ def test_a_signature_counts_as_credentials() -> None:
     assert signed.brings == ("signature",) and a_request(TOKEN).brings == ("fields",)
 
 
-def test_a_record_tells_queries_apart_and_does_not_show_them() -> None:
+def test_a_record_distinguishes_queries_without_showing_them() -> None:
     one, other = a_request(query="key=secret").place, a_request(query="key=other").place
     assert one != other and "secret" not in one
     assert one.startswith(URL + "?")
@@ -101,7 +101,7 @@ def test_only_its_own_origin_opens_a_restricted_object(url: str, restricted: boo
     assert a_request(digest=DIGEST).may_confirm_alias(Metadata(url, (), 0.0, restricted=restricted)) is may
 
 
-def test_a_validation_takes_a_proof_where_it_also_decides_on_permission() -> None:
+def test_a_validation_that_decides_on_permission_needs_proof() -> None:
     open_, closed = Metadata(URL, (), 0.0), Metadata(URL, (), 0.0, restricted=True)
     assert not a_request().needs_proof(open_)
     assert a_request().needs_proof(closed)

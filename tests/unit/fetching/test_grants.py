@@ -1,4 +1,4 @@
-"""What is remembered of an origin's leave, and for how long."""
+"""Which permissions of an origin are remembered, and for how long."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def test_a_grant_holds_for_its_credentials_and_one_version_of_its_object_alone()
     assert not kept.holds(b"", "https/h/x", "1")
 
 
-def test_credentials_and_names_do_not_run_into_each_other() -> None:
+def test_credentials_and_names_are_not_confused() -> None:
     kept = grants(60, [0.0])
     kept.remember(b"a", "bc", "1")
     assert not kept.holds(b"ab", "c", "1")
     assert not kept.holds(b"a", "bc1", "")
 
 
-def test_a_grant_ends() -> None:
+def test_a_grant_expires() -> None:
     now = [0.0]
     kept = grants(60, now)
     kept.remember(b"a", "x", "1")
@@ -38,7 +38,7 @@ def test_a_grant_ends() -> None:
     assert not kept.holds(b"a", "x", "1")
 
 
-def test_a_grant_is_prolonged_and_can_be_taken_back() -> None:
+def test_a_grant_can_be_extended_and_revoked() -> None:
     now = [0.0]
     kept = grants(60, now)
     kept.remember(b"a", "x", "1")
@@ -50,7 +50,7 @@ def test_a_grant_is_prolonged_and_can_be_taken_back() -> None:
     assert not kept.holds(b"a", "x", "1")
 
 
-def test_nothing_is_remembered_of_nobody_or_for_no_time() -> None:
+def test_no_grant_is_kept_without_credentials_or_duration() -> None:
     kept = grants(60, [0.0])
     kept.remember(b"", "x", "1")
     assert not kept.holds(b"", "x", "1")

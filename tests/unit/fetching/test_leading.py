@@ -98,13 +98,13 @@ def test_a_failure_ends_the_fill_and_reaches_the_client(cache: Cache, fill: Fill
     assert fill.state is FillState.FAILED and leads_now(cache)
 
 
-def test_a_client_that_goes_leaves_no_fill_behind(cache: Cache, fill: Fill) -> None:
+def test_a_client_that_hangs_up_leaves_no_fill_behind(cache: Cache, fill: Fill) -> None:
     with pytest.raises(ClientGone):
         a_leading(cache, Client(), fails(ClientGone("gone"))).lead(fill, None)
     assert fill.state is FillState.GONE and leads_now(cache)
 
 
-def test_who_comes_second_follows(cache: Cache, fill: Fill) -> None:
+def test_the_second_request_follows(cache: Cache, fill: Fill) -> None:
     other = fill.asking.lead("another", fill.fail, fill.close)
     mine = fill.asking.join("mine", fill.fail, fill.close)
     assert mine is not None and other.answered()
@@ -114,7 +114,7 @@ def test_who_comes_second_follows(cache: Cache, fill: Fill) -> None:
     other.close()
 
 
-def test_who_comes_second_uses_its_own_response_where_nothing_is_stored(cache: Cache, fill: Fill) -> None:
+def test_a_second_asker_uses_its_own_response_where_nothing_is_stored(cache: Cache, fill: Fill) -> None:
     other = fill.asking.lead("another", fill.fail, fill.close)
     mine = fill.asking.join("mine", fill.fail, fill.close)
     assert mine is not None and other.answered()
@@ -135,7 +135,7 @@ def test_who_comes_second_uses_its_own_response_where_nothing_is_stored(cache: C
         (UpstreamError("no route"), "mine", False),
     ],
 )
-def test_which_failure_of_a_leader_may_not_be_that_of_its_followers(
+def test_some_failures_of_a_leader_are_not_shared_with_followers(
     cache: Cache, fill: Fill, error: UpstreamError, question: str, again: bool
 ) -> None:
     fill.asking.lead("the leader's", fill.fail, fill.close).fail(error)

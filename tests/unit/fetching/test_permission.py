@@ -1,4 +1,4 @@
-"""Who may change what is kept of a restricted object, and what an origin has shown of it: values in, values out."""
+"""Which client may replace a restricted object, and what an origin's answer tells about it: values in, values out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stored(*reasons: str, age: float = 0.0, fields: Tuple[Tuple[str, str], ...] 
         (stored("fields", age=2 * DAY), (), False, (ZIP, ZIP), True),
     ],
 )
-def test_what_replaces_a_restricted_object(
+def test_a_restricted_object_is_replaced_with_permission_only(
     metadata: Metadata, brings: Tuple[str, ...], known: bool, kinds: Tuple[str, str], allowed: bool
 ) -> None:
     before, after = kinds
@@ -76,14 +76,14 @@ def test_an_old_record_does_not_say_why_it_is_restricted() -> None:
         (stored("fields", fields=(("Vary", "Accept"),)), False, [], True, True),
     ],
 )
-def test_what_an_origin_shows_by_letting_a_client_in(
+def test_an_answer_tells_whether_an_object_is_restricted(
     metadata: Metadata, credentials: bool, said: Tuple[Tuple[str, str], ...], opened: bool, same: bool
 ) -> None:
     after = permission.shown(metadata, credentials, head("", *said), FreshnessRules(), DEFAULT)
     assert (after.restricted, after.same_for_all) == (not opened, same)
 
 
-def test_what_restricts_either_restricts_both() -> None:
+def test_restrictions_of_two_records_are_combined() -> None:
     merged = permission.merged(stored("fields"), stored("signature", "fields"))
     assert (merged.restricted, merged.restricted_by) == (True, ("fields", "signature"))
     assert not permission.merged(stored(), stored("private")).same_for_all

@@ -113,11 +113,11 @@ HTML, JSON, PLAIN = b"text/html; charset=utf-8", b"application/json", b"text/pla
         ("/zip", HTML, False),
     ],
 )
-def test_a_page_is_no_archive(path: str, kind: bytes, contradicts: bool) -> None:
+def test_an_html_page_is_no_proof_for_an_archive(path: str, kind: bytes, contradicts: bool) -> None:
     assert media_types.contradicts(path, False, kind) is contradicts
 
 
-def test_what_a_digest_names_may_be_json_and_is_no_page() -> None:
+def test_a_digest_named_object_may_be_json_but_not_html() -> None:
     for path in ("/v2/x/blobs/sha256:1", "/v2/x/manifests/sha256:1", "/by-hash/SHA256/1"):
         assert media_types.contradicts(path, True, HTML)
         assert not media_types.contradicts(path, True, JSON)

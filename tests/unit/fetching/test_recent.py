@@ -1,4 +1,4 @@
-"""What happened a moment ago: shared, bounded, lossy; and questions in the background."""
+"""Recent deliveries: shared, bounded, lossy; and validations in the background."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Spawned:
         self.works.append(work)
 
 
-def test_a_time_is_found_by_its_key_alone() -> None:
+def test_a_time_is_found_by_its_key_only() -> None:
     times = SharedTimes()
     times.set("a", 1_800_000_000.2)
     assert (times.get("a"), times.get("b"), times.get(("a",))) == (1_800_000_001, 0, 0)
 
 
-def test_the_next_key_takes_a_slot_over_and_is_not_taken_for_the_other() -> None:
+def test_a_key_that_takes_over_a_slot_is_not_mistaken_for_the_old_one() -> None:
     times = SharedTimes(slots=1)
     times.set("a", 5)
     assert times.get("b") == 0
@@ -56,7 +56,7 @@ def test_the_next_key_takes_a_slot_over_and_is_not_taken_for_the_other() -> None
     assert (times.get("a"), times.get("b")) == (0, 6)
 
 
-def test_processes_share_it() -> None:
+def test_processes_share_recent_deliveries() -> None:
     times = SharedTimes()
     pid = os.fork()
     if not pid:
@@ -66,7 +66,7 @@ def test_processes_share_it() -> None:
     assert times.get(("a", "b")) == 7
 
 
-def test_only_who_was_given_it_a_moment_ago_asks_again(clock: Clock) -> None:
+def test_only_a_client_with_a_recent_delivery_repeats_a_request(clock: Clock) -> None:
     deliveries = Deliveries(SharedTimes(), 120)
     assert not deliveries.asks_again(ALICE, "x")
     deliveries.note(ALICE, "x")
@@ -77,7 +77,7 @@ def test_only_who_was_given_it_a_moment_ago_asks_again(clock: Clock) -> None:
     assert not deliveries.asks_again(ALICE, "x")
 
 
-def test_there_is_one_question_in_a_window_whoever_asks(clock: Clock) -> None:
+def test_a_window_has_one_question_for_all_clients(clock: Clock) -> None:
     deliveries = Deliveries(SharedTimes(), 120)
     deliveries.note(ALICE, "x")
     deliveries.note(BOB, "x")
@@ -90,7 +90,7 @@ def test_there_is_one_question_in_a_window_whoever_asks(clock: Clock) -> None:
     assert deliveries.take(ALICE, "x")
 
 
-def test_without_a_window_nobody_asks_again(clock: Clock) -> None:
+def test_without_a_window_no_request_is_a_repetition(clock: Clock) -> None:
     deliveries = Deliveries(SharedTimes(), 0)
     deliveries.note(ALICE, "x")
     assert not deliveries.asks_again(ALICE, "x")
@@ -130,7 +130,7 @@ def test_a_question_without_an_answer_is_not_repeated_for_a_while(clock: Clock) 
     assert len(spawned.works) == 1
 
 
-def test_only_a_few_are_asked_at_a_time_and_none_at_the_end(clock: Clock) -> None:
+def test_few_questions_run_at_a_time_and_none_after_the_stop(clock: Clock) -> None:
     spawned, ending = Spawned(), threading.Event()
     background = Background(SharedTimes(), spawned, ending)
     for number in range(20):
@@ -143,7 +143,7 @@ def test_only_a_few_are_asked_at_a_time_and_none_at_the_end(clock: Clock) -> Non
     assert len(spawned.works) == recent._AT_ONCE - 1
 
 
-def test_a_place_is_given_back_whatever_happens(clock: Clock) -> None:
+def test_a_questions_place_is_freed_on_every_path(clock: Clock) -> None:
     spawned = Spawned()
     background = Background(SharedTimes(), spawned, threading.Event())
 

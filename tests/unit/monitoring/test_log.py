@@ -27,7 +27,7 @@ def test_a_line_has_the_number_of_the_request_for_which_its_thread_works() -> No
         assert request_number.current() is None
 
 
-def test_one_line_in_a_while_and_the_count_of_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rate_limited_log_counts_the_suppressed_lines(caplog: pytest.LogCaptureFixture) -> None:
     now = [0.0]
     limited = RateLimitedLog(logging.getLogger("test"), 60, clock=lambda: now[0])
     for number in range(5):

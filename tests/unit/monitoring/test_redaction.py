@@ -107,7 +107,7 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("parameter", SECRET)
-def test_a_secret_is_in_no_name(parameter: str) -> None:
+def test_no_file_name_contains_a_secret(parameter: str) -> None:
     name, _, value = parameter.partition("=")
     assert looks_secret(name, value)
     found = nameable(parameter)
@@ -116,17 +116,17 @@ def test_a_secret_is_in_no_name(parameter: str) -> None:
 
 
 @pytest.mark.parametrize("parameter", HARMLESS)
-def test_what_is_harmless_is_called_as_it_always_was(parameter: str) -> None:
+def test_names_without_secrets_stay_unchanged(parameter: str) -> None:
     assert nameable(parameter) == parameter
 
 
-def test_a_name_that_is_itself_a_secret_is_not_kept_either() -> None:
+def test_a_parameter_name_that_is_a_secret_is_redacted_too() -> None:
     assert nameable("3f786850e387550fdaba836ed1bd5b6b").startswith("~")
     assert nameable("3f786850e387550fdaba836ed1bd5b6b=1").startswith("~")
     assert nameable("x" * 100 + "=1").startswith("~")
 
 
-def test_path_parameters_are_treated_alike() -> None:
+def test_path_parameters_are_redacted_like_queries() -> None:
     assert nameable_path("/a;v=1/x.zip") == "/a;v=1/x.zip"
     found = nameable_path("/a;jsessionid=HUNTER;v=1/x.zip;token=HUNTER")
     assert "HUNTER" not in found and ";v=1/x.zip;token=~" in found
@@ -143,11 +143,11 @@ def test_path_parameters_are_treated_alike() -> None:
         ("/x\n[evil] line\x1b", "/x?[evil] line?"),
     ],
 )
-def test_what_is_shown(text: str, expected: str) -> None:
+def test_secrets_in_a_text_are_redacted(text: str, expected: str) -> None:
     assert shown(text) == expected
 
 
-def test_what_an_error_says_has_no_file_name() -> None:
+def test_error_texts_contain_no_file_name() -> None:
     try:
         os.stat("/no/such/x.zip?token=HUNTER")
     except OSError as error:
@@ -158,7 +158,7 @@ def test_what_an_error_says_has_no_file_name() -> None:
 
 
 @pytest.mark.parametrize("piece", ["a1", "//a", ";a=", "Aa", "a=", "?", "%3f", "token=", "-_", "a" * 63 + "="])
-def test_its_time_grows_no_faster_than_its_input(piece: str) -> None:
+def test_redaction_takes_linear_time(piece: str) -> None:
     def seconds(size: int) -> float:
         text = (piece * size)[:size]
         began = time.process_time()

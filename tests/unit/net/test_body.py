@@ -140,7 +140,7 @@ def test_a_body_until_close_is_complete_only_after_a_clean_end(
     assert take(reader) == (b"", complete)
 
 
-def test_a_body_takes_none_of_what_follows(pairs: Pairs) -> None:
+def test_a_body_consumes_no_bytes_after_its_end(pairs: Pairs) -> None:
     stream, far = pairs.plain()
     far.sendall(BODY + CHUNKS + BODY)
     for framing in (length(10), CHUNKED, length(10)):
@@ -251,7 +251,7 @@ def test_trailers_are_read(pairs: Pairs, trailers: bytes) -> None:
     [b"5\r\nhello\r\nZZ\r\n\r\n0\r\n\r\n", b"x\r\n\r\n0\r\n\r\n", b"0\r\nbad\r\n\r\n0\r\n\r\n" + b"0\r\n\r\n" * 3],
 )
 def test_a_body_that_broke_stays_broken(pairs: Pairs, sent: bytes) -> None:
-    """Read on by somebody else, drain() for one, it must not become complete: its connection would be kept."""
+    """A later read, as by drain(), must not make it complete: its connection would be kept."""
     stream, far = pairs.plain()
     far.sendall(sent)
     reader = BodyReader(stream, CHUNKED)
@@ -266,7 +266,7 @@ def test_a_body_that_broke_stays_broken(pairs: Pairs, sent: bytes) -> None:
 # --- before the first bytes ----------------------------------------------------------------------
 
 
-def test_the_sender_is_told_once_to_go_ahead(pairs: Pairs) -> None:
+def test_the_sender_gets_100_continue_once(pairs: Pairs) -> None:
     stream, far = pairs.plain()
     far.sendall(BODY)
     calls: List[int] = []
@@ -279,14 +279,14 @@ def test_the_sender_is_told_once_to_go_ahead(pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("framing", [NONE, length(0)])
-def test_a_sender_of_nothing_is_not_told_to_go_ahead(pairs: Pairs, framing: BodyFraming) -> None:
+def test_a_sender_without_body_gets_no_100_continue(pairs: Pairs, framing: BodyFraming) -> None:
     stream, _ = pairs.plain()
     calls: List[int] = []
     assert take(BodyReader(stream, framing, lambda: calls.append(1))) == (b"", True)
     assert not calls
 
 
-def test_a_sender_that_cannot_be_told_sends_no_body(pairs: Pairs) -> None:
+def test_a_failed_100_continue_fails_the_body(pairs: Pairs) -> None:
     stream, _ = pairs.plain()
 
     def fail() -> None:
@@ -321,7 +321,7 @@ def test_a_sender_that_cannot_be_told_sends_no_body(pairs: Pairs) -> None:
         (CLOSE, BODY, 0, 9, False),
     ],
 )
-def test_what_is_left_is_drained_up_to_a_limit(
+def test_the_rest_of_a_body_is_drained_up_to_a_limit(
     pairs: Pairs, framing: BodyFraming, sent: bytes, read_before: int, limit: int, drained: bool
 ) -> None:
     stream, far = pairs.plain()
@@ -371,7 +371,7 @@ def test_a_body_is_written_in_its_framing(
 
 
 @pytest.mark.parametrize("framing", [length(len(MEGABYTE)), CHUNKED])
-def test_what_is_written_is_read_back(pairs: Pairs, framing: BodyFraming) -> None:
+def test_a_written_body_is_read_back(pairs: Pairs, framing: BodyFraming) -> None:
     near, far = pairs.streams()
 
     def write() -> None:
@@ -386,7 +386,7 @@ def test_what_is_written_is_read_back(pairs: Pairs, framing: BodyFraming) -> Non
 
 
 @pytest.mark.parametrize("framing", [length(10), CHUNKED])
-def test_a_body_that_is_not_finished_can_be_told(pairs: Pairs, framing: BodyFraming) -> None:
+def test_an_unfinished_body_is_recognizable(pairs: Pairs, framing: BodyFraming) -> None:
     near, far = pairs.streams()
     BodyWriter(near, framing).write(BODY[:5])
     near.close_abruptly()

@@ -1,4 +1,4 @@
-"""Threads that are used again, and waited for."""
+"""Threads are reused, and waited for at the stop."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wait_for(what: Union[threading.Barrier, threading.Event]) -> None:
     what.wait(TIMEOUT)
 
 
-def test_work_is_done_by_threads_that_are_used_again() -> None:
+def test_threads_are_reused() -> None:
     threads = ThreadPool()
     seen: List[int] = []
 
@@ -45,7 +45,7 @@ def test_work_is_done_by_threads_that_are_used_again() -> None:
     assert threads.join(TIMEOUT)
 
 
-def test_work_that_comes_at_once_is_done_at_once() -> None:
+def test_work_that_arrives_at_once_runs_in_parallel() -> None:
     threads = ThreadPool()
     together = threading.Barrier(11)
     for _ in range(2):  # with new threads, then with those
@@ -55,7 +55,7 @@ def test_work_that_comes_at_once_is_done_at_once() -> None:
     assert threads.join(TIMEOUT)
 
 
-def test_work_may_make_work_and_all_of_it_is_waited_for() -> None:
+def test_work_may_start_work_and_stop_waits_for_all_of_it() -> None:
     threads = ThreadPool()
     gate, done = threading.Event(), threading.Event()
 
@@ -88,7 +88,7 @@ def test_work_has_the_number_of_the_request_that_asked_for_it() -> None:
     assert threads.join(TIMEOUT) and seen == [(17, 1), (17, 1), None]
 
 
-def test_a_bug_ends_its_work_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_ends_only_its_own_work(caplog: pytest.LogCaptureFixture) -> None:
     threads = ThreadPool()
 
     def bug() -> None:
@@ -140,7 +140,7 @@ def accepting() -> Iterator[Tuple[Listener, queue.Queue[Connection]]]:
         assert threads.join(TIMEOUT)
 
 
-def test_what_takes_no_waiting_is_accepted_by_the_thread_that_watches() -> None:
+def test_connections_are_accepted_in_the_pollers_thread() -> None:
     with accepting() as (listener, served):
         for _ in range(3):
             with socket.create_connection(listener.address):
@@ -149,7 +149,7 @@ def test_what_takes_no_waiting_is_accepted_by_the_thread_that_watches() -> None:
                 assert thread == "idle"
 
 
-def test_a_listener_takes_over_when_there_is_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listener_waits_when_descriptors_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("net.listener._SCARCITY_PAUSE", 0.01)
     accept = socket.socket.accept
     failures = [OSError(errno.EMFILE, "Too many open files")] * 3
@@ -170,7 +170,7 @@ def test_a_listener_takes_over_when_there_is_no_descriptor(monkeypatch: pytest.M
             connection.close()
 
 
-def test_a_bug_in_serving_ends_its_connection_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_in_serving_ends_only_its_connection(caplog: pytest.LogCaptureFixture) -> None:
     threads = ThreadPool()
     poller = Poller(threads.spawn)
     threads.spawn("idle", poller.run)
@@ -209,7 +209,7 @@ def test_one_process_that_stops_does_not_stop_the_others() -> None:
     assert threads.join(TIMEOUT)
 
 
-def test_no_more_threads_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_waiting_threads_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("net.listener._MAX_WAITING", 2)
     threads = ThreadPool()
     gate = threading.Event()
@@ -220,7 +220,7 @@ def test_no_more_threads_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.join(TIMEOUT)
 
 
-def test_a_thread_that_waits_for_too_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_thread_ends_after_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("net.listener._WAITING_FOR", 0.01)
     threads = ThreadPool()
     threads.spawn("work", lambda: None)
@@ -228,7 +228,7 @@ def test_a_thread_that_waits_for_too_long_ends(monkeypatch: pytest.MonkeyPatch) 
     assert threads.join(TIMEOUT)
 
 
-def test_where_there_is_no_room_for_a_thread_nothing_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = ThreadPool()
 
     def start(_: threading.Thread) -> None:

@@ -7,20 +7,16 @@ import os
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, List, Optional
 
 import pytest
 from support.client import wait_until
-from support.origin import Files, Origin
-from support.running import HOST, RunningDduct
 
 from net import poller
-from net.listener import Listener, ThreadPool
+from net.listener import ThreadPool
 from net.poller import Next, Poller
-from proxy.connections import Connection
 
 TIMEOUT = 20.0
 
@@ -85,7 +81,7 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
-def test_what_happens_before_its_thread_has_begun_is_not_lost(stack: ExitStack, threads: ThreadPool) -> None:
+def test_events_before_the_pollers_thread_starts_are_not_lost(stack: ExitStack, threads: ThreadPool) -> None:
     watching = Poller(threads.spawn)
     watching.open()
     pollable = Pollable(stack)
@@ -95,8 +91,8 @@ def test_what_happens_before_its_thread_has_begun_is_not_lost(stack: ExitStack, 
     assert pollable.resumed.wait(TIMEOUT)
 
 
-def test_each_look_is_a_turn_of_its_own(watching: Poller, stack: ExitStack) -> None:
-    """Or what was right once would be right for ever."""
+def test_each_poll_is_an_iteration_of_its_own(watching: Poller, stack: ExitStack) -> None:
+    """Otherwise an answer that was right once would be used for ever."""
     pollable = Pollable(stack, Next.WAIT, Next.NEEDS_THREAD)
     assert watching.watch(pollable, pollable.resume)
     pollable.far.send(b"one")
@@ -107,8 +103,8 @@ def test_each_look_is_a_turn_of_its_own(watching: Poller, stack: ExitStack) -> N
     assert first < second
 
 
-def test_who_has_left_is_not_asked_what_he_wants(watching: Poller, stack: ExitStack) -> None:
-    pollable = Pollable(stack, Next.WAIT, Next.NEEDS_THREAD)  # the second is what he would have wanted
+def test_a_closed_peer_is_not_asked_for_its_request(watching: Poller, stack: ExitStack) -> None:
+    pollable = Pollable(stack, Next.WAIT, Next.NEEDS_THREAD)  # the second would need a thread
     pollable.leaves = True
     assert watching.watch(pollable, pollable.resume)
     pollable.far.sendall(b"last words")
@@ -117,7 +113,7 @@ def test_who_has_left_is_not_asked_what_he_wants(watching: Poller, stack: ExitSt
     assert pollable.heard == b"last words" and pollable.given_up
 
 
-def test_who_is_watched_is_answered_until_it_takes_a_thread(watching: Poller, stack: ExitStack) -> None:
+def test_a_watched_connection_is_answered_until_it_needs_a_thread(watching: Poller, stack: ExitStack) -> None:
     pollable = Pollable(stack, Next.WAIT, Next.WAIT, Next.NEEDS_THREAD)
     assert watching.watch(pollable, pollable.resume)
     for count in (1, 2):
@@ -130,14 +126,14 @@ def test_who_is_watched_is_answered_until_it_takes_a_thread(watching: Poller, st
     assert not watching._watched
 
 
-def test_what_is_closed_is_not_watched(watching: Poller, stack: ExitStack) -> None:
+def test_a_closed_connection_is_not_watched(watching: Poller, stack: ExitStack) -> None:
     pollable = Pollable(stack)
     pollable.sock.close()
     assert not watching.watch(pollable, pollable.resume)
     assert not watching._watched
 
 
-def test_who_is_forgotten_is_not_answered_any_more(watching: Poller, stack: ExitStack) -> None:
+def test_a_forgotten_connection_is_not_answered(watching: Poller, stack: ExitStack) -> None:
     pollable, other = Pollable(stack, Next.WAIT), Pollable(stack, Next.CLOSE)
     for one in (pollable, other):
         assert watching.watch(one, one.resume)
@@ -150,7 +146,7 @@ def test_who_is_forgotten_is_not_answered_any_more(watching: Poller, stack: Exit
     assert watching.watch(pollable, pollable.resume)
 
 
-def test_who_is_forgotten_in_the_round_in_which_he_has_spoken_is_not_missed(watching: Poller, stack: ExitStack) -> None:
+def test_a_connection_forgotten_in_the_iteration_of_its_event_is_skipped(watching: Poller, stack: ExitStack) -> None:
     first, gate, held = Pollable(stack), threading.Event(), threading.Event()
     guests = [Pollable(stack), Pollable(stack)]
     answered: List[Pollable] = []
@@ -183,7 +179,7 @@ def test_who_is_forgotten_in_the_round_in_which_he_has_spoken_is_not_missed(watc
     assert other.resumed.wait(TIMEOUT) and len(answered) == 1
 
 
-def test_what_a_thread_is_busy_with_is_not_watched_and_may_come_back(watching: Poller, stack: ExitStack) -> None:
+def test_a_connection_in_a_thread_is_not_watched_and_may_return(watching: Poller, stack: ExitStack) -> None:
     pollable = Pollable(stack, Next.NEEDS_THREAD, Next.NEEDS_THREAD)
     for _ in range(2):
         assert watching.watch(pollable, pollable.resume)
@@ -198,7 +194,7 @@ def test_what_a_thread_is_busy_with_is_not_watched_and_may_come_back(watching: P
     assert pollable.heard == b"xx"
 
 
-def test_what_is_over_takes_no_thread(watching: Poller, stack: ExitStack) -> None:
+def test_a_finished_connection_takes_no_thread(watching: Poller, stack: ExitStack) -> None:
     pollable = Pollable(stack, Next.CLOSE)
     assert watching.watch(pollable, pollable.resume)
     pollable.far.send(b"x")
@@ -206,9 +202,7 @@ def test_what_is_over_takes_no_thread(watching: Poller, stack: ExitStack) -> Non
     assert pollable.given_up and pollable.resumed_by == "idle"
 
 
-def test_who_says_nothing_for_too_long_is_given_up(
-    watching: Poller, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_connection_times_out(watching: Poller, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poller, "_TICK", 0.01)
     silent, patient = Pollable(stack, timeout=0.02), Pollable(stack)
     for pollable in (patient, silent):
@@ -217,7 +211,7 @@ def test_who_says_nothing_for_too_long_is_given_up(
     assert not patient.resumed.is_set()
 
 
-def test_at_the_end_threads_go_on_with_whoever_is_here(threads: ThreadPool, stack: ExitStack) -> None:
+def test_at_the_stop_threads_take_over_all_connections(threads: ThreadPool, stack: ExitStack) -> None:
     watching = Poller(threads.spawn)
     threads.spawn("idle", watching.run)
     wait_until(lambda: watching._epoll is not None)
@@ -232,7 +226,7 @@ def test_at_the_end_threads_go_on_with_whoever_is_here(threads: ThreadPool, stac
     assert not watching.watch(late, late.resume)
 
 
-def test_without_a_thread_to_be_had_a_connection_ends(threads: ThreadPool, stack: ExitStack) -> None:
+def test_a_connection_ends_if_no_thread_can_start(threads: ThreadPool, stack: ExitStack) -> None:
     def no_room(name: str, work: Callable[[], None]) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -246,7 +240,7 @@ def test_without_a_thread_to_be_had_a_connection_ends(threads: ThreadPool, stack
     watching.stop()
 
 
-def test_a_bug_is_the_end_of_its_guest_alone(
+def test_an_exception_ends_only_its_connection(
     watching: Poller, stack: ExitStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     buggy, other = Pollable(stack), Pollable(stack, Next.CLOSE)  # the first has no answer
@@ -262,7 +256,9 @@ def test_a_bug_is_the_end_of_its_guest_alone(
 
 
 @pytest.mark.parametrize("what", [Next.NEEDS_THREAD, Next.CLOSE])
-def test_a_newcomer_with_the_number_of_one_that_is_gone_stays(watching: Poller, stack: ExitStack, what: Next) -> None:
+def test_a_new_connection_may_reuse_the_descriptor_of_a_closed_one(
+    watching: Poller, stack: ExitStack, what: Next
+) -> None:
     """OpenSSL closes a socket that it cannot take over, and the system gives its number to the next connection."""
     pollable, newcomer = Pollable(stack, what), Pollable(stack, Next.CLOSE)
     number = pollable.fileno()
@@ -288,7 +284,7 @@ def test_a_newcomer_with_the_number_of_one_that_is_gone_stays(watching: Poller, 
 
 
 class Disk:
-    """What one guest asks, and hangs in until the gate is open."""
+    """A disk operation that hangs until the gate is open."""
 
     def __init__(self) -> None:
         self.polling: Optional[float] = None
@@ -311,7 +307,7 @@ class Disk:
 
 
 class Asking(Pollable):
-    """A guest whose first answer takes the disk."""
+    """A connection whose first answer needs the disk."""
 
     def __init__(self, stack: ExitStack, disk: Disk, *answers: Next) -> None:
         super().__init__(stack, *answers)
@@ -344,7 +340,9 @@ def supervised(threads: ThreadPool, disk: Disk) -> Iterator[Poller]:
 
 
 @pytest.mark.parametrize("what", [Next.WAIT, Next.NEEDS_THREAD, Next.CLOSE])
-def test_who_hangs_in_the_disk_has_a_successor(supervised: Poller, disk: Disk, stack: ExitStack, what: Next) -> None:
+def test_a_poller_thread_that_hangs_in_the_disk_gets_a_successor(
+    supervised: Poller, disk: Disk, stack: ExitStack, what: Next
+) -> None:
     asking, other = Asking(stack, disk, what, Next.CLOSE), Pollable(stack, Next.WAIT, Next.WAIT)
     for pollable in (asking, other):
         assert supervised.watch(pollable, pollable.resume)
@@ -354,7 +352,7 @@ def test_who_hangs_in_the_disk_has_a_successor(supervised: Poller, disk: Disk, s
         other.far.send(b"x")
         wait_until(lambda heard=heard: other.heard == heard)  # type: ignore[misc]
     asking.far.send(b"2")
-    other.far.send(b"x")  # with no answer: a bug of his, which shows that all that has been said has been looked at
+    other.far.send(b"x")  # without an answer it raises, which shows that all events have been handled
     assert other.resumed.wait(TIMEOUT)
     assert asking.heard == b"1" and not asking.resumed.is_set() and disk.told == ["lost"]
     disk.gate.set()
@@ -364,7 +362,7 @@ def test_who_hangs_in_the_disk_has_a_successor(supervised: Poller, disk: Disk, s
     assert disk.told == ["lost", "found"] and not supervised._lost and not supervised._watched
 
 
-def test_what_a_lost_thread_has_not_looked_at_its_successor_is_told(
+def test_a_successor_handles_the_events_that_the_lost_thread_left(
     supervised: Poller, disk: Disk, stack: ExitStack
 ) -> None:
     gate, held = threading.Event(), threading.Event()
@@ -392,7 +390,7 @@ def test_what_a_lost_thread_has_not_looked_at_its_successor_is_told(
     assert [pollable.heard for pollable in (asking, *others)] == [b"x"] * 4
 
 
-def test_the_end_does_not_wait_for_a_lost_thread(
+def test_a_stop_does_not_wait_for_a_lost_thread(
     supervised: Poller, disk: Disk, stack: ExitStack, threads: ThreadPool
 ) -> None:
     asking, other = Asking(stack, disk, Next.WAIT), Pollable(stack)
@@ -404,11 +402,11 @@ def test_the_end_does_not_wait_for_a_lost_thread(
     assert other.resumed.wait(TIMEOUT)
     wait_until(lambda: supervised._epoll is None)
     assert not asking.resumed.is_set()
-    disk.gate.set()  # now there is nobody who watches
+    disk.gate.set()  # now no thread watches
     assert asking.resumed.wait(TIMEOUT) and not asking.given_up
 
 
-def test_without_a_thread_to_be_had_the_supervisor_goes_on(disk: Disk, stack: ExitStack, threads: ThreadPool) -> None:
+def test_the_supervisor_continues_if_no_thread_can_start(disk: Disk, stack: ExitStack, threads: ThreadPool) -> None:
     def no_room(name: str, work: Callable[[], None]) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -427,7 +425,7 @@ def test_without_a_thread_to_be_had_the_supervisor_goes_on(disk: Disk, stack: Ex
     watching.stop()
 
 
-def test_who_has_come_back_just_in_time_goes_on(supervised: Poller, disk: Disk, stack: ExitStack) -> None:
+def test_a_thread_that_returns_in_time_is_not_replaced(supervised: Poller, disk: Disk, stack: ExitStack) -> None:
     pollable = Pollable(stack, Next.WAIT, Next.CLOSE)
     assert supervised.watch(pollable, pollable.resume)
     pollable.far.send(b"x")
@@ -437,7 +435,7 @@ def test_who_has_come_back_just_in_time_goes_on(supervised: Poller, disk: Disk, 
     assert pollable.resumed.wait(TIMEOUT) and not disk.told
 
 
-def test_only_so_many_are_lost(
+def test_the_number_of_lost_threads_is_limited(
     supervised: Poller, disk: Disk, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = threading.Semaphore(0)
@@ -456,194 +454,3 @@ def test_only_so_many_are_lost(
     assert not disk.told
     disk.gate.set()
     assert asking.resumed.wait(TIMEOUT)
-
-
-# --- in the house -------------------------------------------------------------------------------
-
-BODY = b"0123456789" * 400
-
-
-def work(dduct: RunningDduct) -> Tuple[int, int]:
-    """How many threads have something to do, besides listening and watching; and how many are watched."""
-    watched = list(dduct.server._poller._watched.values())
-    return dduct.server.snapshot().threads - 4, sum(not isinstance(one.pollable, Listener) for one in watched)
-
-
-def known(dduct: RunningDduct, path: str = "/x.deb") -> Origin:
-    """An object that has been asked for often enough."""
-    origin = dduct.origin(Files({path: BODY}, [("Cache-Control", "max-age=600")]))
-    assert dduct.fetch(origin, path).body == BODY
-    dduct.wait_until_durable()  # what was known before that has to be looked at again
-    for _ in range(2):
-        assert dduct.fetch(origin, path).body == BODY
-        wait_until(lambda: not dduct.server.connections)  # what is remembered is so after the client has its answer
-    return origin
-
-
-def alone(dduct: RunningDduct) -> Connection:
-    """The connection of the one client there is, when those before it are gone, whose ends dduct may see late."""
-    wait_until(lambda: len(dduct.server.connections) == 1)
-    (connection,) = dduct.server.connections._all.values()
-    return connection
-
-
-def test_a_newcomer_takes_no_thread_before_it_wants_something(dduct: RunningDduct) -> None:
-    clients = [dduct.client() for _ in range(10)]
-    wait_until(lambda: work(dduct) == (0, 10))
-    for client in clients:
-        client.send(b"GET /healthz HTT")
-    wait_until(lambda: work(dduct) == (10, 0))
-    for client in clients:
-        client.send(b"P/1.1\r\nHost: localhost\r\n\r\n")
-        assert client.read().status == 200
-
-
-def test_who_repeats_itself_takes_no_thread(dduct: RunningDduct) -> None:
-    origin = known(dduct)
-    with dduct.intercepted(origin) as client:
-        for _ in range(5):
-            assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
-            wait_until(lambda: work(dduct) == (0, 1))
-        assert client.get("/y.deb", f"{HOST}:{origin.port}").status == 404
-        assert work(dduct) == (1, 0)
-    assert len(origin.requests) == 2
-
-
-def test_pipelined_requests_that_repeat_themselves_are_all_answered(dduct: RunningDduct) -> None:
-    origin = known(dduct)
-    request = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode()
-    with dduct.intercepted(origin) as client:
-        for count in (1, 1, 5, 1, 3):
-            client.send(request * count)
-            assert [client.read().body for _ in range(count)] == [BODY] * count
-
-
-def test_a_request_in_pieces_is_waited_for(dduct: RunningDduct) -> None:
-    origin = known(dduct)
-    with dduct.intercepted(origin) as client:
-        for _ in range(3):
-            client.get("/x.deb", f"{HOST}:{origin.port}")
-        client.send(b"GET /x.deb HT")
-        wait_until(lambda: work(dduct) == (1, 0))
-        client.send(f"TP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
-        assert client.read().body == BODY
-
-
-def test_a_client_that_does_not_trust_us_is_told_of_in_the_log(
-    dduct: RunningDduct, caplog: pytest.LogCaptureFixture
-) -> None:
-    origin = known(dduct)  # so that the leaf is at hand
-    with caplog.at_level(logging.INFO), dduct.client() as client:
-        assert client.connect(f"{HOST}:{origin.port}").status == 200
-        client.send(b"\x16\x03\x01\x00\x05hello")
-        wait_until(lambda: "makes no TLS connection with us" in caplog.text)
-    wait_until(lambda: work(dduct) == (0, 0))
-
-
-def slots_taken(dduct: RunningDduct) -> int:
-    return dduct.server.connections.limit.taken
-
-
-def test_connections_whose_handshakes_fail_leave_nothing_and_throw_nobody_out(dduct: RunningDduct) -> None:
-    """A build that does not trust our authority tries it again and again; others come and go meanwhile."""
-    origin = known(dduct)
-    over = threading.Event()
-    answers: List[int] = []
-
-    def distrust() -> None:
-        for _ in range(100):
-            with dduct.client() as client:
-                assert client.connect(f"{HOST}:{origin.port}").status == 200
-                client.send(b"\x16\x03\x01\x00\x05hello")
-                client.at_end()
-
-    def come_and_go() -> None:
-        while not over.is_set():
-            with dduct.client() as client:
-                answers.append(client.get("/healthz", "localhost").status)
-
-    with ThreadPoolExecutor(4) as pool:
-        honest = [pool.submit(come_and_go) for _ in range(2)]
-        distrusting = [pool.submit(distrust) for _ in range(2)]
-        for one in distrusting:
-            one.result(60)
-        over.set()
-        for other in honest:
-            other.result(20)
-    assert set(answers) == {200}
-    wait_until(lambda: not dduct.server.connections and not slots_taken(dduct))
-
-
-def test_a_connection_that_breaks_as_its_tls_begins_ends_alone(dduct: RunningDduct) -> None:
-    """With unread bytes on a connection that is gone, wrap_socket raises, and has closed it."""
-    origin = known(dduct)
-    authority = f"{HOST}:{origin.port}"
-    head = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nX: ".encode()
-    head += b"a" * (16384 - len(head) - 4) + b"\r\n\r\n"  # as much as is read at once
-    for _ in range(5):
-        with dduct.client() as client:
-            client.send(head + b"\x16\x03\x01more")
-    wait_until(lambda: not dduct.server.connections and not slots_taken(dduct))
-    assert dduct.server._poller._epoll is not None
-    assert dduct.fetch(origin, "/x.deb").body == BODY
-
-
-def test_a_client_that_had_to_wait_for_its_answer_is_idle_again(
-    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A shutdown does not wait for it."""
-    origin = known(dduct)
-    with dduct.intercepted(origin) as client:
-        for _ in range(4):
-            client.get("/x.deb", f"{HOST}:{origin.port}")
-        connection = alone(dduct)
-        whole = connection.stream.send_nowait
-        halves: List[int] = []
-
-        def send_half(view: memoryview) -> int:
-            halves.append(whole(view[: len(view) // 2]))
-            return halves[-1]
-
-        monkeypatch.setattr(connection.stream, "send_nowait", send_half)
-        assert client.get("/x.deb", f"{HOST}:{origin.port}").body == BODY
-        assert len(halves) == 1
-        wait_until(lambda: not connection.busy)
-        monkeypatch.undo()
-        for path, status in (("/x.deb", 200), ("/x.deb", 200), ("/y.deb", 404)):  # a thread's, Idle's and a thread's
-            assert client.get(path, f"{HOST}:{origin.port}").status == status  # and nothing is sent twice
-
-
-def test_a_handshake_that_drips_is_a_thread_s(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
-    dduct.server.runtime.leaf_certificates.context("origin.test")
-    with dduct.client() as client:
-        assert client.connect("origin.test:443").status == 200
-        connection = alone(dduct)
-        client.send(b"\x16")
-        wait_until(lambda: connection.stream.handshaking)
-        steps, step = [0], connection.stream.continue_tls
-
-        def count() -> bool:
-            over = step()
-            steps[0] += 1  # now it has read the byte, and cannot read two at once
-            return over
-
-        monkeypatch.setattr(connection.stream, "continue_tls", count)
-        for iteration, byte in enumerate((b"\x03", b"\x01"), 1):
-            client.send(byte)
-            wait_until(lambda iteration=iteration: steps[0] == iteration)  # type: ignore[misc]
-        wait_until(lambda: work(dduct) == (1, 0))
-
-
-def test_a_large_answer_to_a_client_that_reads_late_is_complete(dduct: RunningDduct) -> None:
-    body = bytes(range(256)) * 250
-    origin = dduct.origin(Files({"/x.deb": body}, [("Cache-Control", "max-age=600")]))
-    request = f"GET /x.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode()
-    with dduct.intercepted(origin) as client:
-        for _ in range(4):
-            client.send(request)
-            assert client.read().body == body
-        count = 200  # 13 MB: more than sockets hold
-        for _ in range(count):  # a record each: by one thread, as OpenSSL demands of those who share a connection
-            client.send(request)
-        bodies: List[bytes] = [client.read().body for _ in range(count)]
-        assert bodies == [body] * count

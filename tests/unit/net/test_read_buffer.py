@@ -38,7 +38,7 @@ def test_a_head_up_to_the_limit_is_taken_and_a_longer_one_is_refused() -> None:
         assert caught.value.status == 431
 
 
-def test_an_incomplete_head_stays() -> None:
+def test_an_incomplete_head_stays_in_the_buffer() -> None:
     buffer = ReadBuffer(HEAD[:-1])
     assert buffer.take_head(0, LIMIT) is None and bytes(buffer) == HEAD[:-1]
 
@@ -63,7 +63,7 @@ def test_an_over_long_line_is_refused_before_its_end_arrives(data: bytes) -> Non
         ReadBuffer(data).take_line(3)
 
 
-def test_bytes_are_moved_from_the_start() -> None:
+def test_consumed_bytes_are_removed_from_the_start() -> None:
     buffer, target = ReadBuffer(b"abcde"), bytearray(3)
     assert [buffer.move_into(memoryview(target)), bytes(target)] == [3, b"abc"]
     assert [buffer.move_into(memoryview(target)), bytes(target[:2])] == [2, b"de"]

@@ -99,7 +99,7 @@ def read(sock: socket.socket, count: int) -> bytes:
 
 
 def stuck(sock: socket.socket) -> bool:
-    """Whether nobody takes what it has sent: nothing more goes for a tenth of a second."""
+    """Whether the peer reads nothing: no more bytes can be sent for a tenth of a second."""
     before = unsent(sock)
     return before > 0 and not select.select([], [sock], [], 0.1)[1] and unsent(sock) == before
 
@@ -130,21 +130,23 @@ def test_everything_arrives_in_both_directions(
 
 
 @needs_splice
-def test_the_kernel_carries_all_but_the_beginning(
+def test_the_kernel_splices_all_but_the_first_bytes(
     pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_QUIET", TIMEOUT)  # or what follows a pause begins anew
+    monkeypatch.setattr(module, "_QUIET", TIMEOUT)  # or the count starts again after a pause
     ends = Ends(pairs)
     exchange(ends, b"a few words", BODY)
     assert sum(spliced) >= 2 * (len(BODY) - 200_000)  # in and out; the beginning is two buffers
 
 
-def test_a_few_words_take_no_pipe(pairs: Pairs, spliced: List[int]) -> None:
+def test_a_short_exchange_takes_no_pipe(pairs: Pairs, spliced: List[int]) -> None:
     exchange(Ends(pairs), b"hello", b"and goodbye")
     assert spliced == []
 
 
-def test_who_is_on_this_machine_gets_copies(pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tunnels_within_this_machine_are_copied(
+    pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_is_here", IS_HERE)
     exchange(Ends(pairs), BODY, BODY[::-1])
     assert spliced == []
@@ -162,14 +164,14 @@ def test_who_is_on_this_machine_gets_copies(pairs: Pairs, spliced: List[int], mo
         ("", "192.0.2.7", False),  # it has left
     ],
 )
-def test_who_is_on_this_machine(peer: str, own: str, here: bool) -> None:
+def test_local_peers_are_recognized(peer: str, own: str, here: bool) -> None:
     stream = Mock(Stream, peer=peer, address=(own, 8443))
     assert IS_HERE(stream) is here
 
 
 @pytest.mark.parametrize(("raw", "yields"), [(len(BODY), True), (50_000, False)])
 @pytest.mark.parametrize("by_kernel", [False, True])
-def test_a_busy_tunnel_lets_others_go_first(
+def test_a_busy_tunnel_yields_to_other_threads(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch, by_kernel: bool, raw: int, yields: bool
 ) -> None:
     if not by_kernel:
@@ -180,7 +182,7 @@ def test_a_busy_tunnel_lets_others_go_first(
     assert bool(calls) is yields
 
 
-def test_a_buffer_grows_with_what_comes_at_once() -> None:
+def test_the_buffer_grows_with_the_bytes_that_arrive_at_once() -> None:
     buffer = module._Buffer()
     sizes = []
     for _ in range(8):
@@ -193,7 +195,7 @@ def test_a_buffer_grows_with_what_comes_at_once() -> None:
     assert len(buffer.get()) == 16384
 
 
-def test_what_was_read_ahead_comes_first(pairs: Pairs) -> None:
+def test_bytes_read_ahead_are_sent_first(pairs: Pairs) -> None:
     near, client = pairs.plain()
     far, origin = pairs.plain()
     client.sendall(BODY[:1000])
@@ -209,7 +211,7 @@ def test_what_was_read_ahead_comes_first(pairs: Pairs) -> None:
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
 @pytest.mark.parametrize("good", [0, 1, 6])
 @needs_splice
-def test_a_kernel_that_cannot_splice_costs_nothing(
+def test_bytes_are_copied_if_the_kernel_cannot_splice(
     pairs: Pairs, monkeypatch: pytest.MonkeyPatch, number: int, good: int
 ) -> None:
     """Whether it says so about a socket that is read, or about one that is written to with bytes in the pipe."""
@@ -229,7 +231,7 @@ def test_a_kernel_that_cannot_splice_costs_nothing(
 
 @pytest.mark.parametrize("name", ["pipe2", "fcntl"])
 @needs_splice
-def test_without_room_for_pipes_bytes_are_copied(
+def test_bytes_are_copied_if_no_pipe_is_available(
     pairs: Pairs, spliced: List[int], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def full(*_: int) -> None:
@@ -264,7 +266,7 @@ def test_a_tunnel_gives_its_pipe_back_when_it_is_quiet(pairs: Pairs, monkeypatch
 
 
 @needs_splice
-def test_what_waits_in_a_pipe_is_not_lost_in_quiet(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bytes_in_a_pipe_survive_a_quiet_time(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that reads nothing for a while gets all of it later."""
     rested: List[bool] = []
     real = module._Direction.rest
@@ -283,8 +285,8 @@ def test_what_waits_in_a_pipe_is_not_lost_in_quiet(pairs: Pairs, monkeypatch: py
     ends.end()
 
 
-def test_a_way_that_is_stuck_does_not_hold_up_the_other(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does it keep the tunnel busy: while one end reads nothing, only what the other way carries wakes it."""
+def test_one_stuck_direction_does_not_block_the_other(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it does not keep the tunnel busy: while one end reads nothing, only the other direction wakes it."""
     waits: List[List[module._Direction]] = []
     real = module._Watch.wait
 
@@ -314,7 +316,7 @@ def test_a_tunnel_ends_when_nothing_moves_for_too_long(pairs: Pairs) -> None:
         ends.end()
 
 
-def test_urgent_data_is_not_the_end(pairs: Pairs, spliced: List[int]) -> None:
+def test_urgent_data_does_not_end_a_tunnel(pairs: Pairs, spliced: List[int]) -> None:
     """splice finds nothing before the urgent byte; what comes after it is still to be carried."""
     ends = Ends(pairs)
 
@@ -335,7 +337,7 @@ def test_urgent_data_is_not_the_end(pairs: Pairs, spliced: List[int]) -> None:
 
 
 @pytest.mark.parametrize("raw", [0, len(BODY)])
-def test_an_end_that_breaks_ends_the_tunnel(pairs: Pairs, raw: int) -> None:
+def test_an_error_at_one_end_ends_the_tunnel(pairs: Pairs, raw: int) -> None:
     first = BODY[:raw]
     ends = Ends(pairs)
     sender = in_thread(ends.origin.sendall, first)
@@ -348,7 +350,7 @@ def test_an_end_that_breaks_ends_the_tunnel(pairs: Pairs, raw: int) -> None:
         ends.end()
 
 
-def test_tls_is_copied(pairs: Pairs, spliced: List[int]) -> None:
+def test_bytes_under_tls_are_copied(pairs: Pairs, spliced: List[int]) -> None:
     """What is encrypted here cannot be carried past us."""
     near, client = pairs.tls()
     far, origin = pairs.plain()
@@ -366,7 +368,7 @@ def test_tls_is_copied(pairs: Pairs, spliced: List[int]) -> None:
         pass  # without close_notify it is a broken end
 
 
-def test_what_tls_holds_already_is_carried(pairs: Pairs) -> None:
+def test_bytes_buffered_by_tls_are_sent(pairs: Pairs) -> None:
     """Many records came at once: the kernel has told of them, and will not do so again."""
     near, client = pairs.streams()
     inner = Inner(client, server=False)
@@ -387,7 +389,7 @@ def test_what_tls_holds_already_is_carried(pairs: Pairs) -> None:
 
 
 @needs_splice
-def test_what_is_in_the_pipe_goes_first(pairs: Pairs) -> None:
+def test_bytes_in_the_pipe_are_sent_first(pairs: Pairs) -> None:
     """Even where poll has promised room for it, and there was none."""
     near, origin = pairs.plain(buffers=4096)
     far, client = pairs.plain(buffers=4096)

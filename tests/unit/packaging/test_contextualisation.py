@@ -71,7 +71,7 @@ def machine(tmp_path: Path) -> Machine:
 MAC = "02:00:0a:00:00:05"
 
 
-def test_a_static_address(machine: Machine) -> None:
+def test_a_static_address_is_configured(machine: Machine) -> None:
     machine.boot(
         ETH0_MAC=MAC,
         ETH0_IP="10.0.0.5",
@@ -96,7 +96,7 @@ def test_a_static_address(machine: Machine) -> None:
         assert line in lines
 
 
-def test_other_ways_to_an_address(machine: Machine) -> None:
+def test_dhcp_and_router_announcements_are_configured(machine: Machine) -> None:
     machine.boot(
         ETH0_MAC=MAC,
         ETH0_METHOD="dhcp",
@@ -121,7 +121,7 @@ def test_other_ways_to_an_address(machine: Machine) -> None:
     ("mask", "length"),
     [("255.255.255.255", 32), ("255.255.255.0", 24), ("255.0.0.0", 8), ("", 24), ("16", 16), ("x", 24)],
 )
-def test_masks(machine: Machine, mask: str, length: int) -> None:
+def test_netmasks_become_prefix_lengths(machine: Machine, mask: str, length: int) -> None:
     machine.boot(ETH0_MAC=MAC, ETH0_IP="10.0.0.5", ETH0_MASK=mask)
     assert f"Address=10.0.0.5/{length}" in machine.network()
 
@@ -135,7 +135,7 @@ def test_without_a_cd_or_a_nic_addresses_come_by_dhcp(machine: Machine) -> None:
     assert "DHCP=yes" in machine.network("any")
 
 
-def test_the_host_name(machine: Machine) -> None:
+def test_the_host_name_is_set(machine: Machine) -> None:
     machine.boot(SET_HOSTNAME="cache.lab")
     assert machine.file("etc/hostname") == "cache.lab\n" and "127.0.1.1 cache.lab cache\n" in machine.file("etc/hosts")
     for name in ("a b", "-x", "$(id)", "a\nb", "x" * 70):
@@ -161,18 +161,18 @@ def test_values_are_taken_as_they_are(machine: Machine) -> None:
     assert list(machine.root.rglob("MARK")) == []
 
 
-def test_a_context_cannot_take_the_shell_away(machine: Machine) -> None:
+def test_variables_of_a_context_do_not_change_the_shell(machine: Machine) -> None:
     machine.boot(PATH="/nowhere", IFS="e", root="/nowhere", cd="/nowhere", SET_HOSTNAME="still", ETH0_MAC=MAC)
     assert machine.file("etc/hostname") == "still\n" and f"MACAddress={MAC}" in machine.network()
 
 
-def test_a_broken_context_is_left_out(machine: Machine) -> None:
+def test_a_broken_context_is_ignored(machine: Machine) -> None:
     done = machine.run("local", "SET_HOSTNAME='x\n")
     assert done.returncode == 0 and "no shell script" in done.stderr
     assert "DHCP=yes" in machine.network("any")
 
 
-def test_it_steps_aside_for_one_context(machine: Machine) -> None:
+def test_the_official_context_package_takes_precedence(machine: Machine) -> None:
     (machine.root / "usr/sbin").mkdir(parents=True)
     (machine.root / "usr/sbin/one-contextd").touch()
     for how in ("local", "net"):
@@ -180,7 +180,7 @@ def test_it_steps_aside_for_one_context(machine: Machine) -> None:
     assert list((machine.root / "etc").iterdir()) == [] and list((machine.root / "run").iterdir()) == []
 
 
-def test_an_unknown_way_is_bad_usage(machine: Machine) -> None:
+def test_an_unknown_argument_is_bad_usage(machine: Machine) -> None:
     assert machine.run("both").returncode == 2
 
 
@@ -227,12 +227,12 @@ def test_a_stage_that_fails_is_not_ready(machine: Machine, service: Path, stage:
     assert ("stage bootstrap" in text) == (stage == "bootstrap")
 
 
-def test_ready_is_told_to_whoever_asks(machine: Machine, service: Path) -> None:
+def test_readiness_is_reported_to_onegate(machine: Machine, service: Path) -> None:
     assert run_net(machine, REPORT_READY="NO").returncode == 0
     assert "onegate" not in service.read_text()
 
 
-def test_start_scripts(machine: Machine, service: Path) -> None:
+def test_start_scripts_are_run(machine: Machine, service: Path) -> None:
     mark = machine.root / "mark"
     run_net(machine, START_SCRIPT=f"echo 'one' >> {mark}\nfalse")
     run_net(machine, START_SCRIPT_BASE64="IyEvYmluL3NoCmVjaG8gInR3byIgPj4gbWFyawo=")

@@ -112,7 +112,7 @@ def test_every_module_that_runs_is_shipped() -> None:
     assert set(loaded_modules()) <= set(tarball.contents())
 
 
-def test_the_moment_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_stamp_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     assert parts.moment() == 1700000000
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
@@ -122,7 +122,7 @@ def test_the_moment_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the tarball --------------------------------------------------------------------------------
 
 
-def test_the_tarball_is_the_same_twice_and_holds_what_it_says(tmp_path: Path) -> None:
+def test_the_tarball_is_reproducible_and_complete(tmp_path: Path) -> None:
     first, second = tarball.build(tmp_path / "one"), tarball.build(tmp_path / "two")
     assert first.name == f"dduct-{dduct.VERSION}.tar.gz"
     assert first.read_bytes() == second.read_bytes()
@@ -141,7 +141,7 @@ def test_the_tarball_is_compressed_alike_by_every_python() -> None:
     assert gzip.decompress(tarball.compressed(data)) == data
 
 
-def test_the_documents_of_the_tarball_lead_to_what_is_in_it() -> None:
+def test_links_in_the_tarballs_documents_are_not_broken() -> None:
     shipped = set(tarball.contents())
     assert {"packaging/README.md", "packaging/opennebula/README.md"} <= shipped
     for name in shipped:
@@ -150,12 +150,12 @@ def test_the_documents_of_the_tarball_lead_to_what_is_in_it() -> None:
             assert {link for link in missing if link != "bench/RESULTS.md"} == set(), name  # made by make bench
 
 
-def test_its_size_is_what_is_said_of_it(tmp_path: Path) -> None:
+def test_the_tarball_has_its_documented_size(tmp_path: Path) -> None:
     check_size("dduct-X.Y.Z.tar.gz", tarball.build(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["dduct.pyz", "dduct-x86_64.pyz"])
-def test_the_sizes_of_the_single_files_are_what_is_said_of_them(tmp_path: Path, name: str) -> None:
+def test_single_files_have_their_documented_sizes(tmp_path: Path, name: str) -> None:
     directory, needed = ROOT / "build/wheels", ("tomli", "cryptography", "cffi")[: 3 if "x86" in name else 1]
     if not all(list(directory.glob(f"{package}-*.whl")) for package in needed):
         pytest.skip("the wheels are not here: make pyz-fat")  # tests/packages looks as well
@@ -173,7 +173,7 @@ def test_the_tarball_runs(tmp_path: Path) -> None:
 # --- the single files ---------------------------------------------------------------------------
 
 
-def test_single_files_are_the_same_twice(tmp_path: Path, small_wheels: Wheels) -> None:
+def test_single_files_are_reproducible(tmp_path: Path, small_wheels: Wheels) -> None:
     for make in (pyz.thin, pyz.fat):
         pyz.write(make(small_wheels), tmp_path / "one.pyz")
         pyz.write(make(small_wheels), tmp_path / "two.pyz")
@@ -197,7 +197,7 @@ def test_the_library_is_named_by_its_content(small_wheels: Wheels, monkeypatch: 
     assert pyz.fat(small_wheels)["library.txt"] == pyz.fat(small_wheels)["library.txt"]
 
 
-def test_a_wheel_with_another_hash_is_not_taken(small_wheels: Wheels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_with_a_wrong_hash_is_refused(small_wheels: Wheels, monkeypatch: pytest.MonkeyPatch) -> None:
     path = small_wheels.any("tomli")
     path.write_bytes(path.read_bytes() + b"more")
     fetched: List[str] = []
@@ -215,12 +215,12 @@ def test_every_wheel_is_pinned_by_version_and_hash() -> None:
     assert "http" not in "".join(path.read_text("utf-8") for path in wheels.PINS.iterdir())
 
 
-def test_a_machine_that_is_not_served_is_said() -> None:
+def test_an_unsupported_machine_is_refused() -> None:
     with pytest.raises(SystemExit, match="expected one of x86_64, aarch64"):
         Wheels(Path("/nowhere"), "riscv64")
 
 
-def test_main_says_that_a_python_is_too_old() -> None:
+def test_main_refuses_an_old_python() -> None:
     tree = ast.parse(pyz.MAIN)
     first = next(node for node in tree.body if isinstance(node, ast.If))
     assert "sys.version_info < (3, 9)" in ast.unparse(first)
@@ -237,7 +237,7 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_is_unpacked_once_for_nobody_else(tmp_path: Path, archive: Path) -> None:
+def test_a_single_file_is_unpacked_once_for_its_user_only(tmp_path: Path, archive: Path) -> None:
     place = tmp_path / "cache"
     library = bundle._unpacked(archive, "0123", place)
     assert library == place / "0123" and (library / "one/a.py").read_bytes() == b"A = 1"
@@ -249,18 +249,18 @@ def test_it_is_unpacked_once_for_nobody_else(tmp_path: Path, archive: Path) -> N
 
 
 @pytest.mark.parametrize("gone", ["b.py", "one/a.py", "one"])
-def test_what_systemd_tmpfiles_has_taken_is_unpacked_anew(tmp_path: Path, archive: Path, gone: str) -> None:
+def test_files_removed_by_systemd_tmpfiles_are_unpacked_again(tmp_path: Path, archive: Path, gone: str) -> None:
     """It takes file by file, whatever has been old for some weeks."""
     library = bundle._unpacked(archive, "0123", tmp_path / "cache")
     path = library / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert bundle._unpacked(archive, "0123", tmp_path / "cache") == library
     assert (library / "one/a.py").read_bytes() == b"A = 1" and (library / "b.py").read_bytes() == b"B = 2"
-    (library / "b.py").write_text("")  # nor is half a file a file
+    (library / "b.py").write_text("")  # half a file does not count
     assert (bundle._unpacked(archive, "0123", tmp_path / "cache") / "b.py").read_bytes() == b"B = 2"
 
 
-def test_what_a_killed_start_has_left_is_made_good(tmp_path: Path, archive: Path) -> None:
+def test_the_remains_of_a_killed_start_are_replaced(tmp_path: Path, archive: Path) -> None:
     stage = tmp_path / "cache/0123.new"
     stage.mkdir(parents=True, mode=0o700)
     (stage / "half.py").write_text("")
@@ -281,7 +281,7 @@ def test_a_broken_archive_leaves_nothing_that_could_be_used(tmp_path: Path, arch
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
-def test_a_place_that_others_may_write_to_is_not_used(tmp_path: Path, archive: Path, mode: int) -> None:
+def test_a_directory_that_others_may_write_to_is_not_used(tmp_path: Path, archive: Path, mode: int) -> None:
     place = tmp_path / "cache"
     place.mkdir()
     place.chmod(mode)
@@ -290,7 +290,7 @@ def test_a_place_that_others_may_write_to_is_not_used(tmp_path: Path, archive: P
     assert list(place.iterdir()) == []
 
 
-def test_nor_one_that_others_may_put_another_in_the_place_of(tmp_path: Path, archive: Path) -> None:
+def test_a_directory_that_others_may_replace_is_not_used(tmp_path: Path, archive: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(bundle.Unusable, match="others may write to"):
@@ -300,7 +300,7 @@ def test_nor_one_that_others_may_put_another_in_the_place_of(tmp_path: Path, arc
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_nor_one_of_somebody_else(tmp_path: Path, archive: Path) -> None:
+def test_a_directory_of_another_user_is_not_used(tmp_path: Path, archive: Path) -> None:
     place = tmp_path / "cache"
     place.mkdir()
     os.chown(place, 12345, 12345)
@@ -314,7 +314,7 @@ def test_nor_one_of_somebody_else(tmp_path: Path, archive: Path) -> None:
         bundle._unpacked(archive, "0123", link)
 
 
-def test_places_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("DDUCT_LIBRARY", "CACHE_DIRECTORY", "HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     last = [Path(f"/var/tmp/dduct-{os.geteuid()}"), Path(f"/tmp/dduct-{os.geteuid()}")]
@@ -333,7 +333,7 @@ def test_places_are_tried_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     ("change", "complaint"),
     [({"machine": "vax"}, "this file is for vax"), ({"tags": ["cpython-38"]}, "this file has nothing for cpython")],
 )
-def test_a_file_for_another_machine_or_python_says_so(change: Dict[str, Any], complaint: str) -> None:
+def test_a_file_for_another_machine_or_python_is_refused(change: Dict[str, Any], complaint: str) -> None:
     carried = bundle.Carried(os.uname().machine, "0123", [str(sys.implementation.cache_tag)])
     bundle._check(carried)
     with pytest.raises(bundle.Unusable, match=complaint):
@@ -348,7 +348,7 @@ def manifest(name: str) -> Any:
 
 
 def test_clients_keep_their_addresses_on_the_way_to_the_pod() -> None:
-    """Else all of them come from a node, which is a private address, and everybody is let in."""
+    """Otherwise all of them come from a node, which has a private address, and all are allowed."""
     assert manifest("service")["spec"]["externalTrafficPolicy"] == "Local"
 
 
@@ -378,7 +378,7 @@ def test_the_init_container_may_be_run_again(tmp_path: Path) -> None:
         assert (place / "var/certs/ca.key").stat().st_mode & 0o077 == 0
 
 
-def test_every_pod_of_the_cluster_is_let_in_by_what_it_is() -> None:
+def test_every_pod_of_the_cluster_is_allowed_by_selector() -> None:
     """Cilium does not match pods by their addresses."""
     (rule,) = manifest("networkpolicy")["spec"]["ingress"]
     assert {"namespaceSelector": {}} in rule["from"]

@@ -87,7 +87,7 @@ def test_ranges_are_understood_or_ignored(value: bytes, expected: Wanted) -> Non
         (None, 5, 0, None),
     ],
 )
-def test_a_range_is_a_window_or_unsatisfiable(
+def test_a_range_selects_bytes_or_is_unsatisfiable(
     first: Optional[int], last: Optional[int], length: int, window: Optional[Tuple[int, int]]
 ) -> None:
     """RFC 9110 §14.1.2."""
@@ -126,7 +126,7 @@ EXAMPLE = 784111777.0  # RFC 9110 §5.6.7
         (b"," * 1000, None),
     ],
 )
-def test_a_date_is_understood_or_nothing(value: bytes, seconds: Optional[float]) -> None:
+def test_a_date_is_parsed_or_ignored(value: bytes, seconds: Optional[float]) -> None:
     assert field_values.parse_date(value) == seconds
 
 
@@ -136,7 +136,7 @@ def test_a_date_is_written_in_the_preferred_format() -> None:
 
 
 @given(st.integers(0, 253402300799))
-def test_a_written_date_is_read_back(seconds: int) -> None:
+def test_a_formatted_date_is_parsed_back(seconds: int) -> None:
     assert field_values.parse_date(field_values.format_date(seconds)) == seconds
 
 
@@ -144,7 +144,7 @@ dates = st.text("SunNovGMT 0123456789:,-+.\t()", max_size=40).map(str.encode)
 
 
 @given(st.binary(max_size=60) | dates)
-def test_no_date_and_no_range_is_ever_an_error(value: bytes) -> None:
+def test_no_date_and_no_range_raises(value: bytes) -> None:
     assert field_values.parse_date(value) is None or isinstance(field_values.parse_date(value), float)
     windows = [wanted.window(10) for wanted in field_values.parse_ranges(value)]
     assert all(window is None or window[0] < window[1] <= 10 for window in windows)

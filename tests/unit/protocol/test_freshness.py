@@ -105,14 +105,14 @@ LIVES = [
 ]
 
 
-def test_a_guess_has_a_bound_of_its_own() -> None:
+def test_a_heuristic_lifetime_has_its_own_limit() -> None:
     modified = Stored(fields("Last-Modified: {-8640000}"), NOW)
     for bound, seconds in ((7 * DAY, 7 * DAY), (30 * DAY, 10 * DAY), (60, 60), (0, 0)):
         assert freshness.lifetime(modified, FreshnessRules(heuristic_max=bound)) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize("lines", ["", "Last-Modified: {-8640000}"])
-def test_without_guesses_what_its_origin_says_nothing_about_is_never_fresh(lines: str) -> None:
+def test_without_heuristics_a_response_without_lifetime_is_never_fresh(lines: str) -> None:
     rules = FreshnessRules(heuristic_max=0)
     assert freshness.lifetime(Stored(fields(lines), NOW), rules) == 0
     assert freshness.lifetime(Stored(fields(lines + " | Cache-Control: max-age=60"), NOW), rules) == 60
@@ -121,7 +121,7 @@ def test_without_guesses_what_its_origin_says_nothing_about_is_never_fresh(lines
 
 @pytest.mark.parametrize("lines", ["", "Cache-Control: max-age=60", "Cache-Control: max-age=60, immutable"])
 @pytest.mark.parametrize("asked", ["", "Cache-Control: max-stale", "Cache-Control: max-age=60"])
-def test_what_is_volatile_is_asked_about_however_fresh_it_is(lines: str, asked: str) -> None:
+def test_a_volatile_object_is_validated_even_if_it_is_fresh(lines: str, asked: str) -> None:
     stored = Stored(fields(lines), NOW)
     assessment = freshness.assess(request(asked), stored, RULES, NOW + 1, NOW + 0.5, volatile=True)
     assert (assessment.usable, assessment.usable_on_error) == (False, True)
@@ -130,7 +130,7 @@ def test_what_is_volatile_is_asked_about_however_fresh_it_is(lines: str, asked: 
 
 
 @pytest.mark.parametrize(("lines", "basis"), [("", "HEURISTIC"), ("Expires: {9}", "EXPLICIT"), ("Age: 5", "HEURISTIC")])
-def test_whether_a_lifetime_is_a_guess_is_known(lines: str, basis: str) -> None:
+def test_a_heuristic_lifetime_is_marked_as_such(lines: str, basis: str) -> None:
     assert freshness.assess(request(), Stored(fields(lines), NOW), RULES, NOW, NOW).basis is Basis[basis]
 
 
@@ -170,7 +170,7 @@ AGES = [
 
 
 @pytest.mark.parametrize("old", AGES, ids=lambda old: old.rule)
-def test_a_response_is_as_old_as_its_fields_and_its_way_say(old: Old) -> None:
+def test_the_age_counts_date_age_and_response_delay(old: Old) -> None:
     assert freshness.initial_age(response(old.fields), NOW - old.took, NOW) == pytest.approx(old.age)
 
 
@@ -305,7 +305,7 @@ USES = [
 
 
 @pytest.mark.parametrize("use", USES, ids=lambda use: use.rule)
-def test_a_stored_response_is_used_where_the_rules_allow(use: Use) -> None:
+def test_a_stored_response_is_used_where_rfc_9111_allows_it(use: Use) -> None:
     now = NOW + use.age
     assessment = freshness.assess(request(use.asked), Stored(fields(use.stored), NOW), RULES, now, now + 1)
     assert assessment.usable is use.usable
@@ -314,7 +314,7 @@ def test_a_stored_response_is_used_where_the_rules_allow(use: Use) -> None:
 
 
 @pytest.mark.parametrize("use", [use for use in USES if not use.usable], ids=lambda use: use.rule)
-def test_a_response_that_has_just_been_validated_is_used_whatever_is_said(use: Use) -> None:
+def test_a_response_that_was_just_validated_is_used_in_any_case(use: Use) -> None:
     """RFC 9111 §4.3: the validation that a request caused, or waited for, is enough for it."""
     stored = Stored(fields(use.stored), NOW + use.age)
     assert freshness.assess(request(use.asked), stored, RULES, NOW + use.age, NOW + use.age - 1).usable
@@ -327,7 +327,7 @@ def test_the_initial_age_counts() -> None:
     assert [freshness.assess(request(), stored, RULES, NOW + age, NOW + 99).usable for age in ages] == [True, False]
 
 
-def test_what_comes_from_the_future_is_validated() -> None:
+def test_a_response_dated_in_the_future_is_validated() -> None:
     """The clock was wrong when it was fetched, or is now."""
     assert not freshness.assess(request(), Stored(fields(MINUTE), NOW + 60), RULES, NOW, NOW - 1).usable
 
@@ -361,9 +361,9 @@ KEEPS = [
     Keep("9111 §5.2.1.5 no-store of the request", "", "Cache-Control: no-store", kept=False),
     Keep("9111 §5.2.1.4 no-cache of the request does not forbid it", "", "Cache-Control: no-cache"),
     Keep("9111 §5.2.2.4 no-cache does not forbid it", "Cache-Control: no-cache"),
-    Keep("9111 §5.2.2.7 private: only by leave of its origin", "Cache-Control: private", restricted=True),
+    Keep("9111 §5.2.2.7 private: only with permission of its origin", "Cache-Control: private", restricted=True),
     Keep("9111 §5.2.2.7 private, qualified", 'Cache-Control: private="x"', restricted=True),
-    Keep("9111 §3.5 Authorization: only by leave of its origin", "", "Authorization: Bearer x", restricted=True),
+    Keep("9111 §3.5 Authorization: only with permission of its origin", "", "Authorization: Bearer x", restricted=True),
     Keep("9111 §3.5 whatever the response says", "Cache-Control: public", "Authorization: x", restricted=True),
     Keep("9111 §3.5 must-revalidate neither", "Cache-Control: must-revalidate", "Authorization: x", restricted=True),
     Keep("a Cookie is a credential, too", "", "Cookie: id=1", restricted=True),
@@ -398,7 +398,7 @@ KEEPS = [
 
 
 @pytest.mark.parametrize("keep", KEEPS, ids=lambda keep: keep.rule)
-def test_a_response_is_kept_where_the_rules_allow(keep: Keep) -> None:
+def test_a_response_is_storable_where_rfc_9111_allows_it(keep: Keep) -> None:
     asked, answer = request(keep.asked), response(keep.response, keep.status)
     assert (freshness.not_storable(asked, answer, RULES) is None) is keep.kept
     assert (bool(DEFAULT.opening(asked.headers)) or freshness.is_private(answer, RULES)) is keep.restricted
@@ -414,7 +414,7 @@ def test_no_store_and_private_can_be_overridden() -> None:
 
 
 def test_a_redirect_to_a_page_is_not_an_object() -> None:
-    """An origin that sends strangers to a form would else have it stored in the archive's place."""
+    """Otherwise an origin's login form would be stored in the archive's place."""
     page = response("Content-Type: text/html; charset=utf-8")
     assert freshness.not_storable(request(), page, RULES, redirected=True) is not None
     assert freshness.not_storable(request(), page, RULES, redirected=False) is None
@@ -453,7 +453,7 @@ VARIANTS = [
     Variant("and so is what nobody knows", "Vary: X-Own", "X-Own: a", "X-Own: b", True),
     Variant("9111 §4.1 strangers are of one kind", "Vary: Authorization", "", "", True),
     Variant("9111 §4.1 and somebody of another", "Vary: Authorization", "", "Authorization: a", False),
-    Variant("9111 §4.1 whatever he shows", "Vary: Cookie, X-Api-Key", "", "X-Api-Key: a", False),
+    Variant("9111 §4.1 with other credentials", "Vary: Cookie, X-Api-Key", "", "X-Api-Key: a", False),
     Variant("left to authorisation in both ways", "Vary: Cookie", "Authorization: a", "Cookie: b", True),
     Variant("left to authorisation, too", "Vary: Cookie", "Cookie: a", "Cookie: b", True),
 ]
@@ -472,7 +472,7 @@ def stored(lines: str) -> List[Tuple[str, str]]:
     return list(freshness.stored_fields(response(lines), NOW))
 
 
-def test_what_describes_the_representation_is_stored_in_its_order() -> None:
+def test_fields_of_the_representation_are_stored_in_order() -> None:
     lines = (
         'Content-Type: x/y | ETag: "1" | Docker-Content-Digest: sha256:1 | Link: <a>; rel=next | Link: <b> | X-Own: 1'
     )
@@ -499,7 +499,7 @@ def test_what_describes_the_representation_is_stored_in_its_order() -> None:
         "Alt-Svc: h3=x",
     ],
 )
-def test_what_belongs_to_one_transfer_is_not_stored(line: str) -> None:
+def test_fields_of_one_transfer_are_not_stored(line: str) -> None:
     """RFC 9111 §3.1."""
     assert stored(line + " | Date: {0}") == [("Date", date(0))]
 
@@ -509,14 +509,14 @@ def test_a_response_without_date_gets_one() -> None:
     assert stored("") == [("Date", date(0))]
 
 
-def test_where_fields_are_many_only_those_go_that_nothing_depends_on() -> None:
+def test_too_many_fields_are_reduced_by_unimportant_ones() -> None:
     long = "x" * 900
     line = f'X-One: {long} | Server: {long} | ETag: "{"e" * 500}" | X-Two: {long} | NEL: {long} | Date: {{0}}'
     assert [name for name, _ in stored(line)] == ["X-One", "ETag", "X-Two", "Date"]
     assert [name for name, _ in stored("Server: x | NEL: y | Date: {0}")] == ["Server", "NEL", "Date"]
 
 
-def test_a_304_with_too_many_fields_renews_what_it_is_about() -> None:
+def test_a_304_with_too_many_fields_updates_the_important_ones() -> None:
     validated = response(f"Cache-Control: max-age=7 | X-Large: {'x' * 3000} | A: 2", 304)
     after = dict(validation.updated_fields(fields("A: 1 | Cache-Control: max-age=5 | Date: {-60}"), validated, NOW))
     assert after == {"A": "1", "Cache-Control": "max-age=7", "Date": date(0)}
@@ -544,7 +544,7 @@ RENEWALS = [
 
 
 @pytest.mark.parametrize("renewal", RENEWALS, ids=lambda renewal: renewal.rule)
-def test_a_304_renews_the_stored_fields(renewal: Renewal) -> None:
+def test_a_304_updates_the_stored_fields(renewal: Renewal) -> None:
     validated = response(renewal.validation, 304)
     after = dict(validation.updated_fields(fields(renewal.before + " | Date: {-60}"), validated, NOW))
     assert after == {**renewal.after, "Date": date(0)}
@@ -577,7 +577,7 @@ SELECTIONS = [
 
 
 @pytest.mark.parametrize(("rule", "before", "answer", "meant"), SELECTIONS, ids=[row[0] for row in SELECTIONS])
-def test_a_304_speaks_of_what_is_stored_or_of_something_else(rule: str, before: str, answer: str, meant: bool) -> None:
+def test_a_304_confirms_the_stored_response_or_another(rule: str, before: str, answer: str, meant: bool) -> None:
     assert validation.selects(response(answer, 304), fields(before)) is meant
 
 
@@ -636,7 +636,9 @@ def test_a_no_store_of_a_redirect_can_be_overridden() -> None:
         ('Cache-Control: no-cache="a, b", max-age=60', 0, 'no-cache="a, b", max-age=0'),
     ],
 )
-def test_what_a_redirect_led_to_is_fresh_for_no_longer(before: str, seconds: float, after: Optional[str]) -> None:
+def test_a_response_behind_a_redirect_is_fresh_no_longer_than_the_redirect(
+    before: str, seconds: float, after: Optional[str]
+) -> None:
     limited = freshness.limited(tuple(stored(before)), seconds, RULES, NOW)
     assert dict(limited).get("Cache-Control") == after
     if after is not None and "no-cache" not in after:
@@ -663,7 +665,7 @@ INVALIDATIONS = [
 
 
 @pytest.mark.parametrize(("rule", "method", "status", "expected"), INVALIDATIONS, ids=[r[0] for r in INVALIDATIONS])
-def test_an_unsafe_method_invalidates(rule: str, method: bytes, status: int, expected: bool) -> None:
+def test_an_unsafe_method_names_the_urls_to_invalidate(rule: str, method: bytes, status: int, expected: bool) -> None:
     assert validation.invalidates(method, status) is expected
 
 
@@ -671,17 +673,17 @@ def test_an_unsafe_method_invalidates(rule: str, method: bytes, status: int, exp
     ("lines", "expected"),
     [("Cache-Control: only-if-cached", True), ("Cache-Control: x, ONLY-IF-CACHED", True), ("", False)],
 )
-def test_only_if_cached_is_noticed(lines: str, expected: bool) -> None:
+def test_only_if_cached_is_recognized(lines: str, expected: bool) -> None:
     """RFC 9111 §5.2.1.7."""
     assert freshness.only_if_cached(request(lines)) is expected
 
 
 @pytest.mark.parametrize("lines", ["=", ",", "a b", 'x="', "max-age = 60 x", '"max-age=5"'])
-def test_a_malformed_directive_is_as_if_it_were_not_there(lines: str) -> None:
+def test_a_malformed_directive_is_ignored(lines: str) -> None:
     directives = directives_of(fields("Cache-Control: " + lines))
     assert not directives or b"x" in directives
 
 
-def test_the_tables_have_the_promised_length() -> None:
+def test_the_tables_have_their_minimum_length() -> None:
     tables = (LIVES, AGES, USES, KEEPS, VARIANTS, RENEWALS, CONDITIONS, SELECTIONS, INVALIDATIONS)
     assert sum(len(table) for table in tables) >= 120

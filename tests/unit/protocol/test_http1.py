@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.corpus import Case, load
+from support.effort import examples
 
 from protocol import http1
 from protocol.headers import Headers, canonical
@@ -74,12 +75,12 @@ RESPONSES = load("responses.txt")
 
 
 @pytest.mark.parametrize("case", REQUESTS)
-def test_a_request_gets_its_verdict(case: Case) -> None:
+def test_a_request_head_is_accepted_or_refused_as_listed(case: Case) -> None:
     assert verdict(understand_request, case.raw) == case.verdict
 
 
 @pytest.mark.parametrize("case", RESPONSES)
-def test_a_response_gets_its_verdict(case: Case) -> None:
+def test_a_response_head_is_accepted_or_refused_as_listed(case: Case) -> None:
     assert verdict(understand_response, case.raw) == case.verdict
 
 
@@ -104,7 +105,7 @@ def test_a_response_ends_at_the_same_byte_however_it_arrives(case: Case) -> None
     check_end(case, understand_response)
 
 
-def test_the_tables_are_as_long_as_promised() -> None:
+def test_the_tables_have_their_minimum_length() -> None:
     refused = [[param.values[0].verdict != "ok" for param in table] for table in (REQUESTS, RESPONSES)]  # type: ignore[attr-defined]
     assert sum(refused[0]) >= 120
     assert sum(refused[1]) >= 40
@@ -133,13 +134,13 @@ def test_a_head_ends_at_its_first_empty_line(data: bytes, end: int) -> None:
         assert http1.head_end(bytearray(data), start) == end
 
 
-def test_a_request_is_taken_apart_without_loss() -> None:
+def test_a_request_is_parsed_without_loss() -> None:
     head = http1.parse_request(b"PUT /a?b HTTP/1.1\r\nhOsT:  a.example \r\nX: \xff\tb\r\nX:\r\n\r\n")
     assert (head.method, head.target, head.version) == (b"PUT", b"/a?b", 1)
     assert list(head.headers) == [(b"hOsT", b"a.example"), (b"X", b"\xff\tb"), (b"X", b"")]
 
 
-def test_a_response_is_taken_apart_without_loss() -> None:
+def test_a_response_is_parsed_without_loss() -> None:
     head = http1.parse_response(b'HTTP/1.0 404 Not \xffFound\r\netag: "x"\r\n\r\n')
     assert (head.status, head.reason, head.version) == (404, b"Not \xffFound", 0)
     assert list(head.headers) == [(b"etag", b'"x"')]
@@ -172,7 +173,7 @@ PERSISTENCE = [
 
 
 @pytest.mark.parametrize("first, line, expected", PERSISTENCE)
-def test_a_connection_persists_as_its_head_says(first: bytes, line: bytes, expected: bool) -> None:
+def test_a_head_decides_whether_its_connection_persists(first: bytes, line: bytes, expected: bool) -> None:
     head = response(line, first=first) if first.startswith(b"HTTP/") else request(line, first=first)
     assert head.persistent is expected
 
@@ -298,7 +299,7 @@ CHUNK_LINES = [
     (b'5;a=""\r\n', 5),
     (b'5;a="\\"\\\\;\xff"\r\n', 5),
     (b"0;last\r\n", 0),
-    # RFC 9112 §7.1: chunk-size is hexadecimal digits, and nothing else
+    # RFC 9112 §7.1: chunk-size is only hexadecimal digits
     (b"", None),
     (b"\r\n", None),
     (b"5", None),
@@ -363,7 +364,7 @@ def test_a_trailer_line_is_one_field(line: bytes) -> None:
     assert name + b":" + value == line.strip().replace(b": ", b":")
 
 
-def test_trailers_are_written_without_what_has_no_meaning_there() -> None:
+def test_trailers_are_written_without_forbidden_fields() -> None:
     """RFC 9110 §6.5.1."""
     fields = [(b"digest", b"x"), (b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked"), (b"X", b"1")]
     assert http1.serialise_trailers(fields) == b"Digest: x\r\nX: 1\r\n"
@@ -395,7 +396,7 @@ def test_a_malformed_trailer_line_is_refused(line: bytes) -> None:
 
 
 @pytest.mark.parametrize("line", [b"5 \r\n", b"5 \t \r\n", b"5\t;a=b \r\n", b'5;a="b " \r\n', b"0005 \r\n"])
-def test_blanks_behind_a_chunk_size_are_forgiven_to_origins_alone(line: bytes) -> None:
+def test_blanks_after_a_chunk_size_are_accepted_from_origins_only(line: bytes) -> None:
     assert http1.parse_chunk_line(line, Sender.ORIGIN) == 5
     with pytest.raises(ProtocolError):
         http1.parse_chunk_line(line)
@@ -404,12 +405,12 @@ def test_blanks_behind_a_chunk_size_are_forgiven_to_origins_alone(line: bytes) -
 @pytest.mark.parametrize(
     "line", [b" 5\r\n", b"5 5\r\n", b"5 \n", b"5 ", b"5 \r\r\n", b" \r\n", b"5;\r\n", b'5;a=" \r\n']
 )
-def test_no_other_odd_chunk_size_is_forgiven(line: bytes) -> None:
+def test_no_other_odd_chunk_size_is_accepted(line: bytes) -> None:
     with pytest.raises(ProtocolError):
         http1.parse_chunk_line(line, Sender.ORIGIN)
 
 
-def test_blanks_before_a_colon_are_removed_from_responses_alone() -> None:
+def test_blanks_before_a_colon_are_removed_from_responses_only() -> None:
     """RFC 9112 §5.1."""
     assert list(response(b"X-Foo \t : bar", b"Content-Length : 5").headers) == [
         (b"X-Foo", b"bar"),
@@ -427,7 +428,7 @@ def test_blanks_before_a_colon_are_removed_from_responses_alone() -> None:
     "lines",
     [[b"Content-Length: 5, 5"], [b"Content-Length: 5", b"X: y", b"content-length: 5"], [b"Content-Length: 5 ,5,\t5"]],
 )
-def test_equal_content_lengths_are_one(lines: List[bytes]) -> None:
+def test_equal_content_lengths_are_merged(lines: List[bytes]) -> None:
     """RFC 9110 §8.6."""
     for head in (request(*lines), response(*lines)):
         assert head.headers.get_all(b"content-length") == [b"5"]
@@ -436,12 +437,12 @@ def test_equal_content_lengths_are_one(lines: List[bytes]) -> None:
 
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1", b"HEAD / HTTP/1.1", b"CONNECT a:1 HTTP/1.1", b"TRACE / HTTP/1.1"])
-def test_an_empty_body_of_what_has_none_is_no_body(first: bytes) -> None:
+def test_content_length_0_is_no_body_where_none_is_allowed(first: bytes) -> None:
     assert http1.request_framing(request(b"Content-Length: 0", first=first)) == NO_BODY
     assert http1.request_framing(request(b"Content-Length: 1", first=first)) == BodyFraming(Framing.LENGTH, 1)
 
 
-def test_an_empty_body_of_what_may_have_one_is_a_body() -> None:
+def test_content_length_0_is_an_empty_body_where_one_is_allowed() -> None:
     assert http1.request_framing(request(b"Content-Length: 0")) == BodyFraming(Framing.LENGTH, 0)
 
 
@@ -554,7 +555,7 @@ def test_an_empty_port_is_the_default_one(text: bytes) -> None:
 @pytest.mark.parametrize(
     "authority, text", [(Authority("a.example", 80), "a.example:80"), (Authority("::1", 443), "[::1]:443")]
 )
-def test_an_authority_is_written_as_it_can_be_read(authority: Authority, text: str) -> None:
+def test_an_authority_is_written_in_parsable_form(authority: Authority, text: str) -> None:
     assert str(authority) == text
     assert http1.parse_authority(text.encode(), None) == authority
 
@@ -614,7 +615,7 @@ def test_an_absolute_target_has_one_normal_form(url: bytes, text: str, host_fiel
         (b"gopher://a.example/", 501),
     ],
 )
-def test_what_is_no_url_of_http_is_refused(url: bytes, status: int) -> None:
+def test_a_url_that_is_not_http_is_refused(url: bytes, status: int) -> None:
     with pytest.raises(ProtocolError) as caught:
         http1.parse_absolute(url)
     assert caught.value.status == status
@@ -622,20 +623,20 @@ def test_what_is_no_url_of_http_is_refused(url: bytes, status: int) -> None:
 
 @pytest.mark.parametrize("byte", [b" ", b"\t", b"\r\n", b"\x00", b"\x7f"])
 @pytest.mark.parametrize("where", [b"http://a.example/a%sb", b"http://a.example/?a%sb"])
-def test_a_url_holds_no_blank_and_no_control_character(where: bytes, byte: bytes) -> None:
-    """A Location is parsed by this too, and nobody has looked at it as a request line."""
+def test_a_url_with_a_blank_or_control_character_is_refused(where: bytes, byte: bytes) -> None:
+    """A Location is parsed by this too, and was never checked as a request line."""
     with pytest.raises(ProtocolError):
         http1.parse_absolute(where % byte)
 
 
-def test_an_origin_form_target_belongs_to_the_known_authority() -> None:
+def test_an_origin_form_target_gets_the_known_authority() -> None:
     target = http1.parse_origin_form(b"/a\xff?b", "https", Authority("::1", 8443))
     assert str(target) == "https://[::1]:8443/a%FF?b"
     assert http1.parse_origin_form(b"//b.example/x", "https", Authority("a.example", 443)).authority.host == "a.example"
 
 
 @pytest.mark.parametrize("target", [b"", b"a", b"*", b"?", b"#", b"/#", b"http://a.example/", b"\\", b" /"])
-def test_what_is_no_path_is_refused(target: bytes) -> None:
+def test_an_invalid_path_is_refused(target: bytes) -> None:
     with pytest.raises(ProtocolError):
         http1.parse_origin_form(target, "http", Authority("a.example", 80))
 
@@ -676,11 +677,11 @@ def test_fields_keep_order_case_and_repeats() -> None:
         ([b"\xc4"], [b"\xc4"]),
     ],
 )
-def test_a_list_is_its_elements(values: List[bytes], tokens: List[bytes]) -> None:
+def test_a_field_list_is_split_into_its_elements(values: List[bytes], tokens: List[bytes]) -> None:
     assert Headers((b"X", value) for value in values).tokens(b"x") == tokens
 
 
-def test_fields_can_be_left_out() -> None:
+def test_fields_can_be_removed() -> None:
     headers = Headers([(b"A", b"1"), (b"b", b"2"), (b"a", b"3")])
     assert list(headers.without([b"a"])) == [(b"b", b"2")]
     assert headers.without([]) == headers
@@ -701,7 +702,7 @@ HOP_BY_HOP = [
 ]
 
 
-def test_what_belongs_to_one_connection_stays_behind() -> None:
+def test_hop_by_hop_fields_are_removed() -> None:
     """RFC 9110 §7.6.1."""
     head = request(b"A: 1", *HOP_BY_HOP, *(line.lower() for line in HOP_BY_HOP), b"a: 2", first=b"POST / HTTP/1.1")
     assert list(head.headers.end_to_end()) == [(b"Host", b"a.example"), (b"A", b"1"), (b"a", b"2")]
@@ -719,7 +720,7 @@ def test_what_belongs_to_one_connection_stays_behind() -> None:
         ([b"connection"], [b"A", b"B", b"C"]),
     ],
 )
-def test_nominated_fields_stay_behind(connection: List[bytes], kept: List[bytes]) -> None:
+def test_fields_named_by_connection_are_removed(connection: List[bytes], kept: List[bytes]) -> None:
     lines = [(b"Connection", value) for value in connection]
     headers = Headers([(b"A", b"1"), *lines, (b"B", b"2"), (b"C", b"3")])
     assert [name for name, _ in headers.end_to_end()] == kept
@@ -754,7 +755,7 @@ def test_a_lower_case_name_is_written_in_its_usual_spelling(name: bytes, expecte
 # --- writing --------------------------------------------------------------------------------------
 
 
-def test_a_response_head_is_written_as_it_was_meant() -> None:
+def test_a_response_head_is_written_in_wire_format() -> None:
     head = http1.serialise_response(200, b"", [(b"content-length", b"5"), (b"X", b""), (b"x", b"\xff")])
     assert head == b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: \r\nX: \xff\r\n\r\n"
 
@@ -777,7 +778,7 @@ values = st.from_regex(rb"\A(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]{0,2
 
 
 @given(st.lists(st.tuples(names, values), max_size=20), st.integers(100, 999), values)
-def test_what_is_written_is_read_back(fields: List[Tuple[bytes, bytes]], status: int, reason: bytes) -> None:
+def test_a_written_head_is_parsed_back(fields: List[Tuple[bytes, bytes]], status: int, reason: bytes) -> None:
     head = http1.parse_response(http1.serialise_response(status, reason, fields))
     assert head.status == status
     assert list(head.headers) == [(canonical(name), value) for name, value in fields]
@@ -838,21 +839,21 @@ def check_mutation(data: bytes, understand: Callable[[bytes], object]) -> None:
         assert b"\x00" not in block
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=examples(1000), deadline=None, derandomize=True)
 @given(mutated(REQUESTS))
-def test_a_mutated_request_is_understood_or_refused(data: bytes) -> None:
+def test_a_mutated_request_is_parsed_or_refused(data: bytes) -> None:
     check_mutation(data, understand_request)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(mutated(RESPONSES))
-def test_a_mutated_response_is_understood_or_refused(data: bytes) -> None:
+def test_a_mutated_response_is_parsed_or_refused(data: bytes) -> None:
     check_mutation(data, understand_response)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(st.binary(max_size=40), st.sampled_from([line for line, _ in CHUNK_LINES]))
-def test_no_chunk_line_is_ever_another_error(noise: bytes, line: bytes) -> None:
+def test_no_chunk_line_raises_another_error(noise: bytes, line: bytes) -> None:
     for data in (noise, line[: len(line) // 2] + noise + line[len(line) // 2 :]):
         try:
             assert http1.parse_chunk_line(data) >= 0
@@ -864,9 +865,9 @@ def test_no_chunk_line_is_ever_another_error(noise: bytes, line: bytes) -> None:
             pass
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(st.text("http://s[]:.@?#%*-_a0A~ü/\\ ", max_size=30))
-def test_no_target_is_ever_another_error(text: str) -> None:
+def test_no_target_raises_another_error(text: str) -> None:
     data = text.encode()
     for parse in (
         http1.parse_absolute,
@@ -900,7 +901,7 @@ NASTY = {
 
 
 @pytest.mark.parametrize("lines", NASTY.values(), ids=NASTY.keys())
-def test_a_nasty_head_takes_no_longer_than_a_long_one(lines: bytes) -> None:
+def test_a_hostile_head_takes_no_longer_than_a_long_one(lines: bytes) -> None:
     block = b"GET / HTTP/1.1\r\nHost: a.example\r\n" + lines + b"\r\n\r\n"
     started = time.perf_counter()
     verdict(understand_request, block)
@@ -920,7 +921,7 @@ def test_a_nasty_head_takes_no_longer_than_a_long_one(lines: bytes) -> None:
         b";" + b"a" * 4000 + b"\x00",
     ],
 )
-def test_a_nasty_chunk_line_takes_no_time(nasty: bytes) -> None:
+def test_a_hostile_chunk_line_takes_no_time(nasty: bytes) -> None:
     started = time.perf_counter()
     try:
         http1.parse_chunk_line(b"5" + nasty + b"\r\n")
@@ -939,7 +940,7 @@ def test_a_nasty_chunk_line_takes_no_time(nasty: bytes) -> None:
         b"h" * 30000,
     ],
 )
-def test_a_nasty_target_takes_no_time(url: bytes) -> None:
+def test_a_hostile_target_takes_no_time(url: bytes) -> None:
     started = time.perf_counter()
     try:
         http1.parse_absolute(url)

@@ -45,7 +45,7 @@ CLIENTS = {
 
 
 @pytest.mark.parametrize("client", list(CLIENTS))
-def test_what_real_clients_send_restricts_nothing(client: str) -> None:
+def test_fields_of_real_clients_restrict_nothing(client: str) -> None:
     names = CLIENTS[client].split()
     assert [name for name in names if DEFAULT.kind(name.encode()) is not HARMLESS] == []
 
@@ -98,7 +98,7 @@ OPENS = [
 
 @pytest.mark.parametrize("name", OPENS)
 @pytest.mark.parametrize("spelling", [str, str.upper, str.lower, lambda name: name.replace("-", "_")])
-def test_what_nobody_knows_may_be_a_credential(name: str, spelling: object) -> None:
+def test_an_unknown_field_may_be_a_credential(name: str, spelling: object) -> None:
     assert callable(spelling)
     written = spelling(name)
     if written.lower() == "proxy-authorization":
@@ -138,7 +138,7 @@ REWRITES = [
 
 @pytest.mark.parametrize("name", REWRITES)
 @pytest.mark.parametrize("spelling", [str, str.upper, lambda name: name.replace("-", "_")])
-def test_what_would_choose_for_everybody_never_goes_along(name: str, spelling: object) -> None:
+def test_a_field_that_chooses_the_response_is_never_sent(name: str, spelling: object) -> None:
     assert callable(spelling)
     assert DEFAULT.kind(spelling(name).encode()) is DROPPED
     assert RequestFields([name, "x-*"]).kind(name.encode()) is DROPPED
@@ -147,12 +147,12 @@ def test_what_would_choose_for_everybody_never_goes_along(name: str, spelling: o
 @pytest.mark.parametrize(
     "name", ["If_None_Match", "accept_encoding", "User_Agent", "Content_Length", "Transfer_Encoding"]
 )
-def test_a_known_name_with_an_underscore_is_a_trick(name: str) -> None:
+def test_a_known_name_spelled_with_an_underscore_is_not_harmless(name: str) -> None:
     assert DEFAULT.kind(name.encode()) is DROPPED
     assert DEFAULT.kind(name.replace("_", "-").encode()) is HARMLESS
 
 
-def test_the_configuration_adds_to_what_is_known() -> None:
+def test_the_configuration_adds_harmless_fields() -> None:
     fields = RequestFields(["X-Build_Id", "x-ci-*"])
     for name in (b"x-build-id", b"X_Build_ID", b"X-CI-Job", b"x_ci_url"):
         assert fields.kind(name) is HARMLESS and DEFAULT.kind(name) is OPENING
@@ -168,7 +168,7 @@ def test_a_pattern_may_not_cover_credentials(pattern: str, covers: bool) -> None
     assert covers_credentials(pattern) is covers
 
 
-def test_a_field_without_a_value_shows_nothing() -> None:
+def test_a_field_without_a_value_is_no_credential() -> None:
     headers = Headers([(b"authorization", b""), (b"X-Own", b"1"), (b"Accept", b"*/*"), (b"X-Host", b"evil")])
     assert DEFAULT.opening(headers) == [(b"X-Own", b"1")]
     kept: List[bytes] = [name for name, _ in DEFAULT.on_behalf_of_all(headers)]

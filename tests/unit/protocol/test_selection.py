@@ -129,20 +129,20 @@ def select(case: Case) -> Optional[selection.Selection]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
-def test_a_request_gets_the_part_that_it_asks_for(case: Case) -> None:
+def test_a_request_gets_the_ranges_that_it_selects(case: Case) -> None:
     chosen = select(case)
     assert (None if chosen is None else chosen.status) == case.status
     assert chosen is None or tuple((part.start, part.end) for part in chosen.parts) == case.spans
 
 
-def test_one_part_says_which_it_is() -> None:
+def test_a_single_part_has_its_content_range() -> None:
     chosen = select(Case("", "Range: bytes=10-19", 206))
     assert chosen is not None
     assert chosen.fields == ((b"Content-Range", b"bytes 10-19/1000"),)
     assert (chosen.length, chosen.closing, chosen.parts) == (10, b"", (Part(10, 20),))
 
 
-def test_an_unsatisfiable_range_learns_the_length() -> None:
+def test_a_416_states_the_length() -> None:
     """RFC 9110 §15.5.17; apt wants it so, and never a `/*`."""
     chosen = select(Case("", "Range: bytes=5000-", 416))
     assert chosen is not None and chosen.fields == ((b"Content-Range", b"bytes */1000"),)
@@ -169,12 +169,12 @@ def test_several_parts_are_a_multipart_body() -> None:
     assert chosen.length == len(expected)
 
 
-def test_no_boundary_is_like_another() -> None:
-    """Else an object could be made to contain it."""
+def test_every_boundary_is_different() -> None:
+    """Otherwise an object could be made that contains it."""
     chosen = [select(Case("", "Range: bytes=1-2,5-7", 206)) for _ in range(2)]
     assert chosen[0] is not None and chosen[1] is not None and chosen[0].closing != chosen[1].closing
 
 
-def test_a_part_without_a_type_does_not_invent_one() -> None:
+def test_a_part_without_content_type_has_none() -> None:
     chosen = select(Case("", "Range: bytes=1-2,5-7", 206, stored=""))
     assert chosen is not None and b"Content-Type" not in chosen.parts[0].preface

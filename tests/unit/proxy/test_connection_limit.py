@@ -1,4 +1,4 @@
-"""Who gets a place, and whose."""
+"""Which connection gets a place, and which one loses it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Clock:
 
 
 class Places(ConnectionLimit):
-    """With the same slots for everybody who enters."""
+    """With the same slots for every `with`."""
 
     def __init__(self, count: int, unproven: int, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock)
@@ -42,7 +42,7 @@ def taken(places: Places, address: str, count: int, **keys: Optional[float]) -> 
     return holders
 
 
-def test_places_can_be_more_or_fewer_while_they_are_taken() -> None:
+def test_the_limit_can_change_while_places_are_taken() -> None:
     places = Places(2, 9)
     first, second = taken(places, "a", 2, silent_since=None)
     with pytest.raises(TooManyConnections, match=r"proxy\.max_connections"):
@@ -73,18 +73,18 @@ def test_the_longest_silent_of_the_address_with_the_most_gives_way() -> None:
         places.enter(Holder("few"))  # which has as many as the other
 
 
-def test_an_address_does_not_gain_by_opening_more() -> None:
+def test_an_address_gains_no_place_by_opening_more_connections() -> None:
     clock = Clock()
     places = Places(3, 9, clock)
     holders = taken(places, "a", 3, silent_since=0.5)
     for _ in range(2):
         with pytest.raises(TooManyConnections):
             places.enter(Holder("a"))
-    clock.now = 6.0  # a while later they are nobody's any more
+    clock.now = 6.0  # a while later the places are free
     assert places.enter(Holder("a", None)) is holders[0]
 
 
-def test_who_has_asked_for_something_gives_way_last() -> None:
+def test_a_connection_that_sent_a_request_gives_way_last() -> None:
     places = Places(4, 9, Clock())
     for holder in taken(places, "site", 3, silent_since=0.0):
         places.prove(holder)
@@ -93,14 +93,14 @@ def test_who_has_asked_for_something_gives_way_last() -> None:
     assert places.enter(Holder("new", None)) is silent
 
 
-def test_who_is_gone_gives_way_first() -> None:
+def test_a_closed_connection_gives_way_first() -> None:
     places = Places(3, 9, Clock())
     taken(places, "a", 2)
     (gone,) = taken(places, "a", 1, silent_since=GONE)
     assert places.enter(Holder("a", None)) is gone
 
 
-def test_an_address_has_only_so_many_that_have_not_asked() -> None:
+def test_an_address_has_a_limited_number_of_silent_connections() -> None:
     clock = Clock()
     places = Places(100, 2, clock)
     first, second = taken(places, "a", 2, silent_since=0.5)
@@ -125,7 +125,7 @@ def test_a_share_is_a_quarter_and_never_too_small() -> None:
     taken(small, "a", 32)
 
 
-def test_many_accepts_look_seldom() -> None:
+def test_many_accepts_search_rarely() -> None:
     """To look at thousands takes time, and clients choose how often they come."""
     looks: List[None] = []
 

@@ -116,7 +116,7 @@ def test_of_two_requests_at_once_the_second_takes_a_thread(path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [GET, GET[:-1], CONNECT[:-1], b"\x16\x03\x01"])
-def test_what_is_not_known_takes_a_thread_and_keeps_its_bytes(path: Path, data: bytes) -> None:
+def test_an_unknown_request_takes_a_thread_and_keeps_its_bytes(path: Path, data: bytes) -> None:
     assert path.say(data) is Next.NEEDS_THREAD
     assert path.state.stream.peek() == data
     assert path.proved == 0

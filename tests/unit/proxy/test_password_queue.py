@@ -54,7 +54,7 @@ def test_an_address_has_one_hash_at_a_time_and_the_next_address_comes_at_once() 
     assert hashing.order == ["g1", "friend", "g2", "g3"] and not hashing.queue._waiting
 
 
-def test_who_guesses_comes_after_who_does_not() -> None:
+def test_an_address_that_guesses_comes_after_one_that_does_not() -> None:
     with ThreadPoolExecutor(8) as pool:
         hashing = Hashing(PasswordQueue(), pool)
         hashing.queue.note("guesser", right=False)
@@ -99,7 +99,7 @@ def test_many_users_may_share_an_address(monkeypatch: pytest.MonkeyPatch) -> Non
     assert hashing.order == ["user0", *(f"user{number}" for number in range(2, 10))]
 
 
-def test_nobody_waits_for_ever() -> None:
+def test_no_password_check_waits_for_ever() -> None:
     queue = PasswordQueue(timeout=0.01)
     with queue.admission("a"):
         with pytest.raises(TooManyPasswords), queue.admission("a"):
@@ -110,7 +110,7 @@ def test_nobody_waits_for_ever() -> None:
     assert not queue._running
 
 
-def test_guessers_are_not_remembered_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_remembered_guessers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(password_queue, "_GUESSERS_REMEMBERED", 2)
     queue = PasswordQueue()
     for address in ("a", "b", "c"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import pytest
 
@@ -15,7 +15,7 @@ from net.arrival import Arrival
 from protocol.headers import Headers
 from protocol.http1 import Authority, ProtocolError, RequestHead, Target
 from proxy import routing
-from proxy.routing import BuiltinPage, Fetch, Hosts, Intercept, MaxForwardsReached, Refuse, Rules, Tunnel
+from proxy.routing import BuiltinPage, Fetch, HostList, Hosts, Intercept, MaxForwardsReached, Refuse, Rules, Tunnel
 from server import config
 from storage.record import Digest
 
@@ -56,7 +56,7 @@ def test_a_host_is_listed_label_by_label(host: str, listed: bool) -> None:
     assert (host in RULES.intercept) is listed
 
 
-def test_patterns_have_no_case() -> None:
+def test_host_patterns_ignore_case() -> None:
     assert "a.b" in Hosts(["A.b"]) and "x.b" in Hosts(["*.B"]) and 5 not in Hosts(["5"])
 
 
@@ -158,7 +158,7 @@ DECISIONS: List[Tuple[str, RequestHead, Arrival, object]] = [
 
 
 @pytest.mark.parametrize(("what", "request_head", "where", "expected"), DECISIONS, ids=[row[0] for row in DECISIONS])
-def test_a_request_is_decided_once(what: str, request_head: RequestHead, where: Arrival, expected: object) -> None:
+def test_each_request_has_one_decision(what: str, request_head: RequestHead, where: Arrival, expected: object) -> None:
     decision = routing.decide(request_head, where, RULES)
     if isinstance(expected, type):
         assert isinstance(decision, expected)
@@ -176,7 +176,7 @@ def test_a_request_is_decided_once(what: str, request_head: RequestHead, where: 
         ("GET", "http://"),
     ],
 )
-def test_what_is_no_target_is_refused(method: str, target: str) -> None:
+def test_an_invalid_target_is_refused(method: str, target: str) -> None:
     with pytest.raises(ProtocolError):
         routing.decide(head(method, target, to("x")), PLAIN, RULES)
 
@@ -230,12 +230,12 @@ def test_an_object_has_one_name(path: str, name: Optional[Name]) -> None:
     assert storage_name(target, NAMING) == name
 
 
-def test_what_signs_a_url_is_no_part_of_its_name_and_not_lost() -> None:
+def test_signature_parameters_are_sent_but_not_part_of_the_name() -> None:
     name = storage_name(Target("https", Authority("h", 443), "/a.gz", "v=1&sig=x%3D&b=2&token="), NAMING)
     assert name == Name("https/h/a.gz?v=1&b=2") and name is not None and name.signature == "sig=x%3D&token="
 
 
-def test_another_port_and_another_scheme_are_other_objects() -> None:
+def test_port_and_scheme_are_part_of_the_name() -> None:
     names = {
         storage_name(Target(scheme, Authority("h", port), "/a.deb"), NAMING)
         for scheme, port in (("http", 80), ("https", 443), ("https", 8443), ("http", 443))
@@ -278,3 +278,37 @@ def test_a_filter_names_its_digest(pattern: str, path: str, digest: Optional[Tup
 )
 def test_a_parameter_is_secret_by_the_words_of_its_name(parameter: str, secret: bool) -> None:
     assert names_credential(parameter) is secret
+
+
+@pytest.mark.parametrize(
+    ("host", "patterns", "inside"),
+    [
+        ("a.test", ["a.test"], True),
+        ("a.test", ["*.test"], True),
+        ("a.b.test", ["*.test"], True),
+        ("test", ["*.test"], False),  # as with `.test` in other programs' lists: what is below
+        ("atest", ["*.test"], False),
+        ("10.1.2.3", ["10.0.0.0/8"], True),
+        ("10.1.2.3", ["10.1.2.3"], True),
+        ("11.1.2.3", ["10.0.0.0/8"], False),
+        ("127.1", ["127.0.0.0/8"], True),  # what resolvers take for an address
+        ("0x7f000001", ["127.0.0.1"], True),
+        ("::ffff:10.1.2.3", ["10.0.0.0/8"], True),
+        ("fd00::5", ["fd00::/8"], True),
+        ("fd00:0::5", ["fd00::5"], True),
+        ("fe00::5", ["fd00::/9"], False),
+        ("::1", ["0.0.0.0/0"], False),
+        ("a.test", ["0.0.0.0/0", "::/0"], False),  # a name is no address
+        ("a.test", ["*"], True),
+        ("a.test", [], False),
+    ],
+)
+def test_a_host_list_matches_names_suffixes_addresses_and_networks(
+    host: str, patterns: Sequence[str], inside: bool
+) -> None:
+    assert (host in HostList(patterns)) is inside
+
+
+@pytest.mark.parametrize("host", [None, 5, b"a"])
+def test_a_host_list_contains_no_other_types(host: object) -> None:
+    assert host not in HostList(["a"])

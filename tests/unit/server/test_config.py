@@ -66,7 +66,7 @@ def complaint(tmp_path: Path, text: str) -> str:
 # --- what is right ----------------------------------------------------------------------------------
 
 
-def test_the_seeds_configuration_works_unchanged(tmp_path: Path) -> None:
+def test_the_original_configuration_works_unchanged(tmp_path: Path) -> None:
     loaded, defaults = load(tmp_path, SEED), config.defaults(tmp_path)
     assert loaded.misc.cert_dir == Path("/var/tmp/dduct/certs")
     assert loaded.misc.file_dir == Path("/var/tmp/dduct/files")
@@ -77,7 +77,7 @@ def test_the_seeds_configuration_works_unchanged(tmp_path: Path) -> None:
     assert loaded.cache == defaults.cache
 
 
-def test_the_file_in_the_repository_says_the_defaults() -> None:
+def test_the_file_in_the_repository_states_the_defaults() -> None:
     loaded, defaults = config.load(ROOT / "dduct.toml", ROOT), config.defaults(ROOT)
     assert loaded == replace(defaults, source=loaded.source)
 
@@ -121,7 +121,7 @@ def test_a_reload_keeps_the_keys_that_need_a_restart_and_names_them(tmp_path: Pa
     assert config_keys.until_restart(running, running) == (running, [])
 
 
-def test_defaults_lie_beside_the_program(tmp_path: Path) -> None:
+def test_default_directories_lie_beside_the_program(tmp_path: Path) -> None:
     defaults = config.defaults(tmp_path)
     assert (defaults.misc.cert_dir, defaults.misc.file_dir) == (tmp_path / "certs", tmp_path / "files")
     assert load(tmp_path, "").misc.cert_dir == tmp_path / "home/certs"
@@ -134,7 +134,7 @@ def test_relative_paths_are_relative_to_their_file(tmp_path: Path) -> None:
     assert loaded.proxy.upstream_ca == tmp_path / "ca.pem"
 
 
-def test_what_is_printed_can_be_loaded_again(tmp_path: Path) -> None:
+def test_a_printed_configuration_can_be_loaded_again(tmp_path: Path) -> None:
     text = "[proxy]\ntcp_bind = '[::1]:80'\ntls_bind = ''\nidle_timeout = '5m'\n[cache]\nauth_grace = 0\n"
     first = load(tmp_path, text + "[certs]\np12_pass = '********'\nca_cn = \"it's\"\n")
     again = load(tmp_path, config.describe(first))
@@ -342,7 +342,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_whatever_a_key_is_given_is_taken_and_printed_or_one_line(tmp_path: Path, key: str) -> None:
+def test_every_value_of_a_key_is_printed_back_or_a_one_line_error(tmp_path: Path, key: str) -> None:
     section, name = key.split(".")
     for value in ODD:
         try:
@@ -376,7 +376,7 @@ NO_SANS = "server_dns_sans = []\nserver_ip_sans = []\n"
         (f"{NO_SANS}server_cn = 'Büro'\n", "server_cn"),
     ],
 )
-def test_a_common_name_that_becomes_a_host_name_is_one(tmp_path: Path, certs: str, key: str) -> None:
+def test_a_common_name_used_as_host_name_must_be_valid(tmp_path: Path, certs: str, key: str) -> None:
     assert complaint(tmp_path, f"[certs]\n{certs}").startswith(f"certs.{key} = ")
 
 
@@ -388,7 +388,7 @@ def test_a_common_name_that_becomes_a_host_name_is_one(tmp_path: Path, certs: st
         f"{NO_SANS}client_cn = 'Jürgen'\n",
     ],
 )
-def test_other_common_names_are_free(tmp_path: Path, certs: str) -> None:
+def test_other_common_names_are_not_restricted(tmp_path: Path, certs: str) -> None:
     load(tmp_path, f"[certs]\n{certs}")
 
 
@@ -412,13 +412,13 @@ def test_other_common_names_are_free(tmp_path: Path, certs: str) -> None:
         (f"x = {'[' * 3000}", "not TOML"),
     ],
 )
-def test_what_nobody_knows_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_an_unknown_key_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert said in complaint(tmp_path, text)
 
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """As a user who may not read everything."""
+    """As a user without root's permissions."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
@@ -441,7 +441,7 @@ def as_nobody() -> Iterator[None]:
         ("pipe", "there is none at"),
     ],
 )
-def test_a_file_that_a_key_names_and_that_cannot_be_read_is_one_line(key: str, path: str, said: str) -> None:
+def test_an_unreadable_file_named_by_a_key_is_one_line(key: str, path: str, said: str) -> None:
     with tempfile.TemporaryDirectory() as name:  # pytest's own are for their owner alone
         directory = Path(name)
         (directory / "secret").mkdir()
@@ -460,7 +460,7 @@ def test_a_file_that_a_key_names_and_that_cannot_be_read_is_one_line(key: str, p
     assert f"proxy.{key} = " in line and said in line and "\n" not in line
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_configuration_file_is_named(tmp_path: Path) -> None:
     for path, said in ((tmp_path / "none.toml", "No such file"), (tmp_path, "directory")):
         with pytest.raises(ConfigError, match=said):
             config.load(path, tmp_path)
@@ -507,11 +507,11 @@ def test_keys_never_lie_where_files_are_removed(tmp_path: Path, cert_dir: str, f
     ("cert_dir", "file_dir"),
     [("data", "data2"), ("data/certs", "data/files"), ("a/data", "data"), ("data/../certs", "data")],
 )
-def test_places_beside_each_other_are_fine(tmp_path: Path, cert_dir: str, file_dir: str) -> None:
+def test_directories_beside_each_other_are_accepted(tmp_path: Path, cert_dir: str, file_dir: str) -> None:
     load(tmp_path, places(cert_dir, file_dir))
 
 
-def test_another_name_of_the_same_directory_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_path_of_the_same_directory_is_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a second mount of it: no link tells, but device and inode do."""
     (tmp_path / "data").mkdir()
     (tmp_path / "mounted").mkdir()
@@ -526,12 +526,12 @@ def test_another_name_of_the_same_directory_is_seen(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("key", ["cert_dir", "file_dir"])
 @pytest.mark.parametrize("place", ["/", "/tmp/..", "/etc/", "/home", "/var", "/usr"])
-def test_directories_that_belong_to_others_are_refused(tmp_path: Path, key: str, place: str) -> None:
+def test_system_directories_are_refused(tmp_path: Path, key: str, place: str) -> None:
     text = places(place, tmp_path / "x") if key == "cert_dir" else places(tmp_path / "x", place)
     assert re.match(rf"misc\.{key} = '.*': expected a directory of dduct's own, such as '/", complaint(tmp_path, text))
 
 
-def test_the_cache_is_not_where_the_program_is(tmp_path: Path) -> None:
+def test_a_cache_in_the_program_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     line = complaint(tmp_path, places("certs", "home"))
     assert "misc.file_dir" in line and "where the program is" in line
@@ -539,14 +539,14 @@ def test_the_cache_is_not_where_the_program_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["http", "https", "sha256"])
 @pytest.mark.parametrize("key", ["auth_file", "upstream_ca"])
-def test_files_that_are_only_read_do_not_lie_among_the_objects(tmp_path: Path, key: str, folder: str) -> None:
+def test_files_named_by_keys_must_not_lie_in_file_dir(tmp_path: Path, key: str, folder: str) -> None:
     (tmp_path / "files" / folder).mkdir(parents=True)
     (tmp_path / "files" / folder / "mine").touch()
     line = complaint(tmp_path, places("certs", "files") + f"[proxy]\n{key} = 'files/{folder}/mine'\n")
     assert line.startswith(f"proxy.{key} = '") and "misc.file_dir" in line and f"'{folder}'" in line
 
 
-def test_the_configuration_does_not_lie_among_the_objects(tmp_path: Path) -> None:
+def test_the_configuration_file_must_not_lie_in_file_dir(tmp_path: Path) -> None:
     inside = tmp_path / "data/http"
     inside.mkdir(parents=True)
     assert "this file ('" in complaint(inside, places(tmp_path / "certs", tmp_path / "data"))
@@ -584,10 +584,10 @@ def test_more_constrained_hosts_than_openssl_verifies_are_refused(tmp_path: Path
         ("[proxy]\ntcp_bind = '127.0.0.1:80'\ntls_bind = '0.0.0.0:80'\n", "are the same"),
     ],
 )
-def test_an_error_says_what_was_probably_meant(tmp_path: Path, text: str, said: str) -> None:
+def test_an_error_suggests_what_was_probably_meant(tmp_path: Path, text: str, said: str) -> None:
     line = complaint(tmp_path, text)
     assert said in line and "hush" not in line
 
 
-def test_a_byte_order_mark_is_taken(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     assert load(tmp_path, "\ufeff[certs]\nca_cn = 'marked'\n").certs.ca_cn == "marked"

@@ -49,7 +49,7 @@ def said(tmp_path: Path, text: str) -> List[str]:
         ),
     ],
 )
-def test_what_can_never_work_is_said(tmp_path: Path, text: str, words: str) -> None:
+def test_a_configuration_that_cannot_work_gets_a_warning(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "users").write_text("# nobody\n\n")
     (line,) = said(tmp_path, text.replace(r"\n", "\n"))
     assert words in line and "\n" not in line
@@ -70,9 +70,9 @@ def test_what_can_never_work_is_said(tmp_path: Path, text: str, words: str) -> N
         *FILTERS,
     ],
 )
-def test_a_filter_that_can_match_is_not_warned_of(tmp_path: Path, pattern: str) -> None:
+def test_a_filter_that_can_match_gets_no_warning(tmp_path: Path, pattern: str) -> None:
     assert filters(pattern) and said(tmp_path, f"[proxy]\nfilters = ['{pattern}']\n[cache]\nmin_free = ''\n") == []
 
 
-def test_the_defaults_are_fine(tmp_path: Path) -> None:
+def test_the_defaults_give_no_warning(tmp_path: Path) -> None:
     assert said(tmp_path, "[cache]\nmin_free = '1M'\n") == []

@@ -123,11 +123,11 @@ def is_volatile(path: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", MOVING)
-def test_an_index_whose_name_stays_is_volatile(kind: str) -> None:
+def test_an_index_with_a_fixed_name_is_volatile(kind: str) -> None:
     assert [path for path in MOVING[kind].split() if not is_volatile(path)] == []
 
 
-def test_what_is_named_by_version_or_hash_is_not() -> None:
+def test_a_name_with_version_or_hash_is_not_volatile() -> None:
     assert [path for path in LASTING if is_volatile(path)] == []
 
 
@@ -144,12 +144,12 @@ def test_an_operators_pattern_cannot_make_a_hash_volatile() -> None:
         assert name is not None and name.volatile is expected
 
 
-def test_the_built_in_configuration_has_it(tmp_path: Path) -> None:
+def test_the_default_configuration_has_the_volatile_pattern(tmp_path: Path) -> None:
     assert tuple(pattern.pattern for pattern in config.defaults(tmp_path).cache.volatile) == VOLATILE
 
 
 def hostile(pattern: str) -> List[str]:
-    """What its search may have to begin again and again, or may end in many ways."""
+    """Texts in which a search may start at many places or end in many ways."""
     words = re.findall(r"[A-Za-z][A-Za-z0-9_-]+", re.sub(r"\[[^\]]*\]", "", pattern))
     pieces = ["/", "a", ".", "-", ".a", "/a", "a-", "0", *words, *("/" + word for word in words)]
     return pieces + [f"{word}{mark}" for word in words for mark in ("/", ".", "-", "-a.")]

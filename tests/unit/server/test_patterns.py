@@ -33,7 +33,7 @@ QUICK = [
 
 
 @pytest.mark.parametrize("text", QUICK)
-def test_a_quick_filter_is_taken(text: str) -> None:
+def test_a_quick_filter_is_accepted(text: str) -> None:
     assert too_slow(text) is None
 
 
@@ -59,7 +59,7 @@ SLOW = [
 
 
 @pytest.mark.parametrize("text", SLOW)
-def test_a_filter_that_would_stop_dduct_is_found_out_soon(text: str) -> None:
+def test_a_filter_that_backtracks_is_found_quickly(text: str) -> None:
     started = time.thread_time()
     assert too_slow(text)
     assert time.thread_time() - started < 10
@@ -73,14 +73,14 @@ def test_the_refusal_names_the_key_and_what_helps(tmp_path: Path) -> None:
     assert "^/(?:[a-z]+)+!" in str(caught.value)
 
 
-def test_what_begins_anywhere_begins_at_the_beginning(tmp_path: Path) -> None:
+def test_a_leading_wildcard_is_anchored(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text("[proxy]\nfilters = ['.*\\.deb$']\n")
     (pattern,) = configuration.load(file, tmp_path).proxy.filters
     assert pattern == re.compile(r"^.*\.deb$")
 
 
-def test_a_path_of_more_than_was_tried_has_no_name() -> None:
+def test_a_path_longer_than_was_tried_has_no_name() -> None:
     naming = Naming(DEFAULTS, Parameters([]))
     longest = "/" + "x" * (LONGEST_PATH - 5) + ".deb"
     for path, named in (
@@ -93,6 +93,6 @@ def test_a_path_of_more_than_was_tried_has_no_name() -> None:
 
 
 @pytest.mark.parametrize("text", (*VOLATILE, *FILTERS))
-def test_what_is_shipped_is_quick(text: str) -> None:
+def test_the_shipped_filters_are_quick(text: str) -> None:
     """A start takes that for granted."""
     assert too_slow(text) is None

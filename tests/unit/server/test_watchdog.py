@@ -1,10 +1,9 @@
-"""What keeps the interpreter's lock ends, and dduct goes on, or ends where it is told to."""
+"""A process that holds the interpreter's lock is ended; dduct goes on, or ends when it is told to."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +12,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator
 
 import pytest
-from support.client import Client, wait_until
-from support.process import ROOT, TIMEOUT, Process, Running, write
+from support.process import ROOT, TIMEOUT, Running
 
 PREAMBLE = """
 import logging, os, re, signal, sys, threading, time
@@ -89,7 +87,7 @@ def workers(running: Running) -> Dict[int, int]:
 # --- several ----------------------------------------------------------------------------------------
 
 
-def test_a_frozen_worker_is_ended_and_started_again(start: Start) -> None:
+def test_a_frozen_worker_is_replaced(start: Start) -> None:
     running = start(WORKERS, 0.3, LONG, "")
     first = workers(running)
     os.kill(first[0], signal.SIGHUP)
@@ -117,7 +115,7 @@ def test_a_worker_that_cannot_end_is_killed(start: Start, trouble: str) -> None:
     assert not any(Path(f"/proc/{process}").exists() for process in processes.values())
 
 
-def test_a_frozen_worker_that_is_to_end_ends(start: Start) -> None:
+def test_a_frozen_worker_ends_at_a_stop(start: Start) -> None:
     running = start(WORKERS, 0.3, LONG, "")
     os.kill(workers(running)[0], signal.SIGHUP)
     running.signal(signal.SIGTERM)
@@ -125,7 +123,7 @@ def test_a_frozen_worker_that_is_to_end_ends(start: Start) -> None:
     assert len(running.wait_for(" runs as ")) == 2
 
 
-def test_a_stopped_worker_is_not_taken_for_a_frozen_one(start: Start) -> None:
+def test_a_stopped_worker_is_not_mistaken_for_a_frozen_one(start: Start) -> None:
     running = start(WORKERS, 0.3, LONG, "")
     processes = workers(running)
     os.kill(processes[0], signal.SIGSTOP)
@@ -137,7 +135,7 @@ def test_a_stopped_worker_is_not_taken_for_a_frozen_one(start: Start) -> None:
     assert processes[0] in running.children()
 
 
-def test_a_busy_worker_is_not_taken_for_a_frozen_one(start: Start) -> None:
+def test_a_busy_worker_is_not_mistaken_for_a_frozen_one(start: Start) -> None:
     running = start(WORKERS, 0.3, LONG, "")
     processes = workers(running)
     os.kill(processes[0], signal.SIGINT)
@@ -153,7 +151,7 @@ INHERITED += "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGVTALRM})\n"
 
 
 @pytest.mark.parametrize("before", ["", INHERITED], ids=["usual", "ignored and blocked by who started it"])
-def test_a_process_that_is_frozen_ends(start: Start, before: str) -> None:
+def test_a_frozen_process_ends(start: Start, before: str) -> None:
     running = start(before + ALONE)
     assert running.wait() == -signal.SIGVTALRM
     running.wait_for(" in freeze")
@@ -169,51 +167,15 @@ except BlockingIOError:
 """
 
 
-def test_nobody_needs_to_read_the_stack() -> None:
+def test_a_full_pipe_does_not_block_the_stack_dump() -> None:
     """The pipe is full: a write that waits for room would wait for ever, and the process would not end."""
     command = [sys.executable, "-c", PREAMBLE + FULL + ALONE]
     with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.wait(TIMEOUT) == -signal.SIGVTALRM
 
 
-def test_a_process_that_would_not_end_does(start: Start) -> None:
+def test_a_process_that_does_not_end_in_time_is_ended(start: Start) -> None:
     running = start("watchdog.end_within(0.3)\ntry:\n    time.sleep(1000)\nfinally:\n    say('went on')\n")
     assert running.wait() == 1
     running.wait_for(" in <module>")
     assert "went on" not in running.lines
-
-
-# --- dduct ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def dduct(tmp_path: Path, certificates: Path, request: pytest.FixtureRequest) -> Iterator[Process]:
-    shutil.copytree(certificates, tmp_path / "certs")
-    process = Process(write(tmp_path, workers=request.param))
-    yield process
-    process.close()
-
-
-@pytest.mark.parametrize("dduct", [2], indirect=True)
-def test_workers_that_were_ended_are_counted(dduct: Process) -> None:
-    """By their parent: whatever counts a worker's own affairs ends with it."""
-    tcp, _ = dduct.ports()
-    wait_until(lambda: len(dduct.children()) == 2)
-    for number, worker in enumerate(sorted(dduct.children()), 1):
-        os.kill(worker, signal.SIGVTALRM)
-        dduct.wait_for("did not answer for 20 s of processor time", number)
-    wait_until(lambda: len(dduct.children()) == 2)
-    with Client(tcp) as client:
-        assert "\ndduct_frozen_workers_total 2\n" in client.get("/metrics", "localhost").body.decode()
-    dduct.signal(signal.SIGTERM)
-    assert dduct.wait() == 0
-
-
-@pytest.mark.parametrize("dduct", [1], indirect=True)
-def test_a_dduct_of_one_process_ends_by_itself(dduct: Process) -> None:
-    tcp, _ = dduct.ports()
-    with Client(tcp) as client:
-        assert client.get("/healthz", "localhost").status == 200
-    dduct.signal(signal.SIGVTALRM)
-    assert dduct.wait() == -signal.SIGVTALRM
-    dduct.wait_for("(most recent call first)")

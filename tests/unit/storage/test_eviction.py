@@ -1,4 +1,4 @@
-"""Making room, on real directories."""
+"""Eviction, on real directories."""
 
 from __future__ import annotations
 
@@ -6,19 +6,13 @@ import errno
 import fcntl
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Iterator, List
 
 import pytest
-from support.client import wait_until
-from support.origin import Asked, Connection, Files, Origin
-from support.running import RunningDduct
 
 from cache import Cache, Lead
-from monitoring.metrics import Counter
 from storage import eviction, survey
 from storage.eviction import Evictor
 from storage.record import Metadata, Unstorable
@@ -46,7 +40,7 @@ def left(paths: List[Path]) -> List[int]:
     return [number for number, path in enumerate(paths) if path.exists()]
 
 
-def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_objects_are_evicted_first(tmp_path: Path) -> None:
     paths = fill(tmp_path, 10)
     gone: List[int] = []
     Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=60 * KILO)), lambda: gone.append(1)).sweep()
@@ -54,27 +48,27 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
     assert len(gone) == 5
 
 
-def test_nothing_goes_below_the_limit(tmp_path: Path) -> None:
+def test_nothing_is_evicted_below_the_limit(tmp_path: Path) -> None:
     paths = fill(tmp_path, 10)
     Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=1000 * KILO))).sweep()
     Evictor(SpaceLimits(tmp_path, Limits)).sweep()
     assert left(paths) == list(range(10))
 
 
-def test_empty_directories_go_with_their_last_object(tmp_path: Path) -> None:
+def test_empty_directories_are_removed_with_their_last_object(tmp_path: Path) -> None:
     fill(tmp_path, 3)
     Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=0))).sweep()
     assert [path.name for path in tmp_path.iterdir()] == [".evictor"]
 
 
-def test_memory_is_bounded_and_everything_goes_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_in_bounded_memory_evicts_everything_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "_CANDIDATES", 4)
     paths = fill(tmp_path, 20)
     Evictor(SpaceLimits(tmp_path, lambda: Limits(max_size=50 * KILO))).sweep()
     assert left(paths) == [16, 17, 18, 19]
 
 
-def test_free_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_min_free_is_kept_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = fill(tmp_path, 10)
     real = os.statvfs(tmp_path)
 
@@ -92,7 +86,7 @@ def test_free_room_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert real.f_bsize
 
 
-def test_what_a_crash_has_left_goes_and_what_grows_stays(tmp_path: Path) -> None:
+def test_remains_of_a_crash_are_removed_and_growing_files_stay(tmp_path: Path) -> None:
     place = tmp_path / "https/h"
     place.mkdir(parents=True)
     (place / "left.deb.dduct").write_bytes(b"half")
@@ -112,11 +106,11 @@ def test_only_one_process_sweeps_a_directory(tmp_path: Path) -> None:
     assert left(paths) == []
 
 
-def test_a_directory_that_is_not_there_is_no_trouble(tmp_path: Path) -> None:
+def test_a_missing_directory_is_no_error(tmp_path: Path) -> None:
     Evictor(SpaceLimits(tmp_path / "none", lambda: Limits(max_size=0, min_free=1))).sweep()
 
 
-def test_what_is_added_during_a_sweep_is_not_forgotten(tmp_path: Path) -> None:
+def test_space_taken_during_a_sweep_is_counted(tmp_path: Path) -> None:
     fill(tmp_path, 5)
     space = SpaceLimits(tmp_path, lambda: Limits(max_size=45 * KILO))
     space.grow(100 * KILO)  # before, and found by the sweep
@@ -125,7 +119,7 @@ def test_what_is_added_during_a_sweep_is_not_forgotten(tmp_path: Path) -> None:
     assert used is not None and 20 * KILO + 21 * KILO <= used < 100 * KILO
 
 
-def test_what_cannot_be_removed_is_not_tried_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_removed_is_not_retried_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, 3)
     tried = threading.Semaphore(0)
 
@@ -153,7 +147,9 @@ def running(evictor: Evictor) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_it_works_in_the_background_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+def test_the_evictor_runs_in_the_background_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
     monkeypatch.setattr(eviction, "_LOOK", 60.0 if told else 0.01)  # what another process adds is seen sooner or later
     paths = fill(tmp_path, 5)
     gone = threading.Semaphore(0)
@@ -172,107 +168,7 @@ def test_it_works_in_the_background_and_ends(tmp_path: Path, monkeypatch: pytest
     assert left(paths) == [] and newer.exists()
 
 
-def test_a_small_cache_serves_everybody(start_dduct: Callable[..., RunningDduct]) -> None:
-    objects = {f"/{number}.deb": os.urandom(300_000) for number in range(12)}
-    dduct = start_dduct(max_size=1_000_000)
-    origin = dduct.origin(Files(objects))
-    for path, body in list(objects.items()) * 2:
-        assert dduct.fetch(origin, path).body == body
-    for _ in range(200):
-        if len(dduct.stored()) <= 4:
-            break
-        assert dduct.fetch(origin, "/11.deb").body == objects["/11.deb"]
-    assert len([name for name in dduct.stored() if name.endswith(".deb")]) <= 4
-    dduct.counted(Counter.EVICTED, 8)
-
-
-def test_nothing_new_is_kept_where_there_is_no_room(start_dduct: Callable[..., RunningDduct]) -> None:
-    dduct = start_dduct(min_free=2**60)
-    origin = dduct.origin(Files({"/x.deb": os.urandom(1000)}))
-    assert [dduct.fetch(origin, "/x.deb").status for _ in range(2)] == [200, 200]
-    assert list(dduct.stored()) == []
-    assert origin.count("/x.deb") == 2
-
-
-def test_a_use_is_noted(dduct: RunningDduct) -> None:
-    origin = dduct.origin(Files({"/x.deb": b"x"}))
-    dduct.fetch(origin, "/x.deb")
-    (name,) = list(dduct.stored())
-    path = dduct.files / name
-    os.utime(path, (1_000_000_000, path.stat().st_mtime))
-    dduct.fetch(origin, "/x.deb")
-    assert path.stat().st_atime > 1_000_000_000
-
-
 MEGA = 1_000_000
-
-
-def chunked(pieces: int) -> Callable[[Asked, Connection], None]:
-    """An origin whose /endless.zip has so many megabytes, and does not say so; the rest are small."""
-
-    def handler(asked: Asked, connection: Connection) -> None:
-        if not asked.target.startswith("/endless"):
-            connection.respond(200, [("Cache-Control", "max-age=600")], b"s" * MEGA)
-            return
-        connection.head(200, [("Transfer-Encoding", "chunked")])
-        for _ in range(pieces):
-            connection.send(b"%x\r\n" % MEGA + b"e" * MEGA + b"\r\n")
-        connection.send(b"0\r\n\r\n")
-
-    return handler
-
-
-def small_ones(dduct: RunningDduct, origin: Origin, count: int) -> List[str]:
-    """So many objects of 1 MB; their paths."""
-    paths = [f"/{number}.deb" for number in range(count)]
-    for path in paths:
-        assert dduct.fetch(origin, path).status == 200
-    return paths
-
-
-def hits(dduct: RunningDduct, origin: Origin, paths: List[str]) -> int:
-    return sum("hit" in str(dduct.fetch(origin, path).get("cache-status")) for path in paths)
-
-
-def is_quiet(dduct: RunningDduct) -> bool:
-    return not dduct.server.cache.store.space.is_growing and not dduct.fills()
-
-
-def test_what_is_larger_than_the_cache_is_relayed_and_nothing_goes_for_it(
-    start_dduct: Callable[..., RunningDduct],
-) -> None:
-    dduct = start_dduct(max_size=20 * MEGA)
-    origin = dduct.origin(Files({**{f"/{n}.deb": b"s" * MEGA for n in range(10)}, "/big.zip": bytes(21 * MEGA)}))
-    paths = small_ones(dduct, origin, 10)
-    assert dduct.fetch(origin, "/big.zip").body == bytes(21 * MEGA)
-    assert hits(dduct, origin, paths) == 10 and dduct.counters.value(Counter.EVICTED) == 0
-    assert is_quiet(dduct)
-
-
-@pytest.mark.parametrize("clients", [1, 4])
-def test_a_body_without_an_end_leaves_the_disk_and_nothing_goes_for_it(
-    start_dduct: Callable[..., RunningDduct], clients: int
-) -> None:
-    dduct = start_dduct(max_size=20 * MEGA)
-    origin = dduct.origin(chunked(40))
-    paths = small_ones(dduct, origin, 8)
-    with ThreadPoolExecutor(clients) as pool:
-        targets = [f"/endless{number}.zip" for number in range(clients)]
-        assert [len(answer.body) for answer in pool.map(partial(dduct.fetch, origin), targets)] == [40 * MEGA] * clients
-    dduct.counted(Counter.UNKEPT, clients)
-    wait_until(lambda: is_quiet(dduct))
-    # A tenth may go for the next one, once.
-    assert hits(dduct, origin, paths) >= 6 and dduct.counters.value(Counter.EVICTED) <= 2
-    assert not [name for name in dduct.stored() if "endless" in name]
-
-
-def test_a_modest_body_of_unknown_length_is_kept_in_a_full_cache(start_dduct: Callable[..., RunningDduct]) -> None:
-    dduct = start_dduct(max_size=20 * MEGA)
-    origin = dduct.origin(chunked(3))
-    small_ones(dduct, origin, 19)
-    assert len(dduct.fetch(origin, "/endless.zip").body) == 3 * MEGA
-    wait_until(lambda: is_quiet(dduct))
-    assert hits(dduct, origin, ["/endless.zip"]) == 1
 
 
 def test_fills_that_end_in_any_way_reserve_nothing(tmp_path: Path) -> None:
@@ -309,7 +205,7 @@ def test_fills_that_end_in_any_way_reserve_nothing(tmp_path: Path) -> None:
     assert space.grown - before < -MEGA // 2
 
 
-def test_where_foreign_files_fill_the_disk_the_cache_is_not_thrown_away(
+def test_the_cache_is_not_emptied_when_foreign_files_fill_the_disk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     paths = fill(tmp_path, 5)
@@ -321,7 +217,7 @@ def test_where_foreign_files_fill_the_disk_the_cache_is_not_thrown_away(
     assert "cache.min_free" in said and "none is removed" in said
 
 
-def test_inodes_are_made_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inodes_are_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = fill(tmp_path, 100, 10)
 
     class Status:
@@ -336,7 +232,7 @@ def test_inodes_are_made_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert left(paths) == list(range(7, 100))
 
 
-def test_folders_and_empty_files_count(tmp_path: Path) -> None:
+def test_directories_and_empty_files_count(tmp_path: Path) -> None:
     for number in range(20):
         deep = tmp_path / "https/h" / "/".join([str(number)] * 30)
         deep.mkdir(parents=True)
@@ -348,7 +244,7 @@ def test_folders_and_empty_files_count(tmp_path: Path) -> None:
     assert len(list((tmp_path / "https/h").iterdir())) < 20
 
 
-def test_a_disk_that_makes_no_files_is_said_once_a_minute(
+def test_a_disk_that_creates_no_files_is_logged_once_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache, told = Cache(tmp_path), []
@@ -365,7 +261,7 @@ def test_a_disk_that_makes_no_files_is_said_once_a_minute(
     assert len(told) == 3
 
 
-def test_more_is_not_removed_where_what_was_removed_makes_nothing_free(
+def test_eviction_stops_if_it_frees_no_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Snapshots, or further links to the same files."""
@@ -379,7 +275,7 @@ def test_more_is_not_removed_where_what_was_removed_makes_nothing_free(
     assert "hardly any of it has become free" in caplog.text
 
 
-def test_what_was_found_is_used_until_it_is_too_old(tmp_path: Path) -> None:
+def test_a_survey_is_used_until_it_is_too_old(tmp_path: Path) -> None:
     paths = fill(tmp_path, 10)
     limits = [Limits(max_size=1000 * KILO)]
     evictor = Evictor(SpaceLimits(tmp_path, lambda: limits[-1]))

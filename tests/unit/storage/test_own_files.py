@@ -1,17 +1,14 @@
-"""What is dduct's own below file_dir, and that nothing else is ever removed."""
+"""Which files below file_dir are dduct's own; no others are ever removed."""
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, List
+from typing import List
 
 import pytest
-from support.origin import Files
-from support.running import RunningDduct
 
 from cache import Cache
 from storage import own_files
@@ -47,13 +44,13 @@ def write(root: Path, *names: str) -> List[Path]:
     return [root / name for name in names]
 
 
-def test_own_is_what_lies_where_objects_can_lie(tmp_path: Path) -> None:
+def test_only_files_at_paths_of_objects_are_dducts_own(tmp_path: Path) -> None:
     write(tmp_path, *FOREIGN, *OWN)
     assert sorted(os.path.relpath(entry.path, tmp_path) for entry in files_below(str(tmp_path))) == sorted(OWN)
 
 
 @pytest.mark.parametrize("limits", [Limits(max_size=0), Limits(min_free=2**60)])
-def test_what_is_foreign_stays_whatever_room_is_wanted(tmp_path: Path, limits: Limits) -> None:
+def test_foreign_files_stay_whatever_space_is_needed(tmp_path: Path, limits: Limits) -> None:
     paths = write(tmp_path, *FOREIGN)
     (tmp_path / "empty/https/nothing").mkdir(parents=True)
     write(tmp_path, *OWN)
@@ -61,7 +58,7 @@ def test_what_is_foreign_stays_whatever_room_is_wanted(tmp_path: Path, limits: L
     assert all(path.exists() for path in paths) and (tmp_path / "empty/https/nothing").is_dir()
 
 
-def test_verify_fixes_nothing_that_is_foreign(tmp_path: Path) -> None:
+def test_verify_fixes_no_foreign_files(tmp_path: Path) -> None:
     paths = write(tmp_path, *FOREIGN)
     for path in paths:
         os.setxattr(path, "user.dduct", b"damaged")
@@ -82,7 +79,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert not (root / "https/h/own.deb").exists() and (root / "https/h/file.deb").is_symlink()
 
 
-def test_a_folder_that_becomes_a_link_during_a_sweep_is_not_followed(tmp_path: Path) -> None:
+def test_a_directory_that_becomes_a_link_during_a_sweep_is_not_followed(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "files", tmp_path / "elsewhere"
     (path,) = write(elsewhere, "2.deb")
     first, second = write(root, "https/h/1.deb", "https/g/2.deb")
@@ -151,35 +148,11 @@ def test_pruning_ends_below_the_root(tmp_path: Path) -> None:
     assert count == 3 and size >= 3 * 1024 and (tmp_path / "root").is_dir()
 
 
-def test_a_folder_that_is_not_there_yet_is_no_link(tmp_path: Path) -> None:
+def test_a_missing_directory_is_no_link(tmp_path: Path) -> None:
     assert is_reached_directly(str(tmp_path), f"{tmp_path}/https/h/x.deb")
 
 
-def test_a_leftover_takes_its_folders_along(tmp_path: Path) -> None:
+def test_a_removed_partial_download_takes_its_empty_directories_along(tmp_path: Path) -> None:
     write(tmp_path, "https/h/a/b/x.deb.dduct")
     Evictor(SpaceLimits(tmp_path, Limits)).sweep()
     assert not (tmp_path / "https").exists()
-
-
-def test_a_file_dir_with_foreign_files_is_used_and_said(
-    start_dduct: Callable[..., RunningDduct], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (path,) = write(tmp_path / "dduct-0/files", "photos/cat.jpg")
-    (tmp_path / "dduct-0/files/lost+found").mkdir()
-    with caplog.at_level(logging.WARNING, "dduct"):
-        dduct = start_dduct(max_size=1)
-    (said,) = [record.getMessage() for record in caplog.records if "never touched" in record.getMessage()]
-    assert '"photos"' in said and "cache.min_free" in said
-    origin = dduct.origin(Files({"/x.deb": b"x" * 100}))
-    assert dduct.fetch(origin, "/x.deb").body == b"x" * 100
-    assert path.exists()
-
-
-def test_a_file_dir_of_its_own_is_no_matter_for_the_log(
-    start_dduct: Callable[..., RunningDduct], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "dduct-0/files/lost+found").mkdir(parents=True)
-    write(tmp_path / "dduct-0/files", ".evictor", "https/h/x.deb")
-    with caplog.at_level(logging.WARNING, "dduct"):
-        start_dduct()
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -42,7 +42,7 @@ def test_a_record_changes_as_the_table_says(before: RecordState, after: RecordSt
             record.enter(after, sha256)
 
 
-def test_a_sync_makes_durable_what_has_a_hash_or_needs_none() -> None:
+def test_a_sync_makes_a_record_durable_if_it_has_or_needs_no_hash() -> None:
     synced = {state: record.synced().state for state, record in RECORDS.items()}
     assert {state: after for state, after in synced.items() if state is not after} == {
         RecordState.VERIFIED: RecordState.DURABLE,
@@ -50,14 +50,14 @@ def test_a_sync_makes_durable_what_has_a_hash_or_needs_none() -> None:
     }
 
 
-def test_the_hash_follows_and_what_was_known_stays() -> None:
+def test_a_late_hash_keeps_the_rest_of_the_record() -> None:
     late = RECORDS[RecordState.UNHASHED]
     assert late.enter(RecordState.VERIFIED, "ab") == RECORDS[RecordState.VERIFIED]
     again = RECORDS[RecordState.VERIFIED].enter(RecordState.ASKING)
     assert again.sha256 == "ab" and again.boot == "this"
 
 
-def test_a_file_renamed_by_hand_amid_a_question_gets_its_hash(tmp_path: Path) -> None:
+def test_a_file_renamed_by_hand_during_a_validation_gets_its_hash(tmp_path: Path) -> None:
     """Its leader died between record and rename, and the next one had asked: verified once, it is like any other."""
     left = RECORDS[RecordState.UNHASHED].enter(RecordState.ASKING)
     assert left.state is RecordState.ASKING and left.unhashed

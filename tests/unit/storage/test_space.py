@@ -24,16 +24,18 @@ BY_FREE = Situation(Limits(min_free=GIGA), used=50 * GIGA, free=int(1.02 * GIGA)
         (BY_SIZE, None, ""),
         (BY_FREE, 49 * GIGA, ""),
         (BY_FREE, 51 * GIGA, "larger than what can be free"),
-        (replace(BY_FREE, used=None), 51 * GIGA, ""),  # nobody has looked yet
+        (replace(BY_FREE, used=None), 51 * GIGA, ""),  # not measured yet
         (Situation(Limits(), free=MEGA), GIGA, ""),
     ],
 )
-def test_what_can_never_be_kept_is_known_at_once(situation: Situation, length: Optional[int], reason: str) -> None:
+def test_an_object_that_can_never_fit_is_refused_at_once(
+    situation: Situation, length: Optional[int], reason: str
+) -> None:
     assert reason in situation.objection_to(length) and bool(reason) == bool(situation.objection_to(length))
 
 
 @pytest.mark.parametrize("full", [BY_SIZE, BY_FREE])
-def test_a_full_cache_takes_layers_for_which_others_go_as_they_arrive(full: Situation) -> None:
+def test_a_full_cache_evicts_for_a_layer_as_it_arrives(full: Situation) -> None:
     """300 MB whose length is known: room is made for what is there of it, and for no more."""
     now, gone = full, 0
     for _ in range(30):
@@ -57,7 +59,7 @@ def test_a_full_cache_takes_a_tarball_of_unknown_length(full: Situation) -> None
 
 @pytest.mark.parametrize("full", [BY_SIZE, BY_FREE])
 @pytest.mark.parametrize("bodies", [1, 20])
-def test_bodies_without_an_end_leave_the_disk_and_nothing_goes_for_them(full: Situation, bodies: int) -> None:
+def test_bodies_without_an_end_are_removed_and_evict_nothing(full: Situation, bodies: int) -> None:
     grown = 0
     while True:
         now = replace(full, unknown=grown, free=full.free - grown)
@@ -68,13 +70,13 @@ def test_bodies_without_an_end_leave_the_disk_and_nothing_goes_for_them(full: Si
     assert grown < GIGA and now.free > 0.85 * full.limits.min_free
 
 
-def test_a_liar_who_promises_much_and_sends_little_drives_nothing_out() -> None:
+def test_a_promised_length_that_never_arrives_evicts_nothing() -> None:
     assert replace(BY_SIZE, known=20 * MEGA).need() == Need()
     assert replace(BY_FREE, known=20 * MEGA, free=BY_FREE.free - 20 * MEGA).need() == Need()
 
 
 def test_many_growing_objects_do_not_empty_the_cache() -> None:
-    """Twenty of 9 GB each that really come: at most a half of the cache goes for them."""
+    """Twenty of 9 GB each that really arrive evict at most half of the cache."""
     used_before, used, growing = 10 * GIGA, 10 * GIGA, [0] * 20
     for _ in range(1000):
         for number, mine in enumerate(growing):
@@ -85,23 +87,23 @@ def test_many_growing_objects_do_not_empty_the_cache() -> None:
     assert sum(growing) <= 5.2 * GIGA and used >= 4 * GIGA
 
 
-def test_one_large_object_may_have_the_cache_if_it_is_alone() -> None:
+def test_one_large_object_may_fill_the_cache_if_it_is_alone() -> None:
     now = replace(BY_SIZE, used=GIGA, known=8 * GIGA)
     assert now.objection_to_growth(True, 8 * GIGA, 10 * GIGA) == ""
     assert now.objection_to_growth(True, 4 * GIGA, 10 * GIGA) == "too much is growing beside it"
     assert now.objection_to_growth(True, 4 * GIGA, 0) == ""  # nothing that was here has to go for it
 
 
-def test_room_that_cannot_be_had_is_not_sought() -> None:
+def test_nothing_is_evicted_for_space_that_cannot_be_freed() -> None:
     foreign = Situation(Limits(min_free=10 * GIGA), used=GIGA, free=2 * GIGA)
     assert foreign.need() == Need(unreachable="cache.min_free")
     assert foreign.objection_to_growth(True) == foreign.objection_to_growth(False) == "less than cache.min_free is free"
-    # What is beyond max_size goes all the same.
+    # Objects beyond max_size are evicted nevertheless.
     both = replace(foreign, limits=Limits(GIGA // 2, 10 * GIGA))
     assert both.need().size > 0 and both.need().unreachable
 
 
-def test_a_wish_is_granted_up_to_a_tenth() -> None:
+def test_a_request_for_space_is_granted_up_to_a_tenth() -> None:
     assert BY_SIZE.need(200 * MEGA) == Need()
     assert BY_SIZE.need(400 * MEGA).size == 200 * MEGA
     assert BY_SIZE.need(8 * GIGA).size == 700 * MEGA
@@ -119,7 +121,7 @@ def test_a_wish_is_granted_up_to_a_tenth() -> None:
         (10**9, 0, 10**6, Need(files=20_000)),
     ],
 )
-def test_inodes_are_to_stay_free_as_well(files: int, free: int, entries: int, expected: Need) -> None:
+def test_inodes_stay_free_too(files: int, free: int, entries: int, expected: Need) -> None:
     assert replace(BY_SIZE, files=files, files_free=free, entries=entries).need() == expected
 
 
@@ -144,13 +146,13 @@ def test_workers_share_the_numbers(tmp_path: Path) -> None:
     assert (space.grown, now.known, now.unknown, now.used) == (5, 30, 7, None)
     assert (space.take_wish(), space.take_wish()) == (9, 0)
     space.note_used(1000, 5, 3)
-    space.use(1)  # the worker that died is started again: what it had growing are leftovers, and nothing is reserved
+    space.use(1)  # the dead worker is started again: its growing files are partial downloads, and reserve nothing
     now = space.situation()
     assert (now.known, now.unknown, now.used, now.entries) == (30, 0, 1007, 3)
     assert space.is_growing
 
 
-def test_what_grows_is_counted_until_it_ends(tmp_path: Path) -> None:
+def test_a_growing_object_is_counted_until_it_ends(tmp_path: Path) -> None:
     space = SpaceLimits(tmp_path, lambda: Limits(max_size=100 * MEGA))
     space.note_used(0, 0, 0)
     told: List[int] = []
@@ -164,5 +166,5 @@ def test_what_grows_is_counted_until_it_ends(tmp_path: Path) -> None:
     assert (space.situation().unknown, space.situation().used) == (0, 20 * MEGA)
 
 
-def test_a_directory_that_is_gone_has_room(tmp_path: Path) -> None:
+def test_a_missing_directory_has_space(tmp_path: Path) -> None:
     assert SpaceLimits(tmp_path / "none", lambda: Limits(min_free=GIGA)).situation().need() == Need()

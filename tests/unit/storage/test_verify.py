@@ -81,7 +81,7 @@ def read(source: VerifyingReader, size: int = 50_000, offset: int = 0) -> bytes:
 
 @pytest.mark.parametrize("size", [1, 50_000, HOLD_BACK, 10**6])
 @pytest.mark.parametrize("offset", [0, 1, len(BODY) - 1])
-def test_what_is_right_is_given_out_and_trusted_from_then_on(cache: Cache, size: int, offset: int) -> None:
+def test_an_object_with_the_right_hash_is_sent_and_trusted_afterwards(cache: Cache, size: int, offset: int) -> None:
     if size == 1 and offset <= 1:
         offset = len(BODY) - 10
     path = publish(cache, "https/h/x", BODY)
@@ -95,7 +95,7 @@ def test_what_is_right_is_given_out_and_trusted_from_then_on(cache: Cache, size:
 
 
 @pytest.mark.parametrize("where", [0, HOLD_BACK, len(BODY) - 1])
-def test_nobody_gets_all_of_what_is_wrong(cache: Cache, where: int) -> None:
+def test_no_client_gets_a_complete_wrong_object(cache: Cache, where: int) -> None:
     path = publish(cache, "https/h/x", BODY)
     distrust(path)
     damage(path, where)
@@ -111,7 +111,7 @@ def test_nobody_gets_all_of_what_is_wrong(cache: Cache, where: int) -> None:
 
 
 @pytest.mark.parametrize(("size", "offset"), [(1000, 0), (HOLD_BACK, 0), (len(BODY), 7)])
-def test_where_nothing_was_given_out_it_can_be_had_again(cache: Cache, size: int, offset: int) -> None:
+def test_a_wrong_object_is_fetched_again_if_no_byte_was_sent(cache: Cache, size: int, offset: int) -> None:
     path = publish(cache, "https/h/x", BODY[:size])
     distrust(path)
     damage(path)
@@ -122,7 +122,7 @@ def test_where_nothing_was_given_out_it_can_be_had_again(cache: Cache, size: int
     assert not path.exists()
 
 
-def test_an_empty_object_is_right(cache: Cache) -> None:
+def test_an_empty_object_verifies(cache: Cache) -> None:
     path = publish(cache, "https/h/x", b"")
     distrust(path)
     entry = opened(cache, path)
@@ -156,7 +156,7 @@ def shelf(cache: Cache, tmp_path: Path) -> List[Path]:
     return [truncated, zeroed, unreadable, other, blob, right]
 
 
-def test_everything_is_looked_at(shelf: List[Path], tmp_path: Path, lines: List[str]) -> None:
+def test_verify_reads_every_object(shelf: List[Path], tmp_path: Path, lines: List[str]) -> None:
     seen: List[int] = []
     found = verify(tmp_path, False, lambda findings: seen.append(findings.bytes_read), lines.append)
     # The alias of the blob is a file, too.
@@ -166,7 +166,7 @@ def test_everything_is_looked_at(shelf: List[Path], tmp_path: Path, lines: List[
     assert all(path.exists() for path in shelf)
 
 
-def test_what_is_damaged_goes_if_so_wanted(shelf: List[Path], tmp_path: Path, lines: List[str]) -> None:
+def test_verify_removes_damaged_objects_on_request(shelf: List[Path], tmp_path: Path, lines: List[str]) -> None:
     found = verify(tmp_path, True, lambda _: None, lines.append)
     assert (found.damaged, found.removed) == (4, 4)
     assert [path.exists() for path in shelf] == [False] * 4 + [True] * 2
@@ -174,7 +174,7 @@ def test_what_is_damaged_goes_if_so_wanted(shelf: List[Path], tmp_path: Path, li
     assert again == Findings(again.bytes_read, right=3, foreign=1)
 
 
-def test_what_was_copied_in_by_hand_stays_foreign_when_it_has_been_validated(
+def test_a_file_copied_in_by_hand_stays_foreign_after_a_validation(
     cache: Cache, tmp_path: Path, lines: List[str]
 ) -> None:
     """Its record then has fields, and still no hash."""
@@ -189,12 +189,14 @@ def test_what_was_copied_in_by_hand_stays_foreign_when_it_has_been_validated(
     assert (found.foreign, found.damaged) == (1, 0) and path.read_bytes() == BODY
 
 
-def test_what_nobody_has_hashed_before_the_machine_went_down(cache: Cache, tmp_path: Path, lines: List[str]) -> None:
+def test_verify_removes_an_object_that_was_not_hashed_before_a_crash(
+    cache: Cache, tmp_path: Path, lines: List[str]
+) -> None:
     path = publish(cache, "https/h/x.deb", BODY)
     record = Record.decode(os.getxattr(path, "user.dduct"))
     late = replace(record, sha256="", unhashed=True, durable=False)
     os.setxattr(path, "user.dduct", late.encode())
-    assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # somebody is at it, perhaps
+    assert verify(tmp_path, True, lambda _: None, lines.append).foreign == 1  # a process may still hash it
     os.setxattr(path, "user.dduct", replace(late, boot="earlier").encode())
     with path.open("rb") as elsewhere:
         assert try_lock(elsewhere.fileno())
@@ -227,7 +229,7 @@ def test_a_name_that_no_bytes_can_have_is_damage(cache: Cache, tmp_path: Path, l
     assert lines == [f"{odd}: its bytes do not match the digest in its name"]
 
 
-def test_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
+def test_verify_runs_from_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
     configuration = tmp_path.parent / f"{tmp_path.name}.toml"
     configuration.write_text(f"[misc]\nfile_dir = '{tmp_path}'\n")
 

@@ -32,7 +32,7 @@ def records(data: bytes, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["origin.test", "Origin.TEST", "a" * 63 + ".test"])
-def test_the_name_is_found_however_it_comes(name: str) -> None:
+def test_the_server_name_is_found_however_the_hello_is_split(name: str) -> None:
     data = hello(name, "h2", "http/1.1")
     assert server_name(data) == name.lower()
     assert server_name(data + b"more") == name.lower()
@@ -41,7 +41,7 @@ def test_the_name_is_found_however_it_comes(name: str) -> None:
         assert isinstance(server_name(data[:end]), Incomplete), end
 
 
-def test_who_asks_for_no_name_has_none() -> None:
+def test_a_hello_without_server_name_has_none() -> None:
     assert server_name(hello(None)) is None
     assert server_name(hello("127.0.0.1")) is None  # which is not sent
 
@@ -57,11 +57,11 @@ def test_who_asks_for_no_name_has_none() -> None:
         b"\x16\x03\x01\x00\x04\x01\x00\x00\x00",
     ],
 )
-def test_what_is_no_hello_has_no_name(data: bytes) -> None:
+def test_other_bytes_have_no_server_name(data: bytes) -> None:
     assert server_name(data) is None
 
 
-def test_no_bytes_make_it_fail() -> None:
+def test_no_bytes_raise_an_exception() -> None:
     data = hello("origin.test")
     for at in range(len(data)):
         for value in (0, 0x7F, 0xFF):

@@ -56,7 +56,7 @@ def test_without_aes_the_order_stays(features: str, monkeypatch: pytest.MonkeyPa
     assert suites(context) == before
 
 
-def test_arm_tells_of_it_in_its_own_way_and_some_kernels_do_not_at_all(tmp_path: Path) -> None:
+def test_aes_support_is_detected_on_arm_too(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     assert not has_aes(cpuinfo)
     has_aes.cache_clear()
@@ -64,7 +64,7 @@ def test_arm_tells_of_it_in_its_own_way_and_some_kernels_do_not_at_all(tmp_path:
     assert has_aes(cpuinfo)
 
 
-def test_a_suite_that_is_not_there_is_not_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_cipher_suite_is_not_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     processor(monkeypatch, tmp_path / "cpuinfo", "flags\t\t: aes\n")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -73,7 +73,7 @@ def test_a_suite_that_is_not_there_is_not_added(monkeypatch: pytest.MonkeyPatch,
     prefer_aes_128(context)
 
 
-def test_a_python_that_can_do_it_itself_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_python_with_set_ciphersuites_uses_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """3.15 and later."""
     processor(monkeypatch, tmp_path / "cpuinfo", "flags\t\t: aes\n")
     wanted: List[str] = []
@@ -89,7 +89,7 @@ def test_a_python_that_can_do_it_itself_does(monkeypatch: pytest.MonkeyPatch, tm
 
 
 @pytest.mark.parametrize("missing", ["the layout", "the file", "the library", "the function", "ctypes"])
-def test_where_it_cannot_be_done_the_order_stays(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_order_stays_where_it_cannot_be_set(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     processor(monkeypatch, tmp_path / "cpuinfo", "flags\t\t: aes\n")
 
     class Spec:
@@ -158,7 +158,7 @@ def test_a_session_is_resumed_where_the_secret_is_the_same(
     assert meet(server(second), client, before.session).session_reused is resumed
 
 
-def test_where_it_cannot_be_done_each_context_resumes_its_own(
+def test_where_keys_cannot_be_set_each_context_resumes_its_own_sessions(
     server: Make, client: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tls.openssl._LAYOUT_KNOWN", False)
@@ -185,7 +185,7 @@ OP_ENABLE_KTLS = 1 << 3
         (0, True),
     ],
 )
-def test_only_a_kernel_that_knows_tls_is_asked_to_encrypt(
+def test_kernel_tls_is_enabled_only_if_the_kernel_has_it(
     monkeypatch: pytest.MonkeyPatch, said: int, asked: bool
 ) -> None:
     def setsockopt(sock: socket.socket, level: int, option: int, value: bytes) -> None:
@@ -199,7 +199,7 @@ def test_only_a_kernel_that_knows_tls_is_asked_to_encrypt(
     assert bool(context.options & OP_ENABLE_KTLS) is asked
 
 
-def test_a_probe_without_a_descriptor_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_without_a_descriptor_reports_no_kernel_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -210,7 +210,7 @@ def test_a_probe_without_a_descriptor_is_a_no(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(ssl.OPENSSL_VERSION_INFO < (3,), reason="OpenSSL before 3 leaves the kernel out")
-def test_this_kernel_is_asked_if_it_knows_tls() -> None:
+def test_the_probe_agrees_with_this_kernel() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     let_kernel_encrypt(context)
     known = Path("/proc/sys/net/ipv4/tcp_available_ulp").read_text().split()

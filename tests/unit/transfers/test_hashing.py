@@ -19,7 +19,7 @@ PIECE = 300_000
 
 @pytest.mark.parametrize("size", [0, 1, PIECE, 4_194_304, 20_000_000])
 @pytest.mark.parametrize("algorithm", [None, "sha256", "sha512", "sha1", "md5", "blake2b"])
-def test_hashes_are_right_whoever_makes_them(size: int, algorithm: Optional[str]) -> None:
+def test_hashes_are_right_in_both_threads(size: int, algorithm: Optional[str]) -> None:
     body = os.urandom(size)
     right = (
         hashlib.blake2b(body, digest_size=32) if algorithm == "blake2b" else hashlib.new(algorithm or "sha256", body)
@@ -38,7 +38,7 @@ def test_hashes_are_right_whoever_makes_them(size: int, algorithm: Optional[str]
     hashes.close()
 
 
-def test_a_thread_is_made_for_what_is_large_alone_and_ends() -> None:
+def test_a_hashing_thread_is_started_for_large_objects_only_and_ends() -> None:
     before = threading.active_count()
     hashes = Hashes(None)
     for _ in range(4):
@@ -66,7 +66,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     return gate
 
 
-def test_who_does_not_keep_up_is_late_and_goes_on_where_it_stopped(gate: threading.Event) -> None:
+def test_a_late_hash_continues_where_it_stopped(gate: threading.Event) -> None:
     pieces = [os.urandom(1000) for _ in range(5)]
     buffers = [bytearray(1000), bytearray(1000)]
     hashes = Hashes(None)
@@ -94,7 +94,7 @@ def test_who_does_not_keep_up_is_late_and_goes_on_where_it_stopped(gate: threadi
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-def test_what_a_name_promises_is_never_late(gate: threading.Event, algorithm: str) -> None:
+def test_a_hash_that_the_name_promises_is_never_late(gate: threading.Event, algorithm: str) -> None:
     body = os.urandom(4000)
     right = hashlib.new(algorithm, body).hexdigest()
     hashes = Hashes(Digest(algorithm, right))

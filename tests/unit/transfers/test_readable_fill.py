@@ -43,7 +43,7 @@ def test_a_snapshot_shows_state_progress_and_readers(cache: Cache, fill: Fill) -
     assert fill.snapshot() == FillSnapshot(FillState.PUBLISHED, 6, 6, ())
 
 
-def test_its_repr_shows_the_same_and_its_path(cache: Cache, fill: Fill) -> None:
+def test_the_repr_of_a_fill_shows_its_snapshot_and_path(cache: Cache, fill: Fill) -> None:
     path = cache.store.root / "https/some.thing/x.deb"
     assert repr(fill) == f"<Fill of {path}: ASKING, 0 bytes, 0 readers>"
     fill.start(META, 6)
@@ -53,7 +53,7 @@ def test_its_repr_shows_the_same_and_its_path(cache: Cache, fill: Fill) -> None:
     reader.close()
 
 
-def test_its_repr_waits_for_no_lock(fill: Fill) -> None:
+def test_the_repr_of_a_fill_waits_for_no_lock(fill: Fill) -> None:
     """It is for a debugger, too, whatever a thread holds."""
     with fill._changed:
         assert "ASKING" in in_thread(repr, fill).result(TIMEOUT)

@@ -39,7 +39,7 @@ def test_the_first_end_of_a_fill_stays(tmp_path: Path, end: str) -> None:
     assert fill.state is state and fill.cause == ("the first" if end == "fail" else None)
 
 
-def test_a_fill_that_is_over_does_not_start(tmp_path: Path) -> None:
+def test_an_ended_fill_does_not_start(tmp_path: Path) -> None:
     claim = Cache(tmp_path).claim(Key("https/some.thing/x.deb"))
     assert isinstance(claim, Lead)
     claim.fill.decline()

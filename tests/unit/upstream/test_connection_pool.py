@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import socket
 from contextlib import ExitStack
-from typing import Callable, Iterator, List
+from typing import Iterator, List
 
 import pytest
-from support.client import wait_until
-from support.origin import Asked, Connection
-from support.running import HOST, RunningDduct
 
-from upstream import connection_pool
 from upstream.connection_pool import IDLE_TIMEOUT, MAX_IDLE, MAX_IDLE_PER_ORIGIN, ConnectionPool
-
-Build = Callable[..., RunningDduct]
 
 
 class Kept:
@@ -52,7 +46,7 @@ def test_the_youngest_connection_is_taken_first(pool: ConnectionPool[Kept], stac
     assert pool.take("b") is other
 
 
-def test_whoever_gives_one_back_gets_what_is_too_old(
+def test_giving_a_connection_back_returns_those_that_are_too_old(
     pool: ConnectionPool[Kept], stack: ExitStack, now: List[float]
 ) -> None:
     old, young = Kept(stack, "a"), Kept(stack, "b")
@@ -64,7 +58,7 @@ def test_whoever_gives_one_back_gets_what_is_too_old(
     assert pool.take("a") is None and pool.take("b") is not None
 
 
-def test_there_is_a_bound_for_each_origin_and_for_all(pool: ConnectionPool[Kept], stack: ExitStack) -> None:
+def test_idle_connections_are_limited_per_origin_and_in_all(pool: ConnectionPool[Kept], stack: ExitStack) -> None:
     for _ in range(MAX_IDLE_PER_ORIGIN):
         assert pool.put(Kept(stack, "a")) == []
     surplus = Kept(stack, "a")
@@ -98,7 +92,7 @@ def test_the_cost_does_not_grow_with_the_number_of_origins(pool: ConnectionPool[
     assert looked_at < 10
 
 
-def test_a_sweep_finds_what_was_closed_and_what_is_old(
+def test_a_sweep_returns_closed_and_old_connections(
     pool: ConnectionPool[Kept], stack: ExitStack, now: List[float]
 ) -> None:
     old, closed, good, talking = (Kept(stack, name) for name in "aabc")
@@ -117,32 +111,8 @@ def test_a_sweep_finds_what_was_closed_and_what_is_old(
     assert pool.take("a") is None and pool.take("b") is good and pool.take("c") is None
 
 
-def test_after_the_end_nothing_is_kept(pool: ConnectionPool[Kept], stack: ExitStack) -> None:
+def test_a_retired_pool_keeps_no_connection(pool: ConnectionPool[Kept], stack: ExitStack) -> None:
     one, two = Kept(stack, "a"), Kept(stack, "a")
     pool.put(one)
     assert pool.retire() == [one]
     assert pool.put(two) == [two] and pool.take("a") is None
-
-
-@pytest.mark.one_process
-@pytest.mark.parametrize("tls", [True, False], ids=["https", "http"])
-def test_what_an_origin_has_closed_is_closed_without_any_traffic(
-    start_dduct: Build, monkeypatch: pytest.MonkeyPatch, tls: bool
-) -> None:
-    monkeypatch.setattr(connection_pool, "_SWEEP_INTERVAL", 0.0)
-    ends: List[bytes] = []
-
-    def handler(asked: Asked, connection: Connection) -> None:
-        connection.respond(200, [], b"hello")
-        connection.fin()
-        ends.append(connection.sock.recv(1) if not tls else socket.socket.recv(connection.sock, 100))
-
-    dduct = start_dduct()
-    origin = dduct.origin(handler, tls)
-    with dduct.client() as client:
-        url = f"http://{HOST}:{origin.port}/page"
-        if tls:
-            assert dduct.fetch(origin, "/page").body == b"hello"
-        else:
-            assert client.get(url, HOST).body == b"hello"
-        wait_until(lambda: bool(ends))

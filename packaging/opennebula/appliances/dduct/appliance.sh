@@ -4,41 +4,41 @@
 #
 # * Every input is judged before anything is written; a bad one leaves the last configuration as it was.
 # * configure and bootstrap run at every boot, each in a process of its own, and take all they know from the context.
-# * dduct is started by bootstrap alone: what has not been judged in this boot does not serve.
+# * Only bootstrap starts dduct: a configuration that was not judged in this boot does not serve.
 
 # shellcheck disable=SC2034  # the framework reads these
 ONE_SERVICE_SETUP_DIR="/opt/one-appliance"
 
 ONE_SERVICE_PARAMS=(
-    'ONEAPP_DDUCT_LISTEN_ADDRESS'         'configure' 'Address to listen on, 0.0.0.0 for all IPv4 and :: for all'                      'O|text'
-    'ONEAPP_DDUCT_LISTEN_PORT'            'configure' 'Port of the proxy, 0 for none'                                                  'O|number'
-    'ONEAPP_DDUCT_LISTEN_TLS_PORT'        'configure' 'Port of the proxy inside TLS, 0 for none'                                       'O|number'
-    'ONEAPP_DDUCT_LISTEN_IDLE_TIMEOUT'    'configure' 'How long a connection of a client may do nothing, such as 60s'                  'O|text'
-    'ONEAPP_DDUCT_LISTEN_MAX_CONNECTIONS' 'configure' 'Connections of clients at a time, for each core'                                'O|number'
-    'ONEAPP_DDUCT_KEEP_HOSTS'             'configure' 'Hosts to intercept, names, *.names and addresses'                               'O|text'
-    'ONEAPP_DDUCT_KEEP_FILTERS'           'configure' 'What to keep, regular expressions for the path of a URL'                        'O|text'
-    'ONEAPP_DDUCT_KEEP_EXTRA_FILTERS'     'configure' 'What to keep besides, regular expressions for the path of a URL'                'O|text'
-    'ONEAPP_DDUCT_CACHE_SIZE'             'configure' 'Room for the cache, such as 200G or 80%'                                        'O|text'
-    'ONEAPP_DDUCT_CACHE_MIN_FREE'         'configure' 'Room that stays free on the disk, such as 1G or 5%'                             'O|text'
-    'ONEAPP_DDUCT_CACHE_FRESH_FOR'        'configure' 'How long an object is fresh whose origin does not say, such as 12h or 1d'       'O|text'
-    'ONEAPP_DDUCT_CACHE_STALE_IF_ERROR'   'configure' 'Send a stale object when its origin cannot be asked'                            'O|boolean'
-    'ONEAPP_DDUCT_CACHE_OBEY_NO_STORE'    'configure' 'Obey no-store and private of origins'                                           'O|boolean'
-    'ONEAPP_DDUCT_CACHE_AUTH_GRACE'       'configure' 'How long the leave of an origin for a client is remembered, 0 to ask each time' 'O|text'
-    'ONEAPP_DDUCT_CACHE_DISK'             'configure' 'Disk for the cache, auto, none or a device such as /dev/vdb'                    'O|text'
-    'ONEAPP_DDUCT_ACCESS_CLIENTS'         'configure' 'Networks that may use the proxy, empty for the network of the first NIC'        'O|text'
-    'ONEAPP_DDUCT_ACCESS_USER'            'configure' 'User whom the proxy asks for, empty for none'                                   'O|text'
-    'ONEAPP_DDUCT_ACCESS_PASSWORD'        'configure' 'Password of that user, empty for a generated one'                               'O|password'
-    'ONEAPP_DDUCT_ACCESS_CLIENT_CERT'     'configure' 'Ask for a client certificate on the TLS port'                                   'O|boolean'
-    'ONEAPP_DDUCT_UPSTREAM_PROXY'         'configure' 'Parent proxy, such as http://user:password@squid.lab:3128'                      'O|text'
-    'ONEAPP_DDUCT_UPSTREAM_NO_PROXY'      'configure' 'Hosts that are reached without the parent proxy'                                'O|text'
-    'ONEAPP_DDUCT_UPSTREAM_CA'            'configure' 'Authorities to trust upstream, a PEM file in base64'                            'O|text'
-    'ONEAPP_DDUCT_UPSTREAM_INSECURE'      'configure' 'Hosts whose certificate is not verified'                                        'O|text'
-    'ONEAPP_DDUCT_UPSTREAM_TIMEOUT'       'configure' 'How long an origin may do nothing, such as 30s'                                 'O|text'
-    'ONEAPP_DDUCT_CA_CERT'                'configure' 'Certificate of an authority of your own, PEM in base64'                         'O|text'
-    'ONEAPP_DDUCT_CA_KEY'                 'configure' 'Its key, PEM in base64'                                                         'O|password'
-    'ONEAPP_DDUCT_CA_NAME'                'configure' 'Name of the authority that the first boot makes'                                'O|text'
-    'ONEAPP_DDUCT_CA_CONSTRAINED'         'configure' 'That authority vouches for the hosts to intercept alone'                        'O|boolean'
-    'ONEAPP_DDUCT_LOG_LEVEL'              'configure' 'error, warn, info, debug or trace'                                              'O|text'
+    'ONEAPP_DDUCT_LISTEN_ADDRESS'         'configure' 'Address to listen on, 0.0.0.0 for all IPv4 and :: for all'                           'O|text'
+    'ONEAPP_DDUCT_LISTEN_PORT'            'configure' 'Port of the proxy, 0 for none'                                                       'O|number'
+    'ONEAPP_DDUCT_LISTEN_TLS_PORT'        'configure' 'Port of the proxy inside TLS, 0 for none'                                            'O|number'
+    'ONEAPP_DDUCT_LISTEN_IDLE_TIMEOUT'    'configure' 'Time after which an idle client connection is closed, such as 60s'                   'O|text'
+    'ONEAPP_DDUCT_LISTEN_MAX_CONNECTIONS' 'configure' 'Client connections at the same time, for each core'                                  'O|number'
+    'ONEAPP_DDUCT_KEEP_HOSTS'             'configure' 'Hosts to intercept, names, *.names and addresses'                                    'O|text'
+    'ONEAPP_DDUCT_KEEP_FILTERS'           'configure' 'What to keep: regular expressions for the path of a URL'                             'O|text'
+    'ONEAPP_DDUCT_KEEP_EXTRA_FILTERS'     'configure' 'What else to keep: regular expressions for the path of a URL'                        'O|text'
+    'ONEAPP_DDUCT_CACHE_SIZE'             'configure' 'Space for the cache, such as 200G or 80%'                                            'O|text'
+    'ONEAPP_DDUCT_CACHE_MIN_FREE'         'configure' 'Space that stays free on the disk, such as 1G or 5%'                                 'O|text'
+    'ONEAPP_DDUCT_CACHE_FRESH_FOR'        'configure' 'Lifetime of an object if its origin states none, such as 12h or 1d'                  'O|text'
+    'ONEAPP_DDUCT_CACHE_STALE_IF_ERROR'   'configure' 'Send a stale object when its origin cannot be asked'                                 'O|boolean'
+    'ONEAPP_DDUCT_CACHE_OBEY_NO_STORE'    'configure' 'Obey no-store and private of origins'                                                'O|boolean'
+    'ONEAPP_DDUCT_CACHE_AUTH_GRACE'       'configure' 'How long the permission of an origin for a client is remembered, 0 to ask each time' 'O|text'
+    'ONEAPP_DDUCT_CACHE_DISK'             'configure' 'Disk for the cache, auto, none or a device such as /dev/vdb'                         'O|text'
+    'ONEAPP_DDUCT_ACCESS_CLIENTS'         'configure' 'Networks that may use the proxy, empty for the network of the first NIC'             'O|text'
+    'ONEAPP_DDUCT_ACCESS_USER'            'configure' 'User name that the proxy requires, empty for none'                                   'O|text'
+    'ONEAPP_DDUCT_ACCESS_PASSWORD'        'configure' 'Password of that user, empty for a generated one'                                    'O|password'
+    'ONEAPP_DDUCT_ACCESS_CLIENT_CERT'     'configure' 'Require a client certificate on the TLS port'                                        'O|boolean'
+    'ONEAPP_DDUCT_UPSTREAM_PROXY'         'configure' 'Parent proxy, such as http://user:password@squid.lab:3128'                           'O|text'
+    'ONEAPP_DDUCT_UPSTREAM_NO_PROXY'      'configure' 'Hosts that are reached without the parent proxy'                                     'O|text'
+    'ONEAPP_DDUCT_UPSTREAM_CA'            'configure' 'Authorities to trust upstream, a PEM file in base64'                                 'O|text'
+    'ONEAPP_DDUCT_UPSTREAM_INSECURE'      'configure' 'Hosts whose certificate is not verified'                                             'O|text'
+    'ONEAPP_DDUCT_UPSTREAM_TIMEOUT'       'configure' 'Time after which a silent origin is given up, such as 30s'                           'O|text'
+    'ONEAPP_DDUCT_CA_CERT'                'configure' 'Certificate of an authority of your own, PEM in base64'                              'O|text'
+    'ONEAPP_DDUCT_CA_KEY'                 'configure' 'Its key, PEM in base64'                                                              'O|password'
+    'ONEAPP_DDUCT_CA_NAME'                'configure' 'Name of the authority that the first boot makes'                                     'O|text'
+    'ONEAPP_DDUCT_CA_CONSTRAINED'         'configure' 'Limit that authority to the hosts to intercept'                                      'O|boolean'
+    'ONEAPP_DDUCT_LOG_LEVEL'              'configure' 'error, warn, info, debug or trace'                                                   'O|text'
 )
 
 ONE_SERVICE_NAME='Service dduct - KVM'
@@ -85,7 +85,7 @@ service_install()
     install -d -m 750 "$DDUCT_ETC" "$DDUCT_STATE"
     chown root:dduct "$DDUCT_ETC"
     chown dduct:dduct "$DDUCT_STATE"
-    # The kernel encrypts what it sends from disk, but does not load this for whoever is not root.
+    # The kernel encrypts what it sends from disk, but does not load this for other users than root.
     echo tls > "${DDUCT_ROOT}/etc/modules-load.d/dduct.conf"
     chmod 644 "${DDUCT_ROOT}/etc/modules-load.d/dduct.conf"
     create_one_service_metadata
@@ -96,7 +96,7 @@ service_configure()
 {
     local stage status=0
     settle || return 1
-    # Keys and passwords are made in it: whatever it holds is for root alone until it is given to dduct.
+    # Keys and passwords are made in it: only root can read them until they are given to dduct.
     umask 077
     stage="$(mktemp -d "${DDUCT_ETC}/.new.XXXXXX")" || { fail '' "${DDUCT_ETC} cannot be written"; return 1; }
     configure_from "$stage" || status=1
@@ -154,7 +154,7 @@ install_packages()
 
 ### What went wrong ###############################################################################
 
-# fail VARIABLE TEXT: tell the log, and whoever looks at the VM.
+# fail VARIABLE TEXT: write the error into the log and into the VM's attributes.
 fail()
 {
     local text="${1:+$1: }$2"
@@ -240,7 +240,7 @@ yes_or_no()
     esac
 }
 
-# time_of NAME DEFAULT: the input as dduct wants a time, in ANSWER; how long it may be is dduct's affair.
+# time_of NAME DEFAULT: the input as dduct wants a time, in ANSWER; dduct judges its length.
 time_of()
 {
     ANSWER="$(given "$1")"
@@ -253,18 +253,18 @@ HOST_PATTERN='(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:
 ADDRESS_PATTERN='[0-9]+(\.[0-9]+){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*'
 
 # NIC_ADDRESSES, those of the first NIC with their prefix lengths, the VM's own first; ALL_ADDRESSES of this machine without
-# prefix lengths. A router announces IPv6 when it likes to, so that is waited for where dduct is to listen on it.
+# prefix lengths. A router announces IPv6 at any time, so this waits for it if dduct listens on IPv6.
 load_network()
 {
-    local nic attempt patience="${DDUCT_NETWORK_PATIENCE:-30}"
+    local nic attempt attempts="${DDUCT_NETWORK_ATTEMPTS:-30}"
     nic="$(first_nic)"
     NIC_ADDRESSES=()
-    for ((attempt = 0; attempt < patience; attempt++)); do
+    for ((attempt = 0; attempt < attempts; attempt++)); do
         [[ -n "$nic" ]] || break
         # IPv4 before IPv6, else as the kernel has them: a second address, such as a virtual router's, comes later.
         mapfile -t NIC_ADDRESSES < <(ip -o addr show dev "$nic" scope global | awk '{print $3, $4}' | sort -s -k 1,1 | awk '{print $2}')
         if ((${#NIC_ADDRESSES[@]})) && { ! wants_ipv6 || [[ "${NIC_ADDRESSES[*]}" == *:* ]]; }; then break; fi
-        ((${#NIC_ADDRESSES[@]} == 0 || attempt < patience / 3)) || break
+        ((${#NIC_ADDRESSES[@]} == 0 || attempt < attempts / 3)) || break
         sleep 2
     done
     mapfile -t ALL_ADDRESSES < <(ip -o addr show | awk '{sub("/.*", "", $4); print $4}')
@@ -551,12 +551,12 @@ is_device()
     [[ -b "$1" ]]
 }
 
-octets_of()
+bytes_of()
 {
     blockdev --getsize64 "$1"
 }
 
-# DISK is there, nobody else's, and blank or with a file system that can be used.
+# Check that DISK exists, is not in use, and is blank or has a file system that can be used.
 inspect_disk()
 {
     local status=0 mounted
@@ -587,7 +587,7 @@ settle_sizes()
 {
     local text
     if [[ -n "$DISK" ]]; then
-        CAPACITY="$(octets_of "$DISK")"
+        CAPACITY="$(bytes_of "$DISK")"
     else
         CAPACITY="$(df -B1 --output=size "${DDUCT_STATE%/*}" | tail -n 1)"
     fi
@@ -611,7 +611,7 @@ settle_sizes()
     ((MIN_FREE < CAPACITY)) || refuse CACHE_MIN_FREE "$(shown "$text") leaves no room for the cache" 'give less'
 }
 
-# A size without its unit would be bytes, which nobody means.
+# A size without its unit would be bytes, which no user means.
 size_of()
 {
     local number factor=1
@@ -954,7 +954,7 @@ check_health()
     curl "${options[@]}" "$url" || { fail '' "dduct does not answer at ${url}; see journalctl -u dduct"; return 1; }
 }
 
-# It may hold a password: nobody else can read it, from its first byte on, and whatever has been left of an earlier one.
+# It may hold a password: only root can read it, from its first byte on, even where an earlier one was left.
 write_report()
 {
     local new="${DDUCT_REPORT}.new"

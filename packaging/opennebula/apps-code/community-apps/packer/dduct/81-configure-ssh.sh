@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 
-# End what gen_context has let in: keys open this image, passwords do not.
+# Undo the password login of gen_context: the image accepts keys only.
 
 set -eux -o pipefail
 

@@ -1,4 +1,4 @@
-"""What a configuration makes of it all, and what another one changes while it runs."""
+"""What a reload changes in a running dduct, and what stays."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def life_of_a_leaf(dduct: RunningDduct) -> float:
     return (end - begin) / 86400
 
 
-def test_a_reload_that_fails_has_changed_nothing(dduct: RunningDduct, tmp_path: Path) -> None:
+def test_a_failed_reload_changes_nothing(dduct: RunningDduct, tmp_path: Path) -> None:
     users = tmp_path / "users"
     users.write_text("no hash\n")
     before = life_of_a_leaf(dduct)
@@ -46,14 +46,14 @@ def test_a_reload_that_fails_has_changed_nothing(dduct: RunningDduct, tmp_path: 
     assert life_of_a_leaf(dduct) == 5
 
 
-def test_a_reload_limits_what_outlives_it(dduct: RunningDduct) -> None:
+def test_a_reload_changes_the_limits_of_the_same_cache(dduct: RunningDduct) -> None:
     cache, runtime = dduct.server.cache, dduct.server.runtime
     dduct.reload(max_size=1000)
     assert dduct.server.cache is cache and dduct.server.runtime is not runtime
     assert cache.store.space.situation().limits == Limits(max_size=1000)
 
 
-def test_leaves_that_would_be_made_alike_outlive_a_reload(dduct: RunningDduct) -> None:
+def test_leaf_certificates_with_unchanged_settings_outlive_a_reload(dduct: RunningDduct) -> None:
     leaves = dduct.server.runtime.leaf_certificates
     dduct.reload(max_size=1000)
     assert dduct.server.runtime.leaf_certificates is leaves
@@ -61,7 +61,7 @@ def test_leaves_that_would_be_made_alike_outlive_a_reload(dduct: RunningDduct) -
     assert dduct.server.runtime.leaf_certificates is not leaves
 
 
-def test_what_it_does_is_shown(dduct: RunningDduct) -> None:
+def test_a_snapshot_shows_connections_and_draining(dduct: RunningDduct) -> None:
     with dduct.client() as client:
         assert client.get("/healthz", "localhost").status == 200
         assert dduct.server.snapshot().connections == 1
@@ -70,10 +70,10 @@ def test_what_it_does_is_shown(dduct: RunningDduct) -> None:
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "a.dduct.rs"])
-def test_a_certificate_of_its_own_made_while_the_clock_was_ahead_is_replaced_when_it_is_right(
+def test_a_server_certificate_that_is_not_valid_yet_is_replaced_by_a_leaf(
     tmp_path: Path, certificates: Path, name: str
 ) -> None:
-    """Without a new start, and not on the disk: a leaf takes its place."""
+    """Without a restart, and not on the disk: a leaf takes its place."""
     config = make_config(tmp_path, None)
     shutil.copytree(certificates, config.misc.cert_dir)
     behind = [0.0]
