@@ -10,7 +10,7 @@ from support.origin import Asked, Connection, Gate, Origin
 from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
-from server.config_values import Address
+from upstream.dialling import Parent
 from upstream.response_head import MAX_INTERIM
 
 Build = Callable[..., RunningDduct]
@@ -85,7 +85,7 @@ def test_a_parents_flood_of_interim_responses_is_502(start_dduct: Build) -> None
             connection.send(interim(103) * 100)
 
     with Origin(flood) as parent:
-        dduct = start_dduct(upstream_proxy=Parent(False, Address(HOST, parent.port)))
+        dduct = start_dduct(upstream_proxy=Parent(HOST, parent.port))
         with dduct.client() as client:
             answer = client.connect("far.away:22")
             assert answer.status == 502 and b"1xx" in answer.body
