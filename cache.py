@@ -77,6 +77,10 @@ class Cache:
         with self.disk.operation():
             return self._lookup(key, self.store.paths(key))
 
+    def look(self, key: Key) -> Optional[Hit]:
+        """Like `lookup`, for the poller's thread, whose operations are watched in another way. Raises Unstorable."""
+        return self._lookup(key, self.store.paths(key))
+
     def claim(self, key: Key, beyond: Optional[Version] = None) -> Claim:
         """Decide how this request gets an object. Raises Unstorable where the object can only be relayed.
 

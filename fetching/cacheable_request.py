@@ -14,7 +14,9 @@ from monitoring.details import Detail
 from monitoring.redaction import shown
 from net.addresses import Reach
 from protocol import freshness
+from protocol.headers import Headers
 from protocol.http1 import RequestHead, Target
+from protocol.request_fields import RequestFields
 from protocol.selection import CONDITIONS
 from storage.record import Metadata
 from transfers.asking import Question
@@ -82,8 +84,7 @@ class CacheableRequest:
     @cached_property
     def sent(self) -> RequestHead:
         """The request as its origin gets it for the cache; a response may depend on its fields."""
-        fields = outgoing(self.head, self._via).without([*CONDITIONS, b"accept-encoding"])
-        return replace(self.head, headers=self.names.on_behalf_of_all(fields))
+        return replace(self.head, headers=sent_for_all(self.head, self._via, self.names))
 
     @cached_property
     def question(self) -> Question:
@@ -95,7 +96,7 @@ class CacheableRequest:
 
     def varies(self, metadata: Metadata) -> bool:
         """Whether the stored response was selected for another kind of request."""
-        return bool(metadata.vary) and freshness.varies(self.sent, metadata.vary)
+        return bool(metadata.vary) and freshness.varies(self.sent.headers, metadata.vary)
 
     def needs_proof(self, stored: Metadata) -> bool:
         """Whether a validation also decides whether this client may have the object: then it takes a proof."""
@@ -111,6 +112,11 @@ class CacheableRequest:
         Any origin can say so without having it. So only its own origin opens a restricted object.
         """
         return not brought.restricted or origin_of(brought.url) == origin_of(self.url)
+
+
+def sent_for_all(head: RequestHead, via: bytes, names: RequestFields) -> Headers:
+    """The fields of a request on behalf of all clients."""
+    return names.on_behalf_of_all(outgoing(head, via).without([*CONDITIONS, b"accept-encoding"]))
 
 
 def bare(target: Target) -> str:

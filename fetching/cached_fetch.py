@@ -21,7 +21,6 @@ from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.following import Following
 from fetching.leading import Leading
-from fetching.memory_cache import CacheableHit
 from fetching.naming import Name
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
@@ -29,13 +28,13 @@ from fetching.outcomes import Admission, Outcome, Stale
 from fetching.recent import Client
 from fetching.recovery import Recovery
 from fetching.revalidation import revalidate
+from fetching.small_hit import may_be_small
 from fetching.stored_answer import StoredAnswer
-from fetching.stored_metadata import as_stored
+from fetching.stored_metadata import as_stored, assess
 from monitoring.details import Detail, NotKept, with_detail
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from net.response import Reply
-from protocol import freshness
 from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead, Target
 from storage.entry import Entry
@@ -72,13 +71,10 @@ class CachedFetch:
         recovery = Recovery(services, self._request, self._query, self._authorization.grant)
         self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, client)
         self._arrived_at = time.time()
-        self.cacheable_hit: Optional[CacheableHit] = None
+        self.was_small_hit = False
 
     def run(self) -> None:
-        """Send the response. Raises UpstreamError while none has begun, OSError when the client is gone.
-
-        `cacheable_hit` is set afterwards if the same request may be answered in the same way again.
-        """
+        """Send the response. Raises UpstreamError while none has begun, OSError when the client is gone."""
         reason = NotKept(Detail.BUSY, "it changes hands too often")
         if self._request.only_if_cached:
             self._reply.note = with_detail("", Detail.ONLY_IF_CACHED)  # a hit replaces it
@@ -147,8 +143,7 @@ class CachedFetch:
                 with closing(exchange):
                     self._relay.forward(exchange, "fwd=request")
                     return Outcome.DONE
-        needs_permission = self._authorization.needs_permission(metadata)
-        if needs_permission:
+        if self._authorization.needs_permission(metadata):
             stale = Stale(hit.entry, metadata, assessment)
             admission = self._admit(stale, hit)
             if admission is Admission.CHANGED:
@@ -157,10 +152,8 @@ class CachedFetch:
                 return Outcome.DONE
         outcome = self._answer.send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
         if outcome is Outcome.DONE:
-            looked_at = self._recheck(hit.entry, metadata, assessment)
-            if not needs_permission and outcomes.is_plain(self._request.head, hit.entry, assessment):
-                url, name = self._request.shown, self._request.key.name
-                self.cacheable_hit = outcomes.cacheable_hit(hit, metadata, url, name, assessment, looked_at)
+            self._recheck(hit.entry, metadata, assessment)
+            self.was_small_hit = may_be_small(hit)
         return outcome
 
     def _hit_of_another_url(self, entry: Entry) -> Outcome:
@@ -199,16 +192,16 @@ class CachedFetch:
             return False
         return self._services.deliveries.take(self._client, self._request.key.name)
 
-    def _recheck(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> float:
-        """Have an object with a guessed lifetime validated, if it is due. Returns when it is due next.
+    def _recheck(self, entry: Entry, metadata: Metadata, assessment: Assessment) -> None:
+        """Have an object with a guessed lifetime validated, if it is due.
 
         An object that needs authorization is validated with each client's own credentials only, not in the background.
         """
         if assessment.basis is not Basis.HEURISTIC or metadata.restricted or self._request.signed:
-            return float("inf")
+            return
         services, request = self._services, self._request
         due = metadata.fetched_at + services.freshness.recheck
-        return services.background.ask(request.key.name, due, partial(revalidate, services, request, entry.version))
+        services.background.ask(request.key.name, due, partial(revalidate, services, request, entry.version))
 
     def _ask_for_redirect(self) -> Optional[Exchange]:
         """The origin's response to a HEAD for a URL that redirects; None where the stored object has to answer instead.
@@ -230,14 +223,12 @@ class CachedFetch:
         return None
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
-        if self._request.lasts and entry.record.sha256:
-            age = as_stored(metadata).age(time.time())
-            return Assessment(True, True, age, float("inf"), Basis.DIGEST)  # its content never changes
-        stored, rules, now = as_stored(metadata), self._services.freshness, time.time()
-        assessment = freshness.assess(
-            self._request.head, stored, rules, now, self._arrived_at, self._request.name.volatile
-        )
-        return replace(assessment, usable=False, usable_on_error=False) if metadata.must_validate else assessment
+        request, rules, now = self._request, self._services.freshness, time.time()
+        stored = as_stored(metadata)
+        assessment = assess(request.head, request.name, entry.record, stored, rules, now, self._arrived_at)
+        if metadata.must_validate and assessment.basis is not Basis.DIGEST:
+            return replace(assessment, usable=False, usable_on_error=False)
+        return assessment
 
     def _validate(self, stale: Stale) -> Outcome:
         """Have an object validated, by this request or by another one that does so already."""

@@ -1,201 +1,131 @@
-"""Responses in memory, sent again without parsing the request again.
+"""Small objects in memory, and the answers to plain requests for them: nothing here waits for an origin.
 
-A request with the same bytes, on a connection of the same kind, gets the same response as the one before while the
-files are unchanged and the object is fresh: a small unrestricted object, of which the request wanted the whole.
+An object is looked up once, and then validated by one stat(2) for each poll iteration. It stays in memory while it is
+unchanged, fresh and in use.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import time
-from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from typing import Optional, Tuple
 
-from storage.disk_watch import SLOW, DiskWatch
-from storage.entry import FileIdentity, identity_of
+from cache import Hit
+from fetching import small_hit
+from fetching.filler import Services, key_of
+from fetching.small_hit import Answer, PlainRequest, SmallHit
+from protocol.remembering import Generations
+from storage.disk_watch import SLOW, WaitBudget
 from storage.record import Unstorable
-from storage.store import ATIME_GRAIN
 
-SMALL = 64 * 1024  # bytes; for a larger object, sending costs more than parsing
-
-_MAX_REMEMBERED = 2048  # requests; then all are dropped
-_MAX_REQUEST = 2048  # bytes
-_MAX_HELD = 32 * 1024 * 1024  # bytes of bodies in memory; then all are dropped
-
-
-@dataclass(frozen=True)
-class CacheableHit:
-    """A fresh object that was sent whole; `identities`: its files at that time, the first with its bytes.
-
-    `born_at`: when its age was 0; `fresh_until`: infinite if it never changes; `until`: when the request has to be
-    parsed again. These and `fetched_at` are in seconds since the epoch. `guessed`: its lifetime is heuristic. `name`:
-    its name in the cache.
-    """
-
-    identities: Tuple[Tuple[str, FileIdentity], ...]
-    url: str
-    born_at: float
-    fetched_at: float
-    fresh_until: float
-    until: float
-    guessed: bool
-    name: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Head and body as sent, and what the log says of them."""
-
-    data: bytes
-    length: int
-    url: str
-    note: str
-    hit: CacheableHit
-
-
-@dataclass
-class _Remembered:
-    """The response to a request, without Age and ttl. `rendered`: age, ttl, and the response as last sent.
-
-    `validated_at`: the last poll iteration that found the response valid.
-    """
-
-    hit: CacheableHit
-    size: int
-    before_age: bytes
-    after_age: bytes
-    after_ttl: bytes
-    rendered: Optional[Tuple[int, int, Answer]] = None
-    validated_at: Optional[float] = None
-
-
-_RENDERED = re.compile(rb"(.*\r\nAge: )[0-9]+(\r\n.*\r\nCache-Status: dduct; hit)(?:; ttl=[0-9]+)?(\r\n.*)", re.DOTALL)
-_FOR_EVER = -1
+_MAX_OBJECTS = 4096  # in each of two generations
+_MAX_HELD = 16 * 1024 * 1024  # bytes of bodies, likewise
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
+_NOT_KNOWN = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # a file system that cannot tell whether a read would wait
 
 
 class MemoryCache:
-    """Recent responses. Single operations on the dictionary are atomic; a lost one costs a little time."""
+    """Answers of small objects. The poller's thread and session threads use it at once.
 
-    def __init__(self, disk: DiskWatch) -> None:
-        self._disk = disk
-        self._known: Dict[Tuple[str, bytes], _Remembered] = {}
-        self._held = 0  # bytes of bodies in memory, approximately
+    `iteration` is the start of a poll iteration (`time.monotonic()`), None in a session thread. An object stays valid
+    for its whole iteration: all requests of the iteration had begun to arrive before it was validated.
+    """
 
-    def answer(self, kind: str, request: bytes, may_read: bool, iteration: Optional[float] = None) -> Optional[Answer]:
-        """The response to a request on a `kind` of connection, if it is known and still valid.
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._disk = services.cache.disk
+        # Operations on it are atomic; a lost one costs a lookup.
+        self._objects: Generations[str, SmallHit] = Generations(_MAX_OBJECTS, _MAX_HELD)
+        self._waits = WaitBudget()  # of the poller's thread
 
-        `may_read`: its body may be read from the disk if it is not in memory. A response stays valid for its whole
-        poll `iteration`: all requests of the iteration had begun to arrive before it was validated.
+    def answer(self, request: PlainRequest, iteration: Optional[float] = None) -> Optional[Answer]:
+        """The response to a request; None where it takes more than a look at a small object's files.
+
+        In a session thread only objects in memory are used: what has to be looked up is looked up by `CachedFetch`.
         """
-        if iteration is None and (kind, request) in self._known:
-            try:
-                with self._disk.operation():
-                    return self._answer(kind, request, may_read, iteration)
-            except Unstorable:
-                return None
-        return self._answer(kind, request, may_read, iteration)
-
-    def _answer(self, kind: str, request: bytes, may_read: bool, iteration: Optional[float]) -> Optional[Answer]:
-        known = self._known.get((kind, request))
-        if known is None or (known.rendered is None and not may_read):
+        known = self._objects.get(request.name.path)
+        if known is not None and not known.suits(request):
             return None
-        if iteration is not None and known.validated_at == iteration and known.rendered is not None:
-            return known.rendered[2]
-        now = time.time()
-        hit = known.hit
-        if iteration is not None and self._disk.is_slow(iteration):
-            return None  # the poller's thread does not wait for a slow disk
         if iteration is None:
-            unchanged = _unchanged(hit, now)
-        else:
-            self._disk.polling = now
-            try:
-                unchanged = _unchanged(hit, now)
-            finally:
-                self._disk.polling = None
-            took = time.time() - now
-            if took > SLOW:
-                self._disk.note(took)
-                return None  # meanwhile the object may have become stale
-        if not unchanged:
-            self._forget(kind, request)
+            return None if known is None else self._answer_in_thread(known)
+        if known is not None and known.validated_at == iteration and known.last is not None:
+            return known.last[2]
+        if self._waits.exhausted(iteration) or self._disk.is_slow(iteration):
+            return None  # the poller's thread does not wait for a disk
+        found = self._polled(known, request, iteration)
+        if found is None:
             return None
-        age = int(now - hit.born_at)
-        ttl = _FOR_EVER if hit.fresh_until == float("inf") else int(hit.fresh_until - now)
-        known.validated_at = iteration
-        if known.rendered is not None and known.rendered[:2] == (age, ttl):
-            return known.rendered[2]
-        return self._say(known, age, ttl)
+        found.validated_at = iteration
+        return found.answer(time.time())
 
-    def remember(self, kind: str, request: bytes, head: bytes, hit: CacheableHit) -> None:
-        """Note that a request was answered with this head and the whole of this object."""
-        pieces = _RENDERED.fullmatch(head)
-        if pieces is None or len(request) > _MAX_REQUEST:
-            return
-        self._forget(kind, request)
-        if len(self._known) >= _MAX_REMEMBERED:
-            self._drop_all()
-        size = hit.identities[0][1][2]
-        before_age, after_age, after_ttl = pieces.groups()
-        self._known[kind, request] = _Remembered(hit, size, before_age, after_age, after_ttl)
+    def snapshot(self) -> Tuple[int, int]:
+        """How many objects are in memory, and the bytes of their bodies."""
+        return len(self._objects), self._objects.weight
 
-    def _say(self, known: _Remembered, age: int, ttl: int) -> Optional[Answer]:
-        body = _read(known) if known.rendered is None else _body(known.rendered[2])
+    def _answer_in_thread(self, known: SmallHit) -> Optional[Answer]:
+        now = time.time()
+        try:
+            with self._disk.operation():
+                if known.unchanged(now):
+                    return known.answer(now)
+        except Unstorable:
+            return None
+        self._objects.drop(known.name.path)
+        return None
+
+    def _polled(self, known: Optional[SmallHit], request: PlainRequest, iteration: float) -> Optional[SmallHit]:
+        """The object, after an operation on the disk that the poller's successor can find (`net.poller`)."""
+        self._disk.polling = now = time.time()
+        try:
+            found = known if known is not None and known.unchanged(now) else self._look_up(request)
+        finally:
+            self._disk.polling = None
+        took = time.time() - now
+        self._waits.note(took)
+        if took > SLOW:
+            self._disk.note(took)
+            return None  # meanwhile the object may have become stale
+        if found is None:
+            self._objects.drop(request.name.path)
+        elif found is not known:
+            self._objects.put(found.name.path, found, len(found.body))
+        return found
+
+    def _look_up(self, request: PlainRequest) -> Optional[SmallHit]:
+        try:
+            hit = self._services.cache.look(key_of(request.name))
+        except Unstorable:
+            return None
+        if hit is None:
+            return None
+        try:
+            return self._read(hit, request)
+        finally:
+            hit.entry.close()
+
+    def _read(self, hit: Hit, request: PlainRequest) -> Optional[SmallHit]:
+        if hit.metadata is None or not small_hit.may_be_small(hit):
+            return None
+        body = _read_without_waiting(hit.entry.fileno(), hit.entry.record.length)
         if body is None:
             return None
-        rest = b"" if ttl == _FOR_EVER else b"; ttl=%d" % ttl
-        data = b"".join((known.before_age, b"%d" % age, known.after_age, rest, known.after_ttl, body))
-        answer = Answer(data, known.size, known.hit.url, "hit" + rest.decode(), known.hit)
-        if known.rendered is None:
-            if self._held + known.size > _MAX_HELD:
-                self._drop_all()
-                return answer
-            self._held += known.size
-        known.rendered = (age, ttl, answer)
-        return answer
-
-    def _forget(self, kind: str, request: bytes) -> None:
-        known = self._known.pop((kind, request), None)
-        if known is not None and known.rendered is not None:
-            self._held -= known.size
-
-    def _drop_all(self) -> None:
-        self._known.clear()
-        self._held = 0
+        due = hit.metadata.fetched_at + self._services.freshness.recheck
+        looked_at = self._services.background.next_one(request.name.path, due)
+        made = small_hit.make(hit, request, body, self._services.via, self._services.freshness, looked_at)
+        return made if made is not None and made.suits(request) and time.time() < made.until else None
 
 
-def _unchanged(hit: CacheableHit, now: float) -> bool:
-    """Whether the object is fresh, its files are unchanged, and its access time needs no update."""
-    if not hit.fetched_at <= now < hit.until:
-        return False
+def _read_without_waiting(fd: int, length: int) -> Optional[bytes]:
+    """The bytes of a file that are in the page cache; None where they are not, and where the disk fails."""
+    body = bytearray(length)
     try:
-        for place, identity in hit.identities:
-            status = os.stat(place)
-            if identity_of(status) != identity:
-                return False
-            if identity is hit.identities[0][1] and now - status.st_atime > ATIME_GRAIN:
-                return False
-    except OSError:
-        return False
-    return True
-
-
-def _read(known: _Remembered) -> Optional[bytes]:
-    """The body, if the file is still the same one."""
-    place, identity = known.hit.identities[0]
-    try:
-        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        body = os.pread(fd, known.size, 0) if identity_of(os.fstat(fd)) == identity else b""
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-    return body if len(body) == known.size else None
-
-
-def _body(answer: Answer) -> bytes:
-    return answer.data[len(answer.data) - answer.length :]
+        count = os.preadv(fd, [body], 0, _NO_WAIT)
+    except OSError as error:
+        if error.errno not in _NOT_KNOWN:
+            return None
+        try:
+            count = os.preadv(fd, [body], 0)
+        except OSError:
+            return None
+    return bytes(body) if count == length else None

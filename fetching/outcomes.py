@@ -6,20 +6,12 @@ import enum
 from dataclasses import dataclass
 from typing import Optional
 
-from cache import Hit
-from fetching import memory_cache
-from fetching.memory_cache import CacheableHit
-from protocol import selection
-from protocol.freshness import Assessment, Basis
-from protocol.http1 import RequestHead
+from protocol.freshness import Assessment
 from storage.entry import Entry
 from storage.record import Metadata
 from transfers.follow import AnyFill
 from transfers.states import FillState
 from upstream.dialling import UpstreamError
-
-# Fields that make the response to a request differ from that to the next one.
-_OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma"])
 
 
 class Outcome(enum.Enum):
@@ -53,25 +45,6 @@ def outcome_of(fill: AnyFill) -> str:
     if fill.cause is None and not fill.state.final:
         return "still being fetched"
     return f"not stored: {fill.cause or 'given up'}"
-
-
-def is_plain(request: RequestHead, entry: Entry, assessment: Assessment) -> bool:
-    """Whether the response is small, fresh for a while, and the same for the next request."""
-    asks_for_more = any(name in request.headers for name in _OF_ITS_OWN)
-    small = entry.trusted and entry.record.length <= memory_cache.SMALL and request.method == b"GET"
-    lasts = assessment.ttl > 0 and assessment.basis is not Basis.VOLATILE
-    return small and lasts and not asks_for_more
-
-
-def cacheable_hit(
-    hit: Hit, metadata: Metadata, url: str, name: str, assessment: Assessment, looked_at: float
-) -> CacheableHit:
-    """A hit that may be sent again in the same way, until it is stale or its recheck is due (`looked_at`)."""
-    born_at = metadata.fetched_at - metadata.age
-    fresh_until = assessment.ttl + assessment.age + born_at
-    guessed = assessment.basis is Basis.HEURISTIC
-    times = (born_at, metadata.fetched_at, fresh_until, min(fresh_until, looked_at))
-    return CacheableHit(hit.identities, url, *times, guessed, name)
 
 
 def missed(stale: Optional[Stale]) -> str:

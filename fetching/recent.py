@@ -97,10 +97,9 @@ class Background:
 
         The question returns whether it was answered. If not, it is not asked again for a while.
         """
-        now = time.time()
-        pending = float(self._times.get(("question", name)))
-        if max(due, pending) > now:
-            return max(due, pending)
+        now, next_one = time.time(), self.next_one(name, due)
+        if next_one > now:
+            return next_one
         if self._ending.is_set() or not self._free.acquire(blocking=False):
             return now + _BUSY_PAUSE
         self._times.set(("question", name), now + _PAUSE_AFTER_FAILURE)
@@ -109,6 +108,10 @@ class Background:
         except RuntimeError:  # there are too many threads already
             self._free.release()
         return now + _PAUSE_AFTER_FAILURE
+
+    def next_one(self, name: str, due: float) -> float:
+        """When the next query about an object may be sent that is `due` then, in epoch seconds."""
+        return max(due, float(self._times.get(("question", name))))
 
     def _run(self, name: str, question: Callable[[], bool]) -> None:
         try:

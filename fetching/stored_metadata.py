@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from fetching.naming import Name
 from net.addresses import Scope
-from protocol import validation
-from protocol.freshness import Stored
+from protocol import freshness, validation
+from protocol.freshness import Assessment, Basis, FreshnessRules, Stored
 from protocol.headers import Headers
-from storage.record import Metadata
+from protocol.http1 import RequestHead
+from storage.record import Metadata, Record
 
 
 @lru_cache(maxsize=1024)
@@ -36,3 +38,18 @@ def scope(metadata: Metadata) -> Scope:
     if metadata.near:
         return Scope.LOCAL_ONLY
     return Scope.OWN_ADDRESS if metadata.own else Scope.ALL
+
+
+def assess(
+    request: RequestHead,
+    name: Name,
+    record: Record,
+    stored: Stored,
+    rules: FreshnessRules,
+    now: float,
+    asked_at: float,
+) -> Assessment:
+    """Whether a stored response may be used for a request that came at `asked_at`."""
+    if name.digest is not None and record.sha256:
+        return Assessment(True, True, stored.age(now), float("inf"), Basis.DIGEST)  # its content never changes
+    return freshness.assess(request, stored, rules, now, asked_at, name.volatile)

@@ -223,9 +223,9 @@ def vary_fields(request: RequestHead, response: ResponseHead, names: RequestFiel
     )
 
 
-def varies(request: RequestHead, vary: Iterable[FieldText]) -> bool:
+def varies(sent: Headers, vary: Iterable[FieldText]) -> bool:
     """Whether a stored response was selected for a request with other values of these fields."""
-    return any(_normal(request.headers.get(name.encode("latin-1"))) != value for name, value in vary)
+    return any(_normal(sent.get(name.encode("latin-1"))) != value for name, value in vary)
 
 
 def without_dispensable(fields: List[Field]) -> Tuple[FieldText, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import Optional, Union
+from typing import Union
 
 from fetching.cached_fetch import CachedFetch
-from fetching.memory_cache import CacheableHit
 from fetching.naming import LONGEST_PATH
 from monitoring.details import Side
 from monitoring.log_text import target_shown
@@ -44,6 +43,7 @@ class ClientRequest:
         self._head = head
         self._framing = framing
         self._reply = reply = Reply(state.stream, head, state.via)
+        self.was_small_hit = False  # such that the poller's thread could probably have answered by itself
         self._awaits_continue = expects_continue(head, framing)
         if self._awaits_continue:
             self._body = BodyReader(state.stream, framing, partial(_go_ahead, state.stream, head, reply))
@@ -99,7 +99,7 @@ class ClientRequest:
         return decision
 
     def _carry_out(self, decision: Decision, block: bytes) -> None:
-        """Carry out a decision other than CONNECT's; a hit may go to the memory cache."""
+        """Carry out a decision other than CONNECT's."""
         state, reply = self._state, self._reply
         if isinstance(decision, BuiltinPage):
             runtime = state.runtime
@@ -113,21 +113,20 @@ class ClientRequest:
             challenge = [(b"Proxy-Authenticate", b'Basic realm="dduct", charset="UTF-8"')]
             reply.error(decision.status, decision.reason, challenge if decision.status == 407 else [])
         elif isinstance(decision, Fetch):
-            hit = self._fetch(decision)
-            if hit is not None and reply.persistent and not self._awaits_continue:
-                state.runtime.memory_cache.remember(state.arrival.kind, block, reply.head, hit)
+            if self._fetch(decision):
+                self.was_small_hit = state.runtime.plain_requests.read(block, state.arrival) is not None
 
-    def _fetch(self, decision: Fetch) -> Optional[CacheableHit]:
-        """Answer from the cache or the origin; returns a hit that the memory cache may repeat, if any."""
+    def _fetch(self, decision: Fetch) -> bool:
+        """Answer from the cache or the origin; returns whether it was a hit of a small object."""
         state, reply, reach = self._state, self._reply, self._state.arrival.reach
         if decision.name is not None and self._framing.kind is Framing.NONE:
             services, asker = state.runtime.services, state.client.asker
             fetch = CachedFetch(services, reply, self._head, decision.target, decision.name, reach, asker)
             fetch.run()
-            return fetch.cacheable_hit
+            return fetch.was_small_hit
         asked = Asked(decision.target, self._head, self._framing, self._body)
         answer_from_origin(state.runtime, asked, reply, reach, partial(self._tunnel.carry, carried=reply.carried))
-        return None
+        return False
 
     def _connect(self, decision: Union[Tunnel, Intercept]) -> bool:
         """Serve CONNECT; returns whether requests follow inside. Raises UpstreamError before the answer."""

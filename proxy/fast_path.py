@@ -7,6 +7,7 @@ Anything else goes to a session thread, with all its bytes still in the stream.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from functools import partial
 from typing import Optional
@@ -27,6 +28,7 @@ _log = logging.getLogger("dduct.session")
 
 _MAX_CONNECT_CACHE = 4096  # CONNECT heads in the connect cache; a full one is cleared
 _MAX_CONNECT_HEAD = 2048  # bytes of one head
+_MAX_PIPELINED = 16  # answers to one client in an iteration; a thread serves one that has sent more
 _TLS_ITERATIONS = 3  # poll iterations: two flights of a client, and a third where one is split
 
 
@@ -65,28 +67,15 @@ class FastPath:
                 return self._continue_tls()
             if state.opening is not None:
                 return self._open(state.opening)
-            request = stream.peek()
-            state.runtime = state.current_runtime()
-            if not request or state.runtime.draining.is_set():
-                return Next.CLOSE if stream.eof else Next.NEEDS_THREAD
-            if request.startswith(b"CONNECT "):
-                return self._intercept(stream.head_arrived())
-            answer = state.known(request, may_read=False, iteration=iteration)
-            if answer is None:  # or the bytes are not exactly one request
-                request = stream.head_arrived()
-                answer = state.known(request, may_read=False, iteration=iteration)
-                if answer is None:
-                    return Next.NEEDS_THREAD
-            self._numbers.begin()
-            stream.consume(len(request))
-            state.note(answer, 0.0)
-            state.waiting_since = iteration
-            state.unsent = memoryview(answer.data)  # the session's thread sends it if the next line raises
-            state.unsent = state.unsent[stream.send_nowait(state.unsent) :]
+            following = self._answer_one(iteration)
+            for _ in range(_MAX_PIPELINED - 1):
+                if following is not None:
+                    break
+                following = self._answer_one(time.monotonic())  # it may have arrived after the iteration had begun
+            return following or Next.NEEDS_THREAD
         except OSError:
-            return Next.NEEDS_THREAD  # the thread finds the error again
-        state.busy = bool(state.unsent)
-        return Next.NEEDS_THREAD if state.busy or stream.holds_bytes() else Next.WAIT
+            pass  # the thread finds the error again
+        return Next.NEEDS_THREAD
 
     def timed_out(self) -> Next:
         """Close a silent client; after a CONNECT the client may be waiting for the server's first bytes."""
@@ -96,6 +85,30 @@ class FastPath:
     def give_up(self) -> None:
         """Make the session only close the connection; unsent bytes are dropped."""
         self._state.give_up()
+
+    def _answer_one(self, iteration: float) -> Optional[Next]:
+        """Answer one request; None where another one may have been received already. Raises OSError."""
+        state, stream = self._state, self._stream
+        request = stream.head_arrived()
+        state.runtime = state.current_runtime()
+        if not request or state.runtime.draining.is_set():
+            return Next.CLOSE if stream.eof else Next.NEEDS_THREAD
+        if request.startswith(b"CONNECT "):
+            return self._intercept(request)
+        answer = state.known(request, iteration)
+        if answer is None:
+            return Next.NEEDS_THREAD
+        self._numbers.begin()
+        stream.consume(len(request))
+        state.note(answer, 0.0)
+        state.waiting_since = iteration
+        state.unsent = memoryview(answer.data)  # the session's thread sends it if the next line raises
+        state.busy = True
+        state.unsent = state.unsent[stream.send_nowait(state.unsent) :]
+        state.busy = bool(state.unsent)
+        if state.busy:
+            return Next.NEEDS_THREAD
+        return None if stream.holds_bytes() else Next.WAIT
 
     def _intercept(self, block: bytes) -> Next:
         """Answer CONNECT for a host whose leaf is cached, and wait for its TLS. Raises OSError."""

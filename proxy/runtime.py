@@ -15,6 +15,7 @@ from net.arrival import Arrival
 from pages.setup import About
 from proxy.access import Access
 from proxy.connection_limit import Slots
+from proxy.plain_requests import PlainRequests
 from proxy.routing import Rules
 from storage.space import Limits
 from tls.leaf_certificates import LeafCertificateCache
@@ -31,6 +32,7 @@ class Runtime:
     rules: Rules
     leaf_certificates: LeafCertificateCache
     access: Access
+    plain_requests: PlainRequests
     memory_cache: MemoryCache
     about: About
     tls: ssl.SSLContext

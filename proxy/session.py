@@ -14,7 +14,7 @@ One thread at a time owns the connection, its stream and its `SessionState`:
     a head is complete                      busy                session thread
     part of an answer did not fit           unsent              session thread
     waits for the next request              not busy            the thread that answered; the session thread hands
-                                                                it to the poller after `_REPEATS` known requests
+                                                                it to the poller after `_SMALL_HITS` small hits
     CONNECT answered, no bytes inside yet   opening             poller
     TLS handshake inside CONNECT            stream.handshaking  poller for a few iterations, then session thread
     tunnel                                  busy                session thread, which owns the origin's end too
@@ -53,7 +53,7 @@ from proxy.session_state import SessionState
 
 _log = logging.getLogger("dduct.session")
 
-_REPEATS = 2  # successive known requests before a connection goes to the poller
+_SMALL_HITS = 2  # in succession, before a connection goes to the poller
 
 
 class Session:
@@ -78,7 +78,7 @@ class Session:
         self._state = SessionState(stream, self._client, arrival, current_runtime, proved)
         self._tunnel = ClientTunnel(self._state)
         self.fast_path = FastPath(self._state, numbers)  # what the poller watches
-        self._repeats = 0  # successive known requests
+        self._small_hits = 0  # in succession
         self._may_be_polled = True
         self.watch = ClientWatch(stream.fileno, lambda: stream.encrypted)
 
@@ -127,7 +127,7 @@ class Session:
                         return True  # only the poller waits for the client's first bytes
                     if not self._open(state.opening):
                         break
-                if self._may_be_polled and self._repeats >= _REPEATS and not stream.holds_bytes():
+                if self._may_be_polled and self._small_hits >= _SMALL_HITS and not stream.holds_bytes():
                     return True
             stream.close()
         except (OSError, IncompleteBody, ClientGone) as error:
@@ -152,13 +152,17 @@ class Session:
             state.busy = True
             state.runtime = state.current_runtime()
             if self._answer_again(block):
+                self._small_hits += 1
                 return True
             head = http1.parse_request(block)
             framing = http1.request_framing(head)
         except ProtocolError as error:
             self._refuse(error)
             return False
-        return ClientRequest(state, self._tunnel, head, framing).answer(block)
+        request = ClientRequest(state, self._tunnel, head, framing)
+        goes_on = request.answer(block)
+        self._small_hits = self._small_hits + 1 if request.was_small_hit else 0
+        return goes_on
 
     def _refuse(self, error: ProtocolError) -> None:
         """Answer an invalid message, and close: the start of the next one is unknown."""
@@ -186,11 +190,9 @@ class Session:
 
     def _answer_again(self, block: bytes) -> bool:
         """Answer a request from the memory cache, without parsing it; returns whether it was known."""
-        answer = self._state.known(block, may_read=True)
+        answer = self._state.known(block)
         if answer is None:
-            self._repeats = 0
             return False
-        self._repeats += 1
         started = time.monotonic()
         try:
             self._stream.send(answer.data)

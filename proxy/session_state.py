@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Callable, Optional
 
-from fetching.memory_cache import Answer
+from fetching.small_hit import Answer
 from monitoring.metrics import Counter
 from net.arrival import Arrival
 from net.stream import Stream
@@ -57,18 +57,25 @@ class SessionState:
         if proved is not None:
             proved()
 
-    def known(self, block: bytes, may_read: bool, iteration: Optional[float] = None) -> Optional[Answer]:
-        """The remembered answer to a request, if it may be given to this client."""
+    def known(self, block: bytes, iteration: Optional[float] = None) -> Optional[Answer]:
+        """The answer to the request whose head is `block`, if that takes no waiting and this client may have it.
+
+        `iteration`: that of the poller's thread. In a session thread only requests that were read before are answered.
+        """
         runtime = self.runtime
         access = runtime.access
         if self.client.is_barred(runtime, self.arrival) or (
             access.users is not None and self.arrival.connect_target is None
         ):
             return None
-        answer = runtime.memory_cache.answer(self.arrival.kind, block, may_read, iteration)
-        if answer is None or not answer.hit.guessed:
+        requests = runtime.plain_requests
+        request = requests.known(block, self.arrival) if iteration is None else requests.read(block, self.arrival)
+        if request is None:
+            return None
+        answer = runtime.memory_cache.answer(request, iteration)
+        if answer is None or not answer.guessed:
             return answer
-        again = runtime.services.deliveries.asks_again(self.client.asker, answer.hit.name)
+        again = runtime.services.deliveries.asks_again(self.client.asker, answer.name)
         return None if again else answer
 
     def note(self, answer: Answer, seconds: float) -> None:
@@ -77,8 +84,8 @@ class SessionState:
             self.prove()
         services = self.runtime.services
         services.counters.add(Counter.HITS)
-        if answer.hit.guessed:
-            services.deliveries.note(self.client.asker, answer.hit.name)
+        if answer.guessed:
+            services.deliveries.note(self.client.asker, answer.name)
         _log.info("%s GET %s 200 %d %.3fs %s", self.client.who, answer.url, answer.length, seconds, answer.note)
 
     def decide(self, head: RequestHead, framing: BodyFraming) -> routing.Decision:

@@ -35,6 +35,7 @@ from protocol.freshness import FreshnessRules
 from protocol.request_fields import RequestFields
 from proxy.access import Access, AccessError, Users
 from proxy.connection_limit import Slots
+from proxy.plain_requests import PlainRequests
 from proxy.routing import HostList, Hosts, Rules
 from proxy.runtime import CurrentRuntime, Runtime
 from server.config_keys import Config
@@ -176,10 +177,12 @@ class RuntimeBuilder:
         """All that a configuration decides. Leaves that were `kept` stay in use if they would be made alike."""
         parts = self._parts
         leaves = kept if kept is not None and kept.settings == _leaf_settings(config) else self._leaves(config)
+        services, rules = self._services(config), _rules(config)
         return Runtime(
-            services=self._services(config),
-            rules=_rules(config),
-            memory_cache=MemoryCache(parts.cache.disk),
+            services=services,
+            rules=rules,
+            plain_requests=PlainRequests(rules, services.names, services.via),
+            memory_cache=MemoryCache(services),
             leaf_certificates=leaves,
             access=open_access(config),
             about=_about(config, parts.authority.pem),

@@ -19,6 +19,9 @@ _log = logging.getLogger("dduct")
 
 SLOW = 0.1  # seconds; an operation that takes longer is slow
 _WARY_FOR = 1.0  # seconds after a slow answer
+_NOTICEABLE = 0.005  # seconds
+_SHARE = 0.1  # of its time that a thread may wait
+_ADVANCE = 0.1  # seconds that it may wait at once
 _MAX_WAITING = 64  # threads that may wait while the disk is slow
 
 
@@ -96,3 +99,27 @@ class DiskWatch:
             self._directory,
             seconds,
         )
+
+
+class WaitBudget:
+    """Limits the share of its time that one thread waits for a disk that answers, but not from memory.
+
+    Operations of less than `_NOTICEABLE` seconds cost nothing: they have not waited for the disk.
+    """
+
+    def __init__(self) -> None:
+        self._spent = 0.0  # seconds, less what was earned since
+        self._earned_until = 0.0
+
+    def note(self, seconds: float) -> None:
+        """Record how long an operation has taken."""
+        if seconds > _NOTICEABLE:
+            self._spent += seconds
+
+    def exhausted(self, now: float) -> bool:
+        """Whether other threads should wait in place of this one."""
+        if not self._spent:
+            return False
+        self._spent = max(0.0, self._spent - _SHARE * (now - self._earned_until))
+        self._earned_until = now
+        return self._spent > _ADVANCE

@@ -11,7 +11,7 @@ from typing import Dict, Iterator, List, Optional, Tuple, cast
 import pytest
 from support.pairs import TIMEOUT, Pairs, server_context
 
-from fetching.memory_cache import Answer, CacheableHit
+from fetching.small_hit import Answer
 from monitoring import request_number
 from monitoring.request_number import Number, RequestNumbers
 from net.addresses import Reach
@@ -29,27 +29,33 @@ from proxy.session_state import SessionState
 ADDRESS = "192.0.2.1"
 ARRIVAL = Arrival(Authority("192.0.2.2", 3128), Reach.NOTHING)
 GET = b"GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n"
+OTHER = b"GET http://a.example/other HTTP/1.1\r\nHost: a.example\r\n\r\n"
 CONNECT = b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"
 ITERATION = 7.0
 
 
 class Known:
-    """A memory cache and a leaf certificate cache that know what they are told."""
+    """The three memories of a runtime: they know what they are told."""
 
     def __init__(self) -> None:
         self.answers: Dict[bytes, Answer] = {}
         self.contexts: Dict[str, object] = {}
+        self.iterations: List[float] = []
 
-    def answer(self, kind: str, request: bytes, may_read: bool, iteration: Optional[float]) -> Optional[Answer]:
-        assert not may_read and iteration == ITERATION
-        return self.answers.get(request)
+    def read(self, block: bytes, arrival: Arrival) -> Optional[bytes]:
+        assert arrival is ARRIVAL
+        return block if block in self.answers else None
+
+    def answer(self, request: bytes, iteration: Optional[float]) -> Optional[Answer]:
+        assert iteration is not None
+        self.iterations.append(iteration)
+        return self.answers[request]
 
     def get_cached(self, host: str) -> object:
         return self.contexts.get(host)
 
     def know(self, request: bytes, data: bytes) -> None:
-        hit = cast(CacheableHit, SimpleNamespace(guessed=False, name="x"))
-        self.answers[request] = Answer(data, len(data), "http://a.example/x", "hit", hit)
+        self.answers[request] = Answer(data, len(data), "http://a.example/x", "hit", "x", guessed=False)
 
 
 class Path:
@@ -66,6 +72,7 @@ class Path:
             access=cast(Access, SimpleNamespace(clients={ADDRESS}, certificates=False, users=None)),
             rules=cast(Rules, None),
             memory_cache=self.known,
+            plain_requests=self.known,
             leaf_certificates=self.known,
             connect_cache=self.connect_cache,
             idle_timeout=60.0,
@@ -108,10 +115,26 @@ def test_a_known_request_is_answered_and_the_client_waited_for(path: Path) -> No
     assert not path.state.stream.buffered
 
 
-def test_of_two_requests_at_once_the_second_takes_a_thread(path: Path) -> None:
+def test_pipelined_requests_are_answered_in_order(path: Path) -> None:
     path.known.know(GET, b"answer")
-    assert path.say(GET + GET) is Next.NEEDS_THREAD
+    path.known.know(OTHER, b"another")
+    assert path.say(GET + OTHER + GET) is Next.WAIT
+    assert path.far.recv(100) == b"answeranotheranswer"
+    # What has come after the start of the iteration is validated again.
+    assert path.known.iterations[0] == ITERATION and ITERATION not in path.known.iterations[1:]
+
+
+def test_pipelined_requests_take_a_thread_from_the_first_that_needs_one(path: Path) -> None:
+    path.known.know(GET, b"answer")
+    assert path.say(GET + OTHER + GET) is Next.NEEDS_THREAD
     assert path.far.recv(100) == b"answer"
+    assert path.state.stream.peek() == OTHER + GET
+
+
+def test_a_client_that_pipelines_without_end_does_not_keep_the_poller(path: Path) -> None:
+    path.known.know(GET, b"answer")
+    assert path.say(17 * GET) is Next.NEEDS_THREAD
+    assert path.far.recv(200) == 16 * b"answer"
     assert path.state.stream.peek() == GET
 
 

@@ -1,0 +1,168 @@
+"""A small stored object as it is sent again and again, and the requests that it answers.
+
+Rules of this module:
+
+* A `SmallHit` answers only requests that are alike for its purpose: GET of the whole, no credentials, no condition. All
+  others take the path of every request (`fetching/cached_fetch`), which gives them the same bytes.
+* Only the age and the remaining lifetime differ between two responses.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Optional, Tuple
+
+from cache import Hit
+from fetching.naming import Name
+from fetching.stored_metadata import as_stored, assess, scope
+from net.addresses import Reach, Scope, may_reach
+from protocol import freshness, http1
+from protocol.freshness import Basis, FreshnessRules
+from protocol.headers import Headers
+from protocol.http1 import RequestHead
+from storage.entry import FileIdentity, identity_of
+from storage.store import ATIME_GRAIN
+
+SMALL = 64 * 1024  # bytes; for a larger object, sending costs more than parsing
+
+_FOR_EVER = -1
+
+
+@dataclass(frozen=True)
+class PlainRequest:
+    """A GET for the whole of an object, without credentials, conditions and cache directives of its own.
+
+    `sent`: the fields that an origin would get, for Vary. `url`: for the log. `reach`: what of dduct's machine its
+    client may reach.
+    """
+
+    head: RequestHead
+    name: Name
+    url: str
+    sent: Headers
+    reach: Reach
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Head and body as sent, and what the log says of them. `guessed`: the object's lifetime is heuristic."""
+
+    data: bytes
+    length: int
+    url: str
+    note: str
+    name: str
+    guessed: bool
+
+
+@dataclass
+class SmallHit:
+    """An unrestricted, fresh object; `identities`: its files, the first with its bytes.
+
+    `born_at`: when its age was 0; `fresh_until`: infinite if it never changes; `until`: when the request has to be
+    decided again. These and `fetched_at` are in seconds since the epoch. `validated_at`: the last poll iteration that
+    found it unchanged. `last`: age, ttl, and the response as last sent.
+    """
+
+    name: Name
+    url: str
+    identities: Tuple[Tuple[str, FileIdentity], ...]
+    vary: Tuple[Tuple[str, str], ...]
+    scope: Scope
+    before_age: bytes
+    after_age: bytes
+    body: bytes
+    born_at: float
+    fetched_at: float
+    fresh_until: float
+    until: float
+    guessed: bool
+    validated_at: Optional[float] = None
+    last: Optional[Tuple[int, int, Answer]] = field(default=None, repr=False)
+
+    def unchanged(self, now: float) -> bool:
+        """Whether the object is fresh, its files are unchanged, and its access time needs no update."""
+        if not self.fetched_at <= now < self.until:
+            return False
+        try:
+            for position, (place, identity) in enumerate(self.identities):
+                status = os.stat(place)
+                if identity_of(status) != identity:
+                    return False
+                if not position and now - status.st_atime > ATIME_GRAIN:
+                    return False
+        except OSError:
+            return False
+        return True
+
+    def answer(self, now: float) -> Answer:
+        """The response at this time."""
+        age = int(now - self.born_at)
+        ttl = _FOR_EVER if self.fresh_until == float("inf") else int(self.fresh_until - now)
+        if self.last is not None and self.last[:2] == (age, ttl):
+            return self.last[2]
+        rest = b"" if ttl == _FOR_EVER else b"; ttl=%d" % ttl
+        data = b"".join((self.before_age, b"%d" % age, self.after_age, rest, b"\r\n\r\n", self.body))
+        answer = Answer(data, len(self.body), self.url, "hit" + rest.decode(), self.name.path, self.guessed)
+        self.last = (age, ttl, answer)
+        return answer
+
+    def suits(self, request: PlainRequest) -> bool:
+        """Whether it is for such requests (Vary) and clients, under this very name."""
+        if self.name != request.name or not may_reach(request.reach, self.scope):
+            return False
+        return not self.vary or not freshness.varies(request.sent, self.vary)
+
+
+def may_be_small(hit: Hit) -> bool:
+    """Whether the object of a hit may become a `SmallHit`, as far as this does not depend on the request."""
+    entry, metadata = hit.entry, hit.metadata
+    if metadata is None or not entry.trusted or entry.record.length > SMALL:
+        return False
+    return not metadata.restricted and not metadata.must_validate
+
+
+def make(
+    hit: Hit, request: PlainRequest, body: bytes, via: bytes, rules: FreshnessRules, looked_at: float
+) -> Optional[SmallHit]:
+    """The object as it is sent; None where it is not fresh, or has to be validated with each request.
+
+    `looked_at`: when an object with a guessed lifetime is to be validated in the background.
+    """
+    now, metadata = time.time(), hit.metadata
+    assert metadata is not None
+    stored = as_stored(metadata)
+    assessment = assess(request.head, request.name, hit.entry.record, stored, rules, now, now)
+    if not assessment.usable or assessment.ttl <= 0 or assessment.basis is Basis.VOLATILE:
+        return None
+    guessed = assessment.basis is Basis.HEURISTIC
+    born_at = metadata.fetched_at - metadata.age
+    fresh_until = assessment.ttl + assessment.age + born_at
+    before_age, after_age = _head(stored.fields, len(body), via)
+    return SmallHit(
+        name=request.name,
+        url=request.url,
+        identities=hit.identities,
+        vary=metadata.vary,
+        scope=scope(metadata),
+        before_age=before_age,
+        after_age=after_age,
+        body=body,
+        born_at=born_at,
+        fetched_at=metadata.fetched_at,
+        fresh_until=fresh_until,
+        until=min(fresh_until, looked_at) if guessed else fresh_until,
+        guessed=guessed,
+    )
+
+
+def _head(fields: Headers, length: int, via: bytes) -> Tuple[bytes, bytes]:
+    """The head of the response before the value of Age, and from there to the end of Cache-Status's `hit`.
+
+    `Reply.send_head` has the same fields in the same order.
+    """
+    start = http1.serialise_response(200, b"", [*fields, (b"Accept-Ranges", b"bytes")])
+    rest = b"\r\nContent-Length: %d\r\nVia: %s\r\nCache-Status: dduct; hit" % (length, via)
+    return start[:-2] + b"Age: ", rest
