@@ -112,9 +112,8 @@ class ClientRequest:
             state.runtime.services.counters.add(Counter.REFUSED)
             challenge = [(b"Proxy-Authenticate", b'Basic realm="dduct", charset="UTF-8"')]
             reply.error(decision.status, decision.reason, challenge if decision.status == 407 else [])
-        elif isinstance(decision, Fetch):
-            if self._fetch(decision):
-                self.was_small_hit = state.runtime.plain_requests.read(block, state.arrival) is not None
+        elif isinstance(decision, Fetch) and self._fetch(decision):
+            self.was_small_hit = state.runtime.plain_requests.read(block, state.arrival) is not None
 
     def _fetch(self, decision: Fetch) -> bool:
         """Answer from the cache or the origin; returns whether it was a hit of a small object."""

@@ -118,8 +118,8 @@ class WaitBudget:
 
     def exhausted(self, now: float) -> bool:
         """Whether other threads should wait in place of this one."""
+        before, self._earned_until = self._earned_until, now
         if not self._spent:
             return False
-        self._spent = max(0.0, self._spent - _SHARE * (now - self._earned_until))
-        self._earned_until = now
+        self._spent = max(0.0, self._spent - _SHARE * (now - before))
         return self._spent > _ADVANCE

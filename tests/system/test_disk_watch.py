@@ -17,7 +17,7 @@ from support.running import HOST, RunningDduct
 from monitoring.metrics import Counter, Gauge
 from server import server
 from storage import disk_watch
-from storage.disk_watch import DiskWatch
+from storage.disk_watch import DiskWatch, WaitBudget
 from storage.record import Unstorable
 from storage.store import Store
 
@@ -237,3 +237,18 @@ def test_requests_are_relayed_while_the_disk_hangs(dduct: RunningDduct, monkeypa
         assert dduct.fetch(origin, "/x.deb").body == BODY
         assert origin.count("/x.deb") == count
     assert dduct.stored() == []
+
+
+def test_a_thread_waits_for_a_tenth_of_its_time_at_most() -> None:
+    budget = WaitBudget()
+    assert not budget.exhausted(100.0)
+    for _ in range(1000):
+        budget.note(0.001)  # from memory
+    assert not budget.exhausted(100.0)
+    for _ in range(11):
+        budget.note(0.02)
+    assert budget.exhausted(100.0) and budget.exhausted(100.5)
+    assert not budget.exhausted(101.5)
+    budget.note(0.05)
+    assert budget.exhausted(101.5)
+    assert not budget.exhausted(200.0)

@@ -15,7 +15,7 @@ from net.addresses import Reach
 from net.arrival import Arrival
 from protocol.headers import Headers
 from protocol.http1 import Authority, ProtocolError, RequestHead
-from protocol.remembering import remember_short
+from protocol.remembering import Generations, remember_short
 from proxy import routing
 
 FEW_MEGABYTES = 16 * 1024 * 1024
@@ -80,3 +80,27 @@ def test_a_request_with_a_long_target_or_host_is_not_remembered() -> None:
         except ProtocolError:
             pass
     assert routing._decide_get.cache_info().misses == before
+
+
+def test_values_in_use_outlive_a_pass_over_many_others() -> None:
+    memory: Generations[int, str] = Generations(entries=10)
+    memory.put(-1, "in use")
+    for number in range(100):
+        memory.put(number, "once")
+        assert memory.get(-1) == "in use"
+    assert memory.get(5) is None and memory.get(99) == "once"
+    assert len(memory) <= 20
+
+
+def test_values_that_are_heavy_are_fewer() -> None:
+    memory: Generations[int, str] = Generations(entries=100, weight=50)
+    for number in range(100):
+        memory.put(number, "x", weight=10)
+    assert len(memory) <= 10 and memory.weight == 10 * len(memory)
+    memory.drop(99)
+    assert memory.get(99) is None
+    memory.put(1, "too heavy for a generation of its own", weight=1000)
+    assert memory.get(1) is not None
+    memory.put(2, "x", weight=1)
+    memory.put(3, "x", weight=50)
+    assert memory.get(1) is None
