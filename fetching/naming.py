@@ -87,10 +87,12 @@ def _is_volatile(path: str, naming: Naming) -> bool:
 
 def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, str, str]:
     """Split a query into the end of a file name, the ignored parameters, and other parameters with secrets."""
+    if query is None:
+        return "", "", ""
     kept: List[str] = []
     signing: List[str] = []
     secrets: List[str] = []
-    for parameter in (query or "").split("&"):
+    for parameter in query.split("&"):
         name = unquote_plus(parameter.partition("=")[0])
         signs = name in ignored
         (signing if signs else kept).append(parameter if signs else nameable(parameter))

@@ -16,7 +16,7 @@ from typing import Optional, Tuple
 
 from cache import Hit
 from fetching.naming import Name
-from fetching.stored_metadata import as_stored, assess, scope
+from fetching.stored_metadata import as_stored_once, assess, scope
 from net.addresses import Reach, Scope, may_reach
 from protocol import freshness, http1
 from protocol.freshness import Basis, FreshnessRules
@@ -133,7 +133,7 @@ def make(
     """
     now, metadata = time.time(), hit.metadata
     assert metadata is not None
-    stored = as_stored(metadata)
+    stored = as_stored_once(metadata)
     assessment = assess(request.head, request.name, hit.entry.record, stored, rules, now, now)
     if not assessment.usable or assessment.ttl <= 0 or assessment.basis is Basis.VOLATILE:
         return None

@@ -15,13 +15,22 @@ from storage.record import Metadata, Record
 
 @lru_cache(maxsize=1024)
 def stored_fields(metadata: Metadata) -> Headers:
-    """The stored fields as bytes."""
-    return Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields)
+    """The stored fields as bytes; recent ones are remembered."""
+    return _as_headers(metadata)
 
 
 def as_stored(metadata: Metadata) -> Stored:
     """The stored response, as its freshness is assessed."""
     return Stored(stored_fields(metadata), metadata.fetched_at, metadata.age)
+
+
+def as_stored_once(metadata: Metadata) -> Stored:
+    """Like `as_stored`, for metadata that is not used again soon: to remember it would take longer."""
+    return Stored(_as_headers(metadata), metadata.fetched_at, metadata.age)
+
+
+def _as_headers(metadata: Metadata) -> Headers:
+    return Headers([(name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields])
 
 
 def version(metadata: Metadata) -> str:

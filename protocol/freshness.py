@@ -75,11 +75,14 @@ class Directives:
 
     def __init__(self, elements: Iterable[bytes]) -> None:
         self._arguments: Dict[bytes, List[Optional[bytes]]] = {}
+        self._seconds: Dict[bytes, int] = {}
         for element in elements:
             match = _DIRECTIVE.fullmatch(element)
             if match is not None:
                 name, quoted, plain = match.groups()
                 self._arguments.setdefault(name.lower(), []).append(plain if quoted is None else quoted)
+        for name, arguments in self._arguments.items():
+            self._seconds[name] = min(_delta(argument) for argument in arguments)
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._arguments
@@ -92,9 +95,7 @@ class Directives:
 
         RFC 9111 §4.2.1: conflicting or invalid values count as stale.
         """
-        if name not in self._arguments:
-            return None
-        return min(_delta(argument) for argument in self._arguments[name])
+        return self._seconds.get(name)
 
     def bare(self, name: bytes) -> bool:
         """Whether the directive is there without an argument."""
@@ -251,8 +252,10 @@ def _normal(value: Optional[bytes]) -> str:
 def lifetime(stored: Stored, rules: FreshnessRules) -> float:
     """The freshness lifetime in seconds (RFC 9111 §4.2.1 and §4.2.2), for a shared cache."""
     explicit = _explicit_lifetime(stored)
-    if explicit is not None:
-        return explicit
+    return _heuristic_lifetime(stored, rules) if explicit is None else explicit
+
+
+def _heuristic_lifetime(stored: Stored, rules: FreshnessRules) -> float:
     modified = field_values.parse_date(stored.fields.get(b"last-modified") or b"")
     if modified is None:
         return rules.fresh_for if rules.heuristic_max else 0.0
@@ -359,7 +362,8 @@ def assess(
     """
     said, wanted = directives_of(stored.fields), directives_of(request.headers)
     age = stored.age(now)
-    ttl = lifetime(stored, rules) - age
+    explicit = _explicit_lifetime(stored)
+    ttl = (_heuristic_lifetime(stored, rules) if explicit is None else explicit) - age
     no_cache = wants_no_cache(request.headers)
     binding = any(name in said for name in (b"must-revalidate", b"proxy-revalidate", b"s-maxage", b"no-cache"))
     # A time in the future comes from a wrong clock, and does not count.
@@ -373,17 +377,14 @@ def assess(
     grace = said.seconds(b"stale-if-error")  # RFC 5861 §4
     on_error = ttl > 0 or (not binding and (grace is None or -ttl <= grace))
     on_error = on_error and rules.stale_if_error and not no_cache and b"no-cache" not in said
-    return Assessment(usable, on_error, age, ttl, _basis(stored, volatile or b"no-cache" in said))
-
-
-def _basis(stored: Stored, volatile: bool) -> Basis:
-    if volatile:
-        return Basis.VOLATILE
-    return Basis.HEURISTIC if _explicit_lifetime(stored) is None else Basis.EXPLICIT
+    basis = Basis.HEURISTIC if explicit is None else Basis.EXPLICIT
+    return Assessment(usable, on_error, age, ttl, Basis.VOLATILE if volatile or b"no-cache" in said else basis)
 
 
 def _within(wanted: Directives, age: float, ttl: float, binding: bool) -> bool:
     """Whether a request's directives allow this age and remaining lifetime (RFC 9111 §5.2.1)."""
+    if not wanted:
+        return ttl > 0
     max_age = wanted.seconds(b"max-age")
     if max_age is not None and (age > max_age or max_age == 0):
         return False

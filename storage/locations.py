@@ -24,13 +24,14 @@ def objection(root: str, name: str) -> Optional[str]:
     """Why no file below `root` can have this name; None where it is valid."""
     if name.count("/") > _MAX_LEVELS:
         return f"its path has more than {_MAX_LEVELS} levels"
-    size = len(name.encode())
+    plain = name.isascii()
+    size = len(name) if plain else len(name.encode())
     if size > _MAX_NAME or size + len(os.fsencode(root)) > _MAX_PATH:
         return "over-long path"
     for part in name.split("/"):
         if part in ("", ".", "..") or "\0" in part:
             return "empty, dot or NUL segment in its path"
-        if len(part.encode()) > _NAME_LIMIT:
+        if (len(part) if plain else len(part.encode())) > _NAME_LIMIT:
             return "over-long segment in its path"
         if part.endswith(GROWING_SUFFIX):
             return f"its path ends a segment in {GROWING_SUFFIX}"
