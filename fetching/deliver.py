@@ -6,7 +6,7 @@ import errno
 from typing import Callable, Iterable, List, Optional, Protocol
 
 from monitoring.details import Side
-from net.body import BUFFER_SIZE, new_buffer
+from net.body import BUFFER_SIZE, MODEST_SIZE, borrowed_buffer, new_buffer
 from net.response import Reply
 from protocol.headers import Field
 from protocol.selection import Part, Selection
@@ -14,9 +14,7 @@ from storage.entry import Entry, Lost
 from transfers.recheck import VerifyingReader
 from transfers.states import FillFailed
 
-# In bytes. A thousand slow readers have as many buffers: a reader gets a large one after more than sockets hold.
-_MODEST_BUFFER = 64 * 1024
-_PROVEN = 8 * 1024 * 1024
+_PROVEN = 8 * 1024 * 1024  # bytes, more than sockets hold; after so many a reader gets a large buffer
 _FILE_AT_ONCE = 8 * 1024 * 1024
 _MAX_LOST = 4  # times that one response may lose its source
 # RFC 9110 §15.4.5: the stored fields that a 304 repeats.
@@ -100,11 +98,18 @@ def _send_part(reply: Reply, failover: FailoverSource, part: Part) -> bool:
     """Send a span. Returns whether all of it was there."""
     if part.preface:
         reply.write(memoryview(part.preface))
-    size = _MODEST_BUFFER if part.end is None else min(_MODEST_BUFFER, part.end - part.start)
-    buffer = memoryview(bytearray(size)) if size < _MODEST_BUFFER else new_buffer(size)
     offset = part.start
-    if failover.file is not None and part.end is not None and size == _MODEST_BUFFER and reply.takes_files:
+    if part.end is not None and part.end - part.start < MODEST_SIZE:
+        buffer = memoryview(bytearray(part.end - part.start))
+        return _send_through(buffer, reply, failover, part, offset)
+    if failover.file is not None and part.end is not None and reply.takes_files:
         offset += _send_file(reply, failover, offset, part.end)
+    with borrowed_buffer() as buffer:
+        return _send_through(buffer, reply, failover, part, offset)
+
+
+def _send_through(buffer: memoryview, reply: Reply, failover: FailoverSource, part: Part, offset: int) -> bool:
+    """Send the rest of a span from `offset` on. Returns whether all of it was there."""
     while part.end is None or offset < part.end:
         if len(buffer) < BUFFER_SIZE and offset - part.start >= _PROVEN:
             buffer = new_buffer()

@@ -6,11 +6,13 @@ compare lengths.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import mmap
 import time
-from typing import Callable, Iterable, Iterator, List, Tuple, Union
+from collections import deque
+from typing import Callable, Deque, Iterable, Iterator, List, Tuple, Union
 
 from net.endpoint import ConnectionLost
 from net.stream import Stream
@@ -19,11 +21,29 @@ from protocol.headers import Field
 from protocol.http1 import BodyFraming, Framing, Sender
 
 BUFFER_SIZE = 256 * 1024
+MODEST_SIZE = 64 * 1024  # a thousand slow readers have as many buffers
 
 
 def new_buffer(size: int = BUFFER_SIZE) -> memoryview:
     """A buffer on pages of its own: there OpenSSL and the kernel are up to a third faster."""
     return memoryview(mmap.mmap(-1, size))
+
+
+# Buffers that are not in use, all of one size. Single operations on it are atomic.
+_spare: Deque[memoryview] = deque(maxlen=32)
+
+
+@contextlib.contextmanager
+def borrowed_buffer() -> Iterator[memoryview]:
+    """A buffer of `MODEST_SIZE` for a short time: to map a new one and touch its pages takes as long as to fill it."""
+    try:
+        buffer = _spare.pop()
+    except IndexError:
+        buffer = new_buffer(MODEST_SIZE)
+    try:
+        yield buffer
+    finally:
+        _spare.append(buffer)
 
 
 class IncompleteBody(Exception):

@@ -12,7 +12,7 @@ from typing import Callable, Iterator, List, Tuple
 
 import pytest
 from support.client import Answer, wait_until
-from support.origin import Asked, Connection
+from support.origin import Asked, Connection, Gate
 from support.running import HOST, RunningDduct
 
 from monitoring.details import Detail
@@ -295,6 +295,8 @@ def test_another_variant_is_logged_as_a_vary_miss(dduct: RunningDduct, log: pyte
 
 @pytest.mark.one_process
 def test_lines_have_the_number_of_their_connection_and_request(dduct: RunningDduct, numbered: List[str]) -> None:
+    gate = Gate()
+
     def half(asked: Asked, connection: Connection) -> None:
         if asked.target == "/half.zip":
             connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
@@ -317,4 +319,4 @@ def test_lines_have_the_number_of_their_connection_and_request(dduct: RunningDdu
     with dduct.client() as client:
         assert not client.get(f"{url}/half.zip", "x").complete
     assert numbers("/half.zip 200", 1) == [(first[0] + 1, 1)]
-    assert numbers("Not kept: ", 1) == [(first[0] + 1, 1)]  # the fill's own thread
+    assert set(numbers("Not kept: ", 1)) == {(first[0] + 1, 1)}  # the fill's own thread, of each attempt
