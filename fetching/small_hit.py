@@ -110,8 +110,10 @@ class SmallHit:
         return answer
 
     def suits(self, request: PlainRequest) -> bool:
-        """Whether it is for such requests (Vary) and clients, under this very name."""
-        if self.name != request.name or not may_reach(request.reach, self.scope):
+        """Whether it is for such requests (Vary) and clients; the path of the name is the same already."""
+        if self.name is not request.name and self.name != request.name:
+            return False
+        if self.scope is not Scope.ALL and not may_reach(request.reach, self.scope):
             return False
         return not self.vary or not freshness.varies(request.sent, self.vary)
 
