@@ -13,7 +13,7 @@ from functools import partial
 from typing import Optional
 
 from monitoring.metrics import Counter
-from monitoring.request_number import RequestNumbers
+from monitoring.request_number import RequestNumbers, set_current
 from net.arrival import Arrival
 from net.nonblocking import NonblockingStream
 from net.poller import Next
@@ -57,16 +57,10 @@ class FastPath:
 
     def answer_at_once(self, iteration: float) -> Next:
         """Serve the received bytes, where that needs no waiting and no decision."""
-        with self._numbers:
-            return self._answer(iteration)
-
-    def _answer(self, iteration: float) -> Next:
-        state, stream = self._state, self._stream
         try:
-            if stream.handshaking:
-                return self._continue_tls()
-            if state.opening is not None:
-                return self._open(state.opening)
+            if self._stream.handshaking or self._state.opening is not None:
+                with self._numbers:
+                    return self._begin_tls()
             following = self._answer_one(iteration)
             for _ in range(_MAX_PIPELINED - 1):
                 if following is not None:
@@ -75,6 +69,8 @@ class FastPath:
             return following or Next.NEEDS_THREAD
         except OSError:
             pass  # the thread finds the error again
+        finally:
+            set_current(None)
         return Next.NEEDS_THREAD
 
     def timed_out(self) -> Next:
@@ -89,17 +85,23 @@ class FastPath:
     def _answer_one(self, iteration: float) -> Optional[Next]:
         """Answer one request; None where another one may have been received already. Raises OSError."""
         state, stream = self._state, self._stream
-        request = stream.head_arrived()
+        received = stream.peek()
         state.runtime = state.current_runtime()
-        if not request or state.runtime.draining.is_set():
+        if not received or state.runtime.draining.is_set():
             return Next.CLOSE if stream.eof else Next.NEEDS_THREAD
-        if request.startswith(b"CONNECT "):
-            return self._intercept(request)
-        answer = state.known(request, iteration)
+        if received.startswith(b"CONNECT "):
+            with self._numbers:
+                return self._intercept(stream.head_arrived())
+        requests = state.runtime.plain_requests
+        request = requests.known(received, state.arrival)
+        if request is None:  # it is new, or the bytes are not exactly one request
+            received = stream.head_arrived()
+            request = requests.read(received, state.arrival)
+        answer = state.answer(request, iteration)
         if answer is None:
             return Next.NEEDS_THREAD
         self._numbers.begin()
-        stream.consume(len(request))
+        stream.consume(len(received))
         state.note(answer, 0.0)
         state.waiting_since = iteration
         state.unsent = memoryview(answer.data)  # the session's thread sends it if the next line raises
@@ -130,6 +132,11 @@ class FastPath:
             return Next.CLOSE  # the client's receive window is full already
         state.opening = Opening(stream, arrival, runtime.rules, runtime.idle_timeout, context)
         return Next.WAIT
+
+    def _begin_tls(self) -> Next:
+        """Go on with a CONNECT's TLS. Raises OSError."""
+        opening = self._state.opening
+        return self._continue_tls() if opening is None else self._open(opening)
 
     def _open(self, opening: Opening) -> Next:
         """Start TLS if the client has begun it and the leaf is cached. Raises OSError."""

@@ -190,7 +190,8 @@ class Session:
 
     def _answer_again(self, block: bytes) -> bool:
         """Answer a request from the memory cache, without parsing it; returns whether it was known."""
-        answer = self._state.known(block)
+        state = self._state
+        answer = state.answer(state.runtime.plain_requests.known(block, state.arrival))
         if answer is None:
             return False
         started = time.monotonic()

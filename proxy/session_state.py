@@ -6,7 +6,7 @@ import logging
 import time
 from typing import Callable, Optional
 
-from fetching.small_hit import Answer
+from fetching.small_hit import Answer, PlainRequest
 from monitoring.metrics import Counter
 from net.arrival import Arrival
 from net.stream import Stream
@@ -57,20 +57,18 @@ class SessionState:
         if proved is not None:
             proved()
 
-    def known(self, block: bytes, iteration: Optional[float] = None) -> Optional[Answer]:
-        """The answer to the request whose head is `block`, if that takes no waiting and this client may have it.
+    def answer(self, request: Optional[PlainRequest], iteration: Optional[float] = None) -> Optional[Answer]:
+        """The answer to a request, if that takes no waiting and this client may have it.
 
-        `iteration`: that of the poller's thread. In a session thread only requests that were read before are answered.
+        `iteration`: that of the poller's thread, None in a session thread.
         """
+        if request is None:
+            return None
         runtime = self.runtime
         access = runtime.access
         if self.client.is_barred(runtime, self.arrival) or (
             access.users is not None and self.arrival.connect_target is None
         ):
-            return None
-        requests = runtime.plain_requests
-        request = requests.known(block, self.arrival) if iteration is None else requests.read(block, self.arrival)
-        if request is None:
             return None
         answer = runtime.memory_cache.answer(request, iteration)
         if answer is None or not answer.guessed:

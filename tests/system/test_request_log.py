@@ -300,6 +300,7 @@ def test_lines_have_the_number_of_their_connection_and_request(dduct: RunningDdu
     def half(asked: Asked, connection: Connection) -> None:
         if asked.target == "/half.zip":
             connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+            gate.wait()
             connection.over = True
         else:
             answer(asked, connection)
@@ -317,6 +318,10 @@ def test_lines_have_the_number_of_their_connection_and_request(dduct: RunningDdu
         first, *others = numbers("/x.zip 200", 6)
     assert others == [(first[0], request) for request in range(2, 7)] and first[1] == 1
     with dduct.client() as client:
-        assert not client.get(f"{url}/half.zip", "x").complete
+        client.send(f"GET {url}/half.zip HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        client.read_until(b"\r\n\r\n")  # from now on it gets no other answer
+        gate.open()
+        with pytest.raises(OSError):
+            client.read_until(b"whole")
     assert numbers("/half.zip 200", 1) == [(first[0] + 1, 1)]
     assert set(numbers("Not kept: ", 1)) == {(first[0] + 1, 1)}  # the fill's own thread, of each attempt
