@@ -15,6 +15,7 @@ import contextlib
 import os
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Dict, Iterator, List, Sequence
 
@@ -33,11 +34,12 @@ def measure(bench: Bench, cases: Sequence[Case], rounds: int) -> Dict[str, Dict[
                 if (who != "straight" and proxy is None) or (number and who == "Squid" and case.tedious):
                     continue
                 port = proxy.port if proxy is not None else None
+                here = f"{number}-{who}"
                 if case.miss:
                     warm_memory(bench.directory)
-                elif number == 0:
-                    bench.load(Case(case.name, case.path, case.objects, 1, case.unit, host=case.host), port, "warm")
-                value = case.value(bench.load(case, port, f"{number}-{who}"))
+                elif number == 0 or case.new_objects:
+                    bench.load(replace(case, requests=case.objects, once=False), port, here)
+                value = case.value(bench.load(case, port, here))
                 found[case.name].setdefault(who, []).append(value)
                 print(f"  {case.name:45} {who:9} {value:10.1f} {case.unit}", flush=True)
     return found

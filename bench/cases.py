@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Dict
 
-from servers import HOST, TUNNELLED
+from servers import HOST, MANY, TUNNELLED
 
 
 @dataclass(frozen=True)
 class Case:
-    """One case: `path` (`%d` runs through `objects`), the number of requests, of connections at a time, the unit."""
+    """One case: `path` (`%d` runs through `objects`), the number of requests, of connections at a time, the unit.
+
+    The unit `ms (p99)` is the 99th percentile of the time of a request, in milliseconds.
+    """
 
     name: str
     path: str
@@ -21,6 +24,16 @@ class Case:
     objects: int = 1
     miss: bool = False
     host: str = HOST
+
+    @property
+    def new_objects(self) -> bool:
+        """Whether each round has objects of its own."""
+        return "{round}" in self.path
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether its values are times."""
+        return self.unit in ("s", "ms", "ms (p99)")
 
     @property
     def tedious(self) -> bool:
@@ -35,10 +48,18 @@ class Case:
             return figures["seconds"]
         if self.unit == "ms":
             return figures["first"]
+        if self.unit == "ms (p99)":
+            return figures["p99"]
         return figures["bytes"] / figures["seconds"] / 1e6
 
 
+_EACH = "/miss/{round}/each/%d.deb"  # different objects, each asked for once
+
 CASES = (
+    Case("4,000 hits of 4 KiB, each once, 8 connections", _EACH, MANY, 8, "req/s", objects=MANY),
+    Case("the same, 16 connections", _EACH, MANY, 16, "ms (p99)", objects=MANY),
+    Case("4,000 misses of 4 KiB, each once, 8 connections", _EACH, MANY, 8, "req/s", objects=MANY, miss=True),
+    Case("500 objects of 4 KiB, keep-alive, 16 connections", "/each/%d.deb", 10_000, 16, "req/s", objects=500),
     Case("4 KiB hits, keep-alive, 16 connections", "/small.deb", 30_000, 16, "req/s"),
     Case("4 KiB hits, a connection each", "/small.deb", 3_000, 16, "req/s", once=True),
     Case("1 MiB hits, 8 connections", "/middle.deb", 1_500, 8, "MB/s"),

@@ -37,7 +37,7 @@ class Report:
         if other not in medians:
             return None
         ratio = medians["dduct"] / medians[other]
-        return 1 / ratio if case.unit in ("s", "ms") else ratio
+        return 1 / ratio if case.lower_is_better else ratio
 
     def table(self) -> str:
         """The table of all cases, in Markdown."""

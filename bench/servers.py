@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cases import Case
 
 MEGA = 1024 * 1024
+MANY = 4000  # objects of the cases with many
 HOST = "127.0.0.1"
 TUNNELLED = "127.0.0.2"  # the same origin, by a name that is not intercepted
 
@@ -104,6 +105,9 @@ class Bench:
             with (data / name).open("wb") as file:
                 for _ in range(max(1, size // MEGA)):
                     file.write(os.urandom(min(size, MEGA)))
+        (data / "each").mkdir()
+        for number in range(MANY):
+            (data / "each" / f"{number}.deb").write_bytes(os.urandom(4096))
         self.client = directory / "load"
         flags = ["-O2", "-o", str(self.client), str(HERE / "load.c"), "-lssl", "-lcrypto", "-lpthread"]
         subprocess.run([os.environ.get("CC", "cc"), *flags], check=True)
