@@ -49,7 +49,7 @@ class MemoryCache:
             return None
         if iteration is None:
             return None if known is None else self._answer_in_thread(known)
-        if known is not None and known.validated_at == iteration and known.last is not None:
+        if known is not None and known.validated_at == iteration:
             return known.last[2]
         if self._waits.exhausted(iteration) or self._disk.is_slow(iteration):
             return None  # the poller's thread does not wait for a disk
@@ -89,7 +89,7 @@ class MemoryCache:
         if found is None:
             self._objects.drop(request.name.path)
         elif found is not known:
-            self._objects.put(found.name.path, found, len(found.body))
+            self._objects.put(found.name.path, found, found.length)
         return found
 
     def _look_up(self, request: PlainRequest) -> Optional[SmallHit]:

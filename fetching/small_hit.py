@@ -28,6 +28,7 @@ from storage.store import ATIME_GRAIN
 SMALL = 64 * 1024  # bytes; for a larger object, sending costs more than parsing
 
 _FOR_EVER = -1
+_NEVER = -2  # an age that no response has
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class SmallHit:
 
     `born_at`: when its age was 0; `fresh_until`: infinite if it never changes; `until`: when the request has to be
     decided again. These and `fetched_at` are in seconds since the epoch. `validated_at`: the last poll iteration that
-    found it unchanged. `last`: age, ttl, and the response as last sent.
+    found it unchanged. `last`: age, ttl, and the response as last sent, which ends in the `length` bytes of the body.
     """
 
     name: Name
@@ -73,14 +74,14 @@ class SmallHit:
     scope: Scope
     before_age: bytes
     after_age: bytes
-    body: bytes
+    length: int
     born_at: float
     fetched_at: float
     fresh_until: float
     until: float
     guessed: bool
+    last: Tuple[int, int, Answer] = field(repr=False)
     validated_at: Optional[float] = None
-    last: Optional[Tuple[int, int, Answer]] = field(default=None, repr=False)
 
     def unchanged(self, now: float) -> bool:
         """Whether the object is fresh, its files are unchanged, and its access time needs no update."""
@@ -101,11 +102,13 @@ class SmallHit:
         """The response at this time."""
         age = int(now - self.born_at)
         ttl = _FOR_EVER if self.fresh_until == float("inf") else int(self.fresh_until - now)
-        if self.last is not None and self.last[:2] == (age, ttl):
-            return self.last[2]
+        last = self.last
+        if last[0] == age and last[1] == ttl:
+            return last[2]
         rest = b"" if ttl == _FOR_EVER else b"; ttl=%d" % ttl
-        data = b"".join((self.before_age, b"%d" % age, self.after_age, rest, b"\r\n\r\n", self.body))
-        answer = Answer(data, len(self.body), self.url, "hit" + rest.decode(), self.name.path, self.guessed)
+        body = last[2].data[len(last[2].data) - self.length :]
+        data = b"".join((self.before_age, b"%d" % age, self.after_age, rest, b"\r\n\r\n", body))
+        answer = Answer(data, self.length, self.url, "hit" + rest.decode(), self.name.path, self.guessed)
         self.last = (age, ttl, answer)
         return answer
 
@@ -151,12 +154,13 @@ def make(
         scope=scope(metadata),
         before_age=before_age,
         after_age=after_age,
-        body=body,
+        length=len(body),
         born_at=born_at,
         fetched_at=metadata.fetched_at,
         fresh_until=fresh_until,
         until=min(fresh_until, looked_at) if guessed else fresh_until,
         guessed=guessed,
+        last=(_NEVER, _NEVER, Answer(body, len(body), request.url, "", request.name.path, guessed)),
     )
 
 
