@@ -12,7 +12,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Optional
+from typing import Callable, Optional
 
 from cache import Claim, Follow, Hit
 from fetching import outcomes
@@ -60,10 +60,12 @@ class CachedFetch:
         name: Name,
         reach: Reach,
         client: Client = ("", ""),
+        look_ahead: Callable[[], None] = lambda: None,
     ) -> None:
         self._services = services
         self._reply = reply
         self._client = client
+        self._look_ahead = look_ahead
         self._request = CacheableRequest(services, request, target, name, reach)
         self._query = OriginQuery(services, self._request, reply.interim)
         self._relay = OriginRelay(services, reply, self._request, self._query)
@@ -114,7 +116,7 @@ class CachedFetch:
     @cached_property
     def _leading(self) -> Leading:
         shared = (self._services, self._reply, self._request, self._query, self._relay)
-        return Leading(*shared, self._authorization, self._answer)
+        return Leading(*shared, self._authorization, self._answer, self._look_ahead)
 
     @cached_property
     def _following(self) -> Following:

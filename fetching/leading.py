@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 from fetching import meaning
 from fetching.authorization import Authorization
@@ -44,7 +44,10 @@ class _Failed:
 
 
 class Leading:
-    """The fills that one request leads, or tries to. With a stale object, the origin is asked to validate it."""
+    """The fills that one request leads, or tries to. With a stale object, the origin is asked to validate it.
+
+    `look_ahead` is called before each wait for an origin. It does not wait.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Leading:
         relay: OriginRelay,
         authorization: Authorization,
         answer: StoredAnswer,
+        look_ahead: Callable[[], None] = lambda: None,
     ) -> None:
         self._cache = services.cache
         self._reply = reply
@@ -64,6 +68,7 @@ class Leading:
         self._authorization = authorization
         self._answer = answer
         self._filling = Filling(services, request, query, authorization.grant)
+        self._look_ahead = look_ahead
         self._failed: Optional[_Failed] = None  # the last leader's failure that this request has seen
 
     def lead(self, fill: Fill, stale: Optional[Stale]) -> Outcome:
@@ -88,6 +93,7 @@ class Leading:
         with ExitStack() as cleanup:
             cleanup.callback(asker.close)
             cleanup.push(when_gone(partial(asker.hand_on, fill.hand_on)))
+            self._look_ahead()
             asked_at = time.time()
             try:
                 exchange = self._exchange(fill, stale)

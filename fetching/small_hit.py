@@ -21,7 +21,7 @@ from net.addresses import Reach, Scope, may_reach
 from protocol import freshness, http1
 from protocol.freshness import Basis, FreshnessRules
 from protocol.headers import Headers
-from protocol.http1 import RequestHead
+from protocol.http1 import RequestHead, Target
 from storage.entry import FileIdentity, identity_of
 from storage.store import ATIME_GRAIN
 
@@ -40,6 +40,7 @@ class PlainRequest:
     """
 
     head: RequestHead
+    target: Target
     name: Name
     url: str
     sent: Headers

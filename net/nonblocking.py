@@ -8,7 +8,7 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-from typing import Optional
+from typing import List, Optional
 
 from net.endpoint import ConnectionLost, Endpoint
 from net.read_buffer import ReadBuffer
@@ -62,6 +62,20 @@ class NonblockingStream(Endpoint):
             return True
         self._buffer += memoryview(chunk)[:count]
         return bool(count)
+
+    def heads_ahead(self, most: int, limit: int) -> List[bytes]:
+        """Complete message heads that have been received, at most `most` within `limit` bytes; they stay in the buffer.
+
+        Raises OSError.
+        """
+        heads = self._buffer.heads(most, limit)
+        while len(heads) < most and len(self._buffer) < limit:
+            before = len(self._buffer)
+            self.take_in()  # one TLS record
+            if len(self._buffer) == before:
+                break
+            heads = self._buffer.heads(most, limit)
+        return heads
 
     def peek(self) -> bytes:
         """All received bytes, or b""; they stay for `consume` or `read_head`."""

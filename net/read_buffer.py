@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import List, Optional
 
 from protocol import http1
 
@@ -32,6 +32,18 @@ class ReadBuffer(bytearray):
         if len(self) > limit:
             raise http1.ProtocolError("head is longer than 64 KiB", 431)
         return None
+
+    def heads(self, most: int, limit: int) -> List[bytes]:
+        """The complete message heads at the start, at most `most` of them within `limit` bytes; they stay."""
+        found: List[bytes] = []
+        start = 0
+        while len(found) < most:
+            end = http1.head_end(self, start)
+            if not start < end <= limit:
+                break
+            found.append(bytes(self[start:end]))
+            start = end
+        return found
 
     def take_line(self, limit: int) -> Optional[bytes]:
         """Remove and return the line at the start, with its LF; None while it is incomplete.

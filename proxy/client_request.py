@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import Union
+from typing import Callable, Union
 
 from fetching.cached_fetch import CachedFetch
 from fetching.naming import LONGEST_PATH
@@ -37,8 +37,16 @@ _MAX_UNREAD = 64 * 1024  # bytes of an unwanted request body to read to keep the
 class ClientRequest:
     """A request with its unread body, and the reply to it."""
 
-    def __init__(self, state: SessionState, tunnel: ClientTunnel, head: RequestHead, framing: BodyFraming) -> None:
+    def __init__(
+        self,
+        state: SessionState,
+        tunnel: ClientTunnel,
+        head: RequestHead,
+        framing: BodyFraming,
+        look_ahead: Callable[[], None] = lambda: None,
+    ) -> None:
         self._state = state
+        self._look_ahead = look_ahead
         self._tunnel = tunnel
         self._head = head
         self._framing = framing
@@ -120,7 +128,8 @@ class ClientRequest:
         state, reply, reach = self._state, self._reply, self._state.arrival.reach
         if decision.name is not None and self._framing.kind is Framing.NONE:
             services, asker = state.runtime.services, state.client.asker
-            fetch = CachedFetch(services, reply, self._head, decision.target, decision.name, reach, asker)
+            target, name, look_ahead = decision.target, decision.name, self._look_ahead
+            fetch = CachedFetch(services, reply, self._head, target, name, reach, asker, look_ahead)
             fetch.run()
             return fetch.was_small_hit
         asked = Asked(decision.target, self._head, self._framing, self._body)

@@ -90,7 +90,7 @@ class PlainRequests:
             target, name = decision.target, decision.name
         if name is None or name.volatile or name.signature or name.secrets:
             return None
-        return PlainRequest(head, name, shown(bare(target)), common.sent, arrival.reach)
+        return PlainRequest(head, target, name, shown(bare(target)), common.sent, arrival.reach)
 
     def _common(self, fields: bytes, arrival: Arrival) -> Optional[_Common]:
         """What these fields mean; None where they are not plain. Raises ProtocolError."""

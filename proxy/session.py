@@ -46,6 +46,7 @@ from proxy.client_request import LINGER, ClientRequest
 from proxy.client_tunnel import ClientTunnel
 from proxy.connection_limit import GONE
 from proxy.fast_path import FastPath
+from proxy.look_ahead import LookAhead
 from proxy.opening import Opening, Spoken
 from proxy.runtime import Runtime
 from proxy.session_client import SessionClient
@@ -79,6 +80,7 @@ class Session:
         self._tunnel = ClientTunnel(self._state)
         self.fast_path = FastPath(self._state, numbers)  # what the poller watches
         self._small_hits = 0  # in succession
+        self._look_ahead = LookAhead(self._state)
         self._may_be_polled = True
         self.watch = ClientWatch(stream.fileno, lambda: stream.encrypted)
 
@@ -159,7 +161,9 @@ class Session:
         except ProtocolError as error:
             self._refuse(error)
             return False
-        request = ClientRequest(state, self._tunnel, head, framing)
+        request = ClientRequest(state, self._tunnel, head, framing, self._look_ahead)
+        if self._look_ahead.active:
+            self._look_ahead()
         goes_on = request.answer(block)
         self._small_hits = self._small_hits + 1 if request.was_small_hit else 0
         return goes_on

@@ -20,6 +20,7 @@ from typing import Callable, List, Optional
 
 import certs
 from cache import Cache
+from fetching.ahead import Ahead
 from fetching.filler import Services
 from fetching.grants import Grants
 from fetching.memory_cache import MemoryCache
@@ -92,6 +93,7 @@ class Parts:
     draining: threading.Event
     recent: SharedTimes
     background: Background
+    ahead: Ahead
     via: bytes
     # All processes share it for their lifetime: a client cannot choose its process.
     ticket_secret: bytes
@@ -123,6 +125,7 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
         draining=draining,
         recent=recent,
         background=Background(recent, aside.spawn, draining),
+        ahead=Ahead(aside.spawn, draining),
         via=b"1.1 dduct-" + secrets.token_hex(4).encode(),
         ticket_secret=secrets.token_bytes(32),
         clock=clock,
@@ -216,6 +219,7 @@ class RuntimeBuilder:
             spawn=parts.threads.spawn,
             deliveries=Deliveries(parts.recent, config.cache.retry_window),
             background=parts.background,
+            ahead=parts.ahead,
             grown=parts.note_growth,
         )
 

@@ -68,3 +68,14 @@ def test_consumed_bytes_are_removed_from_the_start() -> None:
     assert [buffer.move_into(memoryview(target)), bytes(target)] == [3, b"abc"]
     assert [buffer.move_into(memoryview(target)), bytes(target[:2])] == [2, b"de"]
     assert not buffer
+
+
+def test_heads_are_found_and_stay() -> None:
+    one, two = b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /2 HTTP/1.1\r\nHost: x\r\n\r\n"
+    buffer = ReadBuffer(one + two + b"GET /3 HT")
+    assert buffer.heads(10, 1000) == [one, two]
+    assert buffer.heads(1, 1000) == [one]
+    assert buffer.heads(10, len(one) + 1) == [one]
+    assert buffer.heads(0, 1000) == []
+    assert bytes(buffer) == one + two + b"GET /3 HT"
+    assert ReadBuffer(b"").heads(10, 1000) == []

@@ -1,0 +1,93 @@
+"""Fetching ahead: pipelined requests that wait behind a miss of the same connection ask their origins meanwhile.
+
+apt sends ten requests at once, and each miss would cost a round trip to its origin, one after the other. Here another
+thread leads the fill of an object whose request has been received. That request then follows it, or finds it stored,
+in its turn: so responses keep their order, and whatever goes wrong goes wrong as it would have then.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import ExitStack
+from functools import partial
+from typing import Callable
+
+from cache import Hit, Lead
+from fetching.cacheable_request import CacheableRequest
+from fetching.filler import Services
+from fetching.filling import Filling, Started
+from fetching.origin_query import OriginQuery
+from monitoring.metrics import Counter
+from storage.record import Unstorable
+from upstream.dialling import UpstreamError
+
+_log = logging.getLogger("dduct.fetch")
+
+_AT_ONCE = 32  # queries of one process
+
+
+class Ahead:
+    """Queries for requests whose turn has not come. `spawn` starts a thread. None starts once `ending` is set."""
+
+    def __init__(self, spawn: Callable[[str, Callable[[], None]], None], ending: threading.Event) -> None:
+        self._spawn = spawn
+        self._ending = ending
+        self._free = threading.Semaphore(_AT_ONCE)
+
+    def begin(self, services: Services, request: CacheableRequest, on_useless: Callable[[], None]) -> bool:
+        """Fetch the object of a request without credentials, if it is not stored. Returns whether there was a place.
+
+        `on_useless` is called, in another thread, if its origin's response is not stored: the request asks again.
+        """
+        if self._ending.is_set() or not self._free.acquire(blocking=False):
+            return False
+        try:
+            self._spawn("ahead", partial(self._run, services, request, on_useless))
+        except RuntimeError:  # there are too many threads already
+            self._free.release()
+            return False
+        return True
+
+    def _run(self, services: Services, request: CacheableRequest, on_useless: Callable[[], None]) -> None:
+        try:
+            if not _fetch(services, request):
+                on_useless()
+        except Unstorable as error:
+            _log.debug("Not fetched ahead: %s: %s", request.shown, error)
+        finally:
+            self._free.release()
+
+
+def _fetch(services: Services, request: CacheableRequest) -> bool:
+    """Lead the fill of a request's object, unless it is stored or led already. Returns whether that was of use.
+
+    Raises Unstorable.
+    """
+    claim = services.cache.claim(request.key)
+    if isinstance(claim, Hit):
+        claim.entry.close()
+        return True
+    if not isinstance(claim, Lead):
+        claim.reader.close()
+        return True
+    query = OriginQuery(services, request, lambda _: None)
+    with ExitStack() as cleanup:
+        fill, asked_at = claim.fill, time.time()
+        asker = fill.asking.lead(request.question, fill.fail, fill.close)
+        cleanup.callback(asker.close)
+        services.counters.add(Counter.AHEAD)
+        try:
+            exchange = query.whole_or_rest(fill.partial_download)
+        except UpstreamError as error:
+            asker.fail(error)
+            return False
+        cleanup.callback(exchange.close)
+        if not asker.answered():
+            return True  # the request's turn has come, and it was faster
+        started = Filling(services, request, query, lambda _: None).start(fill, exchange, asked_at, cleanup)
+        if not isinstance(started, Started):
+            return False
+        started.reader.close()
+        return True

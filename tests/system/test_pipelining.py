@@ -1,0 +1,168 @@
+"""Pipelined misses are under way together, and answered in their order."""
+
+from __future__ import annotations
+
+import threading
+from typing import Callable, Dict, Iterator, List
+
+import pytest
+from support.client import Client, wait_until
+from support.origin import Asked, Connection, Origin
+from support.running import HOST, RunningDduct
+
+from monitoring.metrics import Counter
+
+FRESH = [("Cache-Control", "max-age=600"), ("ETag", '"1"')]
+TIMEOUT = 10.0
+
+
+def body_of(target: str) -> bytes:
+    return target.encode() * 100
+
+
+class Slow:
+    """An origin that answers only once `wanted` requests are under way, or `open` was called."""
+
+    def __init__(self) -> None:
+        self.wanted = 1
+        self.special: Dict[str, Callable[[Asked, Connection], None]] = {}
+        self._lock = threading.Condition()  # guards the rest
+        self._under_way = 0
+        self.most = 0
+        self.asked: List[str] = []
+        self._open = False
+
+    def open(self) -> None:
+        with self._lock:
+            self._open = True
+            self._lock.notify_all()
+
+    def __call__(self, asked: Asked, connection: Connection) -> None:
+        with self._lock:
+            self.asked.append(asked.target)
+            self._under_way += 1
+            self.most = max(self.most, self._under_way)
+            self._lock.notify_all()
+            self._lock.wait_for(lambda: self._open or self.most >= self.wanted, TIMEOUT)
+            self._under_way -= 1
+        special = self.special.get(asked.target)
+        if special is not None:
+            special(asked, connection)
+        else:
+            connection.respond(200, FRESH, body_of(asked.target))
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    origin = Slow()
+    yield origin
+    origin.open()
+
+
+def pipeline(client: Client, origin: Origin, targets: List[str], *fields: str) -> None:
+    lines = [f"Host: {HOST}:{origin.port}", *fields]
+    heads = [f"GET {target} HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n" for target in targets]
+    client.send("".join(heads).encode())
+
+
+def names(count: int, letter: str = "a") -> List[str]:
+    return [f"/{letter}{number}.deb" for number in range(count)]
+
+
+@pytest.mark.one_process
+def test_pipelined_misses_are_asked_for_together_and_answered_in_order(dduct: RunningDduct, slow: Slow) -> None:
+    slow.wanted = 5
+    origin = dduct.origin(slow)
+    targets = names(20)
+    with dduct.intercepted(origin) as client:
+        pipeline(client, origin, targets)
+        assert [client.read().body for _ in targets] == [body_of(target) for target in targets]
+    assert 5 <= slow.most <= 7  # the one whose turn it is, and a few others
+    assert sorted(slow.asked) == sorted(targets)  # each once
+    assert dduct.counted(Counter.AHEAD) >= 4
+    dduct.wait_until_durable()
+    assert len(dduct.stored()) == len(targets)
+
+
+@pytest.mark.one_process
+def test_nothing_is_asked_for_behind_a_request_that_is_not_plain(dduct: RunningDduct, slow: Slow) -> None:
+    slow.wanted = 99
+    origin = dduct.origin(slow)
+    with dduct.intercepted(origin) as client:
+        host = f"Host: {HOST}:{origin.port}\r\n"
+        client.send(
+            (
+                f"GET /a.deb HTTP/1.1\r\n{host}\r\n"
+                f"POST /form HTTP/1.1\r\n{host}Content-Length: 60\r\n\r\n"
+                f"GET /body.deb HTTP/1.1\r\n{host}"
+            ).encode()
+        )
+        wait_until(lambda: slow.asked == ["/a.deb"])
+    slow.open()
+    assert dduct.counters.value(Counter.AHEAD) == 0
+
+
+@pytest.mark.one_process
+@pytest.mark.parametrize(
+    "fields", ["Authorization: Basic eDp5", "Cookie: a=b", "Connection: close", "Range: bytes=0-1"]
+)
+def test_a_request_with_wishes_of_its_own_waits_for_its_turn(dduct: RunningDduct, slow: Slow, fields: str) -> None:
+    slow.wanted = 99
+    origin = dduct.origin(slow)
+    with dduct.intercepted(origin) as client:
+        pipeline(client, origin, ["/first.deb"])
+        pipeline(client, origin, names(3), fields)
+        wait_until(lambda: slow.asked == ["/first.deb"])
+    slow.open()
+    assert dduct.counters.value(Counter.AHEAD) == 0
+
+
+@pytest.mark.one_process
+def test_an_error_in_the_middle_is_an_error_in_the_middle(dduct: RunningDduct, slow: Slow) -> None:
+    slow.wanted = 4
+    slow.special["/a2.deb"] = lambda _, connection: connection.respond(404, [], b"gone")
+    slow.special["/a4.deb"] = lambda _, connection: connection.reset()
+    origin = dduct.origin(slow)
+    targets = names(6)
+    with dduct.intercepted(origin) as client:
+        pipeline(client, origin, targets)
+        answers = [client.read() for _ in targets]
+    assert [answer.status for answer in answers] == [200, 200, 404, 200, 502, 200]
+    assert answers[2].body == b"gone" and answers[5].body == body_of("/a5.deb")
+
+
+@pytest.mark.one_process
+def test_a_client_that_leaves_leaves_no_thread_behind(dduct: RunningDduct, slow: Slow) -> None:
+    slow.wanted = 4
+    origin = dduct.origin(slow)
+    with dduct.intercepted(origin) as client:
+        pipeline(client, origin, names(4))
+        wait_until(lambda: bool(slow.asked))
+    slow.open()
+    wait_until(lambda: not dduct.server.connections and not dduct.fills())
+    with dduct.intercepted(origin) as client:
+        assert client.get("/a0.deb", f"{HOST}:{origin.port}").body == body_of("/a0.deb")
+
+
+@pytest.mark.one_process
+def test_one_object_that_is_asked_for_twice_is_fetched_once(dduct: RunningDduct, slow: Slow) -> None:
+    slow.wanted = 2
+    origin = dduct.origin(slow)
+    targets = ["/a.deb", "/b.deb", "/b.deb", "/a.deb", "/b.deb"]
+    with dduct.intercepted(origin) as client:
+        pipeline(client, origin, targets)
+        assert [client.read().body for _ in targets] == [body_of(target) for target in targets]
+    assert sorted(slow.asked) == ["/a.deb", "/b.deb"]
+
+
+@pytest.mark.one_process
+def test_what_is_not_stored_ends_looking_ahead(dduct: RunningDduct, slow: Slow) -> None:
+    slow.wanted = 1
+    origin = dduct.origin(slow)
+    targets = names(30)
+    for target in targets:
+        slow.special[target] = lambda _, connection: connection.respond(200, [("Cache-Control", "no-store")], b"x")
+    with dduct.intercepted(origin) as client:
+        pipeline(client, origin, targets)
+        assert [client.read().body for _ in targets] == [b"x"] * 30
+    assert len(slow.asked) <= 30 + 12  # each once, and those that were under way ahead of their turn
