@@ -12,7 +12,7 @@ import threading
 import time
 from contextlib import ExitStack
 from functools import partial
-from typing import Callable
+from typing import Callable, Protocol
 
 from cache import Hit, Lead
 from fetching.cacheable_request import CacheableRequest
@@ -21,11 +21,22 @@ from fetching.filling import Filling, Started
 from fetching.origin_query import OriginQuery
 from monitoring.metrics import Counter
 from storage.record import Unstorable
+from transfers.fill import Fill
 from upstream.dialling import UpstreamError
 
 _log = logging.getLogger("dduct.fetch")
 
 _AT_ONCE = 32  # queries of one process
+
+
+class Waiting(Protocol):
+    """A request whose turn has not come. Both methods are called in another thread."""
+
+    def started(self, release: Callable[[], None]) -> None:
+        """Its fill has begun. It goes on without other readers until `release` is called."""
+
+    def useless(self) -> None:
+        """Its origin's response is not stored, or there is none: the request asks again in its turn."""
 
 
 class Ahead:
@@ -36,58 +47,54 @@ class Ahead:
         self._ending = ending
         self._free = threading.Semaphore(_AT_ONCE)
 
-    def begin(self, services: Services, request: CacheableRequest, on_useless: Callable[[], None]) -> bool:
-        """Fetch the object of a request without credentials, if it is not stored. Returns whether there was a place.
-
-        `on_useless` is called, in another thread, if its origin's response is not stored: the request asks again.
-        """
+    def begin(self, services: Services, request: CacheableRequest, waiting: Waiting) -> bool:
+        """Fetch the object of a request without credentials, if it is not stored. Returns whether there was a place."""
         if self._ending.is_set() or not self._free.acquire(blocking=False):
             return False
         try:
-            self._spawn("ahead", partial(self._run, services, request, on_useless))
+            self._spawn("ahead", partial(self._run, services, request, waiting))
         except RuntimeError:  # there are too many threads already
             self._free.release()
             return False
         return True
 
-    def _run(self, services: Services, request: CacheableRequest, on_useless: Callable[[], None]) -> None:
+    def _run(self, services: Services, request: CacheableRequest, waiting: Waiting) -> None:
         try:
-            if not _fetch(services, request):
-                on_useless()
+            claim = services.cache.claim(request.key)
+            if isinstance(claim, Hit):
+                claim.entry.close()
+            elif isinstance(claim, Lead):
+                self._lead(claim.fill, services, request, waiting)
+            else:
+                claim.reader.close()
         except Unstorable as error:
             _log.debug("Not fetched ahead: %s: %s", request.shown, error)
         finally:
             self._free.release()
 
-
-def _fetch(services: Services, request: CacheableRequest) -> bool:
-    """Lead the fill of a request's object, unless it is stored or led already. Returns whether that was of use.
-
-    Raises Unstorable.
-    """
-    claim = services.cache.claim(request.key)
-    if isinstance(claim, Hit):
-        claim.entry.close()
-        return True
-    if not isinstance(claim, Lead):
-        claim.reader.close()
-        return True
-    query = OriginQuery(services, request, lambda _: None)
-    with ExitStack() as cleanup:
-        fill, asked_at = claim.fill, time.time()
-        asker = fill.asking.lead(request.question, fill.fail, fill.close)
-        cleanup.callback(asker.close)
-        services.counters.add(Counter.AHEAD)
-        try:
-            exchange = query.whole_or_rest(fill.partial_download)
-        except UpstreamError as error:
-            asker.fail(error)
-            return False
-        cleanup.callback(exchange.close)
-        if not asker.answered():
-            return True  # the request's turn has come, and it was faster
-        started = Filling(services, request, query, lambda _: None).start(fill, exchange, asked_at, cleanup)
-        if not isinstance(started, Started):
-            return False
-        started.reader.close()
-        return True
+    def _lead(self, fill: Fill, services: Services, request: CacheableRequest, waiting: Waiting) -> None:
+        query = OriginQuery(services, request, lambda _: None)
+        with ExitStack() as cleanup:
+            asked_at = time.time()
+            asker = fill.asking.lead(request.question, fill.fail, fill.close)
+            cleanup.callback(asker.close)
+            services.counters.add(Counter.AHEAD)
+            try:
+                exchange = query.whole_or_rest(fill.partial_download)
+            except UpstreamError as error:
+                asker.fail(error)
+                waiting.useless()
+                return
+            cleanup.callback(exchange.close)
+            if not asker.answered():
+                return  # the request's turn has come, and it was faster
+            if self._ending.is_set():
+                fill.renew()  # nobody waits for it any more
+                return
+            started = Filling(services, request, query, lambda _: None).start(fill, exchange, asked_at, cleanup)
+            if not isinstance(started, Started):
+                waiting.useless()
+                return
+            fill.attach()  # and no reader: one would hold the fill up where the disk is full
+            started.reader.close()
+            waiting.started(fill.detach)

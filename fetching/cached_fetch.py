@@ -60,7 +60,7 @@ class CachedFetch:
         name: Name,
         reach: Reach,
         client: Client = ("", ""),
-        look_ahead: Callable[[], None] = lambda: None,
+        look_ahead: Optional[Callable[[], None]] = None,
     ) -> None:
         self._services = services
         self._reply = reply

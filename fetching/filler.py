@@ -51,7 +51,7 @@ _PASSING = (408, 425, 429)  # like a 5xx: another attempt may succeed
 class AheadOfTurn(Protocol):
     """See fetching/ahead, which needs `Services` itself."""
 
-    def begin(self, services: Services, request: Any, on_useless: Callable[[], None]) -> bool: ...
+    def begin(self, services: Services, request: Any, waiting: Any) -> bool: ...
 
 
 @dataclass(frozen=True)

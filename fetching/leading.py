@@ -58,7 +58,7 @@ class Leading:
         relay: OriginRelay,
         authorization: Authorization,
         answer: StoredAnswer,
-        look_ahead: Callable[[], None] = lambda: None,
+        look_ahead: Optional[Callable[[], None]] = None,
     ) -> None:
         self._cache = services.cache
         self._reply = reply
@@ -93,7 +93,8 @@ class Leading:
         with ExitStack() as cleanup:
             cleanup.callback(asker.close)
             cleanup.push(when_gone(partial(asker.hand_on, fill.hand_on)))
-            self._look_ahead()
+            if self._look_ahead is not None:
+                self._look_ahead()
             asked_at = time.time()
             try:
                 exchange = self._exchange(fill, stale)

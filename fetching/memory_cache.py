@@ -64,24 +64,25 @@ class MemoryCache:
         return len(self._objects), self._objects.weight
 
     def _answer_in_thread(self, known: SmallHit) -> Optional[Answer]:
-        now = time.time()
         try:
             with self._disk.operation():
-                if known.unchanged(now):
-                    return known.answer(now)
+                unchanged = known.unchanged(time.time())
         except Unstorable:
             return None
+        now = time.time()  # the disk may have taken its time
+        if unchanged and now < known.until:
+            return known.answer(now)
         self._objects.drop(known.name.path)
         return None
 
     def _polled(self, known: Optional[SmallHit], request: PlainRequest, iteration: float) -> Optional[SmallHit]:
         """The object, after an operation on the disk that the poller's successor can find (`net.poller`)."""
-        self._disk.polling = now = time.time()
+        self._disk.polling = began = time.monotonic()
         try:
-            found = known if known is not None and known.unchanged(now) else self._look_up(request)
+            found = known if known is not None and known.unchanged(time.time()) else self._look_up(request)
         finally:
             self._disk.polling = None
-        took = time.time() - now
+        took = time.monotonic() - began
         self._waits.note(took)
         if took > SLOW:
             self._disk.note(took)

@@ -63,9 +63,10 @@ class Answer:
 class SmallHit:
     """An unrestricted, fresh object; `identities`: its files, the first with its bytes.
 
-    `born_at`: when its age was 0; `fresh_until`: infinite if it never changes; `until`: when the request has to be
-    decided again. These and `fetched_at` are in seconds since the epoch. `validated_at`: the last poll iteration that
-    found it unchanged. `last`: age, ttl, and the response as last sent, which ends in the `length` bytes of the body.
+    `first_age`: its age at `fetched_at`; `fresh_until`: infinite if it never changes; `until`: when the request has to
+    be decided again. These and `fetched_at` are in seconds since the epoch. `validated_at`: the last poll iteration
+    that found it unchanged. `last`: age, ttl, and the response as last sent, which ends in the `length` bytes of the
+    body.
     """
 
     name: Name
@@ -76,7 +77,7 @@ class SmallHit:
     before_age: bytes
     after_age: bytes
     length: int
-    born_at: float
+    first_age: float
     fetched_at: float
     fresh_until: float
     until: float
@@ -101,7 +102,7 @@ class SmallHit:
 
     def answer(self, now: float) -> Answer:
         """The response at this time."""
-        age = int(now - self.born_at)
+        age = int(self.first_age + max(0.0, now - self.fetched_at))
         ttl = _FOR_EVER if self.fresh_until == float("inf") else int(self.fresh_until - now)
         last = self.last
         if last[0] == age and last[1] == ttl:
@@ -143,9 +144,10 @@ def make(
     assessment = assess(request.head, request.name, hit.entry.record, stored, rules, now, now)
     if not assessment.usable or assessment.ttl <= 0 or assessment.basis is Basis.VOLATILE:
         return None
+    if metadata.fetched_at > now:
+        return None  # by a clock that was ahead: it would be looked up again each time
     guessed = assessment.basis is Basis.HEURISTIC
-    born_at = metadata.fetched_at - metadata.age
-    fresh_until = assessment.ttl + assessment.age + born_at
+    fresh_until = assessment.ttl + assessment.age + metadata.fetched_at - metadata.age
     before_age, after_age = _head(stored.fields, len(body), via)
     return SmallHit(
         name=request.name,
@@ -156,7 +158,7 @@ def make(
         before_age=before_age,
         after_age=after_age,
         length=len(body),
-        born_at=born_at,
+        first_age=metadata.age,
         fetched_at=metadata.fetched_at,
         fresh_until=fresh_until,
         until=min(fresh_until, looked_at) if guessed else fresh_until,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import Callable, Union
+from typing import Optional, Union
 
 from fetching.cached_fetch import CachedFetch
-from fetching.naming import LONGEST_PATH
+from fetching.naming import LONGEST_PATH, Name
 from monitoring.details import Side
 from monitoring.log_text import target_shown
 from monitoring.metrics import Counter
@@ -18,9 +18,10 @@ from net.client_watch import ClientGone
 from net.response import Reply
 from net.stream import Stream
 from pages import builtin
-from protocol.http1 import BodyFraming, Framing, ProtocolError, RequestHead
+from protocol.http1 import BodyFraming, Framing, ProtocolError, RequestHead, Target
 from proxy import request_log
 from proxy.client_tunnel import ClientTunnel
+from proxy.look_ahead import LookAhead
 from proxy.request_log import Line
 from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, Refuse, Tunnel
 from proxy.session_state import SessionState
@@ -43,7 +44,7 @@ class ClientRequest:
         tunnel: ClientTunnel,
         head: RequestHead,
         framing: BodyFraming,
-        look_ahead: Callable[[], None] = lambda: None,
+        look_ahead: Optional[LookAhead] = None,
     ) -> None:
         self._state = state
         self._look_ahead = look_ahead
@@ -127,14 +128,27 @@ class ClientRequest:
         """Answer from the cache or the origin; returns whether it was a hit of a small object."""
         state, reply, reach = self._state, self._reply, self._state.arrival.reach
         if decision.name is not None and self._framing.kind is Framing.NONE:
-            services, asker = state.runtime.services, state.client.asker
-            target, name, look_ahead = decision.target, decision.name, self._look_ahead
-            fetch = CachedFetch(services, reply, self._head, target, name, reach, asker, look_ahead)
-            fetch.run()
-            return fetch.was_small_hit
+            return self._fetch_through_cache(decision.target, decision.name)
         asked = Asked(decision.target, self._head, self._framing, self._body)
         answer_from_origin(state.runtime, asked, reply, reach, partial(self._tunnel.carry, carried=reply.carried))
         return False
+
+    def _fetch_through_cache(self, target: Target, name: Name) -> bool:
+        """Answer from the cache; what was received behind this request is fetched ahead while its origin is asked."""
+        state, reply = self._state, self._reply
+        # Behind the last request of a connection, nothing is a request (RFC 9112 §9.6).
+        look_ahead = self._look_ahead if reply.persistent else None
+        begin = None if look_ahead is None else look_ahead.begin
+        services, asker = state.runtime.services, state.client.asker
+        fetch = CachedFetch(services, reply, self._head, target, name, state.arrival.reach, asker, begin)
+        if look_ahead is not None and look_ahead.active:
+            look_ahead.begin()
+        try:
+            fetch.run()
+        finally:
+            if self._look_ahead is not None:
+                self._look_ahead.turn_over(name.path)
+        return fetch.was_small_hit
 
     def _connect(self, decision: Union[Tunnel, Intercept]) -> bool:
         """Serve CONNECT; returns whether requests follow inside. Raises UpstreamError before the answer."""

@@ -139,6 +139,8 @@ class Session:
         except BaseException:
             stream.reset()
             raise
+        finally:
+            self._look_ahead.end()
         return False
 
     def _serve_one(self) -> bool:
@@ -162,8 +164,6 @@ class Session:
             self._refuse(error)
             return False
         request = ClientRequest(state, self._tunnel, head, framing, self._look_ahead)
-        if self._look_ahead.active:
-            self._look_ahead()
         goes_on = request.answer(block)
         self._small_hits = self._small_hits + 1 if request.was_small_hit else 0
         return goes_on

@@ -22,6 +22,7 @@ _WARY_FOR = 1.0  # seconds after a slow answer
 _NOTICEABLE = 0.005  # seconds
 _SHARE = 0.1  # of its time that a thread may wait
 _ADVANCE = 0.1  # seconds that it may wait at once
+_MAX_DEBT = 1.0  # seconds; a thread that hung for longer was replaced meanwhile
 _MAX_WAITING = 64  # threads that may wait while the disk is slow
 
 
@@ -114,7 +115,7 @@ class WaitBudget:
     def note(self, seconds: float) -> None:
         """Record how long an operation has taken."""
         if seconds > _NOTICEABLE:
-            self._spent += seconds
+            self._spent = min(self._spent + seconds, _MAX_DEBT)
 
     def exhausted(self, now: float) -> bool:
         """Whether other threads should wait in place of this one."""

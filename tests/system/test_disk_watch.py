@@ -252,3 +252,10 @@ def test_a_thread_waits_for_a_tenth_of_its_time_at_most() -> None:
     budget.note(0.05)
     assert budget.exhausted(101.5)
     assert not budget.exhausted(200.0)
+
+
+def test_a_thread_that_hung_for_minutes_works_again_soon() -> None:
+    budget = WaitBudget()
+    budget.exhausted(100.0)
+    budget.note(300.0)
+    assert budget.exhausted(100.0) and not budget.exhausted(110.0)

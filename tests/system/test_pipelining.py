@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
+from types import SimpleNamespace
 from typing import Callable, Dict, Iterator, List
 
 import pytest
 from support.client import Client, wait_until
-from support.origin import Asked, Connection, Origin
+from support.origin import Asked, Connection, Gate, Origin
 from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
@@ -166,3 +168,85 @@ def test_what_is_not_stored_ends_looking_ahead(dduct: RunningDduct, slow: Slow) 
         pipeline(client, origin, targets)
         assert [client.read().body for _ in targets] == [b"x"] * 30
     assert len(slow.asked) <= 30 + 12  # each once, and those that were under way ahead of their turn
+
+
+@pytest.mark.one_process
+@pytest.mark.parametrize(
+    ("method", "inside"),
+    [("POST", "GET /inside.deb HTTP/1.1\r\nHost: {host}\r\n\r\n"), ("PUT", "")],
+)
+def test_neither_a_body_nor_what_stands_behind_a_change_is_asked_for_early(
+    dduct: RunningDduct, slow: Slow, method: str, inside: str
+) -> None:
+    """Although the client has pipelined misses before: its third request is none."""
+    seen: List[str] = []
+
+    def change(asked: Asked, connection: Connection) -> None:
+        seen.extend(slow.asked)
+        connection.respond(200, [], b"changed")
+
+    slow.wanted = 2
+    slow.special["/x.deb"] = lambda asked, connection: (
+        change(asked, connection) if asked.method != "GET" else connection.respond(200, FRESH, b"new")
+    )
+    origin = dduct.origin(slow)
+    host = f"{HOST}:{origin.port}"
+    body = inside.format(host=host)
+    with dduct.intercepted(origin) as client:
+        requests = [f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n" for target in names(2)]
+        requests.append(f"{method} /x.deb HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n{body}")
+        requests.append(f"GET /x.deb HTTP/1.1\r\nHost: {host}\r\n\r\n")
+        client.send("".join(requests).encode())
+        assert [client.read().body for _ in requests] == [body_of("/a0.deb"), body_of("/a1.deb"), b"changed", b"new"]
+    assert sorted(seen) == ["/a0.deb", "/a1.deb", "/x.deb"] and slow.asked[2:] == ["/x.deb", "/x.deb"]
+
+
+@pytest.mark.one_process
+@pytest.mark.parametrize("last", ["HTTP/1.0", "HTTP/1.1\r\nConnection: close"])
+def test_nothing_is_asked_for_behind_the_last_request(dduct: RunningDduct, slow: Slow, last: str) -> None:
+    origin = dduct.origin(slow)
+    with dduct.intercepted(origin) as client:
+        client.send(f"GET /a.deb {last}\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+        pipeline(client, origin, names(3))
+        assert client.read().body == body_of("/a.deb")
+    wait_until(lambda: not dduct.server.connections)
+    assert slow.asked == ["/a.deb"]
+
+
+@pytest.mark.one_process
+def test_a_large_object_is_not_given_up_before_its_turn(dduct: RunningDduct, slow: Slow, clock: List[float]) -> None:
+    """Without a reader, a transfer that would take minutes ends: but this one has a client that waits for it."""
+    gate, half = Gate(), bytes(300_000)
+    slow.wanted = 2
+
+    def large(asked: Asked, connection: Connection) -> None:
+        connection.head(200, [*FRESH, ("Content-Length", str(100 * len(half)))])
+        connection.send_body(half)
+        gate.wait()
+        for _ in range(99):
+            connection.send_body(half)
+
+    def first(asked: Asked, connection: Connection) -> None:
+        gate.reached()
+        clock[0] += 3600  # an hour for a hundredth
+        wait_until(lambda: any(fill.snapshot().size >= len(half) for fill in dduct.fills()))
+        gate.open()
+        connection.respond(200, FRESH, b"first")
+
+    slow.special.update({"/first.deb": first, "/large.deb": large})
+    origin = dduct.origin(slow)
+    with dduct.intercepted(origin) as client:
+        pipeline(client, origin, ["/first.deb", "/large.deb"])
+        assert client.read().body == b"first"
+        assert len(client.read().body) == 100 * len(half)
+    assert sorted(slow.asked) == ["/first.deb", "/large.deb"]
+    assert dduct.counters.value(Counter.DROPPED) == 0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> List[float]:
+    """Seconds by which the filler's clock is ahead."""
+    ahead = [0.0]
+    real = time.monotonic
+    monkeypatch.setattr("fetching.filler.time", SimpleNamespace(monotonic=lambda: real() + ahead[0], sleep=time.sleep))
+    return ahead

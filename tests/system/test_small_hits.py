@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import pytest
@@ -231,3 +232,18 @@ def test_a_file_system_that_cannot_tell_whether_a_read_waits_is_read(
     monkeypatch.setattr(os, "preadv", preadv)
     assert dduct.fetch(origin, "/fresh.deb").body == BODY
     assert answered
+
+
+@pytest.mark.one_process
+def test_an_object_of_a_clock_that_was_ahead_has_no_negative_age(
+    dduct: RunningDduct, answered: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = dduct.origin(origin_of)
+    assert dduct.fetch(origin, BLOB).body == BODY
+    dduct.wait_until_durable()
+    assert dduct.fetch(origin, BLOB).get("age") == "0" and len(answered) == 1
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+    answer = dduct.fetch(origin, BLOB)
+    assert answer.body == BODY and answer.get("age") == "0"
+    assert len(answered) == 1  # by a thread
