@@ -96,7 +96,9 @@ class ClientRequest:
         """Decide on the request, and note the decision in its log line."""
         state, reply = self._state, self._reply
         line.decision = decision = state.decide(self._head, self._framing)
-        if not isinstance(decision, Refuse):
+        # Where passwords are required, a page that anybody gets proves nothing.
+        known = state.client.user is not None or state.runtime.access.users is None
+        if not isinstance(decision, Refuse) and known:
             state.prove()
         elif state.ending:
             reply.persistent = False

@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Callable, List
 
 import pytest
@@ -15,6 +16,7 @@ from support.origin import Files
 from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
+from proxy.access import hash_password
 
 Build = Callable[..., RunningDduct]
 BODY = b"0123456789" * 400
@@ -131,6 +133,19 @@ def test_silent_connections_of_one_address_get_a_share_of_the_places(start_dduct
     answer = stack.enter_context(dduct.client()).read()
     assert answer.status == 503 and b"proxy.max_silent_per_client" in answer.body
     assert from_address(stack, STRANGER, dduct.tcp_port).get("/healthz", "localhost").status == 200
+
+
+def test_where_passwords_are_required_only_a_user_has_proved_anything(
+    start_dduct: Build, stack: ExitStack, tmp_path: Path
+) -> None:
+    """A page that anybody gets does not free a connection from the limit on silent ones."""
+    users = tmp_path / "users"
+    users.write_text(hash_password("ann", "secret") + "\n")
+    dduct = start_dduct(max_silent_per_client=2, auth_file=users)
+    for _ in range(2):
+        client = stack.enter_context(dduct.client())
+        assert client.get("/healthz", "localhost").status == 200
+    assert stack.enter_context(dduct.client()).read().status == 503
 
 
 # --- the wrong port ---------------------------------------------------------------------------------

@@ -159,9 +159,11 @@ def test_upstream_failures_are_warnings_and_probes_are_quiet(
         assert not client.get(f"http://{HOST}:{short}/y", "x").complete
     with dduct.client() as client:
         client.get("/healthz", f"{HOST}:{dduct.tcp_port}")
+        client.get("/metrics", f"{HOST}:{dduct.tcp_port}")
         client.get("/ca.crt", f"{HOST}:{dduct.tcp_port}")
-    levels = [line(log, part).levelno for part in (" 502 ", "/y 200 ", "/healthz 200", "/ca.crt 200")]
-    assert levels == [logging.WARNING, logging.WARNING, logging.DEBUG, logging.INFO]
+    parts = (" 502 ", "/y 200 ", "/healthz 200", "/metrics 200", "/ca.crt 200")
+    levels = [line(log, part).levelno for part in parts]
+    assert levels == [logging.WARNING, logging.WARNING, logging.DEBUG, logging.DEBUG, logging.INFO]
 
 
 def test_a_tunnel_logs_its_bytes(dduct: RunningDduct, log: pytest.LogCaptureFixture) -> None:

@@ -65,10 +65,12 @@ def test_a_filter_that_backtracks_is_found_quickly(text: str) -> None:
     assert time.thread_time() - started < 10
 
 
-def test_the_refusal_names_the_key_and_what_helps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["proxy.filters", "cache.volatile"])
+def test_the_refusal_names_the_key_and_what_helps(tmp_path: Path, key: str) -> None:
     file = tmp_path / "x.toml"
-    file.write_text("[proxy]\nfilters = ['^/ok$', '^/(?:[a-z]+)+!']\n")
-    with pytest.raises(configuration.ConfigError, match=r"proxy\.filters.*begin it with \^") as caught:
+    section, _, name = key.partition(".")
+    file.write_text(f"[{section}]\n{name} = ['^/ok$', '^/(?:[a-z]+)+!']\n")
+    with pytest.raises(configuration.ConfigError, match=rf"{re.escape(key)}.*begin it with \^") as caught:
         configuration.load(file, tmp_path)
     assert "^/(?:[a-z]+)+!" in str(caught.value)
 
