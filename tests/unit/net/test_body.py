@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from typing import Callable, Iterator, List, Optional, Tuple, Union
@@ -9,7 +10,7 @@ from typing import Callable, Iterator, List, Optional, Tuple, Union
 import pytest
 from support.pairs import SOON, TIMEOUT, Pairs, in_thread, read_all, reset
 
-from net.body import BodyReader, BodyWriter, IncompleteBody
+from net.body import BodyReader, BodyWriter, IncompleteBody, borrowed_buffer
 from net.stream import Stream
 from protocol import http1
 from protocol.http1 import BodyFraming, Framing
@@ -401,3 +402,23 @@ def test_a_body_knows_its_length_where_the_head_says_it(
 ) -> None:
     stream, _ = pairs.plain()
     assert BodyReader(stream, framing).length == known
+
+
+def test_a_forked_process_has_buffers_of_its_own() -> None:
+    """A process that is forked while buffers lie in the pool finds them there, too."""
+    with borrowed_buffer() as buffer:
+        buffer[:4] = b"mine"
+    child = os.fork()
+    if not child:
+        with borrowed_buffer() as same:
+            same[:4] = b"hers"
+        os._exit(0)
+    os.waitpid(child, 0)
+    with borrowed_buffer() as buffer:
+        assert bytes(buffer[:4]) == b"mine"
+
+
+def test_a_buffer_is_never_lent_twice() -> None:
+    with borrowed_buffer() as one, borrowed_buffer() as other:
+        one[:1], other[:1] = b"1", b"2"
+        assert bytes(one[:1]) == b"1"
