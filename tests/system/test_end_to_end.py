@@ -798,7 +798,7 @@ def test_a_stalled_origin_times_out(start_dduct: Build) -> None:
 
 
 def test_an_origin_that_never_answers_is_504(start_dduct: Build) -> None:
-    dduct = start_dduct(upstream_timeout=0.2)
+    dduct = start_dduct(upstream_timeout=0.2, relay_timeout=0.2)
     gate = Gate()
     origin = dduct.origin(lambda asked, connection: gate.wait())
     assert dduct.fetch(origin, "/x.deb").status == 504
