@@ -185,6 +185,7 @@ def test_a_waiting_reader_is_woken_by_bytes(cache: Cache) -> None:
 def test_many_readers_wait_for_larger_pieces(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transfers.readers.MANY_READERS", 2)
     monkeypatch.setattr("transfers.pacing.PIECE", 10)
+    monkeypatch.setattr("transfers.pacing.POLL_INTERVAL", 0.0)
     fill = lead(cache)
     readers = [follow(cache) for _ in range(3)]
     fill.start(META, 20)

@@ -11,14 +11,13 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -750,32 +749,6 @@ def test_eight_threads_that_start_at_once_agree_on_one_authority(tmp_path: Path)
     assert sorted(lines) == [f'Write "{tmp_path / "certs" / name}"' for name in FILES]
     assert names_in(tmp_path / "certs") == FILES
     assert_verifies(tmp_path / "certs" / "ca.crt", tmp_path / "certs" / "server.crt")
-
-
-def test_processes_that_start_at_once_agree_on_one_authority(tmp_path: Path) -> None:
-    program = (
-        "import ast, sys; from pathlib import Path; from certs import CertificateSettings, prepare\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "print(prepare(Path(sys.argv[1]), CertificateSettings(**ast.literal_eval(sys.argv[2]))).pem.decode(), end='')"
-    )
-    settings = {one.name: getattr(SETTINGS, one.name) for one in fields(CertificateSettings)}
-    command = [sys.executable, "-c", program, str(tmp_path / "certs"), repr(settings)]
-    pipe = subprocess.PIPE
-    with ExitStack() as stack:
-        processes = []
-        for _ in range(3):
-            process = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT, text=True))
-            stack.callback(process.kill)
-            processes.append(process)
-        for process in processes:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        answers = {process.communicate(timeout=60)[0] for process in processes}
-    assert answers == {(tmp_path / "certs" / "ca.crt").read_text()}
-    assert names_in(tmp_path / "certs") == FILES
 
 
 # --- leaves -------------------------------------------------------------------------------------
