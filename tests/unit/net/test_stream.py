@@ -12,8 +12,10 @@ import ssl
 import termios
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 from support.client import wait_until
@@ -354,22 +356,37 @@ def test_a_slow_reader_does_not_time_out(pairs: Pairs, layer: str) -> None:
     sending.result(TIMEOUT)
 
 
-def test_a_reader_that_frees_less_than_a_third_of_its_buffer_does_not_time_out(pairs: Pairs, layer: str) -> None:
+@pytest.fixture(scope="module")
+def slow_readings(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Future[None]]:
+    """What became of slow readers of each layer, and of one of a file, by name: all at once, as each takes a second."""
+    path = tmp_path_factory.mktemp("slow") / "file"
+    path.write_bytes(MEGABYTES)
+    with Pairs() as pairs, path.open("rb") as file, ThreadPoolExecutor(len(LAYERS) + 1) as pool:
+        readings = {}
+        for name in LAYERS:
+            stream, far = connect(pairs, name)
+            readings[name] = pool.submit(read_slowly, stream, far, partial(send_a_piece, stream))
+        stream, far = connect(pairs, "plain")
+        send_file = partial(stream.send_file, file.fileno(), 0, 1 << 16)
+        readings["file"] = pool.submit(read_slowly, stream, far, send_file)
+        wait(readings.values())
+    return readings
+
+
+def send_a_piece(stream: Stream) -> int:
+    stream.send(memoryview(MEGABYTES)[: 1 << 16])
+    return 1 << 16
+
+
+def test_a_reader_that_frees_less_than_a_third_of_its_buffer_does_not_time_out(
+    slow_readings: Dict[str, Future[None]], layer: str
+) -> None:
     """The kernel tells of room when a third of its buffer is free: with megabytes in it, that may take long."""
-    stream, far = connect(pairs, layer)
-
-    def go_on() -> int:
-        stream.send(memoryview(MEGABYTES)[: 1 << 16])
-        return 1 << 16
-
-    read_slowly(stream, far, go_on)
+    slow_readings[layer].result(0)
 
 
-def test_a_slow_reader_of_a_file_does_not_time_out(pairs: Pairs, tmp_path: Path) -> None:
-    stream, far = connect(pairs, "plain")
-    (tmp_path / "file").write_bytes(MEGABYTES)
-    with (tmp_path / "file").open("rb") as file:
-        read_slowly(stream, far, lambda: stream.send_file(file.fileno(), 0, 1 << 16))
+def test_a_slow_reader_of_a_file_does_not_time_out(slow_readings: Dict[str, Future[None]]) -> None:
+    slow_readings["file"].result(0)
 
 
 def read_slowly(stream: Stream, far: Stream, go_on: Callable[[], int]) -> None:
