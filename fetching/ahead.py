@@ -89,7 +89,7 @@ class Ahead:
             if not asker.answered():
                 return  # the request's turn has come, and it was faster
             if self._ending.is_set():
-                fill.renew()  # nobody waits for it any more
+                fill.renew()  # no client waits for it any more
                 return
             started = Filling(services, request, query, lambda _: None).start(fill, exchange, asked_at, cleanup)
             if not isinstance(started, Started):

@@ -6,7 +6,7 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Optional, Protocol
+from typing import Callable, Optional
 
 from cache import Cache
 from fetching.grants import Grants
@@ -48,12 +48,6 @@ REFUSALS = (301, 302, 303, 307, 308, 401, 403, 404)
 _PASSING = (408, 425, 429)  # like a 5xx: another attempt may succeed
 
 
-class AheadOfTurn(Protocol):
-    """See fetching/ahead, which needs `Services` itself."""
-
-    def begin(self, services: Services, request: Any, waiting: Any) -> bool: ...
-
-
 @dataclass(frozen=True)
 class Services:
     """What fetching needs of the other modules. `spawn` starts a thread that shutdown waits for."""
@@ -69,7 +63,6 @@ class Services:
     spawn: Callable[[str, Callable[[], None]], None]
     deliveries: Deliveries
     background: Background
-    ahead: AheadOfTurn
     grown: Callable[[int], None]  # called with the bytes that the cache has gained
     trouble: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(_log))  # with invalidations
 

@@ -18,7 +18,6 @@ Client = Tuple[str, str]  # an address, and a user's name or an empty string
 _SLOTS = 1 << 18  # a power of two
 _LOW = 0xFFFFFFFF
 _AT_ONCE = 8  # background queries of one process
-_BUSY_PAUSE = 1.0  # seconds until a query that found no free place may be tried again
 _PAUSE_BEFORE_NEXT = 1.0  # seconds from a response to the next query about the same object
 _PAUSE_AFTER_FAILURE = 60.0
 
@@ -92,22 +91,19 @@ class Background:
         self._ending = ending
         self._free = threading.Semaphore(_AT_ONCE)
 
-    def ask(self, name: str, due: float, question: Callable[[], bool]) -> float:
-        """Start a `question` about an object if it is `due`. Returns when one may be due next, in epoch seconds.
+    def ask(self, name: str, due: float, question: Callable[[], bool]) -> None:
+        """Start a `question` about an object if it is `due`.
 
         The question returns whether it was answered. If not, it is not asked again for a while.
         """
-        now, next_one = time.time(), self.next_one(name, due)
-        if next_one > now:
-            return next_one
-        if self._ending.is_set() or not self._free.acquire(blocking=False):
-            return now + _BUSY_PAUSE
+        now = time.time()
+        if self.next_one(name, due) > now or self._ending.is_set() or not self._free.acquire(blocking=False):
+            return
         self._times.set(("question", name), now + _PAUSE_AFTER_FAILURE)
         try:
             self._spawn("validation", partial(self._run, name, question))
         except RuntimeError:  # there are too many threads already
             self._free.release()
-        return now + _PAUSE_AFTER_FAILURE
 
     def next_one(self, name: str, due: float) -> float:
         """When the next query about an object may be sent that is `due` then, in epoch seconds."""

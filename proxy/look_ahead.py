@@ -40,7 +40,7 @@ class LookAhead:
         try:
             blocks = state.stream.heads_ahead(_MOST, _MAX_RECEIVED)
         except OSError:
-            return  # the client is gone, which whoever sends to it finds out
+            return  # the client is gone: the next send to it reports that
         for block in blocks:
             request = runtime.plain_requests.read(block, state.arrival)
             if request is None:
@@ -50,7 +50,7 @@ class LookAhead:
                 continue
             whole = CacheableRequest(runtime.services, request.head, request.target, request.name, request.reach)
             waiting = _Waiting(self._stop)
-            if not runtime.services.ahead.begin(runtime.services, whole, waiting):
+            if not runtime.ahead.begin(runtime.services, whole, waiting):
                 return
             self._begun[name] = waiting
             if len(self._begun) > _REMEMBERED:

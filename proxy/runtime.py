@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Dict, Tuple
 
+from fetching.ahead import Ahead
 from fetching.filler import Services
 from fetching.memory_cache import MemoryCache
 from monitoring.log import PerAddress, RateLimitedLog
@@ -34,6 +35,7 @@ class Runtime:
     access: Access
     plain_requests: PlainRequests
     memory_cache: MemoryCache
+    ahead: Ahead
     about: About
     tls: ssl.SSLContext
     tls_valid_from: float  # start of its certificate's validity

@@ -186,6 +186,7 @@ class RuntimeBuilder:
             rules=rules,
             plain_requests=PlainRequests(rules, services.names, services.via),
             memory_cache=MemoryCache(services),
+            ahead=parts.ahead,
             leaf_certificates=leaves,
             access=open_access(config),
             about=_about(config, parts.authority.pem),
@@ -219,7 +220,6 @@ class RuntimeBuilder:
             spawn=parts.threads.spawn,
             deliveries=Deliveries(parts.recent, config.cache.retry_window),
             background=parts.background,
-            ahead=parts.ahead,
             grown=parts.note_growth,
         )
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple, Union, cast
 
 from cache import Cache, Claim, Hit, Lead
-from fetching.ahead import Ahead
 from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
@@ -231,7 +230,6 @@ class Around:
             spawn=_run_at_once,
             deliveries=Deliveries(times, MINUTE),
             background=Background(times, _run_at_once, self.ending),
-            ahead=Ahead(_run_at_once, self.ending),
             grown=self.grown.append,
         )
 

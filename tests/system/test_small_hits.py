@@ -133,6 +133,18 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> List[str]:
     return found
 
 
+def refuse_not_to_wait(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Make reads that must not wait fail with this error."""
+    real = os.preadv
+
+    def preadv(fd: int, views: List[memoryview], offset: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(number, os.strerror(number))
+        return real(fd, views, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+
+
 def ask(dduct: RunningDduct, origin: Origin, case: Case) -> Answer:
     line = case.line.format(path=case.path, port=origin.port)
     host = "" if case.fields.startswith("Host:") else f"Host: {HOST}:{origin.port}\r\n"
@@ -200,15 +212,8 @@ def test_bytes_that_are_not_in_memory_are_read_by_a_thread(
     dduct.fetch(origin, "/fresh.deb")
     dduct.wait_until_durable()
 
-    real = os.preadv
-
-    def preadv(fd: int, views: List[memoryview], offset: int, flags: int = 0) -> int:
-        if flags:
-            raise BlockingIOError
-        return real(fd, views, offset)
-
     with monkeypatch.context() as cold:
-        cold.setattr(os, "preadv", preadv)
+        refuse_not_to_wait(cold, errno.EAGAIN)
         assert dduct.fetch(origin, "/fresh.deb").body == BODY
     assert not answered and len(origin.requests) == 1
     assert dduct.fetch(origin, "/fresh.deb").body == BODY
@@ -222,14 +227,7 @@ def test_a_file_system_that_cannot_tell_whether_a_read_waits_is_read(
     origin = dduct.origin(origin_of)
     dduct.fetch(origin, "/fresh.deb")
     dduct.wait_until_durable()
-    real = os.preadv
-
-    def preadv(fd: int, views: List[memoryview], offset: int, flags: int = 0) -> int:
-        if flags:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        return real(fd, views, offset)
-
-    monkeypatch.setattr(os, "preadv", preadv)
+    refuse_not_to_wait(monkeypatch, errno.EOPNOTSUPP)
     assert dduct.fetch(origin, "/fresh.deb").body == BODY
     assert answered
 

@@ -105,13 +105,16 @@ def test_a_question_is_asked_when_it_is_due_and_once(clock: Clock) -> None:
         asked.append("x")
         return True
 
-    assert background.ask("x", clock.now + 5, lambda: True) == clock.now + 5
+    background.ask("x", clock.now + 5, lambda: True)
+    assert not spawned.works and background.next_one("x", clock.now + 5) == clock.now + 5
     for _ in range(3):
-        assert background.ask("x", clock.now, question) == clock.now + 60
+        background.ask("x", clock.now, question)
+        assert background.next_one("x", clock.now) == clock.now + 60
     assert len(spawned.works) == 1
     spawned.works.pop()()
     assert asked == ["x"]
-    assert background.ask("x", clock.now, lambda: True) == clock.now + 1  # however often it is due
+    background.ask("x", clock.now, lambda: True)
+    assert not spawned.works and background.next_one("x", clock.now) == clock.now + 1  # however often it is due
     clock.now += 1
     background.ask("x", clock.now, lambda: True)
     assert len(spawned.works) == 1
@@ -136,7 +139,7 @@ def test_few_questions_run_at_a_time_and_none_after_the_stop(clock: Clock) -> No
     for number in range(20):
         background.ask(f"x{number}", clock.now, lambda: True)
     assert len(spawned.works) == recent._AT_ONCE
-    assert background.ask("x19", clock.now, lambda: True) == clock.now + 1
+    assert background.next_one("x19", clock.now) == clock.now  # it found no place, and may be asked again
     spawned.works.pop()()
     ending.set()
     background.ask("y", clock.now, lambda: True)
@@ -159,4 +162,5 @@ def test_a_questions_place_is_freed_on_every_path(clock: Clock) -> None:
             spawned.works.pop()()
     crowded = Background(SharedTimes(), no_room, threading.Event())
     for number in range(30):
-        assert crowded.ask(f"x{number}", clock.now, bug) == clock.now + 60
+        crowded.ask(f"x{number}", clock.now, bug)
+        assert crowded.next_one(f"x{number}", clock.now) == clock.now + 60
