@@ -1,44 +1,44 @@
-"""The files in cert_dir, what is issued from them, and leaves in real handshakes; openssl(1) is the second opinion."""
+"""The files in cert_dir, and the listener that uses them; openssl(1) is the second opinion."""
 
 from __future__ import annotations
 
 import errno
-import gc
-import ipaddress
 import logging
 import os
 import shutil
-import socket
 import ssl
-import subprocess
-import tempfile
 import threading
-import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    KeySerializationEncryption,
-    NoEncryption,
-    PrivateFormat,
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from support.certificates import (
+    agree,
+    assert_verifies,
+    hand_made,
+    key_pem,
+    load,
+    moment,
+    openssl,
+    own_key,
+    pem,
+    shake_hands,
+    trusting,
+    usages,
 )
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from support.pairs import SOON, TIMEOUT, in_thread, meet
+from support.pairs import TIMEOUT, in_thread
 from support.running import make_config
 
 from certs import CertificateError, CertificateFiles, CertificateSettings, inspect, prepare
-from server import config
 from tls.authority import CertificateAuthority, KeyPair
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 
@@ -47,9 +47,9 @@ KEYS = ("ca.key", "client.key", "server.key")
 FILES = ("ca.crt", "ca.key", "client.crt", "client.key", "client.p12", "server.crt", "server.key", "server.p12")
 HOSTS = ("origin.test", "192.0.2.1", "2001:db8::1")
 LEAF_DAYS = 30
-SETTINGS: CertificateSettings = make_config(Path("unused"), None).certs  # 2048 bits: made in a blink
-
-own_key = ec.generate_private_key(ec.SECP256R1())  # one key for whatever is made by hand below
+LEAF_DAYS = 30
+SETTINGS: CertificateSettings = make_config(Path("unused"), None).certs
+SMALL = replace(SETTINGS, rsa_key_bits=1024)  # for what shakes no hands: a key of 2048 bits takes 100 ms
 
 
 @contextmanager
@@ -73,34 +73,55 @@ def writes() -> Iterator[List[str]]:
 
 
 @pytest.fixture(scope="module")
-def first_start(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, List[str]]:
-    """A directory as a first start leaves it, and what was logged. Read only."""
+def first_start(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, List[str], CertificateAuthority]:
+    """A directory as a first start leaves it (read only), what was logged, and the authority."""
     directory = tmp_path_factory.mktemp("first") / "deeper" / "certs"
     with writes() as lines:
-        prepare(directory, SETTINGS)
-    return directory, lines
+        authority = prepare(directory, SETTINGS)
+    return directory, lines, authority
 
 
 @pytest.fixture(scope="module")
-def made(first_start: Tuple[Path, List[str]]) -> Path:
+def made(first_start: Tuple[Path, List[str], CertificateAuthority]) -> Path:
     """A directory as a first start leaves it. Read only."""
     return first_start[0]
 
 
 @pytest.fixture(scope="module")
-def authority(made: Path) -> CertificateAuthority:
-    return prepare(made, SETTINGS)
+def authority(first_start: Tuple[Path, List[str], CertificateAuthority]) -> CertificateAuthority:
+    return first_start[2]
 
 
 @pytest.fixture(scope="module")
-def leaves(authority: CertificateAuthority) -> LeafCertificateCache:
-    return LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
+def elliptic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with EC keys, which are read in no time. Read only."""
+    directory = tmp_path_factory.mktemp("elliptic")
+    own, *keys = (ec.generate_private_key(ec.SECP256R1()) for _ in range(3))
+    authority = CertificateAuthority(KeyPair(own, hand_made(own, SETTINGS.ca_cn)))
+    for name, pair in (
+        ("ca", KeyPair(own, authority.certificate)),
+        ("server", authority.issue_server(keys[0], SETTINGS.server_cn, SETTINGS.server_dns_sans, 365)),
+        ("client", authority.issue_client(keys[1], SETTINGS.client_cn, 365)),
+    ):
+        (directory / f"{name}.key").write_bytes(pair.key_pem)
+        (directory / f"{name}.crt").write_bytes(pair.certificate_pem)
+        (directory / f"{name}.key").chmod(0o600)
+    prepare(directory, SMALL)  # adds the bundles
+    return directory
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with small RSA keys. Read only."""
+    directory = tmp_path_factory.mktemp("small")
+    prepare(directory, SMALL)
+    return directory
 
 
 @pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    """The same, to be damaged."""
-    shutil.copytree(made, tmp_path / "certs")
+def copy(elliptic: Path, tmp_path: Path) -> Path:
+    """That with EC keys, to be damaged."""
+    shutil.copytree(elliptic, tmp_path / "certs")
     return tmp_path / "certs"
 
 
@@ -116,80 +137,13 @@ def mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def load(path: Path) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(path.read_bytes())
-
-
-def moment(certificate: x509.Certificate, name: str) -> datetime:
-    """`not_valid_before` or `not_valid_after` in UTC; the aware attribute came with cryptography 42."""
-    value = getattr(certificate, f"{name}_utc", None) or getattr(certificate, name).replace(tzinfo=timezone.utc)
-    assert isinstance(value, datetime)
-    return value
-
-
-def pem(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.PEM)
-
-
-def key_pem(
-    key: Any,
-    form: PrivateFormat = PrivateFormat.PKCS8,
-    encryption: Optional[KeySerializationEncryption] = None,
-) -> bytes:
-    data = key.private_bytes(Encoding.PEM, form, encryption or NoEncryption())
-    assert isinstance(data, bytes)
-    return data
-
-
-def hand_made(
-    key: Any,
-    common_name: str = "own",
-    *,
-    ca: Optional[bool] = True,
-    starts: timedelta = timedelta(days=-400),
-    ends: timedelta = timedelta(days=400),
-    identifier: Optional[bytes] = None,
-) -> x509.Certificate:
-    """A self-signed certificate as a user may bring it; `ca=None` leaves basicConstraints out."""
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    now = datetime.now(timezone.utc).replace(microsecond=0)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(now + starts).not_valid_after(now + ends)
-    if ca is not None:
-        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-    usage = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=True,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    builder = builder.add_extension(usage, critical=True)
-    made_from = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    builder = builder.add_extension(x509.SubjectKeyIdentifier(identifier or made_from.digest), critical=False)
-    return builder.sign(key, hashes.SHA256())
-
-
-def openssl(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["openssl", *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
-    )
-
-
-def assert_verifies(ca: Path, certificate: Path, *more: str) -> None:
-    done = openssl("verify", "-x509_strict", "-CAfile", ca, *more, certificate)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 # --- the first start and those after it ---------------------------------------------------------
 
 
-def test_the_first_start_writes_eight_files_and_logs_each(first_start: Tuple[Path, List[str]]) -> None:
-    directory, lines = first_start
+def test_the_first_start_writes_eight_files_and_logs_each(
+    first_start: Tuple[Path, List[str], CertificateAuthority],
+) -> None:
+    directory, lines, _ = first_start
     assert names_in(directory) == FILES
     assert sorted(lines) == [f'Write "{directory / name}"' for name in FILES]
 
@@ -210,8 +164,8 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path, copy: Path) -> None:
     (copy / "server.crt").unlink()
     before = os.umask(0)
     try:
-        prepare(copy, SETTINGS)
-        prepare(tmp_path / "new", replace(SETTINGS, server_dns_sans=()))
+        prepare(copy, SMALL)
+        prepare(tmp_path / "new", replace(SMALL, server_dns_sans=()))
     finally:
         os.umask(before)
     assert mode(tmp_path / "new") == 0o700
@@ -220,31 +174,29 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path, copy: Path) -> None:
     assert mode(copy / "server.crt") == 0o644
 
 
-def test_a_later_start_writes_nothing_and_has_the_same_authority(copy: Path, authority: CertificateAuthority) -> None:
+def test_a_later_start_writes_nothing_and_has_the_same_authority(copy: Path) -> None:
     before = content(copy)
     stamps = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
     with writes() as lines:
-        again = prepare(copy, SETTINGS)
+        again = prepare(copy, SMALL)
     assert lines == []
     assert content(copy) == before
     assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == stamps
-    assert again.pem == authority.pem == before["ca.crt"]
-    assert again.key_pem == authority.key_pem == before["ca.key"]
+    assert again.pem == before["ca.crt"]
+    assert again.key_pem == before["ca.key"]
 
 
 @pytest.mark.parametrize("who", ["server", "client"])
-def test_a_deleted_certificate_is_issued_again_by_the_same_authority(
-    copy: Path, authority: CertificateAuthority, who: str
-) -> None:
+def test_a_deleted_certificate_is_issued_again_by_the_same_authority(copy: Path, who: str) -> None:
     before = content(copy)
     for suffix in ("key", "crt", "p12"):
         (copy / f"{who}.{suffix}").unlink()
     with writes() as lines:
-        again = prepare(copy, SETTINGS)
+        again = prepare(copy, SMALL)
     written = [f"{who}.{suffix}" for suffix in ("crt", "key", "p12")]
     assert sorted(lines) == [f'Write "{copy / name}"' for name in written]
     assert sorted(name for name, data in content(copy).items() if data != before[name]) == written
-    assert again.pem == authority.pem
+    assert again.pem == before["ca.crt"]
     assert_verifies(copy / "ca.crt", copy / f"{who}.crt")
 
 
@@ -252,7 +204,7 @@ def test_a_deleted_bundle_is_made_again_from_the_same_certificate(copy: Path) ->
     before = content(copy)
     (copy / "client.p12").unlink()
     with writes() as lines:
-        prepare(copy, SETTINGS)
+        prepare(copy, SMALL)
     assert lines == [f'Write "{copy / "client.p12"}"']
     assert {name for name, data in content(copy).items() if data != before[name]} <= {"client.p12"}
     assert bundled(copy / "client.p12") == [load(copy / "client.crt"), load(copy / "ca.crt")]
@@ -261,7 +213,7 @@ def test_a_deleted_bundle_is_made_again_from_the_same_certificate(copy: Path) ->
 def test_a_bundle_left_from_a_deleted_certificate_is_replaced(copy: Path) -> None:
     (copy / "server.key").unlink()
     (copy / "server.crt").unlink()
-    prepare(copy, SETTINGS)
+    prepare(copy, SMALL)
     assert bundled(copy / "server.p12")[0] == load(copy / "server.crt")
 
 
@@ -298,7 +250,7 @@ def test_the_server_certificate_is_for_the_names_of_the_configuration(made: Path
 def test_a_server_without_listed_hosts_is_certified_for_its_own_name(copy: Path) -> None:
     for suffix in ("key", "crt", "p12"):
         (copy / f"server.{suffix}").unlink()
-    prepare(copy, replace(SETTINGS, server_dns_sans=(), server_ip_sans=()))
+    prepare(copy, replace(SMALL, server_dns_sans=(), server_ip_sans=()))
     names = load(copy / "server.crt").extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert list(names) == [x509.DNSName(SETTINGS.server_cn)]
 
@@ -310,23 +262,13 @@ def test_the_client_certificate_is_one_for_clients(made: Path) -> None:
     assert_verifies(made / "ca.crt", made / "client.crt", "-purpose", "sslclient")
 
 
-def usages(certificate: x509.Certificate) -> List[x509.ObjectIdentifier]:
-    return list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-
-
 def test_openssl_accepts_the_server_certificate_strictly(made: Path) -> None:
     for more in (["-verify_hostname", "origin.test"], ["-verify_hostname", "a.listed.test"], ["-verify_ip", "::1"]):
         assert_verifies(made / "ca.crt", made / "server.crt", "-purpose", "sslserver", *more)
 
 
-def test_nothing_outlives_the_authority(authority: CertificateAuthority) -> None:
-    end = moment(authority.certificate, "not_valid_after")
-    assert moment(authority.issue_server(own_key, "a", ["a"], 36500).certificate, "not_valid_after") == end
-    assert moment(authority.issue_client(own_key, "a", 36500).certificate, "not_valid_after") == end
-
-
 def test_names_need_not_be_ascii(tmp_path: Path) -> None:
-    names = replace(SETTINGS, ca_cn="ü" * 32, server_cn="Büro", client_cn="Jürgen", p12_pass="schlüssel")
+    names = replace(SMALL, ca_cn="ü" * 32, server_cn="Büro", client_cn="Jürgen", p12_pass="schlüssel")
     prepare(tmp_path, names)
     prepare(tmp_path, names)  # finds nothing wrong with them
     for name in ("server.crt", "client.crt"):
@@ -363,15 +305,16 @@ def test_a_bundle_does_not_open_with_another_password(made: Path, who: str) -> N
 @pytest.mark.parametrize("password", ["", "pässwörd €"])
 def test_a_bundle_opens_with_the_password_of_the_configuration(copy: Path, password: str) -> None:
     (copy / "server.p12").unlink()
-    prepare(copy, replace(SETTINGS, p12_pass=password))
+    prepare(copy, replace(SMALL, p12_pass=password))
     assert bundled(copy / "server.p12", password)[0] == load(copy / "server.crt")
 
 
 # --- an authority of the user's own -------------------------------------------------------------
 
 
+@cache
 def rsa_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return rsa.generate_private_key(public_exponent=65537, key_size=1024)
 
 
 @pytest.mark.parametrize(
@@ -398,7 +341,7 @@ def test_a_users_own_authority_is_used(
     assert own["ca.key"].startswith(f"-----BEGIN {label}-----".encode())
     for name, data in own.items():
         (tmp_path / name).write_bytes(data)
-    authority = prepare(tmp_path, SETTINGS)
+    authority = prepare(tmp_path, SMALL)
     assert names_in(tmp_path) == FILES
     assert {name: (tmp_path / name).read_bytes() for name in own} == own
     assert authority.pem == own["ca.crt"]
@@ -406,7 +349,7 @@ def test_a_users_own_authority_is_used(
     leaf.write_bytes(pem(LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).certificate("origin.test")))
     for certificate in (leaf, tmp_path / "server.crt", tmp_path / "client.crt"):
         assert_verifies(tmp_path / "ca.crt", certificate)
-    assert prepare(tmp_path, SETTINGS).pem == authority.pem
+    assert prepare(tmp_path, SMALL).pem == authority.pem
 
 
 def test_the_key_that_openssl_ecparam_writes_is_understood(tmp_path: Path) -> None:
@@ -415,20 +358,15 @@ def test_the_key_that_openssl_ecparam_writes_is_understood(tmp_path: Path) -> No
     assert b"EC PARAMETERS" in (tmp_path / "ca.key").read_bytes()
     done = openssl("req", "-x509", "-new", "-key", tmp_path / "ca.key", "-subj", "/CN=own", "-out", tmp_path / "ca.crt")
     assert done.returncode == 0, done.stderr
-    assert [name.value for name in prepare(tmp_path, SETTINGS).certificate.subject] == ["own"]
+    assert [name.value for name in prepare(tmp_path, SMALL).certificate.subject] == ["own"]
 
 
-def test_of_a_chain_in_ca_crt_the_first_certificate_counts(copy: Path, authority: CertificateAuthority) -> None:
-    chain = b"about this file\n" + authority.pem + pem(hand_made(own_key)) + b"-----BEGIN CERT"
+def test_of_a_chain_in_ca_crt_the_first_certificate_counts(copy: Path) -> None:
+    first = (copy / "ca.crt").read_bytes()
+    chain = b"about this file\n" + first + pem(hand_made(own_key)) + b"-----BEGIN CERT"
     (copy / "ca.crt").write_bytes(chain)
-    assert prepare(copy, SETTINGS).pem == authority.pem
+    assert prepare(copy, SMALL).pem == first
     assert (copy / "ca.crt").read_bytes() == chain
-
-
-def test_the_identifier_of_an_authority_is_copied_and_not_computed() -> None:
-    own = CertificateAuthority(KeyPair(own_key, hand_made(own_key, identifier=b"made otherwise")))
-    leaf = own.issue_server(own_key, "a", ["a"], 1).certificate
-    assert authority_identifier(leaf) == b"made otherwise"
 
 
 # --- what is wrong in cert_dir ------------------------------------------------------------------
@@ -438,7 +376,7 @@ def complaint(directory: Path, name: str, *remedies: str) -> str:
     """The one line that refuses `directory`, which names the file and remedies; nothing is touched."""
     before = content(directory)
     with pytest.raises(CertificateError) as caught:
-        prepare(directory, SETTINGS)
+        prepare(directory, SMALL)
     line = str(caught.value)
     assert f'"{directory / name}"' in line
     assert [remedy for remedy in remedies if remedy not in line] == [], line
@@ -453,7 +391,7 @@ BROKEN: Dict[str, Callable[[bytes], bytes]] = {
     "half-written": lambda data: data[: len(data) // 2],
     "one line short": lambda data: b"\n".join(data.split(b"\n")[:-2]),
     "garbage": lambda data: bytes(range(256)) * 4,
-    "garbage inside": lambda data: data[:200] + b"!" * 64 + data[264:],
+    "garbage inside": lambda data: data[:100] + b"!" * 64 + data[164:],
     "something else": lambda data: b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
 }
 
@@ -514,7 +452,7 @@ def test_an_expired_server_certificate_is_refused_with_its_remedy(copy: Path) ->
 def test_an_authority_that_ends_soon_is_used_with_a_warning(tmp_path: Path) -> None:
     put_own_authority(tmp_path, hand_made(own_key, ends=timedelta(days=20)))
     with writes() as lines:
-        prepare(tmp_path, SETTINGS)
+        prepare(tmp_path, SMALL)
     assert [line for line in lines if line.startswith(f'"{tmp_path / "ca.crt"}" expires on ')] != []
 
 
@@ -560,7 +498,7 @@ def test_no_new_authority_is_made_if_the_old_one_is_missing(copy: Path, left: Tu
     for name in set(FILES) - set(left):
         (copy / name).unlink()
     before = content(copy)
-    for act in (lambda: prepare(copy, SETTINGS), lambda: inspect(copy)):
+    for act in (lambda: prepare(copy, SMALL), lambda: inspect(copy)):
         with pytest.raises(CertificateError) as caught:
             act()
         line = str(caught.value)
@@ -575,7 +513,7 @@ def test_a_link_to_nothing_is_refused_and_not_replaced(copy: Path, name: str) ->
     (copy / name).unlink()
     (copy / name).symlink_to("/nowhere/at/all")
     with pytest.raises(CertificateError, match=rf'/{name}" is a link to "/nowhere/at/all", which is not there'):
-        prepare(copy, SETTINGS)
+        prepare(copy, SMALL)
     assert (copy / name).is_symlink()
 
 
@@ -584,14 +522,14 @@ def test_certificate_and_key_as_links_to_nothing_are_refused(tmp_path: Path, nam
     for other in OF_THE_AUTHORITY:
         (tmp_path / other).symlink_to("/nowhere/at/all")
     with pytest.raises(CertificateError, match="is a link to"):
-        prepare(tmp_path, SETTINGS)
+        prepare(tmp_path, SMALL)
     assert names_in(tmp_path) == ("ca.crt", "ca.key")
 
 
 def test_a_directory_that_is_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
     (tmp_path / "certs").symlink_to("not-mounted")
     with pytest.raises(CertificateError, match=r'misc\.cert_dir ".*/certs" is a link to "not-mounted"'):
-        prepare(tmp_path / "certs", SETTINGS)
+        prepare(tmp_path / "certs", SMALL)
 
 
 @pytest.mark.parametrize("name", ["ca.key", "ca.crt"])
@@ -599,12 +537,12 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(copy: Path, nam
     (copy / name).unlink()
     os.mkfifo(copy / name)
     with pytest.raises(CertificateError, match=rf'/{name}" is no regular file'):
-        in_thread(prepare, copy, SETTINGS).result(TIMEOUT)
+        in_thread(prepare, copy, SMALL).result(TIMEOUT)
 
 
 def test_a_file_too_large_for_a_certificate_is_refused(copy: Path) -> None:
     with (copy / "ca.crt").open("wb") as file:
-        file.truncate(64 * 1024 * 1024)
+        file.truncate(2 * 1024 * 1024)
     complaint(copy, "ca.crt", "too large", *REMEDIES["ca"])
 
 
@@ -613,18 +551,18 @@ def test_an_unfinished_first_start_does_not_block_the_next(tmp_path: Path) -> No
     (tmp_path / ".ca.crt.pending").write_bytes(b"-----BEGIN")
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "README").touch()
-    prepare(tmp_path, SETTINGS)
+    prepare(tmp_path, SMALL)
     assert set(FILES) < set(names_in(tmp_path)) and ".ca.crt.pending" not in names_in(tmp_path)
 
 
 # --- looked at, and not touched -----------------------------------------------------------------
 
 
-def test_inspecting_touches_nothing(made: Path, tmp_path: Path) -> None:
-    before = {path.name: (path.stat().st_mtime_ns, path.stat().st_mode) for path in made.iterdir()}
-    assert inspect(made) == ()
+def test_inspecting_touches_nothing(elliptic: Path, tmp_path: Path) -> None:
+    before = {path.name: (path.stat().st_mtime_ns, path.stat().st_mode) for path in elliptic.iterdir()}
+    assert inspect(elliptic) == ()
     assert inspect(tmp_path / "new/deeper") == ()
-    assert {path.name: (path.stat().st_mtime_ns, path.stat().st_mode) for path in made.iterdir()} == before
+    assert {path.name: (path.stat().st_mtime_ns, path.stat().st_mode) for path in elliptic.iterdir()} == before
     assert names_in(tmp_path) == ()
 
 
@@ -655,7 +593,7 @@ def test_inspecting_refuses_a_directory_that_cannot_be_made(tmp_path: Path) -> N
 def test_a_key_that_others_can_read_gets_a_warning(copy: Path, name: str, permissions: int) -> None:
     (copy / name).chmod(permissions)
     with writes() as lines:
-        prepare(copy, SETTINGS)
+        prepare(copy, SMALL)
     (line,) = lines
     assert inspect(copy) == (line,)
     assert str(copy / name) in line and f"{permissions:04o}" in line and "chmod 600" in line
@@ -663,7 +601,7 @@ def test_a_key_that_others_can_read_gets_a_warning(copy: Path, name: str, permis
 
 def test_an_authority_that_may_not_sign_gets_a_warning(tmp_path: Path) -> None:
     done = openssl(
-        *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "90", "-subj", "/CN=mine"),
+        *("req", "-x509", "-newkey", "rsa:1024", "-nodes", "-days", "90", "-subj", "/CN=mine"),
         *("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=digitalSignature"),
         *("-keyout", tmp_path / "ca.key", "-out", tmp_path / "ca.crt"),
     )
@@ -676,13 +614,13 @@ def test_a_directory_in_place_of_a_file_is_refused(copy: Path) -> None:
     (copy / "ca.key").unlink()
     (copy / "ca.key").mkdir()
     with pytest.raises(CertificateError, match=r'cannot use ".*/ca\.key" in misc\.cert_dir'):
-        prepare(copy, SETTINGS)
+        prepare(copy, SMALL)
 
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "certs").write_bytes(b"")
     with pytest.raises(CertificateError, match=r'cannot use ".*/certs" in misc\.cert_dir'):
-        prepare(tmp_path / "certs", SETTINGS)
+        prepare(tmp_path / "certs", SMALL)
 
 
 # --- whole or not at all ------------------------------------------------------------------------
@@ -700,10 +638,10 @@ def test_a_full_disk_leaves_nothing_half_written(copy: Path, monkeypatch: pytest
     with monkeypatch.context() as patch, writes() as lines:
         patch.setattr(os, call, full)
         with pytest.raises(CertificateError, match=r"misc\.cert_dir: No space left"):
-            prepare(copy, SETTINGS)
+            prepare(copy, SMALL)
     assert content(copy) == before
     assert lines == []
-    prepare(copy, SETTINGS)
+    prepare(copy, SMALL)
     assert names_in(copy) == FILES
 
 
@@ -728,7 +666,7 @@ def test_a_file_is_complete_private_and_synced_before_it_has_its_name(
 
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(os, "replace", noting_replace)
-    prepare(copy, SETTINGS)
+    prepare(copy, SMALL)
     seen.pop(".server.crt.pending")
     assert seen == {
         name: (True, mode(copy / name), (copy / name).read_bytes())
@@ -741,7 +679,7 @@ def test_eight_threads_that_start_at_once_agree_on_one_authority(tmp_path: Path)
 
     def start(_: int) -> bytes:
         barrier.wait(TIMEOUT)
-        return prepare(tmp_path / "certs", SETTINGS).pem
+        return prepare(tmp_path / "certs", SMALL).pem
 
     with writes() as lines, ThreadPoolExecutor(8) as pool:
         pems = list(pool.map(start, range(8)))
@@ -751,308 +689,17 @@ def test_eight_threads_that_start_at_once_agree_on_one_authority(tmp_path: Path)
     assert_verifies(tmp_path / "certs" / "ca.crt", tmp_path / "certs" / "server.crt")
 
 
-# --- leaves -------------------------------------------------------------------------------------
-
-
-def authority_identifier(certificate: x509.Certificate) -> Optional[bytes]:
-    value = certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-    assert value.authority_cert_issuer is None and value.authority_cert_serial_number is None
-    return value.key_identifier
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_leaf_has_the_fields_that_clients_require(
-    authority: CertificateAuthority, leaves: LeafCertificateCache, host: str
-) -> None:
-    leaf = leaves.certificate(host)
-    extensions = leaf.extensions
-    names = extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    expected = x509.DNSName(host) if host == "origin.test" else x509.IPAddress(ipaddress.ip_address(host))
-    assert list(names.value) == [expected]
-    assert not names.critical
-    constraints = extensions.get_extension_for_class(x509.BasicConstraints)
-    assert constraints.critical and not constraints.value.ca
-    usage = extensions.get_extension_for_class(x509.KeyUsage)
-    assert usage.critical and usage.value.digital_signature
-    assert not usage.value.key_cert_sign and not usage.value.key_encipherment
-    assert usages(leaf) == [ExtendedKeyUsageOID.SERVER_AUTH]
-    ca_identifier = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    assert authority_identifier(leaf) == ca_identifier.digest
-    key = leaf.public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp256r1"
-    assert leaf.issuer == authority.certificate.subject
-    assert authority.issued(leaf)
-
-
-def test_a_leaf_begins_in_the_past_and_ends_after_its_days(leaves: LeafCertificateCache) -> None:
-    leaf, now = leaves.certificate("origin.test"), datetime.now(timezone.utc)
-    assert moment(leaf, "not_valid_before") <= now - timedelta(days=1)
-    left = moment(leaf, "not_valid_after") - now
-    assert timedelta(days=LEAF_DAYS - 2) - timedelta(minutes=10) < left <= timedelta(days=LEAF_DAYS)
-
-
-@pytest.mark.parametrize("host", [*HOSTS, "a_b.origin.test", ".".join(["long"] * 40)])
-def test_openssl_accepts_a_leaf_strictly(made: Path, leaves: LeafCertificateCache, tmp_path: Path, host: str) -> None:
-    path = tmp_path / "leaf.pem"
-    path.write_bytes(pem(leaves.certificate(host)))
-    check = "-verify_ip" if host in HOSTS[1:] else "-verify_hostname"
-    assert_verifies(made / "ca.crt", path, "-purpose", "sslserver", check, host)
-    assert openssl("verify", "-CAfile", made / "ca.crt", "-verify_hostname", "other.test", path).returncode != 0
-
-
-def test_a_name_too_long_for_a_subject_stands_in_a_critical_extension(leaves: LeafCertificateCache) -> None:
-    leaf = leaves.certificate(".".join(["long"] * 40))
-    assert list(leaf.subject) == []
-    assert leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).critical
-
-
-def test_serial_numbers_differ(leaves: LeafCertificateCache) -> None:
-    assert len({leaves.certificate(f"{number}.test").serial_number for number in range(20)}) == 20
-
-
-def test_an_authority_recognizes_its_certificates(authority: CertificateAuthority) -> None:
-    impostor = CertificateAuthority(KeyPair(own_key, hand_made(own_key, SETTINGS.ca_cn)))
-    ours = authority.issue_server(own_key, "a", ["a"], 1).certificate
-    theirs = impostor.issue_server(own_key, "a", ["a"], 1).certificate
-    assert authority.issued(ours) and impostor.issued(theirs)
-    assert not authority.issued(theirs) and not impostor.issued(ours)
-
-
-class Mint:
-    """Stands in for `issue_leaf`: counts, and lets a test do something while a leaf is minted."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.hosts: List[str] = []
-        self.before: Callable[[str], None] = lambda host: None
-        real = CertificateAuthority.issue_leaf
-
-        def issue_leaf(authority: CertificateAuthority, key: Any, host: str, *rest: Any) -> KeyPair:
-            self.hosts.append(host)
-            self.before(host)
-            return real(authority, key, host, *rest)
-
-        monkeypatch.setattr(CertificateAuthority, "issue_leaf", issue_leaf)
-
-
-@pytest.fixture
-def mint(monkeypatch: pytest.MonkeyPatch, authority: CertificateAuthority) -> Mint:
-    return Mint(monkeypatch)
-
-
-def test_a_host_keeps_its_context(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
-    contexts = [store.context("a"), store.context("b"), store.context("a")]
-    assert contexts[0] is contexts[2] and contexts[0] is not contexts[1]
-    assert store.certificate("a") is store.certificate("a")
-    assert mint.hosts == ["a", "b"]
-
-
-def test_sixteen_threads_that_ask_for_a_host_cause_one_leaf(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
-    barrier, two_at_once = threading.Barrier(16), threading.Barrier(2)
-
-    def linger(_: str) -> None:
-        with pytest.raises(threading.BrokenBarrierError):
-            two_at_once.wait(SOON)  # a second mint would meet the first here
-
-    def ask(_: int) -> ssl.SSLContext:
-        barrier.wait(TIMEOUT)
-        return store.context("a")
-
-    mint.before = linger
-    with ThreadPoolExecutor(16) as pool:
-        contexts = list(pool.map(ask, range(16)))
-    assert mint.hosts == ["a"]
-    assert {id(context) for context in contexts} == {id(store.context("a"))}
-
-
-def test_minting_for_one_host_delays_no_other(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
-    reached, go_on = threading.Event(), threading.Event()
-
-    def hold_a(host: str) -> None:
-        if host == "a":
-            reached.set()
-            assert go_on.wait(TIMEOUT)
-
-    mint.before = hold_a
-    slow = in_thread(store.context, "a")
-    assert reached.wait(TIMEOUT)
-    quick = in_thread(store.context, "b")
-    try:
-        assert isinstance(quick.result(TIMEOUT / 2), ssl.SSLContext)
-        assert not slow.done()
-    finally:
-        go_on.set()
-    assert slow.result(TIMEOUT) is store.context("a")
-
-
-def test_a_failed_mint_is_raised_once_and_does_not_block_the_host(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
-
-    def fail(_: str) -> None:
-        raise ValueError("no")
-
-    mint.before = fail
-    for _ in range(2):
-        with pytest.raises(ValueError, match="no"):
-            in_thread(store.context, "a").result(TIMEOUT / 2)
-    mint.before = lambda host: None
-    assert in_thread(store.context, "a").result(TIMEOUT / 2) is store.context("a")
-
-
-def test_the_least_recently_used_leaf_goes_first(authority: CertificateAuthority, mint: Mint) -> None:
-    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), capacity=2)
-    for host in ("a", "b", "a", "c", "a", "c", "b"):
-        store.context(host)
-    assert mint.hosts == ["a", "b", "c", "b"]
-
-
-def test_the_number_of_cached_contexts_is_limited(authority: CertificateAuthority) -> None:
-    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), capacity=3)
-    contexts = [weakref.ref(store.context(f"{number}.test")) for number in range(10)]
-    gc.collect()
-    assert [number for number, context in enumerate(contexts) if context() is not None] == [7, 8, 9]
-
-
-def test_a_leaf_is_issued_again_well_before_it_ends(authority: CertificateAuthority, mint: Mint) -> None:
-    now = [time.time()]
-    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), clock=lambda: now[0])
-    first = store.context("a")
-    end = moment(store.certificate("a"), "not_valid_after").timestamp()
-    now[0] += (end - now[0]) / 2
-    assert store.context("a") is first
-    now[0] = end - 2 * 86400
-    second = store.context("a")
-    assert second is not first
-    assert mint.hosts == ["a", "a"]
-
-
-DAY = 86400.0
-
-
-@pytest.mark.parametrize("ask", [LeafCertificateCache.context, LeafCertificateCache.get_cached])
-@pytest.mark.parametrize(("ahead", "same"), [(30 * DAY, False), (1000 * DAY, False), (1.5 * DAY, False), (60, True)])
-def test_a_leaf_minted_while_the_clock_was_ahead_is_minted_again(
-    authority: CertificateAuthority,
-    mint: Mint,
-    ahead: float,
-    same: bool,
-    ask: Callable[[LeafCertificateCache, str], Optional[ssl.SSLContext]],
-) -> None:
-    """Some of what it is dated back has to be left, too: the clocks of clients may be late."""
-    now = [time.time() + ahead]
-    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), clock=lambda: now[0])
-    first = store.context("a")
-    now[0] = time.time()
-    assert (ask(store, "a") is first) is same
-    again = store.context("a")
-    assert ask(store, "a") is again  # and it stays
-    assert moment(store.certificate("a"), "not_valid_before") < datetime.now(timezone.utc) - timedelta(hours=20)
-    assert mint.hosts == (["a"] if same else ["a", "a"])
-
-
-def test_an_authority_that_is_not_valid_yet_is_logged(
-    authority: CertificateAuthority, caplog: pytest.LogCaptureFixture
-) -> None:
-    begin = moment(authority.certificate, "not_valid_before")
-    store = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), clock=lambda: begin.timestamp() - DAY)
-    with caplog.at_level(logging.WARNING, "dduct.leaves"):
-        store.context("a")
-        store.context("b")
-    (line,) = caplog.messages
-    assert f"before {begin:%Y-%m-%d %H:%M}" in line and "clock" in line
-
-
-def test_a_leaf_key_never_touches_the_disk(
-    authority: CertificateAuthority, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def forbidden(*_: object, **__: object) -> None:
-        raise AssertionError("a temporary file")
-
-    monkeypatch.chdir(tmp_path)
-    for name in ("mkstemp", "mkdtemp", "NamedTemporaryFile", "TemporaryFile"):
-        monkeypatch.setattr(tempfile, name, forbidden)
-    opened: List[str] = []
-    real = ssl.SSLContext.load_cert_chain
-
-    def load_cert_chain(context: ssl.SSLContext, certfile: Any, *rest: Any) -> None:
-        opened.append(os.readlink(certfile))
-        real(context, certfile, *rest)
-
-    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_cert_chain)
-    LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).context("a")
-    assert len(opened) == 1 and opened[0].startswith("/memfd:")
-    assert names_in(tmp_path) == ()
-
-
 # --- handshakes ---------------------------------------------------------------------------------
-
-
-def trusting(ca: Path) -> ssl.SSLContext:
-    """A client that is as strict as Python 3.13's, on all versions."""
-    context = ssl.create_default_context(cafile=str(ca))
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    assert context.check_hostname and context.verify_mode is ssl.CERT_REQUIRED
-    return context
-
-
-def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> Tuple[Optional[str], Optional[str]]:
-    """TLS version and ALPN protocol of a handshake after which bytes went both ways."""
-    return agree(server, client, name)[:2]
-
-
-def agree(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> Tuple[Optional[str], Optional[str], str]:
-    """The same, and the cipher."""
-    near, far = socket.socketpair()
-    near.settimeout(TIMEOUT)
-    far.settimeout(TIMEOUT)
-
-    def serve() -> None:
-        try:
-            with server.wrap_socket(far, server_side=True) as tls:
-                tls.sendall(tls.recv(100).upper())
-        except OSError:
-            pass  # why it failed is the client's to say
-        finally:
-            far.close()
-
-    served = in_thread(serve)
-    try:
-        with client.wrap_socket(near, server_hostname=name) as tls:
-            tls.sendall(b"hello")
-            assert tls.recv(100) == b"HELLO"
-            return tls.version(), tls.selected_alpn_protocol(), (tls.cipher() or ("none",))[0]
-    finally:
-        near.close()
-        served.result(TIMEOUT)
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_strict_client_accepts_a_leaf(made: Path, leaves: LeafCertificateCache, host: str) -> None:
-    assert shake_hands(leaves.context(host), trusting(made / "ca.crt"), host) == ("TLSv1.3", None)
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_client_refuses_a_leaf_for_another_host(made: Path, leaves: LeafCertificateCache, host: str) -> None:
-    for other in {*HOSTS, "other.test", "192.0.2.2", "2001:db8::2"} - {host}:
-        with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
-            shake_hands(leaves.context(host), trusting(made / "ca.crt"), other)
-
-
-def test_a_client_of_another_authority_refuses_a_leaf(leaves: LeafCertificateCache, tmp_path: Path) -> None:
-    (tmp_path / "other.pem").write_bytes(pem(hand_made(own_key, SETTINGS.ca_cn)))
-    with pytest.raises(ssl.SSLCertVerificationError):
-        shake_hands(leaves.context("origin.test"), trusting(tmp_path / "other.pem"), "origin.test")
 
 
 @pytest.mark.parametrize("host", ["origin.test", "a.listed.test", "127.0.0.1", "::1"])
 def test_a_strict_client_accepts_the_server_certificate(made: Path, host: str) -> None:
-    assert shake_hands(CertificateFiles(made).server_context(), trusting(made / "ca.crt"), host)[0] == "TLSv1.3"
+    assert shake_hands(CertificateFiles(made).server_context(), trusting(load(made / "ca.crt")), host)[0] == "TLSv1.3"
 
 
-def test_tls_1_2_is_served_and_nothing_older(made: Path, leaves: LeafCertificateCache) -> None:
-    client = trusting(made / "ca.crt")
+def test_tls_1_2_is_served_and_nothing_older(made: Path, authority: CertificateAuthority) -> None:
+    leaves = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS))
+    client = trusting(load(made / "ca.crt"))
     client.maximum_version = ssl.TLSVersion.TLSv1_2
     for context in (leaves.context("origin.test"), CertificateFiles(made).server_context()):
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
@@ -1068,29 +715,21 @@ def test_tls_1_2_is_served_and_nothing_older(made: Path, leaves: LeafCertificate
     ],
 )
 def test_the_cheapest_cipher_is_chosen(
-    version: ssl.TLSVersion, offered: str, chosen: str, made: Path, monkeypatch: pytest.MonkeyPatch
+    version: ssl.TLSVersion,
+    offered: str,
+    chosen: str,
+    made: Path,
+    authority: CertificateAuthority,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """OpenSSL's own clients put AES-256 first. Those without AES in their processors put ChaCha20 first."""
     monkeypatch.setattr("tls.openssl.has_aes", lambda _: True)
-    leaves = LeafCertificateCache(prepare(made, SETTINGS), LeafSettings(1))
-    client = trusting(made / "ca.crt")
+    leaves = LeafCertificateCache(authority, LeafSettings(1))
+    client = trusting(load(made / "ca.crt"))
     client.maximum_version = version
     client.set_ciphers(offered)
     for context in (leaves.context("origin.test"), CertificateFiles(made).server_context()):
         assert agree(context, client, "origin.test")[2].replace("ECDSA", "RSA") == chosen
-
-
-def test_http_1_1_is_chosen_and_http_2_is_not(made: Path, leaves: LeafCertificateCache) -> None:
-    client = trusting(made / "ca.crt")
-    client.set_alpn_protocols(["h2", "http/1.1"])
-    assert shake_hands(leaves.context("origin.test"), client, "origin.test") == ("TLSv1.3", "http/1.1")
-
-
-def test_an_elliptic_authority_of_the_users_own_serves_a_handshake(tmp_path: Path) -> None:
-    put_own_authority(tmp_path, hand_made(own_key))
-    own = CertificateAuthority(KeyPair(own_key, load(tmp_path / "ca.crt")))
-    context = LeafCertificateCache(own, LeafSettings(LEAF_DAYS)).context("::1")
-    assert shake_hands(context, trusting(tmp_path / "ca.crt"), "::1")[0] == "TLSv1.3"
 
 
 # --- found by these tests ---------------------------------------------------------------------------
@@ -1109,8 +748,8 @@ def test_a_start_that_broke_off_within_a_pair_is_repaired_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(CertificateError):
-            prepare(tmp_path, SETTINGS)
-    prepare(tmp_path, SETTINGS)
+            prepare(tmp_path, SMALL)
+    prepare(tmp_path, SMALL)
     assert names_in(tmp_path) == FILES
 
 
@@ -1118,15 +757,9 @@ def test_a_start_that_broke_off_within_a_pair_is_repaired_by_the_next(
 def test_a_start_that_was_killed_within_a_pair_is_repaired_by_the_next(copy: Path, name: str) -> None:
     before = (copy / f"{name}.crt").read_bytes()
     os.replace(copy / f"{name}.crt", copy / f".{name}.crt.pending")
-    prepare(copy, SETTINGS)
+    prepare(copy, SMALL)
     assert (copy / f"{name}.crt").read_bytes() == before
     assert names_in(copy) == FILES
-
-
-def test_a_leaf_lives_no_longer_than_its_days(leaves: LeafCertificateCache) -> None:
-    leaf = leaves.certificate("origin.test")
-    life = moment(leaf, "not_valid_after") - moment(leaf, "not_valid_before")
-    assert life <= timedelta(days=LEAF_DAYS)
 
 
 @pytest.mark.parametrize(
@@ -1137,21 +770,24 @@ def test_a_leaf_lives_no_longer_than_its_days(leaves: LeafCertificateCache) -> N
         ("ca.crt", b"\x55\x1d\x13\x01\x01\xff\x04", b"\x55\x1d\x0f\x01\x01\xff\x04"),  # an extension twice
     ],
 )
-def test_a_certificate_with_damage_inside_is_refused(copy: Path, name: str, old: bytes, new: bytes) -> None:
-    der = load(copy / name).public_bytes(Encoding.DER)
+def test_a_certificate_with_damage_inside_is_refused(
+    small: Path, tmp_path: Path, name: str, old: bytes, new: bytes
+) -> None:
+    shutil.copytree(small, tmp_path, dirs_exist_ok=True)
+    der = load(small / name).public_bytes(Encoding.DER)
     assert old in der
-    (copy / name).write_text(ssl.DER_cert_to_PEM_cert(der.replace(old, new, 1)))
-    complaint(copy, name)
+    (tmp_path / name).write_text(ssl.DER_cert_to_PEM_cert(der.replace(old, new, 1)))
+    complaint(tmp_path, name)
 
 
 def test_an_authority_whose_key_is_for_pss_only_works_or_is_refused(tmp_path: Path) -> None:
     for command in (
-        ("genpkey", "-algorithm", "RSA-PSS", "-pkeyopt", "rsa_keygen_bits:2048", "-out", tmp_path / "ca.key"),
+        ("genpkey", "-algorithm", "RSA-PSS", "-pkeyopt", "rsa_keygen_bits:1024", "-out", tmp_path / "ca.key"),
         ("req", "-x509", "-new", "-key", tmp_path / "ca.key", "-subj", "/CN=own", "-out", tmp_path / "ca.crt"),
     ):
         assert openssl(*command).returncode == 0
     with pytest.raises(CertificateError, match=r"ca\.key"):
-        prepare(tmp_path, SETTINGS)
+        prepare(tmp_path, SMALL)
 
 
 def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> None:
@@ -1160,113 +796,14 @@ def test_a_directory_that_everybody_may_write_to_is_refused(tmp_path: Path) -> N
     place.mkdir()
     place.chmod(0o777)
     with pytest.raises(CertificateError, match="chmod 700"):
-        prepare(place, SETTINGS)
+        prepare(place, SMALL)
     assert list(place.iterdir()) == []
 
 
-def test_certificate_caches_with_one_secret_resume_each_others_sessions(
-    made: Path, authority: CertificateAuthority, leaves: LeafCertificateCache
-) -> None:
-    """As workers do, among which a client cannot choose."""
-    client = trusting(made / "ca.crt")
-    first, second = (LeafCertificateCache(authority, LeafSettings(LEAF_DAYS), ticket_secret=b"x") for _ in range(2))
-    before = meet(first.context("a.test"), client, name="a.test")
-    for store, host, resumed in ((second, "a.test", True), (second, "b.test", False), (leaves, "a.test", False)):
-        assert meet(store.context(host), client, before.session, host).session_reused is resumed
-
-
-# --- an authority that is believed for little -------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def constrained(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, CertificateAuthority]:
-    directory = tmp_path_factory.mktemp("constrained") / "certs"
-    certificate_settings = replace(SETTINGS, name_constraints=True, server_ip_sans=("192.0.2.1", "2001:db8::1"))
-    return directory, prepare(directory, certificate_settings)
-
-
-@pytest.mark.parametrize("host", ["origin.test", "below.origin.test", "a.b.listed.test", "192.0.2.1", "2001:db8::1"])
-def test_clients_accept_a_constrained_authority_for_listed_hosts(
-    constrained: Tuple[Path, CertificateAuthority], host: str
-) -> None:
-    directory, authority = constrained
-    assert authority.may_certify(host)
-    context = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).context(host)
-    assert shake_hands(context, trusting(directory / "ca.crt"), host)[0] == "TLSv1.3"
-
-
-@pytest.mark.parametrize("host", ["other.test", "notorigin.test", "test", "192.0.2.2", "2001:db8::2"])
-def test_clients_reject_a_constrained_authority_for_other_hosts(
-    constrained: Tuple[Path, CertificateAuthority], host: str
-) -> None:
-    directory, authority = constrained
-    assert not authority.may_certify(host)
-    context = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).context(host)
-    with pytest.raises(ssl.SSLCertVerificationError, match="permitted subtree violation"):
-        shake_hands(context, trusting(directory / "ca.crt"), host)
-
-
-def test_a_constrained_authority_may_issue_dducts_own_certificates(
-    constrained: Tuple[Path, CertificateAuthority],
-) -> None:
-    directory, authority = constrained
+def test_a_constrained_authority_may_issue_dducts_own_certificates(tmp_path: Path) -> None:
+    addresses = ("192.0.2.1", "2001:db8::1")
+    authority = prepare(tmp_path, replace(SMALL, name_constraints=True, server_ip_sans=addresses))
     extension = authority.certificate.extensions.get_extension_for_class(x509.NameConstraints)
     assert extension.critical
-    assert_verifies(directory / "ca.crt", directory / "server.crt", "-purpose", "sslserver")
-    assert_verifies(directory / "ca.crt", directory / "client.crt", "-purpose", "sslclient")
-
-
-@pytest.mark.parametrize(
-    ("count", "addresses"), [(1021, ("127.0.0.1",)), (1022, ("127.0.0.1",)), (1021, ()), (1022, ())]
-)
-def test_openssl_verifies_as_many_constrained_hosts_as_the_configuration_takes(
-    tmp_path: Path, count: int, addresses: Tuple[str, ...]
-) -> None:
-    hosts = tuple(f"h{number}.test" for number in range(count))
-    settings = config.defaults(tmp_path).certs
-    comparisons = config.comparisons(replace(settings, server_dns_sans=hosts, server_ip_sans=addresses))
-    names = replace(SETTINGS, name_constraints=True, server_dns_sans=hosts, server_ip_sans=addresses)
-    prepare(tmp_path / "certs", names)
-    done = openssl("verify", "-CAfile", tmp_path / "certs/ca.crt", tmp_path / "certs/server.crt")
-    assert (done.returncode == 0) is (comparisons <= 2**20)
-
-
-def test_a_constrained_authority_without_listed_addresses_covers_no_address(tmp_path: Path) -> None:
-    certificate_settings = replace(SETTINGS, name_constraints=True, server_ip_sans=())
-    authority = prepare(tmp_path / "certs", certificate_settings)
-    for host in ("127.0.0.1", "::1"):
-        assert not authority.may_certify(host)
-        context = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS)).context(host)
-        with pytest.raises(ssl.SSLCertVerificationError, match="excluded subtree violation"):
-            shake_hands(context, trusting(tmp_path / "certs/ca.crt"), host)
-
-
-def test_an_authority_without_constraints_may_issue_for_every_host(authority: CertificateAuthority) -> None:
-    assert authority.may_certify("anything.at.all") and authority.may_certify("203.0.113.1")
-
-
-def test_a_root_is_not_sent_to_clients_that_have_it(authority: CertificateAuthority) -> None:
-    assert authority.chain_pem == b""
-
-
-@pytest.mark.parametrize("verifying", [False, True])
-def test_the_root_that_clients_have_is_not_sent_to_them(authority: CertificateAuthority, verifying: bool) -> None:
-    """Only where it has to be known here to verify clients: OpenSSL then puts it into the chain by itself."""
-    context = LeafCertificateCache(authority, LeafSettings(LEAF_DAYS, verifying)).context("origin.test")
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    hello, rest = ssl.MemoryBIO(), ssl.MemoryBIO()
-    trusting = ssl.create_default_context(cadata=authority.pem.decode())
-    client = trusting.wrap_bio(rest, hello, server_hostname="origin.test")
-    with pytest.raises(ssl.SSLWantReadError):
-        client.do_handshake()
-    incoming.write(hello.read())
-    server = context.wrap_bio(incoming, outgoing, server_side=True)
-    with pytest.raises(ssl.SSLWantReadError):
-        server.do_handshake()
-    flight = outgoing.read()
-    rest.write(flight)
-    client.do_handshake()
-    leaf = client.getpeercert(binary_form=True)
-    assert leaf is not None
-    root = ssl.PEM_cert_to_DER_cert(authority.pem.decode())
-    assert (len(flight) > len(leaf) + len(root)) is verifying
+    assert_verifies(tmp_path / "ca.crt", tmp_path / "server.crt", "-purpose", "sslserver")
+    assert_verifies(tmp_path / "ca.crt", tmp_path / "client.crt", "-purpose", "sslclient")
