@@ -26,7 +26,7 @@ from tls.openssl import require_close_notify
 
 HOST = "a.example"
 TIMEOUT = 30.0  # seconds; a wait that reaches it has failed
-SOON = 0.05  # seconds; for waits that are meant to end by themselves
+SOON = 0.01  # seconds; for waits that are meant to end by themselves
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from typing import Callable, Iterator, List, Optional, Tuple, Union
+from typing import Callable, List, Optional, Tuple, Union
 
 import pytest
 from support.pairs import SOON, TIMEOUT, Pairs, in_thread, read_all, reset
@@ -23,12 +23,6 @@ MEGABYTE = bytes(range(256)) * 4096
 
 def length(raw: int) -> BodyFraming:
     return BodyFraming(Framing.LENGTH, raw)
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    with Pairs() as pairs:
-        yield pairs
 
 
 Far = Union[socket.socket, ssl.SSLSocket]
@@ -114,7 +108,7 @@ def test_a_short_delimited_body_is_incomplete_whatever_follows(
     pairs: Pairs, framing: BodyFraming, sent: bytes, kind: str, end: Callable[[Far], None]
 ) -> None:
     stream, far = connect(pairs, kind)
-    stream.timeout = SOON if end is stall else TIMEOUT
+    stream.timeout = 5 * SOON if end is stall else TIMEOUT
     far.sendall(sent)
     end(far)
     taken, complete = take(BodyReader(stream, framing))
@@ -132,7 +126,7 @@ def test_a_body_until_close_is_complete_only_after_a_clean_end(
     pairs: Pairs, kind: str, end: Callable[[Far], None], complete: bool
 ) -> None:
     stream, far = connect(pairs, kind)
-    stream.timeout = SOON if end is stall else TIMEOUT
+    stream.timeout = 5 * SOON if end is stall else TIMEOUT
     far.sendall(BODY)
     reader = BodyReader(stream, CLOSE)
     assert not reader.delimited
