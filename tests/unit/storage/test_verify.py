@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import pytest
 
+import dduct
 from cache import Cache, Lead
 from storage.entry import Entry, Lost
 from storage.locks import try_lock
@@ -23,7 +22,6 @@ from transfers.hold_back import HOLD_BACK
 from transfers.recheck import VerifyingReader
 from transfers.states import FillFailed
 
-ROOT = Path(__file__).resolve().parents[3]
 META = Metadata("https://h/x", (), 1000.0)
 BODY = random.Random(0).randbytes(3 * HOLD_BACK)  # whose hash is known not to begin like that of `misplaced`
 
@@ -229,23 +227,25 @@ def test_a_name_that_no_bytes_can_have_is_damage(cache: Cache, tmp_path: Path, l
     assert lines == [f"{odd}: its bytes do not match the digest in its name"]
 
 
-def test_verify_runs_from_the_command_line(shelf: List[Path], tmp_path: Path) -> None:
+def test_verify_runs_from_the_command_line(
+    shelf: List[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     configuration = tmp_path.parent / f"{tmp_path.name}.toml"
     configuration.write_text(f"[misc]\nfile_dir = '{tmp_path}'\n")
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "dduct.py"), "verify", *arguments, "--cfg", str(configuration)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+    def run(*arguments: str) -> Tuple[int, str, str]:
+        status = dduct.main(["verify", *arguments, "--cfg", str(configuration)])
+        return (status, *capsys.readouterr())
 
     try:
-        found = run()
-        assert found.returncode == 1 and found.stderr == ""
-        assert f"{shelf[0]}: 100 bytes instead of {len(BODY) + 1}\n" in found.stdout
-        assert "3 right, 4 damaged (0 removed), 1 without a hash; 0.6 MB" in found.stdout
-        fixed = run("--fix")
-        assert fixed.returncode == 0 and "4 damaged (4 removed)" in fixed.stdout
-        assert run().stdout.startswith("3 right, 0 damaged (0 removed), 1 without a hash")
+        status, out, error = run()
+        assert (status, error) == (1, "")
+        assert f"{shelf[0]}: 100 bytes instead of {len(BODY) + 1}\n" in out
+        assert "3 right, 4 damaged (0 removed), 1 without a hash; 0.6 MB" in out
+        status, out, _ = run("--fix")
+        assert status == 0 and "4 damaged (4 removed)" in out
+        assert run()[1].startswith("3 right, 0 damaged (0 removed), 1 without a hash")
         configuration.write_text("[misc]\nfile_dir = '/nowhere/at/all'\n")
-        assert run().returncode == 2
+        assert run()[0] == 2
     finally:
         configuration.unlink()
