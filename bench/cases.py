@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict
 
-from servers import HOST, MANY, TUNNELLED
+from programs import HOST, TUNNELLED
+from servers import MANY, MIX
 
 
 @dataclass(frozen=True)
 class Case:
     """One case: `path` (`%d` runs through `objects`), the number of requests, of connections at a time, the unit.
 
-    The unit `ms (p99)` is the 99th percentile of the time of a request, in milliseconds.
+    The unit `ms (p99)` is the 99th percentile of the time of a request, in milliseconds. A short case is measured
+    `repeats` times in each round. One that is `tedious` has a crowd of clients: Squid takes minutes for it.
     """
 
     name: str
@@ -24,6 +26,8 @@ class Case:
     objects: int = 1
     miss: bool = False
     host: str = HOST
+    repeats: int = 1
+    tedious: bool = False
 
     @property
     def new_objects(self) -> bool:
@@ -35,10 +39,10 @@ class Case:
         """Whether its values are times."""
         return self.unit in ("s", "ms", "ms (p99)")
 
-    @property
-    def tedious(self) -> bool:
-        """Whether it has many clients, for which Squid takes minutes."""
-        return self.connections >= 100
+    def shortened(self) -> Case:
+        """The same with fewer requests: at least one for each object and connection."""
+        least = max(self.objects, 2 * self.connections if self.once else self.connections)
+        return replace(self, requests=max(least, self.requests // 4), repeats=min(self.repeats, 2))
 
     def value(self, figures: Dict[str, float]) -> float:
         """The case's figure, computed from the client's output."""
@@ -54,19 +58,26 @@ class Case:
 
 
 _EACH = "/miss/{round}/each/%d.deb"  # different objects, each asked for once
+_KEPT = "/each/%d.deb"  # hot objects on kept connections
+_MIX = "/miss/{round}/mix/%d.tgz"
+_VALIDATED = "/validated/each/%d.deb"  # the origin says no-cache, and has an ETag
 
 CASES = (
     Case("4,000 hits of 4 KiB, each once, 8 connections", _EACH, MANY, 8, "req/s", objects=MANY),
-    Case("the same, 16 connections", _EACH, MANY, 16, "ms (p99)", objects=MANY),
+    Case("4,000 hits of 4 KiB, each once, 16 connections, slowest", _EACH, MANY, 16, "ms (p99)", objects=MANY),
     Case("4,000 misses of 4 KiB, each once, 8 connections", _EACH, MANY, 8, "req/s", objects=MANY, miss=True),
-    Case("500 objects of 4 KiB, keep-alive, 16 connections", "/each/%d.deb", 10_000, 16, "req/s", objects=500),
-    Case("4 KiB hits, keep-alive, 16 connections", "/small.deb", 30_000, 16, "req/s"),
+    Case("4,000 validated hits of 4 KiB, 16 connections", _VALIDATED, MANY, 16, "req/s", objects=MANY),
+    Case("300 hits of 1 to 60 KiB, each once, 16 new connections", _MIX, MIX, 16, "req/s", objects=MIX, repeats=5),
+    Case("4 KiB hits on 500 objects, 16 connections", _KEPT, 10_000, 16, "req/s", objects=500),
+    Case("4 KiB hits on one object, 16 connections", "/small.deb", 30_000, 16, "req/s"),
+    Case("4 KiB hits on 500 objects, 200 connections", _KEPT, 40_000, 200, "req/s", objects=500),
+    Case("4 KiB hits on 500 objects, 200 connections, slowest", _KEPT, 40_000, 200, "ms (p99)", objects=500),
     Case("4 KiB hits, a connection each", "/small.deb", 3_000, 16, "req/s", once=True),
     Case("1 MiB hits, 8 connections", "/middle.deb", 1_500, 8, "MB/s"),
     Case("256 MiB hits, 4 connections", "/large.deb", 8, 4, "MB/s"),
     Case("256 MiB miss, one client", "/miss/{round}/large.deb", 1, 1, "MB/s", miss=True),
-    Case("32 MiB miss, 200 clients", "/crowd/{round}/crowd.deb", 200, 200, "s", miss=True),
-    Case("32 MiB hit, 200 clients", "/crowd.deb", 200, 200, "s"),
+    Case("32 MiB miss, 200 clients", "/crowd/{round}/crowd.deb", 200, 200, "s", miss=True, tedious=True),
+    Case("32 MiB hit, 200 clients", "/crowd.deb", 200, 200, "s", tedious=True),
     Case("first byte of a miss", "/slow/{round}-%d/middle.deb", 10, 1, "ms", objects=10, miss=True),
     # One connection per request: kept ones would share one or two of the origin's processes for a whole round.
     Case("blind tunnel, 256 MiB, 4 connections", "/large.deb", 16, 4, "MB/s", once=True, host=TUNNELLED),

@@ -2,44 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Iterator, List, Tuple
+from typing import Callable, Iterable, Iterator, List, Tuple
 
 from cases import Case
-from servers import HOST, MEGA, ROOT, TUNNELLED, Bench, Program, free_port, wait_for, warm_memory
-
-from storage.record import Metadata, Record
-from storage.records import boot_id
+from objects import SIZE, write_objects
+from programs import HOST, ROOT, TUNNELLED, Program, free_port
+from servers import MEGA, Bench, warm_memory
 
 Figure = Tuple[str, str]
 _IDLE = 1000  # connections
+_HELD = 500  # connections while the memory of a worker is measured
 _FOLDERS = 1000  # each with a thousandth of the objects
-_SIZE = 4096  # bytes of an object
 _ROUNDS = 5
 _CROWDS = 3  # rounds with many clients, of two minutes each
+_FEW, _MANY = 4, 64  # connections to one process
 
 
 def figures(bench: Bench, objects: int) -> Iterator[Figure]:
     """The name and value of each figure; some take minutes."""
     dduct = bench.proxies["dduct"]
     assert dduct is not None
-    for make in (_start_up, _memory, _crowd):
-        for name, value in make(bench, dduct):
-            print(f"  {name:60} {value}", flush=True)
-            yield name, value
-    for name, value in _scale(bench, dduct, objects):
+    yield from quick_figures(bench)
+    yield from _shown(_crowd(bench, dduct))
+    yield from _shown(_scale(bench, dduct, objects))
+
+
+def quick_figures(bench: Bench) -> Iterator[Figure]:
+    """Those that take less than half a minute in all."""
+    dduct = bench.proxies["dduct"]
+    assert dduct is not None
+    parts: List[Callable[[Bench, Program], Iterator[Figure]]] = [_start_up, _memory, _workers_memory, _one_process]
+    for make in parts:
+        yield from _shown(make(bench, dduct))
+
+
+def _shown(made: Iterable[Figure]) -> Iterator[Figure]:
+    for name, value in made:
         print(f"  {name:60} {value}", flush=True)
         yield name, value
+
+
+def check_validation(bench: Bench) -> None:
+    """Raise SystemExit unless dduct validates each hit on objects that say `no-cache`: else their case means little."""
+    dduct = bench.proxies["dduct"]
+    assert dduct is not None
+    count = 200
+    case = Case("validation", "/checked/each/%d.deb", count, 16, "req/s", objects=count)
+    bench.load(case, dduct.port, "")
+    before = bench.validations()
+    bench.load(case, dduct.port, "")
+    validated = bench.validations() - before
+    if validated != count:
+        raise SystemExit(f"of {count} hits that have to be validated, {validated} were")
 
 
 def _start_up(bench: Bench, _: Program) -> Iterator[Figure]:
@@ -52,45 +78,75 @@ def _start_up(bench: Bench, _: Program) -> Iterator[Figure]:
             f"[proxy]\ntcp_bind = '{HOST}:{port}'\ntls_bind = ''\n"
         )
         began = time.monotonic()
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "dduct.py"), "--cfg", str(place / "dduct.toml")], stderr=subprocess.DEVNULL
-        )
-        try:
-            wait_for(port)
-            yield name, f"{time.monotonic() - began:.2f} s"
-        finally:
-            process.terminate()
-            process.wait(20)
+        command = (sys.executable, ROOT / "dduct.py", "--cfg", place / "dduct.toml")
+        program = Program(port, *command, log=place / "log")
+        seconds = time.monotonic() - began
+        program.stop()
+        yield name, f"{seconds:.2f} s"
+
+
+@contextlib.contextmanager
+def _connections(bench: Bench, dduct: Program, host: str, count: int) -> Iterator[None]:
+    """Connections to `host` through dduct, with one request done on each, idle until the context ends."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with ExitStack() as stack:
+        for _ in range(count):
+            sock = stack.enter_context(socket.create_connection((HOST, dduct.port), 30))
+            sock.sendall(f"CONNECT {host}:{bench.origin} HTTP/1.1\r\nHost: {host}:{bench.origin}\r\n\r\n".encode())
+            sock.recv(4096)
+            tls = stack.enter_context(context.wrap_socket(sock, server_hostname=host))
+            tls.sendall(f"GET /small.deb HTTP/1.1\r\nHost: {host}:{bench.origin}\r\n\r\n".encode())
+            size = 0
+            while size < SIZE:
+                size += len(tls.recv(16384))
+        time.sleep(1)  # tunnels release their buffers a little later
+        yield
 
 
 def _memory(bench: Bench, dduct: Program) -> Iterator[Figure]:
     """Memory of an intercepted connection between two requests, and of an idle tunnel."""
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     yield "memory at work, all processes", f"{_pss(dduct) / MEGA:.0f} MiB"
     for what, host in (("intercepted connection", HOST), ("tunnel", TUNNELLED)):
-        with ExitStack() as stack:
-            before = _pss(dduct)
-            for _ in range(_IDLE):
-                sock = stack.enter_context(socket.create_connection((HOST, dduct.port)))
-                sock.sendall(f"CONNECT {host}:{bench.origin} HTTP/1.1\r\nHost: {host}:{bench.origin}\r\n\r\n".encode())
-                sock.recv(4096)
-                tls = stack.enter_context(context.wrap_socket(sock, server_hostname=host))
-                tls.sendall(f"GET /small.deb HTTP/1.1\r\nHost: {host}:{bench.origin}\r\n\r\n".encode())
-                size = 0
-                while size < _SIZE:
-                    size += len(tls.recv(16384))
-            time.sleep(1)  # tunnels release their buffers a little later
+        before = _pss(dduct)
+        with _connections(bench, dduct, host, _IDLE):
             yield f"an idle {what}", f"{(_pss(dduct) - before) / _IDLE / 1024:.0f} KiB"
+
+
+def _workers_memory(bench: Bench, dduct: Program) -> Iterator[Figure]:
+    """Memory of one process that has all the connections, and no other process to share its memory with."""
+    one = bench.start_dduct("held", workers=1)
+    with _connections(bench, one, HOST, _HELD):
+        rss, pss = (_sum(one.pids(), kind) / MEGA for kind in ("Rss", "Pss"))
+        yield f"a worker with {_HELD} connections", f"RSS {rss:.0f} MiB, PSS {pss:.0f} MiB"
+    one.stop()
+
+
+def _one_process(bench: Bench, _: Program) -> Iterator[Figure]:
+    """Whether one process does less work where it has more connections; in rounds."""
+    one = bench.start_dduct("single", workers=1)
+    few = Case("few", "/each/%d.deb", 10_000, _FEW, "req/s", objects=500)
+    many = replace(few, connections=_MANY)
+    bench.load(replace(few, requests=few.objects), one.port, "")
+    found: List[Tuple[float, float]] = []
+    for _number in range(_ROUNDS):
+        found.append((few.value(bench.load(few, one.port, "")), many.value(bench.load(many, one.port, ""))))
+    low, high = (median(values) for values in zip(*found))
+    yield f"workers = 1: 4 KiB hits, {_FEW} connections", f"{low:,.0f} req/s"
+    yield f"workers = 1: the same, {_MANY} connections", f"{high:,.0f} req/s: {high / low:.2f} times as many"
+    one.stop()
 
 
 def _pss(dduct: Program) -> int:
     """Bytes of all its processes; shared memory counts once."""
-    pid = dduct.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return _sum(dduct.pids(), "Pss")
+
+
+def _sum(pids: Iterable[int], kind: str) -> int:
+    """Bytes of memory of processes, by a line of their smaps_rollup."""
     total = 0
-    for one in [str(pid), *children]:
-        found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{one}/smaps_rollup").read_text(), re.MULTILINE)
+    for pid in pids:
+        found = re.search(rf"^{kind}:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
         assert found
         total += int(found[1]) * 1024
     return total
@@ -121,7 +177,10 @@ def _scale(bench: Bench, dduct: Program, objects: int) -> Iterator[Figure]:
     again = Case("again", "/scale/%d/0.deb", 30_000, 16, "req/s", objects=_FOLDERS)
     crowded = bench.start_dduct("crowded")
     began = time.monotonic()
-    roots = [_fill(bench, name, count) for name, count in (("dduct", 2), ("crowded", objects // _FOLDERS))]
+    roots = [
+        write_objects(bench.directory / name / "files", f"{HOST}:{bench.origin}", "scale", _FOLDERS, count)
+        for name, count in (("dduct", 2), ("crowded", objects // _FOLDERS))
+    ]
     print(f"  {objects:,} objects were put into the cache in {time.monotonic() - began:.0f} s", flush=True)
     os.sync()
     few: List[float] = []
@@ -147,22 +206,3 @@ def _scale(bench: Bench, dduct: Program, objects: int) -> Iterator[Figure]:
 
 def _once(number: int) -> Case:
     return Case("once", f"/scale/%d/{number}.deb", _FOLDERS, 16, "req/s", objects=_FOLDERS)
-
-
-def _fill(bench: Bench, name: str, count: int) -> Path:
-    """Write objects as the dduct called `name` stores them, `count` in each folder; their top folder."""
-    root = bench.directory / name / "files/https" / f"{HOST}:{bench.origin}" / "scale"
-    fields = (("Content-Type", "application/octet-stream"), ("Cache-Control", "max-age=86400"))
-    body = os.urandom(_SIZE)
-    for folder in range(_FOLDERS):
-        (root / str(folder)).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            path = f"{root}/{folder}/{number}.deb"
-            url = f"https://{HOST}:{bench.origin}/scale/{folder}/{number}.deb"
-            record = Record(
-                Metadata(url, fields, time.time(), near=True), _SIZE, "0" * 64, boot=boot_id(), durable=True
-            )
-            with open(path, "wb") as file:
-                file.write(body)
-            os.setxattr(path, "user.dduct", record.encode())
-    return root

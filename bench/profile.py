@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Counter, Iterator, Tuple
 
 from cases import CASES, Case
-from servers import Bench, Program
+from programs import Program
+from servers import Bench
 
 from bench import started
 

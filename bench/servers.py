@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-import signal
-import socket
+import random
 import subprocess
-import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
+from typing import TYPE_CHECKING, Dict, List, Optional
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from programs import HERE, HOST, TUNNELLED, Program, free_port, need, start_dduct, start_squid
 
 from tls.authority import CertificateAuthority
 
@@ -28,24 +20,7 @@ if TYPE_CHECKING:
 
 MEGA = 1024 * 1024
 MANY = 4000  # objects of the cases with many
-HOST = "127.0.0.1"
-TUNNELLED = "127.0.0.2"  # the same origin, by a name that is not intercepted
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(port: int) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            socket.create_connection((HOST, port), 1).close()
-            return
-        time.sleep(0.02)
-    raise SystemExit(f"nobody listens on port {port}")
+MIX = 300  # objects of mixed sizes, as npm fetches them
 
 
 def warm_memory(directory: Path) -> None:
@@ -64,24 +39,6 @@ def warm_memory(directory: Path) -> None:
         path.unlink()
 
 
-class Program:
-    """A server process that runs until the end."""
-
-    def __init__(self, port: int, *command: object, log: Path, **more: Any) -> None:
-        self.port = port
-        with log.open("w") as output:
-            self.process = subprocess.Popen([str(word) for word in command], stdout=output, stderr=output, **more)
-        wait_for(port)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
 class Bench:
     """The origin, the proxies, and the client."""
 
@@ -90,11 +47,22 @@ class Bench:
         self._stack = stack
         directory.chmod(0o755)
         self.authority = CertificateAuthority.generate("bench", 2048, 30)
-        (directory / "crowd.log").touch()
+        for name in ("crowd.log", "checked.log"):
+            (directory / name).touch()
         (directory / "origin-ca.pem").write_bytes(self.authority.pem)
         pair = self.authority.issue_server(ec.generate_private_key(ec.SECP256R1()), HOST, [HOST], 30)
         (directory / "origin.pem").write_bytes(pair.certificate_pem + pair.key_pem)
-        data = directory / "data"
+        self._write_data()
+        self.client = directory / "load"
+        flags = ["-O2", "-o", str(self.client), str(HERE / "load.c"), "-lssl", "-lcrypto", "-lpthread"]
+        subprocess.run([os.environ.get("CC", "cc"), *flags], check=True)
+        self.origin = self._start_nginx()
+        self.proxies: Dict[str, Optional[Program]] = {"dduct": self.start_dduct("dduct")}
+        if not only_dduct:
+            self.proxies["Squid"] = self._start_squid()
+
+    def _write_data(self) -> None:
+        data = self.directory / "data"
         data.mkdir()
         for name, size in (
             ("small.deb", 4096),
@@ -108,16 +76,12 @@ class Bench:
         (data / "each").mkdir()
         for number in range(MANY):
             (data / "each" / f"{number}.deb").write_bytes(os.urandom(4096))
-        self.client = directory / "load"
-        flags = ["-O2", "-o", str(self.client), str(HERE / "load.c"), "-lssl", "-lcrypto", "-lpthread"]
-        subprocess.run([os.environ.get("CC", "cc"), *flags], check=True)
-        self.origin = self._start_nginx()
-        self.proxies: Dict[str, Optional[Program]] = {"dduct": self.start_dduct("dduct")}
-        if not only_dduct:
-            self.proxies["Squid"] = self._start_squid()
+        (data / "mix").mkdir()
+        sizes = random.Random(1)
+        for number in range(MIX):  # 1 to 60 KiB, half of them below 8 KiB
+            (data / "mix" / f"{number}.tgz").write_bytes(os.urandom(int(1024 * 60 ** sizes.random())))
 
-    def _start(self, port: int, *command: object, name: str, **more: Any) -> Program:
-        program = Program(port, *command, log=self.directory / f"{name}.log", **more)
+    def _keep(self, program: Program) -> Program:
         self._stack.callback(program.stop)
         return program
 
@@ -129,6 +93,7 @@ class Bench:
             daemon off; worker_processes auto; pid {self.directory}/nginx.pid; error_log {self.directory}/nginx.err;
             events {{ worker_connections 4096; }}
             http {{
+                log_format status '$status';
                 access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000; types {{ }}
                 default_type application/octet-stream; etag on;
                 server {{
@@ -139,81 +104,36 @@ class Bench:
                     root {self.directory}/data;
                     location ~ ^/miss/[^/]+/(.*)$ {{ try_files /$1 =404; }}
                     location ~ ^/crowd/[^/]+/(.*)$ {{ access_log {self.directory}/crowd.log; try_files /$1 =404; }}
+                    location ~ ^/validated/(.*)$ {{ add_header Cache-Control "no-cache"; try_files /$1 =404; }}
+                    location ~ ^/checked/(.*)$ {{
+                        access_log {self.directory}/checked.log status;
+                        add_header Cache-Control "no-cache"; try_files /$1 =404;
+                    }}
                     location ~ ^/slow/[^/]+/(.*)$ {{ limit_rate 2m; try_files /$1 =404; }}
                 }}
             }}
             """
         )
-        self._start(port, "nginx", "-p", self.directory, "-c", configuration, name="nginx")
+        self._keep(
+            Program(port, need("nginx"), "-p", self.directory, "-c", configuration, log=self.directory / "nginx.log")
+        )
         return port
 
-    def start_dduct(self, name: str) -> Program:
+    def start_dduct(self, name: str, workers: int = 0) -> Program:
         """Start a dduct with its own cache and authority, in the directory `name`."""
-        port = free_port()
-        place = self.directory / name
-        place.mkdir()
-        (place / "dduct.toml").write_text(
-            f"""
-            [misc]
-            log_level = 'warn'
-            cert_dir = '{place}/certs'
-            file_dir = '{place}/files'
-            [proxy]
-            tcp_bind = '{HOST}:{port}'
-            tls_bind = ''
-            upstream_ca = '{self.directory}/origin-ca.pem'
-            [cache]
-            min_free = ''
-            [certs]
-            rsa_key_bits = 2048
-            server_ip_sans = ['{HOST}']
-            """
-        )
-        command = (sys.executable, ROOT / "dduct.py", "--cfg", place / "dduct.toml")
-        return self._start(port, *command, name=f"{name}-log")
+        return self._keep(start_dduct(self.directory / name, self.directory / "origin-ca.pem", workers=workers))
 
     def _start_squid(self) -> Optional[Program]:
-        program = shutil.which("squid", path=os.environ["PATH"] + ":/usr/sbin")
-        if program is None:
-            return None
-        port = free_port()
-        place = self.directory / "squid"
-        place.mkdir()
-        authority = CertificateAuthority.generate("squid", 3072, 30)
-        (place / "ca.pem").write_bytes(authority.pem + authority.key_pem)
-        generator = "/usr/lib/squid/security_file_certgen"
-        subprocess.run([generator, "-c", "-s", place / "ssl_db", "-M", "16MB"], check=True, stdout=subprocess.DEVNULL)
-        (place / "squid.conf").write_text(
-            f"""
-            http_port {HOST}:{port} ssl-bump generate-host-certificates=on tls-cert={place}/ca.pem
-            sslcrtd_program {generator} -s {place}/ssl_db -M 16MB
-            sslcrtd_children 5 startup=5
-            acl tunnelled dst {TUNNELLED}
-            ssl_bump splice tunnelled
-            ssl_bump bump all
-            tls_outgoing_options cafile={self.directory}/origin-ca.pem
-            http_access allow all
-            maximum_object_size 1 GB
-            cache_mem 512 MB
-            maximum_object_size_in_memory 512 KB
-            cache_dir ufs {place}/cache 8192 16 256
-            access_log none
-            cache_log {place}/cache.log
-            pid_filename {place}/pid
-            visible_hostname bench
-            shutdown_lifetime 1 second
-            """
-        )
-        shutil.chown(place, "proxy", "proxy")
-        for path in place.rglob("*"):
-            shutil.chown(path, "proxy", "proxy")
-        self.directory.chmod(0o755)
-        subprocess.run([program, "-z", "-N", "-f", place / "squid.conf"], check=True, capture_output=True)
-        return self._start(port, program, "-N", "-f", place / "squid.conf", name="squid-log")
+        program = start_squid(self.directory / "squid", self.directory / "origin-ca.pem")
+        return program and self._keep(program)
 
     def transfers(self) -> int:
         """How many objects of the many-clients cases the origin has sent."""
         return len((self.directory / "crowd.log").read_text().splitlines())
+
+    def validations(self) -> int:
+        """How many questions below `/checked` the origin has answered with 304."""
+        return (self.directory / "checked.log").read_text().split().count("304")
 
     def load(self, case: Case, proxy: Optional[int], number: str) -> Dict[str, float]:
         """Run one measurement; its figures."""
