@@ -9,7 +9,7 @@ QUICK := $(addprefix tests/unit/,protocol storage tls transfers monitoring fetch
 FOLDERS := server proxy fetching pages upstream transfers net storage protocol tls monitoring
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick coverage test-all test-workers test-clients test-hard test-packages test-image bench profile check format readme \
+.PHONY: help run test quick coverage test-all test-workers test-clients test-hard test-packages test-image bench bench-clients profile check format readme \
 	dist pyz pyz-fat deb container image release clean
 
 help: ## say what there is
@@ -66,8 +66,11 @@ test-packages: $(VENV)/.stamp .venv-packages/.stamp ## try every artefact where 
 bench: $(VENV)/.stamp ## dduct, Squid and nginx side by side (as root; needs nginx, squid-openssl, cc, libssl-dev)
 	$(BIN)/python bench/bench.py $(BENCH_ARGS)
 
+bench-clients: $(VENV)/.stamp ## npm, pip, apt and skopeo through dduct, Squid and straight (as root; needs docker-registry, apt-utils, too)
+	$(BIN)/python bench/real_clients.py $(BENCH_ARGS)
+
 profile: .venv-bench/.stamp ## where dduct spends its time, case by case (as root)
-	.venv-bench/bin/python bench/profile.py $(BENCH_ARGS)
+	.venv-bench/bin/python bench/profiling.py $(BENCH_ARGS)
 
 .venv-bench/.stamp: requirements.txt bench/requirements.txt
 	$(PYTHON) -m venv .venv-bench

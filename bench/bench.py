@@ -23,7 +23,7 @@ from typing import Dict, Iterator, List, Optional, Sequence
 
 from cases import CASES, Case
 from figures import check_validation, figures, quick_figures
-from programs import HERE, Program
+from programs import HERE, Program, end_on_signals
 from report import Report
 from servers import Bench, warm_memory
 
@@ -83,6 +83,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="less than three minutes, for CI")
     options = parser.parse_args()
     rounds = options.rounds or (_QUICK_ROUNDS if options.quick else _ROUNDS)
+    end_on_signals()
     cases = wanted(options.only, options.quick)
     with started() as bench:
         check_validation(bench)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Sequence
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -42,6 +42,15 @@ def need(name: str) -> str:
     if found is None:
         raise SystemExit(f"needs {name}")
     return found
+
+
+def end_on_signals() -> None:
+    """Let SIGTERM raise SystemExit, so that whatever was started ends, and its files go."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 class Program:
@@ -86,8 +95,13 @@ class Program:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def start_dduct(place: Path, upstream_ca: Path, certificates: Optional[Path] = None, workers: int = 0) -> Program:
-    """A dduct with an empty cache in the new directory `place`, and the CA in `certificates` or one of its own."""
+def start_dduct(
+    place: Path, upstream_ca: Path, certificates: Optional[Path] = None, workers: int = 0, hosts: Sequence[str] = ()
+) -> Program:
+    """A dduct with an empty cache in the new directory `place`, and the CA in `certificates` or one of its own.
+
+    It intercepts HOST and `hosts`.
+    """
     port = free_port()
     place.mkdir()
     (place / "dduct.toml").write_text(
@@ -105,6 +119,7 @@ def start_dduct(place: Path, upstream_ca: Path, certificates: Optional[Path] = N
         min_free = ''
         [certs]
         rsa_key_bits = 2048
+        server_dns_sans = {list(hosts)}
         server_ip_sans = ['{HOST}']
         """
     )
@@ -113,7 +128,7 @@ def start_dduct(place: Path, upstream_ca: Path, certificates: Optional[Path] = N
 
 
 def start_squid(place: Path, upstream_ca: Path) -> Optional[Program]:
-    """A Squid with an empty cache in the new directory `place`, its CA in `ca.pem` there; None where it is missing."""
+    """A Squid with an empty cache in the new directory `place`, its CA in `ca.crt` there; None where it is missing."""
     program = find("squid")
     if program is None:
         return None
@@ -121,6 +136,7 @@ def start_squid(place: Path, upstream_ca: Path) -> Optional[Program]:
     place.mkdir()
     authority = CertificateAuthority.generate("squid", 3072, 30)
     (place / "ca.pem").write_bytes(authority.pem + authority.key_pem)
+    (place / "ca.crt").write_bytes(authority.pem)
     subprocess.run([_GENERATOR, "-c", "-s", place / "ssl_db", "-M", "16MB"], check=True, stdout=subprocess.DEVNULL)
     (place / "squid.conf").write_text(
         f"""

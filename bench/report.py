@@ -70,7 +70,7 @@ class Report:
             "run, and nothing else. The worst cases come first. A validated hit is compared with nginx's plain hits,\n"
             "which ask nobody. Squid takes minutes for crowds, and has done each of them once."
         )
-        return "\n\n".join(["# Results", how, _machine(), self.table(), self.figures(), "![ratios](results.svg)\n"])
+        return "\n\n".join(["# Results", how, machine(), self.table(), self.figures(), "![ratios](results.svg)\n"])
 
     def plot(self) -> str:
         """An SVG bar chart: how many times as fast as nginx and as Squid dduct is."""
@@ -94,7 +94,7 @@ class Report:
         return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', key, line, *rows, "</svg>\n"])
 
 
-def _machine() -> str:
+def machine() -> str:
     model = "unknown processor"
     with contextlib.suppress(OSError):
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]

@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.x509 import load_pem_x509_certificate
 from support.client import wait_until
+from support.images import write_image
 
-from clients.test_registries import content, write_image
+from clients.test_registries import content
 from clients.workshop import REGISTRY, TOKENS, Dduct, Registry, Workshop, clean_environment, require, run
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where does dduct spend its time? Each case under load, seen by py-spy: the functions that were running.
 
-profile.py [--seconds N] [--only WORD …]
+profiling.py [--seconds N] [--only WORD …]
 """
 
 from __future__ import annotations
