@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from kinds import Command, Image, Kind, Origin, Way
+from jobs import Command, run_together
+from kinds import Image, Kind, Origin, Way
 from programs import HERE, HOST, Program, free_port, need, start_dduct, start_squid
 
 from tls.authority import CertificateAuthority
 
 NAME = "origin.test"
-_TIMEOUT = 300.0  # seconds for a client
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ http:
         log = self.directory / "registry.log"
         self._keep(Program(port, need("docker-registry"), "serve", configuration, log=log))
         for image in images:
-            _run(image.push(f"{NAME}:{port}", self._ca), self.directory, self.directory / "push.log")
+            run_together([[image.push(f"{NAME}:{port}", self._ca)]], [self.directory])
             shutil.rmtree(image.layout)
         return port
 
@@ -164,8 +162,7 @@ http:
         os.sync()  # what others have written is not written meanwhile
         cpu = proxy.program.cpu() if proxy is not None else 0.0
         began = time.monotonic()
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(_run_all, prepared, places))
+        run_together(prepared, places)
         seconds = time.monotonic() - began
         cpu = proxy.program.cpu() - cpu if proxy is not None else 0.0
         for place in places:
@@ -173,34 +170,3 @@ http:
                 raise SystemExit(f"{name}: {kind.found(place)} of {kind.count} have arrived")
             shutil.rmtree(place)
         return Took(seconds, cpu)
-
-
-def _run_all(commands: Sequence[Command], place: Path) -> None:
-    for command in commands:
-        _run(command, place, place / "log")
-
-
-def _run(command: Command, home: Path, log: Path) -> None:
-    """Run a client in a new environment; raises SystemExit where it fails or takes longer than `_TIMEOUT`."""
-    environment = {"PATH": os.environ["PATH"] + ":/usr/sbin:/sbin", "HOME": str(home), "LANG": "C.UTF-8"}
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command.words,
-            env={**environment, **command.environment},
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            status: Optional[int] = process.wait(_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, 9)
-                process.wait()
-    if status != 0:
-        ended = f"took more than {_TIMEOUT:g} s" if status is None else f"ended with {status}"
-        raise SystemExit(f"{' '.join(command.words[:6])} {ended}:\n{log.read_text(errors='replace')[-3000:]}")

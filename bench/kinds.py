@@ -6,10 +6,11 @@ import json
 import os
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
+from jobs import Command
 from programs import ROOT, find
 from repositories import write_debs, write_npm, write_packuments, write_wheels
 
@@ -35,14 +36,6 @@ class Way:
 
     proxy: Optional[str]
     ca: Path
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command of a client, with all of its environment except PATH and HOME."""
-
-    words: Tuple[str, ...]
-    environment: Dict[str, str] = field(default_factory=dict)
 
 
 class Kind(ABC):

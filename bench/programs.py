@@ -45,9 +45,10 @@ def need(name: str) -> str:
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM raise SystemExit, so that whatever was started ends, and its files go."""
+    """Let SIGTERM raise SystemExit, once, so that whatever was started ends, and its files go."""
 
     def end(number: int, _: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would cut the cleaning short
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)

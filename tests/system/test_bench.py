@@ -17,6 +17,7 @@ import pytest
 from cases import CASES, Case
 from client_report import Row, table
 from distant import Took
+from jobs import Command, run_together
 from kinds import Npm, NpmInstall, Origin, Pip, Way, kinds
 from objects import SIZE, write_objects
 from programs import HERE, Program, free_port
@@ -73,7 +74,7 @@ def test_objects_written_by_the_bench_are_hits(dduct: RunningDduct) -> None:
     for target in ("/scale/0/0.deb", "/scale/1/1.deb"):
         assert len(dduct.fetch(origin, target).body) == SIZE
     assert origin.requests == []
-    assert dduct.counted(Counter.HITS) == 2
+    assert dduct.counted(Counter.HITS, 2) == 2
 
 
 @contextlib.contextmanager
@@ -191,6 +192,28 @@ def test_only_clients_of_a_proxy_name_it(kind: Npm, tmp_path: Path) -> None:
         said[name] = repr(commands) + "".join(path.read_text() for path in job.iterdir())
     assert "127.0.0.1:1234" in said["proxied"]
     assert "127.0.0.1:1234" not in said["straight"]
+
+
+def test_clients_that_run_at_once_have_directories_of_their_own(tmp_path: Path) -> None:
+    homes = [tmp_path / "a", tmp_path / "b"]
+    for home in homes:
+        home.mkdir()
+    run_together([[Command(("touch", "first")), Command(("mv", "first", "second"))]] * 2, homes)
+    assert all((home / "second").exists() for home in homes)
+
+
+def test_a_client_that_fails_ends_the_others_and_says_why(tmp_path: Path) -> None:
+    homes = [tmp_path / "a", tmp_path / "b"]
+    for home in homes:
+        home.mkdir()
+    jobs = [[Command(("sh", "-c", "echo no such package; exit 3"))], [Command(("sleep", "1000"))]]
+    with pytest.raises(SystemExit, match="ended with 3:\nno such package"):
+        run_together(jobs, homes)
+
+
+def test_a_client_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"took more than 0\.05 s"):
+        run_together([[Command(("sh", "-c", "sleep 1000 & wait"))]], [tmp_path], timeout=0.05)
 
 
 def test_a_missing_client_is_named() -> None:
