@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +38,11 @@ def run_together(jobs: Sequence[Sequence[Command]], homes: Sequence[Path], timeo
 
 
 class _Running:
-    """The commands that run now."""
+    """The commands that run now.
+
+    They stay in this session: the kernel would share the processors among sessions first, and a network whose process
+    waits for its share would be longer than it says. What apt starts ends with apt.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -53,7 +55,7 @@ class _Running:
         with self._lock:
             self._stopped = True
             for process in self._processes:
-                _kill(process)
+                process.kill()
 
     def run(self, commands: Sequence[Command], home: Path) -> None:
         """Run the commands of one client. Raises SystemExit."""
@@ -79,7 +81,6 @@ class _Running:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,
             )
             self._processes.append(process)
         return process
@@ -91,14 +92,7 @@ class _Running:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            with self._lock:
-                _kill(process)
-                self._processes.remove(process)
+            process.kill()
             process.wait()
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a command and all that it has started, unless it was waited for: then its number may be another's."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            with self._lock:
+                self._processes.remove(process)
