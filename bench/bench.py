@@ -53,7 +53,8 @@ def measure_once(bench: Bench, case: Case, proxy: Optional[Program], name: str, 
     """One value; `name` tells the objects of this measurement from others', `warm` puts them into the cache first."""
     port = proxy.port if proxy is not None else None
     if case.miss:
-        warm_memory(bench.directory)
+        if not case.short:
+            warm_memory(bench.directory)
     elif warm:
         bench.load(replace(case, requests=case.objects, once=False), port, name)
     return case.value(bench.load(case, port, name))

@@ -15,8 +15,9 @@ _LEAST = 300  # objects of a case that is shortened, or as many as it has
 class Case:
     """One case: `path` (`%d` runs through `objects`), the number of requests, of connections at a time, the unit.
 
-    The unit `ms (p99)` is the 99th percentile of the time of a request, in milliseconds. A short case is measured
-    `repeats` times in each round. One that is `tedious` has a crowd of clients: Squid takes minutes for it.
+    The unit `ms (p99)` is the 99th percentile of the time of a request, in milliseconds. Each round
+    measures a case `repeats` times. A `short` one shows that it runs, and not much more. One that is `tedious` has a
+    crowd of clients: Squid takes minutes for it.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     host: str = HOST
     repeats: int = 1
     tedious: bool = False
+    short: bool = False
 
     @property
     def new_objects(self) -> bool:
@@ -42,11 +44,11 @@ class Case:
         return self.unit in ("s", "ms", "ms (p99)")
 
     def shortened(self) -> Case:
-        """The same with a quarter of the requests and objects, as far as that is enough for all connections."""
+        """The same with an eighth of the requests and objects, as far as that is enough for all connections."""
         least = 3 if self.unit == "ms" else _LEAST
-        objects = min(self.objects, max(least, self.objects // 4))
-        requests = objects if self.requests == self.objects else max(objects, self.connections, self.requests // 4)
-        return replace(self, objects=objects, requests=requests, repeats=min(self.repeats, 2))
+        objects = min(self.objects, max(least, self.objects // 8))
+        requests = objects if self.requests == self.objects else max(objects, self.connections, self.requests // 8)
+        return replace(self, objects=objects, requests=requests, repeats=1, short=True)
 
     def value(self, figures: Dict[str, float]) -> float:
         """The case's figure, computed from the client's output."""
