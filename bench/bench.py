@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Dict, Iterator, List, Optional, Sequence
 
 from cases import CASES, Case
 from figures import check_validation, figures, quick_figures
-from programs import HERE, Program, end_on_signals
+from programs import HERE, Program, end_on_signals, scratch
 from report import Report
 from servers import Bench, warm_memory
 
@@ -63,11 +60,8 @@ def measure_once(bench: Bench, case: Case, proxy: Optional[Program], name: str, 
 @contextlib.contextmanager
 def started(only_dduct: bool = False) -> Iterator[Bench]:
     """All servers, or all but Squid, running until the context ends."""
-    with (
-        tempfile.TemporaryDirectory(prefix="dduct-bench-", dir=os.environ.get("BENCH_DIR", "/var/tmp")) as directory,
-        ExitStack() as stack,
-    ):
-        yield Bench(Path(directory), stack, only_dduct)
+    with scratch("dduct-bench-") as directory, ExitStack() as stack:
+        yield Bench(directory, stack, only_dduct)
 
 
 def wanted(only: Sequence[str], quick: bool) -> List[Case]:

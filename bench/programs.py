@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, List, Optional, Sequence
+from typing import Any, Iterator, List, Optional, Sequence
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -52,6 +53,17 @@ def end_on_signals() -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
+
+
+@contextlib.contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A directory for everything, on a disk. It goes in the end, and no SIGTERM cuts that short."""
+    parent = os.environ.get("BENCH_DIR", "/var/tmp")
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as directory:
+        try:
+            yield Path(directory)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Program:

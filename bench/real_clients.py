@@ -24,7 +24,7 @@ from typing import Iterator, List, Sequence
 from client_report import Measured, Row, page, table
 from distant import Place, hosts_file
 from kinds import Kind, kinds
-from programs import HERE, end_on_signals
+from programs import HERE, end_on_signals, scratch
 
 _DELAYS = (25.0, 0.0)  # milliseconds of a round trip
 _JOBS = (1, 6)
@@ -77,9 +77,8 @@ def usable(only: Sequence[str], quick: bool) -> List[Kind]:
 @contextlib.contextmanager
 def started(wanted: Sequence[Kind], delays: Sequence[float]) -> Iterator[Place]:
     """The origins with all packages, running until the context ends; then nothing is left."""
-    parent = os.environ.get("BENCH_DIR", "/var/tmp")
-    with tempfile.TemporaryDirectory(prefix="dduct-clients-", dir=parent) as directory, ExitStack() as stack:
-        yield Place(Path(directory), stack, wanted, delays)
+    with scratch("dduct-clients-") as directory, ExitStack() as stack:
+        yield Place(directory, stack, wanted, delays)
 
 
 def with_names() -> None:
