@@ -7,6 +7,9 @@ import fcntl
 import os
 import struct
 
+_READERS = 0  # the byte of a growing file that its readers lock
+_UPDATE = 1 << 62  # the byte, beyond any object, that an update of the record locks
+
 
 def try_lock(fd: int) -> bool:
     """Take the exclusive lock of an open file, without waiting; whether this process has it."""
@@ -49,18 +52,31 @@ def is_file(path: str, fd: int) -> bool:
 def show_interest(fd: int) -> None:
     """Tell the leader of a growing file, in any process, that it has a reader, until `fd` is closed."""
     with contextlib.suppress(OSError):  # without such locks, leaders assume readers
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, _READERS))
 
 
 def is_of_interest(fd: int) -> bool:
     """Whether any process has shown interest in a growing file, or cannot do so."""
     try:
-        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+        found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, _READERS))
     except OSError:
         return True
     return bool(struct.unpack_from("h", found)[0] != fcntl.F_UNLCK)
 
 
-def _flock(kind: int) -> bytes:
-    """A struct flock (fcntl(2)) for the first byte of a file."""
-    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 1, 0)
+def try_lock_record(fd: int) -> bool:
+    """Lock the record of a file, without waiting, until `fd` is closed; whether that worked.
+
+    `fd` is open for writing, and nobody else's. This lock says nothing of the file's bytes: its holder does not lead,
+    and `is_locked` does not see it. Raises OSError where the file system has no such locks.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK, _UPDATE))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _flock(kind: int, start: int) -> bytes:
+    """A struct flock (fcntl(2)) for one byte of a file."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, 1, 0)

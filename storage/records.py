@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Optional
 
 from monitoring.details import Detail
-from storage.locks import try_lock
+from storage.locks import try_lock_record
 from storage.own_files import GROWING_SUFFIX
 from storage.record import Digest, Record, RecordState, Unstorable
 
@@ -86,14 +86,13 @@ class NoRecords(Records):
 class AttributeRecords(Records):
     """In the attribute `user.dduct` of each file.
 
-    An update locks the directory `root` between processes. Where the file system cannot do that (NFS), processes may
-    undo each other's updates.
+    An update locks its own file only: one lock for all objects makes every publishing thread wait for every other.
+    Where the file system has no locks, processes may undo each other's updates, and the threads of one do not.
     """
 
-    def __init__(self, root: Path, pause: Callable[[float], None] = time.sleep) -> None:
-        self._root = root
+    def __init__(self, pause: Callable[[float], None] = time.sleep) -> None:
         self._pause = pause
-        self._updating = threading.Lock()  # guards each update of a record within this process
+        self._updating = threading.Lock()  # guards the updates of this process where the file system has no locks
 
     def write(self, fd: int, record: Record) -> None:
         """See Records.write."""
@@ -105,7 +104,7 @@ class AttributeRecords(Records):
 
     def update(self, fd: int, known: Record, change: Callable[[Record], Record]) -> bool:
         """See Records.update."""
-        with self._alone():
+        with self._alone(fd):
             self.write(fd, change(readable_record(fd) or known))
         return True
 
@@ -118,7 +117,7 @@ class AttributeRecords(Records):
 
     def note_hash(self, fd: int, sha256: str) -> None:
         """See Records.note_hash."""
-        with self._alone():
+        with self._alone(fd):
             try:
                 record = read_record(fd)
             except ValueError as error:
@@ -127,39 +126,44 @@ class AttributeRecords(Records):
                 self.write(fd, record.enter(RecordState.VERIFIED, sha256))
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep all others from updates, also those of other processes. Raises Unstorable.
+    def _alone(self, fd: int) -> Iterator[None]:
+        """Keep all others from updates of this file, also those of other processes. Raises Unstorable.
 
         An update that cannot be sure to be alone fails: it could undo that an object is restricted.
         """
-        if not self._updating.acquire(timeout=_LOCK_PAUSE * _LOCK_ATTEMPTS):
-            raise _busy()
         try:
-            fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                self._lock(fd)
-                yield
-            finally:
-                os.close(fd)  # this releases the lock, too
+            # Opened again: a lock needs a descriptor for writing, and threads may share `fd`, and with it its locks.
+            own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise Unstorable.of(error) from error
+        try:
+            if self._lock(own):
+                yield
+                return
+            if not self._updating.acquire(timeout=_LOCK_PAUSE * _LOCK_ATTEMPTS):
+                raise _busy()
+            try:
+                yield
+            finally:
+                self._updating.release()
         finally:
-            self._updating.release()
+            os.close(own)  # this releases the lock, too
 
-    def _lock(self, fd: int) -> None:
+    def _lock(self, fd: int) -> bool:
+        """Lock a file against updates; False where the file system has no locks. Raises Unstorable."""
         for _ in range(_LOCK_ATTEMPTS):
             try:
-                if try_lock(fd):
-                    return
+                if try_lock_record(fd):
+                    return True
             except OSError:
-                return  # this file system locks no folders
+                return False
             self._pause(_LOCK_PAUSE)
         raise _busy()
 
 
 def records_below(root: Path) -> Records:
     """The records of a directory: its file system decides."""
-    return AttributeRecords(root) if _has_attributes(root) else NoRecords()
+    return AttributeRecords() if _has_attributes(root) else NoRecords()
 
 
 def read_record(fd: int) -> Optional[Record]:

@@ -64,7 +64,7 @@ def test_a_file_renamed_by_hand_during_a_validation_gets_its_hash(tmp_path: Path
     assert left.enter(RecordState.VERIFIED, "ab") == RECORDS[RecordState.VERIFIED]
     with pytest.raises(AssertionError, match="without a hash"):
         left.enter(RecordState.VERIFIED)
-    records, path = AttributeRecords(tmp_path), tmp_path / "x.deb"
+    records, path = AttributeRecords(), tmp_path / "x.deb"
     with path.open("wb") as file:
         records.write(file.fileno(), left)
         records.note_hash(file.fileno(), "ab")

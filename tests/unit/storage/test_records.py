@@ -17,6 +17,7 @@ from support.pairs import TIMEOUT, in_thread
 from cache import Cache, Hit, Lead
 from monitoring.details import Detail
 from storage.entry import Entry
+from storage.locks import is_locked, is_of_interest, try_lock
 from storage.record import Digest, Metadata, Record, Unstorable
 from storage.records import AttributeRecords, NoRecords, Records, read_record, records_below
 from storage.store import Key
@@ -29,7 +30,7 @@ VERIFIED = Record(META, 6, "ab", boot="this")
 def fd(tmp_path: Path) -> Iterator[int]:
     """An object that is published, and not known to be durable."""
     with (tmp_path / "x.deb").open("wb") as file:
-        AttributeRecords(tmp_path).write(file.fileno(), VERIFIED)
+        AttributeRecords().write(file.fileno(), VERIFIED)
         yield file.fileno()
 
 
@@ -40,7 +41,7 @@ def restricted(record: Record) -> Record:
 def test_of_two_updates_at_once_neither_undoes_the_other(tmp_path: Path, fd: int) -> None:
     """Each worker has records of its own. A late sync must not undo that an object has become restricted meanwhile."""
     has_waited = threading.Event()
-    mine, other = AttributeRecords(tmp_path), AttributeRecords(tmp_path, pause=lambda _: has_waited.set())
+    mine, other = AttributeRecords(), AttributeRecords(pause=lambda _: has_waited.set())
 
     def restrict() -> None:
         other.update(fd, VERIFIED, restricted)
@@ -59,7 +60,7 @@ def test_of_two_updates_at_once_neither_undoes_the_other(tmp_path: Path, fd: int
 
 
 def test_an_update_that_cannot_be_alone_changes_nothing(tmp_path: Path, fd: int) -> None:
-    other = AttributeRecords(tmp_path, pause=lambda _: None)
+    other = AttributeRecords(pause=lambda _: None)
 
     def change(record: Record) -> Record:
         with pytest.raises(Unstorable, match="locked") as refused:
@@ -69,25 +70,62 @@ def test_an_update_that_cannot_be_alone_changes_nothing(tmp_path: Path, fd: int)
             other.note_hash(fd, "cd")
         return record
 
-    assert AttributeRecords(tmp_path).update(fd, VERIFIED, change)
+    assert AttributeRecords().update(fd, VERIFIED, change)
     assert read_record(fd) == VERIFIED
     assert other.update(fd, VERIFIED, restricted)  # the lock is free again
     assert read_record(fd) == restricted(VERIFIED)
 
 
-def test_a_file_system_that_locks_no_folders_still_has_records(
-    tmp_path: Path, fd: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(fd: int) -> bool:
-        raise OSError(errno.EBADF, "no locks of folders")
+def test_an_update_waits_for_no_update_of_another_object(tmp_path: Path, fd: int) -> None:
+    def wait(_: float) -> None:
+        raise AssertionError("it waits")
 
-    monkeypatch.setattr("storage.records.try_lock", refuse)
-    assert AttributeRecords(tmp_path).update(fd, VERIFIED, restricted)
+    records = AttributeRecords(wait)
+    with (tmp_path / "y.deb").open("wb") as other:
+        records.write(other.fileno(), VERIFIED)
+
+        def change(record: Record) -> Record:
+            assert records.update(other.fileno(), VERIFIED, Record.synced)
+            return restricted(record)
+
+        assert records.update(fd, VERIFIED, change)
+        assert read_record(other.fileno()) == VERIFIED.synced()
     assert read_record(fd) == restricted(VERIFIED)
 
 
+def test_an_update_is_no_sign_of_a_leader_or_a_reader(tmp_path: Path, fd: int) -> None:
+    """Either would change what others take an unhashed object, or a growing file, for."""
+    with (tmp_path / "x.deb").open("rb+") as other:
+
+        def change(record: Record) -> Record:
+            assert not is_locked(other.fileno()) and not is_of_interest(other.fileno())
+            return restricted(record)
+
+        assert AttributeRecords().update(fd, VERIFIED, change)
+        assert try_lock(other.fileno())  # a leader that still hashes keeps nobody from updates
+        assert AttributeRecords().update(fd, VERIFIED, Record.synced)
+
+
+def test_a_file_system_without_locks_still_has_records(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int) -> bool:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("storage.records.try_lock_record", refuse)
+    monkeypatch.setattr("storage.records._LOCK_ATTEMPTS", 1)
+    records = AttributeRecords()
+
+    def change(record: Record) -> Record:
+        with pytest.raises(Unstorable, match="locked"):  # the threads of one process do not undo each other's updates
+            in_thread(lambda: records.update(fd, VERIFIED, Record.synced)).result(TIMEOUT)
+        return restricted(record)
+
+    assert records.update(fd, VERIFIED, change)
+    assert read_record(fd) == restricted(VERIFIED)
+    assert records.update(fd, VERIFIED, Record.synced)
+
+
 def test_an_update_keeps_no_descriptor(tmp_path: Path, fd: int) -> None:
-    records = AttributeRecords(tmp_path)
+    records = AttributeRecords()
     before = os.listdir("/proc/self/fd")
     records.update(fd, VERIFIED, restricted)
     with pytest.raises(ZeroDivisionError):
@@ -97,7 +135,7 @@ def test_an_update_keeps_no_descriptor(tmp_path: Path, fd: int) -> None:
 
 def test_a_damaged_record_is_replaced_by_what_is_known(tmp_path: Path, fd: int) -> None:
     os.setxattr(fd, "user.dduct", b"damaged")
-    AttributeRecords(tmp_path).update(fd, VERIFIED, restricted)
+    AttributeRecords().update(fd, VERIFIED, restricted)
     assert read_record(fd) == restricted(VERIFIED)
 
 
@@ -141,12 +179,12 @@ def test_what_needs_a_record_cannot_be_stored_without_attributes(none: Records, 
     with pytest.raises(Unstorable, match=r"^it is odd, and the file system keeps no metadata to say so$") as refused:
         none.require("it is odd", "to say so")
     assert refused.value.detail is Detail.NO_METADATA
-    AttributeRecords(tmp_path).require("it is odd", "to say so")
+    AttributeRecords().require("it is odd", "to say so")
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
 def test_only_a_strong_digest_is_shared(tmp_path: Path, algorithm: str) -> None:
-    assert AttributeRecords(tmp_path).shares(Digest(algorithm, "0" * 64)) is (algorithm == "sha256")
+    assert AttributeRecords().shares(Digest(algorithm, "0" * 64)) is (algorithm == "sha256")
 
 
 def test_an_object_without_a_record_is_a_hit_as_its_file_says(tmp_path: Path) -> None:
