@@ -23,9 +23,9 @@ from storage.entry import Entry, FileIdentity, Version
 from storage.record import Metadata, Unstorable
 from storage.space import SpaceLimits
 from storage.store import Key, Paths, Store
+from transfers.acquiring import AcquireResult
 from transfers.fill import Fill
 from transfers.follow import FillReader, ForeignFill
-from transfers.growing_file import AcquireResult
 
 
 @dataclass(frozen=True)

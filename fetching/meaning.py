@@ -15,7 +15,7 @@ from fetching.stored_metadata import scope, stored_fields
 from monitoring.details import Detail, NotKept
 from protocol import freshness, media_types, validation
 from storage.record import Metadata
-from transfers.growing_file import PartialDownload
+from transfers.acquiring import PartialDownload
 from upstream.exchange import Exchange
 
 

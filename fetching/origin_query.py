@@ -17,7 +17,7 @@ from protocol import validation
 from protocol.headers import Field, Headers
 from protocol.http1 import ResponseHead, Target
 from storage.record import Metadata
-from transfers.growing_file import PartialDownload
+from transfers.acquiring import PartialDownload
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
 from upstream.relay import outgoing

@@ -41,22 +41,39 @@ def objection(root: str, name: str) -> Optional[str]:
 def aside_of(root: str, place: str) -> str:
     """The aside path of an object whose own path is a folder, or leads through a file."""
     name = place[len(root) + 1 :]
-    top, _, rest = name.partition("/")
-    hashed = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{root}/{top}/{rest.partition('/')[0]}/{ASIDE}/{hashed}"
+    return _aside(root, name, hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest())
 
 
 def vacant(root: str, place: str) -> str:
     """The path to write an object of `place` to: `place` if it is free or a file, else aside."""
-    if os.path.lexists(place + GROWING_SUFFIX):
-        return place  # it already grows there
-    aside = aside_of(root, place)
     try:
-        return aside if stat.S_ISDIR(os.lstat(place).st_mode) else place
+        blocked = stat.S_ISDIR(os.lstat(place).st_mode)
     except NotADirectoryError:
-        return aside
+        return aside_of(root, place)
     except OSError:
-        return aside if os.path.lexists(aside) or os.path.lexists(aside + GROWING_SUFFIX) else place
+        blocked = _may_be_aside(root, place) and _is_or_grows_at(aside_of(root, place))
+    if not blocked or os.path.lexists(place + GROWING_SUFFIX):  # then it already grows there
+        return place
+    return aside_of(root, place)
+
+
+def is_free(root: str, place: str) -> bool:
+    """Whether there is certainly no object of `place`, neither there nor aside."""
+    return not os.path.lexists(place) and not _may_be_aside(root, place)
+
+
+def _is_or_grows_at(path: str) -> bool:
+    return os.path.lexists(path) or os.path.lexists(path + GROWING_SUFFIX)
+
+
+def _may_be_aside(root: str, place: str) -> bool:
+    """Whether any object of its host is aside: most hosts have none, and then no name has to be hashed."""
+    return os.path.lexists(os.path.dirname(_aside(root, place[len(root) + 1 :], "")))
+
+
+def _aside(root: str, name: str, hashed: str) -> str:
+    top, _, rest = name.partition("/")
+    return f"{root}/{top}/{rest.partition('/')[0]}/{ASIDE}/{hashed}"
 
 
 def make_folders(path: str) -> int:

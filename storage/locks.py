@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import struct
+from typing import Optional, Tuple
 
 _READERS = 0  # the byte of a growing file that its readers lock
 _UPDATE = 1 << 62  # the byte, beyond any object, that an update of the record locks
@@ -39,6 +40,15 @@ def unlock(fd: int) -> None:
     """
     with contextlib.suppress(OSError):
         fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def name_of(path: str) -> Optional[Tuple[int, int]]:
+    """The device and inode that `path` names; None where it names nothing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def is_file(path: str, fd: int) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional, Tuple
@@ -26,9 +27,10 @@ _SHARE_OF_A_WISH = 10  # for an object that did not fit, at most a tenth of the 
 _SHARE_OF_GROWTH = 2  # if others must be evicted, growing objects may take half of it,
 _SHARE_OF_OTHERS = 10  # or more for one, if all others that grow take no more than a tenth
 _FILES_SHARE, _MAX_FILES = 20, 10_000  # inodes that stay free: a twentieth, or at most this
-_STEP_LEAST, _STEP_MOST = 256 * 1024, 4 * 1024 * 1024  # bytes between two checks of a growing object
+SMALL_STEP, _STEP_MOST = 256 * 1024, 4 * 1024 * 1024  # bytes between two checks of a growing object
 _STEP_SHARE = 16  # of the free space: near the limit, checks are more frequent
 _PLENTY = 1 << 60
+_RECENT = 0.05  # seconds that the numbers of the disk are good for a small object
 
 
 @dataclass(frozen=True)
@@ -149,12 +151,18 @@ class SpaceLimits:
     `limits` is called for each decision: a reload may have changed them.
     """
 
-    def __init__(self, root: Path, limits: Callable[[], Limits], rows: int = 1) -> None:
+    def __init__(
+        self, root: Path, limits: Callable[[], Limits], rows: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.root = str(root)
         self._limits = limits
         self._rows = rows
         self._values = memoryview(mmap.mmap(-1, (_ROWS_FROM + rows * _ROW) * _NUMBER)).cast("q")
         self._row = _ROWS_FROM
+        self._clock = clock
+        # Free bytes, all inodes, free inodes. Without a lock: what one thread reads, another may use.
+        self._disk = (_PLENTY, 0, 0)
+        self._disk_known_until = float("-inf")
         self._lock = threading.Lock()  # guards this process's row, and its changes of the wish
         self.on_need: Callable[[], None] = lambda: None  # called when space is short
 
@@ -206,15 +214,18 @@ class SpaceLimits:
 
     def situation(self) -> Situation:
         """The current numbers."""
+        self._disk = _disk_numbers(self.root)
+        self._disk_known_until = self._clock() + _RECENT
+        return self._situation()
+
+    def recent_situation(self) -> Situation:
+        """The current numbers of the cache, and those of its disk from the last 50 ms; for small objects."""
+        return self._situation() if self._clock() < self._disk_known_until else self.situation()
+
+    def _situation(self) -> Situation:
         used = self._values[_BASE] + self.grown if self._values[_SURVEYED] else None
         entries = max(0, self._values[_ENTRIES] + self._sum(_GROWN_ENTRIES))
-        now = Situation(self._limits(), used, self._sum(_KNOWN), self._sum(_UNKNOWN), entries=entries)
-        try:
-            disk = os.statvfs(self.root)
-        except OSError:
-            return now  # the directory is gone, and will be made again
-        free, files, files_free = disk.f_bavail * disk.f_frsize, disk.f_files, disk.f_favail
-        return Situation(now.limits, now.used, now.known, now.unknown, free, files, files_free, now.entries)
+        return Situation(self._limits(), used, self._sum(_KNOWN), self._sum(_UNKNOWN), *self._disk, entries)
 
     def change(self, known: bool, size: int) -> None:
         """Add to the bytes of growing objects, or subtract."""
@@ -226,21 +237,24 @@ class SpaceLimits:
 
 
 class Growth:
-    """The space that one growing object takes while it grows; for its leader only. `length` is None if unknown."""
+    """The space that one growing object takes while it grows; for its leader only. `length` is None if unknown.
 
-    def __init__(self, space: SpaceLimits, length: Optional[int]) -> None:
+    `used_before` is the use when it started.
+    """
+
+    def __init__(self, space: SpaceLimits, length: Optional[int], used_before: int) -> None:
         self._space = space
         self._known = length is not None
-        self._used_before = space.situation().used or 0
+        self._used_before = used_before
         self._size = 0
-        self.next_look = _STEP_LEAST  # the size at which to check again
+        self.next_look = SMALL_STEP  # the size at which to check again
 
     def objection(self, size: int) -> str:
         """Set its size; why it cannot go on, or an empty string."""
         self._note(size)
         now = self._space.situation()
         space = now.space_to_grow()
-        self.next_look = size + min(max(space // _STEP_SHARE, _STEP_LEAST), _STEP_MOST)
+        self.next_look = size + min(max(space // _STEP_SHARE, SMALL_STEP), _STEP_MOST)
         if not space:
             self._space.on_need()
         return now.objection_to_growth(self._known, size, self._used_before)
@@ -254,6 +268,15 @@ class Growth:
     def _note(self, size: int) -> None:
         change, self._size = size - self._size, size
         self._space.change(self._known, change)
+
+
+def _disk_numbers(root: str) -> Tuple[int, int, int]:
+    """Free bytes, all inodes, free inodes of a file system."""
+    try:
+        disk = os.statvfs(root)
+    except OSError:
+        return _PLENTY, 0, 0  # the directory is gone, and will be made again
+    return disk.f_bavail * disk.f_frsize, disk.f_files, disk.f_favail
 
 
 # Indices in the shared memory: the common numbers, then the rows.

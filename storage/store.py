@@ -26,12 +26,12 @@ from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
 from monitoring.redaction import reason_of, shown
 from storage.entry import Entry, identity_of
-from storage.locations import aside_of, objection, vacant
+from storage.locations import aside_of, is_free, objection, vacant
 from storage.locks import is_file, is_locked, try_lock
 from storage.own_files import GROWING_SUFFIX, outside
 from storage.record import Digest, Metadata, Record, Unstorable
 from storage.records import boot_id, read_record, records_below
-from storage.space import FOLDER_SIZE, Growth, Limits, SpaceLimits
+from storage.space import FOLDER_SIZE, SMALL_STEP, Growth, Limits, Situation, SpaceLimits
 from storage.tree import Tree, remove_growing_file
 
 _MAX_REMEMBERED = 512  # characters; the paths of longer names are not remembered
@@ -97,6 +97,10 @@ class Store:
     def vacant(self, place: str) -> str:
         """Where to write the object of `place`: there, or aside where another object blocks that path."""
         return vacant(str(self.root), place)
+
+    def is_free(self, place: str) -> bool:
+        """Whether there is certainly no object of `place`, neither there nor aside."""
+        return is_free(str(self.root), place)
 
     def open_entry(self, place: str) -> Optional[Entry]:
         """The published object of `place`, also if it is aside; None where there is none, or only a damaged one."""
@@ -184,7 +188,13 @@ class Store:
 
     def begin_growth(self, length: Optional[int]) -> Growth:
         """Start to count a growing object, of a possibly unknown length. Raises Unstorable where it cannot be kept."""
-        now = self.space.situation()
+        return Growth(self.space, length, self.check_space(length).used or 0)
+
+    def check_space(self, length: Optional[int]) -> Situation:
+        """The numbers that allow an object of a possibly unknown length. Raises Unstorable where it cannot be kept."""
+        # A growing object, too, is not looked at again before it has grown by so much.
+        is_small = length is not None and length <= SMALL_STEP
+        now = self.space.recent_situation() if is_small else self.space.situation()
         reason = now.objection_to(length)
         if reason:
             raise Unstorable(reason, Detail.TOO_LARGE)
@@ -193,7 +203,7 @@ class Store:
             self.trouble.warning('Nothing new is kept in "%s" for now: %s', self.root, reason)
             self.space.wish(length or 0)
             raise Unstorable(reason, Detail.NO_SPACE)
-        return Growth(self.space, length)
+        return now
 
     def _read_record(self, fd: int, status: os.stat_result, place: str) -> Optional[Record]:
         if not stat.S_ISREG(status.st_mode):

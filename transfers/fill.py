@@ -10,8 +10,9 @@ from typing import Callable, Optional
 from storage.entry import Version
 from storage.record import Metadata
 from storage.store import Key, Paths, Store
+from transfers.acquiring import AcquireResult, PartialDownload
 from transfers.asking import Asking
-from transfers.growing_file import AcquireResult, DiskRefused, GrowingFile, PartialDownload
+from transfers.growing_file import DiskRefused, GrowingFile
 from transfers.hashing import Hashes
 from transfers.hold_back import releasable
 from transfers.readable_fill import ReadableFill
@@ -37,7 +38,6 @@ class Fill(ReadableFill):
     ) -> None:
         super().__init__(GrowingFile(store, paths, key.digest, beyond))
         self.asking = Asking()
-        self._digest = key.digest
         self._hashes = Hashes(key.digest)
         self._on_done = on_done
 
@@ -101,7 +101,7 @@ class Fill(ReadableFill):
             if self._window is not None and on_disk < len(data):
                 self._readers.make_space(self._window, len(data) - on_disk)
                 self._window.append(data[on_disk:])
-            if self._digest is None and self.size == self.length:
+            if not self.verifies and self.size == self.length:
                 return  # `publish` releases the last piece: a reader with all bytes then finds the object published
             if released > self._released:
                 self._released = released
@@ -123,6 +123,30 @@ class Fill(ReadableFill):
                 self.file.publish(self.metadata, self.size, self._hashes)
             except DiskRefused as error:
                 self.cause, kept = error.reason, False
+        self._finish(FillState.PUBLISHED if kept else FillState.UNKEPT)
+        return kept
+
+    def store_whole(self, metadata: Metadata, body: bytes) -> bool:
+        """Start, write and publish at once: all of the object is here; whether it was kept.
+
+        It never waits for readers, who hear of it at its end, nor for a sync. Where the disk refuses, they get
+        the bytes from memory. Raises Unstorable like `start`; the fill can then still be declined. Raises FillFailed
+        where the digest differs; nothing is written then, and the caller must fail the fill.
+        """
+        view = memoryview(body)
+        self._hashes.update(view)
+        self._hashes.verify()
+        kept = True
+        try:
+            self.file.store_whole(metadata, view, self._hashes)
+        except DiskRefused as error:
+            self.cause, kept = error.reason, False
+        with self._changed:
+            self.metadata, self.length, self.size = metadata, len(body), len(body)
+            if not kept:
+                self._window = Window(0)
+                self._window.append(view)
+            self._enter_state(FillState.FILLING)
         self._finish(FillState.PUBLISHED if kept else FillState.UNKEPT)
         return kept
 
@@ -148,11 +172,6 @@ class Fill(ReadableFill):
     def renew(self) -> None:
         """End without a transfer: the published object is still good, and new claims find it so."""
         self._finish(FillState.GONE)
-
-    @property
-    def verifies(self) -> bool:
-        """Whether a digest proves the whole object, wherever its parts come from."""
-        return self._digest is not None
 
     def abandon(self) -> bool:
         """Stop, so that a later claim can continue; False where a reader, in any process, is attached."""

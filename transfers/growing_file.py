@@ -7,40 +7,21 @@ tells how the fill ended (see `follow`). So everything that changes the file, it
 from __future__ import annotations
 
 import contextlib
-import enum
 import os
-from dataclasses import dataclass
 from typing import Optional
 
 from monitoring.redaction import reason_of, shown
 from storage.entry import Lost, Version
-from storage.locks import is_file, is_of_interest, try_lock, unlock
+from storage.locks import is_file, is_of_interest, unlock
 from storage.own_files import GROWING_SUFFIX
-from storage.record import Digest, Metadata, Record, RecordState, Unstorable
-from storage.records import is_blank, partial_download_record
+from storage.record import Digest, Metadata, Record, Unstorable
+from storage.records import partial_download_record
 from storage.space import Growth
 from storage.store import Paths, Store
 from storage.tree import remove_growing_file
+from transfers.acquiring import AcquireResult, PartialDownload, acquire
 from transfers.hashing import Hashes
 from transfers.states import FillFailed
-
-
-class AcquireResult(enum.Enum):
-    """The result of an attempt to lead."""
-
-    MINE = "this process writes the file"
-    FOREIGN = "another process does"
-    PUBLISHED = "nobody needs to: the object is here"
-    UNKNOWN = "the attempt failed, or takes too long: claim again"
-
-
-@dataclass(frozen=True)
-class PartialDownload:
-    """The part of an object that an earlier leader left: the first `size` of its `length` bytes."""
-
-    metadata: Metadata
-    length: int
-    size: int
 
 
 class DiskRefused(Exception):
@@ -61,7 +42,7 @@ class GrowingFile:
 
     def __init__(self, store: Store, paths: Paths, digest: Optional[Digest], beyond: Optional[Version]) -> None:
         self._store = store
-        self._digest = digest
+        self.digest = digest
         self._beyond = beyond
         self.place, self._alias = paths.object, paths.alias
         self._path = self.place + GROWING_SUFFIX
@@ -73,10 +54,9 @@ class GrowingFile:
 
     def acquire(self) -> AcquireResult:
         """Lock the file, or find out why this process must not write it. Raises Unstorable."""
-        while True:
-            acquired = self._try_acquire()
-            if acquired is not None:
-                return acquired
+        acquired = acquire(self._store, self.place, self._beyond)
+        self.fd, self.partial_download = acquired.fd, acquired.partial_download
+        return acquired.result
 
     def start(self, metadata: Metadata, length: Optional[int], resumable: bool) -> None:
         """Begin with the first byte. Raises Unstorable."""
@@ -116,6 +96,19 @@ class GrowingFile:
         self.end_growth()
         self._store.space.wish(wanted)
 
+    def store_whole(self, metadata: Metadata, body: memoryview, hashes: Hashes) -> None:
+        """Begin with all bytes, and publish. Raises Unstorable before anything is written, then DiskRefused."""
+        self._store.check_space(len(body))
+        if self.partial_download is not None:
+            self._start_over()
+        try:
+            self.write(body, 0)
+        except DiskRefused as error:
+            self.leave_disk(error.reason, len(body))
+            raise
+        self.publish(metadata, len(body), hashes)
+        self._store.space.grow(len(body))
+
     def publish(self, metadata: Metadata, size: int, hashes: Hashes) -> None:
         """Rename the complete file into its place, with its record. Raises DiskRefused."""
         try:
@@ -125,8 +118,8 @@ class GrowingFile:
             sha256 = "" if late else hashes.sha256
             self._store.records.write(self.fd, Record(metadata, size, sha256, boot=boot, unhashed=late))
             # The alias first: a request that finds the object then finds its alias, too, and need not ask the origin.
-            if self._alias is not None and self._digest is not None:
-                self._store.write_alias(self._alias, self._digest, metadata)
+            if self._alias is not None and self.digest is not None:
+                self._store.write_alias(self._alias, self.digest, metadata)
             self._published_at = self._store.tree.put_in_place(self.place)
         except (OSError, Unstorable) as error:
             reason = reason_of(error)
@@ -194,53 +187,6 @@ class GrowingFile:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def _try_acquire(self) -> Optional[AcquireResult]:
-        """One attempt at `acquire`; None where the locked file has lost its name: then another one is due."""
-        fd = self._store.tree.open_growing_file(self.place)
-        acquired = None
-        try:
-            if not try_lock(fd):
-                acquired = AcquireResult.FOREIGN
-            elif not is_file(self._path, fd):
-                pass  # its last owner has just renamed or removed it
-            elif self._published_meanwhile():
-                os.unlink(self._path)
-                acquired = AcquireResult.PUBLISHED
-            elif is_blank(fd):
-                acquired = AcquireResult.MINE
-            else:
-                self.partial_download = self._what_is_left(fd)
-                if self.partial_download is None:
-                    os.unlink(self._path)  # a fresh inode carries nothing over
-                else:
-                    acquired = AcquireResult.MINE
-        except OSError as error:
-            raise Unstorable.of(error) from error
-        finally:
-            if acquired is AcquireResult.MINE:
-                self.fd = fd
-            else:
-                os.close(fd)
-        return acquired
-
-    def _published_meanwhile(self) -> bool:
-        entry = self._store.open_entry(self.place)
-        if entry is None:
-            return False
-        try:
-            return entry.version != self._beyond
-        finally:
-            entry.close()
-
-    def _what_is_left(self, fd: int) -> Optional[PartialDownload]:
-        record = partial_download_record(fd, self._store.boot)
-        if record is None:
-            return None
-        # Followers must not use it before the origin has answered.
-        self._store.records.write(fd, record.enter(RecordState.ASKING))
-        # All bytes may be there: then only the last byte is requested, to learn whether the object is still the same.
-        return PartialDownload(record.metadata, record.length, min(os.fstat(fd).st_size, record.length - 1))
 
     def _start_over(self) -> None:
         """Replace the partial download by a fresh inode of the same name. Raises Unstorable.

@@ -10,7 +10,8 @@ from monitoring.redaction import shown
 from net import client_watch
 from storage.entry import Lost, read_bytes
 from storage.record import Metadata
-from transfers.growing_file import AcquireResult, GrowingFile
+from transfers.acquiring import AcquireResult
+from transfers.growing_file import GrowingFile
 from transfers.pacing import wait_for_bytes
 from transfers.readers import Readers
 from transfers.states import COMPLETE, TRANSITIONS, FillFailed, FillState
@@ -82,6 +83,11 @@ class ReadableFill:
             self._readers.remove(reader)
         if last:
             self.file.close()
+
+    @property
+    def verifies(self) -> bool:
+        """Whether a digest proves the whole object, wherever its parts come from."""
+        return self.file.digest is not None
 
     @property
     def unread(self) -> bool:

@@ -26,9 +26,9 @@ from storage.entry import Lost
 from storage.record import Digest, Metadata, Record, Unstorable
 from storage.records import NoRecords
 from storage.store import Key
+from transfers.acquiring import PartialDownload
 from transfers.fill import Fill
 from transfers.follow import FillReader, ForeignFill
-from transfers.growing_file import PartialDownload
 from transfers.hashing import Hashes
 from transfers.hold_back import HOLD_BACK
 from transfers.pacing import backoff_seconds

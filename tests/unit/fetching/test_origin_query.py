@@ -12,7 +12,7 @@ from fetching.cacheable_request import CacheableRequest
 from fetching.origin_query import OriginQuery
 from protocol.http1 import ResponseHead
 from storage.record import Metadata
-from transfers.growing_file import PartialDownload
+from transfers.acquiring import PartialDownload
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
 from upstream.request import Purpose

@@ -134,13 +134,13 @@ def test_workers_share_the_numbers(tmp_path: Path) -> None:
     if not pid:
         space.use(1)
         space.grow(5)
-        growth = Growth(space, None)
+        growth = Growth(space, None, 0)
         growth.objection(7)
         space.wish(9)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     space.use(0)
-    growth = Growth(space, 100)
+    growth = Growth(space, 100, 0)
     growth.objection(30)
     now = space.situation()
     assert (space.grown, now.known, now.unknown, now.used) == (5, 30, 7, None)
@@ -157,7 +157,7 @@ def test_a_growing_object_is_counted_until_it_ends(tmp_path: Path) -> None:
     space.note_used(0, 0, 0)
     told: List[int] = []
     space.on_need = lambda: told.append(1)
-    growth = Growth(space, None)
+    growth = Growth(space, None, 0)
     assert growth.objection(50 * MEGA) == "" and not told
     assert growth.next_look == 50 * MEGA + 50 * MEGA // 16
     assert growth.objection(120 * MEGA) == "cache.max_size is reached" and told
@@ -168,3 +168,25 @@ def test_a_growing_object_is_counted_until_it_ends(tmp_path: Path) -> None:
 
 def test_a_missing_directory_has_space(tmp_path: Path) -> None:
     assert SpaceLimits(tmp_path / "none", lambda: Limits(min_free=GIGA)).situation().need() == Need()
+
+
+def test_small_objects_share_a_look_at_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For 50 ms; the numbers of the cache itself are always the present ones."""
+    looks: List[str] = []
+    real = os.statvfs
+
+    def statvfs(path: str) -> os.statvfs_result:
+        looks.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    clock = [1000.0]
+    space = SpaceLimits(tmp_path, lambda: Limits(), clock=lambda: clock[0])
+    free = space.recent_situation().free
+    clock[0] += 0.04
+    space.change(known=True, size=5)
+    assert (space.recent_situation().known, len(looks)) == (5, 1)
+    clock[0] += 0.02
+    assert space.recent_situation().free <= free + GIGA and len(looks) == 2
+    space.situation()
+    assert len(looks) == 3
