@@ -181,7 +181,7 @@ def test_small_objects_share_a_look_at_the_disk(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(os, "statvfs", statvfs)
     clock = [1000.0]
-    space = SpaceLimits(tmp_path, lambda: Limits(), clock=lambda: clock[0])
+    space = SpaceLimits(tmp_path, Limits, clock=lambda: clock[0])
     free = space.recent_situation().free
     clock[0] += 0.04
     space.change(known=True, size=5)
