@@ -41,6 +41,10 @@ class Counter(enum.Enum):
     TUNNELS = ("tunnels", "Connections that were tunnelled")
     INTERCEPTED = ("intercepted", "Connections that were intercepted")
     SLOW_DISK = ("slow_disk", "Times that the cache's disk took too long to answer")
+    UNSYNCED = (
+        "unsynced",
+        "Stored files not synced because too many waited for it: after a loss of power, their bytes are verified first",
+    )
     CLIENTS_GONE = ("clients_gone", "Requests that were given up because their client had hung up")
     NOT_TLS = ("not_tls", "Connections inside CONNECT to a listed host without TLS, which were tunnelled")
     STRANGERS = ("strangers", "Connections from addresses that are not in proxy.allow_clients")

@@ -100,6 +100,7 @@ class Server:
         self.cache.store.space.use(number)
         if number == 0:
             self._parts.threads.spawn("evictor", self._parts.evictor.run)
+        self._parts.threads.spawn("sync", self.cache.store.syncs.run)
         self._poller.open()
         self._parts.threads.spawn("idle", self._poller.run)
         self._parts.aside.spawn("supervisor", self._poller.supervise)
@@ -132,6 +133,7 @@ class Server:
         self.close()
         self.connections.cancel(idle_only=True)
         self._poller.stop()
+        self.cache.store.syncs.stop()  # from now on, fillers sync by themselves
         if not self._parts.threads.join(grace):
             _log.warning("Ending transfers that still run after %g s", grace)
         for origins in [*self._outdated, self.runtime.services.origins]:

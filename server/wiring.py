@@ -113,6 +113,7 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
     cache = _open_cache(config, current)
     evictor = Evictor(cache.store.space, partial(counters.add, Counter.EVICTED))
     cache.store.space.on_need = evictor.look
+    cache.store.syncs.on_dropped = partial(counters.add, Counter.UNSYNCED)
     cache.disk.on_slow = partial(counters.add, Counter.SLOW_DISK)
     return Parts(
         authority=authority,

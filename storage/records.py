@@ -48,6 +48,13 @@ class Records(ABC):
         """Record the hash of a published object that waits for one; a no-op for others. Raises Unstorable."""
 
     @abstractmethod
+    def note_synced(self, fd: int) -> None:
+        """Record that a published file has reached the disk, if that makes it durable. Raises Unstorable.
+
+        `fd` is open for writing, nobody else's, and closed soon.
+        """
+
+    @abstractmethod
     def shares(self, digest: Digest) -> bool:
         """Whether several URLs can share the object of a digest: each has an alias, and that is only a record."""
 
@@ -73,6 +80,9 @@ class NoRecords(Records):
 
     def note_hash(self, fd: int, sha256: str) -> None:
         """Do nothing: no object waits for a hash."""
+
+    def note_synced(self, fd: int) -> None:
+        """Do nothing: nothing is known of an object."""
 
     def shares(self, digest: Digest) -> bool:
         """Never: there are no aliases."""
@@ -125,6 +135,15 @@ class AttributeRecords(Records):
             if record is not None and record.unhashed:
                 self.write(fd, record.enter(RecordState.VERIFIED, sha256))
 
+    def note_synced(self, fd: int) -> None:
+        """See Records.note_synced."""
+        with self._locked(fd):
+            record = readable_record(fd)
+            if record is not None:
+                synced = record.synced()
+                if synced is not record:
+                    self.write(fd, synced)
+
     @contextlib.contextmanager
     def _alone(self, fd: int) -> Iterator[None]:
         """Keep all others from updates of this file, also those of other processes. Raises Unstorable.
@@ -137,17 +156,23 @@ class AttributeRecords(Records):
         except OSError as error:
             raise Unstorable.of(error) from error
         try:
-            if self._lock(own):
+            with self._locked(own):
                 yield
-                return
-            if not self._updating.acquire(timeout=_LOCK_PAUSE * _LOCK_ATTEMPTS):
-                raise _busy()
-            try:
-                yield
-            finally:
-                self._updating.release()
         finally:
             os.close(own)  # this releases the lock, too
+
+    @contextlib.contextmanager
+    def _locked(self, own: int) -> Iterator[None]:
+        """Hold the lock of a file that nobody else has open as `own`; closing that releases it. Raises Unstorable."""
+        if self._lock(own):
+            yield
+            return
+        if not self._updating.acquire(timeout=_LOCK_PAUSE * _LOCK_ATTEMPTS):
+            raise _busy()
+        try:
+            yield
+        finally:
+            self._updating.release()
 
     def _lock(self, fd: int) -> bool:
         """Lock a file against updates; False where the file system has no locks. Raises Unstorable."""

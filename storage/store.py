@@ -10,7 +10,6 @@ Rules of this module:
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import mimetypes
 import os
@@ -32,12 +31,11 @@ from storage.own_files import GROWING_SUFFIX, outside
 from storage.record import Digest, Metadata, Record, Unstorable
 from storage.records import boot_id, read_record, records_below
 from storage.space import FOLDER_SIZE, SMALL_STEP, Growth, Limits, Situation, SpaceLimits
+from storage.syncing import LOST_IN_WRITING, Syncer, SyncQueue
 from storage.tree import Tree, remove_growing_file
 
 _MAX_REMEMBERED = 512  # characters; the paths of longer names are not remembered
 ATIME_GRAIN = 3600.0  # seconds between two recorded uses of an object, under any mount options
-# A sync that fails with one of these may have lost bytes, and the next one does not report it (fsync(2)).
-_LOST_IN_WRITING = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 _log = logging.getLogger("dduct.store")
 
@@ -70,6 +68,7 @@ class Store:
         self.outside = outside(str(root))
         self.tree = Tree(str(root), self.space)
         self.records = records_below(root)
+        self.syncs = SyncQueue(Syncer(str(root), self.tree, self.records).sync)
         self.boot = boot_id()
         self.trouble = RateLimitedLog(_log)  # with the disk
         self._known_paths = lru_cache(maxsize=4096)(self._paths)
@@ -180,7 +179,7 @@ class Store:
         try:
             entry.mark_verified()
         except OSError as error:
-            if error.errno in _LOST_IN_WRITING:
+            if error.errno in LOST_IN_WRITING:
                 entry.discard()
             raise
         finally:

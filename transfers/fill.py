@@ -153,13 +153,14 @@ class Fill(ReadableFill):
     def make_durable(self) -> None:
         """Make a published object survive a loss of power; called when no client waits any more.
 
+        Where the cache's thread for it runs, a small object is left to that, and nothing is waited for.
         Raises OSError, Unstorable, and FillFailed or Lost where the object was lost and is therefore unpublished.
         """
         if self.state is not FillState.PUBLISHED:
             return
         if self._hashes.late:
             self.file.hash_the_rest(self.size, self._hashes)
-        self.file.make_durable()
+        self.file.make_durable(self.size)
 
     def fail(self, cause: object) -> None:
         """Break off: nothing is published; readers that want more bytes get `cause`."""

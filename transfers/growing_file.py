@@ -18,6 +18,7 @@ from storage.record import Digest, Metadata, Record, Unstorable
 from storage.records import partial_download_record
 from storage.space import Growth
 from storage.store import Paths, Store
+from storage.syncing import QUEUED_SIZE, Taken
 from storage.tree import remove_growing_file
 from transfers.acquiring import AcquireResult, PartialDownload, acquire
 from transfers.hashing import Hashes
@@ -141,8 +142,12 @@ class GrowingFile:
         finally:
             self.unlock()
 
-    def make_durable(self) -> None:
-        """Sync the published file to the disk. Raises OSError, Unstorable."""
+    def make_durable(self, size: int) -> None:
+        """Sync the published file: one of a small size soon, others now. Raises OSError, Unstorable."""
+        if size <= QUEUED_SIZE:
+            places = [self._published_at] if self._alias is None else [self._published_at, self._alias]
+            if self._store.syncs.add(places) is not Taken.REFUSED:
+                return
         self._store.mark_durable(self._published_at)
         if self._alias is not None:
             with contextlib.suppress(Unstorable):  # then there is no alias either; see write_alias

@@ -12,8 +12,10 @@ from typing import List, Optional
 
 import pytest
 from support.client import Client, wait_until
+from support.origin import Files
 from support.running import RunningDduct, make_config
 
+from monitoring.metrics import Counter
 from net.listener import Listener, ThreadPool
 from server import process, server
 from server.server import Server
@@ -123,3 +125,14 @@ def test_a_stop_in_which_nothing_ends_by_itself_has_an_end(
         patched.setattr(ThreadPool, "join", lambda _, seconds: wait(seconds))
         dduct.server.stop()
     assert now - 1000.0 == server.LONGEST_STOP < process._LONGEST_END <= 20.0
+
+
+def test_a_stop_syncs_what_was_stored_just_before(dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("storage.syncing._GATHERING", 60.0)
+    origin = dduct.origin(Files({"/x.deb": b"body", "/y.deb": b"body"}))
+    for target in ("/x.deb", "/y.deb"):
+        assert dduct.fetch(origin, target).body == b"body"
+    dduct.counted(Counter.PUBLISHED, 2)
+    dduct.server.stop(grace=10)
+    assert len(dduct.stored()) == 2 and not dduct.server.snapshot().threads
+    dduct.wait_until_durable()
