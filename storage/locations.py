@@ -57,18 +57,13 @@ def vacant(root: str, place: str) -> str:
     return aside_of(root, place)
 
 
-def is_free(root: str, place: str) -> bool:
-    """Whether there is certainly no object of `place`, neither there nor aside."""
-    return not os.path.lexists(place) and not _may_be_aside(root, place)
-
-
 def _is_or_grows_at(path: str) -> bool:
     return os.path.lexists(path) or os.path.lexists(path + GROWING_SUFFIX)
 
 
 def _may_be_aside(root: str, place: str) -> bool:
     """Whether any object of its host is aside: most hosts have none, and then no name has to be hashed."""
-    return os.path.lexists(os.path.dirname(_aside(root, place[len(root) + 1 :], "")))
+    return os.access(_aside(root, place[len(root) + 1 :], ""), os.F_OK)
 
 
 def _aside(root: str, name: str, hashed: str) -> str:

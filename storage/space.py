@@ -156,7 +156,6 @@ class SpaceLimits:
     ) -> None:
         self.root = str(root)
         self._limits = limits
-        self._rows = rows
         self._values = memoryview(mmap.mmap(-1, (_ROWS_FROM + rows * _ROW) * _NUMBER)).cast("q")
         self._row = _ROWS_FROM
         self._clock = clock
@@ -233,7 +232,7 @@ class SpaceLimits:
             self._values[self._row + (_KNOWN if known else _UNKNOWN)] += size
 
     def _sum(self, column: int) -> int:
-        return sum(self._values[_ROWS_FROM + row * _ROW + column] for row in range(self._rows))
+        return sum(self._values[_ROWS_FROM + column :: _ROW])
 
 
 class Growth:

@@ -25,7 +25,7 @@ from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
 from monitoring.redaction import reason_of, shown
 from storage.entry import Entry, identity_of
-from storage.locations import aside_of, is_free, objection, vacant
+from storage.locations import aside_of, objection, vacant
 from storage.locks import is_file, is_locked, try_lock
 from storage.own_files import GROWING_SUFFIX, outside
 from storage.record import Digest, Metadata, Record, Unstorable
@@ -96,10 +96,6 @@ class Store:
     def vacant(self, place: str) -> str:
         """Where to write the object of `place`: there, or aside where another object blocks that path."""
         return vacant(str(self.root), place)
-
-    def is_free(self, place: str) -> bool:
-        """Whether there is certainly no object of `place`, neither there nor aside."""
-        return is_free(str(self.root), place)
 
     def open_entry(self, place: str) -> Optional[Entry]:
         """The published object of `place`, also if it is aside; None where there is none, or only a damaged one."""

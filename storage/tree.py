@@ -10,8 +10,9 @@ import contextlib
 import errno
 import logging
 import os
+import time
 import uuid
-from typing import Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
@@ -22,6 +23,8 @@ from storage.own_files import GROWING_SUFFIX, is_reached_directly, prune, size_o
 from storage.record import Unstorable
 from storage.space import FOLDER_SIZE, SpaceLimits
 
+_REACHED_FOR = 1.0  # seconds for which a folder is known to have no symbolic link above it
+_MAX_REACHED = 1024  # folders that are known so
 _MKDIR_ATTEMPTS = 10  # another thread may prune a directory after it is made and before it is used
 
 _log = logging.getLogger("dduct.store")
@@ -30,15 +33,18 @@ _log = logging.getLogger("dduct.store")
 class Tree:
     """All files of a cache. A `place` is the path of an object; its growing file lies beside it."""
 
-    def __init__(self, root: str, space: SpaceLimits) -> None:
+    def __init__(self, root: str, space: SpaceLimits, clock: Callable[[], float] = time.monotonic) -> None:
         self._root = root
         self._space = space
+        self._clock = clock
+        # Until when a folder is taken for one that no link leads to. Without a lock: a lost entry is looked up again.
+        self._reached_until: Dict[str, float] = {}
         self._full = RateLimitedLog(_log)
 
     def open_growing_file(self, place: str) -> int:
         """Open the growing file of `place`, made with its directories, never truncated. Raises Unstorable."""
         part = place + GROWING_SUFFIX
-        if not is_reached_directly(self._root, part):
+        if not self._is_reached(part):
             raise Unstorable("a folder in its path is a symbolic link", Detail.PATH)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         for _ in range(_MKDIR_ATTEMPTS):
@@ -75,7 +81,7 @@ class Tree:
     def put_in_place(self, place: str) -> str:
         """Rename the growing file to `place`, or aside where a folder blocks it; its path. Raises OSError."""
         part = place + GROWING_SUFFIX
-        replaced = size_on_disk_at(place)
+        replaced = size_on_disk_at(place) if os.access(place, os.F_OK) else 0  # usually there is none
         try:
             os.replace(part, place)
             self._space.grow(-replaced, -bool(replaced))
@@ -107,6 +113,18 @@ class Tree:
     def prune(self, place: str) -> None:
         """Remove the empty directories above `place`, made for an object that was not kept."""
         prune(os.path.dirname(place), self._root)
+
+    def _is_reached(self, path: str) -> bool:
+        """As `is_reached_directly`, up to a second ago. Nothing is removed on its word."""
+        folder, now = os.path.dirname(path), self._clock()
+        if self._reached_until.get(folder, now) > now:
+            return True
+        if not is_reached_directly(self._root, path):
+            return False
+        if len(self._reached_until) >= _MAX_REACHED:
+            self._reached_until.clear()
+        self._reached_until[folder] = now + _REACHED_FOR
+        return True
 
     def _make_parents(self, path: str) -> None:
         try:

@@ -82,7 +82,8 @@ def _attempt(store: Store, place: str, beyond: Optional[Version], fd: int) -> Op
 
 def _published_meanwhile(store: Store, place: str, beyond: Optional[Version]) -> bool:
     """Whether another version than `beyond` is published; under the lock, so that nobody else publishes one."""
-    if store.is_free(place):
+    # The claim has just found nothing, here and aside. What was put aside since then costs a second transfer at most.
+    if not os.access(place, os.F_OK):
         return False
     entry = store.open_entry(place)
     if entry is None:

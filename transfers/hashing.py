@@ -67,6 +67,8 @@ class Hashes:
 
     def finish(self) -> None:
         """Wait until all accepted bytes are hashed."""
+        if self._thread is None:
+            return
         with self._changed:
             self._changed.wait_for(lambda: self._waiting is None)
 

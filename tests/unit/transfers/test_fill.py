@@ -8,7 +8,8 @@ import os
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
-from typing import Callable, Optional
+from types import ModuleType
+from typing import Any, Callable, List, Optional
 
 import pytest
 from support.pairs import TIMEOUT, in_thread
@@ -195,3 +196,49 @@ def test_a_whole_object_whose_file_was_taken_away_is_not_published(cache: Cache,
         path.write_bytes(b"of another process")
         assert not fill.store_whole(META, BODY)
     assert path.read_bytes() == b"of another process" and stored(cache) is None
+
+
+_CALLS = (
+    *(
+        "access",
+        "close",
+        "fdatasync",
+        "fstat",
+        "fsync",
+        "ftruncate",
+        "getxattr",
+        "link",
+        "lstat",
+        "mkdir",
+        "open",
+        "pread",
+    ),
+    *("preadv", "pwrite", "pwritev", "read", "rename", "replace", "rmdir", "scandir", "setxattr", "stat", "statvfs"),
+    *("unlink", "utime", "write"),
+)
+
+
+def test_a_whole_object_takes_few_system_calls(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small miss is mostly that. What raises the number has to be worth it."""
+    calls: List[str] = []
+
+    def count(module: ModuleType, name: str) -> None:
+        real = getattr(module, name)
+
+        def counting(*arguments: Any, **more: Any) -> Any:
+            calls.append(name)
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(module, name, counting)
+
+    with closing(led(cache)) as fill:
+        fill.store_whole(META, BODY)
+    for name in _CALLS:
+        count(os, name)
+    for name in ("fcntl", "flock"):
+        count(fcntl, name)
+    fill = led(cache, Key("https/some.thing/pool/y.deb"))
+    claimed = len(calls)
+    fill.store_whole(META, BODY)
+    fill.close()
+    assert (claimed, len(calls) - claimed) == (10, 8), calls
