@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Optional
 
 from monitoring.details import Detail
+from storage.durable_mark import durably
 from storage.locks import try_lock_record
 from storage.own_files import GROWING_SUFFIX
 from storage.record import Digest, Record, RecordState, Unstorable
@@ -106,11 +107,7 @@ class AttributeRecords(Records):
 
     def write(self, fd: int, record: Record) -> None:
         """See Records.write."""
-        data = record.encode()
-        try:
-            os.setxattr(fd, ATTRIBUTE, data)
-        except OSError as error:
-            raise Unstorable.of(error) from error
+        _set(fd, record.encode())
 
     def update(self, fd: int, known: Record, change: Callable[[Record], Record]) -> bool:
         """See Records.update."""
@@ -138,11 +135,13 @@ class AttributeRecords(Records):
     def note_synced(self, fd: int) -> None:
         """See Records.note_synced."""
         with self._locked(fd):
+            marked = durably(_text(fd))
+            if marked is not None:
+                _set(fd, marked)
+                return
             record = readable_record(fd)
-            if record is not None:
-                synced = record.synced()
-                if synced is not record:
-                    self.write(fd, synced)
+            if record is not None and record.synced() is not record:
+                self.write(fd, record.synced())
 
     @contextlib.contextmanager
     def _alone(self, fd: int) -> Iterator[None]:
@@ -232,6 +231,22 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return uuid.uuid4().hex  # then no earlier object is trusted before it is durable
+
+
+def _text(fd: int) -> bytes:
+    """The attribute of an open file; empty where it has none, or the disk fails."""
+    try:
+        return os.getxattr(fd, ATTRIBUTE)
+    except OSError:
+        return b""
+
+
+def _set(fd: int, text: bytes) -> None:
+    """Set the attribute of an open file. Raises Unstorable."""
+    try:
+        os.setxattr(fd, ATTRIBUTE, text)
+    except OSError as error:
+        raise Unstorable.of(error) from error
 
 
 def _busy() -> Unstorable:

@@ -237,6 +237,9 @@ def test_a_sync_gives_no_record_and_no_hash(cache: Cache) -> None:
     os.setxattr(path, "user.dduct", b"damaged")
     syncer(cache).sync([str(path)])
     assert os.getxattr(path, "user.dduct") == b"damaged"
+    os.removexattr(path, "user.dduct")
+    syncer(cache).sync([str(path)])  # as a file that was copied to its place by hand
+    assert "user.dduct" not in os.listxattr(path)
     with path.open("rb+") as file:
         NoRecords().note_synced(file.fileno())
 
