@@ -20,6 +20,7 @@ from typing import Callable, Dict, Optional, Tuple, Union
 
 from storage.disk_watch import DiskWatch
 from storage.entry import Entry, FileIdentity, Version
+from storage.glance import Glance, glance
 from storage.record import Metadata, Unstorable
 from storage.space import SpaceLimits
 from storage.store import Key, Paths, Store
@@ -80,6 +81,15 @@ class Cache:
     def look(self, key: Key) -> Optional[Hit]:
         """Like `lookup`, for the poller's thread, whose operations are watched in another way. Raises Unstorable."""
         return self._lookup(key, self.store.paths(key))
+
+    def glance(self, key: Key, now: float, most: int) -> Optional[Glance]:
+        """The object and its at most `most` bytes, where that takes the poller's thread no more than a glance.
+
+        `now` in seconds since the epoch. Raises Unstorable.
+        """
+        paths, digest = self.store.paths(key), key.digest
+        text = "" if digest is None else f"{digest.algorithm}:{digest.hex}"
+        return glance(paths.object, paths.alias, text, self.store.boot, now, most)
 
     def claim(self, key: Key, beyond: Optional[Version] = None) -> Claim:
         """Decide how this request gets an object. Raises Unstorable where the object can only be relayed.

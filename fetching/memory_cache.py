@@ -6,8 +6,6 @@ unchanged, fresh and in use.
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from typing import Optional, Tuple
 
@@ -17,12 +15,12 @@ from fetching.filler import Services, key_of
 from fetching.small_hit import Answer, PlainRequest, SmallHit
 from protocol.remembering import Generations
 from storage.disk_watch import SLOW, WaitBudget
+from storage.glance import read_without_waiting
 from storage.record import Unstorable
+from storage.store import Key
 
 _MAX_OBJECTS = 4096  # in each of two generations
 _MAX_HELD = 16 * 1024 * 1024  # bytes of bodies, likewise
-_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)
-_NOT_KNOWN = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # a file system that cannot tell whether a read would wait
 
 
 class MemoryCache:
@@ -94,8 +92,12 @@ class MemoryCache:
         return found
 
     def _look_up(self, request: PlainRequest) -> Optional[SmallHit]:
+        key = key_of(request.name)
         try:
-            hit = self._services.cache.look(key_of(request.name))
+            found = self._glance(key, request)
+            if found is not None:
+                return found
+            hit = self._services.cache.look(key)
         except Unstorable:
             return None
         if hit is None:
@@ -105,28 +107,27 @@ class MemoryCache:
         finally:
             hit.entry.close()
 
+    def _glance(self, key: Key, request: PlainRequest) -> Optional[SmallHit]:
+        """The object, if a glance at its file suffices. Raises Unstorable."""
+        services, now = self._services, time.time()
+        seen = services.cache.glance(key, now, small_hit.SMALL)
+        if seen is None:
+            return None
+        made = small_hit.made_of(seen, request, services.via, services.freshness, now)
+        if made is None or not made.suits(request):
+            return None
+        if made.guessed:
+            due = made.fetched_at + services.freshness.recheck
+            made.until = min(made.until, services.background.next_one(request.name.path, due))
+        return made if now < made.until else None
+
     def _read(self, hit: Hit, request: PlainRequest) -> Optional[SmallHit]:
         if hit.metadata is None or not small_hit.may_be_small(hit):
             return None
-        body = _read_without_waiting(hit.entry.fileno(), hit.entry.record.length)
+        body = read_without_waiting(hit.entry.fileno(), hit.entry.record.length)
         if body is None:
             return None
         due = hit.metadata.fetched_at + self._services.freshness.recheck
         looked_at = self._services.background.next_one(request.name.path, due)
         made = small_hit.make(hit, request, body, self._services.via, self._services.freshness, looked_at)
         return made if made is not None and made.suits(request) and time.time() < made.until else None
-
-
-def _read_without_waiting(fd: int, length: int) -> Optional[bytes]:
-    """The bytes of a file that are in the page cache; None where they are not, and where the disk fails."""
-    body = bytearray(length)
-    try:
-        count = os.preadv(fd, [body], 0, _NO_WAIT)
-    except OSError as error:
-        if error.errno not in _NOT_KNOWN:
-            return None
-        try:
-            count = os.preadv(fd, [body], 0)
-        except OSError:
-            return None
-    return bytes(body) if count == length else None

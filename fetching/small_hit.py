@@ -12,18 +12,19 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple, Union
 
 from cache import Hit
 from fetching.naming import Name
 from fetching.stored_metadata import as_stored_once, assess, scope
+from monitoring.redaction import shown
 from net.addresses import Reach, Scope, may_reach
 from protocol import freshness, http1
 from protocol.freshness import Basis, FreshnessRules
 from protocol.headers import Headers
 from protocol.http1 import RequestHead, Target
 from storage.entry import FileIdentity, identity_of
-from storage.store import ATIME_GRAIN
+from storage.glance import ATIME_GRAIN, Glance
 
 SMALL = 64 * 1024  # bytes; for a larger object, sending costs more than parsing
 
@@ -31,32 +32,49 @@ _FOR_EVER = -1
 _NEVER = -2  # an age that no response has
 
 
-@dataclass(frozen=True)
-class PlainRequest:
+class PlainRequest(NamedTuple):
     """A GET for the whole of an object, without credentials, conditions and cache directives of its own.
 
-    `sent`: the fields that an origin would get, for Vary. `url`: for the log. `reach`: what of dduct's machine its
-    client may reach.
+    `received`: its target, as received. `base`: that target; of one without an authority, its origin. `sent`: the
+    fields that an origin would get, for Vary. `bare`: its URL without its query. `reach`: what of dduct's machine its
+    client may reach. Hits need nothing else, so all else is made where it is asked for.
     """
 
-    head: RequestHead
-    target: Target
+    received: bytes
+    base: Target
+    headers: Headers
     name: Name
-    url: str
+    bare: str
     sent: Headers
     reach: Reach
 
+    @property
+    def head(self) -> RequestHead:
+        """The request's head."""
+        return RequestHead(b"GET", self.received, 1, self.headers)
 
-@dataclass(frozen=True)
-class Answer:
+    @property
+    def target(self) -> Target:
+        """The request's target."""
+        if not self.received.startswith(b"/"):
+            return self.base
+        return http1.parse_origin_form(self.received, self.base.scheme, self.base.authority)
+
+
+class Answer(NamedTuple):
     """Head and body as sent, and what the log says of them. `guessed`: the object's lifetime is heuristic."""
 
-    data: bytes
+    data: Union[bytes, bytearray]
     length: int
-    url: str
+    bare: str
     note: str
     name: str
     guessed: bool
+
+    @property
+    def url(self) -> str:
+        """The URL for the log."""
+        return shown(self.bare)
 
 
 @dataclass
@@ -70,7 +88,7 @@ class SmallHit:
     """
 
     name: Name
-    url: str
+    bare: str
     identities: Tuple[Tuple[str, FileIdentity], ...]
     vary: Tuple[Tuple[str, str], ...]
     scope: Scope
@@ -110,7 +128,7 @@ class SmallHit:
         rest = b"" if ttl == _FOR_EVER else b"; ttl=%d" % ttl
         body = last[2].data[len(last[2].data) - self.length :]
         data = b"".join((self.before_age, b"%d" % age, self.after_age, rest, b"\r\n\r\n", body))
-        answer = Answer(data, self.length, self.url, "hit" + rest.decode(), self.name.path, self.guessed)
+        answer = Answer(data, self.length, self.bare, "hit" + rest.decode(), self.name.path, self.guessed)
         self.last = (age, ttl, answer)
         return answer
 
@@ -132,7 +150,7 @@ def may_be_small(hit: Hit) -> bool:
 
 
 def make(
-    hit: Hit, request: PlainRequest, body: bytes, via: bytes, rules: FreshnessRules, looked_at: float
+    hit: Hit, request: PlainRequest, body: bytearray, via: bytes, rules: FreshnessRules, looked_at: float
 ) -> Optional[SmallHit]:
     """The object as it is sent; None where it is not fresh, or has to be validated with each request.
 
@@ -148,10 +166,10 @@ def make(
         return None  # by a clock that was ahead: it would be looked up again each time
     guessed = assessment.basis is Basis.HEURISTIC
     fresh_until = assessment.ttl + assessment.age + metadata.fetched_at - metadata.age
-    before_age, after_age = _head(stored.fields, len(body), via)
+    before_age, after_age = _head(http1.field_lines(stored.fields), len(body), via)
     return SmallHit(
         name=request.name,
-        url=request.url,
+        bare=request.bare,
         identities=hit.identities,
         vary=metadata.vary,
         scope=scope(metadata),
@@ -163,15 +181,48 @@ def make(
         fresh_until=fresh_until,
         until=min(fresh_until, looked_at) if guessed else fresh_until,
         guessed=guessed,
-        last=(_NEVER, _NEVER, Answer(body, len(body), request.url, "", request.name.path, guessed)),
+        last=(_NEVER, _NEVER, Answer(body, len(body), request.bare, "", request.name.path, guessed)),
     )
 
 
-def _head(fields: Headers, length: int, via: bytes) -> Tuple[bytes, bytes]:
+def made_of(seen: Glance, request: PlainRequest, via: bytes, rules: FreshnessRules, now: float) -> Optional[SmallHit]:
+    """Like `make`, for what was seen at a glance; None where `make` would give none, or where it takes the record.
+
+    An object with a guessed lifetime has `until` for its end of that; the caller knows when it is to be validated.
+    """
+    summary, name = seen.summary, request.name
+    fetched_at, age = summary.fetched_at, summary.age
+    if fetched_at > now:
+        return None
+    lifetime = float("inf") if name.digest is not None else summary.lifetime.under(rules)
+    fresh_until = fetched_at - age + lifetime
+    if fresh_until <= now:
+        return None
+    length = len(seen.body)
+    before_age, after_age = _head(summary.fields, length, via)
+    guessed = summary.lifetime.stated is None and name.digest is None
+    return SmallHit(
+        name=name,
+        bare=request.bare,
+        identities=seen.identities,
+        vary=(),
+        scope=Scope.LOCAL_ONLY if summary.near else Scope.OWN_ADDRESS if summary.own else Scope.ALL,
+        before_age=before_age,
+        after_age=after_age,
+        length=length,
+        first_age=age,
+        fetched_at=fetched_at,
+        fresh_until=fresh_until,
+        until=fresh_until,
+        guessed=guessed,
+        last=(_NEVER, _NEVER, Answer(seen.body, length, request.bare, "", name.path, guessed)),
+    )
+
+
+def _head(fields: bytes, length: int, via: bytes) -> Tuple[bytes, bytes]:
     """The head of the response before the value of Age, and from there to the end of Cache-Status's `hit`.
 
-    `Reply.send_head` has the same fields in the same order.
+    `fields`: the lines of the stored fields. `Reply.send_head` has the same fields in the same order.
     """
-    start = http1.serialise_response(200, b"", [*fields, (b"Accept-Ranges", b"bytes")])
     rest = b"\r\nContent-Length: %d\r\nVia: %s\r\nCache-Status: dduct; hit" % (length, via)
-    return start[:-2] + b"Age: ", rest
+    return b"HTTP/1.1 200 OK\r\n%sAccept-Ranges: bytes\r\nAge: " % fields, rest

@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from typing import Dict, Iterable, List, Optional, Tuple
+from typing import Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 from monitoring.details import Detail, NotKept
 from protocol import field_values, media_types
@@ -249,17 +249,37 @@ def _normal(value: Optional[bytes]) -> str:
 # --- freshness lifetime -------------------------------------------------------------------------
 
 
+class Lifetime(NamedTuple):
+    """What a response says of its freshness lifetime, in seconds, whatever the rules are.
+
+    `stated`: explicitly (RFC 9111 §4.2.1); None where it does not. `guessed`: a share of the time since its last
+    modification (§4.2.2); None where that is not known, or not needed.
+    """
+
+    stated: Optional[float]
+    guessed: Optional[float]
+
+    def under(self, rules: FreshnessRules) -> float:
+        """The freshness lifetime by the configured rules, for a shared cache."""
+        if self.stated is not None:
+            return self.stated
+        if self.guessed is None:
+            return rules.fresh_for if rules.heuristic_max else 0.0
+        return min(self.guessed, rules.heuristic_max)
+
+
+def lifetime_of(stored: Stored) -> Lifetime:
+    """What a stored response says of its lifetime."""
+    stated = _explicit_lifetime(stored)
+    if stated is not None:
+        return Lifetime(stated, None)
+    modified = field_values.parse_date(stored.fields.get(b"last-modified") or b"")
+    return Lifetime(None, None if modified is None else max(0.0, _made_at(stored) - modified) * _HEURISTIC_SHARE)
+
+
 def lifetime(stored: Stored, rules: FreshnessRules) -> float:
     """The freshness lifetime in seconds (RFC 9111 §4.2.1 and §4.2.2), for a shared cache."""
-    explicit = _explicit_lifetime(stored)
-    return _heuristic_lifetime(stored, rules) if explicit is None else explicit
-
-
-def _heuristic_lifetime(stored: Stored, rules: FreshnessRules) -> float:
-    modified = field_values.parse_date(stored.fields.get(b"last-modified") or b"")
-    if modified is None:
-        return rules.fresh_for if rules.heuristic_max else 0.0
-    return min(max(0.0, _made_at(stored) - modified) * _HEURISTIC_SHARE, rules.heuristic_max)
+    return lifetime_of(stored).under(rules)
 
 
 def _explicit_lifetime(stored: Stored) -> Optional[float]:
@@ -362,8 +382,8 @@ def assess(
     """
     said, wanted = directives_of(stored.fields), directives_of(request.headers)
     age = stored.age(now)
-    explicit = _explicit_lifetime(stored)
-    ttl = (_heuristic_lifetime(stored, rules) if explicit is None else explicit) - age
+    said_of_lifetime = lifetime_of(stored)
+    ttl = said_of_lifetime.under(rules) - age
     no_cache = wants_no_cache(request.headers)
     binding = any(name in said for name in (b"must-revalidate", b"proxy-revalidate", b"s-maxage", b"no-cache"))
     # A time in the future comes from a wrong clock, and does not count.
@@ -377,7 +397,7 @@ def assess(
     grace = said.seconds(b"stale-if-error")  # RFC 5861 §4
     on_error = ttl > 0 or (not binding and (grace is None or -ttl <= grace))
     on_error = on_error and rules.stale_if_error and not no_cache and b"no-cache" not in said
-    basis = Basis.HEURISTIC if explicit is None else Basis.EXPLICIT
+    basis = Basis.HEURISTIC if said_of_lifetime.stated is None else Basis.EXPLICIT
     return Assessment(usable, on_error, age, ttl, Basis.VOLATILE if volatile or b"no-cache" in said else basis)
 
 

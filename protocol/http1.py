@@ -192,10 +192,12 @@ def _with_one_length(headers: Headers) -> Headers:
 
 def serialise_response(status: int, reason: bytes, fields: Iterable[Field]) -> bytes:
     """A response head ready to be sent; always HTTP/1.1, for clients of any version (RFC 9110 §2.5)."""
-    parts = [b"HTTP/1.1 %d %s\r\n" % (status, reason or reason_phrase(status))]
-    parts.extend(b"%s: %s\r\n" % (canonical(name), value) for name, value in fields)
-    parts.append(b"\r\n")
-    return b"".join(parts)
+    return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, reason or reason_phrase(status), field_lines(fields))
+
+
+def field_lines(fields: Iterable[Field]) -> bytes:
+    """Fields as the lines of a head, each with its CRLF."""
+    return b"".join([b"%s: %s\r\n" % (canonical(name), value) for name, value in fields])
 
 
 @lru_cache(maxsize=1024)
@@ -416,10 +418,16 @@ def parse_absolute(target: bytes) -> Target:
 
 def parse_origin_form(target: bytes, scheme: str, authority: Authority) -> Target:
     """Parse an origin-form target at a known scheme and authority (RFC 9112 §3.2.1)."""
+    return Target(scheme, authority, *split_origin_form(target))
+
+
+def split_origin_form(target: bytes) -> Tuple[str, Optional[str]]:
+    """Path and query of an origin-form target, as in a `Target`. Raises ProtocolError."""
     match = _ORIGIN.fullmatch(target)
     if match is None:
         raise ProtocolError("malformed request target")
-    return _target(scheme, authority, match.group(1), match.group(2))
+    path, query = match.groups()
+    return _text(path), None if query is None else _text(query)
 
 
 def resolve(base: Target, reference: bytes) -> Optional[Target]:
@@ -436,11 +444,14 @@ def resolve(base: Target, reference: bytes) -> Optional[Target]:
 
 
 def _target(scheme: str, authority: Authority, path: bytes, query: Optional[bytes]) -> Target:
-    def text(raw: bytes) -> str:
-        # curl sends a URL's UTF-8 as typed; origins expect it percent-encoded (RFC 3986 §2.5).
-        return _RAW_BYTE.sub(lambda match: b"%%%02X" % match.group()[0], raw).decode("ascii")
+    return Target(scheme, authority, _text(path), None if query is None else _text(query))
 
-    return Target(scheme, authority, text(path), None if query is None else text(query))
+
+def _text(raw: bytes) -> str:
+    # curl sends a URL's UTF-8 as typed; origins expect it percent-encoded (RFC 3986 §2.5).
+    if not raw.isascii():
+        raw = _RAW_BYTE.sub(lambda match: b"%%%02X" % match.group()[0], raw)
+    return raw.decode("ascii")
 
 
 _MAX_DIGITS = 9

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Optional, Tuple
 
 from fetching.cacheable_request import bare, sent_for_all
-from fetching.naming import storage_name
+from fetching.naming import name_below
 from fetching.small_hit import PlainRequest
-from monitoring.redaction import shown
 from net.arrival import Arrival
 from protocol import http1, selection
 from protocol.headers import Headers
-from protocol.http1 import Authority, Framing, ProtocolError, RequestHead
+from protocol.http1 import Framing, ProtocolError, RequestHead, Target
 from protocol.remembering import Generations
 from protocol.request_fields import RequestFields
 from proxy import routing
@@ -33,11 +32,17 @@ _OF_ITS_OWN = frozenset([*selection.CONDITIONS, b"cache-control", b"pragma", b"e
 
 @dataclass(frozen=True)
 class _Common:
-    """What all requests with certain fields have in common. `origin`: that of targets without an authority."""
+    """What all requests with certain fields have in common.
+
+    `origin`: that of targets without an authority, with an empty path; None where such targets are not plain. `url` and
+    `place`: the beginnings of their URLs and names.
+    """
 
     headers: Headers
     sent: Headers
-    origin: Optional[Tuple[str, Authority]]
+    origin: Optional[Target]
+    url: str
+    place: str
 
 
 class PlainRequests:
@@ -70,27 +75,28 @@ class PlainRequests:
             common = self._common(fields, arrival)
             if common is None:
                 return None
-            head = RequestHead(b"GET", line[len(_METHOD) : -len(_VERSION)], 1, common.headers)
-            request = self._plain(head, common, arrival)
+            request = self._plain(line[len(_METHOD) : -len(_VERSION)], common, arrival)
         except ProtocolError:
             return None
         if request is not None:
             self._known.put((arrival.kind, block), request, len(block))
         return request
 
-    def _plain(self, head: RequestHead, common: _Common, arrival: Arrival) -> Optional[PlainRequest]:
+    def _plain(self, target: bytes, common: _Common, arrival: Arrival) -> Optional[PlainRequest]:
         """The request as a value. Raises ProtocolError."""
-        if common.origin is not None and head.target.startswith(b"/"):
-            target = http1.parse_origin_form(head.target, *common.origin)
-            name = storage_name(target, self._rules.naming)
+        base = common.origin
+        if base is not None and target.startswith(b"/"):
+            path, query = http1.split_origin_form(target)
+            name = name_below(common.place, path, query, self._rules.naming)
+            url = common.url + path
         else:
-            decision = routing.decide(head, arrival, self._rules)
+            decision = routing.decide(RequestHead(b"GET", target, 1, common.headers), arrival, self._rules)
             if not isinstance(decision, Fetch):
                 return None
-            target, name = decision.target, decision.name
+            base, name, url = decision.target, decision.name, bare(decision.target)
         if name is None or name.volatile or name.signature or name.secrets:
             return None
-        return PlainRequest(head, target, name, shown(bare(target)), common.sent, arrival.reach)
+        return PlainRequest(target, base, common.headers, name, url, common.sent, arrival.reach)
 
     def _common(self, fields: bytes, arrival: Arrival) -> Optional[_Common]:
         """What these fields mean; None where they are not plain. Raises ProtocolError."""
@@ -99,7 +105,9 @@ class PlainRequests:
         if common is None:
             head = http1.parse_request(b"GET / HTTP/1.1\r\n" + fields)
             if self._is_plain(head):
-                common = _Common(head.headers, sent_for_all(head, self._via, self._names), self._origin(head, arrival))
+                sent, origin = sent_for_all(head, self._via, self._names), self._origin(head, arrival)
+                url = "" if origin is None else str(origin)
+                common = _Common(head.headers, sent, origin, url, url.replace("://", "/", 1))
                 self._kinds.put(key, common)
         return common
 
@@ -110,9 +118,12 @@ class PlainRequests:
             return False
         return not self._names.opening(head.headers)
 
-    def _origin(self, head: RequestHead, arrival: Arrival) -> Optional[Tuple[str, Authority]]:
-        """The origin of an intercepted connection, if these fields name it, too. Raises ProtocolError."""
+    def _origin(self, head: RequestHead, arrival: Arrival) -> Optional[Target]:
+        """The origin of an intercepted connection, if these fields name it, too; it has an empty path.
+
+        Raises ProtocolError.
+        """
         decision = None if arrival.connect_target is None else routing.decide(head, arrival, self._rules)
         if not isinstance(decision, Fetch) or decision.target.authority.host not in self._rules.intercept:
             return None
-        return decision.target.scheme, decision.target.authority
+        return Target(decision.target.scheme, decision.target.authority, "")

@@ -84,7 +84,8 @@ class SessionState:
         services.counters.add(Counter.HITS)
         if answer.guessed:
             services.deliveries.note(self.client.asker, answer.name)
-        _log.info("%s GET %s 200 %d %.3fs %s", self.client.who, answer.url, answer.length, seconds, answer.note)
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("%s GET %s 200 %d %.3fs %s", self.client.who, answer.url, answer.length, seconds, answer.note)
 
     def decide(self, head: RequestHead, framing: BodyFraming) -> routing.Decision:
         """The decision on a request. Raises ProtocolError, and UpstreamError(508) on a loop through dduct."""

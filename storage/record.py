@@ -18,11 +18,12 @@ import errno
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Container, Dict, FrozenSet, NamedTuple, Optional, Tuple, cast
 
 from monitoring.details import Detail
+from storage.summary import Facts, summarized
 
 ATTRIBUTE_LIMIT = 3 * 1024  # ext4 has one 4 KiB block for all attributes of a file
 _RESERVED = 128  # bytes of it, reserved for a growing file's later hash and boot
@@ -140,6 +141,7 @@ TRANSITIONS: Dict[RecordState, FrozenSet[RecordState]] = {
 }
 # After a sync. What has no hash yet needs it first: nothing else would tell its bytes from damaged ones.
 _SYNCED = {RecordState.VERIFIED: RecordState.DURABLE, RecordState.ALIAS: RecordState.DURABLE_ALIAS}
+_AT_REST = frozenset([*_SYNCED.keys(), *_SYNCED.values()])
 
 
 @dataclass(frozen=True)
@@ -201,15 +203,28 @@ class Record:
 
     def encode(self) -> bytes:
         """The attribute's bytes; raises Unstorable where they are too many."""
-        values = asdict(self)
+        metadata = vars(self.metadata).copy()
         for name in _NEW:  # older versions read the record if it has none of these
-            if not values["metadata"][name]:
-                del values["metadata"][name]
-        data = json.dumps({"v": _FORMAT, **values}, separators=(",", ":"), ensure_ascii=False).encode()
+            if not metadata[name]:
+                del metadata[name]
+        values = {"v": _FORMAT, **vars(self), "metadata": metadata}  # `asdict` takes longer than all the rest
+        data = json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
         if len(data) + (0 if self.complete else _RESERVED) > ATTRIBUTE_LIMIT:
             reason = f"its metadata takes {len(data)} bytes, and {ATTRIBUTE_LIMIT - _RESERVED} are the most"
             raise Unstorable(reason, Detail.METADATA_TOO_LARGE)
-        return data
+        facts = self._facts()
+        with_summary = data if facts is None else summarized(data, facts)
+        return data if len(with_summary) > ATTRIBUTE_LIMIT else with_summary
+
+    def _facts(self) -> Optional[Facts]:
+        """What a summary says of it; None where it takes the whole record to decide on a request."""
+        metadata = self.metadata
+        if self.state not in _AT_REST or metadata.restricted or metadata.must_validate or metadata.vary:
+            return None
+        times = metadata.fetched_at, metadata.age
+        return Facts(
+            self.length, self.durable, self.boot, self.alias, *times, metadata.near, metadata.own, metadata.fields
+        )
 
     @staticmethod
     @lru_cache(maxsize=1024)
@@ -219,6 +234,7 @@ class Record:
             values = _parse(data)
             if values.pop("v") != _FORMAT:
                 raise ValueError("unknown metadata format")
+            values.pop("quick", None)  # the summary of all the rest
             metadata = values.pop("metadata")
             for name in ("fields", "vary"):
                 metadata[name] = tuple([(str(key), str(value)) for key, value in metadata[name]])

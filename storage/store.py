@@ -25,6 +25,7 @@ from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
 from monitoring.redaction import reason_of, shown
 from storage.entry import Entry, identity_of
+from storage.glance import ATIME_GRAIN
 from storage.locations import aside_of, objection, vacant
 from storage.locks import is_file, is_locked, try_lock
 from storage.own_files import GROWING_SUFFIX, outside
@@ -35,7 +36,6 @@ from storage.syncing import LOST_IN_WRITING, Syncer, SyncQueue
 from storage.tree import Tree, remove_growing_file
 
 _MAX_REMEMBERED = 512  # characters; the paths of longer names are not remembered
-ATIME_GRAIN = 3600.0  # seconds between two recorded uses of an object, under any mount options
 
 _log = logging.getLogger("dduct.store")
 
