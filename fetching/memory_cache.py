@@ -13,7 +13,7 @@ from cache import Hit
 from fetching import small_hit
 from fetching.filler import Services, key_of
 from fetching.small_hit import Answer, PlainRequest, SmallHit
-from protocol.remembering import Generations
+from protocol.remembering import Doorkeeper, Generations
 from storage.disk_watch import SLOW, WaitBudget
 from storage.glance import read_without_waiting
 from storage.record import Unstorable
@@ -35,6 +35,7 @@ class MemoryCache:
         self._disk = services.cache.disk
         # Operations on it are atomic; a lost one costs a lookup.
         self._objects: Generations[str, SmallHit] = Generations(_MAX_OBJECTS, _MAX_HELD)
+        self._doorkeeper = Doorkeeper(_MAX_OBJECTS)
         self._waits = WaitBudget()  # of the poller's thread
 
     def answer(self, request: PlainRequest, iteration: Optional[float] = None) -> Optional[Answer]:
@@ -87,7 +88,7 @@ class MemoryCache:
             return None  # meanwhile the object may have become stale
         if found is None:
             self._objects.drop(request.name.path)
-        elif found is not known:
+        elif found is not known and self._doorkeeper.knows(found.name.path):
             self._objects.put(found.name.path, found, found.length)
         return found
 

@@ -81,3 +81,25 @@ class Generations(Generic[_Key, _Value]):
         """Forget a key."""
         self._new.pop(key, None)
         self._old.pop(key, None)
+
+
+class Doorkeeper:
+    """Lets a value into a memory when its key is asked for a second time within the last `slots` or so keys.
+
+    Most objects are asked for once. To remember them would push out those in use, and each remembered value costs the
+    garbage collector time for as long as it lives. A key that loses its slot to another one is new again. Like
+    `Generations`, it has no lock: a lost mark costs one lookup.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._marks = [0] * slots
+
+    def knows(self, key: Hashable) -> bool:
+        """Whether the key was asked for before; from now on it was."""
+        mark = hash(key)
+        slot = mark % self._slots
+        if self._marks[slot] == mark:
+            return True
+        self._marks[slot] = mark
+        return False

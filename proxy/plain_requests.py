@@ -16,7 +16,7 @@ from net.arrival import Arrival
 from protocol import http1, selection
 from protocol.headers import Headers
 from protocol.http1 import Framing, ProtocolError, RequestHead, Target
-from protocol.remembering import Generations
+from protocol.remembering import Doorkeeper, Generations
 from protocol.request_fields import RequestFields
 from proxy import routing
 from proxy.routing import Fetch, Rules
@@ -57,6 +57,7 @@ class PlainRequests:
         self._via = via
         # Operations on them are atomic; a lost one costs a little time.
         self._known: Generations[Tuple[str, bytes], PlainRequest] = Generations(_MAX_REMEMBERED, _MAX_HELD)
+        self._doorkeeper = Doorkeeper(_MAX_REMEMBERED)
         self._kinds: Generations[Tuple[str, bytes], _Common] = Generations(_MAX_KINDS)
 
     def known(self, block: bytes, arrival: Arrival) -> Optional[PlainRequest]:
@@ -78,7 +79,7 @@ class PlainRequests:
             request = self._plain(line[len(_METHOD) : -len(_VERSION)], common, arrival)
         except ProtocolError:
             return None
-        if request is not None:
+        if request is not None and self._doorkeeper.knows(block):
             self._known.put((arrival.kind, block), request, len(block))
         return request
 

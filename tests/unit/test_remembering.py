@@ -15,7 +15,7 @@ from net.addresses import Reach
 from net.arrival import Arrival
 from protocol.headers import Headers
 from protocol.http1 import Authority, ProtocolError, RequestHead
-from protocol.remembering import Generations, remember_short
+from protocol.remembering import Doorkeeper, Generations, remember_short
 from proxy import routing
 
 FEW_MEGABYTES = 16 * 1024 * 1024
@@ -104,3 +104,15 @@ def test_values_that_are_heavy_are_fewer() -> None:
     memory.put(2, "x", weight=1)
     memory.put(3, "x", weight=50)
     assert memory.get(1) is None
+
+
+def test_a_doorkeeper_knows_what_came_before_unless_others_took_its_slot() -> None:
+    doorkeeper = Doorkeeper(8)
+    assert [doorkeeper.knows(3), doorkeeper.knows(3), doorkeeper.knows(4), doorkeeper.knows(3)] == [
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert not doorkeeper.knows(11)
+    assert [doorkeeper.knows(3), doorkeeper.knows(4)] == [False, True]

@@ -52,8 +52,8 @@ FIELDS: List[bytes] = [
 
 
 def check(requests: PlainRequests, block: bytes, arrival: Arrival) -> bool:
-    """Read twice; returns whether it was plain."""
-    for _ in range(2):
+    """Read twice; returns whether it was plain. The second time, it is remembered."""
+    for again in (False, True):
         request = requests.read(block, arrival)
         if request is None:
             return False
@@ -65,7 +65,8 @@ def check(requests: PlainRequests, block: bytes, arrival: Arrival) -> bool:
         assert not DEFAULT.opening(head.headers) and b"range" not in head.headers
         assert request.name is not None and not request.name.volatile
         assert not request.name.signature and not request.name.secrets
-        assert request.reach is arrival.reach and requests.known(block, arrival) is request
+        assert request.reach is arrival.reach and request.target == decision.target
+        assert not again or requests.known(block, arrival) is request
     return True
 
 
