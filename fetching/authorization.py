@@ -60,17 +60,12 @@ class Authorization:
         return "fwd=vary-miss" if request.varies(metadata) else None
 
     def needs_permission(self, metadata: Metadata) -> bool:
-        """Whether the origin has to permit this client the stored object.
-
-        A client with credentials may get another representation than the one that came without any.
-        """
-        if metadata.restricted:
-            return True
-        return not metadata.same_for_all and not self._request.lasts and bool(self._request.credentials)
+        """See the function."""
+        return needs_permission(self._request, metadata)
 
     def admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> Admission:
         """Ask the origin, with this client's own credentials, whether it may have the stored object."""
-        if self._holds_grant(metadata):
+        if holds_grant(self._services, self._request, metadata):
             return Admission.GRANTED
         exchange = self._query.permission(metadata)
         if exchange is None:
@@ -143,11 +138,22 @@ class Authorization:
         self.grant(metadata)
         return Admission.GRANTED
 
-    def _holds_grant(self, metadata: Metadata) -> bool:
-        request, of = self._request, version(metadata)
-        either = {request.credentials, request.grantee}
-        return any(self._services.grants.holds(one, request.key.name, of) for one in either)
-
     def _is_known(self) -> bool:
         """Whether the client was authorized for any version, not long ago."""
         return self._services.known.holds(self._request.credentials, self._request.key.name, "")
+
+
+def needs_permission(request: CacheableRequest, metadata: Metadata) -> bool:
+    """Whether the origin has to permit this client the stored object.
+
+    A client with credentials may get another representation than the one that came without any.
+    """
+    if metadata.restricted:
+        return True
+    return not metadata.same_for_all and not request.lasts and bool(request.credentials)
+
+
+def holds_grant(services: Services, request: CacheableRequest, metadata: Metadata) -> bool:
+    """Whether the origin has permitted this client the stored object, not long ago."""
+    of = version(metadata)
+    return any(services.grants.holds(one, request.key.name, of) for one in {request.credentials, request.grantee})

@@ -28,7 +28,7 @@ from fetching.outcomes import Admission, Outcome, Stale
 from fetching.recent import Client
 from fetching.recovery import Recovery
 from fetching.revalidation import revalidate
-from fetching.small_hit import may_be_small
+from fetching.small_hit import may_be_granted, may_be_small
 from fetching.stored_answer import StoredAnswer
 from fetching.stored_metadata import as_stored, assess
 from monitoring.details import Detail, NotKept, with_detail
@@ -155,7 +155,7 @@ class CachedFetch:
         outcome = self._answer.send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
         if outcome is Outcome.DONE:
             self._recheck(hit.entry, metadata, assessment)
-            self.was_small_hit = may_be_small(hit)
+            self.was_small_hit = may_be_small(hit) or (bool(self._request.credentials) and may_be_granted(hit))
         return outcome
 
     def _hit_of_another_url(self, entry: Entry) -> Outcome:

@@ -7,10 +7,12 @@ unchanged, fresh and in use.
 from __future__ import annotations
 
 import time
-from typing import Optional, Tuple
+from functools import partial
+from typing import Callable, Optional, Tuple, TypeVar
 
 from cache import Hit
-from fetching import small_hit
+from fetching import other_hit, small_hit
+from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services, key_of
 from fetching.small_hit import Answer, PlainRequest, SmallHit
 from protocol.remembering import Doorkeeper, Generations
@@ -21,6 +23,8 @@ from storage.store import Key
 
 _MAX_OBJECTS = 4096  # in each of two generations
 _MAX_HELD = 16 * 1024 * 1024  # bytes of bodies, likewise
+
+_Found = TypeVar("_Found")
 
 
 class MemoryCache:
@@ -50,13 +54,31 @@ class MemoryCache:
             return None if known is None else self._answer_in_thread(known)
         if known is not None and known.validated_at == iteration:
             return known.last[2]
-        if self._waits.exhausted(iteration) or self._disk.is_slow(iteration):
-            return None  # the poller's thread does not wait for a disk
-        found = self._polled(known, request, iteration)
+        if not self._may_wait(iteration):
+            return None
+        found = self._polled(known, request)
         if found is None:
             return None
         found.validated_at = iteration
         return found.answer(time.time())
+
+    def answer_other(self, request: CacheableRequest, iteration: float) -> Optional[Answer]:
+        """The response of the poller's thread to a request that is not plain (`fetching.other_hit`), or None."""
+        if self._may_wait(iteration):
+            return self._watched(partial(self._look_at, request))
+        return None
+
+    def _look_at(self, request: CacheableRequest) -> Optional[Answer]:
+        try:
+            hit = self._services.cache.look(request.key)
+        except Unstorable:
+            return None
+        if hit is None:
+            return None
+        try:
+            return other_hit.answer(self._services, request, hit)
+        finally:
+            hit.entry.close()
 
     def snapshot(self) -> Tuple[int, int]:
         """How many objects are in memory, and the bytes of their bodies."""
@@ -74,11 +96,15 @@ class MemoryCache:
         self._objects.drop(known.name.path)
         return None
 
-    def _polled(self, known: Optional[SmallHit], request: PlainRequest, iteration: float) -> Optional[SmallHit]:
-        """The object, after an operation on the disk that the poller's successor can find (`net.poller`)."""
+    def _may_wait(self, iteration: float) -> bool:
+        """Whether the poller's thread may use the disk: it does not wait for a slow one."""
+        return not (self._waits.exhausted(iteration) or self._disk.is_slow(iteration))
+
+    def _watched(self, operation: Callable[[], Optional[_Found]]) -> Optional[_Found]:
+        """The result of a disk operation, which the poller's successor can find (`net.poller`)."""
         self._disk.polling = began = time.monotonic()
         try:
-            found = known if known is not None and known.unchanged(time.time()) else self._look_up(request)
+            found = operation()
         finally:
             self._disk.polling = None
         took = time.monotonic() - began
@@ -86,11 +112,19 @@ class MemoryCache:
         if took > SLOW:
             self._disk.note(took)
             return None  # meanwhile the object may have become stale
+        return found
+
+    def _polled(self, known: Optional[SmallHit], request: PlainRequest) -> Optional[SmallHit]:
+        """The object, after a look at its files."""
+        found = self._watched(partial(self._validated, known, request))
         if found is None:
             self._objects.drop(request.name.path)
         elif found is not known and self._doorkeeper.knows(found.name.path):
             self._objects.put(found.name.path, found, found.length)
         return found
+
+    def _validated(self, known: Optional[SmallHit], request: PlainRequest) -> Optional[SmallHit]:
+        return known if known is not None and known.unchanged(time.time()) else self._look_up(request)
 
     def _look_up(self, request: PlainRequest) -> Optional[SmallHit]:
         key = key_of(request.name)

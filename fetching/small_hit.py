@@ -62,7 +62,10 @@ class PlainRequest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Head and body as sent, and what the log says of them. `guessed`: the object's lifetime is heuristic."""
+    """Head and body as sent, and what the log says of them.
+
+    `length`: of the body. `guessed`: it is the whole of an object whose lifetime is heuristic.
+    """
 
     data: Union[bytes, bytearray]
     length: int
@@ -70,6 +73,8 @@ class Answer(NamedTuple):
     note: str
     name: str
     guessed: bool
+    method: str = "GET"
+    status: int = 200
 
     @property
     def url(self) -> str:
@@ -143,10 +148,15 @@ class SmallHit:
 
 def may_be_small(hit: Hit) -> bool:
     """Whether the object of a hit may become a `SmallHit`, as far as this does not depend on the request."""
+    return may_be_granted(hit) and hit.metadata is not None and not hit.metadata.restricted
+
+
+def may_be_granted(hit: Hit) -> bool:
+    """Whether the poller's thread may answer with the object of a hit, if this client is permitted to have it."""
     entry, metadata = hit.entry, hit.metadata
     if metadata is None or not entry.trusted or entry.record.length > SMALL:
         return False
-    return not metadata.restricted and not metadata.must_validate
+    return not metadata.must_validate
 
 
 def make(

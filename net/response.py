@@ -7,7 +7,7 @@ incomplete.
 from __future__ import annotations
 
 import time
-from typing import Iterable, Optional, Union
+from typing import Iterable, List, Optional, Union
 
 from monitoring.details import Side, of_error, side_of_error, with_detail
 from monitoring.redaction import printable
@@ -64,18 +64,7 @@ class Reply:
         self.status = status
         answers_head = self._request is not None and self._request.method == b"HEAD"
         framing = http1.NO_BODY if answers_head else self._choose_framing(status, length)
-        # RFC 9110 §8.6: in a 304, Content-Length is that of the 200, not the length that follows.
-        like_a_get = answers_head and status not in (204, 304)
-        described = length is not None and (framing.kind is Framing.LENGTH or like_a_get)
-        keeps_length = framing.kind is Framing.NONE and not described
-        head = [field for field in fields if keeps_length or field[0].lower() != b"content-length"]
-        if described:
-            head.append((b"Content-Length", b"%d" % (length or 0)))
-        elif framing.kind is Framing.CHUNKED:
-            head.append((b"Transfer-Encoding", b"chunked"))
-        head.append((b"Via", self._via))
-        # RFC 9211 §2: each cache appends its entry after those from the origin.
-        head.append((b"Cache-Status", b"dduct; " + self.note.encode() if self.note else b"dduct"))
+        head = head_fields(fields, status, framing, length, answers_head, self._via, self.note)
         if not self.persistent:
             head.append((b"Connection", b"close"))
         self.head = data = http1.serialise_response(status, reason, head)
@@ -164,3 +153,28 @@ class Reply:
             return http1.CHUNKED
         self.persistent = False
         return http1.UNTIL_CLOSE
+
+
+def head_fields(
+    fields: Iterable[Field],
+    status: int,
+    framing: BodyFraming,
+    length: Optional[int],
+    answers_head: bool,
+    via: bytes,
+    note: str,
+) -> List[Field]:
+    """All fields of a response on a connection that stays open; see `Reply.send_head`."""
+    # RFC 9110 §8.6: in a 304, Content-Length is that of the 200, not the length that follows.
+    like_a_get = answers_head and status not in (204, 304)
+    described = length is not None and (framing.kind is Framing.LENGTH or like_a_get)
+    keeps_length = framing.kind is Framing.NONE and not described
+    head = [field for field in fields if keeps_length or field[0].lower() != b"content-length"]
+    if described:
+        head.append((b"Content-Length", b"%d" % (length or 0)))
+    elif framing.kind is Framing.CHUNKED:
+        head.append((b"Transfer-Encoding", b"chunked"))
+    head.append((b"Via", via))
+    # RFC 9211 §2: each cache appends its entry after those from the origin.
+    head.append((b"Cache-Status", b"dduct; " + note.encode() if note else b"dduct"))
+    return head

@@ -22,6 +22,7 @@ from protocol.http1 import BodyFraming, Framing, ProtocolError, RequestHead, Tar
 from proxy import request_log
 from proxy.client_tunnel import ClientTunnel
 from proxy.look_ahead import LookAhead
+from proxy.other_requests import is_quick
 from proxy.request_log import Line
 from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, Refuse, Tunnel
 from proxy.session_state import SessionState
@@ -124,7 +125,8 @@ class ClientRequest:
             challenge = [(b"Proxy-Authenticate", b'Basic realm="dduct", charset="UTF-8"')]
             reply.error(decision.status, decision.reason, challenge if decision.status == 407 else [])
         elif isinstance(decision, Fetch) and self._fetch(decision):
-            self.was_small_hit = state.runtime.plain_requests.read(block, state.arrival) is not None
+            plain = state.runtime.plain_requests.read(block, state.arrival) is not None
+            self.was_small_hit = plain or is_quick(self._head)
 
     def _fetch(self, decision: Fetch) -> bool:
         """Answer from the cache or the origin; returns whether it was a hit of a small object."""

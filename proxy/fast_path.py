@@ -97,7 +97,7 @@ class FastPath:
         if request is None:  # it is new, or the bytes are not exactly one request
             received = stream.head_arrived()
             request = requests.read(received, state.arrival)
-        answer = state.answer(request, iteration)
+        answer = state.answer_other(received, iteration) if request is None else state.answer(request, iteration)
         if answer is None:
             return Next.NEEDS_THREAD
         self._numbers.begin()

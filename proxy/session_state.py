@@ -13,6 +13,7 @@ from net.stream import Stream
 from protocol.http1 import BodyFraming, Framing, ProtocolError, RequestHead
 from proxy import routing
 from proxy.opening import Opening
+from proxy.other_requests import other_request
 from proxy.runtime import Runtime
 from proxy.session_client import SessionClient
 from upstream.dialling import UpstreamError
@@ -62,19 +63,32 @@ class SessionState:
 
         `iteration`: that of the poller's thread, None in a session thread.
         """
-        if request is None:
+        if request is None or not self._may_ask():
+            return None
+        answer = self.runtime.memory_cache.answer(request, iteration)
+        return None if answer is None or (answer.guessed and self._asks_again(answer)) else answer
+
+    def answer_other(self, block: bytes, iteration: float) -> Optional[Answer]:
+        """The answer of the poller's thread to a request that is not plain, and whose head is `block`; see `answer`."""
+        if not self._may_ask():
             return None
         runtime = self.runtime
-        access = runtime.access
-        if self.client.is_barred(runtime, self.arrival) or (
-            access.users is not None and self.arrival.connect_target is None
-        ):
+        request = other_request(block, self.arrival, runtime.rules, runtime.services)
+        if request is None:
             return None
-        answer = runtime.memory_cache.answer(request, iteration)
-        if answer is None or not answer.guessed:
-            return answer
-        again = runtime.services.deliveries.asks_again(self.client.asker, answer.name)
-        return None if again else answer
+        answer = runtime.memory_cache.answer_other(request, iteration)
+        return None if answer is None or (answer.guessed and self._asks_again(answer)) else answer
+
+    def _may_ask(self) -> bool:
+        """Whether the client may have an answer without a decision on its request."""
+        runtime = self.runtime
+        if self.client.is_barred(runtime, self.arrival):
+            return False
+        return runtime.access.users is None or self.arrival.connect_target is not None
+
+    def _asks_again(self, answer: Answer) -> bool:
+        """Whether the client has just had the same, and perhaps found it outdated."""
+        return self.runtime.services.deliveries.asks_again(self.client.asker, answer.name)
 
     def note(self, answer: Answer, seconds: float) -> None:
         """Count and log a request that a known answer has served in `seconds`."""
@@ -85,7 +99,8 @@ class SessionState:
         if answer.guessed:
             services.deliveries.note(self.client.asker, answer.name)
         if _log.isEnabledFor(logging.INFO):
-            _log.info("%s GET %s 200 %d %.3fs %s", self.client.who, answer.url, answer.length, seconds, answer.note)
+            what = self.client.who, answer.method, answer.url, answer.status, answer.length, seconds, answer.note
+            _log.info("%s %s %s %d %d %.3fs %s", *what)
 
     def decide(self, head: RequestHead, framing: BodyFraming) -> routing.Decision:
         """The decision on a request. Raises ProtocolError, and UpstreamError(508) on a loop through dduct."""

@@ -66,16 +66,16 @@ def _look(place: str, boot: str, now: float, most: int) -> Optional[Glance]:
     return None if body is None else Glance(summary, body, ((place, identity_of(status)),))
 
 
-def read_without_waiting(fd: int, length: int) -> Optional[bytearray]:
+def read_without_waiting(fd: int, length: int, offset: int = 0) -> Optional[bytearray]:
     """The bytes of a file that are in the page cache; None where they are not, and where the disk fails."""
     body = bytearray(length)
     try:
-        count = os.preadv(fd, [body], 0, _NO_WAIT)
+        count = os.preadv(fd, [body], offset, _NO_WAIT)
     except OSError as error:
         if error.errno not in _NOT_KNOWN:
             return None
         try:
-            count = os.preadv(fd, [body], 0)
+            count = os.preadv(fd, [body], offset)
         except OSError:
             return None
     return body if count == length else None

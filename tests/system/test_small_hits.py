@@ -10,11 +10,12 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import pytest
-from support.client import Answer
+from support.client import Answer, wait_until
 from support.origin import Asked, Connection, Origin
 from support.running import HOST, RunningDduct
 
 from fetching import small_hit
+from fetching.cacheable_request import CacheableRequest
 from fetching.memory_cache import MemoryCache
 from fetching.small_hit import PlainRequest
 from monitoring.metrics import Counter
@@ -66,11 +67,41 @@ CASES = [
     Case(BLOB),
     Case("/dists/x/Packages.xz", quick=False),
     Case("/q.deb?a=b"),
-    Case("/q.deb?token=secret", quick=False),
-    Case("/fresh.deb", "Range: bytes=1-9\r\n", quick=False),
-    Case("/fresh.deb", 'If-None-Match: "1"\r\n', quick=False),
+    Case("/q.deb?token=secret"),
+    Case("/fresh.deb", "Range: bytes=1-9\r\n"),
+    Case("/fresh.deb", 'If-None-Match: "1"\r\n'),
     Case("/fresh.deb", 'If-Match: "2"\r\n', quick=False),
-    Case("/fresh.deb", "If-Modified-Since: Fri, 01 Jan 2021 00:00:00 GMT\r\n", quick=False),
+    Case("/fresh.deb", 'If-Match: "1"\r\n'),
+    Case("/fresh.deb", 'If-None-Match: W/"1", "7"\r\n'),
+    Case("/fresh.deb", 'If-None-Match: "7"\r\n'),
+    Case("/guessed.deb", "If-Modified-Since: Wed, 01 Jan 2020 00:00:00 GMT\r\n"),
+    Case("/guessed.deb", "If-Modified-Since: Tue, 31 Dec 2019 00:00:00 GMT\r\n"),
+    Case("/guessed.deb", "Range: bytes=0-0\r\n"),
+    Case("/guessed.deb", line="HEAD {path} HTTP/1.1"),
+    Case("/fresh.deb", "Range: bytes=-7\r\n"),
+    Case("/fresh.deb", "Range: bytes=5000-\r\n"),
+    Case("/fresh.deb", "Range: bytes=99999-\r\n"),
+    Case("/fresh.deb", "Range: bytes=5-1\r\n"),
+    Case("/fresh.deb", 'Range: bytes=1-9\r\nIf-Range: "1"\r\n'),
+    Case("/fresh.deb", 'Range: bytes=1-9\r\nIf-Range: "2"\r\n'),
+    Case("/fresh.deb", 'Range: bytes=1-9\r\nIf-None-Match: "1"\r\n', line="HEAD {path} HTTP/1.1"),
+    Case("/fresh.deb", "Range: bytes=1-9\r\nCache-Control: no-cache\r\n", quick=False),
+    Case(BLOB, line="HEAD {path} HTTP/1.1"),
+    Case(BLOB, "Range: bytes=9-99\r\nAuthorization: Bearer x\r\n"),
+    Case("/large.deb", "Range: bytes=1-9\r\n", quick=False),
+    Case("/no-cache.deb", line="HEAD {path} HTTP/1.1", quick=False),
+    Case("/stale.deb", "Range: bytes=1-9\r\n", quick=False),
+    Case("/vary.deb", "Range: bytes=1-9\r\nAccept-Language: fr\r\n", quick=False),
+    Case("/vary.deb", line="HEAD {path} HTTP/1.1"),
+    Case("/private.deb", "Authorization: Basic eDp5\r\n"),
+    Case("/private.deb", "Authorization: Basic eDp5\r\nRange: bytes=1-9\r\n"),
+    Case("/private.deb", 'Authorization: Basic eDp5\r\nIf-None-Match: "1"\r\n'),
+    Case("/private.deb", "Authorization: Basic b3RoZXI=\r\n", quick=False),
+    Case("/private.deb", line="HEAD {path} HTTP/1.1", quick=False),
+    Case("/q.deb?token=secret", line="HEAD {path} HTTP/1.1"),
+    Case("/dists/x/Packages.xz", line="HEAD {path} HTTP/1.1", quick=False),
+    Case("/missing.deb", line="HEAD {path} HTTP/1.1", quick=False),
+    Case("/fresh.deb", "If-Modified-Since: Fri, 01 Jan 2021 00:00:00 GMT\r\n"),
     Case("/fresh.deb", "Cache-Control: max-age=5\r\n", quick=False),
     Case("/fresh.deb", "Pragma: no-cache\r\n", quick=False),
     Case("/fresh.deb", "Authorization: Basic eDp5\r\n", quick=False),
@@ -84,7 +115,7 @@ CASES = [
     Case("/fresh.deb", "Expect: 100-continue\r\n", quick=False),
     Case("/fresh.deb", "Via: 1.1 another\r\n", quick=False),
     Case("/fresh.deb", "Host: other.test\r\n", quick=False),
-    Case("/fresh.deb", line="HEAD {path} HTTP/1.1", quick=False),
+    Case("/fresh.deb", line="HEAD {path} HTTP/1.1"),
     Case("/fresh.deb", line="GET {path} HTTP/1.0", quick=False),
     Case("/fresh.deb", line="GET {path}#fragment HTTP/1.1", quick=False),
     Case("/fresh.deb", line="GET  {path} HTTP/1.1", quick=False),
@@ -121,7 +152,13 @@ def comparable(answer: Answer) -> Any:
 @pytest.fixture
 def answered(monkeypatch: pytest.MonkeyPatch) -> List[str]:
     """The names of objects that the poller's thread has sent."""
-    real, found = MemoryCache.answer, []
+    real, real_other, found = MemoryCache.answer, MemoryCache.answer_other, []
+
+    def answer_other(cache: MemoryCache, request: CacheableRequest, iteration: float) -> object:
+        result = real_other(cache, request, iteration)
+        if result is not None:
+            found.append(request.name.path)
+        return result
 
     def answer(cache: MemoryCache, request: PlainRequest, iteration: Optional[float] = None) -> object:
         result = real(cache, request, iteration)
@@ -130,6 +167,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> List[str]:
         return result
 
     monkeypatch.setattr(MemoryCache, "answer", answer)
+    monkeypatch.setattr(MemoryCache, "answer_other", answer_other)
     return found
 
 
@@ -167,7 +205,42 @@ def test_the_poller_sends_what_a_thread_would_send(
     assert bool(answered) is case.quick
     with monkeypatch.context() as without:
         without.setattr(MemoryCache, "answer", lambda *_: None)
+        without.setattr(MemoryCache, "answer_other", lambda *_: None)
         assert comparable(ask(dduct, origin, case)) == quick
+
+
+@pytest.mark.one_process
+def test_several_ranges_take_a_thread(dduct: RunningDduct, answered: List[str]) -> None:
+    origin = dduct.origin(origin_of)
+    dduct.fetch(origin, "/fresh.deb")
+    dduct.wait_until_durable()
+    answer = dduct.fetch(origin, "/fresh.deb", "Range: bytes=0-1,7-8")
+    assert answer.status == 206 and b"Content-Range: bytes 7-8/" in answer.body and not answered
+
+
+@pytest.mark.one_process
+def test_other_requests_are_logged_as_by_a_thread(
+    dduct: RunningDduct, answered: List[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = dduct.origin(origin_of)
+    dduct.fetch(origin, "/fresh.deb")
+    dduct.wait_until_durable()
+    caplog.set_level("INFO")
+
+    def lines() -> List[str]:
+        caplog.clear()
+        with dduct.intercepted(origin) as client:
+            for line, field in [("HEAD", ""), ("GET", "Range: bytes=1-9\r\n"), ("GET", 'If-None-Match: "1"\r\n')]:
+                client.send(f"{line} /fresh.deb HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n{field}\r\n".encode())
+                client.read(line)
+        wait_until(lambda: sum("/fresh.deb" in record.getMessage() for record in caplog.records) == 3)
+        texts = [record.getMessage() for record in caplog.records if "/fresh.deb" in record.getMessage()]
+        return [re.sub(" [0-9.]+s |ttl=[0-9]+", " ", text) for text in texts]
+
+    quick, hits = lines(), dduct.counted(Counter.HITS)
+    assert len(answered) == hits == 3
+    monkeypatch.setattr(MemoryCache, "answer_other", lambda *_: None)
+    assert lines() == quick and dduct.counted(Counter.HITS) == 6
 
 
 @pytest.mark.one_process

@@ -11,6 +11,7 @@ from typing import Dict, Iterator, List, Optional, Tuple, cast
 import pytest
 from support.pairs import TIMEOUT, Pairs, server_context
 
+from fetching.naming import Naming, Parameters
 from fetching.small_hit import Answer
 from monitoring import request_number
 from monitoring.request_number import Number, RequestNumbers
@@ -21,7 +22,7 @@ from net.stream import Stream
 from protocol.http1 import Authority
 from proxy.access import Access
 from proxy.fast_path import FastPath
-from proxy.routing import Rules
+from proxy.routing import Hosts, Rules
 from proxy.runtime import Runtime
 from proxy.session_client import SessionClient
 from proxy.session_state import SessionState
@@ -32,6 +33,7 @@ GET = b"GET http://a.example/x HTTP/1.1\r\nHost: a.example\r\n\r\n"
 OTHER = b"GET http://a.example/other HTTP/1.1\r\nHost: a.example\r\n\r\n"
 CONNECT = b"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n"
 ITERATION = 7.0
+RULES = Rules(Hosts([]), Hosts([]), Naming((), Parameters(())))
 
 
 class Known:
@@ -73,7 +75,7 @@ class Path:
         runtime = SimpleNamespace(
             services=SimpleNamespace(via=b"1.1 dduct", counters=counters),
             access=cast(Access, SimpleNamespace(clients={ADDRESS}, certificates=False, users=None)),
-            rules=cast(Rules, None),
+            rules=RULES,
             memory_cache=self.known,
             plain_requests=self.known,
             leaf_certificates=self.known,
