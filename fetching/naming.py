@@ -97,9 +97,13 @@ def name_below(origin: str, path: str, query: Optional[str], naming: Naming) -> 
     for pattern in naming.filters:
         match = pattern.search(path)
         if match is not None:
+            digest = _digest(match) if match.re.groups else None
+            volatile = digest is None and _is_volatile(path, naming)
+            place = origin + nameable_path(path) if ";" in path else origin + path
+            if query is None:
+                return Name(place, digest, "", volatile)
             kept, signature, secrets = _split_query(query, naming.ignored)
-            place, digest = f"{origin}{nameable_path(path)}{kept}", _digest(match)
-            return Name(place, digest, signature, digest is None and _is_volatile(path, naming), secrets)
+            return Name(place + kept, digest, signature, volatile, secrets)
     return None
 
 
@@ -110,13 +114,14 @@ _HASH = re.compile("(?<![0-9A-Fa-f])[0-9A-Fa-f]{32,}(?![0-9A-Fa-f])")
 def _is_volatile(path: str, naming: Naming) -> bool:
     if _HASH.search(path.rpartition("/")[2]):
         return False
-    return any(pattern.search(path) for pattern in naming.volatile_at_once)
+    for pattern in naming.volatile_at_once:  # noqa: SIM110 - twice as fast as any()
+        if pattern.search(path) is not None:
+            return True
+    return False
 
 
-def _split_query(query: Optional[str], ignored: Container[str]) -> Tuple[str, str, str]:
+def _split_query(query: str, ignored: Container[str]) -> Tuple[str, str, str]:
     """Split a query into the end of a file name, the ignored parameters, and other parameters with secrets."""
-    if query is None:
-        return "", "", ""
     kept: List[str] = []
     signing: List[str] = []
     secrets: List[str] = []
@@ -160,8 +165,6 @@ def hash_of(group: str) -> str:
 
 def _digest(match: re.Match[str]) -> Optional[Digest]:
     """The digest in a path, joined from its parts in their order; None unless it is valid."""
-    if not match.re.groups:
-        return None
     groups = sorted(match.re.groupindex.items(), key=lambda item: item[1])
     parts: Dict[str, List[str]] = {}
     for group, number in groups:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from typing import Optional
 
@@ -20,8 +21,16 @@ _MAX_NAME = 2048  # bytes
 _MAX_PATH = 4095 - 64  # bytes: PATH_MAX less the suffix or a fresh file's name
 
 
+# Names that need no closer look: short ASCII segments that begin with neither a dot nor a slash.
+_USUAL = re.compile(rf"[!-\-0-~][ -.0-~]{{0,199}}(?:/[!-\-0-~][ -.0-~]{{0,199}}){{0,{_MAX_LEVELS}}}")
+_USUAL_LENGTH = 1024  # characters, of name and root together
+
+
 def objection(root: str, name: str) -> Optional[str]:
     """Why no file below `root` can have this name; None where it is valid."""
+    usual = len(name) + len(root) <= _USUAL_LENGTH and root.isascii() and GROWING_SUFFIX not in name
+    if usual and _USUAL.fullmatch(name) is not None:
+        return None
     if name.count("/") > _MAX_LEVELS:
         return f"its path has more than {_MAX_LEVELS} levels"
     plain = name.isascii()
