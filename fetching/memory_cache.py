@@ -56,7 +56,12 @@ class MemoryCache:
             return known.last[2]
         if not self._may_wait(iteration):
             return None
-        found = self._polled(known, request)
+        first = known is None and not self._doorkeeper.knows(request.name.path)
+        if first:
+            answer = self._watched(partial(self._first, request))
+            if answer is not None:
+                return answer
+        found = self._polled(known, request, first)
         if found is None:
             return None
         found.validated_at = iteration
@@ -114,22 +119,40 @@ class MemoryCache:
             return None  # meanwhile the object may have become stale
         return found
 
-    def _polled(self, known: Optional[SmallHit], request: PlainRequest) -> Optional[SmallHit]:
-        """The object, after a look at its files."""
-        found = self._watched(partial(self._validated, known, request))
+    def _first(self, request: PlainRequest) -> Optional[Answer]:
+        """The response to a request for an object that is not worth remembering yet, if a glance at its file suffices.
+
+        Most objects are asked for once: this is the shortest way from a request to its bytes.
+        """
+        services, now = self._services, time.time()
+        try:
+            seen = services.cache.glance(key_of(request.name), now, small_hit.SMALL)
+        except Unstorable:
+            return None
+        if seen is None:
+            return None
+        answer = small_hit.first_answer(seen, request, services.via, services.freshness, now)
+        if answer is None or not answer.guessed:
+            return answer
+        due = seen.summary.fetched_at + services.freshness.recheck
+        return answer if services.background.next_one(answer.name, due) > now else None
+
+    def _polled(self, known: Optional[SmallHit], request: PlainRequest, first: bool) -> Optional[SmallHit]:
+        """The object, after a look at its files; at the `first` request, a glance at them did not suffice."""
+        found = self._watched(partial(self._validated, known, request, first))
         if found is None:
             self._objects.drop(request.name.path)
-        elif found is not known and self._doorkeeper.knows(found.name.path):
+        elif found is not known and not first:
             self._objects.put(found.name.path, found, found.length)
         return found
 
-    def _validated(self, known: Optional[SmallHit], request: PlainRequest) -> Optional[SmallHit]:
-        return known if known is not None and known.unchanged(time.time()) else self._look_up(request)
+    def _validated(self, known: Optional[SmallHit], request: PlainRequest, first: bool) -> Optional[SmallHit]:
+        return known if known is not None and known.unchanged(time.time()) else self._look_up(request, first)
 
-    def _look_up(self, request: PlainRequest) -> Optional[SmallHit]:
+    def _look_up(self, request: PlainRequest, first: bool) -> Optional[SmallHit]:
         key = key_of(request.name)
         try:
-            found = self._glance(key, request)
+            found = None if first else self._glance(key, request)
             if found is not None:
                 return found
             hit = self._services.cache.look(key)

@@ -195,6 +195,39 @@ def make(
     )
 
 
+def first_answer(
+    seen: Glance, request: PlainRequest, via: bytes, rules: FreshnessRules, now: float
+) -> Optional[Answer]:
+    """The response with what was seen at a glance, for this one time; None where `made_of` would give none.
+
+    An object with a guessed lifetime may be due for a validation: the caller knows.
+    """
+    summary, digest = seen.summary, request.name.digest
+    if summary.fetched_at > now:
+        return None
+    age = summary.age + now - summary.fetched_at
+    if digest is None:
+        ttl = summary.lifetime.under(rules) - age
+        if ttl <= 0:
+            return None
+        rest = b"; ttl=%d" % ttl
+    else:
+        rest = b""
+    scope = _scope_of(seen)
+    if scope is not Scope.ALL and not may_reach(request.reach, scope):
+        return None
+    length = len(seen.body)
+    before_age, after_age = _head(summary.fields, length, via)
+    data = b"".join((before_age, b"%d" % age, after_age, rest, b"\r\n\r\n", seen.body))
+    guessed = digest is None and summary.lifetime.stated is None
+    return Answer(data, length, request.bare, "hit" + rest.decode(), request.name.path, guessed)
+
+
+def _scope_of(seen: Glance) -> Scope:
+    summary = seen.summary
+    return Scope.LOCAL_ONLY if summary.near else Scope.OWN_ADDRESS if summary.own else Scope.ALL
+
+
 def made_of(seen: Glance, request: PlainRequest, via: bytes, rules: FreshnessRules, now: float) -> Optional[SmallHit]:
     """Like `make`, for what was seen at a glance; None where `make` would give none, or where it takes the record.
 
@@ -216,7 +249,7 @@ def made_of(seen: Glance, request: PlainRequest, via: bytes, rules: FreshnessRul
         bare=request.bare,
         identities=seen.identities,
         vary=(),
-        scope=Scope.LOCAL_ONLY if summary.near else Scope.OWN_ADDRESS if summary.own else Scope.ALL,
+        scope=_scope_of(seen),
         before_age=before_age,
         after_age=after_age,
         length=length,
