@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Container, Dict, Iterable, List, Optional, Tuple
 from urllib.parse import unquote_plus
 
@@ -35,27 +34,6 @@ class Naming:
     filters: Tuple[re.Pattern[str], ...]
     ignored: Parameters
     volatile: Tuple[re.Pattern[str], ...] = ()
-
-    @cached_property
-    def volatile_at_once(self) -> Tuple[re.Pattern[str], ...]:
-        """The patterns for volatile names in as few as possible: dozens of searches cost more than all the rest."""
-        return _joined(self.volatile)
-
-
-def _joined(patterns: Iterable[re.Pattern[str]]) -> Tuple[re.Pattern[str], ...]:
-    """Patterns that find something wherever one of `patterns` does.
-
-    Those that begin alike become one: `re` then looks for that beginning first, and tries them only there. A pattern
-    with groups or flags of its own stays alone: in another one, its numbers and flags would mean something else.
-    """
-    alike: Dict[str, List[str]] = {}
-    alone = []
-    for pattern in patterns:
-        if pattern.groups or pattern.flags != re.UNICODE:
-            alone.append(pattern)
-        else:
-            alike.setdefault(pattern.pattern[:1], []).append(pattern.pattern)
-    return (*(re.compile("|".join(f"(?:{one})" for one in texts)) for texts in alike.values()), *alone)
 
 
 @dataclass(frozen=True)
@@ -114,7 +92,7 @@ _HASH = re.compile("(?<![0-9A-Fa-f])[0-9A-Fa-f]{32,}(?![0-9A-Fa-f])")
 def _is_volatile(path: str, naming: Naming) -> bool:
     if _HASH.search(path.rpartition("/")[2]):
         return False
-    for pattern in naming.volatile_at_once:  # noqa: SIM110 - twice as fast as any()
+    for pattern in naming.volatile:  # noqa: SIM110 - twice as fast as any()
         if pattern.search(path) is not None:
             return True
     return False

@@ -41,6 +41,7 @@ from proxy.routing import HostList, Hosts, Rules
 from proxy.runtime import CurrentRuntime, Runtime
 from server.config_keys import Config
 from server.config_values import Address
+from server.joined_patterns import joined
 from storage.eviction import Evictor
 from storage.space import Limits, SpaceLimits
 from tls import openssl
@@ -254,7 +255,7 @@ def _rules(config: Config) -> Rules:
     return Rules(
         intercept=Hosts([*config.certs.server_dns_sans, *config.certs.server_ip_sans]),
         own_names=Hosts([config.certs.server_cn, "localhost"]),
-        naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query), config.cache.volatile),
+        naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query), joined(config.cache.volatile)),
     )
 
 

@@ -125,7 +125,8 @@ def test_an_expression_that_takes_more_than_linear_time_is_found(pattern: Patter
 def test_every_expression_is_found_in_its_module() -> None:
     hidden = []
     for module in MODULES:
-        if module in OWN or module == "server.patterns":
+        # The latter joins what the former has tried: a search in an alternative takes as long as all of them together.
+        if module in OWN or module in ("server.patterns", "server.joined_patterns"):
             continue
         tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
         for function in ast.walk(tree):

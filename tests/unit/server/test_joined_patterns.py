@@ -9,6 +9,7 @@ import pytest
 
 from fetching.naming import Naming, Parameters, storage_name
 from protocol.http1 import Authority, Target
+from server.joined_patterns import joined
 from server.moving_names import VOLATILE
 
 SHIPPED = tuple(re.compile(pattern) for pattern in VOLATILE)
@@ -21,18 +22,18 @@ PATHS: List[str] = [
 
 @pytest.mark.parametrize("path", PATHS)
 def test_joined_patterns_find_what_each_of_them_finds(path: str) -> None:
-    joined = Naming((), Parameters(()), SHIPPED).volatile_at_once
-    assert len(joined) < len(SHIPPED) / 4
-    assert any(one.search(path) for one in joined) == any(one.search(path) for one in SHIPPED)
+    found = joined(SHIPPED)
+    assert len(found) < len(SHIPPED) / 4
+    assert any(one.search(path) for one in found) == any(one.search(path) for one in SHIPPED)
 
 
 def test_a_pattern_with_flags_or_groups_is_searched_alone() -> None:
-    texts = ["/a|/b$", "(?i)/C", "/(x)\\1", "/d"]
-    naming = Naming((re.compile("."),), Parameters(()), tuple(map(re.compile, texts)))
-    assert len(naming.volatile_at_once) == 3
+    texts = ["/a|/b$", "(?i)/C", "/(x)\\1", "/d", "(?u)/e"]
+    naming = Naming((re.compile("."),), Parameters(()), joined(map(re.compile, texts)))
+    assert len(naming.volatile) == 4
     found = {
         path: storage_name(Target("https", Authority("a.example", 443), path), naming)
-        for path in ("/a/", "/b", "/b/x", "/c", "/xx", "/x", "/D", "/d")
+        for path in ("/a/", "/b", "/b/x", "/c", "/xx", "/x", "/D", "/d", "/e")
     }
     volatile = {path for path, name in found.items() if name is not None and name.volatile}
-    assert volatile == {"/a/", "/b", "/c", "/xx", "/d"}
+    assert volatile == {"/a/", "/b", "/c", "/xx", "/d", "/e"}
