@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 from typing import Optional
 
-_START = b'{"v":1,"metadata":{'
+from storage import summary
+
+_START = b'{"v":1,'
+_FIRST = (b'{"v":1,"metadata":{', b'{"v":1,"quick":"')
 # Verified, with a hash, or an alias; see `Record.state`.
 _END = re.compile(
     rb'"length":\d{1,19},'
@@ -22,7 +25,11 @@ _LONGEST_END = 512  # bytes
 
 def durably(text: bytes) -> Optional[bytes]:
     """The text of a record once its file is synced; None where only the whole record can tell."""
-    if not text.startswith(_START):
+    found = _END.search(text, max(0, len(text) - _LONGEST_END)) if text.startswith(_FIRST) else None
+    if found is None:
         return None
-    found = _END.search(text, max(0, len(text) - _LONGEST_END))
-    return None if found is None else text[: found.start(1)] + b"true" + text[found.end(1) :]
+    marked = text[: found.start(1)] + b"true" + text[found.end(1) :]
+    if text.startswith(_FIRST[0]):
+        return marked
+    # Its summary counts only in front of exactly its text.
+    return summary.durably(text, _START + marked[marked.index(b'",', len(_FIRST[1])) + 2 :])

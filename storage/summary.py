@@ -15,6 +15,7 @@ Rules of this module:
 from __future__ import annotations
 
 import binascii
+import math
 import struct
 import zlib
 from typing import NamedTuple, Optional, Tuple
@@ -29,6 +30,7 @@ _AFTER = b'",'
 # Checksum; version, flags, length, fetched_at, age, the two lifetimes, boot, length of the alias; alias; fields
 _CHECKSUM = struct.Struct("<I")
 _FORM = struct.Struct("<IBBQdddd36sB")
+_FLAGS_AT = 5  # behind the checksum and the version
 _VERSION = 1
 _DURABLE, _NEAR, _OWN, _STATED, _GUESSED = 1, 2, 4, 8, 16
 _MAX_BOOT, _MAX_ALIAS = 36, 255
@@ -68,12 +70,11 @@ def summarized(text: bytes, facts: Facts) -> bytes:
     rest = text[len(_START) :]
     try:
         summary = _pack(facts)
-    except (UnicodeEncodeError, struct.error):
-        return text
+    except (UnicodeEncodeError, struct.error, AttributeError, TypeError, ValueError, OverflowError):
+        return text  # a record that was edited by hand may have anything
     if summary is None or not text.startswith(_START):
         return text
-    packed = _CHECKSUM.pack(zlib.crc32(rest, zlib.crc32(summary))) + summary
-    return b"".join((_BEFORE, binascii.b2a_base64(packed, newline=False), _AFTER, rest))
+    return _put_together(summary, rest)
 
 
 def summary_of(data: bytes) -> Optional[Summary]:
@@ -104,6 +105,30 @@ def summary_of(data: bytes) -> Optional[Summary]:
     )
 
 
+def durably(data: bytes, text: bytes) -> Optional[bytes]:
+    """`text`, which the record in `data` becomes once it is synced, with the summary of `data` that says so, too.
+
+    None where `data` has no summary that counts.
+    """
+    end = data.find(_AFTER, len(_BEFORE))
+    try:
+        packed = bytearray(binascii.a2b_base64(data[len(_BEFORE) : end]))
+        (checksum,) = _CHECKSUM.unpack_from(packed)
+        if checksum != zlib.crc32(data[end + len(_AFTER) :], zlib.crc32(packed[_CHECKSUM.size :])):
+            return None
+        if packed[_FLAGS_AT - 1] != _VERSION:
+            return None  # of another version, which may have its flags elsewhere
+        packed[_FLAGS_AT] |= _DURABLE
+    except (binascii.Error, struct.error, IndexError):
+        return None
+    return _put_together(bytes(packed[_CHECKSUM.size :]), text[len(_START) :])
+
+
+def _put_together(summary: bytes, rest: bytes) -> bytes:
+    packed = _CHECKSUM.pack(zlib.crc32(rest, zlib.crc32(summary))) + summary
+    return b"".join((_BEFORE, binascii.b2a_base64(packed, newline=False), _AFTER, rest))
+
+
 def _pack(facts: Facts) -> Optional[bytes]:
     """A summary without its checksum; None for an object that is validated with each request."""
     fields = Headers([(name.encode("latin-1"), value.encode("latin-1")) for name, value in facts.fields])
@@ -116,5 +141,7 @@ def _pack(facts: Facts) -> Optional[bytes]:
     if len(boot) > _MAX_BOOT or len(alias) > _MAX_ALIAS:
         return None
     times = facts.fetched_at, facts.age, lifetime.stated or 0.0, lifetime.guessed or 0.0
+    if not all(map(math.isfinite, times)):
+        return None
     packed = _FORM.pack(0, _VERSION, flags, facts.length, *times, boot, len(alias))
     return packed[_CHECKSUM.size :] + alias + http1.field_lines(fields)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from storage.durable_mark import durably
 from storage.record import Metadata, Record
 from storage.records import AttributeRecords, read_record
+from storage.summary import summary_of
 
 META = Metadata("https://some.thing/x.deb", (("ETag", '"x"'),), 1000.0)
 HASH = "ab" * 32
@@ -68,3 +69,14 @@ def test_a_synced_file_gets_the_record_that_its_record_says(tmp_path: Path, reco
         AttributeRecords().write(file.fileno(), record)
         AttributeRecords().note_synced(file.fileno())
         assert read_record(file.fileno()) == record.synced()
+
+
+def test_the_summary_says_so_too() -> None:
+    marked = durably(VERIFIED.encode())
+    assert marked is not None
+    found = summary_of(marked)
+    assert found is not None and found.durable
+
+
+def test_a_summary_that_does_not_count_is_left_alone() -> None:
+    assert durably(VERIFIED.encode().replace(b"some.thing", b"some-thing")) is None

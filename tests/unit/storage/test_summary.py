@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import zlib
 from dataclasses import replace
 from typing import Tuple
 
@@ -10,7 +11,7 @@ import pytest
 
 from protocol.freshness import Lifetime
 from storage.record import ATTRIBUTE_LIMIT, FieldText, Metadata, Record, RecordState
-from storage.summary import summary_of
+from storage.summary import durably, summary_of
 
 DATE = "Tue, 01 Dec 2026 04:30:00 GMT"
 FIELDS: Tuple[FieldText, ...] = (("etag", '"1"'), ("Cache-Control", "max-age=600"), ("X-Odd", "a\xe9b"))
@@ -95,3 +96,30 @@ def test_metadata_that_leaves_no_room_for_a_summary_has_none() -> None:
     fields = tuple((f"X-{number}", "x" * 100) for number in range(20))
     data = replace(RECORD, metadata=replace(META, fields=fields)).encode()
     assert len(data) <= ATTRIBUTE_LIMIT and summary_of(data) is None
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        replace(RECORD, boot=None),  # type: ignore[arg-type]
+        replace(RECORD, durable="yes"),  # type: ignore[arg-type]
+        replace(RECORD, length=-1),
+        replace(RECORD, metadata=replace(META, fetched_at="1")),  # type: ignore[arg-type]
+        replace(RECORD, metadata=replace(META, fetched_at=None)),  # type: ignore[arg-type]
+        replace(RECORD, metadata=replace(META, age=float("nan"))),
+        replace(RECORD, metadata=replace(META, near="x")),  # type: ignore[arg-type]
+    ],
+)
+def test_a_record_that_was_edited_by_hand_has_none(odd: Record) -> None:
+    assert summary_of(odd.encode()) is None
+
+
+def test_a_summary_of_another_version_is_not_changed() -> None:
+    data = replace(RECORD, durable=False).encode()
+    end = data.index(b'",')
+    packed = bytearray(binascii.a2b_base64(data[len(b'{"v":1,"quick":"') : end]))
+    packed[4] += 1
+    packed[:4] = zlib.crc32(data[end + 2 :], zlib.crc32(packed[4:])).to_bytes(4, "little")
+    other = b'{"v":1,"quick":"' + binascii.b2a_base64(packed, newline=False) + data[end:]
+    assert summary_of(other) is None
+    assert durably(data, data) is not None and durably(other, data) is None
