@@ -28,7 +28,7 @@ from storage.tree import Tree
 QUEUED_SIZE = 1024 * 1024  # bytes; the sync of a larger object takes so long that smaller ones would wait for it
 MAX_WAITING = 4096  # files
 BATCH = 64  # files that are open at once
-_GATHERING = 0.25  # seconds in which files come together
+_GATHERING = 0.25  # seconds
 _DRAINING = 5.0  # seconds that a stop leaves for those that wait
 # A sync that fails with one of these may have lost bytes, and the next one does not report it (fsync(2)).
 LOST_IN_WRITING = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
@@ -48,12 +48,14 @@ class Taken(enum.Enum):
 class SyncQueue:
     """Files that wait to be synced; the thread in `run` gives them to `sync`, up to `BATCH` at a time.
 
-    `on_dropped` is called with the number of files that are not synced because there are too many.
+    `on_dropped` is called with the number of files that are not synced because there are too many. `gathering`: seconds
+    in which files come together.
     """
 
     def __init__(self, sync: Callable[[Sequence[str]], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._sync = sync
         self._clock = clock
+        self.gathering = _GATHERING
         self.on_dropped: Callable[[int], None] = lambda _: None
         self._changed = threading.Condition()  # guards the three attributes below
         self._waiting: Deque[str] = deque()
@@ -104,7 +106,7 @@ class SyncQueue:
         """The next files, once there are many or they have waited; none where `run` is to end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._drain_until is not None)
-            self._changed.wait_for(lambda: len(self._waiting) >= BATCH or self._drain_until is not None, _GATHERING)
+            self._changed.wait_for(lambda: len(self._waiting) >= BATCH or self._drain_until is not None, self.gathering)
             if self._drain_until is not None and self._clock() >= self._drain_until:
                 return []
             return [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
@@ -128,10 +130,10 @@ class Syncer:
                 _begin_writing(fd)  # all before the first sync: then that one has little left for the others
             while files:
                 self._sync(*files[-1])
-                os.close(files.pop()[1])  # at once: this releases the lock of its record
+                self._close(*files.pop())  # at once: this releases the lock of its record
         finally:
-            for _, fd in files:
-                os.close(fd)
+            for place, fd in files:
+                self._close(place, fd)
 
     def _open(self, place: str) -> int:
         """The file of `place`, there or aside; -1 where it cannot be opened, as after an eviction."""
@@ -154,6 +156,12 @@ class Syncer:
                 self._unpublish(place, fd)
             self._note(place, error)
         except Unstorable as error:
+            self._note(place, error)
+
+    def _close(self, place: str, fd: int) -> None:
+        try:
+            os.close(fd)
+        except OSError as error:
             self._note(place, error)
 
     def _unpublish(self, place: str, fd: int) -> None:

@@ -104,6 +104,7 @@ class RunningDduct:
         self.config = make_config(directory, ca, **keys)
         shutil.copytree(certificates, self.config.misc.cert_dir, dirs_exist_ok=True)
         self.server = Server(self.config)
+        self.server.cache.store.syncs.gathering = 0.0  # many tests wait until their objects are durable
         if self.config.proxy.workers > 1:
             self._stack.enter_context(second_worker(self.server))
         self.server.start()

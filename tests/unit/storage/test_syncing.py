@@ -228,6 +228,22 @@ def test_what_the_disk_has_lost_is_unpublished(
         assert not record(path).durable
 
 
+def test_a_file_that_cannot_be_closed_does_not_end_the_thread(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [cache.store.root / f"https/some.thing/{name}.deb" for name in "xy"]
+    for path in paths:
+        published(cache, Key(str(path.relative_to(cache.store.root))))
+    real = os.close
+
+    def close(fd: int) -> None:
+        real(fd)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "close", close)
+        syncer(cache).sync([str(path) for path in paths])
+    assert all(record(path).durable for path in paths)
+
+
 def test_a_sync_gives_no_record_and_no_hash(cache: Cache) -> None:
     path = Path(published(cache).file.place)
     unhashed = Record(META, 4, boot="this", unhashed=True)
