@@ -44,9 +44,10 @@ class Evictor:
             reason: RateLimitedLog(_log, _LOG_INTERVAL) for reason in ("cache.min_free", "inodes", "in vain")
         }
         self._in_vain_until = float("-inf")  # removal freed nothing: more of it would not help
-        self._changed = threading.Condition()  # guards the two attributes below; `_stopping` is read without it
+        self._changed = threading.Condition()  # guards the three attributes below; `_stopping` is read without it
         self._stopping = False
         self._poked = False
+        self._woken_at = float("-inf")
 
     def __repr__(self) -> str:
         survey_age = time.monotonic() - self._survey.began_at
@@ -72,10 +73,16 @@ class Evictor:
             self._changed.notify_all()
 
     def look(self) -> None:
-        """Wake the evictor: an object was added, or could not be."""
+        """Have the evictor look: an object was added, or could not be.
+
+        It is woken ten times a second at most: each time takes the interpreter from the thread that adds objects.
+        """
+        now = time.monotonic()
         with self._changed:
             self._poked = True
-            self._changed.notify_all()
+            if now - self._woken_at >= _LOOK_GROWING:
+                self._woken_at = now
+                self._changed.notify_all()
 
     def sweep(self) -> None:
         """Visit all files once, and remove remains of a crash and everything over the limits.
@@ -102,7 +109,8 @@ class Evictor:
     def _wait(self) -> bool:
         """Wait for an addition here, or one polling interval; whether to stop."""
         with self._changed:
-            seconds = _LOOK_GROWING if self.space.is_growing else _LOOK
+            is_growing = self.space.is_growing or time.monotonic() - self._woken_at < _LOOK
+            seconds = _LOOK_GROWING if is_growing else _LOOK
             self._changed.wait_for(lambda: self._stopping or self._poked, seconds)
             self._poked = False
             return self._stopping
