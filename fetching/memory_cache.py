@@ -16,7 +16,6 @@ from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services, key_of
 from fetching.small_hit import Answer, PlainRequest, SmallHit
 from protocol.remembering import Doorkeeper, Generations
-from storage.disk_watch import SLOW, WaitBudget
 from storage.glance import read_without_waiting
 from storage.record import Unstorable
 from storage.store import Key
@@ -40,7 +39,6 @@ class MemoryCache:
         # Operations on it are atomic; a lost one costs a lookup.
         self._objects: Generations[str, SmallHit] = Generations(_MAX_OBJECTS, _MAX_HELD)
         self._doorkeeper = Doorkeeper(_MAX_OBJECTS)
-        self._waits = WaitBudget()  # of the poller's thread
 
     def answer(self, request: PlainRequest, iteration: Optional[float] = None) -> Optional[Answer]:
         """The response to a request; None where it takes more than a look at a small object's files.
@@ -54,23 +52,14 @@ class MemoryCache:
             return None if known is None else self._answer_in_thread(known)
         if known is not None and known.validated_at == iteration:
             return known.last[2]
-        if not self._may_wait(iteration):
+        if not self._disk.may_poll(iteration):
             return None
-        first = known is None and not self._doorkeeper.knows(request.name.path)
-        if first:
-            answer = self._watched(partial(self._first, request))
-            if answer is not None:
-                return answer
-        found = self._polled(known, request, first)
-        if found is None:
-            return None
-        found.validated_at = iteration
-        return found.answer(time.time())
+        return self._polled(partial(self._answer_from_disk, known, request, iteration))
 
     def answer_other(self, request: CacheableRequest, iteration: float) -> Optional[Answer]:
         """The response of the poller's thread to a request that is not plain (`fetching.other_hit`), or None."""
-        if self._may_wait(iteration):
-            return self._watched(partial(self._look_at, request))
+        if self._disk.may_poll(iteration):
+            return self._polled(partial(self._look_at, request))
         return None
 
     def _look_at(self, request: CacheableRequest) -> Optional[Answer]:
@@ -101,23 +90,13 @@ class MemoryCache:
         self._objects.drop(known.name.path)
         return None
 
-    def _may_wait(self, iteration: float) -> bool:
-        """Whether the poller's thread may use the disk: it does not wait for a slow one."""
-        return not (self._waits.exhausted(iteration) or self._disk.is_slow(iteration))
-
-    def _watched(self, operation: Callable[[], Optional[_Found]]) -> Optional[_Found]:
-        """The result of a disk operation, which the poller's successor can find (`net.poller`)."""
-        self._disk.polling = began = time.monotonic()
+    def _polled(self, operation: Callable[[], Optional[_Found]]) -> Optional[_Found]:
+        """The result of a disk operation of the poller's thread; None if it took long: it may be out of date."""
         try:
-            found = operation()
-        finally:
-            self._disk.polling = None
-        took = time.monotonic() - began
-        self._waits.note(took)
-        if took > SLOW:
-            self._disk.note(took)
-            return None  # meanwhile the object may have become stale
-        return found
+            found = self._disk.poll(operation)
+        except Unstorable:
+            return None
+        return None if self._disk.is_slow(time.monotonic()) else found
 
     def _first(self, request: PlainRequest) -> Optional[Answer]:
         """The response to a request for an object that is not worth remembering yet, if a glance at its file suffices.
@@ -137,17 +116,20 @@ class MemoryCache:
         due = seen.summary.fetched_at + services.freshness.recheck
         return answer if services.background.next_one(answer.name, due) > now else None
 
-    def _polled(self, known: Optional[SmallHit], request: PlainRequest, first: bool) -> Optional[SmallHit]:
-        """The object, after a look at its files; at the `first` request, a glance at them did not suffice."""
-        found = self._watched(partial(self._validated, known, request, first))
+    def _answer_from_disk(self, known: Optional[SmallHit], request: PlainRequest, iteration: float) -> Optional[Answer]:
+        """The response, after a look at the object's files."""
+        first = known is None and not self._doorkeeper.knows(request.name.path)
+        answer = self._first(request) if first else None
+        if answer is not None:
+            return answer
+        found = known if known is not None and known.unchanged(time.time()) else self._look_up(request, first)
         if found is None:
             self._objects.drop(request.name.path)
-        elif found is not known and not first:
+            return None
+        if found is not known and not first:
             self._objects.put(found.name.path, found, found.length)
-        return found
-
-    def _validated(self, known: Optional[SmallHit], request: PlainRequest, first: bool) -> Optional[SmallHit]:
-        return known if known is not None and known.unchanged(time.time()) else self._look_up(request, first)
+        found.validated_at = iteration
+        return found.answer(time.time())
 
     def _look_up(self, request: PlainRequest, first: bool) -> Optional[SmallHit]:
         key = key_of(request.name)

@@ -38,6 +38,7 @@ class Next(enum.Enum):
     WAIT = "all was done, and it is watched on"
     NEEDS_THREAD = "something that takes a thread"
     CLOSE = "nothing any more: to give it up takes no thread"
+    HANDED_ON = "nothing here: it was forgotten, and something else goes on with the connection"
 
 
 class Pollable(Protocol):
@@ -67,23 +68,24 @@ class Pollable(Protocol):
 class Disk(Protocol):
     """The disk, as used in the poller's thread. `polling` is the current operation, a distinct object for each.
 
-    `lost` reports an operation that hangs, with the earliest time it can have begun; `found` reports its end. Between
-    the two calls, the poller's thread starts no other operation.
+    `lost` reports an operation that hangs, with the earliest time it can have begun, and the identifier of its thread,
+    which is the poller no more; `found` reports that the thread is back. Between the two calls, its successor starts
+    no operation, and what the lost thread goes on with is no operation of the poller's thread.
     """
 
     polling: Optional[float]
 
-    def lost(self, operation: object, since: float) -> None: ...
+    def lost(self, operation: object, since: float, thread: int) -> None: ...
 
-    def found(self, operation: object) -> None: ...
+    def found(self, operation: object, thread: int) -> None: ...
 
 
 class _NoDisk:
     polling: Optional[float] = None
 
-    def lost(self, operation: object, since: float) -> None: ...
+    def lost(self, operation: object, since: float, thread: int) -> None: ...
 
-    def found(self, operation: object) -> None: ...
+    def found(self, operation: object, thread: int) -> None: ...
 
 
 @dataclass
@@ -95,9 +97,10 @@ class _Watched:
 
 
 class _Shift:
-    """One thread's time as the poller. The thread writes the first two fields, the supervisor the others."""
+    """One thread's time as the poller. The thread writes the first three fields, the supervisor the others."""
 
     def __init__(self) -> None:
+        self.thread = 0  # its identifier
         self.iteration = 0.0
         self.answering: Optional[_Watched] = None  # kept until the next one
         self.operation: Optional[float] = None  # the disk operation that hangs
@@ -230,13 +233,14 @@ class Poller:
                     pass  # closed already
             shift.operation = operation
             self._lost += 1
-            self._disk.lost(operation, shift.iteration)
+            self._disk.lost(operation, shift.iteration, shift.thread)
             self._disk.polling = None
             self._shift = _Shift()
             return self._shift
 
     def _watch_all(self, shift: _Shift, epoll: select.epoll, wake: int) -> None:
         expired_at = time.monotonic()
+        shift.thread = threading.get_ident()
         while True:
             spoken = epoll.poll(_TICK)
             shift.iteration = now = time.monotonic()
@@ -265,7 +269,7 @@ class Poller:
             return False
         if what is Next.WAIT:
             watched.until = now + watched.pollable.timeout
-        else:
+        elif what is not Next.HANDED_ON:
             self._let_go(epoll, fd, watched, what)
         return True
 
@@ -275,7 +279,7 @@ class Poller:
             if not shift.replaced:
                 return False  # it was back in time
             self._lost -= 1
-            self._disk.found(shift.operation)
+            self._disk.found(shift.operation, shift.thread)
             return True
 
     def _expire(self, epoll: select.epoll, now: float) -> None:
@@ -296,6 +300,8 @@ class Poller:
 
     def _go_on(self, watched: _Watched, what: Next) -> None:
         """Resume a pollable that is no longer watched in a thread, or close it here."""
+        if what is Next.HANDED_ON:
+            return
         if what is Next.NEEDS_THREAD:
             try:
                 self._spawn("session", watched.resume)

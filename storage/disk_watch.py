@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
-from typing import Callable, Dict, Iterator, Optional
+from typing import Callable, Dict, Iterator, Optional, Set, TypeVar
 
 from monitoring.log import RateLimitedLog
 from storage.record import Unstorable
@@ -25,6 +26,8 @@ _ADVANCE = 0.1  # seconds that it may wait at once
 _MAX_DEBT = 1.0  # seconds; a thread that hung for longer was replaced meanwhile
 _MAX_WAITING = 64  # threads that may wait while the disk is slow
 
+_Result = TypeVar("_Result")
+
 
 class DiskWatch:
     """The operations in progress, and how slow the disk is. `on_slow` is called each time the disk becomes slow.
@@ -37,6 +40,8 @@ class DiskWatch:
         self._clock = clock
         self._directory = directory
         self.polling: Optional[float] = None
+        self._poll_waits = WaitBudget()  # of the poller's thread
+        self._lost: Set[int] = set()  # threads that were the poller's, and hang
         self._in_flight: Dict[object, float] = {}  # the start of each
         self._wary_until = float("-inf")
         self._trouble = RateLimitedLog(_log)
@@ -56,17 +61,42 @@ class DiskWatch:
             del self._in_flight[token]
             self.note(self._clock() - now)
 
+    def may_poll(self, iteration: float) -> bool:
+        """Whether the poller's thread may use the disk in an iteration that began then."""
+        return not (self._poll_waits.exhausted(iteration) or self.is_slow(iteration))
+
+    def poll(self, work: Callable[[], _Result]) -> _Result:
+        """Use the disk in the poller's thread, so that the poller's successor can find out that this one hangs.
+
+        A thread that was lost meanwhile is not the poller any more: it goes on like a session's thread. Raises
+        Unstorable only then, and what `work` raises.
+        """
+        if self._lost and threading.get_ident() in self._lost:
+            with self.operation():
+                return work()
+        self.polling = began = time.monotonic()
+        try:
+            return work()
+        finally:
+            if self.polling is began:  # otherwise it is the successor's operation, or None
+                self.polling = None
+            took = time.monotonic() - began
+            self._poll_waits.note(took)
+            self.note(took)
+
     def note(self, seconds: float) -> None:
         """Record that an operation has taken so long."""
         if seconds > SLOW:
             self._log_slowness(seconds)
 
-    def lost(self, operation: object, since: float) -> None:
+    def lost(self, operation: object, since: float, thread: int) -> None:
         """Record that the poller's thread hangs in an operation, until `found`; another thread is the poller now."""
         self._in_flight[operation] = since
+        self._lost.add(thread)
 
-    def found(self, operation: object) -> None:
-        """Record that a lost operation has ended."""
+    def found(self, operation: object, thread: int) -> None:
+        """Record that a lost thread has come back."""
+        self._lost.discard(thread)
         del self._in_flight[operation]
 
     def waiting(self) -> int:

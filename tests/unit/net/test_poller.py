@@ -292,11 +292,12 @@ class Disk:
         self.gate = threading.Event()
         self.hanging = threading.Event()
 
-    def lost(self, operation: object, since: float) -> None:
-        assert operation is self.polling and since <= time.monotonic()
+    def lost(self, operation: object, since: float, thread: int) -> None:
+        assert operation is self.polling and since <= time.monotonic() and thread != threading.get_ident()
         self.told.append("lost")
 
-    def found(self, operation: object) -> None:
+    def found(self, operation: object, thread: int) -> None:
+        assert thread == threading.get_ident()
         self.told.append("found")
 
     def ask(self) -> None:
