@@ -96,14 +96,14 @@ def _composed(
     head = http1.serialise_response(
         chosen.status, b"", head_fields(fields, chosen.status, framing, length, answers_head, services.via, note)
     )
-    whole = chosen.status == 200 and not answers_head
     return Answer(
         head + body,
         len(body),
         bare(request.target),
         note,
         request.name.path,
-        whole and assessment.basis is Basis.HEURISTIC,
+        assessment.basis is Basis.HEURISTIC,
         request.head.method.decode(),
         chosen.status,
+        continues=b"range" in request.head.headers,
     )

@@ -17,6 +17,7 @@ from typing import NamedTuple, Optional, Tuple, Union
 from cache import Hit
 from fetching.naming import Name
 from fetching.stored_metadata import as_stored_once, assess, scope
+from monitoring.metrics import Counter
 from monitoring.redaction import shown
 from net.addresses import Reach, Scope, may_reach
 from protocol import freshness, http1
@@ -64,7 +65,8 @@ class PlainRequest(NamedTuple):
 class Answer(NamedTuple):
     """Head and body as sent, and what the log says of them.
 
-    `length`: of the body. `guessed`: it is the whole of an object whose lifetime is heuristic.
+    `length`: of the body. `guessed`: the lifetime of its object is heuristic. `continues`: a range was asked for, which
+    only continues a broken transfer. `counter` counts the request.
     """
 
     data: Union[bytes, bytearray]
@@ -75,6 +77,18 @@ class Answer(NamedTuple):
     guessed: bool
     method: str = "GET"
     status: int = 200
+    counter: Counter = Counter.HITS
+    continues: bool = False
+
+    @property
+    def may_be_doubted(self) -> bool:
+        """Whether a client that got the whole of the object not long ago may have found it outdated."""
+        return self.guessed and self.method == "GET" and not self.continues
+
+    @property
+    def delivers(self) -> bool:
+        """Whether a client gets the whole of an object that it may find outdated."""
+        return self.guessed and self.method == "GET" and self.status == 200
 
     @property
     def url(self) -> str:

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import Callable, Iterator, Optional, Tuple
 
-from storage.locks import is_file
+from storage.locks import LockWait, is_file
 from storage.record import Metadata, Record
 from storage.records import Records
 from storage.tree import Tree
@@ -71,9 +71,9 @@ class Entry:
         status = os.fstat(self._fd)
         return status.st_dev, status.st_ino, self.record.metadata.fetched_at
 
-    def refresh(self, metadata: Metadata) -> bool:
+    def refresh(self, metadata: Metadata, wait: LockWait = LockWait.SHORT) -> bool:
         """Replace its metadata, if it has any; whether that is so. Does not verify its bytes. Raises Unstorable."""
-        return self._records.update(self._fd, self.record, lambda record: replace(record, metadata=metadata))
+        return self._records.update(self._fd, self.record, lambda record: replace(record, metadata=metadata), wait)
 
     def amend(self, metadata: Metadata, amended: Metadata) -> None:
         """Replace `metadata` by `amended`, unless it was replaced meanwhile. Raises Unstorable."""

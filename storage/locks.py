@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import fcntl
 import os
 import struct
@@ -10,6 +11,13 @@ from typing import Optional, Tuple
 
 _READERS = 0  # the byte of a growing file that its readers lock
 _UPDATE = 1 << 62  # the byte, beyond any object, that an update of the record locks
+
+
+class LockWait(enum.Enum):
+    """Whether to wait for a lock that another thread or process has."""
+
+    SHORT = "for a few seconds"
+    NONE = "not at all: the poller's thread asks"
 
 
 def try_lock(fd: int) -> bool:
@@ -85,6 +93,12 @@ def try_lock_record(fd: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     return True
+
+
+def unlock_record(fd: int) -> None:
+    """Let others have the lock of a record."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, _UPDATE))
 
 
 def _flock(kind: int, start: int) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Callable, Iterator, Optional
 
 from monitoring.details import Detail
 from storage.durable_mark import durably
-from storage.locks import try_lock_record
+from storage.locks import LockWait, try_lock_record, unlock_record
 from storage.own_files import GROWING_SUFFIX
 from storage.record import Digest, Record, RecordState, Unstorable
 
@@ -37,7 +38,9 @@ class Records(ABC):
         """Set the record of an open file, if it can have one. Raises Unstorable."""
 
     @abstractmethod
-    def update(self, fd: int, known: Record, change: Callable[[Record], Record]) -> bool:
+    def update(
+        self, fd: int, known: Record, change: Callable[[Record], Record], wait: LockWait = LockWait.SHORT
+    ) -> bool:
         """Change the record of a published object, if it can have one; whether that is so. Raises Unstorable.
 
         Of two updates at once, in any processes, neither undoes the other. `known` is changed where the object has no
@@ -75,7 +78,9 @@ class NoRecords(Records):
         """Write nothing. Raises Unstorable for the same records as elsewhere."""
         record.encode()
 
-    def update(self, fd: int, known: Record, change: Callable[[Record], Record]) -> bool:
+    def update(
+        self, fd: int, known: Record, change: Callable[[Record], Record], wait: LockWait = LockWait.SHORT
+    ) -> bool:
         """Write nothing."""
         return False
 
@@ -109,9 +114,11 @@ class AttributeRecords(Records):
         """See Records.write."""
         _set(fd, record.encode())
 
-    def update(self, fd: int, known: Record, change: Callable[[Record], Record]) -> bool:
+    def update(
+        self, fd: int, known: Record, change: Callable[[Record], Record], wait: LockWait = LockWait.SHORT
+    ) -> bool:
         """See Records.update."""
-        with self._alone(fd):
+        with self._alone(fd, wait):
             self.write(fd, change(readable_record(fd) or known))
         return True
 
@@ -144,44 +151,54 @@ class AttributeRecords(Records):
                 self.write(fd, record.synced())
 
     @contextlib.contextmanager
-    def _alone(self, fd: int) -> Iterator[None]:
+    def _alone(self, fd: int, wait: LockWait = LockWait.SHORT) -> Iterator[None]:
         """Keep all others from updates of this file, also those of other processes. Raises Unstorable.
 
         An update that cannot be sure to be alone fails: it could undo that an object is restricted.
         """
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+            # The leader's own. On NFS, its lock of the whole file would keep any other descriptor from this lock.
+            with self._locked(fd, wait):
+                try:
+                    yield
+                finally:
+                    unlock_record(fd)
+            return
         try:
             # Opened again: a lock needs a descriptor for writing, and threads may share `fd`, and with it its locks.
             own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise Unstorable.of(error) from error
         try:
-            with self._locked(own):
+            with self._locked(own, wait):
                 yield
         finally:
             os.close(own)  # this releases the lock, too
 
     @contextlib.contextmanager
-    def _locked(self, own: int) -> Iterator[None]:
-        """Hold the lock of a file that nobody else has open as `own`; closing that releases it. Raises Unstorable."""
-        if self._lock(own):
+    def _locked(self, own: int, wait: LockWait = LockWait.SHORT) -> Iterator[None]:
+        """Get the lock of a file that nobody else has open as `own`; its caller releases it. Raises Unstorable."""
+        attempts = _LOCK_ATTEMPTS if wait is LockWait.SHORT else 1
+        if self._lock(own, attempts):
             yield
             return
-        if not self._updating.acquire(timeout=_LOCK_PAUSE * _LOCK_ATTEMPTS):
+        if not self._updating.acquire(timeout=_LOCK_PAUSE * attempts):
             raise _busy()
         try:
             yield
         finally:
             self._updating.release()
 
-    def _lock(self, fd: int) -> bool:
+    def _lock(self, fd: int, attempts: int) -> bool:
         """Lock a file against updates; False where the file system has no locks. Raises Unstorable."""
-        for _ in range(_LOCK_ATTEMPTS):
+        for attempt in range(attempts):
+            if attempt:
+                self._pause(_LOCK_PAUSE)
             try:
                 if try_lock_record(fd):
                     return True
             except OSError:
                 return False
-            self._pause(_LOCK_PAUSE)
         raise _busy()
 
 

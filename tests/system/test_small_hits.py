@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import pytest
 from support.client import Answer, wait_until
@@ -320,3 +320,27 @@ def test_an_object_of_a_clock_that_was_ahead_has_no_negative_age(
     answer = dduct.fetch(origin, BLOB)
     assert answer.body == BODY and answer.get("age") == "0"
     assert len(answered) == 1  # by a thread
+
+
+@pytest.mark.one_process
+@pytest.mark.parametrize("field", ["", 'If-None-Match: "old"\r\n'])
+def test_a_client_that_asks_again_gets_what_a_thread_would_send(
+    start_dduct: Callable[..., RunningDduct], field: str
+) -> None:
+    """Whatever it asks for: it may have found the object outdated (`CachedFetch._is_doubted`)."""
+    dduct, now = start_dduct(retry_window=120.0), ["old"]
+
+    def react(asked: Asked, connection: Connection) -> None:
+        tag = ("ETag", f'"{now[0]}"')
+        if asked.get("if-none-match") == tag[1]:
+            connection.head(304, [tag])
+        else:
+            connection.respond(200, [LONG_AGO, tag], now[0].encode() * 500)
+
+    origin = dduct.origin(react)
+    assert dduct.fetch(origin, "/guessed.deb").status == 200
+    dduct.wait_until_durable()
+    now[0] = "new"
+    answer = ask(dduct, origin, Case("/guessed.deb", field))
+    assert (answer.status, answer.body) == (200, b"new" * 500)
+    assert len(origin.requests) == 2
