@@ -21,6 +21,7 @@ from typing import Callable, Dict, Optional, Tuple, Union
 from storage.disk_watch import DiskWatch
 from storage.entry import Entry, FileIdentity, Version
 from storage.glance import Glance, glance
+from storage.locks import LockWait
 from storage.record import Metadata, Unstorable
 from storage.space import SpaceLimits
 from storage.store import Key, Paths, Store
@@ -82,6 +83,40 @@ class Cache:
         """Like `lookup`, for the poller's thread, whose operations are watched in another way. Raises Unstorable."""
         return self._lookup(key, self.store.paths(key))
 
+    def lead(self, key: Key) -> Optional[Fill]:
+        """Lead the fill of an object that is not stored, in the poller's thread; None where it is, or is being fetched.
+
+        Waits for no other thread. The caller closes the fill. Raises Unstorable.
+        """
+        paths = self.store.paths(key)
+        place = self.store.vacant(paths.object)
+        with self._lock:
+            if paths.object in self._fills:
+                return None
+            mine = self._register(key, paths, place)
+        return mine if mine.acquire() is AcquireResult.MINE else None
+
+    def lead_validation(self, key: Key, version: Version) -> Optional[Fill]:
+        """Lead the validation of a published object, within this process; None where another request fetches it.
+
+        Waits for no other thread. The caller closes the fill, and acquires it before anything is stored.
+        """
+        paths = self.store.paths(key)
+        place = self.store.vacant(paths.object)
+        with self._lock:
+            if paths.object in self._fills:
+                return None
+            mine = self._register(key, paths, place, version)
+            mine.note_acquired(AcquireResult.MINE)
+        return mine
+
+    def acquire(self, fill: Fill) -> bool:
+        """Whether a fill has its file, or gets it now; otherwise it is over. Raises Unstorable."""
+        if fill.file.is_acquired:
+            return True
+        with self.disk.operation():
+            return fill.acquire() is AcquireResult.MINE
+
     def glance(self, key: Key, now: float, most: int) -> Optional[Glance]:
         """The object and its at most `most` bytes, where that takes the poller's thread no more than a glance.
 
@@ -109,9 +144,7 @@ class Cache:
             with self._lock:
                 fill = self._fills.get(paths.object)
                 if fill is None:
-                    on_done = partial(self._forget, paths.object)
-                    mine = Fill(self.store, key, Paths(place, paths.alias), on_done, beyond)
-                    self._fills[paths.object] = mine
+                    mine = self._register(key, paths, place, beyond)
                 else:
                     fill.attach()
             acquired = mine.acquire() if fill is None else fill.wait_acquired()
@@ -137,9 +170,9 @@ class Cache:
         if paths.alias is not None and key.digest is not None:
             self.store.write_alias(paths.alias, key.digest, metadata)
 
-    def refresh(self, entry: Entry, metadata: Metadata) -> bool:
+    def refresh(self, entry: Entry, metadata: Metadata, wait: LockWait = LockWait.SHORT) -> bool:
         """Store `metadata` after the origin confirmed an object; whether objects have any here. Raises Unstorable."""
-        return entry.refresh(metadata)
+        return entry.refresh(metadata, wait)
 
     def amend(self, key: Key, entry: Entry, metadata: Metadata, amended: Metadata) -> None:
         """Replace this URL's `metadata` by `amended`; a change, or a removal, since then stays. Raises Unstorable."""
@@ -198,6 +231,12 @@ class Cache:
             return Hit(entry, None)
         identities = ((entry.place, entry.identity), (alias.place, alias.identity))
         return Hit(entry, alias.record.metadata, identities)
+
+    def _register(self, key: Key, paths: Paths, place: str, beyond: Optional[Version] = None) -> Fill:
+        """A new fill, to be written at `place`; the caller holds the lock, and acquires it without."""
+        fill = Fill(self.store, key, Paths(place, paths.alias), partial(self._forget, paths.object), beyond)
+        self._fills[paths.object] = fill
+        return fill
 
     def _forget(self, place: str, fill: Fill) -> None:
         """A fill is over: the next claim starts a new one."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from functools import cached_property
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 from fetching import permission
 from fetching.filler import Services, key_of
 from fetching.naming import Name
+from fetching.stored_metadata import as_stored, assess
 from monitoring.details import Detail
 from monitoring.redaction import shown
 from net.addresses import Reach
 from protocol import freshness
+from protocol.freshness import Assessment, Basis
 from protocol.headers import Headers
 from protocol.http1 import RequestHead, Target
 from protocol.request_fields import RequestFields
 from protocol.selection import CONDITIONS
-from storage.record import Metadata
+from storage.record import Metadata, Record
 from transfers.asking import Question
 from upstream.relay import outgoing
 
@@ -27,9 +29,18 @@ class CacheableRequest:
     """A request and its facts; none of them changes.
 
     Signatures and secrets in the query count as credentials. `reach`: what of dduct's machine the client may reach.
+    `sent`: the fields that the origin gets, if they were worked out before.
     """
 
-    def __init__(self, services: Services, head: RequestHead, target: Target, name: Name, reach: Reach) -> None:
+    def __init__(
+        self,
+        services: Services,
+        head: RequestHead,
+        target: Target,
+        name: Name,
+        reach: Reach,
+        sent: Optional[Headers] = None,
+    ) -> None:
         self.head = head
         self.target = target
         self.name = name
@@ -37,13 +48,18 @@ class CacheableRequest:
         self.names = services.names
         self.rules = services.freshness
         self.key = key_of(name)
-        self.lasts = name.digest is not None  # the object never changes, wherever it comes from
         self.only_if_cached = freshness.only_if_cached(head)
         keeps_nothing = self.only_if_cached or freshness.says_no_store(head)
         # Such a request brings no object into the cache, so it must not lead those that want one; None: it may.
         self.why_no_fill = Detail.HEAD if head.method == b"HEAD" else Detail.NO_STORE if keeps_nothing else None
         self.shown = shown(bare(target))  # its URL, for the log
         self._via = services.via
+        self._sent = sent
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the object never changes, wherever it comes from."""
+        return self.name.digest is not None
 
     @property
     def url(self) -> str:
@@ -84,7 +100,8 @@ class CacheableRequest:
     @cached_property
     def sent(self) -> RequestHead:
         """The request as its origin gets it for the cache; a response may depend on its fields."""
-        return replace(self.head, headers=sent_for_all(self.head, self._via, self.names))
+        fields = sent_for_all(self.head, self._via, self.names) if self._sent is None else self._sent
+        return replace(self.head, headers=fields)
 
     @cached_property
     def question(self) -> Question:
@@ -97,6 +114,13 @@ class CacheableRequest:
     def varies(self, metadata: Metadata) -> bool:
         """Whether the stored response was selected for another kind of request."""
         return bool(metadata.vary) and freshness.varies(self.sent.headers, metadata.vary)
+
+    def assess(self, record: Record, metadata: Metadata, now: float, asked_at: float) -> Assessment:
+        """Whether the stored object may be used for this request, which came at `asked_at`, without asking."""
+        assessment = assess(self.head, self.name, record, as_stored(metadata), self.rules, now, asked_at)
+        if metadata.must_validate and assessment.basis is not Basis.DIGEST:
+            return replace(assessment, usable=False, usable_on_error=False)
+        return assessment
 
     def needs_proof(self, stored: Metadata) -> bool:
         """Whether a validation also decides whether this client may have the object: then it takes a proof."""

@@ -25,12 +25,12 @@ from fetching.naming import Name
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Admission, Outcome, Stale
+from fetching.polled_fetch import PolledFetch
 from fetching.recent import Client
 from fetching.recovery import Recovery
 from fetching.revalidation import revalidate
 from fetching.small_hit import may_be_granted, may_be_small
 from fetching.stored_answer import StoredAnswer
-from fetching.stored_metadata import as_stored, assess
 from monitoring.details import Detail, NotKept, with_detail
 from monitoring.metrics import Counter
 from net.addresses import Reach
@@ -61,11 +61,13 @@ class CachedFetch:
         reach: Reach,
         client: Client = ("", ""),
         look_ahead: Optional[Callable[[], None]] = None,
+        begun: Optional[PolledFetch] = None,
     ) -> None:
         self._services = services
         self._reply = reply
         self._client = client
         self._look_ahead = look_ahead
+        self._begun = begun  # until it is taken over
         self._request = CacheableRequest(services, request, target, name, reach)
         self._query = OriginQuery(services, self._request, reply.interim)
         self._relay = OriginRelay(services, reply, self._request, self._query)
@@ -73,7 +75,7 @@ class CachedFetch:
         recovery = Recovery(services, self._request, self._query, self._authorization.grant)
         self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, client)
         self._arrived_at = time.time()
-        self.was_small_hit = False
+        self.was_small = False  # such that the poller's thread could probably have answered by itself
 
     def run(self) -> None:
         """Send the response. Raises UpstreamError while none has begun, OSError when the client is gone."""
@@ -92,6 +94,12 @@ class CachedFetch:
         self._relay.relay(note)
 
     def _attempt(self) -> Outcome:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            with closing(begun):
+                outcome = self._leading.take_over(begun)
+            self.was_small = self._leading.has_stored_small
+            return outcome
         why = self._request.why_no_fill
         if why is None:
             return self._take(self._services.cache.claim(self._request.key), None)
@@ -109,7 +117,9 @@ class CachedFetch:
         if isinstance(claim, Follow):
             with closing(claim.reader):
                 return self._following.follow(claim.reader, stale)
-        return self._leading.lead(claim.fill, stale)
+        outcome = self._leading.lead(claim.fill, stale)
+        self.was_small = self._leading.has_stored_small
+        return outcome
 
     # A hit needs neither of these: they are made when they are first used.
 
@@ -155,7 +165,7 @@ class CachedFetch:
         outcome = self._answer.send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
         if outcome is Outcome.DONE:
             self._recheck(hit.entry, metadata, assessment)
-            self.was_small_hit = may_be_small(hit) or (bool(self._request.credentials) and may_be_granted(hit))
+            self.was_small = may_be_small(hit) or (bool(self._request.credentials) and may_be_granted(hit))
         return outcome
 
     def _hit_of_another_url(self, entry: Entry) -> Outcome:
@@ -225,12 +235,7 @@ class CachedFetch:
         return None
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
-        request, rules, now = self._request, self._services.freshness, time.time()
-        stored = as_stored(metadata)
-        assessment = assess(request.head, request.name, entry.record, stored, rules, now, self._arrived_at)
-        if metadata.must_validate and assessment.basis is not Basis.DIGEST:
-            return replace(assessment, usable=False, usable_on_error=False)
-        return assessment
+        return self._request.assess(entry.record, metadata, time.time(), self._arrived_at)
 
     def _validate(self, stale: Stale) -> Outcome:
         """Have an object validated, by this request or by another one that does so already."""

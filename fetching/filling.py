@@ -89,7 +89,7 @@ class Filling:
         is_rest = left is not None and meaning.is_rest(self._request, exchange, left)
         if left is not None and is_rest:
             metadata = permission.merged(left.metadata, metadata)
-        reason = self._why_not(exchange, metadata, is_rest)
+        reason = self.why_not(exchange, metadata, is_rest)
         if reason is None:
             try:
                 self._begin_or_resume(fill, exchange, metadata, is_rest)
@@ -105,7 +105,7 @@ class Filling:
             fill.decline()
         return reason
 
-    def _why_not(self, exchange: Exchange, metadata: Metadata, is_rest: bool) -> Optional[NotKept]:
+    def why_not(self, exchange: Exchange, metadata: Metadata, is_rest: bool) -> Optional[NotKept]:
         """Why a response is not stored, as far as that is known before the disk is asked."""
         if not is_rest:
             reason = meaning.not_storable(self._request, exchange)

@@ -17,6 +17,8 @@ from fetching.filling import Filling, Started
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Outcome, Stale, missed
+from fetching.polled_fetch import PolledFetch
+from fetching.small_hit import SMALL
 from fetching.stored_answer import StoredAnswer
 from monitoring.details import Detail, with_detail
 from monitoring.metrics import Counter
@@ -69,6 +71,7 @@ class Leading:
         self._answer = answer
         self._filling = Filling(services, request, query, authorization.grant)
         self._look_ahead = look_ahead
+        self.has_stored_small = False  # a response that was there at once, or nearly
         self._failed: Optional[_Failed] = None  # the last leader's failure that this request has seen
 
     def lead(self, fill: Fill, stale: Optional[Stale]) -> Outcome:
@@ -81,6 +84,10 @@ class Leading:
                 return self._answer.send_stale_or_raise(stale, self._failed.error)
         return self.ask(fill, asker, stale)
 
+    def take_over(self, begun: PolledFetch) -> Outcome:
+        """Go on with a fill that the poller's thread has begun; closes the fill."""
+        return self.ask(begun.fill, begun.asker, begun.stale, begun)
+
     def after_failure(self, fill: AnyFill, error: UpstreamError, stale: Optional[Stale]) -> Outcome:
         """Answer after the leader of a fill has failed; RETRY where this client's own request may succeed."""
         if isinstance(fill, Fill) and self._may_fare_better(fill, error):
@@ -88,23 +95,23 @@ class Leading:
             return Outcome.RETRY
         return self._answer.send_stale_or_raise(stale, error)
 
-    def ask(self, fill: Fill, asker: Asker, stale: Optional[Stale]) -> Outcome:
-        """Ask the origin; the first asker that gets a response decides on the fill."""
+    def ask(self, fill: Fill, asker: Asker, stale: Optional[Stale], begun: Optional[PolledFetch] = None) -> Outcome:
+        """Ask the origin, unless that was `begun`; the first asker that gets a response decides on the fill."""
         with ExitStack() as cleanup:
             cleanup.callback(asker.close)
             cleanup.push(when_gone(partial(asker.hand_on, fill.hand_on)))
             if self._look_ahead is not None:
                 self._look_ahead()
-            asked_at = time.time()
+            asked_at = time.time() if begun is None else begun.asked_at
             try:
-                exchange = self._exchange(fill, stale)
+                exchange = self._exchange(fill, stale) if begun is None else begun.exchange(self._reply.interim)
             except UpstreamError as error:
                 if asker.fail(error):
                     return self._answer.send_stale_or_raise(stale, error)
                 self._failed = _Failed(error, fill.asking.retries)  # for the case that the other one fails, too
                 return Outcome.RETRY  # the other request waits for an answer, or has it
             cleanup.callback(exchange.close)
-            if not asker.answered():
+            if not (begun is not None and begun.has_won) and not asker.answered():
                 return self._come_second(fill, exchange, stale)
             started = (
                 self._start(fill, exchange, asked_at, cleanup)
@@ -115,7 +122,9 @@ class Leading:
                 return started
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
         with closing(started.reader):
-            return self._answer.send_growing(started.reader, started.metadata)
+            outcome = self._answer.send_growing(started.reader, started.metadata)
+            self.has_stored_small = stale is None and 0 < (started.reader.length or 0) <= SMALL
+            return outcome
 
     def _exchange(self, fill: Fill, stale: Optional[Stale]) -> Exchange:
         if stale is None:
@@ -153,6 +162,8 @@ class Leading:
         self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack, stale: Optional[Stale] = None
     ) -> Union[Started, Outcome]:
         """Start the fill; a response that is not stored is sent to this client."""
+        if not self._cache.acquire(fill):
+            return Outcome.RETRY  # another process fetches it, or has done so
         started = self._filling.start(fill, exchange, asked_at, cleanup)
         if isinstance(started, Started):
             return started

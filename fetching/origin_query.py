@@ -32,7 +32,7 @@ class OriginQuery:
     def __init__(
         self, services: Services, request: CacheableRequest, on_interim: Callable[[ResponseHead], None]
     ) -> None:
-        self._services = services
+        self.services = services
         self._request = request
         self._on_interim = on_interim
 
@@ -40,8 +40,8 @@ class OriginQuery:
         """Send the client's own request."""
         self._check_permission()
         head = self._request.head
-        headers = outgoing(head, self._services.via)
-        return self._services.origins.exchange(self._made_of(head.method, headers, purpose))
+        headers = outgoing(head, self.services.via)
+        return self.services.origins.exchange(self._made_of(head.method, headers, purpose))
 
     def whole_request(self, conditions: Iterable[Field] = ()) -> Request:
         """The request for the whole representation, as its origin stores it (never re-encoded)."""
@@ -50,17 +50,19 @@ class OriginQuery:
     def get_full(self, conditions: Iterable[Field] = ()) -> Exchange:
         """Ask for the whole representation, through redirects."""
         self._check_permission()
-        return self._services.origins.follow(self.whole_request(conditions))
+        return self.services.origins.follow(self.whole_request(conditions))
 
-    def revalidate(self, metadata: Metadata, length: Optional[int]) -> Exchange:
-        """Ask for the whole, unless the stored object is still good: then the origin answers 304."""
+    def validation_request(self, metadata: Metadata) -> Request:
+        """The request for the whole, unless the stored object is still good: then the origin answers 304."""
         fields, strict = stored_fields(metadata), self._request.needs_proof(metadata)
-        self._check_permission()
         question = self.whole_request(proof.question(fields) if strict else validation.validators(fields))
         confirms = partial(proof.names if strict else validation.confirms, fields=fields)
-        exchange = self._services.origins.follow(
-            replace(question, confirms=confirms, expects_redirect=bool(metadata.redirect))
-        )
+        return replace(question, confirms=confirms, expects_redirect=bool(metadata.redirect))
+
+    def revalidate(self, metadata: Metadata, length: Optional[int], begun: Optional[Exchange] = None) -> Exchange:
+        """Ask for the whole, unless the stored object is still good; `begun` is a response that has come already."""
+        self._check_permission()
+        exchange = self.services.origins.follow(self.validation_request(metadata), begun)
         if exchange.head.status != 304 or meaning.still_good(self._request, exchange, metadata, length):
             return exchange
         exchange.close()  # the 304 is about another representation
@@ -106,7 +108,7 @@ class OriginQuery:
         probe = self._request_for(self._request.head.method, [*proof.question(fields), identity])
         # Stricter than a validation: another request's response must not authorize this client.
         probe = replace(probe, confirms=partial(proof.names, fields=fields))
-        exchange = self._services.origins.exchange(probe)
+        exchange = self.services.origins.exchange(probe)
         target = exchange.redirect()
         if target is None:
             return exchange
@@ -115,7 +117,7 @@ class OriginQuery:
             return None
         # An origin may redirect a stranger to a login page, or redirect all clients before it checks credentials. So
         # the response at the end of the redirects decides.
-        return self._services.origins.follow(probe, begun=exchange)
+        return self.services.origins.follow(probe, begun=exchange)
 
     def _leads_everybody_there(self, target: Target, metadata: Metadata) -> bool:
         """Whether a redirect leads where any client may have the stored object: it came from there without credentials.

@@ -68,7 +68,7 @@ class BodyReader:
     ) -> None:
         self._sender = sender
         self._stream = stream
-        self._kind = framing.kind
+        self.kind = framing.kind
         self._before = before
         self._remaining = framing.length or 0  # of the body, or of the current chunk
         self._first_chunk = True
@@ -81,7 +81,7 @@ class BodyReader:
     @property
     def delimited(self) -> bool:
         """Whether the framing marks the end; only then is a complete body proven."""
-        return self._kind is not Framing.CLOSE
+        return self.kind is not Framing.CLOSE
 
     def readinto(self, view: memoryview, much: bool = False) -> int:
         """Read some bytes, with `much` as many as come at once; 0 once complete. Raises IncompleteBody."""
@@ -141,11 +141,11 @@ class BodyReader:
         return self.complete
 
     def _read(self, view: memoryview, read: Callable[[memoryview], int]) -> int:
-        if self._kind is Framing.CLOSE:
+        if self.kind is Framing.CLOSE:
             count = read(view)
             self.complete = count == 0
             return count
-        if self._kind is Framing.CHUNKED and not self._remaining:
+        if self.kind is Framing.CHUNKED and not self._remaining:
             self._next_chunk()
             if self.complete:
                 return 0
@@ -153,7 +153,7 @@ class BodyReader:
         if not count:
             raise ConnectionLost("connection closed inside the body")
         self._remaining -= count
-        self.complete = self._kind is Framing.LENGTH and not self._remaining
+        self.complete = self.kind is Framing.LENGTH and not self._remaining
         return count
 
     def _next_chunk(self) -> None:

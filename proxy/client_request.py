@@ -53,7 +53,7 @@ class ClientRequest:
         self._head = head
         self._framing = framing
         self._reply = reply = Reply(state.stream, head, state.via)
-        self.was_small_hit = False  # such that the poller's thread could probably have answered by itself
+        self.was_small = False  # such that the poller's thread could probably have answered by itself
         self._awaits_continue = expects_continue(head, framing)
         if self._awaits_continue:
             self._body = BodyReader(state.stream, framing, partial(_go_ahead, state.stream, head, reply))
@@ -126,10 +126,10 @@ class ClientRequest:
             reply.error(decision.status, decision.reason, challenge if decision.status == 407 else [])
         elif isinstance(decision, Fetch) and self._fetch(decision):
             plain = state.runtime.plain_requests.read(block, state.arrival) is not None
-            self.was_small_hit = plain or is_quick(self._head)
+            self.was_small = plain or is_quick(self._head)
 
     def _fetch(self, decision: Fetch) -> bool:
-        """Answer from the cache or the origin; returns whether it was a hit of a small object."""
+        """Answer from the cache or the origin; returns whether the answer was a small object."""
         state, reply, reach = self._state, self._reply, self._state.arrival.reach
         if decision.name is not None and self._framing.kind is Framing.NONE:
             return self._fetch_through_cache(decision.target, decision.name)
@@ -144,7 +144,8 @@ class ClientRequest:
         look_ahead = self._look_ahead if reply.persistent else None
         begin = None if look_ahead is None else look_ahead.begin
         services, asker = state.runtime.services, state.client.asker
-        fetch = CachedFetch(services, reply, self._head, target, name, state.arrival.reach, asker, begin)
+        begun = state.take_fetch(services, name)
+        fetch = CachedFetch(services, reply, self._head, target, name, state.arrival.reach, asker, begin, begun)
         if look_ahead is not None and look_ahead.active:
             look_ahead.begin()
         try:
@@ -152,7 +153,7 @@ class ClientRequest:
         finally:
             if self._look_ahead is not None:
                 self._look_ahead.turn_over(name.path)
-        return fetch.was_small_hit
+        return fetch.was_small
 
     def _connect(self, decision: Union[Tunnel, Intercept]) -> bool:
         """Serve CONNECT; returns whether requests follow inside. Raises UpstreamError before the answer."""

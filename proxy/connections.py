@@ -36,7 +36,7 @@ _log = logging.getLogger("dduct")
 
 
 class Connection:
-    """One client connection, which holds a slot. `session` is set once requests may come."""
+    """One client connection, which holds a slot. `session` is set from the time when requests may come to the end."""
 
     def __init__(self, stream: Stream, address: str, since: float, numbers: RequestNumbers) -> None:
         self.stream = stream
@@ -48,23 +48,27 @@ class Connection:
     @property
     def silent_since(self) -> Optional[float]:
         """See connection_limit.Holder; a connection is silent during its handshake, too."""
-        return self._since if self.session is None else self.session.silent_since
+        session = self.session
+        return self._since if session is None else session.silent_since
 
     @property
     def busy(self) -> bool:
         """Whether a request is in progress."""
-        return self.session is not None and self.session.busy
+        session = self.session
+        return session is not None and session.busy
 
     def barred(self, access: Access) -> Optional[str]:
         """Why the client may not go on; None if it may."""
-        if self.session is not None:
-            return self.session.barred(access)
+        session = self.session
+        if session is not None:
+            return session.barred(access)
         return None if self.address in access.clients else f"{self.address} is not in proxy.allow_clients"
 
     def end(self) -> None:
         """End the connection from another thread."""
-        if self.session is not None:
-            self.session.end()
+        session = self.session
+        if session is not None:
+            session.end()
         else:
             self.stream.cancel()
 
@@ -212,6 +216,7 @@ class Connections:
             arrival,
             self._current_runtime,
             connection.numbers,
+            _WatchedByPoller(self._poller, partial(self._attend, connection)),
             proved,
             certified,
         )
@@ -237,6 +242,7 @@ class Connections:
         with self._lock:
             self._all.pop(connection.stream, None)
         self.limit.release(connection)
+        connection.session = None  # its watcher leads back here: such a circle would wait for the garbage collector
 
     def _displace(self, runtime: Runtime, loser: Holder, address: str) -> None:
         """End a connection that has lost its slot; its thread, or the poller's, then cleans up."""
@@ -261,6 +267,19 @@ class Connections:
         runtime.trouble.warning("%s: connection refused (503): %s", address, why)
         answer = first_bytes.response(503, "Service Unavailable", why, "Retry-After: 5")
         self._refusals.turn_away(sock, INTERNAL_ERROR if encrypted else answer)
+
+
+class _WatchedByPoller:
+    """The poller, for one connection."""
+
+    def __init__(self, poller: Poller, resume: Callable[[], None]) -> None:
+        self._poller = poller
+        self._resume = resume
+        self.forget = poller.forget
+
+    def watch(self, pollable: Pollable) -> bool:
+        """See Poller.watch."""
+        return self._poller.watch(pollable, self._resume)
 
 
 class _FirstBytes:

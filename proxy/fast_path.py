@@ -10,13 +10,16 @@ import logging
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Optional
+from typing import Callable, Optional, Protocol
 
+from fetching import polled_fetch
+from fetching.polled_fetch import PolledFetch, Step
+from fetching.small_hit import Answer, PlainRequest
 from monitoring.metrics import Counter
 from monitoring.request_number import RequestNumbers, set_current
 from net.arrival import Arrival
 from net.nonblocking import NonblockingStream
-from net.poller import Next
+from net.poller import Next, Pollable
 from protocol import http1
 from protocol.http1 import ProtocolError
 from proxy.opening import Opening, Spoken, established
@@ -32,11 +35,20 @@ _MAX_PIPELINED = 16  # answers to one client in an iteration; a thread serves on
 _TLS_ITERATIONS = 3  # poll iterations: two flights of a client, and a third where one is split
 
 
+class Watcher(Protocol):
+    """The poller, for one connection. Whatever is watched is resumed in the session's thread."""
+
+    def watch(self, pollable: Pollable) -> bool: ...
+
+    def forget(self, pollable: Pollable) -> None: ...
+
+
 class FastPath:
     """A session as the poller sees it (`Pollable`)."""
 
-    def __init__(self, state: SessionState, numbers: RequestNumbers) -> None:
+    def __init__(self, state: SessionState, numbers: RequestNumbers, watcher: Watcher) -> None:
         self._state = state
+        self._watcher = watcher
         self._numbers = numbers
         self._stream: NonblockingStream = state.stream  # so mypy finds a wait in this thread
         self._tls_iterations = 0  # iterations left for a handshake
@@ -99,10 +111,15 @@ class FastPath:
             request = requests.read(received, state.arrival)
         answer = state.answer_other(received, iteration) if request is None else state.answer(request, iteration)
         if answer is None:
-            return Next.NEEDS_THREAD
+            return Next.NEEDS_THREAD if request is None else self._ask_origin(request, len(received), iteration)
         self._numbers.begin()
-        stream.consume(len(received))
-        state.note(answer, 0.0)
+        return self._send(answer, len(received), iteration, 0.0)
+
+    def _send(self, answer: Answer, length: int, iteration: float, seconds: float) -> Optional[Next]:
+        """Answer a request whose head is the next `length` bytes, after so many seconds. Raises OSError."""
+        state, stream = self._state, self._stream
+        stream.consume(length)
+        state.note(answer, seconds)
         state.waiting_since = iteration
         state.unsent = memoryview(answer.data)  # the session's thread sends it if the next line raises
         state.busy = True
@@ -111,6 +128,35 @@ class FastPath:
         if state.busy:
             return Next.NEEDS_THREAD
         return None if stream.holds_bytes() else Next.WAIT
+
+    def _ask_origin(self, request: PlainRequest, length: int, iteration: float) -> Next:
+        """Begin a miss whose head is the next `length` bytes."""
+        state, stream = self._state, self._stream
+        if not state.may_ask() or stream.buffered > length:
+            return Next.NEEDS_THREAD  # a thread looks ahead at what was received behind it
+        state.fetch = polled_fetch.begin(state.runtime.services, request, iteration)
+        if state.fetch is None:
+            return Next.NEEDS_THREAD
+        self._numbers.begin()
+        state.busy = True
+        self._watcher.forget(self)
+        answered = partial(self._fetched, length, time.monotonic())
+        awaited = AwaitedOrigin(state, self._numbers, self._watcher, answered, iteration)
+        return Next.HANDED_ON if self._watcher.watch(awaited) else Next.NEEDS_THREAD
+
+    def _fetched(self, length: int, began: float, answer: Answer) -> Next:
+        """Answer with what the origin has sent, and go on."""
+        now = time.monotonic()
+        try:
+            with self._numbers:
+                following = self._send(answer, length, now, now - began)
+        except OSError:
+            following = Next.NEEDS_THREAD  # the thread finds the error again
+        if following is None:
+            following = self.answer_at_once(now)
+        if following is Next.WAIT:
+            return Next.HANDED_ON if self._watcher.watch(self) else Next.NEEDS_THREAD
+        return following
 
     def _intercept(self, block: bytes) -> Next:
         """Answer CONNECT for a host whose leaf is cached, and wait for its TLS. Raises OSError."""
@@ -193,3 +239,57 @@ class FastPath:
                 connect_cache.clear()
             connect_cache[state.arrival.kind, block] = arrival
         return arrival
+
+
+class AwaitedOrigin:
+    """A client that waits for its origin, as the poller sees it (`Pollable`): the descriptor is the origin's.
+
+    The client itself is not watched meanwhile. After a second a thread takes over: that notices when its client leaves.
+    """
+
+    timeout = 1.0  # seconds
+
+    def __init__(
+        self,
+        state: SessionState,
+        numbers: RequestNumbers,
+        watcher: Watcher,
+        answered: Callable[[Answer], Next],
+        began: float,
+    ) -> None:
+        assert state.fetch is not None
+        self._state = state
+        self._fetch: PolledFetch = state.fetch
+        self._numbers = numbers
+        self._watcher = watcher
+        self._answered = answered
+        self._until = began + self.timeout  # however much of a response comes by then
+
+    def fileno(self) -> int:
+        """The descriptor of the origin's connection."""
+        return self._fetch.fileno()
+
+    def peer_closed(self) -> bool:
+        """Never by itself: `answer_at_once` reads what an origin has left behind."""
+        return False
+
+    def answer_at_once(self, iteration: float) -> Next:
+        """Read what has come, and answer the client once that is all."""
+        with self._numbers:
+            step = self._fetch.advance()
+            if step is Step.WAIT:
+                return Next.WAIT if iteration < self._until else Next.NEEDS_THREAD
+            self._watcher.forget(self)  # before another request can have the connection
+            answer = self._fetch.keep() if step is Step.READY else None
+            if answer is None:
+                return Next.NEEDS_THREAD
+            self._state.fetch = None
+        return self._answered(answer)
+
+    def timed_out(self) -> Next:
+        """Leave the wait to a thread."""
+        return Next.NEEDS_THREAD
+
+    def give_up(self) -> None:
+        """Make the session only close the connection."""
+        self._state.give_up()

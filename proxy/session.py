@@ -10,11 +10,14 @@ One thread at a time owns the connection, its stream and its `SessionState`:
     waits for the first request             not busy            poller; on tls_bind the session thread, which has
                                                                 made the handshake
     a known request, or CONNECT, came       not busy            poller, which answers it (`FastPath`)
+    a small miss, or a validation, began    fetch               poller, which watches the origin's connection
+                                                                (`AwaitedOrigin`); session thread after a second, or
+                                                                where the response is not the usual one
     any other bytes came                    not busy            session thread (`Session.run`)
     a head is complete                      busy                session thread
     part of an answer did not fit           unsent              session thread
     waits for the next request              not busy            the thread that answered; the session thread hands
-                                                                it to the poller after `_SMALL_HITS` small hits
+                                                                it to the poller after `_SMALL_ANSWERS` small answers
     CONNECT answered, no bytes inside yet   opening             poller
     TLS handshake inside CONNECT            stream.handshaking  poller for a few iterations, then session thread
     tunnel                                  busy                session thread, which owns the origin's end too
@@ -45,7 +48,7 @@ from proxy.access import Access
 from proxy.client_request import LINGER, ClientRequest
 from proxy.client_tunnel import ClientTunnel
 from proxy.connection_limit import GONE
-from proxy.fast_path import FastPath
+from proxy.fast_path import FastPath, Watcher
 from proxy.look_ahead import LookAhead
 from proxy.opening import Opening, Spoken
 from proxy.runtime import Runtime
@@ -54,7 +57,7 @@ from proxy.session_state import SessionState
 
 _log = logging.getLogger("dduct.session")
 
-_SMALL_HITS = 2  # in succession, before a connection goes to the poller
+_SMALL_ANSWERS = 2  # in succession, before a connection goes to the poller
 
 
 class Session:
@@ -70,6 +73,7 @@ class Session:
         arrival: Arrival,
         current_runtime: Callable[[], Runtime],
         numbers: RequestNumbers,
+        watcher: Watcher,
         proved: Callable[[], None] = lambda: None,
         certified: bool = False,
     ) -> None:
@@ -78,8 +82,8 @@ class Session:
         self._client = SessionClient(client, certified)
         self._state = SessionState(stream, self._client, arrival, current_runtime, proved)
         self._tunnel = ClientTunnel(self._state)
-        self.fast_path = FastPath(self._state, numbers)  # what the poller watches
-        self._small_hits = 0  # in succession
+        self.fast_path = FastPath(self._state, numbers, watcher)  # what the poller watches
+        self._small_answers = 0  # in succession
         self._look_ahead = LookAhead(self._state)
         self._may_be_polled = True
         self.watch = ClientWatch(stream.fileno, lambda: stream.encrypted)
@@ -120,16 +124,17 @@ class Session:
                 state.unsent, state.busy = memoryview(b""), False
             if stream.handshaking and not state.ending and not state.take_tls_on(stream.finish_tls):
                 return False
-            while not state.ending and not state.runtime.draining.is_set():
+            while not state.ending and (state.fetch is not None or not state.runtime.draining.is_set()):
                 if state.opening is None and not self._serve_one():
                     break
+                state.drop_fetch()  # where this request did not want it
                 state.busy, state.waiting_since = False, time.monotonic()
                 if state.opening is not None:
                     if self._may_be_polled and state.opening.seconds and state.opening.look() is None:
                         return True  # only the poller waits for the client's first bytes
                     if not self._open(state.opening):
                         break
-                if self._may_be_polled and self._small_hits >= _SMALL_HITS and not stream.holds_bytes():
+                if self._may_be_polled and self._small_answers >= _SMALL_ANSWERS and not stream.holds_bytes():
                     return True
             stream.close()
         except (OSError, IncompleteBody, ClientGone) as error:
@@ -140,6 +145,7 @@ class Session:
             stream.reset()
             raise
         finally:
+            state.drop_fetch()
             self._look_ahead.end()
         return False
 
@@ -152,11 +158,12 @@ class Session:
             block = self._stream.read_head(state.runtime.idle_timeout)
             if not block:
                 return False
-            self._numbers.begin()
+            if state.fetch is None:  # else the poller's thread has begun with it
+                self._numbers.begin()
             state.busy = True
             state.runtime = state.current_runtime()
             if self._answer_again(block):
-                self._small_hits += 1
+                self._small_answers += 1
                 return True
             head = http1.parse_request(block)
             framing = http1.request_framing(head)
@@ -165,7 +172,7 @@ class Session:
             return False
         request = ClientRequest(state, self._tunnel, head, framing, self._look_ahead)
         goes_on = request.answer(block)
-        self._small_hits = self._small_hits + 1 if request.was_small_hit else 0
+        self._small_answers = self._small_answers + 1 if request.was_small else 0
         return goes_on
 
     def _refuse(self, error: ProtocolError) -> None:

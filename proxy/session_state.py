@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import Callable, Optional
 
+from fetching.filler import Services
+from fetching.naming import Name
+from fetching.polled_fetch import PolledFetch
 from fetching.small_hit import Answer, PlainRequest
-from monitoring.metrics import Counter
 from net.arrival import Arrival
 from net.stream import Stream
 from protocol.http1 import BodyFraming, Framing, ProtocolError, RequestHead
@@ -16,6 +19,7 @@ from proxy.opening import Opening
 from proxy.other_requests import other_request
 from proxy.runtime import Runtime
 from proxy.session_client import SessionClient
+from storage.record import Unstorable
 from upstream.dialling import UpstreamError
 
 _log = logging.getLogger("dduct.session")
@@ -40,17 +44,25 @@ class SessionState:
         self.arrival = arrival
         self.current_runtime = current_runtime
         self.runtime = current_runtime()  # of the arrival of the current request
-        self.via = self.runtime.services.via
         self.waiting_since = time.monotonic()  # since when it waits for the client; valid unless busy
         self.busy = False  # from the head of a request to the last byte of its response
         self.unsent = memoryview(b"")  # rest of an answer of the poller's thread, for the session's to send
         self.ending = False  # the owner only closes the connection
+        self.fetch: Optional[PolledFetch] = None  # a miss that the poller's thread has begun
         self.opening: Optional[Opening] = None  # from a CONNECT to the client's first bytes
         self._proved: Optional[Callable[[], None]] = proved
 
+    @property
+    def via(self) -> bytes:
+        """dduct's own entry in Via."""
+        return self.runtime.services.via
+
     def give_up(self) -> None:
-        """Make the session close the connection at once; unsent bytes are dropped."""
+        """In the poller's thread, make the session close the connection at once; what it waits for is dropped."""
         self.ending, self.unsent = True, memoryview(b"")
+        if self.fetch is not None:
+            with contextlib.suppress(Unstorable):  # then the session drops it
+                self.runtime.services.cache.disk.poll(self.drop_fetch)
 
     def prove(self) -> None:
         """Report the first accepted request."""
@@ -63,14 +75,14 @@ class SessionState:
 
         `iteration`: that of the poller's thread, None in a session thread.
         """
-        if request is None or not self._may_ask():
+        if request is None or not self.may_ask():
             return None
         answer = self.runtime.memory_cache.answer(request, iteration)
         return None if answer is None or (answer.guessed and self._asks_again(answer)) else answer
 
     def answer_other(self, block: bytes, iteration: float) -> Optional[Answer]:
         """The answer of the poller's thread to a request that is not plain, and whose head is `block`; see `answer`."""
-        if not self._may_ask():
+        if not self.may_ask():
             return None
         runtime = self.runtime
         request = other_request(block, self.arrival, runtime.rules, runtime.services)
@@ -79,24 +91,39 @@ class SessionState:
         answer = runtime.memory_cache.answer_other(request, iteration)
         return None if answer is None or (answer.guessed and self._asks_again(answer)) else answer
 
-    def _may_ask(self) -> bool:
-        """Whether the client may have an answer without a decision on its request."""
-        runtime = self.runtime
-        if self.client.is_barred(runtime, self.arrival):
-            return False
-        return runtime.access.users is None or self.arrival.connect_target is not None
-
     def _asks_again(self, answer: Answer) -> bool:
         """Whether the client has just had the same, and perhaps found it outdated."""
-        return self.runtime.services.deliveries.asks_again(self.client.asker, answer.name)
+        deliveries = self.runtime.services.deliveries
+        return answer.may_be_doubted and deliveries.asks_again(self.client.asker, answer.name)
+
+    def may_ask(self) -> bool:
+        """Whether this client may ask for anything, as far as its connection shows."""
+        runtime = self.runtime
+        needs_password = runtime.access.users is not None and self.arrival.connect_target is None
+        return not (needs_password or self.client.is_barred(runtime, self.arrival))
+
+    def take_fetch(self, services: Services, name: Name) -> Optional[PolledFetch]:
+        """The miss that the poller's thread has begun, if it is of this name; the caller takes it over."""
+        fetch = self.fetch
+        if fetch is None or not fetch.serves(services, name):
+            self.drop_fetch()
+            return None
+        self.fetch = None
+        return fetch
+
+    def drop_fetch(self) -> None:
+        """Give up the miss that the poller's thread has begun, if there is one."""
+        fetch, self.fetch = self.fetch, None
+        if fetch is not None:
+            fetch.give_up()
 
     def note(self, answer: Answer, seconds: float) -> None:
         """Count and log a request that a known answer has served in `seconds`."""
         if self._proved is not None:
             self.prove()
         services = self.runtime.services
-        services.counters.add(Counter.HITS)
-        if answer.guessed:
+        services.counters.add(answer.counter)
+        if answer.guessed and answer.delivers:
             services.deliveries.note(self.client.asker, answer.name)
         if _log.isEnabledFor(logging.INFO):
             what = self.client.who, answer.method, answer.url, answer.status, answer.length, seconds, answer.note

@@ -52,9 +52,7 @@ class Fill(ReadableFill):
         finally:
             if acquired is not AcquireResult.MINE:
                 self._finish(FillState.GONE)
-            with self._changed:
-                self._acquired = acquired
-                self._changed.notify_all()
+            self.note_acquired(acquired)
         return acquired
 
     @property
@@ -131,16 +129,16 @@ class Fill(ReadableFill):
 
         It never waits for readers, who hear of it at its end, nor for a sync. Where the disk refuses, they get
         the bytes from memory. Raises Unstorable like `start`; the fill can then still be declined. Raises FillFailed
-        where the digest differs; nothing is written then, and the caller must fail the fill.
+        where the digest differs; nothing is written then, and the fill can still be started, or failed.
         """
-        view = memoryview(body)
-        self._hashes.update(view)
-        self._hashes.verify()
-        kept = True
+        view, hashes, kept = memoryview(body), Hashes(self.file.digest), True
+        hashes.update(view)
+        hashes.verify()
         try:
-            self.file.store_whole(metadata, view, self._hashes)
+            self.file.store_whole(metadata, view, hashes)
         except DiskRefused as error:
             self.cause, kept = error.reason, False
+        self._hashes = hashes  # only now: until then the fill can still be started
         with self._changed:
             self.metadata, self.length, self.size = metadata, len(body), len(body)
             if not kept:

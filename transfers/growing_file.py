@@ -24,6 +24,8 @@ from transfers.acquiring import AcquireResult, PartialDownload, acquire
 from transfers.hashing import Hashes
 from transfers.states import FillFailed
 
+_SURELY_SHORT = 1024  # characters of metadata: no escape in JSON makes three times as many of them
+
 
 class DiskRefused(Exception):
     """The disk does not keep the file; of the last piece, it has accepted `written` bytes."""
@@ -100,6 +102,8 @@ class GrowingFile:
     def store_whole(self, metadata: Metadata, body: memoryview, hashes: Hashes) -> None:
         """Begin with all bytes, and publish. Raises Unstorable before anything is written, then DiskRefused."""
         self._store.check_space(len(body))
+        if _may_be_too_long(metadata):
+            Record(metadata, len(body), hashes.sha256, boot=self._store.boot).encode()
         if self.partial_download is not None:
             self._start_over()
         try:
@@ -142,12 +146,23 @@ class GrowingFile:
         finally:
             self.unlock()
 
+    @property
+    def is_acquired(self) -> bool:
+        """Whether it is open for its leader."""
+        return self.fd >= 0
+
+    def sync_soon(self) -> bool:
+        """Leave the sync of the published file to the thread for it; False where there is none. Never waits.
+
+        Not to sync it is safe (storage/syncing).
+        """
+        places = [self._published_at] if self._alias is None else [self._published_at, self._alias]
+        return self._store.syncs.add(places) is not Taken.REFUSED
+
     def make_durable(self, size: int) -> None:
         """Sync the published file: one of a small size soon, others now. Raises OSError, Unstorable."""
-        if size <= QUEUED_SIZE:
-            places = [self._published_at] if self._alias is None else [self._published_at, self._alias]
-            if self._store.syncs.add(places) is not Taken.REFUSED:
-                return
+        if size <= QUEUED_SIZE and self.sync_soon():
+            return
         self._store.mark_durable(self._published_at)
         if self._alias is not None:
             with contextlib.suppress(Unstorable):  # then there is no alias either; see write_alias
@@ -207,3 +222,10 @@ class GrowingFile:
             raise Unstorable.of(error) from error
         os.close(self.fd)
         self.fd, self.partial_download = fd, None
+
+
+def _may_be_too_long(metadata: Metadata) -> bool:
+    """Whether it is worth the time to find out whether a record holds the metadata."""
+    pairs = (*metadata.fields, *metadata.vary)
+    length = sum(len(name) + len(value) for name, value in pairs) + len(metadata.url) + len(metadata.redirect)
+    return length > _SURELY_SHORT

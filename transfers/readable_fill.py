@@ -94,6 +94,15 @@ class ReadableFill:
         """Whether no reader in this process is attached."""
         return self._readers.users <= 1
 
+    def note_acquired(self, acquired: AcquireResult) -> None:
+        """Record who leads, and wake those in `wait_acquired`.
+
+        A validation leads within this process without a file, which it seldom needs.
+        """
+        with self._changed:
+            self._acquired = acquired
+            self._changed.notify_all()
+
     def wait_acquired(self) -> AcquireResult:
         """The result of another thread's `acquire`; the wait is short, as that does file operations only."""
         with self._changed:

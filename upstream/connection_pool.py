@@ -46,6 +46,10 @@ class ConnectionPool(Generic[_C]):
         self._by_age: OrderedDict[int, _C] = OrderedDict()  # by id; the oldest first
         self._keeps = True
 
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._by_age)
+
     def put(self, connection: _C) -> List[_C]:
         """Keep a connection. Returns those to close instead, perhaps this one."""
         connection.idle_since = self._clock()

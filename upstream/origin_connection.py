@@ -14,7 +14,7 @@ import socket
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 from net.addresses import Reach, Scope
 from net.body import BodyReader, BodyWriter
@@ -86,13 +86,45 @@ class OriginConnection(http.client.HTTPConnection):
         self.fileno = stream.fileno
         self.scope = scope  # of its target
         self.request_incomplete = False  # the end of the request was not sent
+        self._may_wait = True
 
     def __repr__(self) -> str:
         return f"<OriginConnection: {self.origin.scheme}://{self.origin.authority}, {self.stream!r}>"
 
+    def send(self, data: Any) -> None:
+        """Send a head, which http.client has put together. Raises OSError; BlockingIOError instead of waiting."""
+        if self._may_wait:
+            self.stream.send(data)
+        elif self.stream.send_nowait(data) < len(data):
+            raise BlockingIOError
+
+    def end_head(self, may_wait: bool) -> None:
+        """Send the head. Raises like `send`; then the connection can only be closed."""
+        self._may_wait = may_wait
+        self.endheaders()
+        self._may_wait = True
+
 
 def send(connection: OriginConnection, request: Request) -> OriginResponse:
     """Send a request and read the head of its response. Raises OSError, ProtocolError or http.client's errors."""
+    _write_head(connection, request)
+    connection.end_head(may_wait=True)
+    heads = AnswerHeads(connection.stream, request.on_interim)
+    return _read_response(connection, request, heads, _send_body(connection, request, heads))
+
+
+def send_without_waiting(connection: OriginConnection, request: Request) -> None:
+    """Send a request without a body; `receive` reads the head of its response. Raises like `send`."""
+    _write_head(connection, request)
+    connection.end_head(may_wait=False)
+
+
+def receive(connection: OriginConnection, request: Request) -> OriginResponse:
+    """Read the head of the response to a request that was sent. Raises like `send`."""
+    return _read_response(connection, request, AnswerHeads(connection.stream, request.on_interim), None)
+
+
+def _write_head(connection: OriginConnection, request: Request) -> None:
     target = str(request.target) if connection.to_parent is not None else request.target.path_query
     connection.putrequest(request.method.decode("ascii"), target, skip_host=True, skip_accept_encoding=True)
     connection.putheader("Host", request.target.host_field)
@@ -104,9 +136,11 @@ def send(connection: OriginConnection, request: Request) -> OriginResponse:
         connection.putheader("Content-Length", str(request.framing.length))
     if request.expects:
         connection.putheader("Expect", "100-continue")
-    connection.endheaders()
-    heads = AnswerHeads(connection.stream, request.on_interim)
-    early = _send_body(connection, request, heads)
+
+
+def _read_response(
+    connection: OriginConnection, request: Request, heads: AnswerHeads, early: Optional[ResponseHead]
+) -> OriginResponse:
     response_class = partial(OriginResponse, request=request, heads=heads, early=early)
     connection.response_class = response_class  # type: ignore[assignment]
     response = connection.getresponse()

@@ -78,6 +78,12 @@ class Outages:
             state.tried_at, state.until = now, now + self._trial
             return 0.0
 
+    def lasts(self, name: Hashable) -> bool:
+        """Whether the name is in an outage; nothing is tried."""
+        with self._lock:
+            state = self._states.get(name)
+            return state is not None and bool(state.pause)
+
     def undecided(self, name: Hashable, began: float) -> None:
         """A request that began then has told nothing of an outage. If it was the trial, the next request is."""
         with self._lock:

@@ -7,19 +7,21 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, List
+from typing import Any, List, Optional
 
 import pytest
 from support.client import wait_until
-from support.origin import Files
+from support.origin import Files, Origin
 from support.running import HOST, RunningDduct
 
+from cache import Cache
 from monitoring.metrics import Counter, Gauge
 from server import server
 from storage import disk_watch
 from storage.disk_watch import DiskWatch, WaitBudget
 from storage.record import Unstorable
 from storage.store import Store
+from transfers.growing_file import GrowingFile
 
 BODY = b"0123456789" * 400
 TIMEOUT = 20.0
@@ -69,18 +71,45 @@ def test_a_thread_that_hangs_counts_until_it_returns(caplog: pytest.LogCaptureFi
     clock = Clock()
     disk = DiskWatch(clock, "/var/cache/x")
     assert not disk.waiting() and not caplog.text
-    disk.lost(1.0, clock.now - 0.6)
+    disk.lost(1.0, clock.now - 0.6, 17)
     with disk.operation():
         clock.now += 0.01
         assert disk.is_slow(clock.now) and disk.waiting() == 1
     for _ in range(200):
         clock.now += 1
         assert disk.is_slow(clock.now) and disk.waiting() == 1
-    disk.found(1.0)
+    disk.found(1.0, 17)
     assert not disk.waiting()
     clock.now += 1.5
     assert not disk.is_slow(clock.now)
     assert '"/var/cache/x" is slow: an operation has taken 0.6 s' in caplog.text
+
+
+def test_an_operation_of_the_poller_is_seen_while_it_lasts() -> None:
+    disk = DiskWatch()
+    assert disk.poll(lambda: disk.polling) is not None
+    assert disk.polling is None
+    with pytest.raises(FileNotFoundError):
+        disk.poll(lambda: os.stat("/nothing/here"))
+    assert disk.polling is None
+
+
+def test_a_thread_that_was_lost_uses_the_disk_like_any_other() -> None:
+    """Its operations are not those of its successor, which would be replaced for them."""
+    disk, me = DiskWatch(), threading.get_ident()
+
+    def hang() -> Optional[float]:
+        operation = disk.polling
+        disk.lost(operation, time.monotonic() - 0.6, me)  # as the supervisor does
+        disk.polling = 2.0  # the successor's
+        return operation
+
+    operation = disk.poll(hang)
+    assert disk.polling == 2.0
+    assert disk.poll(lambda: (disk.polling, len(disk._in_flight))) == (2.0, 2)
+    disk.found(operation, me)
+    disk.polling = None
+    assert disk.poll(lambda: disk.polling) is not None
 
 
 def test_one_hang_is_counted_once() -> None:
@@ -156,6 +185,49 @@ def test_a_hung_disk_does_not_block_the_poller(dduct: RunningDduct, monkeypatch:
         assert repeated.result(TIMEOUT).body == asked.result(TIMEOUT).body == BODY
     assert "idle" not in threads
     assert dduct.counters.value(Counter.SLOW_DISK) >= 1
+
+
+def serves_others(dduct: RunningDduct, origin: Origin) -> None:
+    """The poller goes on, although one of its threads hangs."""
+    for _ in range(2):
+        assert dduct.client().get("/healthz", "localhost").status == 200
+    assert dduct.client().get(f"http://{HOST}:{origin.port}/relayed", f"{HOST}:{origin.port}").status == 404
+
+
+@pytest.mark.parametrize("step", ["glance", "look", "lead", "close"])
+def test_a_poller_thread_that_hangs_in_a_small_miss_is_replaced(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Wherever it hangs, and although it goes on to other operations later; nobody else loses a connection."""
+    origin = dduct.origin(Files({"/slow.deb": BODY, "/x.deb": BODY, "/y.deb": BODY}), tls=False)
+    name = f"{HOST}:{origin.port}"
+    assert dduct.client().get(f"http://{name}/x.deb", name).body == BODY
+    wait_until(lambda: dduct.server.runtime.services.origins.idle == 1)
+    gate, hanging = threading.Event(), threading.Event()
+    owner: Any = GrowingFile if step == "close" else Cache
+    real = getattr(owner, step)
+
+    def hang(one: Any, *arguments: Any) -> Any:
+        is_slow = one.fd >= 0 and "slow" in one.place if step == "close" else "slow" in arguments[0].name
+        if is_slow and threading.current_thread().name == "idle" and not hanging.is_set():
+            hanging.set()
+            assert gate.wait(TIMEOUT)
+        return real(one, *arguments)
+
+    monkeypatch.setattr(owner, step, hang)
+    bystander = dduct.client()
+    assert bystander.get("/healthz", "localhost").status == 200
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            slow = pool.submit(dduct.client().get, f"http://{name}/slow.deb", name)
+            assert hanging.wait(TIMEOUT)
+            serves_others(dduct, origin)
+        finally:
+            gate.set()
+        assert slow.result(TIMEOUT).body == BODY
+    serves_others(dduct, origin)
+    assert bystander.get(f"http://{name}/y.deb", name).body == BODY
+    assert origin.count("/slow.deb") == 1
 
 
 def test_a_poller_thread_that_hangs_in_the_disk_is_replaced(

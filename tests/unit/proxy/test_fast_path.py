@@ -21,7 +21,7 @@ from net.poller import Next
 from net.stream import Stream
 from protocol.http1 import Authority
 from proxy.access import Access
-from proxy.fast_path import FastPath
+from proxy.fast_path import FastPath, Watcher
 from proxy.routing import Hosts, Rules
 from proxy.runtime import Runtime
 from proxy.session_client import SessionClient
@@ -87,7 +87,7 @@ class Path:
         client = SessionClient(ADDRESS, certified=False)
         self.state = SessionState(stream, client, ARRIVAL, lambda: cast(Runtime, runtime), self._prove)
         self.state.waiting_since = 1.0
-        self.fast = FastPath(self.state, RequestNumbers(17))
+        self.fast = FastPath(self.state, RequestNumbers(17), cast(Watcher, None))
 
     def _prove(self) -> None:
         self.proved += 1

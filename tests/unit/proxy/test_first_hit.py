@@ -22,13 +22,14 @@ from net.addresses import Reach
 from net.arrival import Arrival
 from net.poller import Next
 from protocol.http1 import Authority
-from proxy.fast_path import FastPath
+from proxy.fast_path import FastPath, Watcher
 from proxy.plain_requests import PlainRequests
 from proxy.routing import Hosts, Rules
 from proxy.runtime import Runtime
 from proxy.session_client import SessionClient
 from proxy.session_state import SessionState
 from server import config
+from server.joined_patterns import joined
 from storage.record import Metadata
 from storage.store import Key
 
@@ -70,7 +71,9 @@ class Poller:
     def __init__(self, directory: Path, pairs: Pairs) -> None:
         self.around = Around(directory)
         defaults = config.defaults(directory)
-        naming = Naming(defaults.proxy.filters, Parameters(defaults.cache.ignore_query), defaults.cache.volatile)
+        naming = Naming(
+            defaults.proxy.filters, Parameters(defaults.cache.ignore_query), joined(defaults.cache.volatile)
+        )
         rules, services = Rules(Hosts([HOST]), Hosts([]), naming), self.around.services
         runtime = SimpleNamespace(
             services=services,
@@ -84,7 +87,7 @@ class Poller:
         stream, self.far = pairs.tls()
         client = SessionClient("192.0.2.1", certified=False)
         state = SessionState(stream, client, ARRIVAL, lambda: cast(Runtime, runtime), lambda: None)
-        self.fast = FastPath(state, RequestNumbers(1))
+        self.fast = FastPath(state, RequestNumbers(1), cast(Watcher, None))
 
     def put(self, path: str) -> None:
         """Store an object."""
