@@ -52,6 +52,7 @@ class FastPath:
         self._numbers = numbers
         self._stream: NonblockingStream = state.stream  # so mypy finds a wait in this thread
         self._tls_iterations = 0  # iterations left for a handshake
+        self._pipelines = False  # its client has sent a request behind one that waited for its origin
 
     @property
     def timeout(self) -> float:
@@ -132,8 +133,8 @@ class FastPath:
     def _ask_origin(self, request: PlainRequest, length: int, iteration: float) -> Next:
         """Begin a miss whose head is the next `length` bytes."""
         state, stream = self._state, self._stream
-        if not state.may_ask() or stream.buffered > length:
-            return Next.NEEDS_THREAD  # a thread looks ahead at what was received behind it
+        if not state.may_ask() or stream.buffered > length or self._pipelines:
+            return Next.NEEDS_THREAD  # a thread looks ahead at what is received behind it
         state.fetch = polled_fetch.begin(state.runtime.services, request, iteration)
         if state.fetch is None:
             return Next.NEEDS_THREAD
@@ -146,8 +147,10 @@ class FastPath:
 
     def _fetched(self, length: int, began: float, answer: Answer) -> Next:
         """Answer with what the origin has sent, and go on."""
-        now = time.monotonic()
+        now, stream = time.monotonic(), self._stream
         try:
+            stream.take_in()  # the client was not watched meanwhile: only now it shows what it has sent
+            self._pipelines = self._pipelines or stream.buffered > length
             with self._numbers:
                 following = self._send(answer, length, now, now - began)
         except OSError:

@@ -13,6 +13,7 @@ from support.origin import Asked, Connection, Gate, Origin
 from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
+from proxy.fast_path import AwaitedOrigin
 
 FRESH = [("Cache-Control", "max-age=600"), ("ETag", '"1"')]
 TIMEOUT = 10.0
@@ -84,6 +85,34 @@ def test_pipelined_misses_are_asked_for_together_and_answered_in_order(dduct: Ru
     assert dduct.counted(Counter.AHEAD) >= 4
     dduct.wait_until_durable()
     assert len(dduct.stored()) == len(targets)
+
+
+@pytest.mark.one_process
+def test_requests_that_arrive_one_by_one_behind_a_miss_are_asked_for_together(
+    dduct: RunningDduct, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The poller's thread has begun the first of them by itself: it does not see what comes behind it."""
+    monkeypatch.setattr(AwaitedOrigin, "timeout", TIMEOUT)  # so no thread takes over for being late
+    origin = dduct.origin(slow)
+    assert dduct.fetch(origin, "/first.deb").status == 200
+    wait_until(lambda: dduct.server.runtime.services.origins.idle == 1)
+    targets, gate = names(8), Gate()
+
+    def first(asked: Asked, connection: Connection) -> None:
+        gate.wait()
+        connection.respond(200, FRESH, body_of(asked.target))
+
+    slow.special[targets[0]] = first
+    with dduct.intercepted(origin) as client:
+        pipeline(client, origin, targets[:1])
+        gate.reached()  # the poller's thread waits for it
+        for target in targets[1:]:
+            pipeline(client, origin, [target])
+        slow.most, slow.wanted = 0, 5
+        gate.open()
+        assert [client.read().body for _ in targets] == [body_of(target) for target in targets]
+    assert slow.most >= 5
+    assert sorted(slow.asked[1:]) == sorted(targets)  # each once
 
 
 @pytest.mark.one_process
