@@ -88,25 +88,16 @@ class Cache:
 
         Waits for no other thread. The caller closes the fill. Raises Unstorable.
         """
-        paths = self.store.paths(key)
-        place = self.store.vacant(paths.object)
-        with self._lock:
-            if paths.object in self._fills:
-                return None
-            mine = self._register(key, paths, place)
-        return mine if mine.acquire() is AcquireResult.MINE else None
+        mine = self._register_alone(key, None)
+        return mine if mine is not None and mine.acquire() is AcquireResult.MINE else None
 
     def lead_validation(self, key: Key, version: Version) -> Optional[Fill]:
         """Lead the validation of a published object, within this process; None where another request fetches it.
 
         Waits for no other thread. The caller closes the fill, and acquires it before anything is stored.
         """
-        paths = self.store.paths(key)
-        place = self.store.vacant(paths.object)
-        with self._lock:
-            if paths.object in self._fills:
-                return None
-            mine = self._register(key, paths, place, version)
+        mine = self._register_alone(key, version)
+        if mine is not None:
             mine.note_acquired(AcquireResult.MINE)
         return mine
 
@@ -232,8 +223,15 @@ class Cache:
         identities = ((entry.place, entry.identity), (alias.place, alias.identity))
         return Hit(entry, alias.record.metadata, identities)
 
+    def _register_alone(self, key: Key, beyond: Optional[Version]) -> Optional[Fill]:
+        """A new fill, which the caller acquires; None where the object has one already. Raises Unstorable."""
+        paths = self.store.paths(key)
+        place = self.store.vacant(paths.object)
+        with self._lock:
+            return None if paths.object in self._fills else self._register(key, paths, place, beyond)
+
     def _register(self, key: Key, paths: Paths, place: str, beyond: Optional[Version] = None) -> Fill:
-        """A new fill, to be written at `place`; the caller holds the lock, and acquires it without."""
+        """A new fill, to be written at `place`; the caller holds the lock, and acquires the fill after releasing it."""
         fill = Fill(self.store, key, Paths(place, paths.alias), partial(self._forget, paths.object), beyond)
         self._fills[paths.object] = fill
         return fill

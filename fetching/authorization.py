@@ -60,7 +60,7 @@ class Authorization:
         return "fwd=vary-miss" if request.varies(metadata) else None
 
     def needs_permission(self, metadata: Metadata) -> bool:
-        """See the function."""
+        """Whether the origin has to permit this client the stored object."""
         return needs_permission(self._request, metadata)
 
     def admit(self, metadata: Metadata, length: Optional[int], hit: Optional[Hit] = None) -> Admission:

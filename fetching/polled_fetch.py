@@ -30,9 +30,10 @@ from fetching.small_hit import SMALL, Answer, PlainRequest
 from fetching.stored_metadata import as_stored_once, scope
 from monitoring.metrics import Counter
 from net.addresses import may_reach
+from net.response import head_fields
 from protocol import http1
 from protocol.headers import Field
-from protocol.http1 import Framing, ResponseHead
+from protocol.http1 import BodyFraming, Framing, ResponseHead
 from storage.glance import read_without_waiting
 from storage.locks import LockWait
 from storage.record import FieldText, Metadata, Unstorable
@@ -50,7 +51,7 @@ _NOTED_EVERY = 60.0  # seconds; a record says when its object was last confirmed
 
 
 class Step(enum.Enum):
-    """How far the poller's thread has come."""
+    """How far the poller's thread has come with a response."""
 
     WAIT = "the response has not come yet"
     READY = "the whole response is here, and short"
@@ -135,10 +136,9 @@ class PolledFetch(ABC):
         age = int(stored.age(time.time()))
         if age or self.stale is not None:
             fields.append((b"Age", b"%d" % age))
-        fields.append((b"Content-Length", b"%d" % len(body)))
-        fields.append((b"Via", self._services.via))
-        fields.append((b"Cache-Status", b"dduct; " + status[0].encode()))
-        data = http1.serialise_response(200, b"", fields) + body
+        framing = BodyFraming(Framing.LENGTH, len(body))
+        head = head_fields(fields, 200, framing, len(body), False, self._services.via, status[0])
+        data = http1.serialise_response(200, b"", head) + body
         guessed = not self._request.lasts
         return Answer(data, len(body), self._request.url, status[1], self.name, guessed, counter=counter)
 
@@ -249,7 +249,7 @@ class PolledValidation(PolledFetch):
         metadata = renewed(self._request, exchange, stale.metadata, self.asked_at)
         if metadata.restricted:
             return None
-        if not (self.fill.unread and self._is_old_news(metadata)):
+        if not (self.fill.unread and self._says_nothing_new(metadata)):
             self._services.cache.refresh(stale.entry, metadata, LockWait.NONE)
         self.fill.renew()
         exchange.close()
@@ -257,8 +257,11 @@ class PolledValidation(PolledFetch):
         self.close()
         return metadata
 
-    def _is_old_news(self, metadata: Metadata) -> bool:
-        """Whether nobody would miss the renewed metadata: it differs in times only, and is not fresh even now."""
+    def _says_nothing_new(self, metadata: Metadata) -> bool:
+        """Whether the renewed metadata need not be recorded: it differs in times only, and is not fresh even now.
+
+        With a reader it is recorded all the same: that tells by the time of the validation that there was one.
+        """
         stored, now = self.stale.metadata, metadata.fetched_at
         if now - stored.fetched_at > _NOTED_EVERY or stored.must_validate:
             return False
@@ -299,7 +302,7 @@ def _begun(services: Services, request: CacheableRequest) -> Optional[PolledFetc
 
 
 def _miss(services: Services, request: CacheableRequest) -> Optional[PolledFetch]:
-    """A miss that nobody leads; None where that takes a thread. Raises Unstorable."""
+    """A miss without a leader so far; None where that takes a thread. Raises Unstorable."""
     query = OriginQuery(services, request, lambda _: None)
     with ExitStack() as cleanup:
         question = _prepared(services, query.whole_request(), cleanup)
@@ -311,7 +314,7 @@ def _miss(services: Services, request: CacheableRequest) -> Optional[PolledFetch
 
 
 def _validation(services: Services, request: CacheableRequest, hit: Hit) -> Optional[PolledFetch]:
-    """The validation of a stored object that nobody validates; None where that takes a thread. Raises Unstorable."""
+    """The first validation of a stored object; None where that takes a thread. Raises Unstorable."""
     with ExitStack() as cleanup:
         cleanup.callback(hit.entry.close)
         stale = _stale(request, hit)

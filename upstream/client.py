@@ -65,7 +65,7 @@ class Origins:
     def prepare(self, request: Request) -> Optional[NonblockingRequest]:
         """A request without a body over a kept connection, for a thread that must not wait; None where there is none.
 
-        Its `send` and `receive` do not wait. Whoever gives up the rest of it waits by `complete`, or drops it.
+        Its `send` and `receive` do not wait. Another thread goes on with it by `complete`, or it is dropped.
         """
         return self._exchanges.prepare(request)
 
