@@ -90,7 +90,7 @@ class Exchanges:
     # Internals
 
     def _received(self, connection: OriginConnection, response: OriginResponse, request: Request) -> Exchange:
-        """The exchange of a request that was answered without waiting. Raises ConnectionLost where that is no answer."""
+        """The exchange of a request that was answered at once. Raises ConnectionLost where that is no answer to it."""
         if not _may_be_trusted(connection.origin, request, response.head):
             raise ConnectionLost("unexpected bytes after a response without a body")
         self._on_answer(request.target)
