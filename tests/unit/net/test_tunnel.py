@@ -300,15 +300,16 @@ def test_one_stuck_direction_does_not_block_the_other(pairs: Pairs, monkeypatch:
 
     monkeypatch.setattr(module._Watch, "wait", wait)
     ends = Ends(pairs, buffers=4096)
-    sender = in_thread(send_all, ends.origin, BODY[:500_000])
-    wait_until(lambda: len(waits) > 1 and stuck(ends.origin))
+    body = BODY[:3_000_000]  # more than a pipe holds, so that the sender is stuck, too
+    sender = in_thread(send_all, ends.origin, body)
+    wait_until(lambda: bool(waits) and stuck(ends.origin))
     before = len(waits)
     for word in (b"one", b"two", b"three"):
         ends.client.sendall(word)
         assert ends.origin.recv(100) == word
     assert len(waits) - before <= 3 * 2 + 1
     ends.client.shutdown(socket.SHUT_WR)
-    assert read_all(ends.client) == BODY[:500_000]
+    assert read_all(ends.client) == body
     sender.result(TIMEOUT)
     ends.end()
 
