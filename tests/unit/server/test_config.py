@@ -454,7 +454,8 @@ def test_an_unreadable_file_named_by_a_key_is_one_line(key: str, path: str, said
         (directory / "some.toml").write_text(f"[proxy]\n{key} = '{path}'\n")
         for file, mode in (("", 0o755), ("secret", 0), ("closed.pem", 0)):
             (directory / file).chmod(mode)
-        config.defaults(directory)  # imports what it needs, which may lie in a home
+        (directory / "plain.toml").write_text("[proxy]\n")
+        config.load(directory / "plain.toml", directory)  # imports what it needs, which may lie in a home
         with as_nobody(), pytest.raises(ConfigError) as caught:
             config.load(directory / "some.toml", directory)
         (directory / "secret").chmod(0o700)
