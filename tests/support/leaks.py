@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import threading
-from typing import FrozenSet, List, Set
+from typing import List, NamedTuple
 
 TIMEOUT = 30.0
 
 
-def descriptors() -> FrozenSet[str]:
-    """Open sockets and files of this process by what they are; pipes and devices are the runner's own."""
-    found: Set[str] = set()
+class Open(NamedTuple):
+    """A descriptor, and the device and inode of what it leads to."""
+
+    number: int
+    device: int
+    inode: int
+
+
+def descriptors() -> List[Open]:
+    """All that this process has open. It is listed twice in each test: what a link says is read only where needed."""
+    found = []
     for name in os.listdir("/proc/self/fd"):
-        try:
-            link = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue
-        if link.startswith("socket:") or "pytest" in link or "/memfd:" in link:
-            found.add(link)
-    return frozenset(found)
+        with contextlib.suppress(OSError):  # the listing's own
+            status = os.fstat(int(name))
+            found.append(Open(int(name), status.st_dev, status.st_ino))
+    return found
+
+
+def name_of(descriptor: Open) -> str:
+    """What a socket or a file of a test is called; empty for pipes and devices, which are the runner's own."""
+    try:
+        link = os.readlink(f"/proc/self/fd/{descriptor.number}")
+    except OSError:
+        return ""
+    return link if link.startswith("socket:") or "pytest" in link or "/memfd:" in link else ""
 
 
 class Watch:
@@ -28,7 +43,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._threads = {thread.ident for thread in threading.enumerate()}
-        self._descriptors = descriptors()
+        self._files = {(one.device, one.inode) for one in descriptors()}
 
     def remains(self) -> List[str]:
         """Threads that do not end, and descriptors that stay open."""
@@ -38,6 +53,11 @@ class Watch:
                 thread.join(TIMEOUT)
                 if thread.is_alive():
                     left.append(f"thread {thread.name}")
-        if descriptors() - self._descriptors:
+        if self._new():
             gc.collect()
-        return left + sorted(descriptors() - self._descriptors)
+            left += self._new()
+        return left
+
+    def _new(self) -> List[str]:
+        opened = [one for one in descriptors() if (one.device, one.inode) not in self._files]
+        return sorted(filter(None, set(map(name_of, opened))))
