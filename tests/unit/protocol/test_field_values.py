@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import List, Optional, Tuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.effort import examples
 
 from protocol import field_values
 from protocol.field_values import ByteRange
@@ -135,6 +136,7 @@ def test_a_date_is_written_in_the_preferred_format() -> None:
     assert field_values.format_date(EXAMPLE + 0.999) == b"Sun, 06 Nov 1994 08:49:37 GMT"
 
 
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(st.integers(0, 253402300799))
 def test_a_formatted_date_is_parsed_back(seconds: int) -> None:
     assert field_values.parse_date(field_values.format_date(seconds)) == seconds
@@ -143,6 +145,7 @@ def test_a_formatted_date_is_parsed_back(seconds: int) -> None:
 dates = st.text("SunNovGMT 0123456789:,-+.\t()", max_size=40).map(str.encode)
 
 
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(st.binary(max_size=60) | dates)
 def test_no_date_and_no_range_raises(value: bytes) -> None:
     assert field_values.parse_date(value) is None or isinstance(field_values.parse_date(value), float)

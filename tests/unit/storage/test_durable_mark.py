@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.effort import examples
 
 from storage.durable_mark import durably
 from storage.record import Metadata, Record
@@ -53,6 +54,7 @@ def test_a_text_of_another_version_is_left_alone() -> None:
     assert durably(json.dumps({**values, "new": 1}, separators=(",", ":")).encode()) is None
 
 
+@settings(max_examples=examples(500), deadline=None, derandomize=True)
 @given(st.text() | st.just(LIKE_AN_END), st.text() | st.just(LIKE_AN_END), st.integers(0, 1 << 60), st.booleans())
 def test_what_an_origin_sends_does_not_matter(url: str, value: str, length: int, durable: bool) -> None:
     try:
