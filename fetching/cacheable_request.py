@@ -16,7 +16,7 @@ from monitoring.redaction import shown
 from net.addresses import Reach
 from protocol import freshness
 from protocol.freshness import Assessment, Basis
-from protocol.headers import Headers
+from protocol.headers import Field, Headers
 from protocol.http1 import RequestHead, Target
 from protocol.request_fields import RequestFields
 from protocol.selection import CONDITIONS
@@ -54,6 +54,7 @@ class CacheableRequest:
         self.why_no_fill = Detail.HEAD if head.method == b"HEAD" else Detail.NO_STORE if keeps_nothing else None
         self.shown = shown(bare(target))  # its URL, for the log
         self._via = services.via
+        self._public_tokens = services.public_tokens
         self._sent = sent
 
     @property
@@ -75,8 +76,8 @@ class CacheableRequest:
 
     @cached_property
     def credentials(self) -> bytes:
-        """All credentials of this client; empty if it has none."""
-        fields = [b": ".join(field) for field in self.names.opening(self.head.headers)]
+        """All credentials of this client; empty if it has none. A token that anybody gets is none."""
+        fields = [b": ".join(field) for field in self._identifying(self.head.headers)]
         return b"\n".join([*fields, self.name.signature.encode(), self.name.secrets.encode()]).strip(b"\n")
 
     @property
@@ -93,7 +94,10 @@ class CacheableRequest:
     @cached_property
     def brings(self) -> Tuple[str, ...]:
         """The kinds of credentials that the origin gets with this request."""
-        return permission.reasons(bool(self.names.opening(self.sent.headers)), self.signed, private=False)
+        return permission.reasons(bool(self._identifying(self.sent.headers)), self.signed, private=False)
+
+    def _identifying(self, headers: Headers) -> List[Field]:
+        return self._public_tokens.identifying(self.target, headers, self.names)
 
     # What the origin gets
 

@@ -31,6 +31,7 @@ from transfers.states import DigestMismatch, FillFailed
 from upstream.client import Origins
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
+from upstream.public_tokens import PublicTokens
 from upstream.request import Request
 
 _log = logging.getLogger("dduct.fetch")
@@ -58,6 +59,7 @@ class Services:
     grants: Grants
     known: Grants  # clients that were authorized at a name, for any version
     names: RequestFields
+    public_tokens: PublicTokens
     counters: Counters
     via: bytes
     spawn: Callable[[str, Callable[[], None]], None]

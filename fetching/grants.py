@@ -1,56 +1,55 @@
 """Grants: an origin's permission for certain credentials to have an object, remembered for a short time.
 
-A grant is for one `version`, because another client may bring another one under the same name.
+A grant is for one `version`, because another client may bring another one under the same name. All workers share them:
+a client cannot choose its worker.
 """
 
 from __future__ import annotations
 
+import enum
 import hashlib
-import hmac
-import secrets
-import threading
 import time
-from collections import OrderedDict
 from typing import Callable
 
-_MAX_GRANTS = 65536
+from storage.shared_table import SharedTable
+
+
+class Kind(enum.Enum):
+    """What a grant is for; the grants of one kind say nothing about another."""
+
+    OBJECT = b"object"
+    NAME = b"name"  # any version of an object
 
 
 class Grants:
-    """Grants that last `seconds`; 0 remembers none. Credentials are kept in memory only, as a keyed hash."""
+    """Grants of one kind that last `seconds`; 0 remembers none. The table keeps credentials as a keyed hash only."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, seconds: float, table: SharedTable, kind: Kind, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._seconds = seconds
-        self._clock = clock
-        self._secret = secrets.token_bytes(32)
-        self._lock = threading.Lock()  # guards _ends
-        self._ends: OrderedDict[bytes, float] = OrderedDict()  # the first to end comes first
+        self._table = table
+        self._kind = kind.value
+        self._clock = clock  # of all processes: it tells when a grant ends
 
     def remember(self, credentials: bytes, name: str, version: str) -> None:
         """The origin has granted these credentials this version of the object called `name`."""
-        if not self._seconds or not credentials:
-            return
-        grant = self._grant(credentials, name, version)
-        now = self._clock()
-        with self._lock:
-            self._ends.pop(grant, None)
-            self._ends[grant] = now + self._seconds
-            while len(self._ends) > _MAX_GRANTS or next(iter(self._ends.values())) <= now:
-                self._ends.popitem(last=False)
+        if self._seconds and credentials:
+            self._table.put(self._key(credentials, name, version), self._clock() + self._seconds)
 
     def forget(self, credentials: bytes, name: str, version: str) -> None:
         """The origin has withdrawn its permission."""
-        with self._lock:
-            self._ends.pop(self._grant(credentials, name, version), None)
+        self._table.remove(self._key(credentials, name, version))
 
     def holds(self, credentials: bytes, name: str, version: str) -> bool:
         """Whether a grant is still valid. A client without credentials has none: its origin is asked every time."""
-        if not credentials:
+        if not self._seconds or not credentials:
             return False
-        with self._lock:
-            return self._ends.get(self._grant(credentials, name, version), 0.0) > self._clock()
+        fact = self._table.get(self._key(credentials, name, version))
+        # A reload may have shortened the time since.
+        return fact is not None and 0 < fact.until - self._clock() <= self._seconds
 
-    def _grant(self, credentials: bytes, name: str, version: str) -> bytes:
-        return hmac.new(
-            self._secret, b"\0".join((credentials, name.encode(), version.encode())), hashlib.sha256
-        ).digest()
+    def _key(self, credentials: bytes, name: str, version: str) -> bytes:
+        """Its parts cannot be confused: the credentials, which a client chooses, are of fixed length here."""
+        fixed = hashlib.blake2b(credentials, digest_size=32).digest()
+        return b"\0".join((b"grant", self._kind, fixed, name.encode(), version.encode()))

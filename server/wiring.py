@@ -22,7 +22,7 @@ import certs
 from cache import Cache
 from fetching.ahead import Ahead
 from fetching.filler import Services
-from fetching.grants import Grants
+from fetching.grants import Grants, Kind
 from fetching.memory_cache import MemoryCache
 from fetching.naming import Naming, Parameters
 from fetching.permission import KNOWN_FOR
@@ -43,6 +43,7 @@ from server.config_keys import Config
 from server.config_values import Address
 from server.joined_patterns import joined
 from storage.eviction import Evictor
+from storage.shared_table import SharedTable
 from storage.space import Limits, SpaceLimits
 from tls import openssl
 from tls.authority import CertificateAuthority
@@ -50,6 +51,7 @@ from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 from upstream.client import Origins
 from upstream.dialling import Settings
 from upstream.origin_tls import TlsSettings, UnusableCertificate
+from upstream.public_tokens import PublicTokens
 
 _log = logging.getLogger("dduct")
 
@@ -93,6 +95,7 @@ class Parts:
     aside: ThreadPool  # no client waits for these
     draining: threading.Event
     recent: SharedTimes
+    shared: SharedTable
     background: Background
     ahead: Ahead
     via: bytes
@@ -126,6 +129,7 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
         aside=aside,
         draining=draining,
         recent=recent,
+        shared=SharedTable(),
         background=Background(recent, aside.spawn, draining),
         ahead=Ahead(aside.spawn, draining),
         via=b"1.1 dduct-" + secrets.token_hex(4).encode(),
@@ -204,9 +208,10 @@ class RuntimeBuilder:
 
     def _services(self, config: Config) -> Services:
         parts = self._parts
+        tokens = PublicTokens(parts.shared, HostList(config.proxy.client_cert_hosts))
         return Services(
             cache=parts.cache,
-            origins=_origins(config, parts, self._addresses),
+            origins=_origins(config, parts, self._addresses, tokens),
             freshness=FreshnessRules(
                 fresh_for=config.cache.fresh_for,
                 heuristic_max=config.cache.heuristic_max,
@@ -214,9 +219,10 @@ class RuntimeBuilder:
                 stale_if_error=config.cache.stale_if_error,
                 obey_no_store=config.cache.obey_no_store,
             ),
-            grants=Grants(config.cache.auth_grace),
-            known=Grants(KNOWN_FOR),
+            grants=Grants(config.cache.auth_grace, parts.shared, Kind.OBJECT),
+            known=Grants(KNOWN_FOR, parts.shared, Kind.NAME),
             names=RequestFields(config.cache.harmless_fields),
+            public_tokens=tokens,
             counters=parts.counters,
             via=parts.via,
             spawn=parts.threads.spawn,
@@ -279,7 +285,7 @@ def _listener_context(config: Config, parts: Parts, names: _NameChooser) -> ssl.
     return context
 
 
-def _origins(config: Config, parts: Parts, addresses: List[Address]) -> Origins:
+def _origins(config: Config, parts: Parts, addresses: List[Address], tokens: PublicTokens) -> Origins:
     proxy = config.proxy
     settings = Settings(
         connect_timeout=proxy.connect_timeout,
@@ -298,7 +304,7 @@ def _origins(config: Config, parts: Parts, addresses: List[Address]) -> Origins:
         allow_own=OwnServices(proxy.allow_own),
     )
     try:
-        return Origins(settings, parts.counters)
+        return Origins(settings, parts.counters, tokens)
     except UnusableCertificate as error:
         raise StartError(str(error)) from error
 

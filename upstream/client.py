@@ -18,6 +18,7 @@ from upstream.exchanges import Exchanges
 from upstream.nonblocking_request import NonblockingRequest
 from upstream.origin_connection import OriginConnection
 from upstream.origin_connections import OriginConnections
+from upstream.public_tokens import PublicTokens
 from upstream.reachability import Outages
 from upstream.request import Request
 
@@ -33,11 +34,13 @@ class Origins:
         self,
         settings: Settings,
         counters: Counters,
+        public_tokens: PublicTokens,
         clock: Callable[[], float] = time.monotonic,
         dialler: Optional[Dialler] = None,
     ) -> None:
         self._relay_timeout = settings.relay_timeout
         self._counters = counters
+        self._public_tokens = public_tokens
         self._clock = clock
         self._silent = Outages(settings.fill_timeout, clock)
         self._dialler = Dialler(settings, counters, clock) if dialler is None else dialler
@@ -129,6 +132,7 @@ class Origins:
                 self._silent.undecided((target.scheme, target.authority), began)
             raise
         self._note_answer(target)
+        self._public_tokens.note_challenge(exchange.target, exchange.head)
         return exchange
 
     def _note_answer(self, target: Target) -> None:

@@ -16,7 +16,7 @@ from cache import Cache, Claim, Hit, Lead
 from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
-from fetching.grants import Grants
+from fetching.grants import Grants, Kind
 from fetching.naming import Name
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
@@ -34,11 +34,13 @@ from protocol.headers import Field, Headers
 from protocol.http1 import Authority, RequestHead, ResponseHead, Target
 from protocol.request_fields import DEFAULT
 from storage.record import Digest, Metadata
+from storage.shared_table import SharedTable
 from storage.store import Key
 from transfers.fill import Fill
 from upstream.dialling import NoAnswer, UpstreamError
 from upstream.exchange import Exchange, Hop
 from upstream.origin_connection import Origin, OriginConnection, OriginResponse
+from upstream.public_tokens import PublicTokens
 from upstream.request import Request
 
 HOST = "some.thing"
@@ -218,13 +220,15 @@ class Around:
         self.counters = Counters()
         self.grown: List[int] = []
         times, self.ending = SharedTimes(_MANY), threading.Event()
+        shared = SharedTable(_MANY)
         self.services = Services(
             cache=self.cache,
             origins=cast(Any, self.origins),
             freshness=FreshnessRules(),
-            grants=Grants(MINUTE),
-            known=Grants(MINUTE),
+            grants=Grants(MINUTE, shared, Kind.OBJECT),
+            known=Grants(MINUTE, shared, Kind.NAME),
             names=DEFAULT,
+            public_tokens=PublicTokens(shared),
             counters=self.counters,
             via=b"1.1 dduct",
             spawn=_run_at_once,

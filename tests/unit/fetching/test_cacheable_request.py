@@ -17,6 +17,8 @@ from protocol.headers import Headers
 from protocol.http1 import Authority, RequestHead, Target
 from protocol.request_fields import DEFAULT
 from storage.record import Digest, Metadata
+from storage.shared_table import SharedTable
+from upstream.public_tokens import PublicTokens
 
 DIGEST = Digest("sha256", "0" * 64)
 URL = "https://some.thing/x.deb"
@@ -30,7 +32,8 @@ def a_request(
     digest: Optional[Digest] = None,
     signature: str = "",
 ) -> CacheableRequest:
-    services = SimpleNamespace(names=DEFAULT, freshness=FreshnessRules(), via=b"1.1 dduct")
+    tokens = PublicTokens(SharedTable(64))
+    services = SimpleNamespace(names=DEFAULT, freshness=FreshnessRules(), via=b"1.1 dduct", public_tokens=tokens)
     path = "https/some.thing/x.deb" + (f"?{query}" if query else "")
     return CacheableRequest(
         cast(Services, services),

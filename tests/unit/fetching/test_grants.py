@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import List
 
-from fetching.grants import Grants
+from fetching.grants import Grants, Kind
+from storage.shared_table import SharedTable
 
 
 def grants(seconds: float, now: List[float]) -> Grants:
-    return Grants(seconds, clock=lambda: now[0])
+    return Grants(seconds, SharedTable(64), Kind.OBJECT, clock=lambda: now[0])
 
 
 def test_a_grant_holds_for_its_credentials_and_one_version_of_its_object_alone() -> None:
@@ -59,11 +61,27 @@ def test_no_grant_is_kept_without_credentials_or_duration() -> None:
     assert not none.holds(b"a", "x", "1")
 
 
-def test_grants_that_have_ended_are_dropped() -> None:
-    now = [0.0]
-    kept = grants(60, now)
-    for number in range(1000):
-        kept.remember(b"a", str(number), "1")
-    now[0] = 61.0
-    kept.remember(b"a", "last", "1")
-    assert len(kept._ends) == 1
+def test_kinds_and_lengths_are_not_confused() -> None:
+    table = SharedTable(64)
+    objects, names = Grants(60, table, Kind.OBJECT), Grants(60, table, Kind.NAME)
+    objects.remember(b"a", "x", "")
+    assert not names.holds(b"a", "x", "")
+    assert objects.holds(b"a", "x", "")
+
+
+def test_all_processes_share_grants() -> None:
+    kept = Grants(60, SharedTable(64), Kind.OBJECT)
+    child = os.fork()
+    if not child:
+        kept.remember(b"a", "x", "1")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert kept.holds(b"a", "x", "1")
+
+
+def test_a_shorter_time_counts_for_earlier_grants_too() -> None:
+    now, table = [0.0], SharedTable(64)
+    Grants(600, table, Kind.OBJECT, lambda: now[0]).remember(b"a", "x", "1")
+    assert not Grants(60, table, Kind.OBJECT, lambda: now[0]).holds(b"a", "x", "1")
+    now[0] = 550.0
+    assert Grants(60, table, Kind.OBJECT, lambda: now[0]).holds(b"a", "x", "1")
