@@ -31,7 +31,6 @@ from net.addresses import may_reach
 from protocol import validation
 from storage.entry import Entry
 from storage.record import Metadata, Unstorable
-from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
@@ -77,8 +76,8 @@ class Authorization:
             verdict = proof.judge(exchange.head, stored_fields(metadata), length, digests)
             if verdict is Verdict.SAME:
                 return self._authorize(metadata, exchange, hit)
-            if exchange.head.status >= 500 and not metadata.restricted:
-                raise UpstreamError(f"the origin answers {exchange.head.status}", exchange.head.status)
+            if exchange.unhelpful and not metadata.restricted:
+                raise exchange.failure()
             changed = verdict is Verdict.OTHER and metadata.restricted
             if changed and meaning.may_replace(self._request, exchange, metadata, self._is_known()):
                 return Admission.CHANGED

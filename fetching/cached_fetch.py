@@ -228,7 +228,7 @@ class CachedFetch:
             _log.info("HEAD is answered from the cache: %s: %s", self._request.shown, error)
             return None
         status = exchange.head.status
-        if status < 500:
+        if not exchange.unhelpful:
             return exchange
         exchange.close()
         _log.info("HEAD is answered from the cache: %s: the origin answers %d", self._request.shown, status)

@@ -148,11 +148,11 @@ class Leading:
             self._authorization.grant(metadata)
             note = f"fwd=stale; fwd-status={status}"
             return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)
-        if status >= 500 and self._answer.may_use(stale):
-            failure = UpstreamError(f"the origin answers {status}", status)
+        if exchange.unhelpful and self._answer.may_use(stale):
+            failure = exchange.failure()
             fill.fail(failure)
             return self._answer.send_stale(stale, failure)
-        if status < 500 and not self._authorization.may_change(stale.metadata, exchange):
+        if not exchange.unhelpful and not self._authorization.may_change(stale.metadata, exchange):
             fill.renew()  # those that wait for this ask with their own credentials
             self._relay.pass_on(exchange, with_detail(missed(stale), Detail.CREDENTIALS))
             return Outcome.DONE

@@ -135,7 +135,10 @@ class OriginQuery:
 
     def _made_of(self, method: bytes, headers: Headers, purpose: Purpose) -> Request:
         target, reach, names = self._request.target, self._request.reach, self._request.names
-        return Request(method, target, headers, reach, purpose, on_interim=self._on_interim, names=names)
+        credentials = self._request.credentials
+        return Request(
+            method, target, headers, reach, purpose, on_interim=self._on_interim, names=names, credentials=credentials
+        )
 
     def _check_permission(self) -> None:
         if self._request.only_if_cached:

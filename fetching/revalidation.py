@@ -29,9 +29,6 @@ from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
 
-_AWAY = 500  # the lowest status that means a problem of the origin itself
-_TOO_MANY = 429
-
 
 def revalidate(services: Services, request: CacheableRequest, version: Version) -> bool:
     """Validate the object of a request, published with this version. Returns False where no answer came."""
@@ -86,8 +83,8 @@ class _Revalidation:
             self._filling.renew(fill, entry, metadata, exchange, asked_at)
             self._services.counters.add(Counter.CONFIRMED)
             return True
-        if status >= _AWAY or status == _TOO_MANY:
-            failure = UpstreamError(f"the origin answers {status}", status)
+        if exchange.unhelpful:
+            failure = exchange.failure()
             fill.fail(failure)
             return self._failed(failure)
         _log.info("Outdated: %s: the origin answers %d to a validation", self._request.shown, status)

@@ -23,6 +23,7 @@ class Detail(enum.Enum):
     TIMEOUT = "timeout"
     UNAVAILABLE = "unavailable"
     LOOP = "loop"
+    LIMITED = "limited"
     ONLY_IF_CACHED = "only-if-cached"
     # The request puts no object into the cache.
     HEAD = "head"
@@ -66,6 +67,7 @@ _OF_ERRORS = {
     400: Detail.MALFORMED,
     414: Detail.MALFORMED,
     417: Detail.MALFORMED,
+    429: Detail.LIMITED,
     431: Detail.MALFORMED,
     501: Detail.MALFORMED,
     505: Detail.MALFORMED,
@@ -83,7 +85,7 @@ def of_error(status: int) -> Detail:
 
 def side_of_error(status: int) -> Side:
     """Who is at fault for an error of dduct: the origin that fails, dduct that refuses or stops, else the client."""
-    if status in (502, 504):
+    if status in (429, 502, 504):
         return Side.ORIGIN
     return Side.DDUCT if status in (403, 503, 508) else Side.CLIENT
 

@@ -59,7 +59,11 @@ class Counter(enum.Enum):
     )
     INTERIM_FLOODS = ("interim_floods", "Origins that sent endless interim responses (1xx), and were disconnected")
     OUTAGES = ("outages", "Origins and parents that did not answer, and were not tried for a while")
-    FAST_FAILURES = ("fast_failures", "Requests that failed at once because their origin had just not answered")
+    REFUSALS = ("refusals", "Origins that answered 429, or 503 with Retry-After, and were not asked for a while")
+    FAST_FAILURES = (
+        "fast_failures",
+        "Requests that did not ask their origin, because it had just not answered, or refuses requests for a while",
+    )
     FROZEN = ("frozen_workers", "Workers that froze, were ended, and were started again")
     REFUSED = ("refused", "Requests that were malformed or not allowed")
 

@@ -177,7 +177,9 @@ class ClientRequest:
             self._reply.persistent = False  # this client and dduct may disagree on the framing, too
         elif error.status == 403:
             counters.add(Counter.REFUSED)
-        self._reply.error(error.status, str(error))
+        later = None if isinstance(error, ProtocolError) else error.retry_after
+        again = [] if later is None else [(b"Retry-After", b"%d" % later)]
+        self._reply.error(error.status, str(error), again)
 
 
 def _go_ahead(stream: Stream, head: RequestHead, reply: Reply) -> None:

@@ -304,7 +304,7 @@ def _origins(config: Config, parts: Parts, addresses: List[Address], tokens: Pub
         allow_own=OwnServices(proxy.allow_own),
     )
     try:
-        return Origins(settings, parts.counters, tokens)
+        return Origins(settings, parts.counters, parts.shared, tokens)
     except UnusableCertificate as error:
         raise StartError(str(error)) from error
 

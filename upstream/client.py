@@ -12,7 +12,8 @@ from monitoring.metrics import Counter, Counters
 from net.addresses import Reach
 from net.stream import Stream
 from protocol.http1 import Authority, ResponseHead, Target
-from upstream.dialling import Dialler, NoAnswer, Settings, is_outage
+from storage.shared_table import SharedTable
+from upstream.dialling import Dialler, NoAnswer, Refusing, Settings, is_outage
 from upstream.exchange import Exchange, Hop
 from upstream.exchanges import Exchanges
 from upstream.nonblocking_request import NonblockingRequest
@@ -20,11 +21,13 @@ from upstream.origin_connection import OriginConnection
 from upstream.origin_connections import OriginConnections
 from upstream.public_tokens import PublicTokens
 from upstream.reachability import Outages
+from upstream.refusals import Refusals
 from upstream.request import Request
 
 _log = logging.getLogger("dduct")
 
 REDIRECT_LIMIT = 10
+_NO_ANSWERS = (502, 503, 504)  # of a gateway, for an origin that does not answer it
 
 
 class Origins:
@@ -34,6 +37,7 @@ class Origins:
         self,
         settings: Settings,
         counters: Counters,
+        table: SharedTable,
         public_tokens: PublicTokens,
         clock: Callable[[], float] = time.monotonic,
         dialler: Optional[Dialler] = None,
@@ -42,8 +46,9 @@ class Origins:
         self._counters = counters
         self._public_tokens = public_tokens
         self._clock = clock
-        self._silent = Outages(settings.fill_timeout, clock)
-        self._dialler = Dialler(settings, counters, clock) if dialler is None else dialler
+        self._silent = Outages(settings.fill_timeout, table, "origin", clock)
+        self._refusals = Refusals(table, clock)
+        self._dialler = Dialler(settings, counters, table, clock) if dialler is None else dialler
         self._connections = OriginConnections(self._dialler, clock)
         self._exchanges = Exchanges(settings, counters, self._connections, self._note_answer, self._give_back)
 
@@ -122,6 +127,7 @@ class Origins:
 
     def _reported(self, ask: Callable[[Request], Exchange], request: Request) -> Exchange:
         """Ask, and note whether the origin answers."""
+        self._check_refusal(request)
         target, began = request.target, self._clock()
         try:
             exchange = ask(request)
@@ -131,9 +137,29 @@ class Origins:
             else:
                 self._silent.undecided((target.scheme, target.authority), began)
             raise
-        self._note_answer(target)
+        if exchange.head.status in _NO_ANSWERS:
+            self._note_silence(target, began)
+        else:
+            self._note_answer(target)
+        self._note_refusal(request, exchange)
         self._public_tokens.note_challenge(exchange.target, exchange.head)
         return exchange
+
+    def _check_refusal(self, request: Request) -> None:
+        """Raises Refusing where the origin refuses requests with these credentials for a while."""
+        refusal = self._refusals.wait(request)
+        if refusal is not None:
+            self._counters.add(Counter.FAST_FAILURES)
+            raise Refusing(request.target.authority, *refusal)
+
+    def _note_refusal(self, request: Request, exchange: Exchange) -> None:
+        if exchange.hops:
+            self._refusals.note(request, exchange.hops[0].head)
+        seconds = self._refusals.note(replace(request, target=exchange.target), exchange.head)
+        if seconds:
+            self._counters.add(Counter.REFUSALS)
+            authority, status = exchange.target.authority, exchange.head.status
+            _log.warning("%s answers %d; for %.0f s such requests do not ask it", authority, status, seconds)
 
     def _note_answer(self, target: Target) -> None:
         if self._silent.worked((target.scheme, target.authority)):

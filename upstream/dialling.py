@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import socket
 import ssl
 import threading
@@ -23,6 +24,7 @@ from net.stream import Stream
 from protocol import http1
 from protocol.headers import Field
 from protocol.http1 import Authority
+from storage.shared_table import SharedTable
 from upstream.connecting import Candidate, connect_first, in_order
 from upstream.origin_tls import OriginTls, TlsSettings
 from upstream.reachability import Outages, WorkingAddresses
@@ -37,15 +39,25 @@ _TRIAL = 5.0  # seconds for which one request tries alone whether an origin is b
 
 
 class UpstreamError(Exception):
-    """The origin could not be asked, or did not answer properly; `status` is for the client."""
+    """The origin could not be asked, or did not answer properly. `status` is for the client, and so is `retry_after`:
+    in how many seconds another request may succeed, if that is known."""
 
-    def __init__(self, reason: str, status: int = 502) -> None:
+    def __init__(self, reason: str, status: int = 502, retry_after: Optional[int] = None) -> None:
         super().__init__(reason)
         self.status = status
+        self.retry_after = retry_after
 
 
 class NoAnswer(UpstreamError):
     """The origin was not asked, because it did not answer a moment ago."""
+
+
+class Refusing(UpstreamError):
+    """The origin was not asked, because it refuses requests for some more seconds."""
+
+    def __init__(self, authority: Authority, status: int, seconds: float) -> None:
+        whole = math.ceil(seconds)
+        super().__init__(f"{authority} answered {status}, and is asked again in {whole} s", status, whole)
 
 
 class OwnMachine(UpstreamError):
@@ -103,12 +115,18 @@ class Settings:
 class Dialler:
     """Makes connections, and tracks those in use. Raises UnusableCertificate."""
 
-    def __init__(self, settings: Settings, counters: Counters, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        table: SharedTable,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._counters = counters
         self._clock = clock
         self._working = WorkingAddresses(clock)
-        self._outages = Outages(_TRIAL, clock)
+        self._outages = Outages(_TRIAL, table, "address", clock)
         self._tls = OriginTls(settings.tls)
         self._lock = threading.Lock()  # guards the two below
         self._in_use: Set[Stream] = set()
@@ -202,7 +220,7 @@ class Dialler:
     # Internals
 
     def _dial(self, authority: Authority, reach: Reach) -> Stream:
-        place = authority.host, authority.port
+        place = authority.host, str(authority.port)
         wait = self._outages.wait(place)
         if wait:
             self._counters.add(Counter.FAST_FAILURES)
@@ -222,7 +240,7 @@ class Dialler:
             _log.info("%s answers again", authority)
         return stream
 
-    def _note_outage(self, place: Tuple[str, int], began: float, error: BaseException) -> None:
+    def _note_outage(self, place: Tuple[str, str], began: float, error: BaseException) -> None:
         pause = self._outages.failed(place, began)
         if pause:
             self._counters.add(Counter.OUTAGES)

@@ -18,9 +18,12 @@ from net.addresses import Scope
 from net.stream import Stream
 from protocol import http1
 from protocol.http1 import ResponseHead, Target
+from upstream.dialling import UpstreamError
 from upstream.origin_connection import OriginConnection, OriginResponse
 from upstream.request import Request
 
+_SERVER_ERRORS, _TOO_MANY = 500, 429
+_MAX_DIGITS = 9  # of Retry-After
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_DRAINED = 64 * 1024  # bytes that are read to keep a connection
 _DRAINED_FOR = 1.0  # seconds that this may take
@@ -81,6 +84,17 @@ class Exchange:
     def stream(self) -> Stream:
         """The connection itself, for the protocol after a 101."""
         return self._connection.stream
+
+    @property
+    def unhelpful(self) -> bool:
+        """Whether the response says nothing of its target, but that the origin cannot answer now (5xx, 429)."""
+        return self.head.status >= _SERVER_ERRORS or self.head.status == _TOO_MANY
+
+    def failure(self) -> UpstreamError:
+        """The error for a client where the response is `unhelpful`, and nothing stored may be sent."""
+        later = self.head.headers.get(b"retry-after") or b""
+        seconds = int(later) if later.isdigit() and len(later) <= _MAX_DIGITS else None
+        return UpstreamError(f"the origin answers {self.head.status}", self.head.status, seconds)
 
     def relayed(self) -> None:
         """Apply the timeout for relays: the rest of the body is for one client alone."""

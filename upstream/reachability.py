@@ -1,6 +1,6 @@
 """Recent experience with origins: which address of a name works, and which names do not answer.
 
-Each process has its own.
+Each process has its own of the former; all share the latter.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from typing import Callable, Dict, Hashable, Optional, Tuple
+from typing import Callable, Hashable, Optional, Tuple
+
+from storage.shared_table import SharedTable
 
 _REMEMBERED = 600.0  # seconds for which a working address is tried first
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 10.0  # seconds for which requests do not wait for a name that did not answer
@@ -44,76 +46,82 @@ class WorkingAddresses:
 
 
 class _State:
-    """The state of one name. `worked_at`: its last success; `until`: when the next request may try."""
+    """What this process knows of one name. `worked_at`: its last success; `tried_at`: since when it tries alone."""
 
     def __init__(self) -> None:
         self.worked_at = float("-inf")
-        self.until = 0.0
-        self.tried_at = float("inf")  # since when one request tries alone
-        self.pause = 0.0  # seconds without attempts; 0 outside of an outage
+        self.tried_at = float("inf")
 
 
 class Outages:
-    """Names that do not answer. After a failure, requests do not wait for a few seconds. Then one request tries;
-    meanwhile, for at most `trial` seconds, the others still do not wait.
+    """Names that do not answer, known to all processes. After a failure, requests do not wait for a few seconds. Then
+    one request tries; meanwhile, for at most `trial` seconds, the others still do not wait.
 
-    A failure counts only if nothing has worked since its request began: a late one does not hide a recovery.
+    A failure counts only if nothing has worked since its request began: a late one does not hide a recovery. `kind`
+    keeps names apart from those of others in the same table, which has the end of each pause.
     """
 
-    def __init__(self, trial: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, trial: float, table: SharedTable, kind: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._trial = trial
-        self._clock = clock
-        self._lock = threading.Lock()  # guards _states
-        self._states: OrderedDict[Hashable, _State] = OrderedDict()
+        self._table = table
+        self._kind = kind
+        self._clock = clock  # of all processes
+        self._lock = threading.Lock()  # guards _states, and the choice of the one that tries
+        self._states: OrderedDict[Tuple[object, ...], _State] = OrderedDict()
 
-    def wait(self, name: Hashable) -> float:
+    def wait(self, name: Tuple[object, ...]) -> float:
         """Seconds without attempts. 0 where the caller tries now, and reports the outcome."""
+        key = self._key(name)
+        if self._table.get(key) is None:
+            return 0.0
         with self._lock:
-            state = self._states.get(name)
-            if state is None or not state.pause:
+            fact, now = self._table.get(key), self._clock()
+            if fact is None:
                 return 0.0
-            now = self._clock()
-            if now < state.until:
-                return state.until - now
-            state.tried_at, state.until = now, now + self._trial
+            if now < fact.until:
+                return fact.until - now
+            self._state(name).tried_at = now
+            self._table.put(key, now + self._trial)
             return 0.0
 
-    def lasts(self, name: Hashable) -> bool:
+    def lasts(self, name: Tuple[object, ...]) -> bool:
         """Whether the name is in an outage; nothing is tried."""
-        with self._lock:
-            state = self._states.get(name)
-            return state is not None and bool(state.pause)
+        return self._table.get(self._key(name)) is not None
 
-    def undecided(self, name: Hashable, began: float) -> None:
+    def undecided(self, name: Tuple[object, ...], began: float) -> None:
         """A request that began then has told nothing of an outage. If it was the trial, the next request is."""
         with self._lock:
             state = self._states.get(name)
-            if state is not None and state.pause and state.tried_at <= began:
-                state.tried_at, state.until = float("inf"), self._clock()
+            if state is not None and state.tried_at <= began and self.lasts(name):
+                state.tried_at = float("inf")
+                self._table.put(self._key(name), self._clock())
 
-    def worked(self, name: Hashable) -> bool:
+    def worked(self, name: Tuple[object, ...]) -> bool:
         """The name has answered. Returns whether that ends an outage."""
         with self._lock:
-            state = self._state(name)
-            news, state.pause = bool(state.pause), 0.0
-            state.worked_at = self._clock()
-            return news
+            self._state(name).worked_at = self._clock()
+            return self._table.remove(self._key(name))
 
-    def failed(self, name: Hashable, began: float) -> float:
+    def failed(self, name: Tuple[object, ...], began: float) -> float:
         """The name did not answer a request begun then. Returns the pause in seconds if an outage begins, else 0."""
         with self._lock:
             state = self._state(name)
             if state.worked_at >= began:
                 return 0.0
-            news = not state.pause
-            state.pause = _FIRST_PAUSE if news else _LONGEST_PAUSE
-            state.tried_at, state.until = float("inf"), self._clock() + state.pause
-            return state.pause if news else 0.0
+            news = not self.lasts(name)
+            pause = _FIRST_PAUSE if news else _LONGEST_PAUSE
+            state.tried_at = float("inf")
+            self._table.put(self._key(name), self._clock() + pause)
+            return pause if news else 0.0
 
-    def _state(self, name: Hashable) -> _State:
-        states: Dict[Hashable, _State] = self._states
-        state = states.setdefault(name, _State())
+    def _state(self, name: Tuple[object, ...]) -> _State:
+        state = self._states.setdefault(name, _State())
         self._states.move_to_end(name)
         if len(self._states) > _MAX_NAMES:
             self._states.popitem(last=False)
         return state
+
+    def _key(self, name: Tuple[object, ...]) -> bytes:
+        return "\0".join(("outage", self._kind, *map(str, name))).encode()

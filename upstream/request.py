@@ -44,6 +44,7 @@ class Request:
     confirms: Optional[Callable[[ResponseHead], bool]] = None
     expects_redirect: bool = False
     names: RequestFields = DEFAULT  # which of its fields may be credentials
+    credentials: Optional[bytes] = None  # for which a refusal counts (`upstream/refusals`); None: for this one alone
 
     def redirected(self, target: Target) -> Request:
         """The same at another URL. Credentials are dropped when host, port or scheme change: S3 answers 400 to them."""

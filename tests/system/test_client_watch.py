@@ -20,6 +20,7 @@ from support.running import HOST, RunningDduct
 from monitoring.metrics import Counter
 from net.client_watch import ClientGone, ClientWatch, working_for
 from storage.own_files import GROWING_SUFFIX
+from storage.shared_table import SharedTable
 from transfers.follow import ForeignFill
 from upstream.reachability import Outages
 
@@ -303,13 +304,13 @@ def test_a_client_whose_connection_was_closed_here_is_gone() -> None:
 
 def test_the_next_follower_retries_when_the_one_chosen_hangs_up() -> None:
     now = [0.0]
-    outages = Outages(5.0, lambda: now[0])
-    assert outages.failed("a", 0.0) == 5.0
-    outages.undecided("a", 0.0)  # it was none that tries alone
-    assert outages.wait("a") == 5.0
+    outages = Outages(5.0, SharedTable(64), "x", lambda: now[0])
+    assert outages.failed(("a",), 0.0) == 5.0
+    outages.undecided(("a",), 0.0)  # it was none that tries alone
+    assert outages.wait(("a",)) == 5.0
     now[0] = 6.0
-    assert outages.wait("a") == 0.0 and outages.wait("a") == 5.0
-    outages.undecided("a", 6.0)
-    assert outages.wait("a") == 0.0 and outages.wait("a") == 5.0
-    outages.undecided("b", 6.0)
-    assert outages.wait("b") == 0.0
+    assert outages.wait(("a",)) == 0.0 and outages.wait(("a",)) == 5.0
+    outages.undecided(("a",), 6.0)
+    assert outages.wait(("a",)) == 0.0 and outages.wait(("a",)) == 5.0
+    outages.undecided(("b",), 6.0)
+    assert outages.wait(("b",)) == 0.0

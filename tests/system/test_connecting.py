@@ -11,6 +11,7 @@ from support.origin import Asked, Connection, Files, Gate, Origin, deaf
 from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
+from storage.shared_table import SharedTable
 from upstream import connecting, dialling, reachability
 from upstream.connecting import Candidate, connect_first, in_order
 from upstream.dialling import Parent
@@ -121,38 +122,38 @@ def test_an_address_that_has_worked_is_remembered_for_a_while() -> None:
 
 def test_after_a_failure_requests_fail_at_once_until_one_retries() -> None:
     now = [0.0]
-    outages = Outages(3.0, lambda: now[0])
-    assert outages.wait("a") == 0.0
-    assert outages.failed("a", 0.0) == 5.0  # which is news
-    assert outages.wait("a") == 5.0 and outages.wait("b") == 0.0
+    outages = Outages(3.0, SharedTable(64), "x", lambda: now[0])
+    assert outages.wait(("a",)) == 0.0
+    assert outages.failed(("a",), 0.0) == 5.0  # which is news
+    assert outages.wait(("a",)) == 5.0 and outages.wait(("b",)) == 0.0
     now[0] = 5.0
-    assert [outages.wait("a") for _ in range(3)] == [0.0, 3.0, 3.0]
+    assert [outages.wait(("a",)) for _ in range(3)] == [0.0, 3.0, 3.0]
     now[0] = 8.0  # the request that tried has no result yet
-    assert [outages.wait("a") for _ in range(2)] == [0.0, 3.0]
-    assert outages.failed("a", 8.0) == 0.0  # no news
-    assert outages.wait("a") == 10.0  # and never longer
+    assert [outages.wait(("a",)) for _ in range(2)] == [0.0, 3.0]
+    assert outages.failed(("a",), 8.0) == 0.0  # no news
+    assert outages.wait(("a",)) == 10.0  # and never longer
     now[0] = 18.0
-    assert outages.wait("a") == 0.0
-    assert outages.worked("a") and not outages.worked("a")
-    assert [outages.wait("a") for _ in range(2)] == [0.0, 0.0]
+    assert outages.wait(("a",)) == 0.0
+    assert outages.worked(("a",)) and not outages.worked(("a",))
+    assert [outages.wait(("a",)) for _ in range(2)] == [0.0, 0.0]
 
 
 def test_a_late_failure_does_not_hide_a_recovery() -> None:
     now = [0.0]
-    outages = Outages(3.0, lambda: now[0])
-    outages.failed("a", 0.0)
+    outages = Outages(3.0, SharedTable(64), "x", lambda: now[0])
+    outages.failed(("a",), 0.0)
     now[0] = 10.0
-    outages.worked("a")
+    outages.worked(("a",))
     now[0] = 12.0
-    assert outages.failed("a", 9.0) == 0.0  # of a request from before
-    assert outages.wait("a") == 0.0
+    assert outages.failed(("a",), 9.0) == 0.0  # of a request from before
+    assert outages.wait(("a",)) == 0.0
 
 
 def test_the_number_of_remembered_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reachability, "_MAX_NAMES", 10)
-    outages, working = Outages(3.0), WorkingAddresses()
+    outages, working = Outages(3.0, SharedTable(64), "x"), WorkingAddresses()
     for name in range(50):
-        outages.failed(name, 0.0)
+        outages.failed((name,), 0.0)
         working.worked(name, "x")
     assert len(outages._states) == len(working._worked) == 10
 

@@ -220,7 +220,7 @@ def test_the_trial_after_an_outage_is_left_to_a_thread(
     origin = stored(dduct, told, responds(200, ("Cache-Control", "max-age=0"), ("ETag", '"1"')))
     silent, name = dduct.server.runtime.services.origins._silent, ("https", Authority(HOST, origin.port))
     silent.failed(name, silent._clock())
-    silent._states[name].until = 0.0  # the pause is over
+    silent._table.put(silent._key(name), 0.0)  # the pause is over
     count = len(begun)
     told.reactions["/object.deb"] = confirms(("ETag", '"1"'))
     assert dduct.fetch(origin, "/object.deb").body == BODY

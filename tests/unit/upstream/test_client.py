@@ -47,7 +47,8 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 @pytest.fixture
 def origins(names: Names) -> Origins:
     settings = Settings(connect_timeout=10.0, fill_timeout=60.0, relay_timeout=300.0, tls=TlsSettings())
-    return Origins(settings, Counters(), PublicTokens(SharedTable(64)), lambda: names.now)
+    table = SharedTable(64)
+    return Origins(settings, Counters(), table, PublicTokens(table), lambda: names.now)
 
 
 def fails_slowly(names: Names, origins: Origins) -> None:

@@ -82,8 +82,8 @@ class Dialled:
     def __init__(self, pairs: Pairs) -> None:
         self.now = 1000.0
         self.dialler = FakeDialler(pairs)
-        tokens, dialler = PublicTokens(SharedTable(64)), cast(Dialler, self.dialler)
-        self.origins = Origins(SETTINGS, Counters(), tokens, lambda: self.now, dialler)
+        table, dialler = SharedTable(64), cast(Dialler, self.dialler)
+        self.origins = Origins(SETTINGS, Counters(), table, PublicTokens(table), lambda: self.now, dialler)
 
     def script(self, *answers: bytes) -> None:
         """What the next connection's origin answers; b"" ends the connection in place of an answer."""
