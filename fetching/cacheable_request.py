@@ -51,11 +51,17 @@ class CacheableRequest:
         self.only_if_cached = freshness.only_if_cached(head)
         keeps_nothing = self.only_if_cached or freshness.says_no_store(head)
         # Such a request brings no object into the cache, so it must not lead those that want one; None: it may.
-        self.why_no_fill = Detail.HEAD if head.method == b"HEAD" else Detail.NO_STORE if keeps_nothing else None
+        brings_nothing = head.method == b"HEAD" and not self.is_metadata
+        self.why_no_fill = Detail.HEAD if brings_nothing else Detail.NO_STORE if keeps_nothing else None
         self.shown = shown(bare(target))  # its URL, for the log
         self._via = services.via
         self._public_tokens = services.public_tokens
         self._sent = sent
+
+    @property
+    def is_metadata(self) -> bool:
+        """Whether it is small, and clients ask for its head to learn what it is: then HEAD brings it, too."""
+        return self.name.manifest or self.name.unasked is not None
 
     @property
     def lasts(self) -> bool:
@@ -82,8 +88,11 @@ class CacheableRequest:
 
     @property
     def grantee(self) -> bytes:
-        """The credentials that a grant is for: an origin that answers HEAD need not permit the bytes."""
-        asks_for_head = self.credentials and self.head.method == b"HEAD"
+        """The credentials that a grant is for: an origin that answers HEAD need not permit the bytes.
+
+        A registry permits both alike: for a manifest, HEAD is the question.
+        """
+        asks_for_head = self.credentials and self.head.method == b"HEAD" and not self.name.manifest
         return b"HEAD\n" + self.credentials if asks_for_head else self.credentials
 
     @property

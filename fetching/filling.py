@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Optional, Union
 
-from fetching import meaning, permission
+from fetching import manifests, meaning, permission
 from fetching.cacheable_request import CacheableRequest
 from fetching.description import describe, renewed
 from fetching.filler import REFUSALS, Services, carry
@@ -20,6 +20,8 @@ from storage.entry import Entry
 from storage.record import Metadata, Unstorable
 from transfers.fill import Fill
 from transfers.follow import FillReader
+from transfers.states import FillFailed
+from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
@@ -52,6 +54,8 @@ class Filling:
 
     def start(self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> Union[Started, NotKept]:
         """Move fill and exchange from `cleanup` to a filler; where they stay, the fill is declined or handed over."""
+        if fill.partial_download is None and manifests.is_whole(self._request, exchange):
+            return self._start_whole(fill, exchange, asked_at)
         metadata = self._begin(fill, exchange, asked_at)
         if isinstance(metadata, NotKept):
             return metadata
@@ -66,6 +70,35 @@ class Filling:
             fill.decline()
             return NotKept(Detail.BUSY, str(error))
         cleanup.pop_all()
+        return Started(reader, metadata)
+
+    def _start_whole(self, fill: Fill, exchange: Exchange, asked_at: float) -> Union[Started, NotKept]:
+        """Store a manifest at once. Fill and exchange stay with the caller, who closes them. Raises UpstreamError."""
+        metadata = describe(self._request, exchange, asked_at)
+        reason = self.why_not(exchange, metadata, is_rest=False)
+        if reason is not None:
+            return self._decline(fill, exchange, reason)
+        try:
+            body = manifests.read(exchange)
+        except UpstreamError as error:
+            fill.fail(error)
+            raise
+        reader = self._cache.reader(fill)
+        try:
+            with self._cache.disk.operation():
+                kept = fill.store_whole(metadata, body)
+            if kept and not fill.file.sync_soon():
+                self._cache.store.syncs.on_dropped(1)
+        except (Unstorable, FillFailed) as error:
+            reader.close()
+            fill.fail(error)
+            raise UpstreamError(f"the manifest cannot be stored: {error}") from error
+        self._services.counters.add(Counter.FILLS)
+        self._services.counters.add(Counter.PUBLISHED if kept else Counter.UNKEPT)
+        self._on_begun(metadata)
+        if kept:
+            self._services.grown(len(body))
+            manifests.keep_by_digest(self._services, self._request, metadata, body)
         return Started(reader, metadata)
 
     def renew(self, fill: Fill, entry: Entry, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
@@ -99,6 +132,9 @@ class Filling:
             except Unstorable as error:
                 reason = NotKept(error.detail, str(error))
                 self._services.counters.add(Counter.UNSTORABLE)
+        return self._decline(fill, exchange, reason)
+
+    def _decline(self, fill: Fill, exchange: Exchange, reason: NotKept) -> NotKept:
         _log.debug("Not kept: %s: %s", self._url, reason.text)
         if fill.partial_download is None or exchange.head.status not in REFUSALS or not fill.hand_over():
             fill.asking.declined_for = reason.detail

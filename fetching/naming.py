@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from dataclasses import dataclass, field
-from typing import Container, Dict, Iterable, List, Optional, Tuple
+from dataclasses import dataclass, field, replace
+from typing import Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
 from urllib.parse import unquote_plus
 
 from monitoring.redaction import nameable, nameable_path, words_of
+from protocol.headers import split_list
 from protocol.http1 import Target
 from storage.record import Digest
 
@@ -26,14 +28,27 @@ class Parameters:
         return isinstance(name, str) and (name.lower() in self._exact or name.lower().startswith(self._prefixes))
 
 
+class MetadataRule(NamedTuple):
+    """Indexes, manifests and the like: what `pattern` finds may be sent for `unasked` seconds without a question.
+
+    A pattern that begins with `//` or `^//` is searched in `//host/path`, any other one in the path.
+    """
+
+    pattern: re.Pattern[str]
+    unasked: float
+
+
 @dataclass(frozen=True)
 class Naming:
     """Patterns that are searched in paths: `filters` select the stored objects, `volatile` those of them that are
-    validated every time. `ignored`: query parameters that do not change the object."""
+    validated every time; `metadata` selects further ones. `ignored`: query parameters that do not change the object.
+    `tag_check`: seconds for which an image's tag may be sent without a question."""
 
     filters: Tuple[re.Pattern[str], ...]
     ignored: Parameters
     volatile: Tuple[re.Pattern[str], ...] = ()
+    metadata: Tuple[MetadataRule, ...] = ()
+    tag_check: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,9 @@ class Name:
 
     `signature`: the query parameters that are not part of the name; like a password, they may authorize this client.
     So may `secrets`, the parameters that look like passwords although they are part of the name.
-    A `volatile` object is never served without asking its origin.
+    A `volatile` object is never served without asking its origin. `unasked`: metadata, which is sent for so many
+    seconds without that. `negotiated`: its Accept belongs to the name, and is not part of it yet. `manifest`: of an
+    image; its origin is asked by HEAD, since registries count each GET.
     """
 
     path: str
@@ -50,6 +67,13 @@ class Name:
     signature: str = field(default="", compare=False)
     volatile: bool = False
     secrets: str = field(default="", compare=False)
+    unasked: Optional[float] = None
+    negotiated: bool = False
+    manifest: bool = False
+
+    def for_accept(self, accept: Optional[bytes]) -> Name:
+        """The name of the representation that such an Accept selects (RFC 9110 §12.5.1)."""
+        return replace(self, path=f"{self.path}{VARIANT}{_variant(accept)}", negotiated=False)
 
 
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
@@ -76,13 +100,59 @@ def name_below(origin: str, path: str, query: Optional[str], naming: Naming) -> 
         match = pattern.search(path)
         if match is not None:
             digest = _digest(match) if match.re.groups else None
+            if digest is None and path.startswith(_REGISTRY) and _TAG.fullmatch(path):
+                return _metadata_name(_place(origin, path, query, naming), naming.tag_check, manifest=True)
             volatile = digest is None and _is_volatile(path, naming)
             place = origin + nameable_path(path) if ";" in path else origin + path
             if query is None:
                 return Name(place, digest, "", volatile)
             kept, signature, secrets = _split_query(query, naming.ignored)
             return Name(place + kept, digest, signature, volatile, secrets)
+    return _name_of_metadata(origin, path, query, naming)
+
+
+# What is kept of negotiated objects has a name with this in it. No URL's path or query has one (RFC 3986 §3.5).
+VARIANT = "#"
+_REGISTRY = "/v2/"
+_TAG = re.compile("/v2/.+/manifests/[^/:]+")
+_MANIFEST = re.compile("/v2/.+/manifests/[^/]+")
+_MAX_HOST = 255
+
+
+def _name_of_metadata(origin: str, path: str, query: Optional[str], naming: Naming) -> Optional[Name]:
+    """The name of a repository's metadata; None where no rule is about it."""
+    host = origin.partition("/")[2][:_MAX_HOST]
+    for pattern, unasked in naming.metadata:
+        of_host = pattern.pattern.startswith(("//", "^//"))
+        match = pattern.search(f"//{host}{path}" if of_host else path)
+        if match is None:
+            continue
+        place, manifest = _place(origin, path, query, naming), _MANIFEST.fullmatch(path) is not None
+        digest = _digest(match) if match.re.groups else None
+        if digest is not None:
+            return replace(place, digest=digest, manifest=manifest)
+        is_tag = manifest and _TAG.fullmatch(path) is not None
+        return _metadata_name(place, naming.tag_check if is_tag else unasked, manifest)
     return None
+
+
+def _metadata_name(place: Name, unasked: float, manifest: bool) -> Name:
+    return replace(place, volatile=not unasked, unasked=unasked, negotiated=True, manifest=manifest)
+
+
+def _place(origin: str, path: str, query: Optional[str], naming: Naming) -> Name:
+    """The name as far as the URL alone makes it."""
+    place = origin + nameable_path(path) if ";" in path else origin + path
+    if query is None:
+        return Name(place)
+    kept, signature, secrets = _split_query(query, naming.ignored)
+    return Name(place + kept, None, signature, secrets=secrets)
+
+
+def _variant(accept: Optional[bytes]) -> str:
+    """A mark of the media types that are accepted; empty where all are. Their order says nothing."""
+    kinds = {b"".join(kind.lower().split()) for kind in split_list(accept or b"")} - {b"*/*"}
+    return hashlib.sha256(b",".join(sorted(kinds))).hexdigest()[:16] if kinds else ""
 
 
 # A file name with a hash never gets other content, in any folder: 32 digits are an MD5.

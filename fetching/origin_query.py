@@ -26,6 +26,9 @@ from upstream.request import Purpose, Request
 _log = logging.getLogger("dduct.fetch")
 
 
+_NO_HEAD = (405, 501)  # of an origin that knows GET alone
+
+
 class OriginQuery:
     """The queries of one request. Each raises UpstreamError, also where the client forbids one (only-if-cached)."""
 
@@ -60,8 +63,21 @@ class OriginQuery:
         return replace(question, confirms=confirms, expects_redirect=bool(metadata.redirect))
 
     def revalidate(self, metadata: Metadata, length: Optional[int], begun: Optional[Exchange] = None) -> Exchange:
-        """Ask for the whole, unless the stored object is still good; `begun` is a response that has come already."""
+        """Ask for the whole, unless the stored object is still good; `begun` is a response that has come already.
+
+        About a manifest, HEAD asks first: registries count each GET, whatever its conditions are.
+        """
         self._check_permission()
+        if self._request.name.manifest:
+            exchange = self.services.origins.follow(self._request_for(b"HEAD", []))
+            status = exchange.head.status
+            if status not in _NO_HEAD and (
+                status != 200 or meaning.still_good(self._request, exchange, metadata, length)
+            ):
+                return exchange
+            exchange.close()
+            if status not in _NO_HEAD:
+                return self.get_full()
         exchange = self.services.origins.follow(self.validation_request(metadata), begun)
         if exchange.head.status != 304 or meaning.still_good(self._request, exchange, metadata, length):
             return exchange
@@ -105,7 +121,8 @@ class OriginQuery:
         self._check_permission()
         fields = stored_fields(metadata)
         identity = (b"Accept-Encoding", b"identity")
-        probe = self._request_for(self._request.head.method, [*proof.question(fields), identity])
+        method = b"HEAD" if self._request.name.manifest else self._request.head.method
+        probe = self._request_for(method, [*proof.question(fields), identity])
         # Stricter than a validation: another request's response must not authorize this client.
         probe = replace(probe, confirms=partial(proof.names, fields=fields))
         exchange = self.services.origins.exchange(probe)

@@ -61,4 +61,4 @@ def assess(
     """Whether a stored response may be used for a request that came at `asked_at`."""
     if name.digest is not None and record.sha256:
         return Assessment(True, True, stored.age(now), float("inf"), Basis.DIGEST)  # its content never changes
-    return freshness.assess(request, stored, rules, now, asked_at, name.volatile)
+    return freshness.assess(request, stored, rules, now, asked_at, name.volatile, name.unasked)

@@ -374,16 +374,26 @@ class Assessment:
 
 
 def assess(
-    request: RequestHead, stored: Stored, rules: FreshnessRules, now: float, asked_at: float, volatile: bool = False
+    request: RequestHead,
+    stored: Stored,
+    rules: FreshnessRules,
+    now: float,
+    asked_at: float,
+    volatile: bool = False,
+    unasked: Optional[float] = None,
 ) -> Assessment:
     """Decide whether a response may be used for a request that arrived at `asked_at` (RFC 9111 §4, §4.2.4, §5.2.1).
 
-    One that arrived or was validated since then may always be used; of a `volatile` name, no other may.
+    One that arrived or was validated since then may always be used; of a `volatile` name, no other may. `unasked`: the
+    longest time since, in seconds, for which it may be used; its origin may state a shorter one.
     """
     said, wanted = directives_of(stored.fields), directives_of(request.headers)
     age = stored.age(now)
     said_of_lifetime = lifetime_of(stored)
     ttl = said_of_lifetime.under(rules) - age
+    if unasked is not None:
+        rest = unasked - max(0.0, now - stored.fetched_at)
+        ttl = rest if said_of_lifetime.stated is None else min(rest, ttl)
     no_cache = wants_no_cache(request.headers)
     binding = any(name in said for name in (b"must-revalidate", b"proxy-revalidate", b"s-maxage", b"no-cache"))
     # A time in the future comes from a wrong clock, and does not count.
@@ -396,8 +406,10 @@ def assess(
     )
     grace = said.seconds(b"stale-if-error")  # RFC 5861 §4
     on_error = ttl > 0 or (not binding and (grace is None or -ttl <= grace))
-    on_error = on_error and rules.stale_if_error and not no_cache and b"no-cache" not in said
-    basis = Basis.HEURISTIC if said_of_lifetime.stated is None else Basis.EXPLICIT
+    prefers_none = no_cache and unasked is None  # §5.2.1.4: a preference; without an index, its client can do nothing
+    on_error = on_error and rules.stale_if_error and not prefers_none and b"no-cache" not in said
+    guessed = said_of_lifetime.stated is None and unasked is None
+    basis = Basis.HEURISTIC if guessed else Basis.EXPLICIT
     return Assessment(usable, on_error, age, ttl, Basis.VOLATILE if volatile or b"no-cache" in said else basis)
 
 

@@ -33,9 +33,10 @@ def other_request(block: bytes, arrival: Arrival, rules: Rules, services: Servic
         decision = routing.decide(head, arrival, rules)
     except ProtocolError:
         return None
-    if not isinstance(decision, Fetch) or decision.name is None or decision.name.volatile:
+    name = decision.name if isinstance(decision, Fetch) else None
+    if not isinstance(decision, Fetch) or name is None or name.volatile or name.unasked is not None or name.manifest:
         return None
-    return CacheableRequest(services, head, decision.target, decision.name, arrival.reach)
+    return CacheableRequest(services, head, decision.target, name, arrival.reach)
 
 
 def is_quick(head: RequestHead) -> bool:

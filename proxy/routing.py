@@ -120,8 +120,20 @@ def decide(head: RequestHead, arrival: Arrival, rules: Rules) -> Decision:
     host = head.headers.get(b"host")
     short = len(head.target) + len(host or b"") <= _MAX_REMEMBERED
     if head.method in _CACHED_METHODS and short and b"?" not in head.target:
-        return _decide_get(head.method, head.target, host, arrival, rules)
-    return _decide(head, arrival, rules)
+        decision = _decide_get(head.method, head.target, host, arrival, rules)
+    else:
+        decision = _decide(head, arrival, rules)
+    if isinstance(decision, Fetch) and head.method in _CACHED_METHODS:
+        return _as_negotiated(decision, head)
+    return decision
+
+
+def _as_negotiated(decision: Fetch, head: RequestHead) -> Fetch:
+    """The same, with a name that also says which representation this client accepts."""
+    name = decision.name
+    if name is None or not name.negotiated:
+        return decision
+    return replace(decision, name=name.for_accept(head.headers.get(b"accept")))
 
 
 @lru_cache(maxsize=4096)

@@ -19,6 +19,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from fetching.naming import MetadataRule
 from server import config_values as read
 from server.config_keys import KEYS, SECTIONS, Certs, Config, Key
 from server.config_paths import misplaced
@@ -182,6 +183,8 @@ def describe(config: Config) -> str:
 def _toml(key: Key, value: Any) -> str:
     if key.declared.secret:
         return "'********'"
+    if isinstance(value, tuple) and any(isinstance(item, MetadataRule) for item in value):
+        return f"{{ {', '.join(f'{_toml(key, rule.pattern)} = {_toml(key, rule.unasked)}' for rule in value)} }}"
     if isinstance(value, tuple):
         items = "".join(f"\n  {_toml(key, item)}," for item in value)
         return f"[{items}\n]" if items else "[]"

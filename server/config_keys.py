@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, cast
 
 from certs import CertificateSettings
+from fetching.naming import MetadataRule
 from server import config_values as read
 from server.config_values import FILTERS, Address
-from server.moving_names import VOLATILE
+from server.moving_names import METADATA, VOLATILE
 from upstream.dialling import Parent
 
 T = TypeVar("T")
@@ -211,6 +212,19 @@ class CacheSettings:
         list(VOLATILE),
         "regular expressions, searched in the path of a URL: these objects are validated on every request",
         shown="indexes of apt, rpm-md, apk, gem, CPAN, CRAN, conda, …",
+    )
+    metadata: Tuple[MetadataRule, ...] = key(
+        read.metadata_rules,
+        METADATA,
+        "a table `[cache.metadata]` of further objects that are kept: a regular expression as in `filters`, and how "
+        "long its objects may be sent without asking (`'0s'`: validated on every request). One that begins with `^//` "
+        "is searched in `//host/path`. What the client accepts belongs to their names",
+        shown="manifests, indexes of pip, npm, cargo, go, apt, dnf, …",
+    )
+    tag_check: float = key(
+        read.seconds_or_none,
+        "0s",
+        "how long the tag of an image may be sent without asking its registry; `0s`: it is asked each time, by HEAD",
     )
     stale_if_error: bool = key(read.boolean, True, "a stale object is better than none")
     obey_no_store: bool = key(read.boolean, True, "`false`: a filter overrides the origin's `no-store` and `private`")

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Tuple, TypeVar
 from urllib.parse import unquote
 
+from fetching.naming import MetadataRule
 from protocol.request_fields import covers_credentials
 from server import patterns
-from server.moving_names import VOLATILE
+from server.moving_names import METADATA, VOLATILE
 from storage.record import ALGORITHMS
 from upstream.dialling import Parent
 
@@ -36,7 +37,7 @@ FILTERS = (
     r"^/.*\.(?:7z|bz2|gz|xz|zip|zst)$",
 )
 # The tests try these patterns: trying them at each start would take two seconds.
-_KNOWN_AS_QUICK = frozenset((*VOLATILE, *FILTERS))
+_KNOWN_AS_QUICK = frozenset((*VOLATILE, *METADATA, *FILTERS))
 LOG_LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
 
@@ -367,6 +368,20 @@ def filter_pattern(value: Any, base: Path) -> re.Pattern[str]:
             f"no named groups but those of one hash ({', '.join(ALGORITHMS)}; further parts of it: sha256_2, …)"
         )
     return pattern
+
+
+def metadata_rules(value: Any, base: Path) -> Tuple[MetadataRule, ...]:
+    """A table of filter patterns, each with the time for which its objects may be sent without asking."""
+    if not isinstance(value, dict):
+        raise Expected("a table such as [cache.metadata] with '^/simple/' = '0s'")
+    rules = []
+    for pattern, time in value.items():
+        try:
+            rules.append(MetadataRule(filter_pattern(pattern, base), seconds_or_none(time, base)))
+        except Expected as error:
+            raise Expected(f"{error} in {brief(pattern)} = {brief(time)}") from None
+    return tuple(rules)
+
 
 
 def boolean(value: Any, _: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Names whose content changes: the default of `cache.volatile`, grouped by package format.
+"""Names whose content changes: the defaults of `cache.volatile` and `cache.metadata`, grouped by package format.
 
 Most are repository indexes: clients send no `Cache-Control`, origins state no lifetime, and an outdated index breaks
 an installation or hides an update. A name matched by mistake costs one small validation per request.
@@ -6,7 +6,7 @@ an installation or hides an update. A name matched by mistake costs one small va
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Dict, Tuple
 
 VOLATILE: Tuple[str, ...] = (
     # apt, opkg
@@ -58,3 +58,35 @@ VOLATILE: Tuple[str, ...] = (
     r"/(?:resolve|raw)/(?:main|master)/",
     r"/(?:SHA[0-9]+|MD5)SUMS?(?:\.[a-z]+)*$",
 )
+
+# What no filter matches: it has no name of an archive, and clients cannot do without it. `0s`: validated each time.
+METADATA: Dict[str, str] = {
+    # images: what a digest names never changes; for tags, `cache.tag_check` says how long
+    r"^/v2/.+/manifests/sha256:(?P<sha256>[0-9a-f]{64})$": "0s",
+    r"^/v2/.+/manifests/sha512:(?P<sha512>[0-9a-f]{128})$": "0s",
+    r"^/v2/.+/(?:manifests/[^/:]+|tags/list|referrers/sha256:[0-9a-f]{64})$": "0s",
+    # Python: the simple index and its JSON; metadata of one wheel, which never changes
+    r"/simple/(?:[^/]+/?)?$": "0s",
+    r"^/pypi/[^/]+/(?:[^/]+/)?json$": "0s",
+    r"\.(?:whl|tar\.gz)\.metadata$": "30d",
+    # npm, yarn
+    r"^//registry\.(?:npmjs\.org|npmjs\.com|yarnpkg\.com)/(?:@[^/]+(?:/|%2[Ff]))?[^/@-][^/]*$": "0s",
+    # crates: sparse indexes
+    r"^//index\.crates\.io/": "0s",
+    r"/index/(?:config\.json|1/[^/]+|2/[^/]+|3/[^/]/[^/]+|[^/]{2}/[^/]{2}/[^/]+)$": "0s",
+    # Go: a version never changes, nor does a record of the checksum database
+    r"/@v/list$|/@latest$": "0s",
+    r"/@v/[^/]+\.(?:info|mod)$": "30d",
+    r"^//sum\.golang\.org/(?:lookup|tile)/|^/sumdb/[^/]+/(?:lookup|tile)/": "30d",
+    r"^//sum\.golang\.org/latest$|^/sumdb/[^/]+/(?:supported|latest)$": "0s",
+    # apt, rpm-md, apk
+    r"/dists/": "0s",
+    r"/(?:InRelease|Release|Release\.gpg|Packages|Sources)$": "0s",
+    r"/repodata/[^/]+$": "0s",
+    r"^/(?:metalink|mirrorlist)$": "0s",
+    # Maven, Helm, Composer, RubyGems
+    r"/maven-metadata[^/]*\.xml(?:\.[a-z0-9]+)?$": "0s",
+    r"/index\.ya?ml$": "0s",
+    r"/packages\.json$|/p2?/[^/]+/[^/]+\.json$": "0s",
+    r"^/(?:versions|names|info/[^/]+)$": "0s",
+}

@@ -261,7 +261,13 @@ def _rules(config: Config) -> Rules:
     return Rules(
         intercept=Hosts([*config.certs.server_dns_sans, *config.certs.server_ip_sans]),
         own_names=Hosts([config.certs.server_cn, "localhost"]),
-        naming=Naming(config.proxy.filters, Parameters(config.cache.ignore_query), joined(config.cache.volatile)),
+        naming=Naming(
+            filters=config.proxy.filters,
+            ignored=Parameters(config.cache.ignore_query),
+            volatile=joined(config.cache.volatile),
+            metadata=config.cache.metadata,
+            tag_check=config.cache.tag_check,
+        ),
     )
 
 
