@@ -15,7 +15,7 @@ from monitoring.details import Detail
 from monitoring.redaction import shown
 from net.addresses import Reach
 from protocol import freshness
-from protocol.freshness import Assessment, Basis
+from protocol.freshness import Assessment, Basis, FreshnessRules
 from protocol.headers import Field, Headers
 from protocol.http1 import RequestHead, Target
 from protocol.request_fields import RequestFields
@@ -45,8 +45,6 @@ class CacheableRequest:
         self.target = target
         self.name = name
         self.reach = reach
-        self.names = services.names
-        self.rules = services.freshness
         self.key = key_of(name)
         self.only_if_cached = freshness.only_if_cached(head)
         keeps_nothing = self.only_if_cached or freshness.says_no_store(head)
@@ -54,9 +52,18 @@ class CacheableRequest:
         brings_nothing = head.method == b"HEAD" and not self.is_metadata
         self.why_no_fill = Detail.HEAD if brings_nothing else Detail.NO_STORE if keeps_nothing else None
         self.shown = shown(bare(target))  # its URL, for the log
-        self._via = services.via
-        self._public_tokens = services.public_tokens
+        self._services = services
         self._sent = sent
+
+    @property
+    def names(self) -> RequestFields:
+        """Which request fields may be credentials."""
+        return self._services.names
+
+    @property
+    def rules(self) -> FreshnessRules:
+        """The rules of freshness."""
+        return self._services.freshness
 
     @property
     def is_metadata(self) -> bool:
@@ -106,14 +113,14 @@ class CacheableRequest:
         return permission.reasons(bool(self._identifying(self.sent.headers)), self.signed, private=False)
 
     def _identifying(self, headers: Headers) -> List[Field]:
-        return self._public_tokens.identifying(self.target, headers, self.names)
+        return self._services.public_tokens.identifying(self.target, headers, self.names)
 
     # What the origin gets
 
     @cached_property
     def sent(self) -> RequestHead:
         """The request as its origin gets it for the cache; a response may depend on its fields."""
-        fields = sent_for_all(self.head, self._via, self.names) if self._sent is None else self._sent
+        fields = sent_for_all(self.head, self._services.via, self.names) if self._sent is None else self._sent
         return replace(self.head, headers=fields)
 
     @cached_property

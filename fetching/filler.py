@@ -6,11 +6,11 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Callable, Optional
+from typing import Callable, List, Optional
 
 from cache import Cache
 from fetching.grants import Grants
-from fetching.naming import Name, Naming, storage_name
+from fetching.naming import VARIANT, Name, Naming, storage_name
 from fetching.recent import Background, Deliveries
 from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
@@ -45,6 +45,7 @@ _PROGRESS = 16 * 1024  # bytes that one attempt has to bring to count as progres
 _RESUMPTIONS, _BYTES_PER_RESUMPTION = 100, 256 * 1024
 MAX_SKIPPED = 64 * 1024 * 1024  # bytes received twice, at most, where an origin knows no ranges
 # An origin may refuse one request with these, and accept another for the same object: GitHub hides private ones.
+_MOST_VARIANTS = 1000  # of an object, that are invalidated
 REFUSALS = (301, 302, 303, 307, 308, 401, 403, 404)
 _PASSING = (408, 425, 429)  # like a 5xx: another attempt may succeed
 
@@ -71,10 +72,17 @@ class Services:
     def forget(self, name: Name) -> None:
         """Invalidate the object of a name."""
         try:
-            self.cache.invalidate(key_of(name))
+            for key in self._keys_of(name):
+                self.cache.invalidate(key)
         except Unstorable as error:
             if error.detail is not Detail.PATH:  # then no file has such a name
                 self.trouble.warning("Not invalidated, and perhaps outdated: %s: %s", shown(name.path), error)
+
+    def _keys_of(self, name: Name) -> List[Key]:
+        """The key of a name, or those of all its variants. Raises Unstorable."""
+        if not name.negotiated:
+            return [key_of(name)]
+        return [Key(one) for one in self.cache.store.beginning(name.path + VARIANT, _MOST_VARIANTS)]
 
     def invalidate(self, target: Target, answer: ResponseHead, naming: Naming) -> None:
         """Invalidate the target, and the URLs of the same origin that the response names (RFC 9111 §4.4)."""

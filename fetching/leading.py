@@ -113,6 +113,12 @@ class Leading:
             cleanup.callback(exchange.close)
             if not (begun is not None and begun.has_won) and not asker.answered():
                 return self._come_second(fill, exchange, stale)
+            if stale is None and exchange.unhelpful and self._request.is_metadata:
+                failure = exchange.failure()
+                outcome = self._answer.send_variant(failure)
+                if outcome is not None:
+                    fill.fail(failure)
+                    return outcome
             started = (
                 self._start(fill, exchange, asked_at, cleanup)
                 if stale is None

@@ -18,7 +18,6 @@ from storage.record import Metadata
 from transfers.acquiring import PartialDownload
 from upstream.exchange import Exchange
 
-
 _STATED = b"docker-content-digest"
 
 

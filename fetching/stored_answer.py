@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Optional
 
-from fetching import outcomes
+from fetching import outcomes, variants
 from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import FailoverSource, Source, checked, deliver, shown
 from fetching.filler import Services
@@ -93,10 +93,26 @@ class StoredAnswer:
         return self.send_hit(stale.entry, stale.metadata, Counter.STALE, outcomes.hit_note(stale.assessment))
 
     def send_stale_or_raise(self, stale: Optional[Stale], error: UpstreamError) -> Outcome:
-        """Send the stale object if `may_use` allows it. Raises the error if not."""
-        if stale is None or not self.may_use(stale):
+        """Send the stale object if `may_use` allows it, or else what another Accept has brought. Raises the error if
+        there is neither."""
+        if stale is not None and self.may_use(stale):
+            return self.send_stale(stale, error)
+        outcome = self.send_variant(error) if stale is None else None
+        if outcome is None:
             raise error
-        return self.send_stale(stale, error)
+        return outcome
+
+    def send_variant(self, error: UpstreamError) -> Optional[Outcome]:
+        """Send a stored variant that this client accepts, because its own is not stored; None where there is none."""
+        if self._request.only_if_cached:
+            return None
+        now = time.time()
+        hit = variants.usable(self._services, self._request, now)
+        if hit is None or hit.metadata is None:
+            return None
+        with closing(hit.entry):
+            assessment = self._request.assess(hit.entry.record, hit.metadata, now, now)
+            return self.send_stale(Stale(hit.entry, hit.metadata, assessment), error)
 
     def relay_or(self, stale: Optional[Stale], detail: Detail) -> Outcome:
         """Relay, or send the stale object if the origin cannot be asked."""

@@ -24,6 +24,7 @@ class Detail(enum.Enum):
     UNAVAILABLE = "unavailable"
     LOOP = "loop"
     LIMITED = "limited"
+    OFFLINE = "offline"
     ONLY_IF_CACHED = "only-if-cached"
     # The request puts no object into the cache.
     HEAD = "head"

@@ -1,12 +1,18 @@
-"""Content-Types that an archive, a package or a layer never has, so that login pages are not stored under their names.
+"""Media types: which ones a client accepts, and which ones an archive, a package or a layer never has.
 
-Only unambiguous types count. Small servers send an archive as text/plain, application/octet-stream or another archive;
-none sends it as HTML or JSON, unless the compressed file is that (Apache: `x.json.gz`, Content-Encoding).
+Login pages are not stored under the names of the latter. Only unambiguous types count. Small servers send an archive
+as text/plain, application/octet-stream or another archive; none sends it as HTML or JSON, unless the compressed file is
+that (Apache: `x.json.gz`, Content-Encoding).
 """
 
 from __future__ import annotations
 
+import re
 from typing import Optional
+
+from protocol.headers import split_list
+
+_NOT_ACCEPTED = re.compile(rb"(?i);[ \t]*q=0(?:\.0{0,3})?[ \t]*(?:;|$)")
 
 # By file extension.
 _ARCHIVES = frozenset(
@@ -56,3 +62,18 @@ def contradicts(path: str, by_digest: bool, content_type: Optional[bytes]) -> bo
 
 def _is_json(kind: bytes) -> bool:
     return kind in (b"application/json", b"text/json") or kind.endswith(b"+json")
+
+
+def accepts(accept: Optional[bytes], kind: Optional[bytes]) -> bool:
+    """Whether a client with such an Accept takes a media type (RFC 9110 §12.5.1); without Accept, it takes all."""
+    wanted = split_list(accept or b"")
+    if not wanted or kind is None:
+        return True
+    found, weight = essence(kind), 0
+    ranges = {b"*/*": 1, found.partition(b"/")[0] + b"/*": 2, found: 3}
+    taken = False
+    for one in wanted:
+        precision = ranges.get(essence(one), 0)
+        if precision > weight:  # the most precise range decides
+            weight, taken = precision, _NOT_ACCEPTED.search(one) is None
+    return taken

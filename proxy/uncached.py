@@ -12,12 +12,15 @@ from net.response import Reply
 from net.stream import Stream
 from protocol import validation
 from protocol.http1 import BodyFraming, Framing, RequestHead, Target
+from proxy import registry_ping
 from proxy.runtime import Runtime
+from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
 from upstream.public_tokens import MAX_RESPONSE, PublicTokens
 from upstream.relay import expects_continue, forward, outgoing, wants_upgrade
 from upstream.request import Purpose, Request
 
+_AWAY = (502, 503, 504)  # an error's status where the origin could not be asked
 _MOST_PIECES = 16  # of a token server's response that are looked at
 
 
@@ -38,24 +41,19 @@ def answer_from_origin(
 
     Raises UpstreamError before the answer has begun, OSError when the client is gone.
     """
-    services, head, framing = runtime.services, asked.head, asked.framing
-    # kubectl and docker send a POST with `Content-Length: 0` to switch protocols. The field is passed on unchanged.
-    empty = framing.kind is Framing.NONE or framing.length == 0
-    upgrade = empty and wants_upgrade(head)
-    request = Request(
-        method=head.method,
-        target=asked.target,
-        headers=outgoing(head, services.via, upgrade),
-        reach=reach,
-        purpose=Purpose.RELAY,
-        framing=framing,
-        body=None if empty else asked.body,
-        expects=expects_continue(head, framing),
-        upgrade=upgrade,
-        on_interim=reply.interim,
-    )
-    exchange = services.origins.exchange(request)
+    services, head = runtime.services, asked.head
+    request = _request(runtime, asked, reply, reach)
     try:
+        exchange = services.origins.exchange(request)
+    except UpstreamError as error:
+        if error.status not in _AWAY or not registry_ping.may_answer(services, asked.target, head):
+            raise
+        registry_ping.answer(reply)
+        return
+    try:
+        if exchange.unhelpful and registry_ping.may_answer(services, asked.target, head):
+            registry_ping.answer(reply)
+            return
         if validation.invalidates(head.method, exchange.head.status):
             services.invalidate(asked.target, exchange.head, runtime.rules.naming)
         services.counters.add(Counter.RELAYED)
@@ -67,6 +65,25 @@ def answer_from_origin(
             forward(reply, exchange, _reads_along(runtime, asked, exchange))
     finally:
         exchange.close()
+
+
+def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Request:
+    head, framing, via = asked.head, asked.framing, runtime.services.via
+    # kubectl and docker send a POST with `Content-Length: 0` to switch protocols. The field is passed on unchanged.
+    empty = framing.kind is Framing.NONE or framing.length == 0
+    upgrade = empty and wants_upgrade(head)
+    return Request(
+        method=head.method,
+        target=asked.target,
+        headers=outgoing(head, via, upgrade),
+        reach=reach,
+        purpose=Purpose.RELAY,
+        framing=framing,
+        body=None if empty else asked.body,
+        expects=expects_continue(head, framing),
+        upgrade=upgrade,
+        on_interim=reply.interim,
+    )
 
 
 class _TokenReader:

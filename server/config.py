@@ -183,8 +183,8 @@ def describe(config: Config) -> str:
 def _toml(key: Key, value: Any) -> str:
     if key.declared.secret:
         return "'********'"
-    if isinstance(value, tuple) and any(isinstance(item, MetadataRule) for item in value):
-        return f"{{ {', '.join(f'{_toml(key, rule.pattern)} = {_toml(key, rule.unasked)}' for rule in value)} }}"
+    if isinstance(value, MetadataRule):
+        return f"[{_toml(key, value.pattern)}, {_toml(key, value.unasked)}]"
     if isinstance(value, tuple):
         items = "".join(f"\n  {_toml(key, item)}," for item in value)
         return f"[{items}\n]" if items else "[]"

@@ -215,16 +215,16 @@ class CacheSettings:
     )
     metadata: Tuple[MetadataRule, ...] = key(
         read.metadata_rules,
-        METADATA,
-        "a table `[cache.metadata]` of further objects that are kept: a regular expression as in `filters`, and how "
-        "long its objects may be sent without asking (`'0s'`: validated on every request). One that begins with `^//` "
-        "is searched in `//host/path`. What the client accepts belongs to their names",
+        [list(pair) for pair in METADATA.items()],
+        "further objects that are kept, as pairs: a regular expression as in `filters`, and how long its objects may "
+        "be sent without asking (`'0s'`: validated on every request). An expression that begins with `^//` is searched "
+        "in `//host/path`. What the client accepts belongs to the name of such an object",
         shown="manifests, indexes of pip, npm, cargo, go, apt, dnf, …",
     )
     tag_check: float = key(
         read.seconds_or_none,
         "0s",
-        "how long the tag of an image may be sent without asking its registry; `0s`: it is asked each time, by HEAD",
+        "how long the tag of an image may be sent without asking its registry; `0s`: it is asked each time, by `HEAD`",
     )
     stale_if_error: bool = key(read.boolean, True, "a stale object is better than none")
     obey_no_store: bool = key(read.boolean, True, "`false`: a filter overrides the origin's `no-store` and `private`")

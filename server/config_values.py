@@ -371,17 +371,19 @@ def filter_pattern(value: Any, base: Path) -> re.Pattern[str]:
 
 
 def metadata_rules(value: Any, base: Path) -> Tuple[MetadataRule, ...]:
-    """A table of filter patterns, each with the time for which its objects may be sent without asking."""
-    if not isinstance(value, dict):
-        raise Expected("a table such as [cache.metadata] with '^/simple/' = '0s'")
+    """Filter patterns, each with the time for which its objects may be sent without asking: pairs, or a table."""
+    pairs = list(map(list, value.items())) if isinstance(value, dict) else value
+    if not isinstance(pairs, list):
+        raise Expected("a list of pairs such as [['^/simple/', '0s'], …]")
     rules = []
-    for pattern, time in value.items():
+    for position, pair in enumerate(pairs, 1):
         try:
-            rules.append(MetadataRule(filter_pattern(pattern, base), seconds_or_none(time, base)))
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise Expected("a pattern and a time, such as ['^/simple/', '0s'],")
+            rules.append(MetadataRule(filter_pattern(pair[0], base), seconds_or_none(pair[1], base)))
         except Expected as error:
-            raise Expected(f"{error} in {brief(pattern)} = {brief(time)}") from None
+            raise Expected(f"{error} as item {position}, which is {brief(pair)}") from None
     return tuple(rules)
-
 
 
 def boolean(value: Any, _: Path) -> bool:

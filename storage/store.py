@@ -10,6 +10,7 @@ Rules of this module:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import mimetypes
 import os
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import List, NamedTuple, Optional
 
 from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
@@ -35,6 +36,7 @@ from storage.space import FOLDER_SIZE, SMALL_STEP, Growth, Limits, Situation, Sp
 from storage.syncing import LOST_IN_WRITING, Syncer, SyncQueue
 from storage.tree import Tree, remove_growing_file
 
+_MAX_LOOKED_AT = 20_000  # entries of a folder
 _MAX_REMEMBERED = 512  # characters; the paths of longer names are not remembered
 
 _log = logging.getLogger("dduct.store")
@@ -72,6 +74,21 @@ class Store:
         self.boot = boot_id()
         self.trouble = RateLimitedLog(_log)  # with the disk
         self._known_paths = lru_cache(maxsize=4096)(self._paths)
+
+    def beginning(self, name: str, most: int) -> List[str]:
+        """The names of at most so many objects in one folder, whose names begin so. Raises Unstorable."""
+        folder, _, beginning = name.rpartition("/")
+        found: List[str] = []
+        try:
+            with os.scandir(self.place(folder)) as entries:
+                for entry in itertools.islice(entries, _MAX_LOOKED_AT):
+                    if entry.name.startswith(beginning) and not entry.name.endswith(GROWING_SUFFIX):
+                        found.append(f"{folder}/{entry.name}")
+                    if len(found) == most:
+                        break
+        except OSError:
+            return []
+        return sorted(found)
 
     def place(self, name: str) -> str:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""

@@ -75,7 +75,7 @@ class Origins:
 
         Its `send` and `receive` do not wait. Another thread goes on with it by `complete`, or it is dropped.
         """
-        return self._exchanges.prepare(request)
+        return None if self._refusals.lasts(request) else self._exchanges.prepare(request)
 
     def complete(self, begun: NonblockingRequest, on_interim: Callable[[ResponseHead], None]) -> Exchange:
         """The response to a request that was sent: like `exchange`, which sends it again if its connection was lost."""
@@ -127,8 +127,11 @@ class Origins:
 
     def _reported(self, ask: Callable[[Request], Exchange], request: Request) -> Exchange:
         """Ask, and note whether the origin answers."""
-        self._check_refusal(request)
         target, began = request.target, self._clock()
+        refusal = self._refusals.wait(request)
+        if refusal is not None:
+            self._counters.add(Counter.FAST_FAILURES)
+            raise Refusing(target.authority, *refusal)
         try:
             exchange = ask(request)
         except BaseException as error:
@@ -144,13 +147,6 @@ class Origins:
         self._note_refusal(request, exchange)
         self._public_tokens.note_challenge(exchange.target, exchange.head)
         return exchange
-
-    def _check_refusal(self, request: Request) -> None:
-        """Raises Refusing where the origin refuses requests with these credentials for a while."""
-        refusal = self._refusals.wait(request)
-        if refusal is not None:
-            self._counters.add(Counter.FAST_FAILURES)
-            raise Refusing(request.target.authority, *refusal)
 
     def _note_refusal(self, request: Request, exchange: Exchange) -> None:
         if exchange.hops:

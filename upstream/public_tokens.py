@@ -32,7 +32,7 @@ _MOST_CHALLENGES = 8  # of one response
 _MAX_TOKEN = 16 * 1024  # bytes
 _USUAL_LIFETIME = 60  # seconds of a token that does not say (the token protocol of registries)
 # Parameters that name what a token is for. Any other one may name who asks.
-_ANYBODYS = frozenset(["service", "scope", "client_id", "offline_token"])
+_HARMLESS_PARAMETERS = frozenset(["service", "scope", "client_id", "offline_token"])
 _GZIP = 16 + zlib.MAX_WBITS
 _WINDOW = {b"gzip": _GZIP, b"x-gzip": _GZIP, b"deflate": zlib.MAX_WBITS}
 
@@ -61,7 +61,7 @@ class PublicTokens:
         if head.method != b"GET" or not self._holds(_realm(_without_query(target))):
             return False
         parameters = parse_qsl(target.query or "", keep_blank_values=True, max_num_fields=64)
-        return not names.opening(head.headers) and all(name in _ANYBODYS for name, _ in parameters)
+        return not names.opening(head.headers) and all(name in _HARMLESS_PARAMETERS for name, _ in parameters)
 
     def note_issued(self, target: Target, response: ResponseHead, body: bytes) -> None:
         """Note the tokens in the response to a request that `may_issue` one."""

@@ -31,6 +31,11 @@ class Refusals:
         self._clock = clock  # of all processes
         self._lock = threading.Lock()  # guards the choice of the request that finds out
 
+    def lasts(self, request: Request) -> bool:
+        """Whether its origin refused these credentials, and it is not known to do otherwise; nothing is tried."""
+        key = _key(request.target, request.credentials)
+        return key is not None and self._table.get(key) is not None
+
     def wait(self, request: Request) -> Optional[tuple[int, float]]:
         """The status that its origin gives these credentials, and for how many seconds; None where it is asked now."""
         key = _key(request.target, request.credentials)

@@ -46,7 +46,7 @@ class Answer:
     def __init__(self, pieces: List[bytes], length: int, whole: bool = True) -> None:
         self.head = ResponseHead(200, b"OK", 1, Headers([(b"Content-Length", b"%d" % length)]))
         self.body = SimpleNamespace(length=length, chunks=self._chunks, trailers=())
-        self.closed = 0
+        self.closed, self.unhelpful = 0, False
         self._pieces = pieces
         self._whole = whole
 

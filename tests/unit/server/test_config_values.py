@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import pytest
 from support.config_files import KEYS, complaint, load
 
+from fetching.naming import MetadataRule
 from server.config_values import Address
 from upstream.dialling import Parent
 
@@ -37,6 +39,10 @@ GOOD: List[Tuple[str, str, Any]] = [
     ("cache.volatile", "[]", ()),
     ("cache.auth_grace", "'0'", 0.0),
     ("cache.auth_grace", "0", 0.0),
+    ("cache.metadata", "[]", ()),
+    ("cache.metadata", "[['^/a', '5m']]", (MetadataRule(re.compile("^/a"), 300.0),)),
+    ("cache.metadata", "{ '^/a' = '5m' }", (MetadataRule(re.compile("^/a"), 300.0),)),
+    ("cache.tag_check", "'60s'", 60.0),
     ("cache.stale_if_error", "false", False),
     ("cache.ignore_query", "[]", ()),
     ("cache.harmless_fields", "['X-Build', 'x-ci-*']", ("X-Build", "x-ci-*")),
@@ -156,6 +162,11 @@ BAD: Dict[str, List[str]] = {
     "cache.recheck": ["-1", "'x'", "'31d'"],
     "cache.retry_window": ["-1", "'x'", "true"],
     "cache.volatile": ["'a'", "['(']", "[5]"],
+    "cache.metadata": [
+        *("'a'", "['^/a']", "[['^/a']]", "[['(', '0s']]", "[['^/a', -1]]"),
+        *("[['^/(?P<x>a)', '0s']]", "[[5, 5]]", "{ a = 'x' }"),
+    ],
+    "cache.tag_check": ["-1", "'x'", "true"],
     "cache.stale_if_error": ["'yes'", "1"],
     "cache.obey_no_store": ["0"],
     "cache.auth_grace": ["-1", "false", "'x'"],
