@@ -14,14 +14,17 @@ from net.addresses import Reach
 from net.arrival import Arrival
 from net.stream import Stream
 from protocol.http1 import Authority
+from protocol.request_fields import DEFAULT
 from proxy.client_tunnel import ClientTunnel
 from proxy.routing import Hosts, Rules
 from proxy.runtime import Runtime
 from proxy.session_client import SessionClient
 from proxy.session_state import SessionState
+from storage.shared_table import SharedTable
 from support.pairs import TIMEOUT, Pairs, server_context
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
+from upstream.public_tokens import PublicTokens
 from upstream.request import Request
 
 ADDRESS = "192.0.2.1"
@@ -77,6 +80,8 @@ class Surroundings:
             counters=SimpleNamespace(add=lambda counter, _=1: self.counted.append(counter)),
             origins=self.origins,
             invalidate=lambda *_: None,
+            public_tokens=PublicTokens(SharedTable(64)),
+            names=DEFAULT,
         )
         runtime = SimpleNamespace(
             services=services,

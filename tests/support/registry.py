@@ -1,0 +1,124 @@
+"""A registry behind a token server, as a script for origins: public and private repositories, troubles on demand."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from typing import Callable, Dict, List, Optional, Set, Tuple
+from urllib.parse import parse_qsl, urlsplit
+
+from support.client import Answer
+from support.origin import Asked, Connection, Origin
+from support.running import HOST, RunningDduct
+
+LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+NEW_CLIENT, OLD_CLIENT = f"Accept: {LIST}, {MANIFEST}", f"Accept: {MANIFEST}"
+Trouble = Callable[[Asked], Optional[Tuple[int, List[Tuple[str, str]]]]]
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+class Registry:
+    """What it holds; `trouble` answers a request in its place. Its origin serves the tokens, too, at /token."""
+
+    def __init__(self, dduct: RunningDduct, tokens: bool = True, etags: bool = True) -> None:
+        self._tokens = tokens
+        self._etags = etags
+        self._issued: Dict[str, str] = {}
+        self._contents: Dict[str, Tuple[str, bytes]] = {}  # by digest: media type and bytes
+        self.tags: Dict[Tuple[str, str], str] = {}
+        self.private: Set[str] = set()
+        self.trouble: Trouble = lambda asked: None
+        self.dduct = dduct
+        self.origin: Origin = dduct.origin(self._answer)
+
+    def add(self, repository: str, tag: str) -> Tuple[str, str, str]:
+        """An image for one architecture; the digests of its list, its manifest and its layer."""
+        layer = self._hold("application/octet-stream", f"{repository}:{tag} {len(self._contents)}".encode() * 50)
+        manifest = self._hold(MANIFEST, json.dumps({"layers": [layer]}).encode())
+        index = self._hold(LIST, json.dumps({"manifests": [manifest]}).encode())
+        self.tags[repository, tag] = index
+        return index, manifest, layer
+
+    def content(self, digest: str) -> bytes:
+        """The bytes with a digest."""
+        return self._contents[digest][1]
+
+    def asked(self, part: str = "") -> List[str]:
+        """The requests whose target has this part: method and target."""
+        return [f"{one.method} {one.target}" for one in list(self.origin.requests) if part in one.target]
+
+    def get(self, path: str, *fields: str, method: str = "GET") -> Answer:
+        """One request through dduct, on a connection of its own."""
+        with self.dduct.intercepted(self.origin) as client:
+            lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}:{self.origin.port}", *fields, "", ""]
+            client.send("\r\n".join(lines).encode())
+            return client.read(method=method)
+
+    def manifest(self, repository: str, reference: str, *fields: str, method: str = "GET") -> Answer:
+        """A manifest, for a client that takes lists unless it says otherwise."""
+        accept = [] if any(field.startswith("Accept") for field in fields) else [NEW_CLIENT]
+        return self.get(f"/v2/{repository}/manifests/{reference}", *accept, *fields, method=method)
+
+    def blob(self, repository: str, digest: str, *fields: str) -> Answer:
+        return self.get(f"/v2/{repository}/blobs/{digest}", *fields)
+
+    def token(self, repository: str, user: str = "", query: str = "") -> str:
+        """A token as clients get one through dduct: after a challenge; the field to send. Without `user`, anybody's."""
+        challenge = self.manifest(repository, "1").get("www-authenticate") or ""
+        assert "Bearer" in challenge
+        login = [f"Authorization: Basic {base64.b64encode(f'{user}:secret'.encode()).decode()}"] if user else []
+        answer = self.get(f"/token?service=registry&scope=repository:{repository}:pull{query}", *login)
+        return f"Authorization: Bearer {json.loads(answer.body)['token']}"
+
+    def _hold(self, kind: str, data: bytes) -> str:
+        self._contents[digest_of(data)] = kind, data
+        return digest_of(data)
+
+    def _answer(self, asked: Asked, connection: Connection) -> None:
+        trouble = self.trouble(asked)
+        url, head = urlsplit(asked.target), asked.method == "HEAD"
+        if trouble is not None:
+            connection.respond(trouble[0], trouble[1], b"trouble", head)
+        elif url.path == "/token":
+            self._give_token(asked, dict(parse_qsl(url.query)), connection)
+        elif self._tokens and not self._may(asked, url.path):
+            realm = f'Bearer realm="https://{HOST}:{self.origin.port}/token",service="registry"'
+            connection.respond(401, [("WWW-Authenticate", realm)], b"who are you?", head)
+        elif url.path == "/v2/":
+            connection.respond(200, [], b"{}", head)
+        else:
+            self._give(asked, url.path, connection)
+
+    def _give_token(self, asked: Asked, parameters: Dict[str, str], connection: Connection) -> None:
+        login = asked.get("authorization")
+        user = "" if login is None else base64.b64decode(login[6:]).decode().partition(":")[0]
+        token = f"t{len(self._issued)}-{user}"
+        self._issued[token] = user or parameters.get("account", "")
+        connection.respond(200, [], json.dumps({"token": token, "expires_in": 300}).encode())
+
+    def _may(self, asked: Asked, path: str) -> bool:
+        user = self._issued.get((asked.get("authorization") or "")[7:])
+        match = re.match("/v2/(.+)/(?:manifests|blobs)/", path)
+        return user is not None and (match is None or match[1] not in self.private or bool(user))
+
+    def _give(self, asked: Asked, path: str, connection: Connection) -> None:
+        head, match = asked.method == "HEAD", re.fullmatch("/v2/(.+)/(manifests|blobs)/(.+)", path)
+        digest = "" if match is None else self.tags.get((match[1], match[3]), match[3])
+        if digest not in self._contents:
+            connection.respond(404, [], b"unknown", head)
+            return
+        kind, data = self._contents[digest]
+        if kind == LIST and LIST not in (asked.get("accept") or ""):
+            digest = json.loads(data)["manifests"][0]
+            kind, data = self._contents[digest]
+        tag = [("ETag", f'"{digest}"')] if self._etags else []
+        if tag and asked.get("if-none-match") == tag[0][1]:
+            connection.head(304, tag)
+        else:
+            connection.respond(200, [("Content-Type", kind), ("Docker-Content-Digest", digest), *tag], data, head)
