@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from typing import Callable, Optional
 
 from cache import Claim, Follow, Hit
-from fetching import outcomes
+from fetching import outcomes, repository_look
 from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
@@ -145,6 +145,7 @@ class CachedFetch:
         if why is not None:
             self._relay.relay(why)
             return Outcome.DONE
+        repository_look.look(self._services, self._request, metadata)
         if self._request.name.manifest and not self._is_accepted(metadata):
             self._relay.relay(with_detail("fwd=vary-miss", Detail.CONDITION))
             return Outcome.DONE

@@ -12,6 +12,7 @@ from cache import Cache
 from fetching.grants import Grants
 from fetching.naming import VARIANT, Name, Naming, storage_name
 from fetching.recent import Background, Deliveries
+from fetching.repositories import Repositories
 from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
 from monitoring.metrics import Counter, Counters
@@ -61,6 +62,8 @@ class Services:
     known: Grants  # clients that were authorized at a name, for any version
     names: RequestFields
     public_tokens: PublicTokens
+    repositories: Repositories
+    ask_anonymously: bool  # whether a repository is public
     counters: Counters
     via: bytes
     spawn: Callable[[str, Callable[[], None]], None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Optional, Union
 
-from fetching import manifests, meaning, permission
+from fetching import manifests, meaning, permission, repository_look
 from fetching.cacheable_request import CacheableRequest
 from fetching.description import describe, renewed
 from fetching.filler import REFUSALS, Services, carry
@@ -54,6 +54,7 @@ class Filling:
 
     def start(self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> Union[Started, NotKept]:
         """Move fill and exchange from `cleanup` to a filler; where they stay, the fill is declined or handed over."""
+        repository_look.note_answer(self._services, self._request, exchange)
         if fill.partial_download is None and manifests.is_whole(self._request, exchange):
             return self._start_whole(fill, exchange, asked_at)
         metadata = self._begin(fill, exchange, asked_at)
@@ -103,6 +104,7 @@ class Filling:
 
     def renew(self, fill: Fill, entry: Entry, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
         """The origin confirms the stored object (RFC 9111 §4.3.4). Returns its new metadata."""
+        repository_look.note_answer(self._services, self._request, exchange)
         metadata = renewed(self._request, exchange, stored, asked_at)
         noted = False
         try:

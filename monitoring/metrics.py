@@ -21,6 +21,7 @@ class Counter(enum.Enum):
     OUTDATED = ("outdated", "Objects that a validation in the background found to be outdated")
     UNCONFIRMED = ("unconfirmed", "Validations in the background that got no answer")
     DOUBTED = ("doubted", "Objects validated because a client repeated its request")
+    LOOKS = ("repository_looks", "Questions to registries without credentials, whether a repository is public")
     AHEAD = ("ahead", "Objects fetched for pipelined requests before their turn")
     COLLAPSED = ("collapsed", "Responses that shared another client's transfer")
     FILLS = ("fills", "Transfers into the cache that started")

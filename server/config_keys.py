@@ -226,6 +226,12 @@ class CacheSettings:
         "0s",
         "how long the tag of an image may be sent without asking its registry; `0s`: it is asked each time, by `HEAD`",
     )
+    ask_anonymously: bool = key(
+        read.boolean,
+        True,
+        "dduct asks once a day, without credentials, whether a repository of images is public, where only clients with "
+        "credentials have asked for it, or nobody has",
+    )
     stale_if_error: bool = key(read.boolean, True, "a stale object is better than none")
     obey_no_store: bool = key(read.boolean, True, "`false`: a filter overrides the origin's `no-store` and `private`")
     auth_grace: float = key(

@@ -27,6 +27,7 @@ from fetching.memory_cache import MemoryCache
 from fetching.naming import Naming, Parameters
 from fetching.permission import KNOWN_FOR
 from fetching.recent import Background, Deliveries, SharedTimes
+from fetching.repositories import Repositories
 from monitoring.metrics import Counter, Counters
 from net.addresses import Networks, OwnServices, unmapped
 from net.endpoint import NamedSocket
@@ -223,6 +224,8 @@ class RuntimeBuilder:
             known=Grants(KNOWN_FOR, parts.shared, Kind.NAME),
             names=RequestFields(config.cache.harmless_fields),
             public_tokens=tokens,
+            repositories=Repositories(parts.shared),
+            ask_anonymously=config.cache.ask_anonymously,
             counters=parts.counters,
             via=parts.via,
             spawn=parts.threads.spawn,

@@ -22,6 +22,7 @@ from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
 from fetching.recent import Background, Deliveries, SharedTimes
 from fetching.recovery import Recovery
+from fetching.repositories import Repositories
 from fetching.stored_answer import StoredAnswer
 from monitoring.metrics import Counter, Counters
 from net.addresses import Reach, Scope
@@ -229,6 +230,8 @@ class Around:
             known=Grants(MINUTE, shared, Kind.NAME),
             names=DEFAULT,
             public_tokens=PublicTokens(shared),
+            repositories=Repositories(shared),
+            ask_anonymously=True,
             counters=self.counters,
             via=b"1.1 dduct",
             spawn=_run_at_once,

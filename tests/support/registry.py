@@ -9,6 +9,7 @@ import re
 from typing import Callable, Dict, List, Optional, Set, Tuple
 from urllib.parse import parse_qsl, urlsplit
 
+from protocol.http1 import Authority, Target
 from support.client import Answer
 from support.origin import Asked, Connection, Origin
 from support.running import HOST, RunningDduct
@@ -52,6 +53,10 @@ class Registry:
     def asked(self, part: str = "") -> List[str]:
         """The requests whose target has this part: method and target."""
         return [f"{one.method} {one.target}" for one in list(self.origin.requests) if part in one.target]
+
+    def target(self, path: str) -> Target:
+        """What is asked for by a path here."""
+        return Target("https", Authority(HOST, self.origin.port), path)
 
     def get(self, path: str, *fields: str, method: str = "GET") -> Answer:
         """One request through dduct, on a connection of its own."""
