@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Iterable, List, Optional, Tuple
+from typing import Iterable, List, Optional, Tuple, Union
 from urllib.parse import urljoin
 
 from protocol.headers import Field, Headers, canonical
@@ -99,14 +99,15 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xf
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 
 
-def head_end(buffer: bytearray, start: int = 0) -> int:
+def head_end(buffer: Union[bytes, bytearray], start: int = 0) -> int:
     """The end of the head at the start of `buffer`, or -1; searches from `start`.
 
     A head that ends with bare LFs counts as ended, too: the parser then refuses it at once, and the reader does not
     wait for a CRLF that never comes.
     """
-    at = buffer.find(b"\n\r\n", max(0, start - 2))
-    bare = buffer.find(b"\n\n", max(0, start - 1), at + 1 if at >= 0 else len(buffer))
+    start = start - 2 if start > 2 else 0
+    at = buffer.find(b"\n\r\n", start)
+    bare = buffer.find(b"\n\n", start, at + 1 if at >= 0 else len(buffer))
     if bare >= 0:
         return bare + 2
     return at + 3 if at >= 0 else -1
