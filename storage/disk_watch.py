@@ -65,7 +65,7 @@ class DiskWatch:
         """Whether the poller's thread may use the disk in an iteration that began then."""
         return not (self._poll_waits.exhausted(iteration) or self.is_slow(iteration))
 
-    def poll(self, work: Callable[[], _Result]) -> _Result:
+    def poll(self, work: Callable[..., _Result], *arguments: object) -> _Result:
         """Use the disk in the poller's thread, so that the poller's successor can find out that this one hangs.
 
         A thread that was lost meanwhile is not the poller any more: it goes on like a session's thread. Raises
@@ -73,16 +73,17 @@ class DiskWatch:
         """
         if self._lost and threading.get_ident() in self._lost:
             with self.operation():
-                return work()
+                return work(*arguments)
         self.polling = began = time.monotonic()
         try:
-            return work()
+            return work(*arguments)
         finally:
             if self.polling is began:  # otherwise it is the successor's operation, or None
                 self.polling = None
             took = time.monotonic() - began
-            self._poll_waits.note(took)
-            self.note(took)
+            if took > _NOTICEABLE:
+                self._poll_waits.note(took)
+                self.note(took)
 
     def note(self, seconds: float) -> None:
         """Record that an operation has taken so long."""
