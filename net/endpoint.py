@@ -153,20 +153,23 @@ class Endpoint:
             return 0
 
     def _receive_bytes(self, count: int) -> Buffer:
-        """Like `_receive`, for up to `count` bytes; b"" at the end. Under TLS, OpenSSL's copy of them is the only one."""
+        """Like `_receive`, for up to `count` bytes, in a buffer of their own; b"" at the end."""
         tls = self._tls
         if tls is None or self._postponed is not None:
             view = bytearray(count)
             return memoryview(view)[: self._receive(view)]
         try:
-            data: bytes = tls.read(count)
+            data: bytes = tls.read(count)  # a buffer of ours would be cleared first, for bytes that are mostly few
             return data
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as end:
             self._note_end(end)
             return b""
 
     def _note_end(self, end: ssl.SSLError) -> None:
-        """Raise the error again if it is none: the peer's close_notify is one where ours was sent already."""
+        """Note the end of the stream. A close_notify is one, reported as an error where ours was sent already.
+
+        Raises the error where it is no regular end.
+        """
         if isinstance(end, ssl.SSLEOFError):
             if not self._serves:
                 raise end  # a truncated body of an origin must not seem complete

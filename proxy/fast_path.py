@@ -120,8 +120,7 @@ class FastPath:
         stream.consume(length)
         state.note(answer, seconds)
         state.waiting_since = iteration
-        state.busy = True
-        sent = 0
+        state.busy, sent = True, 0
         try:
             sent = stream.send_nowait(answer.data)
         finally:
