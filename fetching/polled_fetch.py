@@ -36,7 +36,7 @@ from protocol.headers import Field
 from protocol.http1 import BodyFraming, Framing, ResponseHead
 from storage.glance import read_without_waiting
 from storage.locks import LockWait
-from storage.record import FieldText, Metadata, Unstorable
+from storage.record import FieldText, Metadata, Record, Unstorable
 from transfers.asking import Asker
 from transfers.fill import Fill
 from transfers.states import FillFailed, FillState
@@ -335,13 +335,18 @@ def _validation(services: Services, request: CacheableRequest, hit: Hit) -> Opti
 def _stale(request: CacheableRequest, hit: Hit) -> Optional[Stale]:
     """The small object of a hit that has to be validated; None for all others."""
     metadata, record = hit.metadata, hit.entry.record
-    if metadata is None or metadata.restricted or metadata.redirect or not hit.entry.trusted or record.length > SMALL:
+    if metadata is None or not hit.entry.trusted or not may_be_polled(record, metadata):
         return None
     if not may_reach(request.reach, scope(metadata)) or request.varies(metadata):
         return None
     now = time.time()
     assessment = request.assess(record, metadata, now, now)
     return None if assessment.usable else Stale(hit.entry, metadata, assessment)
+
+
+def may_be_polled(record: Record, metadata: Metadata) -> bool:
+    """Whether the poller's thread validates objects like this one."""
+    return record.length <= SMALL and not metadata.restricted and not metadata.redirect
 
 
 def _prepared(services: Services, request: Request, cleanup: ExitStack) -> Optional[NonblockingRequest]:

@@ -336,6 +336,25 @@ def test_a_connection_goes_to_the_poller_after_two_small_misses(dduct: RunningDd
     assert "7.deb" in polled and "0.deb" not in polled
 
 
+def test_a_connection_goes_to_the_poller_after_two_small_validations(
+    dduct: RunningDduct, polled: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+    told.reactions["/object.deb"] = tagged()
+    origin = primed(dduct, told)
+    assert dduct.fetch(origin, "/object.deb").body == BODY
+    dduct.wait_until_durable()
+    told.reactions["/object.deb"] = confirms(("ETag", '"1"'))
+    with dduct.intercepted(origin) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(polled_fetch, "begin", lambda *_: None)
+            assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
+        polled.clear()
+        for _ in range(8):
+            assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
+    assert polled
+
+
 @contextmanager
 def waiting(dduct: RunningDduct, begun: List[PolledFetch], told: Told) -> Iterator[Tuple[Origin, Client, Gate]]:
     """A client whose miss the poller has begun; the origin answers once the gate is open."""
