@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Callable, Optional, Tuple, Union
 
 from cache import Hit
 from fetching import meaning
@@ -27,12 +27,11 @@ from fetching.naming import Name
 from fetching.origin_query import OriginQuery
 from fetching.outcomes import Stale, outcome_of
 from fetching.small_hit import SMALL, Answer, PlainRequest
-from fetching.stored_metadata import as_stored_once, scope
+from fetching.stored_metadata import as_fields, scope
 from monitoring.metrics import Counter
 from net.addresses import may_reach
 from net.response import head_fields
 from protocol import http1
-from protocol.headers import Field
 from protocol.http1 import BodyFraming, Framing, ResponseHead
 from storage.glance import read_without_waiting
 from storage.locks import LockWait
@@ -131,9 +130,9 @@ class PolledFetch(ABC):
         self, metadata: Metadata, body: Union[bytes, bytearray], status: Tuple[str, str], counter: Counter
     ) -> Answer:
         """The response as `StoredAnswer` sends it. `status`: its Cache-Status, and what the log says."""
-        stored = as_stored_once(metadata)
-        fields: List[Field] = [*stored.fields, (b"Accept-Ranges", b"bytes")]
-        age = int(stored.age(time.time()))
+        fields = as_fields(metadata)
+        fields.append((b"Accept-Ranges", b"bytes"))
+        age = int(metadata.age + max(0.0, time.time() - metadata.fetched_at))
         if age or self.stale is not None:
             fields.append((b"Age", b"%d" % age))
         framing = BodyFraming(Framing.LENGTH, len(body))
