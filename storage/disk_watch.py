@@ -15,6 +15,7 @@ from typing import Callable, Dict, Iterator, Optional, Set, TypeVar
 
 from monitoring.log import RateLimitedLog
 from storage.record import Unstorable
+from storage.run_delay import RunDelays, run_delay
 
 _log = logging.getLogger("dduct")
 
@@ -36,8 +37,14 @@ class DiskWatch:
     while one is `lost`, the next poller has none. Single operations on the dictionary are atomic.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, directory: str = "") -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        directory: str = "",
+        run_delay: Callable[[], float] = run_delay,
+    ) -> None:
         self._clock = clock
+        self._run_delays = RunDelays(run_delay)  # of the poller's thread
         self._directory = directory
         self.polling: Optional[float] = None
         self._poll_waits = WaitBudget()  # of the poller's thread
@@ -75,13 +82,17 @@ class DiskWatch:
             with self.operation():
                 return work(*arguments)
         self.polling = began = time.monotonic()
+        self._run_delays.begin(began)
         try:
             return work(*arguments)
         finally:
-            if self.polling is began:  # otherwise it is the successor's operation, or None
+            is_poller = self.polling is began  # otherwise it is the successor's operation, or None
+            if is_poller:
                 self.polling = None
             took = time.monotonic() - began
             if took > _NOTICEABLE:
+                if is_poller:  # a busy machine is not a slow disk
+                    took = max(0.0, took - self._run_delays.measured())
                 self._poll_waits.note(took)
                 self.note(took)
 
