@@ -275,7 +275,9 @@ class PolledValidation(PolledFetch):
 
 
 def _without_date(metadata: Metadata) -> Tuple[FieldText, ...]:
-    return tuple(field for field in metadata.fields if field[0].lower() != "date")
+    """The stored fields but Date, in an order that a 304 does not change: lines of one name stay in theirs."""
+    fields = [field for field in metadata.fields if field[0].lower() != "date"]
+    return tuple(sorted(fields, key=lambda field: field[0].lower()))
 
 
 def begin(services: Services, plain: PlainRequest, iteration: float) -> Optional[PolledFetch]:
