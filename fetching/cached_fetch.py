@@ -100,7 +100,7 @@ class CachedFetch:
         if begun is not None:
             with closing(begun):
                 outcome = self._leading.take_over(begun)
-            self.was_small = self._leading.has_stored_small
+            self.was_small = self._leading.was_small
             return outcome
         why = self._request.why_no_fill
         if why is None:
@@ -120,7 +120,7 @@ class CachedFetch:
             with closing(claim.reader):
                 return self._following.follow(claim.reader, stale)
         outcome = self._leading.lead(claim.fill, stale)
-        self.was_small = self._leading.has_stored_small
+        self.was_small = self._leading.was_small
         return outcome
 
     # A hit needs neither of these: they are made when they are first used.

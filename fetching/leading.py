@@ -17,7 +17,7 @@ from fetching.filling import Filling, Started
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Outcome, Stale, missed
-from fetching.polled_fetch import PolledFetch
+from fetching.polled_fetch import PolledFetch, may_be_polled
 from fetching.small_hit import SMALL
 from fetching.stored_answer import StoredAnswer
 from monitoring.details import Detail, with_detail
@@ -71,7 +71,7 @@ class Leading:
         self._answer = answer
         self._filling = Filling(services, request, query, authorization.grant)
         self._look_ahead = look_ahead
-        self.has_stored_small = False  # a response that was there at once, or nearly
+        self.was_small = False  # such that the poller's thread could probably have led
         self._failed: Optional[_Failed] = None  # the last leader's failure that this request has seen
 
     def lead(self, fill: Fill, stale: Optional[Stale]) -> Outcome:
@@ -129,7 +129,7 @@ class Leading:
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
         with closing(started.reader):
             outcome = self._answer.send_growing(started.reader, started.metadata)
-            self.has_stored_small = stale is None and 0 < (started.reader.length or 0) <= SMALL
+            self.was_small = stale is None and 0 < (started.reader.length or 0) <= SMALL
             return outcome
 
     def _exchange(self, fill: Fill, stale: Optional[Stale]) -> Exchange:
@@ -153,6 +153,7 @@ class Leading:
             metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
             self._authorization.grant(metadata)
             note = f"fwd=stale; fwd-status={status}"
+            self.was_small = status == 304 and may_be_polled(stale.entry.record, stale.metadata)
             return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)
         if exchange.unhelpful and self._answer.may_use(stale):
             failure = exchange.failure()

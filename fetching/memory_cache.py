@@ -7,7 +7,6 @@ unchanged, fresh and in use.
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Callable, Optional, Tuple, TypeVar
 
 from cache import Hit
@@ -54,12 +53,12 @@ class MemoryCache:
             return known.last[2]
         if not self._disk.may_poll(iteration):
             return None
-        return self._polled(partial(self._answer_from_disk, known, request, iteration))
+        return self._polled(self._answer_from_disk, known, request, iteration)
 
     def answer_other(self, request: CacheableRequest, iteration: float) -> Optional[Answer]:
         """The response of the poller's thread to a request that is not plain (`fetching.other_hit`), or None."""
         if self._disk.may_poll(iteration):
-            return self._polled(partial(self._look_at, request))
+            return self._polled(self._look_at, request)
         return None
 
     def _look_at(self, request: CacheableRequest) -> Optional[Answer]:
@@ -90,10 +89,10 @@ class MemoryCache:
         self._objects.drop(known.name.path)
         return None
 
-    def _polled(self, operation: Callable[[], Optional[_Found]]) -> Optional[_Found]:
+    def _polled(self, operation: Callable[..., Optional[_Found]], *arguments: object) -> Optional[_Found]:
         """The result of a disk operation of the poller's thread; None if it took long: it may be out of date."""
         try:
-            found = self._disk.poll(operation)
+            found = self._disk.poll(operation, *arguments)
         except Unstorable:
             return None
         return None if self._disk.is_slow(time.monotonic()) else found

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Callable, Optional, Tuple, Union
 
 from cache import Hit
 from fetching import meaning
@@ -27,16 +27,15 @@ from fetching.naming import Name
 from fetching.origin_query import OriginQuery
 from fetching.outcomes import Stale, outcome_of
 from fetching.small_hit import SMALL, Answer, PlainRequest
-from fetching.stored_metadata import as_stored_once, scope
+from fetching.stored_metadata import as_fields, scope
 from monitoring.metrics import Counter
 from net.addresses import may_reach
 from net.response import head_fields
 from protocol import http1
-from protocol.headers import Field
 from protocol.http1 import BodyFraming, Framing, ResponseHead
 from storage.glance import read_without_waiting
 from storage.locks import LockWait
-from storage.record import FieldText, Metadata, Unstorable
+from storage.record import FieldText, Metadata, Record, Unstorable
 from transfers.asking import Asker
 from transfers.fill import Fill
 from transfers.states import FillFailed, FillState
@@ -131,9 +130,9 @@ class PolledFetch(ABC):
         self, metadata: Metadata, body: Union[bytes, bytearray], status: Tuple[str, str], counter: Counter
     ) -> Answer:
         """The response as `StoredAnswer` sends it. `status`: its Cache-Status, and what the log says."""
-        stored = as_stored_once(metadata)
-        fields: List[Field] = [*stored.fields, (b"Accept-Ranges", b"bytes")]
-        age = int(stored.age(time.time()))
+        fields = as_fields(metadata)
+        fields.append((b"Accept-Ranges", b"bytes"))
+        age = int(metadata.age + max(0.0, time.time() - metadata.fetched_at))
         if age or self.stale is not None:
             fields.append((b"Age", b"%d" % age))
         framing = BodyFraming(Framing.LENGTH, len(body))
@@ -276,7 +275,9 @@ class PolledValidation(PolledFetch):
 
 
 def _without_date(metadata: Metadata) -> Tuple[FieldText, ...]:
-    return tuple(field for field in metadata.fields if field[0].lower() != "date")
+    """The stored fields but Date, in an order that a 304 does not change: lines of one name stay in theirs."""
+    fields = [field for field in metadata.fields if field[0].lower() != "date"]
+    return tuple(sorted(fields, key=lambda field: field[0].lower()))
 
 
 def begin(services: Services, plain: PlainRequest, iteration: float) -> Optional[PolledFetch]:
@@ -335,13 +336,18 @@ def _validation(services: Services, request: CacheableRequest, hit: Hit) -> Opti
 def _stale(request: CacheableRequest, hit: Hit) -> Optional[Stale]:
     """The small object of a hit that has to be validated; None for all others."""
     metadata, record = hit.metadata, hit.entry.record
-    if metadata is None or metadata.restricted or metadata.redirect or not hit.entry.trusted or record.length > SMALL:
+    if metadata is None or not hit.entry.trusted or not may_be_polled(record, metadata):
         return None
     if not may_reach(request.reach, scope(metadata)) or request.varies(metadata):
         return None
     now = time.time()
     assessment = request.assess(record, metadata, now, now)
     return None if assessment.usable else Stale(hit.entry, metadata, assessment)
+
+
+def may_be_polled(record: Record, metadata: Metadata) -> bool:
+    """Whether the poller's thread validates objects like this one."""
+    return record.length <= SMALL and not metadata.restricted and not metadata.redirect
 
 
 def _prepared(services: Services, request: Request, cleanup: ExitStack) -> Optional[NonblockingRequest]:

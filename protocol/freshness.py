@@ -192,7 +192,7 @@ def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
 
 def stored_fields(response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
     """The fields stored with the representation; where they are many, without the dispensable ones."""
-    fields = list(response.headers.end_to_end().without(NOT_STORED))
+    fields = response.headers.end_to_end_fields(NOT_STORED)
     if b"date" not in response.headers:
         fields.append((b"Date", field_values.format_date(now)))  # RFC 9110 §6.6.1
     return without_dispensable(fields)
@@ -216,6 +216,8 @@ def vary_fields(request: RequestHead, response: ResponseHead, names: RequestFiel
     Accept-Encoding is not among them, as origins are always asked for `identity`. Credentials are never stored: where
     the request had any, `restricted` covers them; where it had none, later requests must match that.
     """
+    if b"vary" not in response.headers:
+        return ()
     known = bool(names.opening(request.headers))
     return tuple(
         (name.decode("latin-1"), _normal(request.headers.get(name)))

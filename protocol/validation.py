@@ -125,7 +125,7 @@ def updated_fields(fields: Headers, response: ResponseHead, now: float) -> Tuple
 
     Where there would be too many, only fields for freshness and validators are replaced; the object stays as it is.
     """
-    fresh = response.headers.end_to_end().without(_NOT_UPDATED)
+    fresh = Headers(response.headers.end_to_end_fields(_NOT_UPDATED))
     kept = fields.without([*(name.lower() for name, _ in fresh), b"date"])
     date = [] if b"date" in fresh else [(b"Date", field_values.format_date(now))]
     merged = without_dispensable([*kept, *fresh, *date])

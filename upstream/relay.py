@@ -49,7 +49,7 @@ def forward(reply: Reply, exchange: Exchange, seen: Callable[[memoryview], objec
     """
     head = exchange.head
     exchange.relayed()
-    fields = [*head.headers.end_to_end()]
+    fields = head.headers.end_to_end_fields()
     if b"date" not in head.headers:
         fields.append((b"Date", field_values.format_date(time.time())))  # RFC 9110 §6.6.1
     reply.send_head(head.status, fields, exchange.body.length, head.reason)

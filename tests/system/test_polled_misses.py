@@ -23,6 +23,7 @@ from monitoring.request_number import Number, current
 from net.nonblocking import HEAD_SIZE
 from proxy.fast_path import AwaitedOrigin
 from storage.disk_watch import DiskWatch
+from storage.entry import Entry
 from storage.record import Unstorable
 from storage.store import Store
 
@@ -334,6 +335,52 @@ def test_a_connection_goes_to_the_poller_after_two_small_misses(dduct: RunningDd
             client.get(f"/{number}.deb", f"{HOST}:{origin.port}")
             wait_until(lambda: dduct.server.runtime.services.origins.idle == 1)
     assert "7.deb" in polled and "0.deb" not in polled
+
+
+def test_a_validation_that_says_nothing_new_is_not_recorded(
+    dduct: RunningDduct, polled: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, refreshed = Told(), []
+    told.reactions["/object.deb"] = tagged(("X-Last", "1"))
+    origin = primed(dduct, told)
+    assert dduct.fetch(origin, "/object.deb").body == BODY
+    dduct.wait_until_durable()
+    # Its fields come behind the others of the stored response, as its own.
+    told.reactions["/object.deb"] = confirms(("ETag", '"1"'), ("Cache-Control", "no-cache"))
+    real = Entry.refresh
+
+    def refresh(entry: Entry, *arguments: Any) -> bool:
+        refreshed.append(entry)
+        return real(entry, *arguments)
+
+    monkeypatch.setattr(Entry, "refresh", refresh)
+    polled.clear()
+    with dduct.intercepted(origin) as client:
+        for _ in range(2):
+            assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
+        assert not refreshed
+        told.reactions["/object.deb"] = confirms(("ETag", '"1"'), ("Cache-Control", "no-cache"), ("X-Last", "2"))
+        assert client.get("/object.deb", f"{HOST}:{origin.port}").get("x-last") == "2"
+    assert len(refreshed) == 1 and len(polled) == 3
+
+
+def test_a_connection_goes_to_the_poller_after_two_small_validations(
+    dduct: RunningDduct, polled: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+    told.reactions["/object.deb"] = tagged()
+    origin = primed(dduct, told)
+    assert dduct.fetch(origin, "/object.deb").body == BODY
+    dduct.wait_until_durable()
+    told.reactions["/object.deb"] = confirms(("ETag", '"1"'))
+    with dduct.intercepted(origin) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(polled_fetch, "begin", lambda *_: None)
+            assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
+        polled.clear()
+        for _ in range(8):
+            assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
+    assert polled
 
 
 @contextmanager
