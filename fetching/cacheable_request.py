@@ -24,6 +24,8 @@ from storage.record import Metadata, Record
 from transfers.asking import Question
 from upstream.relay import outgoing
 
+_SPARED = 3600.0  # seconds for which a tag may be sent unasked, where its registry answers few more requests
+
 
 class CacheableRequest:
     """A request and its facts; none of them changes.
@@ -142,7 +144,10 @@ class CacheableRequest:
 
     def assess(self, record: Record, metadata: Metadata, now: float, asked_at: float) -> Assessment:
         """Whether the stored object may be used for this request, which came at `asked_at`, without asking."""
-        assessment = assess(self.head, self.name, record, as_stored(metadata), self.rules, now, asked_at)
+        name = self.name
+        if name.manifest and name.unasked is not None and self._services.rate_limits.is_low(self.target):
+            name = replace(name, unasked=max(name.unasked, _SPARED), volatile=False)
+        assessment = assess(self.head, name, record, as_stored(metadata), self.rules, now, asked_at)
         if metadata.must_validate and assessment.basis is not Basis.DIGEST:
             return replace(assessment, usable=False, usable_on_error=False)
         return assessment

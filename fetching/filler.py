@@ -33,6 +33,7 @@ from upstream.client import Origins
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
 from upstream.public_tokens import PublicTokens
+from upstream.rate_limits import RateLimits
 from upstream.request import Request
 
 _log = logging.getLogger("dduct.fetch")
@@ -63,6 +64,7 @@ class Services:
     names: RequestFields
     public_tokens: PublicTokens
     repositories: Repositories
+    rate_limits: RateLimits
     ask_anonymously: bool  # whether a repository is public
     counters: Counters
     via: bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import mmap
 import threading
-from typing import Union
+from typing import Callable, Iterable, Tuple, Union
 
 
 class Counter(enum.Enum):
@@ -86,6 +86,7 @@ class Counters:
         self._values = memoryview(mmap.mmap(-1, rows * _COLUMNS * _NUMBER)).cast("Q")
         self._row = 0
         self._lock = threading.Lock()  # guards counters in this process's row
+        self.remaining: Callable[[], Iterable[Tuple[str, int]]] = lambda: ()  # requests that origins still answer
 
     def use(self, row: int) -> None:
         """Count in this row from now on. Gauges become 0: an earlier process may have left values."""
@@ -121,8 +122,16 @@ class Counters:
                 f"# TYPE dduct_{name} gauge",
                 f"dduct_{name} {self.value(gauge)}",
             ]
+        lines += [f"# HELP {_REMAINING} Requests that an origin says it still answers.", f"# TYPE {_REMAINING} gauge"]
+        lines += [f'{_REMAINING}{{origin="{_label(origin)}"}} {value}' for origin, value in sorted(self.remaining())]
         return "\n".join(lines) + "\n"
 
 
+def _label(value: str) -> str:
+    """A label's value as Prometheus' text format has it."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+_REMAINING = "dduct_ratelimit_remaining"
 _NUMBER = 8  # bytes of a number
 _COLUMNS = len(Counter) + len(Gauge)  # of a row

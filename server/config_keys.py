@@ -226,6 +226,12 @@ class CacheSettings:
         "0s",
         "how long the tag of an image may be sent without asking its registry; `0s`: it is asked each time, by `HEAD`",
     )
+    ratelimit_floor: int = key(
+        read.whole(0, 1_000_000),
+        10,
+        "where a registry says that it answers fewer further requests than this (`RateLimit-Remaining`), the tag of an "
+        "image may be sent for an hour without asking; `0`: never",
+    )
     ask_anonymously: bool = key(
         read.boolean,
         True,

@@ -13,6 +13,7 @@ import os
 import secrets
 import ssl
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,15 +45,17 @@ from server.config_keys import Config
 from server.config_values import Address
 from server.joined_patterns import joined
 from storage.eviction import Evictor
-from storage.shared_table import SharedTable
+from storage.shared_table import SharedNumbers, SharedTable
 from storage.space import Limits, SpaceLimits
 from tls import openssl
 from tls.authority import CertificateAuthority
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 from upstream.client import Origins
 from upstream.dialling import Settings
+from upstream.known import Known
 from upstream.origin_tls import TlsSettings, UnusableCertificate
 from upstream.public_tokens import PublicTokens
+from upstream.rate_limits import RateLimits
 
 _log = logging.getLogger("dduct")
 
@@ -97,6 +100,7 @@ class Parts:
     draining: threading.Event
     recent: SharedTimes
     shared: SharedTable
+    numbers: SharedNumbers
     background: Background
     ahead: Ahead
     via: bytes
@@ -116,6 +120,8 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
     aside, draining, recent = ThreadPool(), threading.Event(), SharedTimes()
     authority = certs.prepare(config.misc.cert_dir, config.certs)
     cache = _open_cache(config, current)
+    numbers = SharedNumbers()
+    counters.remaining = lambda: numbers.items(time.monotonic())
     evictor = Evictor(cache.store.space, partial(counters.add, Counter.EVICTED))
     cache.store.space.on_need = evictor.look
     cache.store.syncs.on_dropped = partial(counters.add, Counter.UNSYNCED)
@@ -131,6 +137,7 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
         draining=draining,
         recent=recent,
         shared=SharedTable(),
+        numbers=numbers,
         background=Background(recent, aside.spawn, draining),
         ahead=Ahead(aside.spawn, draining),
         via=b"1.1 dduct-" + secrets.token_hex(4).encode(),
@@ -210,9 +217,10 @@ class RuntimeBuilder:
     def _services(self, config: Config) -> Services:
         parts = self._parts
         tokens = PublicTokens(parts.shared, HostList(config.proxy.client_cert_hosts))
+        limits = RateLimits(parts.numbers, config.cache.ratelimit_floor)
         return Services(
             cache=parts.cache,
-            origins=_origins(config, parts, self._addresses, tokens),
+            origins=_origins(config, parts, self._addresses, Known(parts.shared, tokens, limits)),
             freshness=FreshnessRules(
                 fresh_for=config.cache.fresh_for,
                 heuristic_max=config.cache.heuristic_max,
@@ -225,6 +233,7 @@ class RuntimeBuilder:
             names=RequestFields(config.cache.harmless_fields),
             public_tokens=tokens,
             repositories=Repositories(parts.shared),
+            rate_limits=limits,
             ask_anonymously=config.cache.ask_anonymously,
             counters=parts.counters,
             via=parts.via,
@@ -294,7 +303,7 @@ def _listener_context(config: Config, parts: Parts, names: _NameChooser) -> ssl.
     return context
 
 
-def _origins(config: Config, parts: Parts, addresses: List[Address], tokens: PublicTokens) -> Origins:
+def _origins(config: Config, parts: Parts, addresses: List[Address], known: Known) -> Origins:
     proxy = config.proxy
     settings = Settings(
         connect_timeout=proxy.connect_timeout,
@@ -313,7 +322,7 @@ def _origins(config: Config, parts: Parts, addresses: List[Address], tokens: Pub
         allow_own=OwnServices(proxy.allow_own),
     )
     try:
-        return Origins(settings, parts.counters, parts.shared, tokens)
+        return Origins(settings, parts.counters, known)
     except UnusableCertificate as error:
         raise StartError(str(error)) from error
 

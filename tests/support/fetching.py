@@ -35,13 +35,14 @@ from protocol.headers import Field, Headers
 from protocol.http1 import Authority, RequestHead, ResponseHead, Target
 from protocol.request_fields import DEFAULT
 from storage.record import Digest, Metadata
-from storage.shared_table import SharedTable
+from storage.shared_table import SharedNumbers, SharedTable
 from storage.store import Key
 from transfers.fill import Fill
 from upstream.dialling import NoAnswer, UpstreamError
 from upstream.exchange import Exchange, Hop
 from upstream.origin_connection import Origin, OriginConnection, OriginResponse
 from upstream.public_tokens import PublicTokens
+from upstream.rate_limits import RateLimits
 from upstream.request import Request
 
 HOST = "some.thing"
@@ -231,6 +232,7 @@ class Around:
             names=DEFAULT,
             public_tokens=PublicTokens(shared),
             repositories=Repositories(shared),
+            rate_limits=RateLimits(SharedNumbers(4), 0),
             ask_anonymously=True,
             counters=self.counters,
             via=b"1.1 dduct",

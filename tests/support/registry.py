@@ -34,6 +34,7 @@ class Registry:
         self._contents: Dict[str, Tuple[str, bytes]] = {}  # by digest: media type and bytes
         self.tags: Dict[Tuple[str, str], str] = {}
         self.private: Set[str] = set()
+        self.remaining: Optional[int] = None  # requests, as it says with each manifest
         self.trouble: Trouble = lambda asked: None
         self.dduct = dduct
         self.origin: Origin = dduct.origin(self._answer)
@@ -123,7 +124,9 @@ class Registry:
             digest = json.loads(data)["manifests"][0]
             kind, data = self._contents[digest]
         tag = [("ETag", f'"{digest}"')] if self._etags else []
+        told = [] if self.remaining is None else [("RateLimit-Remaining", f"{self.remaining};w=21600")]
         if tag and asked.get("if-none-match") == tag[0][1]:
             connection.head(304, tag)
         else:
-            connection.respond(200, [("Content-Type", kind), ("Docker-Content-Digest", digest), *tag], data, head)
+            fields = [("Content-Type", kind), ("Docker-Content-Digest", digest), *tag, *told]
+            connection.respond(200, fields, data, head)

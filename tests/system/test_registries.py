@@ -128,6 +128,18 @@ def test_within_tag_check_nothing_is_asked(start_dduct: Build) -> None:
     assert len(registry.origin.requests) == before + 1
 
 
+def test_few_requests_that_are_left_are_spared(dduct: RunningDduct) -> None:
+    registry = Registry(dduct, tokens=False)
+    index, _, _ = registry.add(REPOSITORY, "1")
+    assert registry.manifest(REPOSITORY, "1").body == registry.content(index)
+    registry.remaining = 3
+    assert registry.manifest(REPOSITORY, "1").body == registry.content(index)
+    before = len(registry.origin.requests)
+    assert registry.manifest(REPOSITORY, "1").body == registry.content(index)
+    assert len(registry.origin.requests) == before
+    assert dduct.client().get("/metrics", "localhost").body.count(b"dduct_ratelimit_remaining{") == 1
+
+
 def test_a_push_ends_what_is_known_of_a_tag(start_dduct: Build) -> None:
     registry = Registry(start_dduct(tag_check=60.0), tokens=False)
     registry.add(REPOSITORY, "1")

@@ -167,6 +167,7 @@ BAD: Dict[str, List[str]] = {
         *("[['^/(?P<x>a)', '0s']]", "[[5, 5]]", "{ a = 'x' }"),
     ],
     "cache.tag_check": ["-1", "'x'", "true"],
+    "cache.ratelimit_floor": ["-1", "'x'", "true", "1.5"],
     "cache.ask_anonymously": ["'yes'", "1"],
     "cache.stale_if_error": ["'yes'", "1"],
     "cache.obey_no_store": ["0"],
