@@ -32,7 +32,9 @@ _STATED = b"docker-content-digest"
 def is_whole(request: CacheableRequest, exchange: Exchange) -> bool:
     """Whether a response is a manifest that is read whole."""
     length = exchange.body.length if exchange.body.kind is Framing.LENGTH else None
-    return request.name.manifest and exchange.head.status == 200 and 0 < (length or 0) <= _MAX_MANIFEST
+    if not request.name.manifest or exchange.head.status != 200 or b"content-encoding" in exchange.head.headers:
+        return False  # a digest is of the bytes without their coding
+    return 0 < (length or 0) <= _MAX_MANIFEST
 
 
 def read(exchange: Exchange) -> bytes:
