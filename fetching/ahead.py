@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from contextlib import ExitStack
 from functools import partial
 from typing import Callable, Protocol
@@ -19,6 +18,7 @@ from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.filling import Filling, Started
 from fetching.origin_query import OriginQuery
+from monitoring.details import NotKept
 from monitoring.metrics import Counter
 from storage.record import Unstorable
 from transfers.fill import Fill
@@ -60,6 +60,8 @@ class Ahead:
 
     def _run(self, services: Services, request: CacheableRequest, waiting: Waiting) -> None:
         try:
+            if services.negatives.find(request.key.name, request.sent.headers) is not None:
+                return  # in its turn, the request finds it, too
             claim = services.cache.claim(request.key)
             if isinstance(claim, Hit):
                 claim.entry.close()
@@ -75,7 +77,7 @@ class Ahead:
     def _lead(self, fill: Fill, services: Services, request: CacheableRequest, waiting: Waiting) -> None:
         query = OriginQuery(services, request, lambda _: None)
         with ExitStack() as cleanup:
-            asked_at = time.time()
+            asked = services.negatives.asking(request.key.name)
             asker = fill.asking.lead(request.question, fill.fail, fill.close)
             cleanup.callback(asker.close)
             services.counters.add(Counter.AHEAD)
@@ -91,9 +93,10 @@ class Ahead:
             if self._ending.is_set():
                 fill.renew()  # no client waits for it any more
                 return
-            started = Filling(services, request, query, lambda _: None).start(fill, exchange, asked_at, cleanup)
+            started = Filling(services, request, query, lambda _: None).start(fill, exchange, asked, cleanup)
             if not isinstance(started, Started):
-                waiting.useless()
+                if isinstance(started, NotKept):
+                    waiting.useless()
                 return
             fill.attach()  # and no reader: one would hold the fill up where the disk is full
             started.reader.close()

@@ -12,6 +12,8 @@ from fetching import meaning, permission
 from fetching.cacheable_request import CacheableRequest
 from fetching.description import describe, renewed
 from fetching.filler import REFUSALS, Services, carry
+from fetching.negative import Asked, Negative
+from fetching.negative_answer import keep
 from fetching.origin_query import OriginQuery
 from monitoring.details import Detail, NotKept
 from monitoring.metrics import Counter
@@ -50,10 +52,12 @@ class Filling:
         self._on_begun = on_begun
         self._url = request.shown
 
-    def start(self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> Union[Started, NotKept]:
+    def start(
+        self, fill: Fill, exchange: Exchange, asked: Asked, cleanup: ExitStack
+    ) -> Union[Started, NotKept, Negative]:
         """Move fill and exchange from `cleanup` to a filler; where they stay, the fill is declined or handed over."""
-        metadata = self._begin(fill, exchange, asked_at)
-        if isinstance(metadata, NotKept):
+        metadata = self._begin(fill, exchange, asked)
+        if not isinstance(metadata, Metadata):
             return metadata
         reader = self._cache.reader(fill)
         cleanup.callback(reader.close)
@@ -82,9 +86,11 @@ class Filling:
         exchange.close()
         return metadata
 
-    def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Union[Metadata, NotKept]:
+    def _begin(self, fill: Fill, exchange: Exchange, asked: Asked) -> Union[Metadata, NotKept, Negative]:
         """Start the fill, or decline it, or hand it over. Returns the object's metadata, or why it is not stored."""
-        metadata = describe(self._request, exchange, asked_at)
+        metadata = describe(self._request, exchange, asked.at)
+        if exchange.head.status < 300:
+            self._services.negatives.forget(self._request.key.name)
         left = fill.partial_download
         is_rest = left is not None and meaning.is_rest(self._request, exchange, left)
         if left is not None and is_rest:
@@ -100,10 +106,11 @@ class Filling:
                 reason = NotKept(error.detail, str(error))
                 self._services.counters.add(Counter.UNSTORABLE)
         _log.debug("Not kept: %s: %s", self._url, reason.text)
+        negative = keep(self._services, self._request, exchange, asked)  # before those that wait are told
         if fill.partial_download is None or exchange.head.status not in REFUSALS or not fill.hand_over():
             fill.asking.declined_for = reason.detail
             fill.decline()
-        return reason
+        return reason if negative is None else negative
 
     def why_not(self, exchange: Exchange, metadata: Metadata, is_rest: bool) -> Optional[NotKept]:
         """Why a response is not stored, as far as that is known before the disk is asked."""

@@ -76,7 +76,7 @@ class PolledFetch(ABC):
         self.fill = fill
         self.asker: Asker = fill.asking.lead(request.question, fill.fail, fill.close)
         self.has_won = False  # its response is the one that decides on the fill
-        self.asked_at = time.time()
+        self.asked = services.negatives.asking(request.key.name)
 
     @property
     def name(self) -> str:
@@ -181,12 +181,13 @@ class PolledMiss(PolledFetch):
         return exchange.head.status == 200 and 0 < (length or 0) <= SMALL
 
     def _keep(self, exchange: Exchange) -> Optional[Answer]:
-        metadata = describe(self._request, exchange, self.asked_at)
+        metadata = describe(self._request, exchange, self.asked.at)
         if metadata.restricted or self._filling.why_not(exchange, metadata, is_rest=False) is not None:
             return None
         if not self._wins():
             return None
         body = self._question.body_ahead(exchange)
+        self._services.negatives.forget(self.name)
         try:
             self._services.cache.disk.poll(partial(self._store, metadata, body))
         except (Unstorable, FillFailed):
@@ -246,7 +247,7 @@ class PolledValidation(PolledFetch):
     def _renew(self, exchange: Exchange) -> Optional[Metadata]:
         """Renew the object; None where that takes a thread. Raises Unstorable, for the same reason."""
         stale = self.stale
-        metadata = renewed(self._request, exchange, stale.metadata, self.asked_at)
+        metadata = renewed(self._request, exchange, stale.metadata, self.asked.at)
         if metadata.restricted:
             return None
         if not (self.fill.unread and self._says_nothing_new(metadata)):

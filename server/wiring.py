@@ -25,8 +25,10 @@ from fetching.filler import Services
 from fetching.grants import Grants
 from fetching.memory_cache import MemoryCache
 from fetching.naming import Naming, Parameters
+from fetching.negative import NegativeAnswers
 from fetching.permission import KNOWN_FOR
 from fetching.recent import Background, Deliveries, SharedTimes
+from fetching.shared_answers import SharedAnswers
 from monitoring.metrics import Counter, Counters
 from net.addresses import Networks, OwnServices, unmapped
 from net.endpoint import NamedSocket
@@ -94,6 +96,7 @@ class Parts:
     draining: threading.Event
     recent: SharedTimes
     background: Background
+    answers: SharedAnswers
     ahead: Ahead
     via: bytes
     # All processes share it for their lifetime: a client cannot choose its process.
@@ -127,6 +130,7 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
         draining=draining,
         recent=recent,
         background=Background(recent, aside.spawn, draining),
+        answers=SharedAnswers(),
         ahead=Ahead(aside.spawn, draining),
         via=b"1.1 dduct-" + secrets.token_hex(4).encode(),
         ticket_secret=secrets.token_bytes(32),
@@ -222,6 +226,7 @@ class RuntimeBuilder:
             spawn=parts.threads.spawn,
             deliveries=Deliveries(parts.recent, config.cache.retry_window),
             background=parts.background,
+            negatives=NegativeAnswers(parts.answers, config.cache.negative, hash(config)),
             grown=parts.note_growth,
         )
 

@@ -171,6 +171,8 @@ GOOD: List[Tuple[str, str, Any]] = [
     ("cache.recheck", "'1.5m'", 90.0),
     ("cache.retry_window", "'0s'", 0.0),
     ("cache.volatile", "[]", ()),
+    ("cache.negative", "'0s'", 0.0),
+    ("cache.negative", "'5m'", 300.0),
     ("cache.auth_grace", "'0'", 0.0),
     ("cache.auth_grace", "0", 0.0),
     ("cache.stale_if_error", "false", False),
@@ -296,6 +298,7 @@ BAD: Dict[str, List[str]] = {
     "cache.volatile": ["'a'", "['(']", "[5]"],
     "cache.stale_if_error": ["'yes'", "1"],
     "cache.obey_no_store": ["0"],
+    "cache.negative": ["-1", "true", "'x'"],
     "cache.auth_grace": ["-1", "false", "'x'"],
     "cache.ignore_query": ["'a'", "['']", "['a=b']", "['*a']", "[1]"],
     "cache.harmless_fields": [
