@@ -247,7 +247,7 @@ class Around:
             spawn=_run_at_once,
             deliveries=Deliveries(times, MINUTE),
             background=Background(times, _run_at_once, self.ending),
-            negatives=NegativeAnswers(SharedAnswers(sets=1, marks=_MANY), MINUTE),
+            negatives=NegativeAnswers(SharedAnswers(short=1, long=1, marks=_MANY), MINUTE),
             grown=self.grown.append,
         )
 

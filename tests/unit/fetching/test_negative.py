@@ -24,7 +24,7 @@ class Around:
 
     def __init__(self) -> None:
         self.now = NOW
-        self.shared = SharedAnswers(sets=1, marks=4)
+        self.shared = SharedAnswers(short=1, long=1, marks=4)
         self.answers = self.configured()
 
     def configured(self, limit: float = 60.0, rules: int = 1) -> NegativeAnswers:

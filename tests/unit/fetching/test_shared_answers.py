@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Callable, List
+from typing import Callable, List, Tuple
 
 import pytest
 
@@ -14,7 +14,7 @@ SOON = 1_800_000_060.5
 
 @pytest.fixture
 def shared() -> SharedAnswers:
-    return SharedAnswers(sets=1, marks=4)
+    return SharedAnswers(short=1, long=1, marks=4)
 
 
 def test_an_answer_is_found_by_its_key_only(shared: SharedAnswers) -> None:
@@ -22,38 +22,43 @@ def test_an_answer_is_found_by_its_key_only(shared: SharedAnswers) -> None:
     assert (shared.get(("a", "x")), shared.get(("a", "y")), shared.get("a")) == (b"one", None, None)
 
 
-def test_the_last_one_of_a_key_counts(shared: SharedAnswers) -> None:
-    for value in (b"first", b"second"):
-        shared.put("a", value, SOON)
-    assert shared.get("a") == b"second"
-    shared.put("b", b"other", SOON)  # there is one place less for others, and not two
-    for key in "cd":
-        shared.put(key, b"", SOON)
-    assert [shared.get(key) for key in "abcd"] == [b"second", b"other", b"", b""]
+@pytest.mark.parametrize("sizes", [(5, 6), (5, 5000), (5000, 5), (LONGEST, 5000)])
+def test_the_last_one_of_a_key_counts(shared: SharedAnswers, sizes: Tuple[int, int]) -> None:
+    for size in sizes:
+        shared.put("a", bytes(size), SOON)
+    assert shared.get("a") == bytes(sizes[1])
+    others = "bcdefgh"  # it has one place, and not two
+    for key in others:
+        shared.put(key, bytes(sizes[1]), SOON)
+    assert [shared.get(key) for key in ("a", *others)] == [bytes(sizes[1])] * 8
 
 
-def test_the_one_whose_time_ends_first_makes_room(shared: SharedAnswers) -> None:
-    for number, key in enumerate("abcd"):
-        shared.put(key, key.encode(), SOON + (0 if key == "c" else number + 1))
-    shared.put("e", b"e", SOON)
-    assert [shared.get(key) for key in "abcde"] == [b"a", b"b", None, b"d", b"e"]
-
-
-def test_the_longest_fits_and_leaves_its_neighbours_alone(shared: SharedAnswers) -> None:
-    values = {key: key.encode() * LONGEST for key in "abcd"}
-    for key, value in values.items():
-        shared.put(key, value, SOON)
-    assert {key: shared.get(key) for key in values} == values
+@pytest.mark.parametrize("size", [1, LONGEST])
+def test_the_one_whose_time_ends_first_makes_room(shared: SharedAnswers, size: int) -> None:
+    values = {key: key.encode() * size for key in "abcdefghi"}
+    for number, key in enumerate("abcdefgh"):
+        shared.put(key, values[key], SOON + (0 if key == "c" else number + 1))
+    shared.put("i", values["i"], SOON)
+    assert [key for key, value in values.items() if shared.get(key) != value] == ["c"]
+    assert shared.get("c") is None
 
 
 @pytest.mark.parametrize("where", [0, 16, 24, 32, 36, 50, 135])
-def test_one_that_is_written_at_the_same_time_is_not_found(shared: SharedAnswers, where: int) -> None:
+@pytest.mark.parametrize("size", [100, 5000])
+def test_one_that_is_written_at_the_same_time_is_not_found(shared: SharedAnswers, size: int, where: int) -> None:
     """Whichever byte is another's: of the checksum, the key, the end, the length, the value."""
-    shared.put("a", bytes(100), SOON)
-    assert shared.get("a") == bytes(100)
-    (start,) = [place for place in range(0, len(shared._slots), LONGEST + 36) if any(shared._slots[place : place + 16])]
-    shared._slots[start + where] ^= 1
+    shared.put("a", bytes(size), SOON)
+    assert shared.get("a") == bytes(size)
+    for table in shared._tables:
+        for start in table._starts(0):
+            table._memory[start + where] ^= 1
     assert shared.get("a") is None
+
+
+def test_it_takes_no_more_than_it_says() -> None:
+    """README and SECURITY say how many answers, and how much memory."""
+    sizes = [len(table._memory) for table in SharedAnswers()._tables]
+    assert sum(sizes) <= 21 * 1024**2 and len(range(0, sizes[0], 4096)) == 4096
 
 
 def test_there_may_be_one_until_the_last_one_ends(shared: SharedAnswers) -> None:
