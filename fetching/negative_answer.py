@@ -91,27 +91,36 @@ def answer_plain(services: Services, request: PlainRequest) -> Optional[Answer]:
     return Answer(data, length, request.bare, note, name, False, status=answer.status, counter=Counter.NEGATIVE)
 
 
+def may_be_kept(services: Services, exchange: Exchange, asked: Asked) -> bool:
+    """Whether an origin's response may be kept, as far as its head shows."""
+    return (exchange.body.length or 0) <= MAX_BODY and _seconds(services, exchange, asked, time.time()) > 0
+
+
 def keep(services: Services, request: CacheableRequest, exchange: Exchange, asked: Asked) -> Optional[Negative]:
     """Keep an origin's response to the request for the whole; None where it is none of those that are kept.
 
     Its body can still be read. Waits for it, for a moment. Raises ClientGone.
     """
-    negatives, head = services.negatives, exchange.head
-    if not negatives.limit or head.status not in freshness.NEGATIVE or exchange.hops:
+    head, now = exchange.head, time.time()
+    seconds = _seconds(services, exchange, asked, now)
+    if not seconds or request.name.volatile or request.credentials:
         return None
-    if request.name.volatile or request.credentials or freshness.says_no_store(request.head):
-        return None
-    now = time.time()
-    seconds = freshness.negative_lifetime(head, asked.at, now)
-    body = exchange.body.ahead(MAX_BODY, _WAIT) if seconds else None
+    body = exchange.body.ahead(MAX_BODY, _WAIT)
     if body is None:
         return None
     fields = freshness.stored_fields(head, now)
     headers = Headers((name.encode("latin-1"), value.encode("latin-1")) for name, value in fields)
     stored = Stored(headers, now, freshness.initial_age(head, asked.at, now))
     vary = freshness.vary_fields(request.sent, head, request.names)
-    answer = Negative(head.status, stored, body, vary, exchange.scope, now + min(seconds, negatives.limit))
-    return answer if negatives.keep(request.key.name, request.sent.headers, answer, asked) else None
+    answer = Negative(head.status, stored, body, vary, exchange.scope, now + seconds)
+    return answer if services.negatives.keep(request.key.name, request.sent.headers, answer, asked) else None
+
+
+def _seconds(services: Services, exchange: Exchange, asked: Asked, now: float) -> float:
+    """For how long a response may be kept. At the end of a redirect it is no answer of the URL that was asked for."""
+    if exchange.hops:
+        return 0.0
+    return min(freshness.negative_lifetime(exchange.head, asked.at, now), services.negatives.limit)
 
 
 def _is_for(services: Services, answer: Negative, reach: Reach, target: Target) -> bool:

@@ -167,10 +167,9 @@ class BodyReader:
 
     def _whole(self, received: bytes, limit: int) -> Optional[bytes]:
         """The whole body, if these bytes, with which it begins, hold all of it."""
-        if self.kind is Framing.LENGTH and len(received) < (self.length or 0):
-            return None
-        framing = BodyFraming(self.kind, self.length)
-        reader = BodyReader(cast(Stream, _Received(received)), framing, sender=self._sender)
+        if self.kind is Framing.LENGTH:
+            return received[: self.length] if len(received) >= (self.length or 0) else None
+        reader = BodyReader(cast(Stream, _Received(received)), http1.CHUNKED, sender=self._sender)
         try:
             body = b"".join(bytes(piece) for piece in reader.chunks(memoryview(bytearray(limit + 1))))
         except IncompleteBody:

@@ -12,7 +12,7 @@ import pytest
 from support.client import Answer, wait_until
 from support.origin import Asked, Connection, Gate, Origin
 from support.running import HOST, RunningDduct
-from support.told import Reaction, Told, confirms, responds, send_get, sends
+from support.told import Reaction, Told, confirms, primed, responds, send_get, sends
 
 from fetching import small_hit
 from fetching.negative import MAX_BODY
@@ -180,6 +180,17 @@ def test_a_slow_body_is_relayed_as_it_comes(
         wait_until(lambda: dduct.counters.value(Counter.RELAYED) == 1)
     assert ask(dduct, origin).body == b"firstlater"
     assert origin.count(PATH) == 2
+
+
+def test_what_is_at_the_end_of_a_redirect_is_no_answer_of_its_beginning(
+    dduct: RunningDduct, told: Told, origin: Origin
+) -> None:
+    told.reactions[PATH] = missing(GOOD_FOR, ("Location", "/r/y.deb"), status=301)
+    told.reactions["/r/y.deb"] = missing()
+    for _ in range(2):
+        answer = ask(dduct, origin)
+        assert (answer.status, answer.get("location")) == (301, "/r/y.deb")
+    assert origin.count("/r/y.deb") == 2 and dduct.counters.value(Counter.NEGATIVE) == 0
 
 
 def test_it_can_be_switched_off(start_dduct: Start, told: Told) -> None:
@@ -519,6 +530,18 @@ def test_the_poller_s_thread_answers_as_a_session_s_thread_does(
         assert one == other or one[0] == other[0] in ("Age", "Cache-Status")
     lines = [re.sub(r"[0-9.]+s hit; ttl=[0-9]+", "hit", line) for line in caplog.messages if " hit; " in line]
     assert lines[0] == lines[1] and lines[0].endswith(f" 404 {len(GONE)} hit; detail=negative")
+
+
+def test_an_object_that_the_poller_s_thread_stores_ends_it(dduct: RunningDduct, told: Told, polled: List[int]) -> None:
+    origin = primed(dduct, told)
+    assert ask(dduct, origin).status == 404
+    del told.reactions[PATH]
+    assert ask(dduct, origin, "User-Agent: another").status == 200
+    assert polled == [404, 200]
+    dduct.wait_until_durable()
+    for name in dduct.stored():
+        (dduct.files / name).unlink()
+    assert ask(dduct, origin).status == 200
 
 
 def test_a_client_that_asks_again_and_again_needs_no_thread(
