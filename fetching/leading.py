@@ -173,20 +173,13 @@ class Leading:
         if stale is not None and exchange.head.status in _OUTDATED:
             self._cache.remove(self._request.key)
         if isinstance(started, Negative):
-            return self._send_negative(started, exchange, with_detail(f"{missed(stale)}; stored", Detail.NEGATIVE))
+            # Whatever conditions and ranges its client has sent (RFC 9110 §13.2.1, §14.2).
+            self._relay.forward(exchange, with_detail(f"{missed(stale)}; stored", Detail.NEGATIVE))
+            return Outcome.DONE
         try:
             self._relay.pass_on(exchange, with_detail(missed(stale), started.detail))
         finally:
             self._reply.outcome = f"{self._reply.note}; not stored: {started.text}"
-        return Outcome.DONE
-
-    def _send_negative(self, answer: Negative, exchange: Exchange, note: str) -> Outcome:
-        """Send the response that has just been kept: as it came, unless the client has asked for something else."""
-        if self._relay.suits(exchange):
-            self._relay.forward(exchange, note)
-        else:
-            exchange.close()
-            self._negative.send(answer, note)
         return Outcome.DONE
 
     def _may_fare_better(self, fill: Fill, error: UpstreamError) -> bool:

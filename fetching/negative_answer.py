@@ -57,7 +57,7 @@ class NegativeAnswer:
     def find(self) -> Optional[Negative]:
         """The answer that this request may have, whatever is stored."""
         request = self._request
-        if not self._services.negatives.any() or request.name.volatile or request.credentials:
+        if not self._services.negatives.any() or request.credentials:
             return None
         answer = self._services.negatives.find(request.key.name, request.sent.headers)
         if answer is None or not _is_for(self._services, answer, request.reach, request.target):

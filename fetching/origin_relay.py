@@ -35,19 +35,15 @@ class OriginRelay:
 
     def pass_on(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
         """Send the client the response to the request for the whole; relay instead if it asked for something else."""
-        if self.suits(exchange):
-            self.forward(exchange, note, seen)
-        else:
-            exchange.close()
-            self.relay(note)
-
-    def suits(self, exchange: Exchange) -> bool:
-        """Whether the response to the request for the whole is one to this client's own request, too."""
         head = self._request.head
         as_asked = exchange.method == head.method and exchange.head.status not in _OF_OUR_ASKING
         if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
             as_asked = False  # the redirect does: the client may have other credentials for its target
-        return as_asked and not any(name in head.headers for name in CONDITIONS)
+        if not as_asked or any(name in head.headers for name in CONDITIONS):
+            exchange.close()
+            self.relay(note)
+        else:
+            self.forward(exchange, note, seen)
 
     def forward(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
         """Send a response as it comes; `seen` is completed by a whole body of a 200."""

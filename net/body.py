@@ -140,10 +140,10 @@ class BodyReader:
         for _ in range(_MAX_ARRIVALS):
             found = self._whole(self._stream.start_of_buffer(most), limit)
             left = deadline - time.monotonic()
-            if found is not None or self._stream.buffered >= most or left <= 0:
+            if found is not None or self._stream.buffered >= most:
                 return found
             try:
-                if not self._stream.fill(left):
+                if not self._stream.fill(max(0.0, left)):
                     return None
             except OSError:
                 return None  # too late, or lost

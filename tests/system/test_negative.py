@@ -418,14 +418,18 @@ def test_clients_follow_an_object_that_is_being_fetched(dduct: RunningDduct, tol
     assert origin.count(PATH) == 2
 
 
-def test_a_file_that_was_copied_in_is_served(dduct: RunningDduct, told: Told, origin: Origin) -> None:
+@pytest.mark.parametrize("fields", [(), ("Cache-Control: max-age=100",)])
+def test_a_file_that_was_copied_in_is_served(
+    dduct: RunningDduct, told: Told, origin: Origin, fields: Tuple[str, ...]
+) -> None:
+    """By the poller's thread, or by a session's."""
     ask(dduct, origin)
     place = dduct.files / "https" / f"{HOST}:{origin.port}" / PATH[1:]
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(b"by hand")
     told.reactions[PATH] = confirms()  # nothing says how long it is fresh
     for _ in range(3):
-        assert ask(dduct, origin).body == b"by hand"
+        assert ask(dduct, origin, *fields).body == b"by hand"
 
 
 @pytest.mark.one_process
@@ -495,6 +499,31 @@ def test_pipelined_requests_are_asked_for_once(dduct: RunningDduct, told: Told, 
             client.send("".join(f"GET {path} HTTP/1.1\r\n{host}\r\n" for path in paths).encode())
             assert [client.read().body for _ in paths] == [path.encode() for path in paths]
     assert sorted(asked.target for asked in origin.requests) == paths
+
+
+@pytest.mark.one_process
+def test_what_is_known_to_be_missing_is_not_asked_for_ahead(dduct: RunningDduct, told: Told, origin: Origin) -> None:
+    paths, gate = [f"/r/{number}.deb" for number in range(5)], Gate()
+    for path in paths:
+        told.reactions[path] = missing()
+        ask(dduct, origin, path=path)
+
+    def slow(_: Asked, connection: Connection) -> None:
+        gate.wait()
+        connection.respond(200, [GOOD_FOR], b"first")
+
+    def last(_: Asked, connection: Connection) -> None:
+        gate.open()
+        connection.respond(200, [GOOD_FOR], b"last")
+
+    told.reactions.update({"/r/first.deb": slow, "/r/last.deb": last})
+    host = f"Host: {HOST}:{origin.port}\r\n"
+    with dduct.intercepted(origin) as client:
+        asked = ["/r/first.deb", *paths, "/r/last.deb"]
+        client.send("".join(f"GET {path} HTTP/1.1\r\n{host}\r\n" for path in asked).encode())
+        assert [client.read().body for _ in asked] == [b"first", *([GONE] * 5), b"last"]
+    assert dduct.counters.value(Counter.AHEAD) == 1
+    assert all(origin.count(path) == 1 for path in asked)
 
 
 # --- the poller's thread -----------------------------------------------------------------------------

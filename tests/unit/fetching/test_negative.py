@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from fetching import negative
 from fetching.negative import Asked, Negative, NegativeAnswers
 from fetching.shared_answers import LONGEST, SharedAnswers
 from net.addresses import Scope
@@ -75,6 +76,20 @@ def test_several_are_kept_for_requests_that_are_not_alike(around: Around, name: 
         found = around.answers.find(NAME, Headers([(name, value)]))
         assert found is not None and found.body == value
     assert around.answers.find(NAME, Headers([])) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sent"), [("https/some.thing/y.deb", WANTED), (NAME, Headers([*WANTED, (b"Accept", b"x")]))]
+)
+def test_one_of_an_equal_hash_is_another_s(
+    around: Around, monkeypatch: pytest.MonkeyPatch, name: str, sent: Headers
+) -> None:
+    around.keep()
+    found, mark = around.shared.get((NAME, negative._like(SENT))), around.shared.mark(NAME)
+    monkeypatch.setattr(around.shared, "get", lambda _: found)
+    monkeypatch.setattr(around.shared, "mark", lambda _: mark)
+    assert around.answers.find(NAME, WANTED) is not None
+    assert around.answers.find(name, sent) is None
 
 
 def test_another_name_has_none(around: Around) -> None:

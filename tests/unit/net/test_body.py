@@ -479,11 +479,21 @@ def test_one_that_is_not_seen_can_be_read_all_the_same(pairs: Pairs, framing: Bo
 
 def test_a_body_without_an_end_or_begun_already_is_not_seen(pairs: Pairs) -> None:
     stream, far = pairs.plain()
-    far.sendall(BODY)
+    far.sendall(b"0\r\n\r\n" + BODY)
     assert BodyReader(stream, CLOSE).ahead(10, SOON) is None
     reader = BodyReader(stream, length(10))
-    reader.readinto(memoryview(bytearray(3)))
+    reader.readinto(memoryview(bytearray(5)))
+    assert stream.fill(TIMEOUT) or stream.buffered
     assert reader.ahead(10, SOON) is None
+
+
+def test_no_more_is_received_than_a_body_may_have(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    sent = in_thread(far.sendall, b"80000\r\n" + bytes(0x80000) + b"\r\n0\r\n\r\n")
+    reader = BodyReader(stream, CHUNKED)
+    assert reader.ahead(1000, TIMEOUT) is None and stream.buffered < 40_000
+    assert len(collect(reader)) == 0x80000
+    sent.result(TIMEOUT)
 
 
 @pytest.mark.parametrize("end", [fin, reset])
