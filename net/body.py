@@ -24,7 +24,7 @@ from protocol.http1 import BodyFraming, Framing, Sender
 BUFFER_SIZE = 256 * 1024
 MODEST_SIZE = 64 * 1024  # a thousand slow readers have as many buffers
 # Of a body that is looked at before it is read: bytes of chunk sizes and trailers, and the pieces in which it comes.
-_MAX_FRAMING, _MAX_ARRIVALS = 4096, 64
+_MAX_FRAMING, _MAX_ARRIVALS = 4096, 16
 
 
 def new_buffer(size: int = BUFFER_SIZE) -> memoryview:

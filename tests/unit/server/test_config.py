@@ -204,7 +204,11 @@ GOOD: List[Tuple[str, str, Any]] = [
 @pytest.mark.parametrize(("key", "value", "meaning"), GOOD)
 def test_a_value_means_what_it_says(tmp_path: Path, key: str, value: str, meaning: object) -> None:
     section, name = key.split(".")
-    assert getattr(getattr(load(tmp_path, f"[{section}]\n{name} = {value}\n"), section), name) == meaning
+    text = f"[{section}]\n{name} = {value}\n"
+    found = load(tmp_path, text)
+    assert getattr(getattr(found, section), name) == meaning
+    re.purge()
+    assert hash(found) == hash(load(tmp_path, text))  # workers tell by it that they have the same configuration
 
 
 # --- what is wrong ----------------------------------------------------------------------------------
