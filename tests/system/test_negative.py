@@ -458,6 +458,7 @@ def test_a_stored_object_ends_as_before_and_that_it_is_gone_is_kept(
 # --- once --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_process
 def test_clients_that_wait_for_the_same_answer_share_it(dduct: RunningDduct, told: Told, origin: Origin) -> None:
     gate = Gate()
 
