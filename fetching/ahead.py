@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Callable, Protocol
 
@@ -60,11 +60,14 @@ class Ahead:
 
     def _run(self, services: Services, request: CacheableRequest, waiting: Waiting) -> None:
         try:
-            if services.negatives.find(request.key.name, request.sent.headers) is not None:
-                return  # in its turn, the request finds it, too
             claim = services.cache.claim(request.key)
             if isinstance(claim, Hit):
                 claim.entry.close()
+            elif (
+                isinstance(claim, Lead) and services.negatives.find(request.key.name, request.sent.headers) is not None
+            ):
+                with closing(claim.fill):  # in its turn, the request finds it, too
+                    claim.fill.hand_on()
             elif isinstance(claim, Lead):
                 self._lead(claim.fill, services, request, waiting)
             else:

@@ -121,6 +121,10 @@ class CachedFetch:
         if isinstance(claim, Follow):
             with closing(claim.reader):
                 return self._following.follow(claim.reader, stale)
+        if stale is None and self._negative.find() is not None:
+            with closing(claim.fill):  # another fill has brought it since this request has looked
+                claim.fill.hand_on()
+            return Outcome.RETRY
         outcome = self._leading.lead(claim.fill, stale)
         self.was_small = self._leading.has_stored_small
         return outcome

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import pytest
 from support.client import Answer, wait_until
@@ -14,12 +14,15 @@ from support.origin import Asked, Connection, Gate, Origin
 from support.running import HOST, RunningDduct
 from support.told import Reaction, Told, confirms, primed, responds, send_get, sends
 
+from cache import Cache, Claim
 from fetching import small_hit
 from fetching.negative import MAX_BODY
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from proxy.session_state import SessionState
 from storage.disk_watch import DiskWatch
+from storage.entry import Version
+from storage.store import Key
 
 GOOD_FOR = ("Cache-Control", "max-age=300")
 TEXT = ("Content-Type", "text/plain")
@@ -478,6 +481,23 @@ def test_clients_that_wait_for_the_same_answer_share_it(dduct: RunningDduct, tol
     assert {(answer.status, answer.body) for answer in answers} == {(404, GONE)}
     assert answers[1].get("cache-status") == "dduct; fwd=uri-miss; collapsed; detail=negative"
     assert origin.count(PATH) == 1
+
+
+def test_one_that_is_kept_before_a_request_leads_is_its_answer(
+    dduct: RunningDduct, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not there when this request looked, and the fill that brought it is over."""
+    real, asking = Cache.claim, [1]
+
+    def claim(cache: Cache, key: Key, beyond: Optional[Version] = None) -> Claim:
+        if asking:
+            asking.pop()
+            ask(dduct, origin)
+        return real(cache, key, beyond)
+
+    monkeypatch.setattr(Cache, "claim", claim)
+    assert from_memory(ask(dduct, origin, "Cache-Control: max-age=100"))
+    assert origin.count(PATH) == 1 and dduct.fills() == [] and dduct.stored() == []
 
 
 def test_workers_share_it(start_dduct: Start, told: Told) -> None:
