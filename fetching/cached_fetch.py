@@ -22,6 +22,7 @@ from fetching.filler import Services
 from fetching.following import Following
 from fetching.leading import Leading
 from fetching.naming import Name
+from fetching.negative_answer import NegativeAnswer
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Admission, Outcome, Stale
@@ -102,6 +103,9 @@ class CachedFetch:
                 outcome = self._leading.take_over(begun)
             self.was_small = self._leading.was_small
             return outcome
+        if self._negative.send_known():
+            self.was_small = True
+            return Outcome.DONE
         why = self._request.why_no_fill
         if why is None:
             return self._take(self._services.cache.claim(self._request.key), None)
@@ -119,21 +123,29 @@ class CachedFetch:
         if isinstance(claim, Follow):
             with closing(claim.reader):
                 return self._following.follow(claim.reader, stale)
+        if stale is None and self._negative.find() is not None:
+            with closing(claim.fill):  # another fill has brought it since this request has looked
+                claim.fill.hand_on()
+            return Outcome.RETRY
         outcome = self._leading.lead(claim.fill, stale)
         self.was_small = self._leading.was_small
         return outcome
 
-    # A hit needs neither of these: they are made when they are first used.
+    # Most requests do not need all of these: they are made when they are first used.
 
     @cached_property
     def _leading(self) -> Leading:
         shared = (self._services, self._reply, self._request, self._query, self._relay)
-        return Leading(*shared, self._authorization, self._answer, self._look_ahead)
+        return Leading(*shared, self._authorization, self._answer, self._negative, self._look_ahead)
 
     @cached_property
     def _following(self) -> Following:
         shared = (self._services, self._reply, self._request, self._relay, self._authorization)
-        return Following(*shared, self._answer, self._leading)
+        return Following(*shared, self._answer, self._negative, self._leading)
+
+    @cached_property
+    def _negative(self) -> NegativeAnswer:
+        return NegativeAnswer(self._services, self._reply, self._request, self._arrived_at)
 
     # Hit
 

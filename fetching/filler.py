@@ -11,6 +11,7 @@ from typing import Callable, List, Optional
 from cache import Cache
 from fetching.grants import Grants
 from fetching.naming import VARIANT, Name, Naming, storage_name
+from fetching.negative import NegativeAnswers
 from fetching.recent import Background, Deliveries
 from fetching.repositories import Repositories
 from monitoring.details import Detail
@@ -71,11 +72,13 @@ class Services:
     spawn: Callable[[str, Callable[[], None]], None]
     deliveries: Deliveries
     background: Background
+    negatives: NegativeAnswers
     grown: Callable[[int], None]  # called with the bytes that the cache has gained
     trouble: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(_log))  # with invalidations
 
     def forget(self, name: Name) -> None:
-        """Invalidate the object of a name."""
+        """Invalidate the object of a name, and what says that there is none."""
+        self.negatives.forget(name.path)
         try:
             for key in self._keys_of(name):
                 self.cache.invalidate(key)

@@ -12,6 +12,8 @@ from fetching import manifests, meaning, permission, repository_look
 from fetching.cacheable_request import CacheableRequest
 from fetching.description import describe, renewed
 from fetching.filler import REFUSALS, Services, carry
+from fetching.negative import Asked, Negative
+from fetching.negative_answer import keep
 from fetching.origin_query import OriginQuery
 from monitoring.details import Detail, NotKept
 from monitoring.metrics import Counter
@@ -52,13 +54,15 @@ class Filling:
         self._on_begun = on_begun
         self._url = request.shown
 
-    def start(self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> Union[Started, NotKept]:
+    def start(
+        self, fill: Fill, exchange: Exchange, asked: Asked, cleanup: ExitStack
+    ) -> Union[Started, NotKept, Negative]:
         """Move fill and exchange from `cleanup` to a filler; where they stay, the fill is declined or handed over."""
         repository_look.note_answer(self._services, self._request, exchange)
         if fill.partial_download is None and manifests.is_whole(self._request, exchange):
-            return self._start_whole(fill, exchange, asked_at)
-        metadata = self._begin(fill, exchange, asked_at)
-        if isinstance(metadata, NotKept):
+            return self._start_whole(fill, exchange, asked.at)
+        metadata = self._begin(fill, exchange, asked)
+        if not isinstance(metadata, Metadata):
             return metadata
         reader = self._cache.reader(fill)
         cleanup.callback(reader.close)
@@ -117,9 +121,11 @@ class Filling:
         exchange.close()
         return metadata
 
-    def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Union[Metadata, NotKept]:
+    def _begin(self, fill: Fill, exchange: Exchange, asked: Asked) -> Union[Metadata, NotKept, Negative]:
         """Start the fill, or decline it, or hand it over. Returns the object's metadata, or why it is not stored."""
-        metadata = describe(self._request, exchange, asked_at)
+        metadata = describe(self._request, exchange, asked.at)
+        if exchange.head.status < 300:
+            self._services.negatives.forget(self._request.key.name)
         left = fill.partial_download
         is_rest = left is not None and meaning.is_rest(self._request, exchange, left)
         if left is not None and is_rest:
@@ -134,7 +140,10 @@ class Filling:
             except Unstorable as error:
                 reason = NotKept(error.detail, str(error))
                 self._services.counters.add(Counter.UNSTORABLE)
-        return self._decline(fill, exchange, reason)
+        # Before those that wait are told.
+        negative = keep(self._services, self._request, exchange, asked)
+        self._decline(fill, exchange, reason)
+        return reason if negative is None else negative
 
     def _decline(self, fill: Fill, exchange: Exchange, reason: NotKept) -> NotKept:
         _log.debug("Not kept: %s: %s", self._url, reason.text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,8 @@ from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.filling import Filling, Started
+from fetching.negative import Asked, Negative
+from fetching.negative_answer import NegativeAnswer
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Outcome, Stale, missed
@@ -60,6 +61,7 @@ class Leading:
         relay: OriginRelay,
         authorization: Authorization,
         answer: StoredAnswer,
+        negative: NegativeAnswer,
         look_ahead: Optional[Callable[[], None]] = None,
     ) -> None:
         self._cache = services.cache
@@ -69,6 +71,7 @@ class Leading:
         self._relay = relay
         self._authorization = authorization
         self._answer = answer
+        self._negative = negative
         self._filling = Filling(services, request, query, authorization.grant)
         self._look_ahead = look_ahead
         self.was_small = False  # such that the poller's thread could probably have led
@@ -102,7 +105,7 @@ class Leading:
             cleanup.push(when_gone(partial(asker.hand_on, fill.hand_on)))
             if self._look_ahead is not None:
                 self._look_ahead()
-            asked_at = time.time() if begun is None else begun.asked_at
+            asked = self._negative.asking() if begun is None else begun.asked
             try:
                 exchange = self._exchange(fill, stale) if begun is None else begun.exchange(self._reply.interim)
             except UpstreamError as error:
@@ -120,9 +123,9 @@ class Leading:
                     fill.fail(failure)
                     return outcome
             started = (
-                self._start(fill, exchange, asked_at, cleanup)
+                self._start(fill, exchange, asked, cleanup)
                 if stale is None
-                else self._validate(fill, stale, exchange, asked_at, cleanup)
+                else self._validate(fill, stale, exchange, asked, cleanup)
             )
             if isinstance(started, Outcome):
                 return started
@@ -145,12 +148,12 @@ class Leading:
         return Outcome.DONE
 
     def _validate(
-        self, fill: Fill, stale: Stale, exchange: Exchange, asked_at: float, cleanup: ExitStack
+        self, fill: Fill, stale: Stale, exchange: Exchange, asked: Asked, cleanup: ExitStack
     ) -> Union[Started, Outcome]:
         """Do what the response to a validation says: renew the object, replace it, or leave it as it is."""
         status = exchange.head.status
         if meaning.still_good(self._request, exchange, stale.metadata, stale.entry.length):
-            metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
+            metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked.at)
             self._authorization.grant(metadata)
             note = f"fwd=stale; fwd-status={status}"
             self.was_small = status == 304 and may_be_polled(stale.entry.record, stale.metadata)
@@ -163,19 +166,23 @@ class Leading:
             fill.renew()  # those that wait for this ask with their own credentials
             self._relay.pass_on(exchange, with_detail(missed(stale), Detail.CREDENTIALS))
             return Outcome.DONE
-        return self._start(fill, exchange, asked_at, cleanup, stale)
+        return self._start(fill, exchange, asked, cleanup, stale)
 
     def _start(
-        self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack, stale: Optional[Stale] = None
+        self, fill: Fill, exchange: Exchange, asked: Asked, cleanup: ExitStack, stale: Optional[Stale] = None
     ) -> Union[Started, Outcome]:
         """Start the fill; a response that is not stored is sent to this client."""
         if not self._cache.acquire(fill):
             return Outcome.RETRY  # another process fetches it, or has done so
-        started = self._filling.start(fill, exchange, asked_at, cleanup)
+        started = self._filling.start(fill, exchange, asked, cleanup)
         if isinstance(started, Started):
             return started
         if stale is not None and exchange.head.status in _OUTDATED:
             self._cache.remove(self._request.key)
+        if isinstance(started, Negative):
+            # Whatever conditions and ranges its client has sent (RFC 9110 §13.2.1, §14.2).
+            self._relay.forward(exchange, with_detail(f"{missed(stale)}; stored", Detail.NEGATIVE))
+            return Outcome.DONE
         try:
             self._relay.pass_on(exchange, with_detail(missed(stale), started.detail))
         finally:

@@ -7,12 +7,13 @@ unchanged, fresh and in use.
 from __future__ import annotations
 
 import time
-from typing import Callable, Optional, Tuple, TypeVar
+from typing import Callable, Optional, Tuple, TypeVar, Union
 
 from cache import Hit
 from fetching import other_hit, small_hit
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services, key_of
+from fetching.negative_answer import answer_plain
 from fetching.small_hit import Answer, PlainRequest, SmallHit
 from protocol.remembering import Doorkeeper, Generations
 from storage.glance import read_without_waiting
@@ -122,15 +123,16 @@ class MemoryCache:
         if answer is not None:
             return answer
         found = known if known is not None and known.unchanged(time.time()) else self._look_up(request, first)
-        if found is None:
+        if found is None or isinstance(found, Answer):
             self._objects.drop(request.name.path)
-            return None
+            return found
         if found is not known and not first:
             self._objects.put(found.name.path, found, found.length)
         found.validated_at = iteration
         return found.answer(time.time())
 
-    def _look_up(self, request: PlainRequest, first: bool) -> Optional[SmallHit]:
+    def _look_up(self, request: PlainRequest, first: bool) -> Union[SmallHit, Answer, None]:
+        """The object; where none is stored, a negative answer, if one is kept."""
         key = key_of(request.name)
         try:
             found = None if first else self._glance(key, request)
@@ -140,7 +142,7 @@ class MemoryCache:
         except Unstorable:
             return None
         if hit is None:
-            return None
+            return answer_plain(self._services, request)
         try:
             return self._read(hit, request)
         finally:

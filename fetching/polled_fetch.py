@@ -18,7 +18,7 @@ from functools import partial
 from typing import Callable, Optional, Tuple, Union
 
 from cache import Hit
-from fetching import meaning
+from fetching import meaning, negative_answer
 from fetching.cacheable_request import CacheableRequest
 from fetching.description import describe, renewed
 from fetching.filler import Services
@@ -28,6 +28,7 @@ from fetching.origin_query import OriginQuery
 from fetching.outcomes import Stale, outcome_of
 from fetching.small_hit import SMALL, Answer, PlainRequest
 from fetching.stored_metadata import as_fields, scope
+from monitoring.details import Detail, with_detail
 from monitoring.metrics import Counter
 from net.addresses import may_reach
 from net.response import head_fields
@@ -41,11 +42,13 @@ from transfers.fill import Fill
 from transfers.states import FillFailed, FillState
 from upstream.exchange import Exchange
 from upstream.nonblocking_request import NonblockingRequest
+from upstream.relay import passed_on
 from upstream.request import Request
 
 # Cache-Status, as a thread says it.
 _STORED = "fwd=uri-miss; stored"
 _VALIDATED = "fwd=stale; fwd-status=304"
+_NOT_THERE = (404, 410)
 _NOTED_EVERY = 60.0  # seconds; a record says when its object was last confirmed, but no more exactly than that
 
 
@@ -75,7 +78,7 @@ class PolledFetch(ABC):
         self.fill = fill
         self.asker: Asker = fill.asking.lead(request.question, fill.fail, fill.close)
         self.has_won = False  # its response is the one that decides on the fill
-        self.asked_at = time.time()
+        self.asked = services.negatives.asking(request.key.name)
 
     @property
     def name(self) -> str:
@@ -177,15 +180,20 @@ class PolledMiss(PolledFetch):
 
     def _is_usual(self, exchange: Exchange) -> bool:
         length = exchange.body.length if exchange.body.kind is Framing.LENGTH else None
+        if exchange.head.status in _NOT_THERE:
+            return length is not None and negative_answer.may_be_kept(self._services, exchange, self.asked)
         return exchange.head.status == 200 and 0 < (length or 0) <= SMALL
 
     def _keep(self, exchange: Exchange) -> Optional[Answer]:
-        metadata = describe(self._request, exchange, self.asked_at)
+        if exchange.head.status in _NOT_THERE:
+            return self._keep_negative(exchange)
+        metadata = describe(self._request, exchange, self.asked.at)
         if metadata.restricted or self._filling.why_not(exchange, metadata, is_rest=False) is not None:
             return None
         if not self._wins():
             return None
         body = self._question.body_ahead(exchange)
+        self._services.negatives.forget(self.name)
         try:
             self._services.cache.disk.poll(partial(self._store, metadata, body))
         except (Unstorable, FillFailed):
@@ -193,6 +201,30 @@ class PolledMiss(PolledFetch):
         self._finish(exchange, len(body))
         log = f"fwd=uri-miss; {outcome_of(self.fill)}"
         return self._answer(metadata, body, (_STORED, log), Counter.FILLS)
+
+    def _keep_negative(self, exchange: Exchange) -> Optional[Answer]:
+        """Keep an answer without an object, and send it as `OriginRelay` would."""
+        services, head = self._services, exchange.head
+        kept = negative_answer.keep(services, self._request, exchange, self.asked)
+        if kept is None or not self._wins():
+            return None
+        try:
+            services.cache.disk.poll(self._decline)
+        except Unstorable:
+            return None
+        length, note = len(kept.body), with_detail(_STORED, Detail.NEGATIVE)
+        framing = BodyFraming(Framing.LENGTH, length)
+        fields = head_fields(passed_on(head), head.status, framing, length, False, services.via, note)
+        data = http1.serialise_response(head.status, head.reason, fields) + kept.body
+        exchange.body.drain(length)  # it is in the buffer
+        exchange.close()
+        url, counter = self._request.url, Counter.RELAYED
+        return Answer(data, length, url, note, self.name, False, status=head.status, counter=counter)
+
+    def _decline(self) -> None:
+        self.fill.asking.declined_for = Detail.STATUS
+        self.fill.decline()
+        self.asker.close()
 
     def _store(self, metadata: Metadata, body: bytes) -> None:
         if self.fill.store_whole(metadata, body) and not self.fill.file.sync_soon():
@@ -245,7 +277,7 @@ class PolledValidation(PolledFetch):
     def _renew(self, exchange: Exchange) -> Optional[Metadata]:
         """Renew the object; None where that takes a thread. Raises Unstorable, for the same reason."""
         stale = self.stale
-        metadata = renewed(self._request, exchange, stale.metadata, self.asked_at)
+        metadata = renewed(self._request, exchange, stale.metadata, self.asked.at)
         if metadata.restricted:
             return None
         if not (self.fill.unread and self._says_nothing_new(metadata)):

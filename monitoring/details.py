@@ -31,6 +31,8 @@ class Detail(enum.Enum):
     CONDITION = "condition"
     CREDENTIALS = "credentials"
     LOCAL = "local"
+    # There is no object, and that is kept for a short time.
+    NEGATIVE = "negative"
     # The answer is not kept.
     NO_STORE = "no-store"
     STATUS = "status"

@@ -17,6 +17,7 @@ class Counter(enum.Enum):
     HITS = ("hits", "Responses from the cache without asking the origin for the object")
     VALIDATED = ("validated", "Responses from the cache after the origin said they are still good")
     STALE = ("stale", "Stale responses, sent because the origin could not be asked")
+    NEGATIVE = ("negative", "Responses 404, 410 or a permanent redirect from memory, without asking the origin")
     CONFIRMED = ("confirmed", "Objects validated in the background after a heuristic hit, and still good")
     OUTDATED = ("outdated", "Objects that a validation in the background found to be outdated")
     UNCONFIRMED = ("unconfirmed", "Validations in the background that got no answer")

@@ -185,6 +185,26 @@ def not_storable(
     return None
 
 
+NEGATIVE = (301, 308, 404, 410)  # statuses of responses that may be kept for a short time (RFC 9110 §15.1)
+
+
+def negative_lifetime(response: ResponseHead, asked_at: float, now: float) -> float:
+    """The seconds for which a response without an object may be sent again, if it states that; 0 where it may not.
+
+    No rule of the configuration extends it: what is not an object is never kept against its origin's word.
+    """
+    said = directives_of(response.headers)
+    if response.status not in NEGATIVE or any(name in said for name in (b"no-store", b"private", b"no-cache")):
+        return 0.0
+    if b"set-cookie" in response.headers or b"content-range" in response.headers:
+        return 0.0  # it is for one client, or makes no sense
+    if b"*" in response.headers.tokens(b"vary"):
+        return 0.0
+    stated = b"s-maxage" in said or b"max-age" in said or b"expires" in response.headers
+    lifetime = _explicit_lifetime(Stored(response.headers, now)) if stated else None
+    return 0.0 if lifetime is None else max(0.0, lifetime - initial_age(response, asked_at, now))
+
+
 def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
     """Whether a response, or a redirect on the way to it, is for one user (RFC 9111 §5.2.2.7)."""
     return b"private" in directives_of(response.headers) and rules.obey_no_store

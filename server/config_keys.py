@@ -240,6 +240,12 @@ class CacheSettings:
     )
     stale_if_error: bool = key(read.boolean, True, "a stale object is better than none")
     obey_no_store: bool = key(read.boolean, True, "`false`: a filter overrides the origin's `no-store` and `private`")
+    negative: float = key(
+        read.seconds_or_none,
+        "60s",
+        "how long, at most, dduct keeps a `404`, a `410` or a permanent redirect that says how long it is good; `0`: "
+        "it asks each time",
+    )
     auth_grace: float = key(
         read.seconds_or_none,
         "60s",

@@ -26,9 +26,11 @@ from fetching.filler import Services
 from fetching.grants import Grants, Kind
 from fetching.memory_cache import MemoryCache
 from fetching.naming import Naming, Parameters
+from fetching.negative import NegativeAnswers
 from fetching.permission import KNOWN_FOR
 from fetching.recent import Background, Deliveries, SharedTimes
 from fetching.repositories import Repositories
+from fetching.shared_answers import SharedAnswers
 from monitoring.metrics import Counter, Counters
 from net.addresses import Networks, OwnServices, unmapped
 from net.endpoint import NamedSocket
@@ -102,6 +104,7 @@ class Parts:
     shared: SharedTable
     numbers: SharedNumbers
     background: Background
+    answers: SharedAnswers
     ahead: Ahead
     via: bytes
     # All processes share it for their lifetime: a client cannot choose its process.
@@ -139,6 +142,7 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
         shared=SharedTable(),
         numbers=numbers,
         background=Background(recent, aside.spawn, draining),
+        answers=SharedAnswers(),
         ahead=Ahead(aside.spawn, draining),
         via=b"1.1 dduct-" + secrets.token_hex(4).encode(),
         ticket_secret=secrets.token_bytes(32),
@@ -240,6 +244,7 @@ class RuntimeBuilder:
             spawn=parts.threads.spawn,
             deliveries=Deliveries(parts.recent, config.cache.retry_window),
             background=parts.background,
+            negatives=NegativeAnswers(parts.answers, config.cache.negative, hash(config)),
             grown=parts.note_growth,
         )
 

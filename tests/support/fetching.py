@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple, Union, cast
@@ -18,11 +19,14 @@ from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.grants import Grants, Kind
 from fetching.naming import Name
+from fetching.negative import NegativeAnswers
+from fetching.negative_answer import NegativeAnswer
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
 from fetching.recent import Background, Deliveries, SharedTimes
 from fetching.recovery import Recovery
 from fetching.repositories import Repositories
+from fetching.shared_answers import SharedAnswers
 from fetching.stored_answer import StoredAnswer
 from monitoring.metrics import Counter, Counters
 from net.addresses import Reach, Scope
@@ -97,6 +101,19 @@ class _FromOrigin:
         return len(piece)
 
     read_much = readinto
+
+    @property
+    def buffered(self) -> int:
+        """All of it has come."""
+        return len(self._data)
+
+    def start_of_buffer(self, count: int) -> bytes:
+        """The next bytes; they stay."""
+        return self._data[:count]
+
+    def fill(self, _: float) -> bool:
+        """No more comes."""
+        return False
 
 
 class FakeOrigins:
@@ -239,6 +256,7 @@ class Around:
             spawn=_run_at_once,
             deliveries=Deliveries(times, MINUTE),
             background=Background(times, _run_at_once, self.ending),
+            negatives=NegativeAnswers(SharedAnswers(short=1, long=1, marks=_MANY), MINUTE),
             grown=self.grown.append,
         )
 
@@ -314,6 +332,7 @@ class Answering:
         self.authorization = Authorization(services, request, self.query, self.relay)
         self.recovery = Recovery(services, request, self.query, self.authorization.grant)
         self.answer = StoredAnswer(services, self.reply, request, self.relay, self.recovery, CLIENT)
+        self.negative = NegativeAnswer(services, self.reply, request, time.time())
 
 
 def meta(*fields: Tuple[str, str], url: str = URL, age: float = 0.0, **more: Any) -> Metadata:

@@ -16,6 +16,7 @@ from support.running import HOST, RunningDduct
 from support.told import BODY, FRESH, HINTS, WHOLE, Reaction, Told, confirms, primed, responds, send_get, sends, tagged
 
 from fetching import polled_fetch
+from fetching.negative import MAX_BODY
 from fetching.polled_fetch import PolledFetch
 from fetching.small_hit import SMALL
 from monitoring.metrics import Counter
@@ -40,6 +41,13 @@ def redirects(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [FRESH], BODY)
     else:
         connection.respond(302, [("Location", "/target.deb")])
+
+
+def moves(asked: Asked, connection: Connection) -> None:
+    if asked.target == "/target.deb":
+        connection.respond(200, [FRESH], BODY)
+    else:
+        connection.respond(301, [FRESH, ("Location", "/target.deb")])
 
 
 def breaks_off(_: Asked, connection: Connection) -> None:
@@ -93,6 +101,14 @@ CASES = [
     Case("no HTTP", sends(b"nonsense\r\n\r\n"), polled=False),
     Case("two lengths", sends(WHOLE.replace(b"\r\n\r\n", b"\r\nContent-Length: 1\r\n\r\n", 1)), polled=False),
     Case("not found", responds(404), polled=False),
+    Case("not found for a while", responds(404, FRESH, ("Age", "7"), ("Server", "x"), ("Accept-Ranges", "bytes"))),
+    Case("gone for a while, and empty", responds(410, FRESH, body=b"")),
+    Case("not found, at length", responds(404, FRESH, body=bytes(MAX_BODY + 1)), polled=False),
+    Case("not found, privately", responds(404, FRESH, ("Set-Cookie", "a=b")), polled=False),
+    Case("not found, chunked", sends(CHUNKED.replace(b"200 OK", b"404 Gone")), polled=False),
+    Case("not found, and close", sends(WHOLE.replace(b"200 OK\r\n", b"404 Gone\r\nConnection: close\r\n"))),
+    Case("not found, in pieces", sends(WHOLE[:20].replace(b"200 OK", b"404 No"), WHOLE[20:-9], WHOLE[-9:])),
+    Case("moved for a while", moves, polled=False),
     Case("error", responds(503, ("Retry-After", "1")), polled=False),
     Case("no content", responds(204, body=b""), polled=False),
     Case("private", responds(200, ("Cache-Control", "private, max-age=600")), polled=False),
