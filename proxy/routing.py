@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Iterable, Optional, Union
+from typing import Dict, Iterable, List, Optional, Union
 
 from fetching.naming import Name, Naming, storage_name
 from net.addresses import Networks, is_network
@@ -19,12 +19,17 @@ from protocol.http1 import Authority, RequestHead, Target, forwards_left
 
 
 class Hosts:
-    """A set of host names: exact names, and `*.suffix` for all subdomains of a suffix at any depth."""
+    """A set of host names: exact names, `*.suffix` for all subdomains of a suffix at any depth, and names in which
+    another `*` stands for one label: `*.a.*.b` holds `x.a.y.b`, and not `x.a.y.z.b`."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         names = [pattern.lower() for pattern in patterns]
         self._exact = frozenset(name for name in names if not name.startswith("*."))
         self._below = frozenset(name[2:] for name in names if name.startswith("*."))
+        self._inner: Dict[str, List[List[str]]] = {}  # labels of the patterns with another `*`, by what follows it
+        for name in names:
+            if "*" in name[1:]:
+                self._inner.setdefault(name.rpartition("*.")[2], []).append(name.split("."))
 
     def __contains__(self, host: object) -> bool:
         if not isinstance(host, str):
@@ -35,8 +40,18 @@ class Hosts:
         while dot:
             if parent in self._below:
                 return True
+            if parent in self._inner and any(_fits(host.split("."), labels) for labels in self._inner[parent]):
+                return True
             _, dot, parent = parent.partition(".")
         return False
+
+
+def _fits(host: List[str], pattern: List[str]) -> bool:
+    """Whether the labels of a host fit those of a pattern; a first `*` stands for one label or more."""
+    if pattern[0] == "*":
+        pattern = pattern[1:]
+        host = host[max(1, len(host) - len(pattern)) :]
+    return len(host) == len(pattern) and all(one in ("*", label) for one, label in zip(pattern, host))
 
 
 class HostList(Hosts):

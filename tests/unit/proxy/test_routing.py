@@ -56,6 +56,39 @@ def test_a_host_is_listed_label_by_label(host: str, listed: bool) -> None:
     assert (host in RULES.intercept) is listed
 
 
+@pytest.mark.parametrize(
+    ("pattern", "host", "listed"),
+    [
+        ("*.a.*.b.test", "x.a.y.b.test", True),
+        ("*.a.*.b.test", "w.x.a.y.b.test", True),
+        ("*.a.*.b.test", "a.y.b.test", False),
+        ("*.a.*.b.test", "x.a.b.test", False),
+        ("*.a.*.b.test", "x.a.y.z.b.test", False),
+        ("*.a.*.b.test", "x.a.y.b.test.evil", False),
+        ("*.a.*.b.test", "x.evila.y.b.test", False),
+        ("*.a.*.b.test", "x.a.y.evilb.test", False),
+        ("A.*.b.test", "a.y.b.test", True),
+        ("a.*.b.test", "x.a.y.b.test", False),
+        ("a.*.b.*.c.test", "a.x.b.y.c.test", True),
+        ("a.*.b.*.c.test", "a.x.y.b.c.test", False),
+    ],
+)
+def test_a_star_inside_a_pattern_stands_for_one_label(pattern: str, host: str, listed: bool) -> None:
+    assert (host in Hosts(["other.test", pattern])) is listed
+
+
+def test_the_default_hosts_are_registries_and_not_all_of_their_clouds() -> None:
+    hosts = Hosts(DEFAULTS.certs.server_dns_sans)
+    registries = ["registry-1.docker.io", "auth.docker.io", "gcr.io", "eu.gcr.io", "europe-docker.pkg.dev", "nvcr.io"]
+    registries += ["mcr.microsoft.com", "public.ecr.aws", "123456789012.dkr.ecr.eu-west-1.amazonaws.com", "cgr.dev"]
+    registries += ["registry.gitlab.com", "registry.redhat.io", "registry.access.redhat.com", "docker.elastic.co"]
+    registries += ["lscr.io", "ghcr.io", "quay.io", "registry.k8s.io"]
+    assert [host for host in registries if host not in hosts] == []
+    others = ["bucket.s3.eu-west-1.amazonaws.com", "sts.amazonaws.com", "gitlab.com", "microsoft.com", "redhat.com"]
+    others += ["x.dkr.ecr.evil.amazonaws.com.evil.test", "public.ecr.aws.evil.test"]
+    assert [host for host in others if host in hosts] == []
+
+
 def test_host_patterns_ignore_case() -> None:
     assert "a.b" in Hosts(["A.b"]) and "x.b" in Hosts(["*.B"]) and 5 not in Hosts(["5"])
 
@@ -193,6 +226,9 @@ NAMES: List[Tuple[str, Optional[Name]]] = [
     ("/%61.d%65b", Name("https/h/a.deb")),
     ("/a%2fb.deb", Name("https/h/a%2Fb.deb")),
     (f"/v2/a/b/blobs/sha256:{SHA256}", Name(f"https/h/v2/a/b/blobs/sha256:{SHA256}", Digest("sha256", SHA256))),
+    (f"/v2/a/b/blobs/sha512:{SHA512}", Name(f"https/h/v2/a/b/blobs/sha512:{SHA512}", Digest("sha512", SHA512))),
+    (f"/v2/a/blobs/sha512:{SHA512[1:]}", None),
+    (f"/v2/a/blobs/sha512:{SHA256}", None),
     (f"/v2/a/blobs/sha256%3A{SHA256}", None),
     (f"/v2/a/blobs/sha256:{SHA256[1:]}", None),
     ("/v2/a/manifests/latest", None),

@@ -73,7 +73,8 @@ def test_the_original_configuration_works_unchanged(tmp_path: Path) -> None:
     assert loaded.misc.file_dir == Path("/var/tmp/dduct/files")
     assert loaded.proxy.filters[0].pattern == r"^/v2/.*/blobs/sha256:\w+$"
     assert len(loaded.proxy.filters) == 4
-    assert loaded.certs == defaults.certs
+    assert set(loaded.certs.server_dns_sans) < set(defaults.certs.server_dns_sans)
+    assert replace(loaded.certs, server_dns_sans=defaults.certs.server_dns_sans) == defaults.certs
     assert replace(loaded.proxy, filters=()) == replace(defaults.proxy, filters=())
     assert loaded.cache == defaults.cache
 
@@ -182,6 +183,7 @@ GOOD: List[Tuple[str, str, Any]] = [
     ("proxy.upstream_proxy", "'http://a:b%40c@p:1'", Parent("p", 1, False, "a:b@c")),
     ("proxy.no_upstream_proxy", "['*.Lab', '::1', '10.0.0.1']", ("*.lab", "::1", "10.0.0.1")),
     ("certs.server_dns_sans", "['*.A.example.', 'b']", ("*.a.example", "b")),
+    ("certs.server_dns_sans", "['*.dkr.ecr.*.a.example', 'a.*.b.c']", ("*.dkr.ecr.*.a.example", "a.*.b.c")),
     ("certs.server_ip_sans", "['0:0::1']", ("::1",)),
     (
         "proxy.no_upstream_proxy",
@@ -306,7 +308,10 @@ BAD: Dict[str, List[str]] = {
     "certs.days_from_now": ["0", "100000", "'1d'"],
     "certs.ca_cn": ["''", f"'{'x' * 65}'", f"'{'ü' * 33}'", "5"],
     "certs.server_cn": ["''", f"'{'ü' * 33}'"],
-    "certs.server_dns_sans": ["['a.*.b']", "['*']", "['a..b']", "'a'", "['a:443']", "['-a']", "['a', 5]"],
+    "certs.server_dns_sans": [
+        *("['a.*.b']", "['a.*']", "['*.*.b.c']", "['a.*.*.b.c']", "['a.*x.b.c']"),
+        *("['*']", "['a..b']", "'a'", "['a:443']", "['-a']", "['a', 5]"),
+    ],
     "certs.server_ip_sans": ["['fe80::1%eth0']", "['a']", "['10.0.0.0/8']", "['1.2.3']"],
     "certs.client_cn": ["''", "[]"],
     "certs.p12_pass": ["5"],
@@ -554,6 +559,13 @@ def test_the_configuration_file_must_not_lie_in_file_dir(tmp_path: Path) -> None
     assert "this file ('" in complaint(inside, places(tmp_path / "certs", tmp_path / "data"))
 
 
+def test_a_pattern_with_a_star_inside_counts_as_one_constraint_and_no_name(tmp_path: Path) -> None:
+    certs = load(tmp_path, "[certs]\nserver_dns_sans = ['a.test', '*.a.*.b.test', '*.c.*.b.test']\n").certs
+    less = load(tmp_path, "[certs]\nserver_dns_sans = ['a.test', 'b.test']\n").certs
+    # The names are a.test and an address; the constraints a.test, b.test, dduct's two names and the address.
+    assert config.comparisons(certs) == (2 + 1) * 5 and config.comparisons(less) == (3 + 1) * 5
+
+
 @pytest.mark.parametrize(("count", "accepted"), [(1021, True), (1022, False)])
 def test_more_constrained_hosts_than_openssl_verifies_are_refused(tmp_path: Path, count: int, accepted: bool) -> None:
     hosts = [f"h{number}.test" for number in range(count)]
@@ -579,7 +591,7 @@ def test_more_constrained_hosts_than_openssl_verifies_are_refused(tmp_path: Path
         ("[cache]\nfresh_for = '1w'\n", "units are s, m, h, d"),
         ("[certs]\nserver_dns_sans = ['bücher.de']\n", "'xn--bcher-kva.de'"),
         ("[certs]\nserver_dns_sans = ['*']\n", "all hosts at once cannot be listed"),
-        ("[certs]\nserver_dns_sans = ['a.*.com']\n", "a '*' stands for everything before a name"),
+        ("[certs]\nserver_dns_sans = ['a.*.com']\n", "a '*' stands for everything before a name, or for one label of it"),
         ("[certs]\nserver_dns_sans = ['https://a.test/x']\n", "did you mean 'a.test'?"),
         ("[certs]\nserver_dns_sans = ['a.test:443']\n", "did you mean 'a.test'?"),
         ("[proxy]\ntcp_bind = '127.0.0.1:80'\ntls_bind = '127.0.0.1:80'\n", "are the same"),
