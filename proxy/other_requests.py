@@ -13,7 +13,7 @@ from fetching.filler import Services
 from net.arrival import Arrival
 from protocol import http1
 from protocol.http1 import Framing, ProtocolError, RequestHead
-from proxy import routing
+from proxy import mirror, routing
 from proxy.routing import Fetch, Rules
 
 _MAX_REQUEST = 4096  # bytes of a head: tokens are long
@@ -35,6 +35,8 @@ def other_request(block: bytes, arrival: Arrival, rules: Rules, services: Servic
         return None
     if not isinstance(decision, Fetch) or decision.name is None or decision.name.volatile:
         return None
+    if decision.mirrored:
+        head = mirror.without_empty_token(head)
     return CacheableRequest(services, head, decision.target, decision.name, arrival.reach)
 
 
