@@ -182,11 +182,13 @@ def _mirror_values(proxy: Proxy, names: Tuple[str, ...]) -> Dict[str, str]:
     if not proxy.encrypted:
         block += "\ninsecure = true"
     trusting = f"Put ca.crt into /etc/containers/certs.d/{place}/ as well."
+    trusted = "The last line is about the way to dduct, which is without TLS."
+    trust_yaml = f'\nconfigs:\n  "{place}":\n    tls:\n      ca_file: CA'
     return {
         "MIRROR_CONF": "\n\n".join(map(block.format, names)),
-        "MIRROR_CONF_NOTE": trusting if proxy.encrypted else "The last line is about the way to dduct, which is without TLS.",
+        "MIRROR_CONF_NOTE": trusting if proxy.encrypted else trusted,
         "MIRROR_YAML": "".join(f'\n  {name}:\n    endpoint: ["{proxy.url}"]' for name in names),
-        "MIRROR_YAML_CA": f'\nconfigs:\n  "{place}":\n    tls:\n      ca_file: CA' if proxy.encrypted else "",
+        "MIRROR_YAML_CA": trust_yaml if proxy.encrypted else "",
         "MIRROR_CA": '\n  ca = "CA"' if proxy.encrypted else "",
     }
 
@@ -202,8 +204,8 @@ def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str
         yield _note(
             "dduct asks for a user and a password here (proxy.auth_file). Write the proxy as `@SCHEME@://USER:PASSWORD@"
             "@AUTHORITY@` everywhere below, with special characters as %XX (in systemd's files as %%XX); for the "
-            "script: `sh -s -- --proxy @SCHEME@://USER:PASSWORD@@AUTHORITY@`. Java does not take it from there. Mirrors have no "
-            "place for a password: dduct refuses them.",
+            "script: `sh -s -- --proxy @SCHEME@://USER:PASSWORD@@AUTHORITY@`. Java does not take it from there. "
+            "Mirrors have no place for a password: dduct refuses them.",
             SCHEME=proxy.url.partition(":")[0],
             AUTHORITY=str(proxy.authority),
         )
@@ -227,8 +229,11 @@ def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str
         "[CRI-O and podman](#mirror-for-cri-o-podman-skopeo-buildah).",
         values,
     )
-    if proxy.encrypted:
-        return
+    if not proxy.encrypted:
+        yield from _without_the_network(proxy, values)
+
+
+def _without_the_network(proxy: Proxy, values: Dict[str, str]) -> Iterable[str]:
     yield _text(
         "What comes over plain http can be changed on the way, and this is run by root. Where you do not trust the "
         "network, fetch it in a way that you do trust, and compare the fingerprint with what dduct's machine says "

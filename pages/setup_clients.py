@@ -170,7 +170,7 @@ CLIENTS = (
                 "/etc/containerd/config.toml",
                 '[plugins."io.containerd.grpc.v1.cri".registry]\n  config_path = "/etc/containerd/certs.d"',
             ),
-            'In containerd 2 the section is called `[plugins."io.containerd.cri.v1.images".registry]`. Once it is there:',
+            'In containerd 2, the section is `[plugins."io.containerd.cri.v1.images".registry]`. Once it is there:',
             Run("systemctl restart containerd"),
         ),
         "remove `hosts.toml`; nothing has to be restarted.",

@@ -21,9 +21,9 @@ from protocol import http1
 from protocol.http1 import Authority, ProtocolError, RequestHead, Target
 
 BASE = "/v2/"
-TOKEN = "/v2/token"  # where clients that name the registry in a path get their tokens; no registry has such a name
+ISSUER = "/v2/token"  # where clients that name the registry in a path get their tokens; no registry has such a name
 # The token for registries that want none: a client that has been told to bring one does so. It is never passed on.
-NO_TOKEN = "dduct-none"
+ANONYMOUS = "dduct-none"
 _HTTPS = 443
 _PARAMETER = "ns"
 # The name of this registry is not that of its host, and images without a folder are in `library`.
@@ -67,7 +67,7 @@ def registry_target(target: bytes, listed: Container[str]) -> Target:
 
 
 def token_scope(query: Optional[str], listed: Container[str]) -> TokenScope:
-    """What the query of a request for a token (`TOKEN`) asks for. Raises NoRegistry."""
+    """What the query of a request for a token (`ISSUER`) asks for. Raises NoRegistry."""
     parameters = [one.partition("=") for one in (query or "").split("&")]
     scopes = [unquote_plus(value) for name, _, value in parameters if name == "scope"]
     match = _SCOPE.fullmatch(scopes[0]) if len(scopes) == 1 else None
@@ -81,7 +81,7 @@ def token_scope(query: Optional[str], listed: Container[str]) -> TokenScope:
 
 def without_empty_token(head: RequestHead) -> RequestHead:
     """The request without the token that stands for none."""
-    if head.headers.get(b"authorization") != b"Bearer " + NO_TOKEN.encode():
+    if head.headers.get(b"authorization") != b"Bearer " + ANONYMOUS.encode():
         return head
     return replace(head, headers=head.headers.without([b"authorization"]))
 

@@ -27,6 +27,7 @@ from upstream.relay import forward, outgoing
 from upstream.request import Purpose, Request
 
 _SECONDS = 300  # that a token which stands for none is used
+_ESCAPED = re.compile(rb"\\(.)")
 _PARAMETER = re.compile(rb'(?:([A-Za-z0-9-]+)[ \t]+)?([A-Za-z0-9_]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))')
 
 
@@ -43,7 +44,7 @@ def send_token(services: Services, wanted: TokenScope, head: RequestHead, reply:
     finally:
         exchange.close()
     if challenge is None:
-        token = {"token": mirror.NO_TOKEN, "access_token": mirror.NO_TOKEN, "expires_in": _SECONDS}
+        token = {"token": mirror.ANONYMOUS, "access_token": mirror.ANONYMOUS, "expires_in": _SECONDS}
         fields = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
         reply.send_complete(200, fields, json.dumps(token))
         return
@@ -57,7 +58,8 @@ def send_token(services: Services, wanted: TokenScope, head: RequestHead, reply:
 
 def bearer_challenge(headers: Headers) -> Optional[Dict[bytes, bytes]]:
     """The parameters of the first Bearer challenge (RFC 6750 §3) that names a realm; None without one."""
-    scheme, found = b"", {}
+    scheme = b""
+    found: Dict[bytes, bytes] = {}
     for element in headers.elements(b"www-authenticate"):
         match = _PARAMETER.fullmatch(element)
         if match is None:
@@ -69,7 +71,7 @@ def bearer_challenge(headers: Headers) -> Optional[Dict[bytes, bytes]]:
             scheme, found = match.group(1).lower(), {}
         if scheme == b"bearer":
             quoted, plain = match.group(3), match.group(4)
-            found.setdefault(match.group(2).lower(), plain if quoted is None else re.sub(rb"\\(.)", rb"\1", quoted))
+            found.setdefault(match.group(2).lower(), plain if quoted is None else _ESCAPED.sub(rb"\1", quoted))
     return found if b"realm" in found else None
 
 

@@ -234,13 +234,13 @@ def _decide_own(head: RequestHead, path: str, rules: Rules) -> Decision:
 def _decide_mirrored(head: RequestHead, target: bytes, rules: Rules) -> Decision:
     """A request to dduct as a mirror; `target` is in origin-form, below `mirror.BASE`."""
     path, query = http1.split_origin_form(target)
-    if head.method not in _CACHED_METHODS or (path == mirror.TOKEN and head.method == b"HEAD"):
-        methods = b"GET" if path == mirror.TOKEN else b"GET, HEAD"
+    if head.method not in _CACHED_METHODS or (path == mirror.ISSUER and head.method == b"HEAD"):
+        methods = b"GET" if path == mirror.ISSUER else b"GET, HEAD"
         return Refuse(405, f"this is a mirror of registries: only {methods.decode()}, no pushes", methods)
     if path == mirror.BASE and query is None:
         return BuiltinPage(path)
     try:
-        if path == mirror.TOKEN:
+        if path == mirror.ISSUER:
             return MirrorToken(mirror.token_scope(query, rules.intercept))
         decision = _fetch(head, mirror.registry_target(target, rules.intercept), rules)
     except NoRegistry as error:

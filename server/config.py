@@ -145,7 +145,8 @@ def comparisons(certs: Certs) -> int:
     """How many pairs of name and constraint a client compares to verify server.crt, as configured."""
     hosts = (*certs.server_dns_sans, *certs.server_ip_sans)
     constraints = {constraint_for(host) for host in (*hosts, certs.server_cn, certs.client_cn)}
-    return (len(list(filter(may_be_named, hosts)) or (certs.server_cn,)) + 1) * (len(constraints) + (0 if certs.server_ip_sans else 2))
+    names = [host for host in hosts if may_be_named(host)] or [certs.server_cn]
+    return (len(names) + 1) * (len(constraints) + (0 if certs.server_ip_sans else 2))
 
 
 def _too_many_constraints(certs: Certs) -> Iterator[str]:

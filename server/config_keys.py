@@ -275,8 +275,8 @@ class Certs(CertificateSettings):
             "registry.gitlab.com",
             "registry.redhat.io",
         ],
-        "**hosts to intercept**; `*.docker.io` covers every depth below. Inside a name, a `*` stands for one label: "
-        "`*.dkr.ecr.*.amazonaws.com`",
+        "**hosts to intercept**, and registries to be a mirror of; `*.docker.io` covers every depth below. Inside a "
+        "name, a `*` stands for one label: `*.dkr.ecr.*.amazonaws.com`",
         shown="registries",
     )
     server_ip_sans: Tuple[str, ...] = key(read.list_of(read.ip), ["127.0.0.1"], "addresses to intercept")

@@ -1,4 +1,4 @@
-"""podman and skopeo with dduct as a mirror in registries.conf: no proxy, no authority of dduct, and the registry behind it."""
+"""podman and skopeo with dduct as a mirror in registries.conf: no proxy, and no authority of dduct."""
 
 from __future__ import annotations
 

@@ -322,7 +322,8 @@ class Workshop:
         hosts = self.directory / "hosts"
         lines = ["127.0.0.1 localhost", f"127.0.0.1 {ORIGIN} {TOKENS}", f"{self.registry_address} {REGISTRY}"]
         hosts.write_text("\n".join([*lines, "::1 localhost", ""]))
-        return ["unshare", "-m", "sh", "-c", 'mount --bind "$1" /etc/hosts && shift && exec "$@"', "sh", hosts, *command]
+        script = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
+        return ["unshare", "-m", "sh", "-c", script, "sh", hosts, *command]
 
     def start(self, name: str, command: Sequence[object]) -> Program:
         program = Program(self.directory / f"{name}.log", command)

@@ -1,4 +1,4 @@
-"""dduct as a mirror of registries: requests to dduct itself that name a registry, from clients without its authority."""
+"""dduct as a mirror of registries: requests to dduct itself that name a registry, from clients without its CA."""
 
 from __future__ import annotations
 
@@ -266,7 +266,8 @@ class Tokens:
 
 
 def token(dduct: RunningDduct, registry: Origin, *fields: str) -> Answer:
-    return get(dduct, f"/v2/token?service=dduct&scope=repository%3A{HOST}%3A{registry.port}%2Fa%2Fb%3Apull,push", *fields)
+    scope = f"repository%3A{HOST}%3A{registry.port}%2Fa%2Fb%3Apull,push"
+    return get(dduct, f"/v2/token?service=dduct&scope={scope}", *fields)
 
 
 def test_a_client_that_asks_for_the_mirror_alone_learns_where_tokens_are(dduct: RunningDduct) -> None:
@@ -311,7 +312,7 @@ def test_no_password_is_sent_to_a_token_server_without_tls(dduct: RunningDduct, 
 def test_a_registry_without_tokens_gives_one_that_is_never_passed_on(dduct: RunningDduct) -> None:
     origin = dduct.origin(Files({BLOB: BODY, TAG: b"{}", "/v2/": b"{}"}))
     given: Any = json.loads(token(dduct, origin).body)
-    assert given == {"token": mirror.NO_TOKEN, "access_token": mirror.NO_TOKEN, "expires_in": 300}
+    assert given == {"token": mirror.ANONYMOUS, "access_token": mirror.ANONYMOUS, "expires_in": 300}
     bearer = f"Authorization: Bearer {given['token']}"
     client = dduct.client()
     for path in (TAG, *[BLOB] * 6):  # the poller's thread answers the last ones
@@ -335,5 +336,3 @@ def test_a_token_that_a_client_asks_for_with_a_body_disturbs_nothing(dduct: Runn
         client.send(b"Content-Length: 3\r\n\r\nabc")
         assert client.read().body == b'{"token": "t"}'
     assert all(asked.body == b"" for asked in tokens.server.requests)
-
-

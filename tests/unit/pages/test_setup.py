@@ -46,7 +46,8 @@ CLIENTS = {
     ],
     "mirror-for-cri-o-podman-skopeo-buildah": [
         "/etc/containers/registries.conf.d/zz-dduct.conf",
-        'prefix = "docker.io"\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "proxy.lab:8000/docker.io"\ninsecure',
+        'prefix = "docker.io"\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "proxy.lab:8000/docker.io"',
+        "\ninsecure = true",
         "podman login proxy.lab:8000",
         "systemctl reload crio",
     ],

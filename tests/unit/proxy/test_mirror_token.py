@@ -58,7 +58,9 @@ def test_a_token_is_asked_for_at_the_realm(challenge: Dict[bytes, bytes], url: s
     assert str(token_target(challenge, WANTED)) == url
 
 
-@pytest.mark.parametrize("realm", [b"http://t.test/t", b"t.test/t", b"", b"ftp://t.test", b"https://a@t.test/", b"https://"])
+@pytest.mark.parametrize(
+    "realm", [b"http://t.test/t", b"t.test/t", b"", b"ftp://t.test", b"https://a@t.test/", b"https://"]
+)
 def test_a_realm_that_is_not_safe_is_not_asked(realm: bytes) -> None:
     with pytest.raises(UpstreamError, match="token server") as caught:
         token_target({b"realm": realm}, WANTED)

@@ -226,7 +226,14 @@ AT_LOOPBACK = Rules(Hosts(["listed.test", "127.0.0.1"]), RULES.own_names, NAMING
 MIRROR: List[Tuple[str, RequestHead, Arrival, object]] = [
     *(
         (f"asked as {host}, {target[:20]}", head("GET", target, to(host)), PLAIN, MIRRORED)
-        for host in ("proxy:8000", "192.0.2.9:8000", "localhost:8000", "x.dduct.rs", "192.0.2.9:30800", "10.0.0.1:30800")
+        for host in (
+            "proxy:8000",
+            "192.0.2.9:8000",
+            "localhost:8000",
+            "x.dduct.rs",
+            "192.0.2.9:30800",
+            "10.0.0.1:30800",
+        )
         for target in (BY_QUERY, BY_PATH)
     ),
     ("without a Host", head("GET", BY_QUERY), PLAIN, MIRRORED),
@@ -249,7 +256,7 @@ MIRROR: List[Tuple[str, RequestHead, Arrival, object]] = [
     ("HEAD of a token", head("HEAD", SCOPE, to("proxy:8000")), PLAIN, Refuse),
     # Hosts that point at dduct stay what they are.
     ("a listed host", head("GET", BY_QUERY, to("listed.test")), TLS, fetch(f"https://listed.test{BY_QUERY}", True)),
-    ("a listed host's path", head("GET", BY_PATH, to("listed.test")), TLS, fetch(f"https://listed.test{BY_PATH}", True)),
+    ("its path", head("GET", BY_PATH, to("listed.test")), TLS, fetch(f"https://listed.test{BY_PATH}", True)),
     ("another host's path", head("GET", BLOB, to("other.test")), PLAIN, fetch(f"http://other.test{BLOB}", True)),
     ("another host's base", head("GET", "/v2/", to("other.test")), PLAIN, fetch("http://other.test/v2/")),
     ("another host's token", head("GET", SCOPE, to("other.test")), PLAIN, fetch(f"http://other.test{SCOPE}")),

@@ -591,7 +591,7 @@ def test_more_constrained_hosts_than_openssl_verifies_are_refused(tmp_path: Path
         ("[cache]\nfresh_for = '1w'\n", "units are s, m, h, d"),
         ("[certs]\nserver_dns_sans = ['bücher.de']\n", "'xn--bcher-kva.de'"),
         ("[certs]\nserver_dns_sans = ['*']\n", "all hosts at once cannot be listed"),
-        ("[certs]\nserver_dns_sans = ['a.*.com']\n", "a '*' stands for everything before a name, or for one label of it"),
+        ("[certs]\nserver_dns_sans = ['a.*.com']\n", "everything before a name, or for one label of it"),
         ("[certs]\nserver_dns_sans = ['https://a.test/x']\n", "did you mean 'a.test'?"),
         ("[certs]\nserver_dns_sans = ['a.test:443']\n", "did you mean 'a.test'?"),
         ("[proxy]\ntcp_bind = '127.0.0.1:80'\ntls_bind = '127.0.0.1:80'\n", "are the same"),
