@@ -84,6 +84,7 @@ def script(proxy: Proxy, about: About) -> bytes:
         "fingerprint": about.fingerprint,
         "certificate": about.ca_pem.decode().strip(),
         "asks_password": "yes" if about.asks_password else "",
+        "registries": " ".join(registries(about.hosts)),
     }
     lines = "".join(f"{name}={_quoted(value)}\n" for name, value in values.items())
     filled, places = _FILLED_IN.subn(lambda _: lines, _template())
@@ -226,9 +227,10 @@ def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str
     yield _text(
         "Container images alone also come without the authority and without a proxy, from dduct as a mirror: "
         "[containerd](#mirror-for-containerd), [k3s and RKE2](#mirror-for-k3s-rke2), "
-        "[CRI-O and podman](#mirror-for-cri-o-podman-skopeo-buildah).",
+        "[CRI-O and podman](#mirror-for-cri-o-podman-skopeo-buildah). The script sets that up with `--mirror`:",
         values,
     )
+    yield _snippet("@CURL@ @PROXY@/setup/sh | sudo sh -s -- --mirror", values)
     if not proxy.encrypted:
         yield from _without_the_network(proxy, values)
 
