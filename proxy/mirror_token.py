@@ -36,19 +36,15 @@ def send_token(services: Services, wanted: TokenScope, head: RequestHead, reply:
 
     Raises UpstreamError before the answer has begun, OSError when the client is gone.
     """
-    anybody = replace(head, headers=_without_credentials(services, head.headers))
-    question = Target("https", wanted.registry, mirror.BASE)
-    exchange = services.origins.exchange(_request(services, question, anybody, reach))
-    try:
-        challenge = bearer_challenge(exchange.head.headers) if exchange.head.status == 401 else None
-    finally:
-        exchange.close()
+    challenge = _ask_registry(services, wanted, head, reach)
     if challenge is None:
         token = {"token": mirror.ANONYMOUS, "access_token": mirror.ANONYMOUS, "expires_in": _SECONDS}
-        fields = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
-        reply.send_complete(200, fields, json.dumps(token))
+        kind = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
+        reply.send_complete(200, kind, json.dumps(token))
         return
-    exchange = services.origins.exchange(_request(services, token_target(challenge, wanted), head, reach))
+    target = token_target(challenge, wanted)
+    fields = outgoing(head, services.via)
+    exchange = services.origins.exchange(Request(b"GET", target, fields, reach, Purpose.RELAY))
     try:
         services.counters.add(Counter.RELAYED)
         forward(reply, exchange)
@@ -88,9 +84,17 @@ def token_target(challenge: Dict[bytes, bytes], wanted: TokenScope) -> Target:
     return replace(realm, query="&".join([*([realm.query] if realm.query else []), *asked]))
 
 
-def _without_credentials(services: Services, headers: Headers) -> Headers:
-    return Headers(field for field in headers if not services.names.opens(field[0]))
-
-
-def _request(services: Services, target: Target, head: RequestHead, reach: Reach) -> Request:
-    return Request(b"GET", target, outgoing(head, services.via), reach, Purpose.RELAY)
+def _ask_registry(
+    services: Services, wanted: TokenScope, head: RequestHead, reach: Reach
+) -> Optional[Dict[bytes, bytes]]:
+    """The challenge of a registry to a client without credentials; None where it wants no tokens."""
+    fields = Headers(field for field in outgoing(head, services.via) if not services.names.opens(field[0]))
+    target = Target("https", wanted.registry, mirror.BASE)
+    exchange = services.origins.exchange(Request(b"GET", target, fields, reach, Purpose.FILL))
+    try:
+        status = exchange.head.status
+        if status == 429 or status >= 500:  # it would want a token again later
+            raise UpstreamError(f"{wanted.registry} answers {status} where it names its token server")
+        return bearer_challenge(exchange.head.headers) if status == 401 else None
+    finally:
+        exchange.close()

@@ -322,6 +322,13 @@ def test_a_registry_without_tokens_gives_one_that_is_never_passed_on(dduct: Runn
     assert [asked.target for asked in origin.requests] == ["/v2/", TAG, BLOB]
 
 
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_registry_in_trouble_gives_no_token(dduct: RunningDduct, status: int) -> None:
+    origin = dduct.origin(lambda asked, connection: connection.respond(status, [], b"later"))
+    answer = token(dduct, origin)
+    assert answer.status == 502 and f"answers {status}" in answer.body.decode()
+
+
 def test_an_unreachable_registry_gives_no_token(dduct: RunningDduct) -> None:
     with nobody() as port:
         assert get(dduct, f"/v2/token?scope=repository:{HOST}:{port}/a/b:pull").status == 502
