@@ -19,12 +19,13 @@ from fetching import permission
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.repositories import Access, repository_of
+from fetching.stored_metadata import stored_fields
 from monitoring.metrics import Counter
 from net.body import IncompleteBody
 from protocol import http1
 from protocol.challenges import Challenge, challenges
 from protocol.headers import Field, Headers
-from protocol.http1 import ProtocolError, ResponseHead, Target
+from protocol.http1 import ProtocolError, Target
 from storage.record import Digest, Metadata, Unstorable
 from storage.store import Key
 from upstream.dialling import UpstreamError
@@ -44,7 +45,7 @@ _MOST = 20_000  # objects of a repository
 def note_answer(services: Services, request: CacheableRequest, exchange: Exchange) -> None:
     """Note what a registry's answer to an ordinary request shows."""
     first = exchange.hops[0].head if exchange.hops else exchange.head
-    if request.credentials or exchange.head.status not in (*_FOUND, 206) or not _is_of_registry(first):
+    if request.credentials or exchange.head.status not in (*_FOUND, 206) or not _is_of_registry(first.headers):
         return
     if repository_of(request.target) is not None:
         services.repositories.note(request.target, Access.PUBLIC)
@@ -57,6 +58,8 @@ def look(services: Services, request: CacheableRequest, metadata: Metadata) -> N
     if repository is None or not services.ask_anonymously or request.only_if_cached:
         return
     if metadata.restricted and metadata.restricted_by != (permission.FIELDS,):
+        return
+    if not _is_of_registry(stored_fields(metadata)):
         return
     known = services.repositories.known(target)
     if known is None:
@@ -138,14 +141,14 @@ class _Look:
 def _meaning(exchange: Exchange, with_token: bool) -> Optional[Access]:
     """What the answer to HEAD says; a redirect says something only where a token was asked for before it."""
     status = exchange.head.status
-    if (status in _FOUND and _is_of_registry(exchange.head)) or (with_token and status in _REDIRECTS):
+    if (status in _FOUND and _is_of_registry(exchange.head.headers)) or (with_token and status in _REDIRECTS):
         return Access.PUBLIC
     return Access.PRIVATE if status in _REFUSED else None
 
 
-def _is_of_registry(head: ResponseHead) -> bool:
+def _is_of_registry(fields: Headers) -> bool:
     """Whether a response is one of a registry; other servers decide by other things than repositories."""
-    return b"docker-content-digest" in head.headers or b"docker-distribution-api-version" in head.headers
+    return b"docker-content-digest" in fields or b"docker-distribution-api-version" in fields
 
 
 def _restrict(services: Services, target: Target, access: Access) -> None:

@@ -19,12 +19,13 @@ from net.response import Reply
 from net.stream import Stream
 from pages import builtin
 from protocol.http1 import BodyFraming, Framing, ProtocolError, RequestHead, Target
-from proxy import request_log
+from proxy import mirror, request_log
 from proxy.client_tunnel import ClientTunnel
 from proxy.look_ahead import LookAhead
+from proxy.mirror_token import send_token
 from proxy.other_requests import is_quick
 from proxy.request_log import Line
-from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, Refuse, Tunnel
+from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, MirrorToken, Refuse, Tunnel
 from proxy.session_state import SessionState
 from proxy.uncached import Asked, answer_from_origin
 from upstream.dialling import UpstreamError
@@ -105,6 +106,8 @@ class ClientRequest:
             reply.persistent = False
         if isinstance(decision, Fetch):
             line.what = shown(str(decision.target))
+            if decision.mirrored:
+                self._head = mirror.without_empty_token(self._head)
         elif isinstance(decision, Refuse):
             line.remark = decision.reason
         reply.note = request_log.of_decision(decision, self._head, self._framing, state.runtime.rules, LONGEST_PATH)
@@ -122,8 +125,12 @@ class ClientRequest:
             reply.send_complete(page.status, page.fields, page.body)
         elif isinstance(decision, Refuse):
             state.runtime.services.counters.add(Counter.REFUSED)
-            challenge = [(b"Proxy-Authenticate", b'Basic realm="dduct", charset="UTF-8"')]
-            reply.error(decision.status, decision.reason, challenge if decision.status == 407 else [])
+            fields = [(b"Allow", decision.allow)] if decision.allow else []
+            if decision.status == 407:
+                fields.append((b"Proxy-Authenticate", b'Basic realm="dduct", charset="UTF-8"'))
+            reply.error(decision.status, decision.reason, fields)
+        elif isinstance(decision, MirrorToken):
+            send_token(state.runtime.services, decision.wanted, self._head, reply, state.arrival.reach)
         elif isinstance(decision, Fetch) and self._fetch(decision):
             plain = state.runtime.plain_requests.read(block, state.arrival) is not None
             self.was_small = plain or is_quick(self._head)

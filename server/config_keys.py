@@ -286,15 +286,29 @@ class Certs(CertificateSettings):
         read.list_of(read.host_pattern),
         [
             "*.dduct.rs",
+            "*.dkr.ecr.*.amazonaws.com",
             "*.docker.io",
             "*.gcr.io",
             "*.githubusercontent.com",
             "*.k8s.io",
+            "*.pkg.dev",
             "*.quay.io",
+            "cgr.dev",
+            "docker.elastic.co",
+            "gcr.io",
             "ghcr.io",
+            "lscr.io",
+            "mcr.microsoft.com",
+            "nvcr.io",
+            "public.ecr.aws",
             "quay.io",
+            "registry.access.redhat.com",
+            "registry.connect.redhat.com",
+            "registry.gitlab.com",
+            "registry.redhat.io",
         ],
-        "**hosts to intercept**; `*.docker.io` covers every depth below",
+        "**hosts to intercept**, and registries to be a mirror of; `*.docker.io` covers every depth below. Inside a "
+        "name, a `*` stands for one label: `*.dkr.ecr.*.amazonaws.com`",
         shown="registries",
     )
     server_ip_sans: Tuple[str, ...] = key(read.list_of(read.ip), ["127.0.0.1"], "addresses to intercept")
@@ -305,8 +319,8 @@ class Certs(CertificateSettings):
     name_constraints: bool = key(
         read.boolean,
         False,
-        "a new CA is valid only for the listed hosts, `server_cn` and `client_cn` (and names below them); hosts "
-        "that you list later need a new CA",
+        "a new CA is valid only for the listed hosts, `server_cn` and `client_cn` (and names below them, or below what "
+        "follows a `*` inside a name); hosts that you list later need a new CA",
     )
     leaf_days: int = key(
         read.whole(1, 825), 199, "lifetime of the leaf certificate that dduct makes for an intercepted host"

@@ -122,7 +122,6 @@ NOT_KEPT: Dict[str, Reaction] = {
     "405": missing(GOOD_FOR, status=405),
     "400": missing(GOOD_FOR, status=400),
     "414": missing(GOOD_FOR, status=414),
-    "429": missing(GOOD_FOR, status=429),
     "500": missing(GOOD_FOR, status=500),
     "503": missing(GOOD_FOR, status=503),
     "302": missing(GOOD_FOR, ("Location", f"http://{HOST}:9/x"), status=302),

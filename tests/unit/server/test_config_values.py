@@ -54,6 +54,7 @@ GOOD: List[Tuple[str, str, Any]] = [
     ("proxy.upstream_proxy", "'http://a:b%40c@p:1'", Parent("p", 1, False, "a:b@c")),
     ("proxy.no_upstream_proxy", "['*.Lab', '::1', '10.0.0.1']", ("*.lab", "::1", "10.0.0.1")),
     ("certs.server_dns_sans", "['*.A.example.', 'b']", ("*.a.example", "b")),
+    ("certs.server_dns_sans", "['*.dkr.ecr.*.a.example', 'a.*.b.c']", ("*.dkr.ecr.*.a.example", "a.*.b.c")),
     ("certs.server_ip_sans", "['0:0::1']", ("::1",)),
     (
         "proxy.no_upstream_proxy",
@@ -184,7 +185,10 @@ BAD: Dict[str, List[str]] = {
     "certs.days_from_now": ["0", "100000", "'1d'"],
     "certs.ca_cn": ["''", f"'{'x' * 65}'", f"'{'ü' * 33}'", "5"],
     "certs.server_cn": ["''", f"'{'ü' * 33}'"],
-    "certs.server_dns_sans": ["['a.*.b']", "['*']", "['a..b']", "'a'", "['a:443']", "['-a']", "['a', 5]"],
+    "certs.server_dns_sans": [
+        *("['a.*.b']", "['a.*']", "['*.*.b.c']", "['a.*.*.b.c']", "['a.*x.b.c']"),
+        *("['*']", "['a..b']", "'a'", "['a:443']", "['-a']", "['a', 5]"),
+    ],
     "certs.server_ip_sans": ["['fe80::1%eth0']", "['a']", "['10.0.0.0/8']", "['1.2.3']"],
     "certs.client_cn": ["''", "[]"],
     "certs.p12_pass": ["5"],
