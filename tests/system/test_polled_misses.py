@@ -21,7 +21,8 @@ from fetching.small_hit import SMALL
 from monitoring.metrics import Counter
 from monitoring.request_number import Number, current
 from net.nonblocking import HEAD_SIZE
-from proxy.fast_path import AwaitedOrigin
+from net.poller import Next
+from proxy.fast_path import AwaitedOrigin, FastPath
 from storage.disk_watch import DiskWatch
 from storage.entry import Entry
 from storage.record import Unstorable
@@ -381,6 +382,32 @@ def test_a_connection_goes_to_the_poller_after_two_small_validations(
         for _ in range(8):
             assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
     assert polled
+
+
+@pytest.mark.parametrize(
+    "path, fields",
+    [("/latest/object.deb", []), ("/object.deb", ['If-None-Match: "2"']), ("/object.deb", ["Range: bytes=0-"])],
+)
+def test_a_connection_keeps_its_thread_for_validations_that_take_one(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, path: str, fields: List[str]
+) -> None:
+    told, handed = Told(), []
+    told.reactions[path] = tagged()
+    origin = primed(dduct, told)
+    assert dduct.fetch(origin, path).body == BODY
+    dduct.wait_until_durable()
+    told.reactions[path] = confirms(("ETag", '"1"'))
+    real = FastPath.answer_at_once
+
+    def answer_at_once(fast_path: FastPath, iteration: float) -> Next:
+        handed.append(real(fast_path, iteration))
+        return handed[-1]
+
+    monkeypatch.setattr(FastPath, "answer_at_once", answer_at_once)
+    with dduct.intercepted(origin) as client:
+        for _ in range(8):
+            assert client.get(path, f"{HOST}:{origin.port}", *fields).body == BODY
+    assert handed.count(Next.NEEDS_THREAD) == 1
 
 
 @contextmanager

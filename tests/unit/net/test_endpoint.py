@@ -152,14 +152,14 @@ def test_a_broken_connection_keeps_no_buffer(pairs: Pairs) -> None:
     """Its error must not refer to itself: the buffer of each broken transfer, 1 MiB, would stay until a collection."""
     stream, far = pairs.tls(server=False)
     far.close()
-    space = Space(10)
-    kept = weakref.ref(space)
+    spaces = [Space(10)]
+    kept = weakref.ref(spaces[0])
     collecting = gc.isenabled()
     gc.disable()
     try:
         with contextlib.suppress(OSError):
-            eventually(lambda: stream.readinto_nowait(memoryview(space)))
-        del space
+            eventually(lambda: stream.readinto_nowait(memoryview(spaces[0])))
+        spaces.clear()
         assert kept() is None
     finally:
         if collecting:
