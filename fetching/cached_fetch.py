@@ -25,7 +25,7 @@ from fetching.naming import Name
 from fetching.negative_answer import NegativeAnswer
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
-from fetching.outcomes import Admission, Outcome, Stale
+from fetching.outcomes import Admission, Outcome, Polled, Stale
 from fetching.polled_fetch import PolledFetch
 from fetching.recent import Client
 from fetching.recovery import Recovery
@@ -78,7 +78,7 @@ class CachedFetch:
         recovery = Recovery(services, self._request, self._query, self._authorization.grant)
         self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, client)
         self._arrived_at = time.time()
-        self.was_small = False  # such that the poller's thread could probably have answered by itself
+        self.polled = Polled.NONE  # what would have taken no thread
 
     def run(self) -> None:
         """Send the response. Raises UpstreamError while none has begun, OSError when the client is gone."""
@@ -100,11 +100,9 @@ class CachedFetch:
         begun, self._begun = self._begun, None
         if begun is not None:
             with closing(begun):
-                outcome = self._leading.take_over(begun)
-            self.was_small = self._leading.was_small
-            return outcome
+                return self._led(self._leading.take_over(begun))
         if self._negative.send_known():
-            self.was_small = True
+            self.polled = Polled.QUICK
             return Outcome.DONE
         why = self._request.why_no_fill
         if why is None:
@@ -127,8 +125,10 @@ class CachedFetch:
             with closing(claim.fill):  # another fill has brought it since this request has looked
                 claim.fill.hand_on()
             return Outcome.RETRY
-        outcome = self._leading.lead(claim.fill, stale)
-        self.was_small = self._leading.was_small
+        return self._led(self._leading.lead(claim.fill, stale))
+
+    def _led(self, outcome: Outcome) -> Outcome:
+        self.polled = Polled.PLAIN if self._leading.was_small else Polled.NONE
         return outcome
 
     # Most requests do not need all of these: they are made when they are first used.
@@ -183,7 +183,8 @@ class CachedFetch:
         outcome = self._answer.send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
         if outcome is Outcome.DONE:
             self._recheck(hit.entry, metadata, assessment)
-            self.was_small = may_be_small(hit) or (bool(self._request.credentials) and may_be_granted(hit))
+            is_small = may_be_small(hit) or (bool(self._request.credentials) and may_be_granted(hit))
+            self.polled = Polled.QUICK if is_small else Polled.NONE
         return outcome
 
     def _hit_of_another_url(self, entry: Entry) -> Outcome:

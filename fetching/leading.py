@@ -74,7 +74,7 @@ class Leading:
         self._negative = negative
         self._filling = Filling(services, request, query, authorization.grant)
         self._look_ahead = look_ahead
-        self.was_small = False  # such that the poller's thread could probably have led
+        self.was_small = False  # such that the poller's thread could probably lead the next one
         self._failed: Optional[_Failed] = None  # the last leader's failure that this request has seen
 
     def lead(self, fill: Fill, stale: Optional[Stale]) -> Outcome:
@@ -132,7 +132,7 @@ class Leading:
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
         with closing(started.reader):
             outcome = self._answer.send_growing(started.reader, started.metadata)
-            self.was_small = stale is None and 0 < (started.reader.length or 0) <= SMALL
+            self.was_small = stale is None and exchange.head.persistent and 0 < (started.reader.length or 0) <= SMALL
             return outcome
 
     def _exchange(self, fill: Fill, stale: Optional[Stale]) -> Exchange:
@@ -156,7 +156,8 @@ class Leading:
             metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked.at)
             self._authorization.grant(metadata)
             note = f"fwd=stale; fwd-status={status}"
-            self.was_small = status == 304 and may_be_polled(stale.entry.record, stale.metadata)
+            kept = status == 304 and exchange.head.persistent
+            self.was_small = kept and may_be_polled(stale.entry.record, stale.metadata)
             return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)
         if exchange.unhelpful and self._answer.may_use(stale):
             failure = exchange.failure()

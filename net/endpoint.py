@@ -148,8 +148,9 @@ class Endpoint:
                 raise self._postponed
             tls = self._tls
             return self._transport.recv_into(view) if tls is None else int(tls.read(len(view), view))
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as end:
-            self._note_end(end)
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as error:
+            if not self._is_end(error):
+                raise
             return 0
 
     def _receive_bytes(self, count: int) -> Buffer:
@@ -161,19 +162,22 @@ class Endpoint:
         try:
             data: bytes = tls.read(count)  # a buffer of ours would be cleared first, for bytes that are mostly few
             return data
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as end:
-            self._note_end(end)
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as error:
+            if not self._is_end(error):
+                raise
             return b""
 
-    def _note_end(self, end: ssl.SSLError) -> None:
-        """Note the end of the stream. A close_notify is one, reported as an error where ours was sent already.
+    def _is_end(self, error: ssl.SSLError) -> bool:
+        """Whether the stream has ended regularly, which is noted.
 
-        Raises the error where it is no regular end.
+        A close_notify is an end, reported as an error where ours was sent already. The caller raises any other:
+        raised here, it would refer to itself by this frame, and keep the buffers of all frames until a collection.
         """
-        if isinstance(end, ssl.SSLEOFError):
+        if isinstance(error, ssl.SSLEOFError):
             if not self._serves:
-                raise end  # a truncated body of an origin must not seem complete
+                return False  # a truncated body of an origin must not seem complete
             self._peer_closed_silently = True
+        return True
 
     def _close_notify(self, seconds: float) -> None:
         # SSLSocket.unwrap() sends our close_notify, then waits for the peer's: 0 seconds suffice to send.

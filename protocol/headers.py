@@ -112,7 +112,7 @@ class Headers:
 
     def end_to_end_fields(self, dropped: FrozenSet[bytes] = frozenset()) -> List[Field]:
         """The fields of `end_to_end`, without the `dropped` lower-case names."""
-        named = self.tokens(b"connection")
+        named = frozenset(self.tokens(b"connection"))  # thousands, perhaps
         fields = [(field[0].lower(), field) for field in self._fields]
         return [
             field for name, field in fields if name not in _HOP_BY_HOP and name not in dropped and name not in named

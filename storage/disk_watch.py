@@ -41,7 +41,7 @@ class DiskWatch:
         self,
         clock: Callable[[], float] = time.monotonic,
         directory: str = "",
-        run_delay: Callable[[], float] = run_delay,
+        run_delay: Callable[[], Optional[float]] = run_delay,
     ) -> None:
         self._clock = clock
         self._run_delays = RunDelays(run_delay)  # of the poller's thread

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Callable
+from typing import Callable, Optional
 
 _GRAIN = 0.005  # seconds; a measurement may begin so much too early, which saves most of the reads
 _STATISTICS = "/proc/thread-self/schedstat"  # proc(5): nanoseconds on a processor, then those of waiting for one
 _LENGTH = 128  # bytes, more than three numbers have
 
 
-def run_delay() -> float:
-    """The seconds that this thread has waited for a processor so far; 0 where the kernel does not count them."""
+def run_delay() -> Optional[float]:
+    """The seconds that this thread has waited for a processor so far; None where the kernel does not say that."""
     try:
         fd = os.open(_STATISTICS, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -20,7 +20,7 @@ def run_delay() -> float:
         finally:
             os.close(fd)
     except (OSError, IndexError, ValueError):
-        return 0.0
+        return None
 
 
 class RunDelays:
@@ -29,11 +29,11 @@ class RunDelays:
     A measurement belongs to the thread that has begun it.
     """
 
-    def __init__(self, read: Callable[[], float] = run_delay) -> None:
+    def __init__(self, read: Callable[[], Optional[float]] = run_delay) -> None:
         self._read = read
         self._thread = 0
         self._read_at = float("-inf")
-        self._delay = 0.0
+        self._delay: Optional[float] = None
 
     def begin(self, now: float) -> None:
         """Begin to measure, at `now` or up to `_GRAIN` before."""
@@ -42,5 +42,6 @@ class RunDelays:
             self._thread, self._read_at, self._delay = thread, now, self._read()
 
     def measured(self) -> float:
-        """Seconds since `begin`."""
-        return max(0.0, self._read() - self._delay)
+        """Seconds since `begin`; 0 where one of both figures is missing, as without a descriptor to read it by."""
+        delay = self._read()
+        return 0.0 if delay is None or self._delay is None else max(0.0, delay - self._delay)

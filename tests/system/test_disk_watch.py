@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Tuple
 
 import pytest
 from support.client import wait_until
@@ -363,7 +364,25 @@ def test_the_delay_of_each_thread_is_its_own() -> None:
     assert measured.measured() == 0.5
 
 
+@pytest.mark.parametrize("figures", [(None, 500.0), (500.0, None), (None, None)])
+def test_a_delay_that_is_not_known_explains_nothing(figures: Tuple[Optional[float], Optional[float]]) -> None:
+    """Without a descriptor for the kernel's figure, for instance."""
+    figure = iter(figures)
+    measured = RunDelays(lambda: next(figure))
+    measured.begin(100.0)
+    assert measured.measured() == 0.0
+
+
+def test_without_a_descriptor_the_delay_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("storage.run_delay.os.open", fail)
+    assert run_delay() is None
+
+
 @pytest.mark.skipif(not STATISTICS.exists(), reason="a kernel that does not count it")
 def test_the_kernel_counts_the_time_without_a_processor() -> None:
     before = int(STATISTICS.read_text().split()[1]) / 1e9
-    assert run_delay() >= before
+    delay = run_delay()
+    assert delay is not None and delay >= before

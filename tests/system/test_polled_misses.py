@@ -22,7 +22,8 @@ from fetching.small_hit import SMALL
 from monitoring.metrics import Counter
 from monitoring.request_number import Number, current
 from net.nonblocking import HEAD_SIZE
-from proxy.fast_path import AwaitedOrigin
+from net.poller import Next
+from proxy.fast_path import AwaitedOrigin, FastPath
 from storage.disk_watch import DiskWatch
 from storage.entry import Entry
 from storage.record import Unstorable
@@ -397,6 +398,57 @@ def test_a_connection_goes_to_the_poller_after_two_small_validations(
         for _ in range(8):
             assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
     assert polled
+
+
+@pytest.mark.parametrize(
+    "path, field, said",
+    [
+        ("/latest/object.deb", "User-Agent: x", "keep-alive"),
+        ("/object.deb", 'If-None-Match: "2"', "keep-alive"),
+        ("/object.deb", "Range: bytes=0-", "keep-alive"),
+        ("/object.deb", "User-Agent: x", "close"),
+    ],
+    ids=["volatile", "condition", "range", "no kept connection"],
+)
+def test_a_connection_keeps_its_thread_for_validations_that_take_one(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, path: str, field: str, said: str
+) -> None:
+    told = Told()
+    told.reactions[path] = tagged()
+    origin = primed(dduct, told)
+    assert dduct.fetch(origin, path).body == BODY
+    dduct.wait_until_durable()
+    told.reactions[path] = confirms(("ETag", '"1"'), ("Connection", said))
+    handed = handed_over(monkeypatch)
+    with dduct.intercepted(origin) as client:
+        for _ in range(8):
+            assert client.get(path, f"{HOST}:{origin.port}", field).body == BODY
+    assert handed.count(Next.NEEDS_THREAD) == 1
+
+
+def test_a_connection_keeps_its_thread_for_misses_without_a_kept_connection(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = dduct.origin(lambda _, connection: connection.respond(200, [FRESH, ("Connection", "close")], BODY))
+    assert dduct.fetch(origin, "/first.deb").body == BODY  # now there is a leaf
+    handed = handed_over(monkeypatch)
+    with dduct.intercepted(origin) as client:
+        for number in range(8):
+            assert client.get(f"/{number}.deb", f"{HOST}:{origin.port}").body == BODY
+    assert handed.count(Next.NEEDS_THREAD) == 1
+
+
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> List[Next]:
+    """What the poller's thread has done with a connection each time, from now on."""
+    handed = []
+    real = FastPath.answer_at_once
+
+    def answer_at_once(fast_path: FastPath, iteration: float) -> Next:
+        handed.append(real(fast_path, iteration))
+        return handed[-1]
+
+    monkeypatch.setattr(FastPath, "answer_at_once", answer_at_once)
+    return handed
 
 
 @contextmanager
