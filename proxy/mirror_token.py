@@ -8,7 +8,6 @@ dduct keeps none, and the registry judges it as any other.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from typing import Dict, Optional
 from urllib.parse import quote
@@ -18,17 +17,16 @@ from monitoring.metrics import Counter
 from net.addresses import Reach
 from net.response import Reply
 from protocol import http1
+from protocol.challenges import challenges
 from protocol.headers import Headers
 from protocol.http1 import ProtocolError, RequestHead, Target
-from proxy import mirror
+from proxy import mirror, token_reading
 from proxy.mirror import TokenScope
 from upstream.dialling import UpstreamError
 from upstream.relay import forward, outgoing
 from upstream.request import Purpose, Request
 
 _SECONDS = 300  # that a token which stands for none is used
-_ESCAPED = re.compile(rb"\\(.)")
-_PARAMETER = re.compile(rb'(?:([A-Za-z0-9-]+)[ \t]+)?([A-Za-z0-9_]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))')
 
 
 def send_token(services: Services, wanted: TokenScope, head: RequestHead, reply: Reply, reach: Reach) -> None:
@@ -47,28 +45,18 @@ def send_token(services: Services, wanted: TokenScope, head: RequestHead, reply:
     exchange = services.origins.exchange(Request(b"GET", target, fields, reach, Purpose.RELAY))
     try:
         services.counters.add(Counter.RELAYED)
-        forward(reply, exchange)
+        forward(reply, exchange, token_reading.reader(services, target, head, exchange))
     finally:
         exchange.close()
 
 
 def bearer_challenge(headers: Headers) -> Optional[Dict[bytes, bytes]]:
     """The parameters of the first Bearer challenge (RFC 6750 §3) that names a realm; None without one."""
-    scheme = b""
-    found: Dict[bytes, bytes] = {}
-    for element in headers.elements(b"www-authenticate"):
-        match = _PARAMETER.fullmatch(element)
-        if match is None:
-            scheme = b""  # a scheme without parameters, or with a token in their place
-            continue
-        if match.group(1):
-            if b"realm" in found:
-                break
-            scheme, found = match.group(1).lower(), {}
-        if scheme == b"bearer":
-            quoted, plain = match.group(3), match.group(4)
-            found.setdefault(match.group(2).lower(), plain if quoted is None else _ESCAPED.sub(rb"\1", quoted))
-    return found if b"realm" in found else None
+    for value in headers.get_all(b"www-authenticate"):
+        for challenge in challenges(value):
+            if challenge.scheme == b"bearer" and b"realm" in challenge.parameters:
+                return challenge.parameters
+    return None
 
 
 def token_target(challenge: Dict[bytes, bytes], wanted: TokenScope) -> Target:
