@@ -18,6 +18,7 @@ from cache import Claim, Follow, Hit
 from fetching import outcomes
 from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
+from fetching.far_ranges import FarRanges
 from fetching.filler import Services
 from fetching.following import Following
 from fetching.leading import Leading
@@ -73,7 +74,8 @@ class CachedFetch:
         self._relay = OriginRelay(services, reply, self._request, self._query)
         self._authorization = Authorization(services, self._request, self._query, self._relay)
         recovery = Recovery(services, self._request, self._query, self._authorization.grant)
-        self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, client)
+        far = FarRanges(services, self._request, self._query)
+        self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, far, client)
         self._arrived_at = time.time()
         self.was_small = False  # such that the poller's thread could probably have answered by itself
 

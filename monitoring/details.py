@@ -28,6 +28,7 @@ class Detail(enum.Enum):
     HEAD = "head"
     CONDITION = "condition"
     CREDENTIALS = "credentials"
+    FAR_RANGE = "far-range"
     LOCAL = "local"
     # The answer is not kept.
     NO_STORE = "no-store"
