@@ -96,10 +96,11 @@ class MissingBytes:
                 return self._take(far, buffer[: self._at - size], size)
             if size == length and self._until != length:
                 return 0  # the end has come ahead
+            until = far.next_start(size) if self._skips else length
             if size == self._until and size < length:
-                self._go_on(start)
+                self._go_on(until)
             with contextlib.suppress(_Skipped):
-                return self._read(buffer[: start - size] if start > size else buffer, much)
+                return self._read(buffer[: until - size] if until > size else buffer, much)
 
     def _read(self, buffer: memoryview, much: bool) -> int:
         """Read bytes of the exchange. Raises IncompleteBody, _Skipped."""
@@ -131,7 +132,7 @@ class MissingBytes:
         if end == far.length:
             self._replace(self._exchange, end, self._at)
             return True
-        until = far.next_part(end)[0]
+        until = far.next_start(end)
         rest = self._ask(end, until)
         if rest is not None:
             self._replace(rest, end, until)

@@ -186,7 +186,8 @@ class FarBytes:
     def next_part(self, offset: int) -> Tuple[int, int]:
         """Where the first part at `offset` or behind begins that the filler need not fetch, and where it ends.
 
-        Both are the object's length where there is none. What would take longer to skip than to fetch counts as none.
+        Both are the object's length where there is none. What would take longer to skip than to fetch counts as none,
+        and so does a range that has brought nothing yet, unless it continues another one.
         """
         with self._lock:
             start = end = offset
@@ -195,9 +196,15 @@ class FarBytes:
                     if self._is_worth(start, end):
                         break
                     start = end = span.start
-                if span.reach > end and (not span.running or span.position > span.start):
+                if span.reach > end and (end > start or span.position > span.start):
                     end = span.reach
             return (start, end) if self._is_worth(start, end) else (self.length, self.length)
+
+    def next_start(self, offset: int) -> int:
+        """Up to where the filler has to fetch what lies at `offset`, if all that is to come ahead does come."""
+        with self._lock:
+            starts = (span.start for span in self._spans if span.running or self._is_worth(span.start, span.position))
+            return next((start for start in starts if start > offset), self.length)
 
     def take(self, view: memoryview, offset: int) -> int:
         """Read bytes at `offset` for the filler; 0 where none are here, and none come for a moment. Raises Lost."""

@@ -9,6 +9,7 @@ from typing import Iterator, Union
 import pytest
 
 from cache import Cache, Lead
+from storage.record import Metadata
 from storage.store import Key
 from transfers import far_bytes as module
 from transfers.far_bytes import WORTH, FarBytes, FarSnapshot, Step
@@ -199,3 +200,20 @@ def test_what_is_stopped_or_closed_asks_for_nothing(far: FarBytes) -> None:
     assert far.look("a", 10 * WORTH, LENGTH) is Step.READ
     far.close()
     assert read(far, 10 * WORTH, 10) == b""
+
+
+def test_what_came_ahead_counts_as_growth_of_its_fill(tmp_path: Path, pace: Slow) -> None:
+    cache = Cache(tmp_path)
+    claim = cache.claim(Key("https/some.thing/x.deb"))
+    assert isinstance(claim, Lead)
+    fill = claim.fill
+    far = fill.far = FarBytes(cache.store, fill.file, LENGTH, threading.BoundedSemaphore(20), pace=pace)
+    fill.start(Metadata("https://some.thing/x.deb", (), 1000.0), LENGTH)
+    bring(far, 20 * WORTH, 30 * WORTH)
+    fill.write(DATA)
+    assert cache.store.space.situation().known == 10 * WORTH
+    fill.write(DATA)
+    far.advance(25 * WORTH, 0)
+    assert fill.file.beside == 5 * WORTH
+    fill.close()
+    assert cache.store.space.situation().known == 0
