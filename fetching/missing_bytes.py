@@ -85,8 +85,10 @@ class MissingBytes:
     def _next(self, far: FarBytes, buffer: memoryview, much: bool) -> int:
         """Read the next bytes; 0 at the end of the object, or of a response that should have brought all of it."""
         size, length = self._fill.size, far.length
-        far.advance(size, self._received)
+        any_ahead = far.advance(size, self._received)
         self._received = 0
+        if not any_ahead and size == self._at and self._until == length:
+            return self._read(buffer, much)  # as usual
         while True:
             start, end = far.next_part(size) if self._skips else (length, length)
             if size == self._at and size == start < length:

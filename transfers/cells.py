@@ -40,6 +40,10 @@ class Cells:
         self._first = 0  # cells before this one are dropped
         self._unlooked = 0  # bytes since the last look at the limits
 
+    def __bool__(self) -> bool:
+        """Whether there are any; without the lock."""
+        return bool(self._cells)
+
     def write(self, data: memoryview, offset: int) -> None:
         """Write bytes at their offset, unless their cell is dropped.
 

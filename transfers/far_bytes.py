@@ -174,14 +174,21 @@ class FarBytes:
 
     # The filler
 
-    def advance(self, size: int, received: int) -> None:
-        """The fill has `size` bytes, `received` of them since the last call from its origin."""
+    def advance(self, size: int, received: int) -> bool:
+        """The fill has `size` bytes, `received` of them since the last call from its origin.
+
+        Whether anything has come, or is to come, ahead of it: seldom.
+        """
         with self._lock:
             self._pace.note(received)
             self._passed = size
-            self._spans.drop_before(size)
-            self._file.beside = self._spans.size
-        self._cells.drop_before(size)
+            if self._spans:
+                self._spans.drop_before(size)
+                self._file.beside = self._spans.size
+            any_ahead = bool(self._spans)
+        if self._cells:
+            self._cells.drop_before(size)
+        return any_ahead
 
     def next_part(self, offset: int) -> Tuple[int, int]:
         """Where the first part at `offset` or behind begins that the filler need not fetch, and where it ends.

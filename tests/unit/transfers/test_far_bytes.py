@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterator, List, Union
 
 import pytest
 
@@ -12,6 +12,7 @@ from cache import Cache, Lead
 from storage.record import Metadata
 from storage.store import Key
 from transfers import far_bytes as module
+from transfers.cells import Cells
 from transfers.far_bytes import WORTH, FarBytes, FarSnapshot, Step
 from transfers.pace import Pace
 from transfers.spans import Span
@@ -217,3 +218,20 @@ def test_what_came_ahead_counts_as_growth_of_its_fill(tmp_path: Path, pace: Slow
     assert fill.file.beside == 5 * WORTH
     fill.close()
     assert cache.store.space.situation().known == 0
+
+
+def test_a_range_that_ends_earlier_while_it_writes_has_no_byte_of_the_next(
+    far: FarBytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = asked(far.look("a", 10 * WORTH, LENGTH))
+    real = Cells.write
+    others: List[Span] = []
+
+    def write(cells: Cells, data: memoryview, offset: int) -> None:
+        real(cells, data, offset)
+        if not others:
+            others.append(asked(far.look("b", 12 * WORTH, 20 * WORTH)))
+
+    monkeypatch.setattr(Cells, "write", write)
+    assert not far.store(first, memoryview(bytes(3 * WORTH)))
+    assert first.position == first.end == others[0].start == others[0].position
