@@ -79,19 +79,20 @@ class FarRanges:
         """Have a thread ask for a span, which that ends; False where there are too many threads."""
         etag = None if fill.verifies else validation.strong_etag(stored_fields(metadata))
         start, end = span.start, span.end  # from now on the span may change
-        conditions = validation.rest_conditions(etag, start, end)
-        request = replace(self._query.whole_request(conditions), on_interim=lambda _: None)
 
         def fits(exchange: Exchange) -> bool:
             is_from_there = exchange.scope <= scope(metadata)
             return is_from_there and validation.is_part(exchange.head, etag, start, end, far.length)
 
-        part = _Part(self._services, far, span, request, fits)
-        try:
-            self._services.spawn("far", part.run)
-        except RuntimeError:
-            far.finish(span)
-            return False
+        with ExitStack() as cleanup:
+            cleanup.callback(far.finish, span)
+            conditions = validation.rest_conditions(etag, start, end)
+            request = replace(self._query.whole_request(conditions), on_interim=lambda _: None)
+            try:
+                self._services.spawn("far", _Part(self._services, far, span, request, fits).run)
+            except RuntimeError:
+                return False
+            cleanup.pop_all()
         return True
 
 

@@ -75,7 +75,7 @@ class FarBytes:
         self._passed = size  # the fill has all bytes before
         self._readers: Dict[object, Tuple[int, int]] = {}  # where each is, and the end of what it wants
         self._stopped = False  # nothing more is asked for
-        self._closed = False
+        self._keeps_nothing = False  # more
 
     def snapshot(self) -> FarSnapshot:
         """What is here now."""
@@ -148,7 +148,7 @@ class FarBytes:
             self._cells.write(data[:count], offset)
         except (OSError, Unstorable) as error:
             _log.info("Nothing is fetched ahead any more: %s", reason_of(error))
-            self.stop()
+            self.leave_disk()
             return False
         with self._lock:
             if not span.running:
@@ -171,6 +171,11 @@ class FarBytes:
         """Ask for nothing more; what is here stays."""
         with self._lock:
             self._stopped = True
+
+    def leave_disk(self) -> None:
+        """The disk takes no more: ranges that run end; what is here stays."""
+        with self._lock:
+            self._stopped = self._keeps_nothing = True
 
     # The filler
 
@@ -224,7 +229,7 @@ class FarBytes:
     def close(self) -> None:
         """End, with the fill; idempotent."""
         with self._lock:
-            self._stopped = self._closed = True
+            self._stopped = self._keeps_nothing = True
             self._ended.notify_all()
         self._cells.close()
 
@@ -236,7 +241,7 @@ class FarBytes:
         return len(self._readers) > MANY_READERS
 
     def _wants(self, span: Span) -> bool:
-        if self._closed or not span.running or span.position >= span.end:
+        if self._keeps_nothing or not span.running or span.position >= span.end:
             return False
         if self._passed >= span.start or 0 < span.position - span.start < WORTH:
             return True  # the filler is there; or it would fetch so little again

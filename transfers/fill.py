@@ -207,7 +207,7 @@ class Fill(ReadableFill):
         except DiskRefused as error:
             self.cause = error.reason
             if self.far is not None:
-                self.far.stop()
+                self.far.leave_disk()
             self.file.leave_disk(error.reason, self.length or 2 * self.size)
             self._on_done(self)
             with self._changed:
