@@ -18,6 +18,7 @@ from cache import Claim, Follow, Hit
 from fetching import outcomes, repository_look
 from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
+from fetching.far_ranges import FarRanges
 from fetching.filler import Services
 from fetching.following import Following
 from fetching.leading import Leading
@@ -76,7 +77,8 @@ class CachedFetch:
         self._relay = OriginRelay(services, reply, self._request, self._query)
         self._authorization = Authorization(services, self._request, self._query, self._relay)
         recovery = Recovery(services, self._request, self._query, self._authorization.grant)
-        self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, client)
+        far = FarRanges(services, self._request, self._query)
+        self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, far, client)
         self._arrived_at = time.time()
         self.polled = Polled.NONE  # what would have taken no thread
 

@@ -11,6 +11,7 @@ from typing import Callable, Optional, Union
 from fetching import manifests, meaning, permission, repository_look
 from fetching.cacheable_request import CacheableRequest
 from fetching.description import describe, renewed
+from fetching.far_ranges import far_bytes
 from fetching.filler import REFUSALS, Services, carry
 from fetching.negative import Asked, Negative
 from fetching.negative_answer import keep
@@ -175,6 +176,7 @@ class Filling:
             records.require("it has a Content-Encoding", "to say so")
 
     def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata, is_rest: bool) -> None:
+        fill.far = far_bytes(self._services, fill, exchange, is_rest)
         if is_rest:
             fill.resume(metadata)
             self._services.counters.add(Counter.RESUMED)

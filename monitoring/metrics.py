@@ -25,6 +25,10 @@ class Counter(enum.Enum):
     LOOKS = ("repository_looks", "Questions to registries without credentials, whether a repository is public")
     AHEAD = ("ahead", "Objects fetched for pipelined requests before their turn")
     COLLAPSED = ("collapsed", "Responses that shared another client's transfer")
+    FAR_RANGES = (
+        "far_ranges",
+        "Ranges that came on a connection of their own, far ahead of their object's transfer",
+    )
     FILLS = ("fills", "Transfers into the cache that started")
     PUBLISHED = ("published", "Objects that were stored")
     UNKEPT = ("unkept", "Objects that the disk did not accept, though their clients got them")

@@ -16,6 +16,7 @@ from typing import Any, Callable, List, Optional, Tuple, Union, cast
 from cache import Cache, Claim, Hit, Lead
 from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
+from fetching.far_ranges import FarRanges
 from fetching.filler import Services
 from fetching.grants import Grants, Kind
 from fetching.naming import Name
@@ -331,7 +332,8 @@ class Answering:
         self.relay = OriginRelay(services, self.reply, request, self.query)
         self.authorization = Authorization(services, request, self.query, self.relay)
         self.recovery = Recovery(services, request, self.query, self.authorization.grant)
-        self.answer = StoredAnswer(services, self.reply, request, self.relay, self.recovery, CLIENT)
+        self.far = FarRanges(services, request, self.query)
+        self.answer = StoredAnswer(services, self.reply, request, self.relay, self.recovery, self.far, CLIENT)
         self.negative = NegativeAnswer(services, self.reply, request, time.time())
 
 
