@@ -163,6 +163,7 @@ class Nginx:
                     listen [::1]:{self.tls_port} ssl;
                     ssl_certificate {certificate};
                     ssl_certificate_key {key};
+                    location /slow/ {{ limit_rate 4m; }}
                 }}
             }}
         """)
