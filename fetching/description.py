@@ -31,7 +31,7 @@ def describe(request: CacheableRequest, exchange: Exchange, asked_at: float) -> 
         fetched_at=now,
         restricted=bool(restricted_by),
         restricted_by=restricted_by,
-        vary=freshness.vary_fields(request.sent, exchange.head, request.names),
+        vary=_vary(request, exchange),
         age=age,
         near=exchange.scope is Scope.LOCAL_ONLY,
         own=exchange.scope is Scope.OWN_ADDRESS,
@@ -63,6 +63,12 @@ def authorized(request: CacheableRequest, exchange: Optional[Exchange], metadata
     if exchange is None:
         return replace(metadata, same_for_all=metadata.same_for_all or not metadata.restricted)
     return permission.shown(metadata, bool(request.brings), exchange.head, request.rules, request.names)
+
+
+def _vary(request: CacheableRequest, exchange: Exchange) -> Tuple[FieldText, ...]:
+    """The request fields that the response depended on, but for what its name says already."""
+    fields = freshness.vary_fields(request.sent, exchange.head, request.names)
+    return tuple(field for field in fields if field[0] != "accept") if request.name.of_accept else fields
 
 
 def _redirect_of(exchange: Exchange) -> str:

@@ -1,22 +1,25 @@
 """Manifests of images, as registries give them: by a tag, which moves, and by the digest of their bytes.
 
 A manifest is read whole before it is sent. Then it is known by its digest, too: clients ask for it so right after its
-tag, and a registry counts each GET. One whose registry states another digest than it has is not used.
+tag, and a registry counts each GET. One whose registry states another digest than it has is not used. One with a
+Content-Encoding, which nobody has asked for, is only relayed: its digest is that of the content.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 from contextlib import closing
 from dataclasses import replace
-from typing import Optional
+from typing import Optional, cast
 
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.naming import VARIANT
-from net.body import IncompleteBody
-from protocol.http1 import Framing
+from net.body import BUFFER_SIZE, BodyReader, IncompleteBody
+from net.stream import Stream
+from protocol.http1 import BodyFraming, Framing, ResponseHead
 from storage.record import Digest, Metadata, Unstorable
 from storage.store import Key
 from transfers.states import FillFailed
@@ -31,17 +34,26 @@ _STATED = b"docker-content-digest"
 
 def is_whole(request: CacheableRequest, exchange: Exchange) -> bool:
     """Whether a response is a manifest that is read whole."""
-    length = exchange.body.length if exchange.body.kind is Framing.LENGTH else None
-    return request.name.manifest and exchange.head.status == 200 and 0 < (length or 0) <= _MAX_MANIFEST
+    if not request.name.manifest or exchange.head.status != 200 or is_coded(exchange.head):
+        return False
+    kind, length = exchange.body.kind, exchange.body.length or 0
+    return kind is Framing.CHUNKED or (kind is Framing.LENGTH and 0 < length <= _MAX_MANIFEST)
+
+
+def is_coded(head: ResponseHead) -> bool:
+    """Whether a response has a Content-Encoding."""
+    return (head.headers.get(b"content-encoding") or b"identity").strip().lower() != b"identity"
 
 
 def read(exchange: Exchange) -> bytes:
-    """The manifest in a response that `is_whole`. Raises UpstreamError where it breaks off, or has another digest."""
-    body = bytearray(exchange.body.length or 0)
-    view, size = memoryview(body), 0
+    """The manifest in a response that `is_whole`. Raises UpstreamError where it breaks off, has another digest, or is
+    larger than registries take."""
+    body, buffer = bytearray(), memoryview(bytearray(BUFFER_SIZE))
     try:
-        while size < len(body):
-            size += exchange.body.readinto(view[size:])
+        for piece in exchange.body.chunks(buffer):
+            body += piece
+            if len(body) > _MAX_MANIFEST:
+                raise UpstreamError("the manifest is larger than 4 MiB")
     except IncompleteBody as error:
         raise UpstreamError(f"the manifest broke off: {error}") from error
     stated = (exchange.head.headers.get(_STATED) or b"").decode("latin-1")
@@ -49,6 +61,12 @@ def read(exchange: Exchange) -> bytes:
     if algorithm in ("sha256", "sha512") and hashlib.new(algorithm, body).hexdigest() != value:
         raise UpstreamError(f"the registry states the digest {stated[:80]} for a manifest that has another one")
     return bytes(body)
+
+
+def put_back(exchange: Exchange, body: bytes) -> None:
+    """Make a manifest that was read the body of its response again, for a client that gets it uncached."""
+    framing = BodyFraming(Framing.LENGTH, len(body))
+    exchange.body = BodyReader(cast(Stream, io.BytesIO(body)), framing)
 
 
 def keep_by_digest(services: Services, request: CacheableRequest, metadata: Metadata, body: bytes) -> None:

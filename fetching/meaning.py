@@ -29,6 +29,9 @@ def not_storable(request: CacheableRequest, exchange: Exchange) -> Optional[NotK
     if reason is None and media_types.contradicts(request.name.path.partition("?")[0], request.lasts, kind):
         found = media_types.essence(kind).decode("latin-1")
         return NotKept(Detail.HTML, f"{found} under the name of an archive or a digest")
+    if reason is None and request.is_metadata and freshness.sets_cookie_of_session(exchange.head):
+        # On other servers, a path like that of an index may be a page of a session, and its cookie part of it.
+        return NotKept(Detail.COOKIE, "it sets a cookie")
     return reason
 
 

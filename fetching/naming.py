@@ -71,6 +71,11 @@ class Name:
     negotiated: bool = False
     manifest: bool = False
 
+    @property
+    def of_accept(self) -> bool:
+        """Whether it names what one Accept selects."""
+        return VARIANT in self.path
+
     def for_accept(self, accept: Optional[bytes]) -> Name:
         """The name of the representation that such an Accept selects (RFC 9110 §12.5.1)."""
         return replace(self, path=f"{self.path}{VARIANT}{_variant(accept)}", negotiated=False)
@@ -150,9 +155,9 @@ def _place(origin: str, path: str, query: Optional[str], naming: Naming) -> Name
 
 
 def _variant(accept: Optional[bytes]) -> str:
-    """A mark of the media types that are accepted; empty where all are. Their order says nothing."""
-    kinds = {b"".join(kind.lower().split()) for kind in split_list(accept or b"")} - {b"*/*"}
-    return hashlib.sha256(b",".join(sorted(kinds))).hexdigest()[:16] if kinds else ""
+    """A mark of the media types that are accepted; empty where all are alike. Their order says nothing."""
+    kinds = {b"".join(kind.lower().split()) for kind in split_list(accept or b"")}
+    return hashlib.sha256(b",".join(sorted(kinds))).hexdigest()[:16] if kinds - {b"*/*"} else ""
 
 
 # A file name with a hash never gets other content, in any folder: 32 digits are an MD5.
