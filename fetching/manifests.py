@@ -12,11 +12,12 @@ import io
 import logging
 from contextlib import closing
 from dataclasses import replace
-from typing import Optional, cast
+from typing import cast
 
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.naming import VARIANT
+from fetching.repositories import repository_of
 from net.body import BUFFER_SIZE, BodyReader, IncompleteBody
 from net.stream import Stream
 from protocol.http1 import BodyFraming, Framing, ResponseHead
@@ -71,12 +72,11 @@ def put_back(exchange: Exchange, body: bytes) -> None:
 
 def keep_by_digest(services: Services, request: CacheableRequest, metadata: Metadata, body: bytes) -> None:
     """Store the manifest of a tag by its digest, too. Where the disk refuses, nothing is lost."""
-    digest = Digest("sha256", hashlib.sha256(body).hexdigest())
-    place = _beside(request.name.path.partition(VARIANT)[0], digest)
-    if request.lasts or place is None:
+    if request.lasts or repository_of(request.target) is None:
         return
-    key = Key(place, digest)
-    named = replace(metadata, url=_beside(request.url, digest) or "", vary=())
+    digest = Digest("sha256", hashlib.sha256(body).hexdigest())
+    key = Key(_beside(request.name.path.partition(VARIANT)[0], digest), digest)
+    named = replace(metadata, url=_beside(request.url, digest), vary=())
     try:
         hit = services.cache.lookup(key)
         if hit is not None:
@@ -93,6 +93,6 @@ def keep_by_digest(services: Services, request: CacheableRequest, metadata: Meta
         _log.debug("Not kept by its digest: %s: %s", request.shown, error)
 
 
-def _beside(place: str, digest: Digest) -> Optional[str]:
-    """The name of the manifest with this digest in the repository of another one; None where a query belongs to it."""
-    return None if "?" in place else f"{place.rpartition('/')[0]}/{digest.algorithm}:{digest.hex}"
+def _beside(place: str, digest: Digest) -> str:
+    """The name of the manifest with this digest in the repository of another one."""
+    return f"{place.rpartition('/')[0]}/{digest.algorithm}:{digest.hex}"

@@ -95,10 +95,14 @@ def storage_name(target: Target, naming: Naming) -> Optional[Name]:
     return name_below(f"{target.scheme}/{target.host_field}", target.path, target.query, naming)
 
 
+def canonical(path: str) -> str:
+    """A path without escapes that say the same as plain characters."""
+    return _ESCAPE.sub(_decode_unreserved, path) if "%" in path else path
+
+
 def name_below(origin: str, path: str, query: Optional[str], naming: Naming) -> Optional[Name]:
     """Like `storage_name`, for a target at `origin`: its scheme, a slash, and the value of its Host field."""
-    if "%" in path:
-        path = _ESCAPE.sub(_decode_unreserved, path)
+    path = canonical(path)
     if len(path) > LONGEST_PATH:
         return None  # the running time of filters is known only up to this length
     for pattern in naming.filters:

@@ -83,6 +83,7 @@ def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Requ
         expects=expects_continue(head, framing),
         upgrade=upgrade,
         on_interim=reply.interim,
+        names=runtime.services.names,
     )
 
 
@@ -105,6 +106,7 @@ class _TokenReader:
 
 def _reads_along(runtime: Runtime, asked: Asked, exchange: Exchange) -> Callable[[memoryview], object]:
     services = runtime.services
-    if not services.public_tokens.may_issue(asked.target, asked.head, services.names):
+    says_nothing = asked.framing.kind is Framing.NONE
+    if not says_nothing or not services.public_tokens.may_issue(asked.target, asked.head, services.names):
         return lambda _: None
     return _TokenReader(services.public_tokens, exchange).look

@@ -143,7 +143,7 @@ class Origins:
         else:
             self._note_answer(target)
         self._note_refusal(request, exchange)
-        self._known.public_tokens.note_challenge(exchange.target, exchange.head)
+        self._known.public_tokens.note_challenge(exchange.target, exchange.head, request.headers, request.names)
         self._known.rate_limits.note(exchange.target, exchange.head)
         return exchange
 

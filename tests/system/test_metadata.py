@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import json
-from typing import Callable, List, Optional, Tuple
+from typing import Callable
 
 import pytest
 from support.client import Answer
 from support.origin import Asked, Connection
-from support.registry import LIST, MANIFEST, NEW_CLIENT, OLD_CLIENT, Registry
+from support.registry import LIST
 from support.running import HOST, RunningDduct
-
-from fetching.repositories import Access
-from monitoring.metrics import Counter
 
 Build = Callable[..., RunningDduct]
 REPOSITORY = "library/app"
@@ -113,7 +109,7 @@ def test_a_page_that_sets_a_cookie_is_its_clients(dduct: RunningDduct) -> None:
     assert not dduct.stored()
 
 
-def test_a_cookie_of_a_load_balancer_is_nobodys(dduct: RunningDduct) -> None:
+def test_a_cookie_of_a_balancer_in_front_is_left_out(dduct: RunningDduct) -> None:
     fields = [("Content-Type", "application/json"), ("Set-Cookie", "__cf_bm=1; Path=/"), ("Set-Cookie", "AWSALB=2")]
     origin = dduct.origin(lambda asked, connection: connection.respond(200, fields, b"{}"), tls=False)
     assert get(dduct, origin.port, "/simple/a/").get("set-cookie") is None
