@@ -273,6 +273,17 @@ def test_a_client_that_accepts_other_types_gets_a_stored_one_that_it_accepts(ddu
     assert registry.manifest(REPOSITORY, "1", f"Accept: {LIST};q=0").status == 502
 
 
+def test_an_object_whose_gateway_fails_leaves_the_others_fresh(dduct: RunningDduct) -> None:
+    """Otherwise whoever finds such an object could keep everything else of its origin as it was."""
+    registry = Registry(dduct, tokens=False)
+    registry.add(REPOSITORY, "1")
+    registry.trouble = lambda asked: (502, []) if asked.target.endswith("/broken") else None
+    for _ in range(2):
+        new, _, _ = registry.add(REPOSITORY, "1")
+        assert registry.manifest(REPOSITORY, "broken").status == 502
+        assert registry.manifest(REPOSITORY, "1").body == registry.content(new)
+
+
 def test_a_registry_that_refuses_is_not_asked_again(dduct: RunningDduct) -> None:
     registry = Registry(dduct, tokens=False)
     _, _, layer = registry.add(REPOSITORY, "1")
