@@ -37,7 +37,6 @@ _log = logging.getLogger("dduct.fetch")
 _NAMED = re.compile("(sha256|sha512):([0-9a-f]{64,128})")
 _FOUND, _REFUSED = (200, 304), (401, 403)  # 404 may mean either
 _REDIRECTS = (302, 303, 307, 308)
-_MOST = 20_000  # objects of a repository
 
 
 def note_answer(services: Services, request: CacheableRequest, exchange: Exchange) -> None:
@@ -157,36 +156,43 @@ def _restrict(services: Services, target: Target, access: Access) -> None:
     changed = 0
     for folder in ("manifests", "blobs"):
         try:
-            for name in services.cache.store.beginning(f"{place}/{folder}/", _MOST):
+            for name in services.cache.store.names_in(f"{place}/{folder}"):
                 changed += _amend(services, name, access)
         except Unstorable:
-            continue
+            continue  # no folder has such a name
     if changed:
         _log.info("%s is %s: noted for %d stored objects", place, access.name.lower(), changed)
 
 
 def _amend(services: Services, name: str, access: Access) -> bool:
+    """Note it in the record of one object. Returns whether it is news."""
     named = _NAMED.fullmatch(name.rpartition("/")[2])
     key = Key(name, None if named is None else Digest(named.group(1), named.group(2)))
-    hit = services.cache.lookup(key)
-    if hit is None:
+    try:
+        hit = services.cache.lookup(key)
+        if hit is None:
+            return False
+        with closing(hit.entry):
+            amended = None if hit.metadata is None else _amended(hit.metadata, access)
+            if hit.metadata is None or amended is None:
+                return False
+            services.cache.amend(key, hit.entry, hit.metadata, amended)
+            brought = hit.entry.record.metadata
+            if named is not None and access is Access.PRIVATE and brought.url == hit.metadata.url:
+                hit.entry.amend(brought, _amended(brought, access) or brought)  # or another origin could open it
+    except Unstorable as error:
+        _log.warning("Not noted that it is %s: %s: %s", access.name.lower(), name, error)
         return False
-    with closing(hit.entry):
-        metadata = hit.metadata
-        if metadata is None:
-            return False
-        if access is Access.PUBLIC and metadata.restricted_by == (permission.FIELDS,):
-            amended = replace(metadata, restricted=False, restricted_by=())
-        elif access is Access.PRIVATE and not metadata.restricted:
-            amended = replace(metadata, restricted=True, restricted_by=(permission.FIELDS,), same_for_all=False)
-        else:
-            return False
-        try:
-            services.cache.amend(key, hit.entry, metadata, amended)
-        except Unstorable as error:
-            _log.warning("Not noted that it is %s: %s: %s", access.name.lower(), name, error)
-            return False
     return True
+
+
+def _amended(metadata: Metadata, access: Access) -> Optional[Metadata]:
+    """The metadata of an object once it is known who gets it; None where they say so already."""
+    if access is Access.PUBLIC and metadata.restricted_by == (permission.FIELDS,):
+        return replace(metadata, restricted=False, restricted_by=())
+    if access is Access.PRIVATE and not metadata.restricted:
+        return replace(metadata, restricted=True, restricted_by=(permission.FIELDS,), same_for_all=False)
+    return None
 
 
 def _bearer(exchange: Exchange) -> Optional[Challenge]:

@@ -7,7 +7,7 @@ from typing import Callable, List, Tuple
 import pytest
 from support.client import wait_until
 from support.registry import NEW_CLIENT, Registry
-from support.running import RunningDduct
+from support.running import HOST, RunningDduct
 
 from fetching.repositories import Access, _key
 from monitoring.metrics import Counter
@@ -182,3 +182,19 @@ def test_a_query_with_a_secret_makes_nothing_public(dduct: RunningDduct) -> None
         assert registry.manifest(REPOSITORY, index).status == 401
     target = registry.target(f"/v2/{REPOSITORY}/manifests/1")
     assert dduct.server.runtime.services.repositories.known(target) is not Access.PUBLIC
+
+
+def test_another_origin_does_not_open_what_has_become_private(dduct: RunningDduct) -> None:
+    registry = Registry(dduct)
+    index, _, layer = registry.add(REPOSITORY, "1")
+    token = registry.token(REPOSITORY)
+    assert registry.manifest(REPOSITORY, index, token).status == registry.blob(REPOSITORY, layer, token).status == 200
+    dduct.wait_until_durable()
+    registry.private.add(REPOSITORY)
+    look_at(registry, index)
+    wait_until(lambda: registry.blob(REPOSITORY, layer).status == 401)
+    claim = b"x" * len(registry.content(layer))
+    other = dduct.origin(lambda asked, connection: connection.respond(200, [], claim))
+    with dduct.intercepted(other) as client:
+        client.send(f"GET /v2/their/app/blobs/{layer} HTTP/1.1\r\nHost: {HOST}:{other.port}\r\n\r\n".encode())
+        assert client.read().body == claim
