@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from typing import Callable
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Tuple
 
 import pytest
-from support.client import Answer
-from support.origin import Asked, Connection
-from support.registry import LIST
+from support.client import Answer, wait_until
+from support.origin import TIMEOUT, Asked, Connection
+from support.registry import LIST, MANIFEST, NEW_CLIENT, OLD_CLIENT
 from support.running import HOST, RunningDduct
 
-Build = Callable[..., RunningDduct]
-REPOSITORY = "library/app"
 BODY = b'{"manifests": []}'
 DIGEST = "sha256:" + hashlib.sha256(BODY).hexdigest()
 
@@ -24,6 +24,11 @@ def get(dduct: RunningDduct, port: int, path: str, *fields: str, method: str = "
         lines = [f"{method} http://{HOST}:{port}{path} HTTP/1.1", f"Host: {HOST}:{port}", *fields, "", ""]
         client.send("\r\n".join(lines).encode())
         return client.read(method=method)
+
+
+def readers(dduct: RunningDduct) -> int:
+    """How many requests read along, or wait to."""
+    return sum(fill.snapshot().readers for fill in dduct.fills())
 
 
 # --- framing and coding of manifests ----------------------------------------------------------------
@@ -114,3 +119,71 @@ def test_a_cookie_of_a_balancer_in_front_is_left_out(dduct: RunningDduct) -> Non
     origin = dduct.origin(lambda asked, connection: connection.respond(200, fields, b"{}"), tls=False)
     assert get(dduct, origin.port, "/simple/a/").get("set-cookie") is None
     assert len(dduct.stored()) == 1
+
+
+def test_who_reads_along_gets_no_type_that_it_does_not_accept(dduct: RunningDduct) -> None:
+    """What a digest names is one object for all; while it comes, too."""
+    index, held = hashlib.sha256(BODY).hexdigest(), threading.Event()
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        kind = LIST if LIST in (asked.get("accept") or "") else MANIFEST
+        if kind == LIST:
+            held.wait(TIMEOUT)
+        connection.respond(200, [("Content-Type", kind)], BODY)
+
+    origin = dduct.origin(answer, tls=False)
+    path = f"/v2/a/manifests/sha256:{index}"
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(get, dduct, origin.port, path, NEW_CLIENT)
+        wait_until(lambda: len(origin.requests) == 1)
+        second = pool.submit(get, dduct, origin.port, path, OLD_CLIENT)
+        wait_until(lambda: readers(dduct) == 1)
+        held.set()
+        assert first.result(TIMEOUT).get("content-type") == LIST
+        assert second.result(TIMEOUT).get("content-type") == MANIFEST
+
+
+@pytest.mark.parametrize("methods", [("GET", "HEAD"), ("HEAD", "GET"), ("HEAD", "HEAD")])
+def test_two_clients_at_once_cause_one_transfer(dduct: RunningDduct, methods: Tuple[str, str]) -> None:
+    held = threading.Event()
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        connection.head(200, [("Content-Type", LIST), ("Content-Length", str(len(BODY)))])
+        connection.send(BODY[:5])
+        held.wait(TIMEOUT)
+        connection.send(BODY[5:])
+
+    origin = dduct.origin(answer, tls=False)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(get, dduct, origin.port, "/v2/a/manifests/1", method=methods[0])
+        wait_until(lambda: len(origin.requests) == 1)
+        second = pool.submit(get, dduct, origin.port, "/v2/a/manifests/1", method=methods[1])
+        wait_until(lambda: readers(dduct) == 1)
+        held.set()
+        for method, answered in zip(methods, (first.result(TIMEOUT), second.result(TIMEOUT))):
+            assert answered.get("content-length") == str(len(BODY))
+            assert answered.body == (BODY if method == "GET" else b"")
+    assert len(origin.requests) == 1
+
+
+def test_who_waits_for_a_manifest_gets_it_although_the_first_client_leaves(dduct: RunningDduct) -> None:
+    held = threading.Event()
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        connection.head(200, [("Content-Type", LIST), ("Content-Length", str(len(BODY)))])
+        connection.send(BODY[:5])
+        if len(origin.requests) == 1:
+            held.wait(TIMEOUT)
+        connection.send(BODY[5:])
+
+    origin = dduct.origin(answer, tls=False)
+    path = f"http://{HOST}:{origin.port}/v2/a/manifests/1"
+    first = dduct.client()
+    first.send(f"GET {path} HTTP/1.1\r\nHost: {HOST}:{origin.port}\r\n\r\n".encode())
+    wait_until(lambda: len(origin.requests) == 1)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(get, dduct, origin.port, "/v2/a/manifests/1")
+        wait_until(lambda: readers(dduct) == 1)
+        first.reset()
+        assert second.result(TIMEOUT).body == BODY
+    held.set()
