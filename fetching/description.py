@@ -42,13 +42,17 @@ def describe(request: CacheableRequest, exchange: Exchange, asked_at: float) -> 
 def renewed(request: CacheableRequest, exchange: Exchange, stored: Metadata, asked_at: float) -> Metadata:
     """The metadata of a stored representation after a 304 (RFC 9111 §4.3.4): its fields, and its restrictions.
 
-    Restrictions stay: permission for this request's credentials says nothing about other clients.
+    Restrictions stay, unless nobody in particular has asked: permission for this request's credentials says nothing
+    about other clients.
     """
     found = describe(request, exchange, asked_at)
     now = found.fetched_at
     fields = validation.updated_fields(stored_fields(stored), exchange.head, now)
+    merged = permission.merged(stored, found)
+    if stored.restricted and not request.brings:  # then it took a proof
+        merged = permission.shown(merged, False, exchange.head, request.rules, request.names)
     return replace(
-        permission.merged(stored, found),
+        merged,
         fields=_limited(fields, request, exchange, now, found.age),
         fetched_at=now,
         age=found.age,

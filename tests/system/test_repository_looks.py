@@ -39,6 +39,20 @@ def test_an_image_that_only_users_have_asked_for_is_found_to_be_public(start_ddu
     assert registry.manifest(REPOSITORY, manifest).status == status
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_tag_that_nobody_in_particular_validates_is_for_all(start_dduct: Build, asked: bool) -> None:
+    registry = Registry(start_dduct(ask_anonymously=False))
+    index, _, _ = registry.add(REPOSITORY, "1")
+    assert registry.manifest(REPOSITORY, "1", registry.token(REPOSITORY, "alice")).status == 200
+    registry.dduct.wait_until_durable()
+    assert registry.manifest(REPOSITORY, "1", registry.token(REPOSITORY, "bob")).status == 200
+    anybody = registry.token(REPOSITORY)
+    if asked:
+        assert registry.manifest(REPOSITORY, "1", anybody).status == 200
+    registry.origin.close()
+    assert registry.manifest(REPOSITORY, "1", anybody).status == (200 if asked else 502)
+
+
 def test_a_private_image_stays_private_after_a_look(dduct: RunningDduct) -> None:
     registry = Registry(dduct)
     registry.private.add(REPOSITORY)
