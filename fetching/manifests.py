@@ -86,7 +86,7 @@ def keep_by_digest(services: Services, request: CacheableRequest, metadata: Meta
             return
         fill = services.cache.lead(key)
         if fill is not None:
-            with closing(fill):
+            with closing(fill), services.cache.disk.operation():
                 if fill.store_whole(named, body) and not fill.file.sync_soon():
                     services.cache.store.syncs.on_dropped(1)
     except (Unstorable, FillFailed) as error:

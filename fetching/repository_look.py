@@ -71,8 +71,10 @@ class _Look:
         self._services = services
         self._target = request.target
         self._reach = request.reach
+        asked = request.head.headers
         # Some servers refuse programs that do not say their name.
-        self._fields = [field for field in request.head.headers if field[0].lower() in (b"accept", b"user-agent")]
+        self._program = [field for field in asked if field[0].lower() == b"user-agent"]
+        self._fields = [*self._program, *(field for field in asked if field[0].lower() == b"accept")]
 
     def ask(self) -> bool:
         """Ask, and note the answer. Returns whether there was one."""
@@ -108,7 +110,7 @@ class _Look:
         named["scope"] = named["scope"] or f"repository:{repository_of(self._target)}:pull"
         query = "&".join(filter(None, [realm.query, urlencode({key: value for key, value in named.items() if value})]))
         realm = replace(realm, query=query)
-        with closing(self._send(b"GET", realm, self._fields)) as exchange:
+        with closing(self._send(b"GET", realm, self._program)) as exchange:
             head = exchange.head
             redirects, page = 300 <= head.status < 400, media_types.is_page(head.headers.get(b"content-type"))
             if redirects or (head.status == 200 and page):

@@ -166,6 +166,8 @@ def test_a_look_says_which_program_asks(dduct: RunningDduct) -> None:
     registry.trouble = lambda asked: None if asked.get("user-agent") else (403, [])
     look_at(registry, index, "User-Agent: docker")
     assert registry.manifest(REPOSITORY, index).status == 200
+    token = [one for one in registry.origin.requests if "/token" in one.target][-1]
+    assert (token.get("user-agent"), token.get("accept")) == ("docker", None)
 
 
 def test_a_registry_that_says_neither_is_not_asked_each_minute(dduct: RunningDduct) -> None:
