@@ -112,11 +112,12 @@ def name_below(origin: str, path: str, query: Optional[str], naming: Naming) -> 
             if digest is None and path.startswith(_REGISTRY) and _TAG.fullmatch(path):
                 return _metadata_name(_place(origin, path, query, naming), naming.tag_check, manifest=True)
             volatile = digest is None and _is_volatile(path, naming)
+            manifest = digest is not None and path.startswith(_REGISTRY) and _MANIFEST.fullmatch(path) is not None
             place = origin + nameable_path(path) if ";" in path else origin + path
             if query is None:
-                return Name(place, digest, "", volatile)
+                return Name(place, digest, "", volatile, manifest=manifest)
             kept, signature, secrets = _split_query(query, naming.ignored)
-            return Name(place + kept, digest, signature, volatile, secrets)
+            return Name(place + kept, digest, signature, volatile, secrets, manifest=manifest)
     return _name_of_metadata(origin, path, query, naming)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Optional
 
@@ -57,3 +58,10 @@ def test_how_long_it_may_be_sent_without_asking(naming: Naming, url: str, unaske
 def test_a_manifest_by_its_digest_is_never_asked_about(naming: Naming) -> None:
     name = storage_name(parse_absolute(f"https://registry.example/v2/a/manifests/{DIGEST}".encode()), naming)
     assert name is not None and str(name.digest) == DIGEST and not name.volatile and not name.negotiated
+
+
+def test_a_filter_that_finds_manifests_makes_no_other_objects_of_them(naming: Naming) -> None:
+    filters = (re.compile("^/v2/.+/manifests/(?:sha256:(?P<sha256>[0-9a-f]{64})|[^/]+)$"),)
+    for reference in ("latest", DIGEST):
+        target = parse_absolute(f"https://registry.example/v2/a/manifests/{reference}".encode())
+        assert storage_name(target, Naming(filters, Parameters(()))) == storage_name(target, naming)
