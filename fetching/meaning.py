@@ -14,6 +14,8 @@ from fetching.proof import Verdict
 from fetching.stored_metadata import scope, stored_fields
 from monitoring.details import Detail, NotKept
 from protocol import freshness, media_types, validation
+from protocol.headers import Headers
+from protocol.http1 import ResponseHead
 from storage.record import Metadata
 from transfers.acquiring import PartialDownload
 from upstream.exchange import Exchange
@@ -43,12 +45,19 @@ def may_replace(request: CacheableRequest, exchange: Exchange, stored: Metadata,
     return permission.may_replace(stored, request.brings, known, exchange.head, fields, time.time())
 
 
+def repeats_digest(head: ResponseHead, fields: Headers) -> bool:
+    """Whether a response states the digest that is stored: what is stored has the one that was stated for it."""
+    stated = head.headers.get(_STATED)
+    return stated is not None and stated == fields.get(_STATED)
+
+
 def still_good(request: CacheableRequest, exchange: Exchange, stored: Metadata, length: Optional[int]) -> bool:
     """Whether the response to a validation confirms the stored object."""
     if request.name.manifest and exchange.head.status == 200:
-        stated, known = exchange.head.headers.get(_STATED), stored_fields(stored).get(_STATED)
-        if stated is not None and known is not None:  # what is stored has the digest that was stated for it
-            return stated == known and not_storable(request, exchange) is None
+        fields = stored_fields(stored)
+        stated, known = exchange.head.headers.get(_STATED), fields.get(_STATED)
+        if stated is not None and known is not None:
+            return repeats_digest(exchange.head, fields) and not_storable(request, exchange) is None
     if request.needs_proof(stored):
         same = proof.judge(exchange.head, stored_fields(stored), length, {}) is Verdict.SAME
         return same and (exchange.head.status == 304 or not_storable(request, exchange) is None)

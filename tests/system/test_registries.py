@@ -103,6 +103,17 @@ def test_a_tag_is_validated_by_head_and_costs_no_second_body(dduct: RunningDduct
         assert [one.method for one in registry.origin.requests[before:]] == ["HEAD"]
 
 
+def test_questions_about_a_tag_share_one_connection(dduct: RunningDduct) -> None:
+    registry = Registry(dduct, tokens=False)
+    registry.add(REPOSITORY, "1")
+    registry.manifest(REPOSITORY, "1")
+    dduct.wait_until_durable()
+    for _ in range(5):
+        assert registry.manifest(REPOSITORY, "1").status == 200
+    assert registry.asked("manifests")[1:] == [f"HEAD /v2/{REPOSITORY}/manifests/1"] * 5
+    assert registry.origin.accepted == 1
+
+
 @pytest.mark.parametrize("etags", [True, False])
 def test_a_tag_that_has_moved_is_found_at_once(dduct: RunningDduct, etags: bool) -> None:
     registry = Registry(dduct, tokens=False, etags=etags)

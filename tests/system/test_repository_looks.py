@@ -42,7 +42,7 @@ def test_an_image_that_only_users_have_asked_for_is_found_to_be_public(start_ddu
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_tag_that_nobody_in_particular_validates_is_for_all(start_dduct: Build, asked: bool) -> None:
     registry = Registry(start_dduct(ask_anonymously=False))
-    index, _, _ = registry.add(REPOSITORY, "1")
+    registry.add(REPOSITORY, "1")
     assert registry.manifest(REPOSITORY, "1", registry.token(REPOSITORY, "alice")).status == 200
     registry.dduct.wait_until_durable()
     assert registry.manifest(REPOSITORY, "1", registry.token(REPOSITORY, "bob")).status == 200
