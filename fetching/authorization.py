@@ -28,7 +28,7 @@ from fetching.proof import Verdict
 from fetching.stored_metadata import scope, stored_fields, version
 from monitoring.details import Detail, with_detail
 from net.addresses import may_reach
-from protocol import validation
+from protocol import media_types, validation
 from storage.entry import Entry
 from storage.record import Metadata, Unstorable
 from upstream.exchange import Exchange
@@ -56,7 +56,14 @@ class Authorization:
         out_of_reach = not may_reach(request.reach, scope(metadata))
         if out_of_reach and (metadata.redirect or not self._services.origins.opens(request.target)):
             return with_detail("fwd=bypass", Detail.LOCAL)
+        if request.name.manifest and not self._is_accepted(metadata):
+            return with_detail("fwd=vary-miss", Detail.CONDITION)
         return "fwd=vary-miss" if request.varies(metadata) else None
+
+    def _is_accepted(self, metadata: Metadata) -> bool:
+        """Whether this client accepts the stored media type: what a digest names is stored once for all."""
+        kind = stored_fields(metadata).get(b"content-type")
+        return media_types.accepts(self._request.head.headers.get(b"accept"), kind)
 
     def needs_permission(self, metadata: Metadata) -> bool:
         """Whether the origin has to permit this client the stored object."""

@@ -33,12 +33,10 @@ from fetching.recovery import Recovery
 from fetching.revalidation import revalidate
 from fetching.small_hit import may_be_granted, may_be_small
 from fetching.stored_answer import StoredAnswer
-from fetching.stored_metadata import stored_fields
 from monitoring.details import Detail, NotKept, with_detail
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from net.response import Reply
-from protocol import media_types
 from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead, Target
 from storage.entry import Entry
@@ -160,9 +158,6 @@ class CachedFetch:
             self._relay.relay(why)
             return Outcome.DONE
         repository_look.look(self._services, self._request, metadata)
-        if self._request.name.manifest and not self._is_accepted(metadata):
-            self._relay.relay(with_detail("fwd=vary-miss", Detail.CONDITION))
-            return Outcome.DONE
         assessment = self._assess(hit.entry, metadata)
         if not assessment.usable:
             return self._validate(Stale(hit.entry, metadata, assessment))
@@ -254,11 +249,6 @@ class CachedFetch:
         exchange.close()
         _log.info("HEAD is answered from the cache: %s: the origin answers %d", self._request.shown, status)
         return None
-
-    def _is_accepted(self, metadata: Metadata) -> bool:
-        """Whether this client accepts the stored media type: what a digest names is stored once for all."""
-        kind = stored_fields(metadata).get(b"content-type")
-        return media_types.accepts(self._request.head.headers.get(b"accept"), kind)
 
     def _assess(self, entry: Entry, metadata: Metadata) -> Assessment:
         return self._request.assess(entry.record, metadata, time.time(), self._arrived_at)

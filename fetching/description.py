@@ -31,7 +31,7 @@ def describe(request: CacheableRequest, exchange: Exchange, asked_at: float) -> 
         fetched_at=now,
         restricted=bool(restricted_by),
         restricted_by=restricted_by,
-        vary=freshness.vary_fields(request.sent, exchange.head, request.names),
+        vary=_vary(request, exchange),
         age=age,
         near=exchange.scope is Scope.LOCAL_ONLY,
         own=exchange.scope is Scope.OWN_ADDRESS,
@@ -42,13 +42,17 @@ def describe(request: CacheableRequest, exchange: Exchange, asked_at: float) -> 
 def renewed(request: CacheableRequest, exchange: Exchange, stored: Metadata, asked_at: float) -> Metadata:
     """The metadata of a stored representation after a 304 (RFC 9111 §4.3.4): its fields, and its restrictions.
 
-    Restrictions stay: permission for this request's credentials says nothing about other clients.
+    Restrictions stay, unless nobody in particular has asked: permission for this request's credentials says nothing
+    about other clients.
     """
     found = describe(request, exchange, asked_at)
     now = found.fetched_at
     fields = validation.updated_fields(stored_fields(stored), exchange.head, now)
+    merged = permission.merged(stored, found)
+    if stored.restricted and not request.brings:  # then it took a proof
+        merged = permission.shown(merged, False, exchange.head, request.rules, request.names)
     return replace(
-        permission.merged(stored, found),
+        merged,
         fields=_limited(fields, request, exchange, now, found.age),
         fetched_at=now,
         age=found.age,
@@ -63,6 +67,12 @@ def authorized(request: CacheableRequest, exchange: Optional[Exchange], metadata
     if exchange is None:
         return replace(metadata, same_for_all=metadata.same_for_all or not metadata.restricted)
     return permission.shown(metadata, bool(request.brings), exchange.head, request.rules, request.names)
+
+
+def _vary(request: CacheableRequest, exchange: Exchange) -> Tuple[FieldText, ...]:
+    """The request fields that the response depended on, but for what its name says already."""
+    fields = freshness.vary_fields(request.sent, exchange.head, request.names)
+    return tuple(field for field in fields if field[0] != "accept") if request.name.of_accept else fields
 
 
 def _redirect_of(exchange: Exchange) -> str:

@@ -95,10 +95,15 @@ class Filling:
                 kept = fill.store_whole(metadata, body)
             if kept and not fill.file.sync_soon():
                 self._cache.store.syncs.on_dropped(1)
-        except (Unstorable, FillFailed) as error:
+        except Unstorable as error:
+            reader.close()
+            self._services.counters.add(Counter.UNSTORABLE)
+            manifests.put_back(exchange, body)
+            return self._decline(fill, exchange, NotKept(error.detail, str(error)))
+        except FillFailed as error:
             reader.close()
             fill.fail(error)
-            raise UpstreamError(f"the manifest cannot be stored: {error}") from error
+            raise UpstreamError(f"the manifest is not what its digest names: {error}") from error
         self._services.counters.add(Counter.FILLS)
         self._services.counters.add(Counter.PUBLISHED if kept else Counter.UNKEPT)
         self._on_begun(metadata)
@@ -159,6 +164,8 @@ class Filling:
             reason = meaning.not_storable(self._request, exchange)
             if reason is not None:
                 return reason
+            if self._request.name.manifest and manifests.is_coded(exchange.head):
+                return NotKept(Detail.CODED, "a manifest with a Content-Encoding")
             if not exchange.body.delimited and not self._request.lasts:
                 return NotKept(Detail.NO_LENGTH, "nothing but the end of its connection says where it ends")
         try:

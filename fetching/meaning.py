@@ -14,6 +14,8 @@ from fetching.proof import Verdict
 from fetching.stored_metadata import scope, stored_fields
 from monitoring.details import Detail, NotKept
 from protocol import freshness, media_types, validation
+from protocol.headers import Headers
+from protocol.http1 import ResponseHead
 from storage.record import Metadata
 from transfers.acquiring import PartialDownload
 from upstream.exchange import Exchange
@@ -27,6 +29,9 @@ def not_storable(request: CacheableRequest, exchange: Exchange) -> Optional[NotK
     if reason is None and media_types.contradicts(request.name.path.partition("?")[0], request.lasts, kind):
         found = media_types.essence(kind).decode("latin-1")
         return NotKept(Detail.HTML, f"{found} under the name of an archive or a digest")
+    if reason is None and request.is_metadata and freshness.sets_cookie_of_session(exchange.head):
+        # On other servers, a path like that of an index may be a page of a session, and its cookie part of it.
+        return NotKept(Detail.COOKIE, "it sets a cookie")
     return reason
 
 
@@ -38,12 +43,18 @@ def may_replace(request: CacheableRequest, exchange: Exchange, stored: Metadata,
     return permission.may_replace(stored, request.brings, known, exchange.head, fields, time.time())
 
 
+def repeats_digest(head: ResponseHead, fields: Headers) -> bool:
+    """Whether a response states the digest that is stored: what is stored has the one that was stated for it."""
+    stated = proof.of_manifest(head.headers)
+    return stated is not None and stated == proof.of_manifest(fields)
+
+
 def still_good(request: CacheableRequest, exchange: Exchange, stored: Metadata, length: Optional[int]) -> bool:
     """Whether the response to a validation confirms the stored object."""
     if request.name.manifest and exchange.head.status == 200:
-        stated, known = proof.of_manifest(exchange.head.headers), proof.of_manifest(stored_fields(stored))
-        if stated is not None and known is not None:  # what is stored has the digest that was stated for it
-            return stated == known and not_storable(request, exchange) is None
+        fields = stored_fields(stored)
+        if None not in (proof.of_manifest(exchange.head.headers), proof.of_manifest(fields)):
+            return repeats_digest(exchange.head, fields) and not_storable(request, exchange) is None
     if request.needs_proof(stored):
         same = proof.judge(exchange.head, stored_fields(stored), length, {}) is Verdict.SAME
         return same and (exchange.head.status == 304 or not_storable(request, exchange) is None)

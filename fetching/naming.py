@@ -71,6 +71,11 @@ class Name:
     negotiated: bool = False
     manifest: bool = False
 
+    @property
+    def of_accept(self) -> bool:
+        """Whether it names what one Accept selects."""
+        return VARIANT in self.path
+
     def for_accept(self, accept: Optional[bytes]) -> Name:
         """The name of the representation that such an Accept selects (RFC 9110 §12.5.1)."""
         return replace(self, path=f"{self.path}{VARIANT}{_variant(accept)}", negotiated=False)
@@ -90,10 +95,14 @@ def storage_name(target: Target, naming: Naming) -> Optional[Name]:
     return name_below(f"{target.scheme}/{target.host_field}", target.path, target.query, naming)
 
 
+def canonical(path: str) -> str:
+    """A path without escapes that say the same as plain characters."""
+    return _ESCAPE.sub(_decode_unreserved, path) if "%" in path else path
+
+
 def name_below(origin: str, path: str, query: Optional[str], naming: Naming) -> Optional[Name]:
     """Like `storage_name`, for a target at `origin`: its scheme, a slash, and the value of its Host field."""
-    if "%" in path:
-        path = _ESCAPE.sub(_decode_unreserved, path)
+    path = canonical(path)
     if len(path) > LONGEST_PATH:
         return None  # the running time of filters is known only up to this length
     for pattern in naming.filters:
@@ -103,11 +112,12 @@ def name_below(origin: str, path: str, query: Optional[str], naming: Naming) -> 
             if digest is None and path.startswith(_REGISTRY) and _TAG.fullmatch(path):
                 return _metadata_name(_place(origin, path, query, naming), naming.tag_check, manifest=True)
             volatile = digest is None and _is_volatile(path, naming)
+            manifest = digest is not None and path.startswith(_REGISTRY) and _MANIFEST.fullmatch(path) is not None
             place = origin + nameable_path(path) if ";" in path else origin + path
             if query is None:
-                return Name(place, digest, "", volatile)
+                return Name(place, digest, "", volatile, manifest=manifest)
             kept, signature, secrets = _split_query(query, naming.ignored)
-            return Name(place + kept, digest, signature, volatile, secrets)
+            return Name(place + kept, digest, signature, volatile, secrets, manifest=manifest)
     return _name_of_metadata(origin, path, query, naming)
 
 
@@ -150,9 +160,9 @@ def _place(origin: str, path: str, query: Optional[str], naming: Naming) -> Name
 
 
 def _variant(accept: Optional[bytes]) -> str:
-    """A mark of the media types that are accepted; empty where all are. Their order says nothing."""
-    kinds = {b"".join(kind.lower().split()) for kind in split_list(accept or b"")} - {b"*/*"}
-    return hashlib.sha256(b",".join(sorted(kinds))).hexdigest()[:16] if kinds else ""
+    """A mark of the media types that are accepted; empty where all are alike. Their order says nothing."""
+    kinds = {b"".join(kind.lower().split()) for kind in split_list(accept or b"")}
+    return hashlib.sha256(b",".join(sorted(kinds))).hexdigest()[:16] if kinds - {b"*/*"} else ""
 
 
 # A file name with a hash never gets other content, in any folder: 32 digits are an MD5.

@@ -69,7 +69,7 @@ class OriginQuery:
         """
         self._check_permission()
         if self._request.name.manifest:
-            exchange = self.services.origins.follow(self._request_for(b"HEAD", []))
+            exchange = self.services.origins.follow(self._question_about_tag(metadata))
             status = exchange.head.status
             if status not in _NO_HEAD and (
                 status != 200 or meaning.still_good(self._request, exchange, metadata, length)
@@ -83,6 +83,13 @@ class OriginQuery:
             return exchange
         exchange.close()  # the 304 is about another representation
         return self.get_full()
+
+    def _question_about_tag(self, metadata: Metadata) -> Request:
+        question = self._request_for(b"HEAD", [])
+        if self._request.needs_proof(metadata):
+            return question  # stricter than a validation: another request's response must not authorize this client
+        confirms = partial(meaning.repeats_digest, fields=stored_fields(metadata))
+        return replace(question, confirms=confirms, confirming_status=200, expects_redirect=bool(metadata.redirect))
 
     def whole_or_rest(self, partial_download: Optional[PartialDownload]) -> Exchange:
         """Ask for the whole, or for what a partial download lacks of it: a 206 is exactly that."""

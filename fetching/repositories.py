@@ -7,11 +7,14 @@ import re
 import time
 from typing import Callable, Optional
 
+from fetching.naming import canonical
 from protocol.http1 import Target
 from storage.shared_table import SharedTable
 
-_DAY = 86400.0
-_OBJECT = re.compile("/v2/(.+)/(?:manifests|blobs)/[^/]+")
+_DAY, _HOUR = 86400.0, 3600.0
+# Names as registries give them, and nothing that an origin may take for another path: no dots alone, no escapes.
+_PART = "[A-Za-z0-9_](?:[A-Za-z0-9._-]*)"
+_OBJECT = re.compile(f"/v2/({_PART}(?:/{_PART})*)/(?:manifests|blobs)/(?:[a-z0-9]+:[0-9a-f]+|{_PART})")
 
 
 class Access(enum.IntEnum):
@@ -19,10 +22,11 @@ class Access(enum.IntEnum):
 
     PUBLIC = 1
     PRIVATE = 2
+    UNKNOWN = 3  # its registry has said neither
 
 
 class Repositories:
-    """Who gets which repository, for a day after something has shown it."""
+    """Who gets which repository, for a day after something has shown it; for an hour, if it has shown neither."""
 
     def __init__(self, table: SharedTable, clock: Callable[[], float] = time.monotonic) -> None:
         self._table = table
@@ -35,12 +39,17 @@ class Repositories:
 
     def note(self, target: Target, access: Access) -> None:
         """Note who gets it."""
-        self._table.put(_key(target), self._clock() + _DAY, access)
+        self._table.put(_key(target), self._clock() + (_HOUR if access is Access.UNKNOWN else _DAY), access)
 
 
 def repository_of(target: Target) -> Optional[str]:
-    """The name of the repository that a target is an object of; None where it is none."""
-    match = _OBJECT.fullmatch(target.path) if target.path.startswith("/v2/") else None
+    """The name of the repository that a target is an object of; None where it is none.
+
+    A query may choose another repository, or authorize its client: then nothing is said.
+    """
+    if target.query is not None or not target.path.startswith("/v2/"):
+        return None
+    match = _OBJECT.fullmatch(canonical(target.path))
     return None if match is None else match.group(1)
 
 

@@ -7,7 +7,6 @@ the records of all that is stored of the repository, so that hits look nowhere e
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from contextlib import closing
@@ -19,13 +18,12 @@ from fetching import permission
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.repositories import Access, repository_of
-from fetching.stored_metadata import stored_fields
 from monitoring.metrics import Counter
 from net.body import IncompleteBody
-from protocol import http1
+from protocol import http1, media_types
 from protocol.challenges import Challenge, challenges
 from protocol.headers import Field, Headers
-from protocol.http1 import ProtocolError, Target
+from protocol.http1 import ProtocolError, ResponseHead, Target
 from storage.record import Digest, Metadata, Unstorable
 from storage.store import Key
 from upstream.dialling import UpstreamError
@@ -36,16 +34,16 @@ from upstream.request import Purpose, Request
 
 _log = logging.getLogger("dduct.fetch")
 
+_REGISTRYS = frozenset(["docker-content-digest", "docker-distribution-api-version"])
 _NAMED = re.compile("(sha256|sha512):([0-9a-f]{64,128})")
 _FOUND, _REFUSED = (200, 304), (401, 403)  # 404 may mean either
 _REDIRECTS = (302, 303, 307, 308)
-_MOST = 20_000  # objects of a repository
 
 
 def note_answer(services: Services, request: CacheableRequest, exchange: Exchange) -> None:
     """Note what a registry's answer to an ordinary request shows."""
     first = exchange.hops[0].head if exchange.hops else exchange.head
-    if request.credentials or exchange.head.status not in (*_FOUND, 206) or not _is_of_registry(first.headers):
+    if request.credentials or exchange.head.status not in (*_FOUND, 206) or not _is_of_registry(request.target, first):
         return
     if repository_of(request.target) is not None:
         services.repositories.note(request.target, Access.PUBLIC)
@@ -59,8 +57,8 @@ def look(services: Services, request: CacheableRequest, metadata: Metadata) -> N
         return
     if metadata.restricted and metadata.restricted_by != (permission.FIELDS,):
         return
-    if not _is_of_registry(stored_fields(metadata)):
-        return
+    if not _REGISTRYS.intersection(name.lower() for name, _ in metadata.fields):
+        return  # another server, or the storage that a registry has redirected to
     known = services.repositories.known(target)
     if known is None:
         name = f"{target.scheme}://{target.authority}/v2/{repository}"
@@ -76,10 +74,10 @@ class _Look:
         self._services = services
         self._target = request.target
         self._reach = request.reach
-        head = request.head
-        anonymous = head.headers.without(name.lower() for name, _ in services.names.opening(head.headers))
-        accept = anonymous.get(b"accept")
-        self._fields = [] if accept is None else [(b"Accept", accept)]
+        asked = request.head.headers
+        # Some servers refuse programs that do not say their name.
+        self._program = [field for field in asked if field[0].lower() == b"user-agent"]
+        self._fields = [*self._program, *(field for field in asked if field[0].lower() == b"accept")]
 
     def ask(self) -> bool:
         """Ask, and note the answer. Returns whether there was one."""
@@ -88,18 +86,16 @@ class _Look:
         except (UpstreamError, IncompleteBody, ProtocolError) as error:
             _log.debug("Not known whether it is public: %s: %s", self._target.authority, error)
             return False
-        if access is None:
-            return False
         self._services.counters.add(Counter.LOOKS)
         self._services.repositories.note(self._target, access)
-        _restrict(self._services, self._target, access)
+        if access is not Access.UNKNOWN:
+            _restrict(self._services, self._target, access)
         return True
 
-    def _found_out(self) -> Optional[Access]:
+    def _found_out(self) -> Access:
         with closing(self._send(b"HEAD", self._target, self._fields)) as exchange:
-            status = exchange.head.status
             challenge = _bearer(exchange)
-            if status != 401 or challenge is None:
+            if exchange.head.status != 401 or challenge is None:
                 return _meaning(exchange, False)
         token = self._token(challenge)
         if token is None:
@@ -117,38 +113,46 @@ class _Look:
         named["scope"] = named["scope"] or f"repository:{repository_of(self._target)}:pull"
         query = "&".join(filter(None, [realm.query, urlencode({key: value for key, value in named.items() if value})]))
         realm = replace(realm, query=query)
-        with closing(self._send(b"GET", realm, [])) as exchange:
-            if exchange.unhelpful:
-                raise UpstreamError(f"the token server answers {exchange.head.status}")
-            body = _read(exchange)
-            self._services.public_tokens.note_issued(realm, exchange.head, body)
-            try:
-                values = json.loads(body) if exchange.head.status == 200 else {}
-            except (ValueError, RecursionError):
-                return None
-        token = (values.get("token") or values.get("access_token")) if isinstance(values, dict) else None
-        return token if isinstance(token, str) and "\n" not in token and "\r" not in token else None
+        with closing(self._send(b"GET", realm, self._program)) as exchange:
+            head = exchange.head
+            redirects, page = 300 <= head.status < 400, media_types.is_page(head.headers.get(b"content-type"))
+            if redirects or (head.status == 200 and page):
+                raise UpstreamError(f"the token server answers {head.status}, and no token")
+            return self._services.public_tokens.note_issued(realm, head, _read(exchange))
 
     def _send(self, method: bytes, target: Target, fields: list[Field]) -> Exchange:
         head = http1.RequestHead(method, target.path_query.encode(), 1, Headers([]))
         headers = Headers([*outgoing(head, self._services.via), *fields, (b"Accept-Encoding", b"identity")])
         names = self._services.names
-        return self._services.origins.exchange(
+        exchange = self._services.origins.exchange(
             Request(method, target, headers, self._reach, Purpose.FILL, names=names, credentials=b"")
         )
+        if exchange.unhelpful:
+            exchange.close()
+            raise exchange.failure()
+        return exchange
 
 
-def _meaning(exchange: Exchange, with_token: bool) -> Optional[Access]:
+def _meaning(exchange: Exchange, with_token: bool) -> Access:
     """What the answer to HEAD says; a redirect says something only where a token was asked for before it."""
     status = exchange.head.status
-    if (status in _FOUND and _is_of_registry(exchange.head.headers)) or (with_token and status in _REDIRECTS):
+    found = status in _FOUND or (with_token and status in _REDIRECTS)
+    if found and _is_of_registry(exchange.target, exchange.head):
         return Access.PUBLIC
-    return Access.PRIVATE if status in _REFUSED else None
+    return Access.PRIVATE if status in _REFUSED else Access.UNKNOWN
 
 
-def _is_of_registry(fields: Headers) -> bool:
-    """Whether a response is one of a registry; other servers decide by other things than repositories."""
-    return b"docker-content-digest" in fields or b"docker-distribution-api-version" in fields
+def _is_of_registry(target: Target, head: ResponseHead) -> bool:
+    """Whether a response is one of a registry; other servers decide by other things than repositories.
+
+    A proxy in front of one may add its fields to pages of its own: those for logging in are 200, too.
+    """
+    if head.status == 200 and media_types.is_page(head.headers.get(b"content-type")):
+        return False
+    stated = (head.headers.get(b"docker-content-digest") or b"").decode("latin-1")
+    if stated and _NAMED.fullmatch(target.path.rpartition("/")[2]):
+        return target.path.endswith(f"/{stated}")
+    return bool(stated) or b"docker-distribution-api-version" in head.headers
 
 
 def _restrict(services: Services, target: Target, access: Access) -> None:
@@ -157,36 +161,43 @@ def _restrict(services: Services, target: Target, access: Access) -> None:
     changed = 0
     for folder in ("manifests", "blobs"):
         try:
-            for name in services.cache.store.beginning(f"{place}/{folder}/", _MOST):
+            for name in services.cache.store.names_in(f"{place}/{folder}"):
                 changed += _amend(services, name, access)
         except Unstorable:
-            continue
+            continue  # no folder has such a name
     if changed:
         _log.info("%s is %s: noted for %d stored objects", place, access.name.lower(), changed)
 
 
 def _amend(services: Services, name: str, access: Access) -> bool:
+    """Note it in the record of one object. Returns whether it is news."""
     named = _NAMED.fullmatch(name.rpartition("/")[2])
     key = Key(name, None if named is None else Digest(named.group(1), named.group(2)))
-    hit = services.cache.lookup(key)
-    if hit is None:
+    try:
+        hit = services.cache.lookup(key)
+        if hit is None:
+            return False
+        with closing(hit.entry):
+            amended = None if hit.metadata is None else _amended(hit.metadata, access)
+            if hit.metadata is None or amended is None:
+                return False
+            services.cache.amend(key, hit.entry, hit.metadata, amended)
+            brought = hit.entry.record.metadata
+            if named is not None and access is Access.PRIVATE and brought.url == hit.metadata.url:
+                hit.entry.amend(brought, _amended(brought, access) or brought)  # or another origin could open it
+    except Unstorable as error:
+        _log.warning("Not noted that it is %s: %s: %s", access.name.lower(), name, error)
         return False
-    with closing(hit.entry):
-        metadata = hit.metadata
-        if metadata is None:
-            return False
-        if access is Access.PUBLIC and metadata.restricted_by == (permission.FIELDS,):
-            amended = replace(metadata, restricted=False, restricted_by=())
-        elif access is Access.PRIVATE and not metadata.restricted:
-            amended = replace(metadata, restricted=True, restricted_by=(permission.FIELDS,), same_for_all=False)
-        else:
-            return False
-        try:
-            services.cache.amend(key, hit.entry, metadata, amended)
-        except Unstorable as error:
-            _log.warning("Not noted that it is %s: %s: %s", access.name.lower(), name, error)
-            return False
     return True
+
+
+def _amended(metadata: Metadata, access: Access) -> Optional[Metadata]:
+    """The metadata of an object once it is known who gets it; None where they say so already."""
+    if access is Access.PUBLIC and metadata.restricted_by == (permission.FIELDS,):
+        return replace(metadata, restricted=False, restricted_by=())
+    if access is Access.PRIVATE and not metadata.restricted:
+        return replace(metadata, restricted=True, restricted_by=(permission.FIELDS,), same_for_all=False)
+    return None
 
 
 def _bearer(exchange: Exchange) -> Optional[Challenge]:

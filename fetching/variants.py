@@ -13,7 +13,7 @@ from fetching.filler import Services
 from fetching.naming import VARIANT
 from fetching.stored_metadata import scope, stored_fields
 from net.addresses import may_reach
-from protocol import freshness, media_types
+from protocol import media_types
 from storage.record import Unstorable
 from storage.store import Key
 
@@ -22,7 +22,7 @@ _MOST = 64  # variants of one object
 
 def usable(services: Services, request: CacheableRequest, now: float) -> Optional[Hit]:
     """A variant that this client accepts, for where the origin cannot be asked; the caller closes it."""
-    if VARIANT not in request.name.path:
+    if not request.name.of_accept:
         return None
     try:
         with services.cache.disk.operation():
@@ -46,7 +46,6 @@ def _suits(services: Services, request: CacheableRequest, hit: Hit, now: float) 
     kind = stored_fields(metadata).get(b"content-type")
     if not media_types.accepts(request.head.headers.get(b"accept"), kind):
         return False
-    others = tuple(field for field in metadata.vary if field[0].lower() != "accept")
-    if others and freshness.varies(request.sent_fields, others):
+    if request.varies(metadata):
         return False
     return request.assess(hit.entry.record, metadata, now, now).usable_on_error

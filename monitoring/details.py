@@ -39,6 +39,8 @@ class Detail(enum.Enum):
     STATUS = "status"
     VARY_STAR = "vary-star"
     HTML = "html"
+    COOKIE = "cookie"
+    CODED = "coded"
     NO_LENGTH = "no-length"
     TOO_LARGE = "too-large"
     NO_SPACE = "no-room"

@@ -161,6 +161,13 @@ _DISPENSABLE = frozenset(
     ]
 )
 
+# Cookies of load balancers and of guards against bots (AWS, Cloudflare, Akamai, Imperva, F5), in front of registries
+# too: they say nothing of the content.
+_COOKIES_OF_MACHINES = (
+    *(b"awsalb", b"__cf", b"_cfuvid=", b"ak_bmsc=", b"bm_sv=", b"bm_sz=", b"_abck=", b"incap_ses_", b"visid_incap_"),
+    *(b"nlbi_", b"bigipserver"),
+)
+
 
 def not_storable(
     request: RequestHead, response: ResponseHead, rules: FreshnessRules, redirected: bool = False
@@ -203,6 +210,11 @@ def negative_lifetime(response: ResponseHead, asked_at: float, now: float) -> fl
     stated = b"s-maxage" in said or b"max-age" in said or b"expires" in response.headers
     lifetime = _explicit_lifetime(Stored(response.headers, now)) if stated else None
     return 0.0 if lifetime is None else max(0.0, lifetime - initial_age(response, asked_at, now))
+
+
+def sets_cookie_of_session(response: ResponseHead) -> bool:
+    """Whether a response sets a cookie that is not only one of the machines in front of its origin."""
+    return any(not value.lower().startswith(_COOKIES_OF_MACHINES) for value in response.headers.get_all(b"set-cookie"))
 
 
 def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
@@ -412,10 +424,11 @@ def assess(
     said, wanted = directives_of(stored.fields), directives_of(request.headers)
     age = stored.age(now)
     said_of_lifetime = lifetime_of(stored)
-    ttl = said_of_lifetime.under(rules) - age
+    ttl = own = said_of_lifetime.under(rules) - age
     if unasked is not None:
         rest = unasked - max(0.0, now - stored.fetched_at)
         ttl = rest if said_of_lifetime.stated is None else min(rest, ttl)
+        own = rest if said_of_lifetime.stated is None else own  # how often its origin is asked does not make it stale
     no_cache = wants_no_cache(request.headers)
     binding = any(name in said for name in (b"must-revalidate", b"proxy-revalidate", b"s-maxage", b"no-cache"))
     # A time in the future comes from a wrong clock, and does not count.
@@ -427,7 +440,7 @@ def assess(
         and _within(wanted, age, ttl, binding)
     )
     grace = said.seconds(b"stale-if-error")  # RFC 5861 §4
-    on_error = ttl > 0 or (not binding and (grace is None or -ttl <= grace))
+    on_error = own > 0 or (not binding and (grace is None or -own <= grace))
     prefers_none = no_cache and unasked is None  # §5.2.1.4: a preference; without an index, its client can do nothing
     on_error = on_error and rules.stale_if_error and not prefers_none and b"no-cache" not in said
     guessed = said_of_lifetime.stated is None and unasked is None

@@ -20,7 +20,7 @@ _FIELDS = [(b"Content-Type", b"application/json"), (b"Docker-Distribution-Api-Ve
 
 def may_answer(services: Services, target: Target, head: RequestHead) -> bool:
     """Whether a request is such a question, of nobody in particular, to a registry of which something is stored."""
-    if target.path not in _PATHS or head.method not in (b"GET", b"HEAD"):
+    if target.path not in _PATHS or target.query is not None or head.method not in (b"GET", b"HEAD"):
         return False
     if services.public_tokens.identifying(target, head.headers, services.names):
         return False

@@ -12,9 +12,14 @@ from upstream.public_tokens import MAX_RESPONSE, PublicTokens
 _MOST_PIECES = 16  # of a response that are looked at
 
 
-def reader(services: Services, target: Target, head: RequestHead, exchange: Exchange) -> Callable[[memoryview], object]:
-    """What gets each piece of a response's body; most responses have no token for anybody."""
-    if not services.public_tokens.may_issue(target, head, services.names):
+def reader(
+    services: Services, target: Target, head: RequestHead, exchange: Exchange, says_nothing: bool = True
+) -> Callable[[memoryview], object]:
+    """What gets each piece of a response's body; most responses have no token for anybody.
+
+    `says_nothing`: the request has no body, which could name a user.
+    """
+    if not says_nothing or not services.public_tokens.may_issue(target, head, services.names):
         return lambda _: None
     return _Reader(services.public_tokens, exchange).look
 

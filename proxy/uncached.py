@@ -59,7 +59,8 @@ def answer_from_origin(
             reply.outcome = f"{reply.note}; upgraded"
             carry(exchange.stream)
         else:
-            forward(reply, exchange, token_reading.reader(services, asked.target, head, exchange))
+            says_nothing = asked.framing.kind is Framing.NONE
+            forward(reply, exchange, token_reading.reader(services, asked.target, head, exchange, says_nothing))
     finally:
         exchange.close()
 
@@ -80,4 +81,5 @@ def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Requ
         expects=expects_continue(head, framing),
         upgrade=upgrade,
         on_interim=reply.interim,
+        names=runtime.services.names,
     )

@@ -74,9 +74,10 @@ METADATA: Dict[str, str] = {
     # crates: sparse indexes
     r"^//index\.crates\.io/": "0s",
     r"/index/(?:config\.json|1/[^/]+|2/[^/]+|3/[^/]/[^/]+|[^/]{2}/[^/]{2}/[^/]+)$": "0s",
-    # Go: a version never changes, nor does a record of the checksum database
+    # Go: a whole version never changes, nor does a record of the checksum database; branches and the like do
     r"/@v/list$|/@latest$": "0s",
-    r"/@v/[^/]+\.(?:info|mod)$": "30d",
+    r"/@v/v[0-9]+\.[0-9]+\.[0-9]+[^/]*\.(?:info|mod)$": "30d",
+    r"/@v/[^/]+\.info$": "0s",
     r"^//sum\.golang\.org/(?:lookup|tile)/|^/sumdb/[^/]+/(?:lookup|tile)/": "30d",
     r"^//sum\.golang\.org/latest$|^/sumdb/[^/]+/(?:supported|latest)$": "0s",
     # apt, rpm-md, apk

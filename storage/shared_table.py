@@ -93,7 +93,8 @@ class SharedNumbers:
 
     def __init__(self, slots: int = 128) -> None:
         self._slots = slots
-        self._memory = memoryview(mmap.mmap(-1, slots * _NUMBER_SIZE))
+        self._map = mmap.mmap(-1, slots * _NUMBER_SIZE)
+        self._memory = memoryview(self._map)
 
     def set(self, name: str, value: int, until: float) -> None:
         """Note a number; one with a name that is too long is not kept."""
@@ -112,7 +113,14 @@ class SharedNumbers:
 
     def get(self, name: str, now: float) -> Optional[int]:
         """The number of this name; None where it has ended."""
-        return dict(self.items(now)).get(name)
+        mark = name.encode()
+        if len(mark) > _MAX_NAME:
+            return None
+        place = self._map.find(bytes([len(mark)]) + mark.ljust(_MAX_NAME, b"\0"))
+        if place < 0 or place % _NUMBER_SIZE:
+            return None
+        _, found, until, value = self._entry(place)
+        return value if found and until > now else None
 
     def items(self, now: float) -> Iterator[Tuple[str, int]]:
         """All names with their numbers that have not ended."""
@@ -121,11 +129,14 @@ class SharedNumbers:
                 yield mark.decode(), value
 
     def _entries(self) -> Iterator[Tuple[int, bytes, float, int]]:
-        for place in range(0, self._slots * _NUMBER_SIZE, _NUMBER_SIZE):
-            entry = bytes(self._memory[place : place + _NUMBER_SIZE])
-            length, mark, until, value = _NUMBER.unpack_from(entry)
-            whole = zlib.crc32(entry[: _NUMBER.size]) == _CHECK.unpack_from(entry, _NUMBER.size)[0]
-            yield (place, mark[:length], until, value) if length and whole else (place, b"", 0.0, 0)
+        return map(self._entry, range(0, self._slots * _NUMBER_SIZE, _NUMBER_SIZE))
+
+    def _entry(self, place: int) -> Tuple[int, bytes, float, int]:
+        """Place, name, end and number of an entry; without a name where there is none, or it is being written."""
+        entry = bytes(self._memory[place : place + _NUMBER_SIZE])
+        length, mark, until, value = _NUMBER.unpack_from(entry)
+        whole = zlib.crc32(entry[: _NUMBER.size]) == _CHECK.unpack_from(entry, _NUMBER.size)[0]
+        return (place, mark[:length], until, value) if length and whole else (place, b"", 0.0, 0)
 
 
 def _check(entry: bytes) -> bytes:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import Iterator, List, NamedTuple, Optional
 
 from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
@@ -78,18 +78,18 @@ class Store:
 
     def beginning(self, name: str, most: int) -> List[str]:
         """The names of at most so many objects in one folder, whose names begin so. Raises Unstorable."""
-        folder, _, beginning = name.rpartition("/")
-        found: List[str] = []
+        looked_at = itertools.islice(self.names_in(name.rpartition("/")[0]), _MAX_LOOKED_AT)
+        return sorted(itertools.islice((one for one in looked_at if one.startswith(name)), most))
+
+    def names_in(self, folder: str) -> Iterator[str]:
+        """The names of all objects in one folder, one after the other: there may be very many. Raises Unstorable."""
         try:
             with os.scandir(self.place(folder)) as entries:
-                for entry in itertools.islice(entries, _MAX_LOOKED_AT):
-                    if entry.name.startswith(beginning) and not entry.name.endswith(GROWING_SUFFIX):
-                        found.append(f"{folder}/{entry.name}")
-                    if len(found) == most:
-                        break
+                for entry in entries:
+                    if not entry.name.endswith(GROWING_SUFFIX):
+                        yield f"{folder}/{entry.name}"
         except OSError:
-            return []
-        return sorted(found)
+            return
 
     def place(self, name: str) -> str:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""

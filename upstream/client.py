@@ -27,6 +27,9 @@ _log = logging.getLogger("dduct")
 
 REDIRECT_LIMIT = 10
 _NO_ANSWERS = (502, 503, 504)  # of a gateway, for an origin that does not answer it
+# Seconds after an answer in which such a status tells only of one object: clients know some that always fail, and an
+# origin that seems away is not asked about others.
+_RECENT = 5.0
 
 
 class Origins:
@@ -139,11 +142,11 @@ class Origins:
                 self._silent.undecided((target.scheme, target.authority), began)
             raise
         if exchange.head.status in _NO_ANSWERS:
-            self._note_silence(target, began)
+            self._note_silence(target, began - _RECENT)
         else:
             self._note_answer(target)
         self._note_refusal(request, exchange)
-        self._known.public_tokens.note_challenge(exchange.target, exchange.head)
+        self._known.public_tokens.note_challenge(exchange.target, exchange.head, request.headers, request.names)
         self._known.rate_limits.note(exchange.target, exchange.head)
         return exchange
 

@@ -3,8 +3,8 @@
 Rules of this module:
 
 * A connection that has brought a response without a body (HEAD, 204, 304, Content-Length: 0) brings nothing after that
-  but a 304 that confirms the stored object. A broken origin may send a body all the same, and late: dduct would take
-  it for the response to the next request, which may be for another URL.
+  but what confirms the stored object: a 304, or the digest of a manifest. A broken origin may send a body all the same,
+  and late: dduct would take it for the response to the next request, which may be for another URL.
 * A connection that a client has authenticated as such (NTLM, Negotiate) is not kept: others would use its identity.
 """
 

@@ -97,7 +97,7 @@ class Exchanges:
         return Exchange(connection, response, request, self._relay_timeout, self._give_back)
 
     def _confirmation(self, origin: Origin, request: Request) -> Optional[Exchange]:
-        """A 304 that confirms, over a connection that brings nothing else; None where there is none."""
+        """A response that confirms, over a connection that brings nothing else; None where there is none."""
         if request.confirms is None or request.expects_redirect:
             return None
         exchange = self._ask_again(replace(origin, bodiless=True), replace(request, on_interim=lambda _: None))
@@ -145,8 +145,10 @@ class Exchanges:
 
 
 def _may_be_trusted(origin: Origin, request: Request, head: ResponseHead) -> bool:
-    """Whether a response is taken for the one to this request: over some connections, only a 304 that confirms is."""
-    return not origin.bodiless or (head.status == 304 and request.confirms is not None and request.confirms(head))
+    """Whether a response is taken for the one to this request: over some connections, only one that confirms is."""
+    if not origin.bodiless:
+        return True
+    return head.status == request.confirming_status and request.confirms is not None and request.confirms(head)
 
 
 def _origin_of(request: Request) -> Origin:

@@ -4,9 +4,9 @@ A registry answers 401 with `WWW-Authenticate: Bearer realm="…"`, and its toke
 without credentials, too, where a repository is public. Only an intercepting proxy sees that. Rules of this module:
 
 * A token counts as public for the origins that named its realm, and for nobody else: another origin's token server says
-  nothing about them.
-* The request for it had nothing that may identify its client: no field, no parameter but those of the protocol, and no
-  certificate of dduct's.
+  nothing about them. A realm counts if it was named to nobody in particular: some servers make it of the request.
+* The request for it had nothing that may identify its client: no field, no body, no parameter but those of the
+  protocol, and no certificate of dduct's.
 * Workers share what is known. It ends with the token; a token is kept as a keyed hash only.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 import zlib
 from typing import Callable, Container, Dict, List, Optional
@@ -23,16 +24,18 @@ from protocol import http1
 from protocol.challenges import challenges
 from protocol.headers import Field, Headers
 from protocol.http1 import ProtocolError, RequestHead, ResponseHead, Target
-from protocol.request_fields import RequestFields
+from protocol.request_fields import FieldKind, RequestFields
 from storage.shared_table import SharedTable
 
 MAX_RESPONSE = 64 * 1024  # bytes of a token server's response, and of what it unpacks to
 _DAY = 86400.0
 _MOST_CHALLENGES = 8  # of one response
+_MOST_PARAMETERS = 64
 _MAX_TOKEN = 16 * 1024  # bytes
 _USUAL_LIFETIME = 60  # seconds of a token that does not say (the token protocol of registries)
 # Parameters that name what a token is for. Any other one may name who asks.
 _HARMLESS_PARAMETERS = frozenset(["service", "scope", "client_id", "offline_token"])
+_VISIBLE = re.compile("[!-~]+")  # what a field can hold
 _GZIP = 16 + zlib.MAX_WBITS
 _WINDOW = {b"gzip": _GZIP, b"x-gzip": _GZIP, b"deflate": zlib.MAX_WBITS}
 
@@ -47,9 +50,12 @@ class PublicTokens:
         self._identified = identified
         self._clock = clock
 
-    def note_challenge(self, target: Target, response: ResponseHead) -> None:
-        """Note where an origin sends its clients for a token, if the response says so."""
-        for realm in _realms(response):
+    def note_challenge(self, target: Target, response: ResponseHead, asked: Headers, names: RequestFields) -> None:
+        """Note where an origin sends its clients for a token, if the response to the fields `asked` says so."""
+        realms = _realms(response)
+        if realms and any(value and names.kind(name) is not FieldKind.HARMLESS for name, value in asked):
+            return
+        for realm in realms:
             url = _without_query(realm)
             safe = realm.scheme == "https" or target.scheme == "http"
             if safe and realm.authority.host not in self._identified:
@@ -60,19 +66,20 @@ class PublicTokens:
         """Whether a request asks a token server for a token, and says nothing of who asks."""
         if head.method != b"GET" or not self._holds(_realm(_without_query(target))):
             return False
-        parameters = parse_qsl(target.query or "", keep_blank_values=True, max_num_fields=64)
-        return not names.opening(head.headers) and all(name in _HARMLESS_PARAMETERS for name, _ in parameters)
+        return not names.opening(head.headers) and _is_harmless(target.query or "")
 
-    def note_issued(self, target: Target, response: ResponseHead, body: bytes) -> None:
-        """Note the tokens in the response to a request that `may_issue` one."""
+    def note_issued(self, target: Target, response: ResponseHead, body: bytes) -> Optional[str]:
+        """Note the tokens in the response to a request that `may_issue` one. Returns one of them; None without any."""
         values = _values(response, body)
         lifetime = values.get("expires_in")
         seconds = lifetime if isinstance(lifetime, (int, float)) and lifetime > 0 else _USUAL_LIFETIME
-        for name in ("token", "access_token"):
+        until, found = self._clock() + min(seconds, _DAY), None
+        for name in ("access_token", "token"):
             token = values.get(name)
-            if isinstance(token, str) and 0 < len(token) <= _MAX_TOKEN:
-                until = self._clock() + min(seconds, _DAY)
+            if isinstance(token, str) and 0 < len(token) <= _MAX_TOKEN and _VISIBLE.fullmatch(token):
                 self._table.put(_token(token.encode()), until, _mark(_without_query(target)))
+                found = token
+        return found
 
     def is_public(self, target: Target, authorization: bytes) -> bool:
         """Whether an Authorization field has a token that anybody gets for this target's origin."""
@@ -95,6 +102,15 @@ class PublicTokens:
     def _holds(self, key: bytes) -> bool:
         fact = self._table.get(key)
         return fact is not None and self._clock() < fact.until
+
+
+def _is_harmless(query: str) -> bool:
+    """Whether a query says nothing of who asks. Some servers take a semicolon for an ampersand."""
+    try:
+        parameters = parse_qsl(query, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
+    except ValueError:
+        return False
+    return ";" not in query and all(name in _HARMLESS_PARAMETERS for name, _ in parameters)
 
 
 def _realms(response: ResponseHead) -> List[Target]:

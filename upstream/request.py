@@ -27,7 +27,8 @@ class Request:
 
     `expects`: the origin first says whether it wants the body; `upgrade`: it may answer 101 and switch protocols;
     `on_interim` gets every interim response (RFC 9110 §15.2) but 100. `reach`: what of dduct's machine the client may
-    reach. `confirms`: whether a 304 is proof enough on a connection that brings nothing else; None where none is.
+    reach. `confirms`: whether a response with `confirming_status` is proof enough on a connection that brings nothing
+    else; None where none is.
     `expects_redirect`: the origin will redirect the request, and `confirms` is about the redirect's target.
     """
 
@@ -42,6 +43,7 @@ class Request:
     upgrade: bool = False
     on_interim: Callable[[ResponseHead], None] = lambda _: None
     confirms: Optional[Callable[[ResponseHead], bool]] = None
+    confirming_status: int = 304
     expects_redirect: bool = False
     names: RequestFields = DEFAULT  # which of its fields may be credentials
     credentials: Optional[bytes] = None  # for which a refusal counts (`upstream/refusals`); None: for this one alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from typing import Dict, List, Tuple
 
@@ -140,3 +141,26 @@ def test_the_body_of_a_followed_redirect_is_not_waited_for(
         assert not done.is_set()
     finally:
         done.set()
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_late_body_says_nothing_of_a_tag(dduct: RunningDduct, forged: str) -> None:
+    """After HEAD, only the digest that is stored counts on that connection."""
+    owed: List[Connection] = []
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        if connection in owed:
+            connection.send(FORGED[forged])
+        body = asked.target.encode()
+        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        connection.respond(200, [("Docker-Content-Digest", digest)], body, head_only=asked.method == "HEAD")
+        if asked.method == "HEAD":
+            owed.append(connection)
+
+    origin = dduct.origin(answer)
+    with dduct.intercepted(origin) as client:
+        for _ in range(3):
+            for number in range(3):
+                target = f"/v2/a/manifests/{number}"
+                assert ask(client, origin, target).body == target.encode()
+    assert [one.method for one in origin.requests].count("GET") == 3

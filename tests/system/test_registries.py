@@ -9,7 +9,6 @@ from support.client import wait_until
 from support.registry import LIST, MANIFEST, NEW_CLIENT, OLD_CLIENT, Registry
 from support.running import RunningDduct
 
-from fetching.repositories import _key
 from monitoring.metrics import Counter
 
 Build = Callable[..., RunningDduct]
@@ -40,7 +39,7 @@ def test_what_a_token_for_anybody_brings_is_for_all(dduct: RunningDduct) -> None
 def test_a_token_of_a_user_makes_nothing_public(dduct: RunningDduct) -> None:
     registry = Registry(dduct)
     registry.private.add(REPOSITORY)
-    index, manifest, layer = registry.add(REPOSITORY, "1")
+    index, _, layer = registry.add(REPOSITORY, "1")
     alice = registry.token(REPOSITORY, "alice")
     assert registry.manifest(REPOSITORY, "1", alice).body == registry.content(index)
     assert registry.blob(REPOSITORY, layer, alice).body == registry.content(layer)
@@ -102,6 +101,17 @@ def test_a_tag_is_validated_by_head_and_costs_no_second_body(dduct: RunningDduct
         answer = registry.manifest(REPOSITORY, "1", method=method)
         assert answer.get("docker-content-digest") == index
         assert [one.method for one in registry.origin.requests[before:]] == ["HEAD"]
+
+
+def test_questions_about_a_tag_share_one_connection(dduct: RunningDduct) -> None:
+    registry = Registry(dduct, tokens=False)
+    registry.add(REPOSITORY, "1")
+    registry.manifest(REPOSITORY, "1")
+    dduct.wait_until_durable()
+    for _ in range(5):
+        assert registry.manifest(REPOSITORY, "1").status == 200
+    assert registry.asked("manifests")[1:] == [f"HEAD /v2/{REPOSITORY}/manifests/1"] * 5
+    assert registry.origin.accepted == 1
 
 
 @pytest.mark.parametrize("etags", [True, False])
@@ -253,7 +263,7 @@ def test_a_public_image_is_pulled_while_its_registry_is_away_and_a_private_one_i
         for path in (f"manifests/{secret}", "manifests/1", f"blobs/{layer}"):
             assert registry.get(f"/v2/secret/app/{path}", NEW_CLIENT, *token).status == 502
     assert registry.get("/v2/").body == b"{}"
-    assert registry.get("/v2/", "Authorization: Basic YTpi").status == 502
+    assert registry.get("/v2/", "Authorization: Basic YTpi").status == registry.get("/v2/?a=b").status == 502
 
 
 def test_v2_is_not_answered_for_a_registry_of_which_nothing_is_stored(dduct: RunningDduct) -> None:
@@ -272,6 +282,17 @@ def test_a_client_that_accepts_other_types_gets_a_stored_one_that_it_accepts(ddu
         assert registry.manifest(REPOSITORY, "1", accept).body == registry.content(digest)
     assert registry.manifest(REPOSITORY, "1", "Accept: text/x").status == 502
     assert registry.manifest(REPOSITORY, "1", f"Accept: {LIST};q=0").status == 502
+
+
+def test_an_object_whose_gateway_fails_leaves_the_others_fresh(dduct: RunningDduct) -> None:
+    """Otherwise whoever finds such an object could keep everything else of its origin as it was."""
+    registry = Registry(dduct, tokens=False)
+    registry.add(REPOSITORY, "1")
+    registry.trouble = lambda asked: (502, []) if asked.target.endswith("/broken") else None
+    for _ in range(2):
+        new, _, _ = registry.add(REPOSITORY, "1")
+        assert registry.manifest(REPOSITORY, "broken").status == 502
+        assert registry.manifest(REPOSITORY, "1").body == registry.content(new)
 
 
 def test_a_registry_that_refuses_is_not_asked_again(dduct: RunningDduct) -> None:
@@ -311,78 +332,3 @@ def test_two_workers_share_what_they_know(start_dduct: Build) -> None:
         assert registry.blob(REPOSITORY, layer, anybody).body == registry.content(layer)
         assert registry.blob("secret/app", secret, bob).body == registry.content(secret)
     assert len(registry.origin.requests) - before == 1
-
-
-# --- whether a repository is public -----------------------------------------------------------------
-
-
-def looked(registry: Registry) -> bool:
-    """Whether dduct has noted the answer to a question of its own."""
-    wait_until(lambda: registry.dduct.counters.value(Counter.LOOKS) == 1)
-    return True
-
-
-@pytest.mark.parametrize("asks", [True, False])
-def test_an_image_that_only_users_have_asked_for_is_found_to_be_public(start_dduct: Build, asks: bool) -> None:
-    registry = Registry(start_dduct(ask_anonymously=asks))
-    index, manifest, layer = registry.add(REPOSITORY, "1")
-    alice = registry.token(REPOSITORY, "alice")
-    for digest in (index, manifest):
-        assert registry.manifest(REPOSITORY, digest, alice).body == registry.content(digest)
-    assert registry.blob(REPOSITORY, layer, alice).body == registry.content(layer)
-    registry.dduct.wait_until_durable()
-    assert registry.manifest(REPOSITORY, index, alice).body == registry.content(index)
-    assert not asks or looked(registry)
-    registry.origin.close()
-    status = 200 if asks else 502
-    wait_until(lambda: registry.blob(REPOSITORY, layer).status == status)
-    assert registry.manifest(REPOSITORY, manifest).status == status
-
-
-def test_a_private_image_stays_private_after_a_look(dduct: RunningDduct) -> None:
-    registry = Registry(dduct)
-    registry.private.add(REPOSITORY)
-    index, _, layer = registry.add(REPOSITORY, "1")
-    alice = registry.token(REPOSITORY, "alice")
-    assert registry.manifest(REPOSITORY, index, alice).status == registry.blob(REPOSITORY, layer, alice).status == 200
-    dduct.wait_until_durable()
-    assert registry.manifest(REPOSITORY, index, alice).status == 200
-    assert looked(registry)
-    tokens = len(registry.asked("/token"))
-    assert registry.manifest(REPOSITORY, index, alice).status == 200
-    assert registry.blob(REPOSITORY, layer).status == registry.manifest(REPOSITORY, index).status == 401
-    assert len(registry.asked("/token")) == tokens  # it looks once a day
-    registry.origin.close()
-    assert registry.blob(REPOSITORY, layer).status == registry.manifest(REPOSITORY, index).status == 502
-
-
-def test_an_image_that_has_become_private_is_noticed_at_the_next_look(dduct: RunningDduct) -> None:
-    registry = Registry(dduct)
-    index, manifest, layer = registry.add(REPOSITORY, "1")
-    token = registry.token(REPOSITORY)
-    for digest in (index, manifest):
-        assert registry.manifest(REPOSITORY, digest, token).status == 200
-    assert registry.blob(REPOSITORY, layer, token).status == 200
-    dduct.wait_until_durable()
-    registry.private.add(REPOSITORY)
-    assert registry.blob(REPOSITORY, layer).status == 200  # within a day
-    target = registry.target(f"/v2/{REPOSITORY}/blobs/{layer}")
-    dduct.server.runtime.services.repositories._table.remove(_key(target))  # the day is over
-    assert registry.manifest(REPOSITORY, index).status == 200
-    assert looked(registry)
-    wait_until(lambda: registry.blob(REPOSITORY, layer).status == 401)
-    assert registry.manifest(REPOSITORY, manifest).status == registry.manifest(REPOSITORY, index).status == 401
-    alice = registry.token(REPOSITORY, "alice")
-    assert registry.blob(REPOSITORY, layer, alice).body == registry.content(layer)
-
-
-def test_a_registry_that_is_away_leaves_what_is_known(dduct: RunningDduct) -> None:
-    registry = Registry(dduct, tokens=False)
-    index, _, _ = registry.add(REPOSITORY, "1")
-    assert registry.manifest(REPOSITORY, index).status == 200
-    target = registry.target(f"/v2/{REPOSITORY}/manifests/1")
-    dduct.server.runtime.services.repositories._table.remove(_key(target))
-    registry.origin.close()
-    for _ in range(3):
-        assert registry.manifest(REPOSITORY, index).status == 200
-    assert dduct.counters.value(Counter.LOOKS) == 0

@@ -42,7 +42,7 @@ class Around:
     def __init__(self) -> None:
         self.now = 1000.0
         self.tokens = PublicTokens(SharedTable(64), ["identified.example"], lambda: self.now)
-        self.tokens.note_challenge(target(REGISTRY), challenge())
+        self.tokens.note_challenge(target(REGISTRY), challenge(), Headers([]), DEFAULT)
 
     def issue(self, values: object, url: str = ASKED, head: Optional[ResponseHead] = None) -> None:
         body = values if isinstance(values, bytes) else json.dumps(values).encode()
@@ -108,13 +108,13 @@ def test_only_a_realm_that_an_origin_has_named_gives_tokens(around: Around, url:
     ],
 )
 def test_what_is_no_challenge_names_no_realm(around: Around, named: ResponseHead) -> None:
-    around.tokens.note_challenge(target(REGISTRY), named)
+    around.tokens.note_challenge(target(REGISTRY), named, Headers([]), DEFAULT)
     assert not around.may_issue("https://new.example/token")
     assert not around.may_issue("http://new.example/token")
 
 
 def test_where_dduct_shows_its_own_certificate_nobody_is_nobody(around: Around) -> None:
-    around.tokens.note_challenge(target(REGISTRY), challenge("https://identified.example/token"))
+    around.tokens.note_challenge(target(REGISTRY), challenge("https://identified.example/token"), Headers([]), DEFAULT)
     assert not around.may_issue("https://identified.example/token")
 
 
@@ -134,9 +134,9 @@ def test_an_issued_token_is_public(around: Around, values: object) -> None:
 def test_a_token_is_public_only_for_origins_that_named_its_realm(around: Around) -> None:
     around.issue({"token": "t"})
     assert not around.is_public(url=OTHER)
-    around.tokens.note_challenge(target(OTHER), challenge("https://evil.example/token"))
+    around.tokens.note_challenge(target(OTHER), challenge("https://evil.example/token"), Headers([]), DEFAULT)
     assert not around.is_public(url=OTHER)
-    around.tokens.note_challenge(target(OTHER), challenge())
+    around.tokens.note_challenge(target(OTHER), challenge(), Headers([]), DEFAULT)
     assert around.is_public(url=OTHER)
 
 
@@ -153,7 +153,7 @@ def test_a_token_is_public_only_for_origins_that_named_its_realm(around: Around)
 def test_a_token_ends_when_its_server_says(around: Around, values: dict[str, object], seconds: float) -> None:
     around.issue({"token": "t", **values})
     around.now += 86000.0 if seconds > 86000 else 0.0
-    around.tokens.note_challenge(target(REGISTRY), challenge())
+    around.tokens.note_challenge(target(REGISTRY), challenge(), Headers([]), DEFAULT)
     around.now += (seconds - 86000 if seconds > 86000 else seconds) - 1
     assert around.is_public()
     around.now += 1
@@ -213,3 +213,32 @@ def test_a_public_token_identifies_nobody(around: Around, fields: List[Tuple[byt
     around.issue({"token": "t"})
     found = around.tokens.identifying(target(REGISTRY), Headers(fields), DEFAULT)
     assert [name for name, _ in found] == left
+
+
+# --- what origins and clients may send --------------------------------------------------------------
+
+
+def test_a_request_with_too_many_parameters_brings_no_public_token(around: Around) -> None:
+    assert not around.may_issue(TOKEN_SERVER + "?" + "&".join(["scope=a"] * 100))
+
+
+@pytest.mark.parametrize("query", ["?scope=a;account=alice", "?scope=a;password=x&service=b"])
+def test_a_parameter_behind_a_semicolon_may_name_a_user(around: Around, query: str) -> None:
+    assert not around.may_issue(TOKEN_SERVER + query)
+
+
+def test_a_token_that_no_field_can_hold_is_none(around: Around) -> None:
+    around.issue(b'{"token": "\\ud800", "access_token": "t"}')
+    assert around.is_public("t")
+
+
+@pytest.mark.parametrize("field", [(b"Authorization", b"Bearer x"), (b"X-Forwarded-Host", b"evil.example")])
+def test_a_challenge_to_somebody_or_with_a_chosen_host_names_no_realm(
+    around: Around, field: Tuple[bytes, bytes]
+) -> None:
+    """A registry may make its realm of what such a request says."""
+    realm = "https://evil.example/token"
+    around.tokens.note_challenge(target(REGISTRY), challenge(realm), Headers([field]), DEFAULT)
+    assert not around.may_issue(realm)
+    around.tokens.note_challenge(target(REGISTRY), challenge(realm), Headers([(b"Accept", b"a/b")]), DEFAULT)
+    assert around.may_issue(realm)
