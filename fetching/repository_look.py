@@ -18,6 +18,7 @@ from fetching import permission
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.repositories import Access, repository_of
+from fetching.stored_metadata import stored_fields
 from monitoring.metrics import Counter
 from net.body import IncompleteBody
 from protocol import http1, media_types
@@ -36,6 +37,7 @@ _log = logging.getLogger("dduct.fetch")
 
 _REGISTRYS = frozenset(["docker-content-digest", "docker-distribution-api-version"])
 _NAMED = re.compile("(sha256|sha512):([0-9a-f]{64,128})")
+_OF_REGISTRY = (b"docker-content-digest", b"docker-distribution-api-version")  # fields of a registry's responses
 _FOUND, _REFUSED = (200, 304), (401, 403)  # 404 may mean either
 _REDIRECTS = (302, 303, 307, 308)
 
@@ -60,7 +62,7 @@ def look(services: Services, request: CacheableRequest, metadata: Metadata) -> N
     if not _REGISTRYS.intersection(name.lower() for name, _ in metadata.fields):
         return  # another server, or the storage that a registry has redirected to
     known = services.repositories.known(target)
-    if known is None:
+    if known is None and any(name in stored_fields(metadata) for name in _OF_REGISTRY):  # others would say nothing
         name = f"{target.scheme}://{target.authority}/v2/{repository}"
         services.background.ask(name, 0.0, _Look(services, request).ask)
     elif known is Access.PUBLIC and metadata.restricted:
@@ -152,7 +154,7 @@ def _is_of_registry(target: Target, head: ResponseHead) -> bool:
     stated = (head.headers.get(b"docker-content-digest") or b"").decode("latin-1")
     if stated and _NAMED.fullmatch(target.path.rpartition("/")[2]):
         return target.path.endswith(f"/{stated}")
-    return bool(stated) or b"docker-distribution-api-version" in head.headers
+    return any(name in head.headers for name in _OF_REGISTRY)
 
 
 def _restrict(services: Services, target: Target, access: Access) -> None:
