@@ -10,7 +10,7 @@ from protocol.headers import split_list
 _MAX_VALUE = 4096  # bytes of a field; a longer one is not read
 _NAME = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _BEGIN = re.compile(rb"(" + _NAME + rb")(?:[ \t]+(.*))?", re.DOTALL)  # a scheme, and what follows it
-_PARAMETER = re.compile(rb"(" + _NAME + rb')[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|(' + _NAME + rb"))", re.DOTALL)
+_PARAMETER = re.compile(rb"(" + _NAME + rb')[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^\s",=][^\s",]*))', re.DOTALL)
 _QUOTED_PAIR = re.compile(rb"\\(.)", re.DOTALL)
 
 

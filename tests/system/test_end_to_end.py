@@ -329,7 +329,7 @@ def test_a_head_is_sent_before_the_first_bytes_of_a_slow_fill(
     dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, fields: str
 ) -> None:
     """containerd gives up where no head comes within 30 s, and its bytes may be far ahead in a slow fill."""
-    monkeypatch.setattr("transfers.follow._FIRST_BYTES", 0.01)
+    monkeypatch.setattr("transfers.follow.FIRST_BYTES", 0.01)
     gate = Gate()
 
     def handler(asked: Asked, connection: Connection) -> None:
