@@ -115,6 +115,11 @@ class CacheableRequest:
     def _identifying(self, headers: Headers) -> List[Field]:
         return self._services.public_tokens.identifying(self.target, headers, self.names)
 
+    @cached_property
+    def has_stand_in(self) -> bool:
+        """Whether its token is dduct's own, because the token server could not be asked."""
+        return self._services.public_tokens.is_stand_in(self.head.headers)
+
     # What the origin gets
 
     @cached_property

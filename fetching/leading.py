@@ -28,12 +28,13 @@ from transfers.asking import Asker, Retries
 from transfers.fill import Fill
 from transfers.follow import AnyFill
 from transfers.states import FillState
-from upstream.dialling import Unanswered, UpstreamError
+from upstream.dialling import NoToken, Unanswered, UpstreamError
 from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
 
 _FORBIDDEN = 403  # the target is on dduct's own machine, which a client there may reach
+_REFUSALS = (401, 403)  # of a token
 _OUTDATED = (200, 404, 410)  # responses after which the stored object is of no more use
 
 
@@ -113,12 +114,9 @@ class Leading:
             cleanup.callback(exchange.close)
             if not (begun is not None and begun.has_won) and not asker.answered():
                 return self._come_second(fill, exchange, stale)
-            if stale is None and exchange.unhelpful and self._request.is_metadata:
-                failure = exchange.failure()
-                outcome = self._answer.send_variant(failure)
-                if outcome is not None:
-                    fill.fail(failure)
-                    return outcome
+            outcome = self._unusual(fill, exchange) if stale is None else None
+            if outcome is not None:
+                return outcome
             started = (
                 self._start(fill, exchange, asked_at, cleanup)
                 if stale is None
@@ -131,6 +129,28 @@ class Leading:
             outcome = self._answer.send_growing(started.reader, started.metadata)
             self.has_stored_small = stale is None and 0 < (started.reader.length or 0) <= SMALL
             return outcome
+
+    def _failure(self, exchange: Exchange) -> Optional[UpstreamError]:
+        """What keeps the origin from answering; None where its response is about the object."""
+        if exchange.unhelpful:
+            return exchange.failure()
+        refused = exchange.head.status in _REFUSALS
+        return NoToken() if refused and self._request.has_stand_in else None
+
+    def _unusual(self, fill: Fill, exchange: Exchange) -> Optional[Outcome]:
+        """Answer a miss that its origin does not answer, from another variant; None where its response is sent.
+
+        Raises UpstreamError where a token of dduct's own has been refused.
+        """
+        failure = self._failure(exchange)
+        if failure is None:
+            return None
+        outcome = self._answer.send_variant(failure) if self._request.is_metadata else None
+        if outcome is not None or isinstance(failure, NoToken):
+            fill.fail(failure)
+        if outcome is None and isinstance(failure, NoToken):
+            raise failure
+        return outcome
 
     def _exchange(self, fill: Fill, stale: Optional[Stale]) -> Exchange:
         if stale is None:
@@ -154,8 +174,8 @@ class Leading:
             self._authorization.grant(metadata)
             note = f"fwd=stale; fwd-status={status}"
             return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)
-        if exchange.unhelpful and self._answer.may_use(stale):
-            failure = exchange.failure()
+        failure = self._failure(exchange)
+        if failure is not None and self._answer.may_use(stale):
             fill.fail(failure)
             return self._answer.send_stale(stale, failure)
         if not exchange.unhelpful and not self._authorization.may_change(stale.metadata, exchange):

@@ -12,7 +12,7 @@ from net.response import Reply
 from net.stream import Stream
 from protocol import validation
 from protocol.http1 import BodyFraming, Framing, RequestHead, Target
-from proxy import registry_ping
+from proxy import registry_stand_in
 from proxy.runtime import Runtime
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
@@ -20,7 +20,7 @@ from upstream.public_tokens import MAX_RESPONSE, PublicTokens
 from upstream.relay import expects_continue, forward, outgoing, wants_upgrade
 from upstream.request import Purpose, Request
 
-_AWAY = (502, 503, 504)  # an error's status where the origin could not be asked
+_AWAY = (429, 502, 503, 504)  # an error's status where the origin could not be asked
 _MOST_PIECES = 16  # of a token server's response that are looked at
 
 
@@ -46,13 +46,11 @@ def answer_from_origin(
     try:
         exchange = services.origins.exchange(request)
     except UpstreamError as error:
-        if error.status not in _AWAY or not registry_ping.may_answer(services, asked.target, head):
+        if error.status not in _AWAY or not registry_stand_in.answer(services, asked.target, head, reply):
             raise
-        registry_ping.answer(reply)
         return
     try:
-        if exchange.unhelpful and registry_ping.may_answer(services, asked.target, head):
-            registry_ping.answer(reply)
+        if exchange.unhelpful and registry_stand_in.answer(services, asked.target, head, reply):
             return
         if validation.invalidates(head.method, exchange.head.status):
             services.invalidate(asked.target, exchange.head, runtime.rules.naming)

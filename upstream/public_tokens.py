@@ -7,6 +7,8 @@ without credentials, too, where a repository is public. Only an intercepting pro
   nothing about them.
 * The request for it had nothing that may identify its client: no field, no parameter but those of the protocol, and no
   certificate of dduct's.
+* Where a token server cannot be asked, such a request gets a token of dduct's own, so that its client goes on to what
+  is stored for anybody. Its origin does not know it, and refuses it.
 * Workers share what is known. It ends with the token; a token is kept as a keyed hash only.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import time
 import zlib
 from typing import Callable, Container, Dict, List, Optional
@@ -73,6 +76,19 @@ class PublicTokens:
             if isinstance(token, str) and 0 < len(token) <= _MAX_TOKEN:
                 until = self._clock() + min(seconds, _DAY)
                 self._table.put(_token(token.encode()), until, _mark(_without_query(target)))
+
+    def stand_in(self, target: Target) -> bytes:
+        """The body of a response in the place of a token server: a token of dduct's own."""
+        token = f"dduct-{secrets.token_hex(16)}"
+        until = self._clock() + _USUAL_LIFETIME
+        self._table.put(_token(token.encode()), until, _mark(_without_query(target)))
+        self._table.put(_made_here(token.encode()), until)
+        return json.dumps({"token": token, "access_token": token, "expires_in": _USUAL_LIFETIME}).encode()
+
+    def is_stand_in(self, headers: Headers) -> bool:
+        """Whether a request has a token of dduct's own."""
+        scheme, _, token = (headers.get(b"authorization") or b"").partition(b" ")
+        return scheme.lower() == b"bearer" and self._holds(_made_here(token.strip(b" ")))
 
     def is_public(self, target: Target, authorization: bytes) -> bool:
         """Whether an Authorization field has a token that anybody gets for this target's origin."""
@@ -154,6 +170,10 @@ def _realm(url: str) -> bytes:
 
 def _realm_of(target: Target, mark: int) -> bytes:
     return f"challenge\0{target.scheme}://{target.authority}\0{mark}".encode()
+
+
+def _made_here(token: bytes) -> bytes:
+    return b"own\0" + token
 
 
 def _token(token: bytes) -> bytes:

@@ -39,7 +39,7 @@ def test_what_a_token_for_anybody_brings_is_anybodys(dduct: RunningDduct) -> Non
 def test_a_token_of_a_user_makes_nothing_public(dduct: RunningDduct) -> None:
     registry = Registry(dduct)
     registry.private.add(REPOSITORY)
-    index, manifest, layer = registry.add(REPOSITORY, "1")
+    index, _, layer = registry.add(REPOSITORY, "1")
     alice = registry.token(REPOSITORY, "alice")
     assert registry.manifest(REPOSITORY, "1", alice).body == registry.content(index)
     assert registry.blob(REPOSITORY, layer, alice).body == registry.content(layer)
@@ -240,6 +240,34 @@ def test_a_public_image_is_pulled_while_its_registry_is_away_and_a_private_one_i
             assert registry.get(f"/v2/secret/app/{path}", NEW_CLIENT, *token).status == 502
     assert registry.get("/v2/").body == b"{}"
     assert registry.get("/v2/", "Authorization: Basic YTpi").status == 502
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_public_image_is_pulled_while_its_token_server_is_away_and_a_private_one_is_not(
+    dduct: RunningDduct, status: int
+) -> None:
+    registry = Registry(dduct)
+    registry.private.add("secret/app")
+    index, _, layer = registry.add(REPOSITORY, "1")
+    secret, _, _ = registry.add("secret/app", "1")
+    first, alice = registry.token(REPOSITORY), registry.token("secret/app", "alice")
+    assert pulled(registry, first) == [200] * 4
+    assert registry.manifest("secret/app", "1", alice).status == registry.manifest("secret/app", secret, alice).status
+    dduct.wait_until_durable()
+    registry.trouble = lambda asked: (status, []) if asked.target.startswith("/token") else None
+    token = registry.token(REPOSITORY)
+    assert pulled(registry, token) == [200] * 4
+    for missing in (registry.blob(REPOSITORY, layer, token), registry.manifest(REPOSITORY, "2", token)):
+        assert (missing.status, missing.body) == (503, b"dduct: its token server cannot be asked\n")
+    for reference in ("1", secret):
+        answer = registry.manifest("secret/app", reference, token)
+        assert answer.status >= 400 and answer.body != registry.content(secret)
+    # What the registry says to a token of its own counts, and to nobody.
+    assert registry.manifest(REPOSITORY, "1").status == 401
+    new, _, _ = registry.add(REPOSITORY, "1")
+    assert registry.manifest(REPOSITORY, "1", token).body == registry.content(index)
+    assert registry.manifest(REPOSITORY, "1", first).body == registry.content(new)
+    assert registry.token_answer("&account=alice").status == status
 
 
 def test_v2_is_not_answered_for_a_registry_of_which_nothing_is_stored(dduct: RunningDduct) -> None:
