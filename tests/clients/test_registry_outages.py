@@ -154,7 +154,7 @@ def test_a_public_image_is_pulled_all_the_same_and_a_private_one_is_refused(
             assert status >= 400 and b"sha256" not in body
 
 
-def test_a_tag_that_moves_is_pulled_anew(start: Start) -> None:
+def test_a_tag_that_moves_is_pulled_again(start: Start) -> None:
     pulls = start()
     old = pulls.skopeo()
     pulls.registry.push(REPOSITORY, "1")

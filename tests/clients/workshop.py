@@ -177,6 +177,10 @@ class Nginx:
     def url(self) -> str:
         return f"https://{ORIGIN}:{self.tls_port}"
 
+    def stop(self) -> None:
+        """Refuse connections from now on."""
+        self._program.stop()
+
     def sent(self) -> Dict[str, int]:
         """Bytes of body sent so far, by path. Everything before the marker's line is then in the log."""
         self._markers += 1

@@ -18,7 +18,7 @@ REPOSITORY = "library/app"
 # --- tokens for anybody -----------------------------------------------------------------------------
 
 
-def test_what_a_token_for_anybody_brings_is_anybodys(dduct: RunningDduct) -> None:
+def test_what_a_token_for_anybody_brings_is_for_anybody(dduct: RunningDduct) -> None:
     """Twenty clients with a token each: no question about layers, one HEAD about the tag."""
     registry = Registry(dduct)
     index, manifest, layer = registry.add(REPOSITORY, "1")

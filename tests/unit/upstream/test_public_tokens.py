@@ -232,7 +232,7 @@ def test_each_stand_in_is_another_one(around: Around) -> None:
     assert around.tokens.stand_in(target(ASKED)) != around.tokens.stand_in(target(ASKED))
 
 
-@pytest.mark.parametrize("value", [b"", b"Bearer t", b"Basic dduct-0", b"Bearer dduct-00000000000000000000000000000000"])
+@pytest.mark.parametrize("value", [b"", b"Bearer t", b"Basic dduct-0", b"Bearer dduct-" + b"0" * 32])
 def test_no_other_token_is_a_stand_in(around: Around, value: bytes) -> None:
     around.issue({"token": "t"})
     around.tokens.stand_in(target(ASKED))
