@@ -8,10 +8,12 @@ is judged by itself, and a token of dduct's own is none for any origin.
 from __future__ import annotations
 
 import os
+from typing import Callable, List, Optional
 
 from fetching.filler import Services
 from monitoring.details import Detail, with_detail
 from net.response import Reply
+from protocol.headers import Field
 from protocol.http1 import RequestHead, Target
 from storage.record import Unstorable
 
@@ -20,17 +22,26 @@ _JSON = [(b"Content-Type", b"application/json")]
 _FIELDS = [*_JSON, (b"Docker-Distribution-Api-Version", b"registry/2.0")]
 
 
-def answer(services: Services, target: Target, head: RequestHead, reply: Reply) -> bool:
-    """Answer a request whose origin cannot be asked, if it is such a question; returns whether it is one."""
+class StandIn:
+    """dduct's answer to one request, for where its origin cannot be asked."""
+
+    def __init__(self, fields: List[Field], body: Callable[[], bytes]) -> None:
+        self._fields = fields
+        self._body = body
+
+    def send(self, reply: Reply) -> None:
+        """Answer. Raises OSError when the client is gone."""
+        reply.note = with_detail("", Detail.OFFLINE)
+        reply.send_complete(200, self._fields, self._body())
+
+
+def find(services: Services, target: Target, head: RequestHead) -> Optional[StandIn]:
+    """The answer to a request if it asks for a registry, or for anybody's token; None for all others."""
     if _asks_for_registry(services, target, head):
-        fields, body = _FIELDS, b"{}"
-    elif services.public_tokens.may_issue(target, head, services.names):
-        fields, body = _JSON, services.public_tokens.stand_in(target)
-    else:
-        return False
-    reply.note = with_detail("", Detail.OFFLINE)
-    reply.send_complete(200, fields, body)
-    return True
+        return StandIn(_FIELDS, lambda: b"{}")
+    if services.public_tokens.may_issue(target, head, services.names):
+        return StandIn(_JSON, lambda: services.public_tokens.stand_in(target))
+    return None
 
 
 def _asks_for_registry(services: Services, target: Target, head: RequestHead) -> bool:

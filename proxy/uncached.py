@@ -42,15 +42,22 @@ def answer_from_origin(
     Raises UpstreamError before the answer has begun, OSError when the client is gone.
     """
     services, head = runtime.services, asked.head
-    request = _request(runtime, asked, reply, reach)
+    stand_in = registry_stand_in.find(services, asked.target, head)
+    if stand_in is not None and services.origins.away(asked.target) is not None:
+        stand_in.send(reply)
+        return
+    # Where dduct has another answer, clients wait no longer than for what is stored.
+    request = _request(runtime, asked, reply, reach, Purpose.RELAY if stand_in is None else Purpose.FILL)
     try:
         exchange = services.origins.exchange(request)
     except UpstreamError as error:
-        if error.status not in _AWAY or not registry_stand_in.answer(services, asked.target, head, reply):
+        if stand_in is None or error.status not in _AWAY:
             raise
+        stand_in.send(reply)
         return
     try:
-        if exchange.unhelpful and registry_stand_in.answer(services, asked.target, head, reply):
+        if stand_in is not None and exchange.unhelpful:
+            stand_in.send(reply)
             return
         if validation.invalidates(head.method, exchange.head.status):
             services.invalidate(asked.target, exchange.head, runtime.rules.naming)
@@ -65,7 +72,7 @@ def answer_from_origin(
         exchange.close()
 
 
-def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Request:
+def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach, purpose: Purpose) -> Request:
     head, framing, via = asked.head, asked.framing, runtime.services.via
     # kubectl and docker send a POST with `Content-Length: 0` to switch protocols. The field is passed on unchanged.
     empty = framing.kind is Framing.NONE or framing.length == 0
@@ -75,7 +82,7 @@ def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Requ
         target=asked.target,
         headers=outgoing(head, via, upgrade),
         reach=reach,
-        purpose=Purpose.RELAY,
+        purpose=purpose,
         framing=framing,
         body=None if empty else asked.body,
         expects=expects_continue(head, framing),

@@ -6,6 +6,7 @@ from typing import Callable, List
 
 import pytest
 from support.client import wait_until
+from support.origin import Gate
 from support.registry import LIST, MANIFEST, NEW_CLIENT, OLD_CLIENT, Registry
 from support.running import RunningDduct
 
@@ -268,6 +269,23 @@ def test_a_public_image_is_pulled_while_its_token_server_is_away_and_a_private_o
     assert registry.manifest(REPOSITORY, "1", token).body == registry.content(index)
     assert registry.manifest(REPOSITORY, "1", first).body == registry.content(new)
     assert registry.token_answer("&account=alice").status == status
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/token?service=registry"])
+def test_a_registry_or_token_server_that_hangs_keeps_nobody_waiting_for_long(start_dduct: Build, path: str) -> None:
+    """Far sooner than the time that relayed answers have, and at once while it is known."""
+    registry = Registry(start_dduct(upstream_timeout=0.5, relay_timeout=300.0))
+    registry.add(REPOSITORY, "1")
+    registry.manifest(REPOSITORY, "1", registry.token(REPOSITORY))
+    origin = registry.tokens if path.startswith("/token") else registry.origin
+    gate = Gate()
+    registry.trouble = lambda asked: gate.wait() if asked.target == path else None
+    try:
+        for _ in range(3):
+            assert registry.get(path, origin=origin).status == 200
+        assert origin.count(path) == 1
+    finally:
+        gate.open()
 
 
 def test_v2_is_not_answered_for_a_registry_of_which_nothing_is_stored(dduct: RunningDduct) -> None:
