@@ -31,6 +31,7 @@ from net.addresses import may_reach
 from protocol import validation
 from storage.entry import Entry
 from storage.record import Metadata, Unstorable
+from upstream.dialling import REFUSALS, NoToken
 from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
@@ -78,6 +79,8 @@ class Authorization:
                 return self._authorize(metadata, exchange, hit)
             if exchange.unhelpful and not metadata.restricted:
                 raise exchange.failure()
+            if self._request.has_stand_in and exchange.head.status in REFUSALS:
+                raise NoToken
             changed = verdict is Verdict.OTHER and metadata.restricted
             if changed and meaning.may_replace(self._request, exchange, metadata, self._is_known()):
                 return Admission.CHANGED

@@ -28,13 +28,12 @@ from transfers.asking import Asker, Retries
 from transfers.fill import Fill
 from transfers.follow import AnyFill
 from transfers.states import FillState
-from upstream.dialling import NoToken, Unanswered, UpstreamError
+from upstream.dialling import REFUSALS, NoToken, Unanswered, UpstreamError
 from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
 
 _FORBIDDEN = 403  # the target is on dduct's own machine, which a client there may reach
-_REFUSALS = (401, 403)  # of a token
 _OUTDATED = (200, 404, 410)  # responses after which the stored object is of no more use
 
 
@@ -134,7 +133,7 @@ class Leading:
         """What keeps the origin from answering; None where its response is about the object."""
         if exchange.unhelpful:
             return exchange.failure()
-        refused = exchange.head.status in _REFUSALS
+        refused = exchange.head.status in REFUSALS
         return NoToken() if refused and self._request.has_stand_in else None
 
     def _unusual(self, fill: Fill, exchange: Exchange) -> Optional[Outcome]:
@@ -178,6 +177,9 @@ class Leading:
         if failure is not None and self._answer.may_use(stale):
             fill.fail(failure)
             return self._answer.send_stale(stale, failure)
+        if isinstance(failure, NoToken):
+            fill.fail(failure)
+            raise failure
         if not exchange.unhelpful and not self._authorization.may_change(stale.metadata, exchange):
             fill.renew()  # those that wait for this ask with their own credentials
             self._relay.pass_on(exchange, with_detail(missed(stale), Detail.CREDENTIALS))

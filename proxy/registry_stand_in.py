@@ -36,10 +36,10 @@ class StandIn:
 
 
 def find(services: Services, target: Target, head: RequestHead) -> Optional[StandIn]:
-    """The answer to a request if it asks for a registry, or for anybody's token; None for all others."""
+    """The answer to a request if it asks for a registry, or for a token; None for all others."""
     if _asks_for_registry(services, target, head):
         return StandIn(_FIELDS, lambda: b"{}")
-    if services.public_tokens.may_issue(target, head, services.names):
+    if services.public_tokens.issues(target, head):
         return StandIn(_JSON, lambda: services.public_tokens.stand_in(target))
     return None
 

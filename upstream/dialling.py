@@ -72,6 +72,9 @@ class Unanswered(UpstreamError):
     """The origin was reached, and hung up, sent no HTTP, or nothing in time; another request may succeed."""
 
 
+REFUSALS = (401, 403)  # statuses of an origin that does not know a token
+
+
 class NoToken(Unanswered):
     """The origin wants a token, and its token server cannot be asked."""
 

@@ -7,8 +7,8 @@ without credentials, too, where a repository is public. Only an intercepting pro
   nothing about them.
 * The request for it had nothing that may identify its client: no field, no parameter but those of the protocol, and no
   certificate of dduct's.
-* Where a token server cannot be asked, such a request gets a token of dduct's own, so that its client goes on to what
-  is stored for anybody. Its origin does not know it, and refuses it.
+* Where a token server cannot be asked, its clients get a token of dduct's own, so that they go on to what is stored
+  for anybody. Their origin does not know it, and refuses it.
 * Workers share what is known. It ends with the token; a token is kept as a keyed hash only.
 """
 
@@ -76,6 +76,10 @@ class PublicTokens:
             if isinstance(token, str) and 0 < len(token) <= _MAX_TOKEN:
                 until = self._clock() + min(seconds, _DAY)
                 self._table.put(_token(token.encode()), until, _mark(_without_query(target)))
+
+    def issues(self, target: Target, head: RequestHead) -> bool:
+        """Whether a request asks a token server for a token, for anybody or for somebody."""
+        return head.method in (b"GET", b"POST") and self._holds(_realm(_without_query(target)))
 
     def stand_in(self, target: Target) -> bytes:
         """The body of a response in the place of a token server: a token of dduct's own."""
