@@ -76,6 +76,7 @@ METADATA: Dict[str, str] = {
     r"^Pacote-Req-Type: packument$": "0s",
     # crates: sparse indexes
     r"^//index\.crates\.io/": "0s",
+    r"^Cargo-Protocol: version=1$": "0s",
     r"/index/(?:config\.json|1/[^/]+|2/[^/]+|3/[^/]/[^/]+|[^/]{2}/[^/]{2}/[^/]+)$": "0s",
     # Go: a version never changes, nor does a record of the checksum database
     r"/@v/list$|/@latest$": "0s",

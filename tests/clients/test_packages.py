@@ -281,7 +281,9 @@ def test_npm_installs_twice_and_the_tarball_crosses_once(workshop: Workshop, tmp
     assert nginx.sent()["/dduct-sample/-/dduct-sample-1.0.0.tgz"] == (where / "dduct-sample-1.0.0.tgz").stat().st_size
 
 
-def test_cargo_fetches_twice_and_the_crate_crosses_once(workshop: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["index", "mirror"])
+def test_cargo_fetches_twice_and_the_crate_crosses_once(workshop: Workshop, tmp_path: Path, place: str) -> None:
+    """Crates lie where crates.io has them; the index lies anywhere."""
     require("cargo", "nginx")
     version = run("cargo", "--version").split()[1]
     if tuple(map(int, version.split(".")[:2])) < (1, 68):
@@ -295,12 +297,13 @@ def test_cargo_fetches_twice_and_the_crate_crosses_once(workshop: Workshop, tmp_
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     cksum = hashlib.sha256(crate.read_bytes()).hexdigest()
-    (nginx.files / "crates").mkdir()
+    path = "/crates/dduct-sample/1.0.0/download"
+    (nginx.files / path[1:]).parent.mkdir(parents=True)
     size = crate.stat().st_size
-    crate.rename(nginx.files / "crates" / crate.name)
-    index = nginx.files / "index"
+    crate.rename(nginx.files / path[1:])
+    index = nginx.files / place
     (index / "dd/uc").mkdir(parents=True)
-    (index / "config.json").write_text(json.dumps({"dl": nginx.url + "/crates/{crate}-{version}.crate"}))
+    (index / "config.json").write_text(json.dumps({"dl": f"{nginx.url}/crates"}))
     entry_line = {"name": "dduct-sample", "vers": "1.0.0", "deps": [], "cksum": cksum, "features": {}, "yanked": False}
     (index / "dd/uc/dduct-sample").write_text(json.dumps(entry_line) + "\n")
     for attempt in ("cold", "warm", "away"):
@@ -316,9 +319,9 @@ def test_cargo_fetches_twice_and_the_crate_crosses_once(workshop: Workshop, tmp_
         home = project / "home"
         home.mkdir()
         (home / "config.toml").write_text(
-            f'[registries.sample]\nindex = "sparse+{nginx.url}/index/"\n'
+            f'[registries.sample]\nindex = "sparse+{nginx.url}/{place}/"\n'
             f'[http]\nproxy = "{dduct.tcp}"\ncainfo = "{dduct.ca}"\n'
         )
         run("cargo", "fetch", cwd=project, env={"CARGO_HOME": str(home), **dduct.environment})
         assert list(home.rglob("dduct-sample-1.0.0.crate"))
-        assert attempt == "away" or nginx.sent()[f"/crates/{crate.name}"] == size
+        assert attempt == "away" or nginx.sent()[path] == size

@@ -210,6 +210,9 @@ NAMES: List[Tuple[str, Optional[Name]]] = [
     (f"/packages/{SHA256[:2]}/{SHA256[2:4]}/{SHA256[4:]}/a-1-py3-none-any.whl.metadata", None),
     ("/packages/a-1.tar.gz", Name("https/h/packages/a-1.tar.gz")),
     ("/a.crate?x=1&token=y", Name("https/h/a.crate?x=1")),
+    ("/crates/serde/1.0.0/download", Name("https/h/crates/serde/1.0.0/download")),
+    ("/api/v1/crates/serde/1.0.0/download", Name("https/h/api/v1/crates/serde/1.0.0/download")),
+    ("/api/v1/crates/serde/downloads", None),
     ("/a.apk?token=y", Name("https/h/a.apk")),
     ("/a.apk?b=1&a=2", Name("https/h/a.apk?b=1&a=2")),
     ("/a.apk?b=1&&c", Name("https/h/a.apk?b=1&&c")),
@@ -249,6 +252,7 @@ def named(path: bytes, field: Tuple[bytes, bytes], rules: Rules = ALL, method: b
         (b"/npm/@a%2fb", (b"accept", NPM)),
         (b"/npm/left-pad", (b"pacote-req-type", b"packument")),
         (b"/root/+simple/pip/", (b"Accept", PYPI)),
+        (b"/mirror/se/rd/serde", (b"Cargo-Protocol", b"version=1")),
     ],
 )
 def test_metadata_is_known_by_what_its_client_asks_for(path: bytes, field: Tuple[bytes, bytes]) -> None:
