@@ -24,8 +24,8 @@ from clients.workshop import ORIGIN, Dduct, Nginx, Workshop, require, run
 PROGRAMS = ("apt-get", "apt-ftparchive", "dpkg-deb", "gpg", "gpgconf", "nginx")
 
 
-def write_repository(nginx: Nginx, scratch: Path) -> None:
-    """A repository with one package of a megabyte, its indexes by hash."""
+def write_repository(nginx: Nginx, scratch: Path, by_hash: bool = True) -> None:
+    """A repository with one package of a megabyte, its indexes by hash or not."""
     tree = scratch / "package"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "usr/share/dduct-sample").mkdir(parents=True)
@@ -48,7 +48,12 @@ def write_repository(nginx: Nginx, scratch: Path) -> None:
             digest = hashlib.new(algorithm, path.read_bytes()).hexdigest()
             os.link(path, binary / "by-hash" / algorithm / digest)
     release = nginx.files / "dists/stable"
-    options = {"Codename": "stable", "Components": "main", "Architectures": "amd64", "Acquire-By-Hash": "yes"}
+    options = {
+        "Codename": "stable",
+        "Components": "main",
+        "Architectures": "amd64",
+        "Acquire-By-Hash": "yes" if by_hash else "no",
+    }
     settings = [f"-oAPT::FTPArchive::Release::{name}={value}" for name, value in options.items()]
     (release / "Release").write_text(run("apt-ftparchive", *settings, "release", release))
     sign(release / "Release", nginx.files / "key.asc")
@@ -95,13 +100,13 @@ def apt(directory: Path, dduct: Dduct, nginx: Nginx, scheme: str = "https") -> P
     return package
 
 
-@pytest.mark.parametrize("scheme", ["https", "http"])
+@pytest.mark.parametrize(("scheme", "by_hash"), [("https", True), ("http", True), ("https", False)])
 def test_apt_updates_and_downloads_twice_and_the_package_crosses_once(
-    workshop: Workshop, tmp_path: Path, scheme: str
+    workshop: Workshop, tmp_path: Path, scheme: str, by_hash: bool
 ) -> None:
     require(*PROGRAMS)
     nginx, dduct = workshop.nginx(), workshop.dduct()
-    write_repository(nginx, tmp_path)
+    write_repository(nginx, tmp_path, by_hash)
     first = apt(tmp_path / "first", dduct, nginx, scheme)
     sent = nginx.sent()
     package = next(path for path in sent if path.endswith(".deb"))
