@@ -56,10 +56,10 @@ class Naming:
     tag_check: float = 0.0
 
     @cached_property
-    def by_field(self) -> Tuple[Tuple[str, MetadataRule], ...]:
-        """The rules about request fields, each with the name of its field."""
+    def by_field(self) -> Tuple[Tuple[bytes, str, MetadataRule], ...]:
+        """The rules about request fields, each with the name of its field: in lower case, and as the rule has it."""
         found = ((_FIELD.match(rule.pattern.pattern), rule) for rule in self.metadata)
-        return tuple((match[1], rule) for match, rule in found if match is not None)
+        return tuple((match[1].lower().encode(), match[1], rule) for match, rule in found if match is not None)
 
     @cached_property
     def by_place(self) -> Tuple[MetadataRule, ...]:
@@ -154,8 +154,8 @@ def _name_of_metadata(origin: str, path: str, query: Optional[str], naming: Nami
 
 def name_by_fields(target: Target, headers: Headers, naming: Naming) -> Optional[Name]:
     """The name of metadata that a client asks for by its fields, where the URL says nothing; None without a rule."""
-    for field_name, (pattern, unasked) in naming.by_field:
-        value = headers.get(field_name.lower().encode())
+    for key, field_name, (pattern, unasked) in naming.by_field:
+        value = headers.get(key)
         if value is None or len(value) > LONGEST_PATH or len(target.path) > LONGEST_PATH:
             continue
         if pattern.search(f"{field_name}: {value.decode('latin-1')}") is not None:
