@@ -113,9 +113,11 @@ class Cache:
 
         `now` in seconds since the epoch. Raises Unstorable.
         """
-        paths, digest = self.store.paths(key), key.digest
-        text = "" if digest is None else f"{digest.algorithm}:{digest.hex}"
-        return glance(paths.object, paths.alias, text, self.store.boot, now, most)
+        store, digest = self.store, key.digest
+        if digest is None:
+            return glance(store.place(key.name), None, "", store.boot, now, most)
+        paths = store.paths(key)
+        return glance(paths.object, paths.alias, f"{digest.algorithm}:{digest.hex}", store.boot, now, most)
 
     def claim(self, key: Key, beyond: Optional[Version] = None) -> Claim:
         """Decide how this request gets an object. Raises Unstorable where the object can only be relayed.

@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.serialization import (
     pkcs12,
 )
 
-from tls.authority import CertificateAuthority, KeyPair, PrivateKey, may_sign, not_after, not_before
+from tls.authority import CertificateAuthority, KeyPair, PrivateKey, may_be_named, may_sign, not_after, not_before
 from tls.openssl import server_context
 
 _log = logging.getLogger("dduct.certs")
@@ -233,7 +233,7 @@ def _server(
 ) -> None:
     def issue() -> KeyPair:
         key = rsa.generate_private_key(public_exponent=65537, key_size=certificate_settings.rsa_key_bits)
-        hosts = [*certificate_settings.server_dns_sans, *certificate_settings.server_ip_sans]
+        hosts = [*filter(may_be_named, certificate_settings.server_dns_sans), *certificate_settings.server_ip_sans]
         return authority.issue_server(
             key,
             certificate_settings.server_cn,

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Callable, Protocol
 
@@ -19,6 +18,7 @@ from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.filling import Filling, Started
 from fetching.origin_query import OriginQuery
+from monitoring.details import NotKept
 from monitoring.metrics import Counter
 from storage.record import Unstorable
 from transfers.fill import Fill
@@ -63,6 +63,11 @@ class Ahead:
             claim = services.cache.claim(request.key)
             if isinstance(claim, Hit):
                 claim.entry.close()
+            elif (
+                isinstance(claim, Lead) and services.negatives.find(request.key.name, request.sent.headers) is not None
+            ):
+                with closing(claim.fill):  # in its turn, the request finds it, too
+                    claim.fill.hand_on()
             elif isinstance(claim, Lead):
                 self._lead(claim.fill, services, request, waiting)
             else:
@@ -75,7 +80,7 @@ class Ahead:
     def _lead(self, fill: Fill, services: Services, request: CacheableRequest, waiting: Waiting) -> None:
         query = OriginQuery(services, request, lambda _: None)
         with ExitStack() as cleanup:
-            asked_at = time.time()
+            asked = services.negatives.asking(request.key.name)
             asker = fill.asking.lead(request.question, fill.fail, fill.close)
             cleanup.callback(asker.close)
             services.counters.add(Counter.AHEAD)
@@ -91,9 +96,10 @@ class Ahead:
             if self._ending.is_set():
                 fill.renew()  # no client waits for it any more
                 return
-            started = Filling(services, request, query, lambda _: None).start(fill, exchange, asked_at, cleanup)
+            started = Filling(services, request, query, lambda _: None).start(fill, exchange, asked, cleanup)
             if not isinstance(started, Started):
-                waiting.useless()
+                if isinstance(started, NotKept):
+                    waiting.useless()
                 return
             fill.attach()  # and no reader: one would hold the fill up where the disk is full
             started.reader.close()

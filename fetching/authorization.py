@@ -79,7 +79,8 @@ class Authorization:
                 return self._authorize(metadata, exchange, hit)
             if exchange.unhelpful and not metadata.restricted:
                 raise exchange.failure()
-            if self._request.has_stand_in and exchange.head.status in REFUSALS:
+            refused = exchange.head.status in REFUSALS
+            if refused and self._services.public_tokens.is_stand_in(self._request.head.headers):
                 raise NoToken
             changed = verdict is Verdict.OTHER and metadata.restricted
             if changed and meaning.may_replace(self._request, exchange, metadata, self._is_known()):

@@ -24,6 +24,8 @@ from storage.record import Metadata, Record
 from transfers.asking import Question
 from upstream.relay import outgoing
 
+_SPARED = 3600.0  # seconds for which a tag may be sent unasked, where its registry answers few more requests
+
 
 class CacheableRequest:
     """A request and its facts; none of them changes.
@@ -110,39 +112,42 @@ class CacheableRequest:
     @cached_property
     def brings(self) -> Tuple[str, ...]:
         """The kinds of credentials that the origin gets with this request."""
-        return permission.reasons(bool(self._identifying(self.sent.headers)), self.signed, private=False)
+        return permission.reasons(bool(self._identifying(self.sent_fields)), self.signed, private=False)
 
     def _identifying(self, headers: Headers) -> List[Field]:
         return self._services.public_tokens.identifying(self.target, headers, self.names)
 
-    @cached_property
-    def has_stand_in(self) -> bool:
-        """Whether its token is dduct's own, because the token server could not be asked."""
-        return self._services.public_tokens.is_stand_in(self.head.headers)
-
     # What the origin gets
 
-    @cached_property
+    @property
+    def sent_fields(self) -> Headers:
+        """The fields that its origin gets for the cache; a response may depend on them."""
+        if self._sent is None:
+            self._sent = sent_for_all(self.head, self._services.via, self.names)
+        return self._sent
+
+    @property
     def sent(self) -> RequestHead:
-        """The request as its origin gets it for the cache; a response may depend on its fields."""
-        fields = sent_for_all(self.head, self._services.via, self.names) if self._sent is None else self._sent
-        return replace(self.head, headers=fields)
+        """The request as its origin gets it for the cache."""
+        return replace(self.head, headers=self.sent_fields)
 
     @cached_property
     def question(self) -> Question:
         """All parts of a request for the whole that may differ between clients."""
-        fields = sorted((name.lower(), value) for name, value in self.sent.headers)
-        return self.reach, self.target.path_query, tuple(fields)
+        return self.reach, self.target.path_query, self.sent_fields.normal
 
     # Stored objects
 
     def varies(self, metadata: Metadata) -> bool:
         """Whether the stored response was selected for another kind of request."""
-        return bool(metadata.vary) and freshness.varies(self.sent.headers, metadata.vary)
+        return bool(metadata.vary) and freshness.varies(self.sent_fields, metadata.vary)
 
     def assess(self, record: Record, metadata: Metadata, now: float, asked_at: float) -> Assessment:
         """Whether the stored object may be used for this request, which came at `asked_at`, without asking."""
-        assessment = assess(self.head, self.name, record, as_stored(metadata), self.rules, now, asked_at)
+        name = self.name
+        if name.manifest and name.unasked is not None and self._services.rate_limits.is_low(self.target):
+            name = replace(name, unasked=max(name.unasked, _SPARED), volatile=False)
+        assessment = assess(self.head, name, record, as_stored(metadata), self.rules, now, asked_at)
         if metadata.must_validate and assessment.basis is not Basis.DIGEST:
             return replace(assessment, usable=False, usable_on_error=False)
         return assessment

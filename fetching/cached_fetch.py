@@ -15,16 +15,18 @@ from functools import cached_property, partial
 from typing import Callable, Optional
 
 from cache import Claim, Follow, Hit
-from fetching import outcomes
+from fetching import outcomes, repository_look
 from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
+from fetching.far_ranges import FarRanges
 from fetching.filler import Services
 from fetching.following import Following
 from fetching.leading import Leading
 from fetching.naming import Name
+from fetching.negative_answer import NegativeAnswer
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
-from fetching.outcomes import Admission, Outcome, Stale
+from fetching.outcomes import Admission, Outcome, Polled, Stale
 from fetching.polled_fetch import PolledFetch
 from fetching.recent import Client
 from fetching.recovery import Recovery
@@ -75,9 +77,10 @@ class CachedFetch:
         self._relay = OriginRelay(services, reply, self._request, self._query)
         self._authorization = Authorization(services, self._request, self._query, self._relay)
         recovery = Recovery(services, self._request, self._query, self._authorization.grant)
-        self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, client)
+        far = FarRanges(services, self._request, self._query)
+        self._answer = StoredAnswer(services, reply, self._request, self._relay, recovery, far, client)
         self._arrived_at = time.time()
-        self.was_small = False  # such that the poller's thread could probably have answered by itself
+        self.polled = Polled.NONE  # what would have taken no thread
 
     def run(self) -> None:
         """Send the response. Raises UpstreamError while none has begun, OSError when the client is gone."""
@@ -99,9 +102,10 @@ class CachedFetch:
         begun, self._begun = self._begun, None
         if begun is not None:
             with closing(begun):
-                outcome = self._leading.take_over(begun)
-            self.was_small = self._leading.has_stored_small
-            return outcome
+                return self._led(self._leading.take_over(begun))
+        if self._negative.send_known():
+            self.polled = Polled.QUICK
+            return Outcome.DONE
         why = self._request.why_no_fill
         if why is None:
             return self._take(self._services.cache.claim(self._request.key), None)
@@ -119,21 +123,31 @@ class CachedFetch:
         if isinstance(claim, Follow):
             with closing(claim.reader):
                 return self._following.follow(claim.reader, stale)
-        outcome = self._leading.lead(claim.fill, stale)
-        self.was_small = self._leading.has_stored_small
+        if stale is None and self._negative.find() is not None:
+            with closing(claim.fill):  # another fill has brought it since this request has looked
+                claim.fill.hand_on()
+            return Outcome.RETRY
+        return self._led(self._leading.lead(claim.fill, stale))
+
+    def _led(self, outcome: Outcome) -> Outcome:
+        self.polled = Polled.PLAIN if self._leading.was_small else Polled.NONE
         return outcome
 
-    # A hit needs neither of these: they are made when they are first used.
+    # Most requests do not need all of these: they are made when they are first used.
 
     @cached_property
     def _leading(self) -> Leading:
         shared = (self._services, self._reply, self._request, self._query, self._relay)
-        return Leading(*shared, self._authorization, self._answer, self._look_ahead)
+        return Leading(*shared, self._authorization, self._answer, self._negative, self._look_ahead)
 
     @cached_property
     def _following(self) -> Following:
         shared = (self._services, self._reply, self._request, self._relay, self._authorization)
-        return Following(*shared, self._answer, self._leading)
+        return Following(*shared, self._answer, self._negative, self._leading)
+
+    @cached_property
+    def _negative(self) -> NegativeAnswer:
+        return NegativeAnswer(self._services, self._reply, self._request, self._arrived_at)
 
     # Hit
 
@@ -145,6 +159,7 @@ class CachedFetch:
         if why is not None:
             self._relay.relay(why)
             return Outcome.DONE
+        repository_look.look(self._services, self._request, metadata)
         if self._request.name.manifest and not self._is_accepted(metadata):
             self._relay.relay(with_detail("fwd=vary-miss", Detail.CONDITION))
             return Outcome.DONE
@@ -170,7 +185,8 @@ class CachedFetch:
         outcome = self._answer.send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
         if outcome is Outcome.DONE:
             self._recheck(hit.entry, metadata, assessment)
-            self.was_small = may_be_small(hit) or (bool(self._request.credentials) and may_be_granted(hit))
+            is_small = may_be_small(hit) or (bool(self._request.credentials) and may_be_granted(hit))
+            self.polled = Polled.QUICK if is_small else Polled.NONE
         return outcome
 
     def _hit_of_another_url(self, entry: Entry) -> Outcome:

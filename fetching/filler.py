@@ -6,12 +6,16 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from threading import BoundedSemaphore
 from typing import Callable, List, Optional
 
 from cache import Cache
 from fetching.grants import Grants
+from fetching.missing_bytes import MissingBytes
 from fetching.naming import VARIANT, Name, Naming, storage_name
+from fetching.negative import NegativeAnswers
 from fetching.recent import Background, Deliveries
+from fetching.repositories import Repositories
 from monitoring.details import Detail
 from monitoring.log import RateLimitedLog
 from monitoring.metrics import Counter, Counters
@@ -32,6 +36,7 @@ from upstream.client import Origins
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
 from upstream.public_tokens import PublicTokens
+from upstream.rate_limits import RateLimits
 from upstream.request import Request
 
 _log = logging.getLogger("dduct.fetch")
@@ -44,6 +49,7 @@ _PROGRESS = 16 * 1024  # bytes that one attempt has to bring to count as progres
 # Breaks that a transfer may have, and the bytes that allow one more.
 _RESUMPTIONS, _BYTES_PER_RESUMPTION = 100, 256 * 1024
 MAX_SKIPPED = 64 * 1024 * 1024  # bytes received twice, at most, where an origin knows no ranges
+MAX_FAR_RANGES = 64  # in a process, at the same time
 # An origin may refuse one request with these, and accept another for the same object: GitHub hides private ones.
 _MOST_VARIANTS = 1000  # of an object, that are invalidated
 REFUSALS = (301, 302, 303, 307, 308, 401, 403, 404)
@@ -61,16 +67,23 @@ class Services:
     known: Grants  # clients that were authorized at a name, for any version
     names: RequestFields
     public_tokens: PublicTokens
+    repositories: Repositories
+    rate_limits: RateLimits
+    ask_anonymously: bool  # whether a repository is public
     counters: Counters
     via: bytes
     spawn: Callable[[str, Callable[[], None]], None]
     deliveries: Deliveries
     background: Background
+    negatives: NegativeAnswers
     grown: Callable[[int], None]  # called with the bytes that the cache has gained
+    # For far ranges: each has a thread and a connection to an origin.
+    far_places: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MAX_FAR_RANGES))
     trouble: RateLimitedLog = field(default_factory=lambda: RateLimitedLog(_log))  # with invalidations
 
     def forget(self, name: Name) -> None:
-        """Invalidate the object of a name."""
+        """Invalidate the object of a name, and what says that there is none."""
+        self.negatives.forget(name.path)
         try:
             for key in self._keys_of(name):
                 self.cache.invalidate(key)
@@ -120,7 +133,7 @@ class _Filler:
 
     def __init__(self, fill: Fill, exchange: Exchange, request: Request, url: str, services: Services) -> None:
         self._fill = fill
-        self._exchange = exchange
+        self._missing = MissingBytes(fill, exchange, self._part)
         self._request = request
         self._url = url
         self._services = services
@@ -154,10 +167,10 @@ class _Filler:
             counters.add(Counter.PUBLISHED if kept else Counter.UNKEPT)
             if kept:
                 self._services.grown(fill.length or 0)
-            self._exchange.close()
+            self._missing.close()
             self._make_durable()
         finally:
-            self._exchange.close()
+            self._missing.close()
             fill.close()
 
     def _fail(self, error: Exception) -> None:
@@ -171,7 +184,7 @@ class _Filler:
         while True:
             buffers = (new_buffer(size), new_buffer(size))  # one is filled while the other is hashed
             try:
-                for piece in self._exchange.body.chunks(*buffers, much=True):
+                for piece in self._missing.pieces(*buffers):
                     self._fill.write(piece)
                     if self._fill.unread:
                         self._consider()
@@ -182,11 +195,13 @@ class _Filler:
                     return
             except IncompleteBody as error:
                 _log.info("Broken off after %d bytes: %s: %s", self._fill.size, self._url, error)
-                self._exchange.close()
-                self._exchange = self._resumed()
+                self._missing.close()
+                if not self._missing.skip_ahead():
+                    self._missing.continue_with(self._resumed())
 
     def look(self) -> None:
-        """Called while the origin sends nothing. Raises _Unwanted."""
+        """Called while the origin sends nothing. Raises _Unwanted, and what makes `_missing` go on elsewhere."""
+        self._missing.look()
         if self._fill.unread and not self._fill.state.final:
             self._consider()
 
@@ -234,11 +249,8 @@ class _Filler:
     def _rest(self) -> Optional[Exchange]:
         """One attempt; None where another one may succeed. Raises UpstreamError."""
         fill = self._fill
-        conditions = validation.rest_conditions(self._etag, fill.size)
-        headers = Headers([*self._request.headers.without([b"range", b"if-range"]), *conditions])
-        rest = replace(self._request, headers=headers, on_interim=lambda _: None)
         try:
-            exchange = self._services.origins.follow(rest)
+            exchange = self._ask(fill.size)
         except UpstreamError as error:
             _log.info("Cannot be resumed yet: %s", error)
             return None
@@ -253,6 +265,25 @@ class _Filler:
         if status < 500 and status not in _PASSING:
             raise UpstreamError(f"the origin broke off, and answers {status} when asked for the rest")
         return None
+
+    def _part(self, start: int, end: int) -> Optional[Exchange]:
+        """An exchange that brings exactly these bytes; None where the origin does not give them."""
+        try:
+            exchange = self._ask(start, end)
+        except UpstreamError as error:
+            _log.info("Nothing is skipped: %s: %s", self._url, error)
+            return None
+        if validation.is_part(exchange.head, self._etag, start, end, self._fill.length or 0):
+            return exchange
+        _log.info("Nothing is skipped: %s: the origin answers %d", self._url, exchange.head.status)
+        exchange.close()
+        return None
+
+    def _ask(self, start: int, end: Optional[int] = None) -> Exchange:
+        """Ask for the bytes from one offset on, up to another or to the end. Raises UpstreamError."""
+        conditions = validation.rest_conditions(self._etag, start, end)
+        headers = Headers([*self._request.headers.without([b"range", b"if-range"]), *conditions])
+        return self._services.origins.follow(replace(self._request, headers=headers, on_interim=lambda _: None))
 
     def _skip(self, exchange: Exchange) -> bool:
         """Skip the bytes that the fill has; False where the origin broke off before. Raises UpstreamError."""

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Callable, Optional, Union
 
-from fetching import manifests, meaning, permission
+from fetching import manifests, meaning, permission, repository_look
 from fetching.cacheable_request import CacheableRequest
 from fetching.description import describe, renewed
+from fetching.far_ranges import far_bytes
 from fetching.filler import REFUSALS, Services, carry
+from fetching.negative import Asked, Negative
+from fetching.negative_answer import keep
 from fetching.origin_query import OriginQuery
 from monitoring.details import Detail, NotKept
 from monitoring.metrics import Counter
@@ -52,12 +55,15 @@ class Filling:
         self._on_begun = on_begun
         self._url = request.shown
 
-    def start(self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> Union[Started, NotKept]:
+    def start(
+        self, fill: Fill, exchange: Exchange, asked: Asked, cleanup: ExitStack
+    ) -> Union[Started, NotKept, Negative]:
         """Move fill and exchange from `cleanup` to a filler; where they stay, the fill is declined or handed over."""
+        repository_look.note_answer(self._services, self._request, exchange)
         if fill.partial_download is None and manifests.is_whole(self._request, exchange):
-            return self._start_whole(fill, exchange, asked_at)
-        metadata = self._begin(fill, exchange, asked_at)
-        if isinstance(metadata, NotKept):
+            return self._start_whole(fill, exchange, asked.at)
+        metadata = self._begin(fill, exchange, asked)
+        if not isinstance(metadata, Metadata):
             return metadata
         reader = self._cache.reader(fill)
         cleanup.callback(reader.close)
@@ -103,6 +109,7 @@ class Filling:
 
     def renew(self, fill: Fill, entry: Entry, stored: Metadata, exchange: Exchange, asked_at: float) -> Metadata:
         """The origin confirms the stored object (RFC 9111 §4.3.4). Returns its new metadata."""
+        repository_look.note_answer(self._services, self._request, exchange)
         metadata = renewed(self._request, exchange, stored, asked_at)
         noted = False
         try:
@@ -115,9 +122,11 @@ class Filling:
         exchange.close()
         return metadata
 
-    def _begin(self, fill: Fill, exchange: Exchange, asked_at: float) -> Union[Metadata, NotKept]:
+    def _begin(self, fill: Fill, exchange: Exchange, asked: Asked) -> Union[Metadata, NotKept, Negative]:
         """Start the fill, or decline it, or hand it over. Returns the object's metadata, or why it is not stored."""
-        metadata = describe(self._request, exchange, asked_at)
+        metadata = describe(self._request, exchange, asked.at)
+        if exchange.head.status < 300:
+            self._services.negatives.forget(self._request.key.name)
         left = fill.partial_download
         is_rest = left is not None and meaning.is_rest(self._request, exchange, left)
         if left is not None and is_rest:
@@ -132,7 +141,10 @@ class Filling:
             except Unstorable as error:
                 reason = NotKept(error.detail, str(error))
                 self._services.counters.add(Counter.UNSTORABLE)
-        return self._decline(fill, exchange, reason)
+        # Before those that wait are told.
+        negative = keep(self._services, self._request, exchange, asked)
+        self._decline(fill, exchange, reason)
+        return reason if negative is None else negative
 
     def _decline(self, fill: Fill, exchange: Exchange, reason: NotKept) -> NotKept:
         _log.debug("Not kept: %s: %s", self._url, reason.text)
@@ -164,6 +176,7 @@ class Filling:
             records.require("it has a Content-Encoding", "to say so")
 
     def _begin_or_resume(self, fill: Fill, exchange: Exchange, metadata: Metadata, is_rest: bool) -> None:
+        fill.far = far_bytes(self._services, fill, exchange, is_rest)
         if is_rest:
             fill.resume(metadata)
             self._services.counters.add(Counter.RESUMED)

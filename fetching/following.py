@@ -9,6 +9,7 @@ from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.leading import Leading
+from fetching.negative_answer import NegativeAnswer
 from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Admission, Outcome, Stale, as_upstream_error, missed
 from fetching.recovery import HEAD_TIMEOUT
@@ -37,6 +38,7 @@ class Following:
         relay: OriginRelay,
         authorization: Authorization,
         answer: StoredAnswer,
+        negative: NegativeAnswer,
         leading: Leading,
     ) -> None:
         self._services = services
@@ -45,6 +47,7 @@ class Following:
         self._relay = relay
         self._authorization = authorization
         self._answer = answer
+        self._negative = negative
         self._leading = leading
 
     def follow(self, reader: FillReader, stale: Optional[Stale]) -> Outcome:
@@ -61,6 +64,10 @@ class Following:
         if state is FillState.GONE:
             return Outcome.RETRY
         if state in (FillState.DECLINED, FillState.ASKING):
+            negative = self._negative.find()
+            if negative is not None:  # it is newer than what this request has found stored
+                self._negative.send(negative, with_detail(f"{missed(stale)}; collapsed", Detail.NEGATIVE))
+                return Outcome.DONE
             return self._answer.relay_or(stale, fill.asking.declined_for if isinstance(fill, Fill) else Detail.NOT_KEPT)
         if fill.metadata is None:
             return self._leading.after_failure(fill, as_upstream_error(fill.cause), stale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +13,12 @@ from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.filling import Filling, Started
+from fetching.negative import Asked, Negative
+from fetching.negative_answer import NegativeAnswer
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Outcome, Stale, missed
-from fetching.polled_fetch import PolledFetch
+from fetching.polled_fetch import PolledFetch, may_be_polled
 from fetching.small_hit import SMALL
 from fetching.stored_answer import StoredAnswer
 from monitoring.details import Detail, with_detail
@@ -60,18 +61,20 @@ class Leading:
         relay: OriginRelay,
         authorization: Authorization,
         answer: StoredAnswer,
+        negative: NegativeAnswer,
         look_ahead: Optional[Callable[[], None]] = None,
     ) -> None:
-        self._cache = services.cache
+        self._services = services
         self._reply = reply
         self._request = request
         self._query = query
         self._relay = relay
         self._authorization = authorization
         self._answer = answer
+        self._negative = negative
         self._filling = Filling(services, request, query, authorization.grant)
         self._look_ahead = look_ahead
-        self.has_stored_small = False  # a response that was there at once, or nearly
+        self.was_small = False  # such that the poller's thread could probably lead the next one
         self._failed: Optional[_Failed] = None  # the last leader's failure that this request has seen
 
     def lead(self, fill: Fill, stale: Optional[Stale]) -> Outcome:
@@ -102,7 +105,7 @@ class Leading:
             cleanup.push(when_gone(partial(asker.hand_on, fill.hand_on)))
             if self._look_ahead is not None:
                 self._look_ahead()
-            asked_at = time.time() if begun is None else begun.asked_at
+            asked = self._negative.asking() if begun is None else begun.asked
             try:
                 exchange = self._exchange(fill, stale) if begun is None else begun.exchange(self._reply.interim)
             except UpstreamError as error:
@@ -117,16 +120,16 @@ class Leading:
             if outcome is not None:
                 return outcome
             started = (
-                self._start(fill, exchange, asked_at, cleanup)
+                self._start(fill, exchange, asked, cleanup)
                 if stale is None
-                else self._validate(fill, stale, exchange, asked_at, cleanup)
+                else self._validate(fill, stale, exchange, asked, cleanup)
             )
             if isinstance(started, Outcome):
                 return started
         self._reply.note = "fwd=uri-miss; stored" if stale is None else "fwd=stale; fwd-status=200; stored"
         with closing(started.reader):
             outcome = self._answer.send_growing(started.reader, started.metadata)
-            self.has_stored_small = stale is None and 0 < (started.reader.length or 0) <= SMALL
+            self.was_small = stale is None and exchange.head.persistent and 0 < (started.reader.length or 0) <= SMALL
             return outcome
 
     def _failure(self, exchange: Exchange) -> Optional[UpstreamError]:
@@ -134,7 +137,7 @@ class Leading:
         if exchange.unhelpful:
             return exchange.failure()
         refused = exchange.head.status in REFUSALS
-        return NoToken() if refused and self._request.has_stand_in else None
+        return NoToken() if refused and self._services.public_tokens.is_stand_in(self._request.head.headers) else None
 
     def _unusual(self, fill: Fill, exchange: Exchange) -> Optional[Outcome]:
         """Answer a miss that its origin does not answer, from another variant; None where its response is sent.
@@ -164,14 +167,16 @@ class Leading:
         return Outcome.DONE
 
     def _validate(
-        self, fill: Fill, stale: Stale, exchange: Exchange, asked_at: float, cleanup: ExitStack
+        self, fill: Fill, stale: Stale, exchange: Exchange, asked: Asked, cleanup: ExitStack
     ) -> Union[Started, Outcome]:
         """Do what the response to a validation says: renew the object, replace it, or leave it as it is."""
         status = exchange.head.status
         if meaning.still_good(self._request, exchange, stale.metadata, stale.entry.length):
-            metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked_at)
+            metadata = self._filling.renew(fill, stale.entry, stale.metadata, exchange, asked.at)
             self._authorization.grant(metadata)
             note = f"fwd=stale; fwd-status={status}"
+            kept = status == 304 and exchange.head.persistent
+            self.was_small = kept and may_be_polled(stale.entry.record, stale.metadata)
             return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)
         failure = self._failure(exchange)
         if failure is not None and self._answer.may_use(stale):
@@ -184,19 +189,23 @@ class Leading:
             fill.renew()  # those that wait for this ask with their own credentials
             self._relay.pass_on(exchange, with_detail(missed(stale), Detail.CREDENTIALS))
             return Outcome.DONE
-        return self._start(fill, exchange, asked_at, cleanup, stale)
+        return self._start(fill, exchange, asked, cleanup, stale)
 
     def _start(
-        self, fill: Fill, exchange: Exchange, asked_at: float, cleanup: ExitStack, stale: Optional[Stale] = None
+        self, fill: Fill, exchange: Exchange, asked: Asked, cleanup: ExitStack, stale: Optional[Stale] = None
     ) -> Union[Started, Outcome]:
         """Start the fill; a response that is not stored is sent to this client."""
-        if not self._cache.acquire(fill):
+        if not self._services.cache.acquire(fill):
             return Outcome.RETRY  # another process fetches it, or has done so
-        started = self._filling.start(fill, exchange, asked_at, cleanup)
+        started = self._filling.start(fill, exchange, asked, cleanup)
         if isinstance(started, Started):
             return started
         if stale is not None and exchange.head.status in _OUTDATED:
-            self._cache.remove(self._request.key)
+            self._services.cache.remove(self._request.key)
+        if isinstance(started, Negative):
+            # Whatever conditions and ranges its client has sent (RFC 9110 §13.2.1, §14.2).
+            self._relay.forward(exchange, with_detail(f"{missed(stale)}; stored", Detail.NEGATIVE))
+            return Outcome.DONE
         try:
             self._relay.pass_on(exchange, with_detail(missed(stale), started.detail))
         finally:

@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Optional
 
+from fetching import proof
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.naming import VARIANT
@@ -26,13 +27,14 @@ from upstream.exchange import Exchange
 _log = logging.getLogger("dduct.fetch")
 
 _MAX_MANIFEST = 4 * 1024 * 1024  # bytes: the limit of registries
-_STATED = b"docker-content-digest"
 
 
 def is_whole(request: CacheableRequest, exchange: Exchange) -> bool:
     """Whether a response is a manifest that is read whole."""
     length = exchange.body.length if exchange.body.kind is Framing.LENGTH else None
-    return request.name.manifest and exchange.head.status == 200 and 0 < (length or 0) <= _MAX_MANIFEST
+    if not request.name.manifest or exchange.head.status != 200 or b"content-encoding" in exchange.head.headers:
+        return False  # a digest is of the bytes without their coding
+    return 0 < (length or 0) <= _MAX_MANIFEST
 
 
 def read(exchange: Exchange) -> bytes:
@@ -44,10 +46,12 @@ def read(exchange: Exchange) -> bytes:
             size += exchange.body.readinto(view[size:])
     except IncompleteBody as error:
         raise UpstreamError(f"the manifest broke off: {error}") from error
-    stated = (exchange.head.headers.get(_STATED) or b"").decode("latin-1")
-    algorithm, _, value = stated.partition(":")
-    if algorithm in ("sha256", "sha512") and hashlib.new(algorithm, body).hexdigest() != value:
-        raise UpstreamError(f"the registry states the digest {stated[:80]} for a manifest that has another one")
+    stated = proof.of_manifest(exchange.head.headers)
+    if stated is not None:
+        hasher = stated.hasher()
+        hasher.update(body)
+        if hasher.hexdigest() != stated.hex:
+            raise UpstreamError(f"the registry states the digest {stated} for a manifest that has another one")
     return bytes(body)
 
 

@@ -18,8 +18,6 @@ from storage.record import Metadata
 from transfers.acquiring import PartialDownload
 from upstream.exchange import Exchange
 
-_STATED = b"docker-content-digest"
-
 
 def not_storable(request: CacheableRequest, exchange: Exchange) -> Optional[NotKept]:
     """Why a response may not be stored; None where it may."""
@@ -43,7 +41,7 @@ def may_replace(request: CacheableRequest, exchange: Exchange, stored: Metadata,
 def still_good(request: CacheableRequest, exchange: Exchange, stored: Metadata, length: Optional[int]) -> bool:
     """Whether the response to a validation confirms the stored object."""
     if request.name.manifest and exchange.head.status == 200:
-        stated, known = exchange.head.headers.get(_STATED), stored_fields(stored).get(_STATED)
+        stated, known = proof.of_manifest(exchange.head.headers), proof.of_manifest(stored_fields(stored))
         if stated is not None and known is not None:  # what is stored has the digest that was stated for it
             return stated == known and not_storable(request, exchange) is None
     if request.needs_proof(stored):

@@ -7,13 +7,13 @@ unchanged, fresh and in use.
 from __future__ import annotations
 
 import time
-from functools import partial
-from typing import Callable, Optional, Tuple, TypeVar
+from typing import Callable, Optional, Tuple, TypeVar, Union
 
 from cache import Hit
 from fetching import other_hit, small_hit
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services, key_of
+from fetching.negative_answer import answer_plain
 from fetching.small_hit import Answer, PlainRequest, SmallHit
 from protocol.remembering import Doorkeeper, Generations
 from storage.glance import read_without_waiting
@@ -54,12 +54,12 @@ class MemoryCache:
             return known.last[2]
         if not self._disk.may_poll(iteration):
             return None
-        return self._polled(partial(self._answer_from_disk, known, request, iteration))
+        return self._polled(self._answer_from_disk, known, request, iteration)
 
     def answer_other(self, request: CacheableRequest, iteration: float) -> Optional[Answer]:
         """The response of the poller's thread to a request that is not plain (`fetching.other_hit`), or None."""
         if self._disk.may_poll(iteration):
-            return self._polled(partial(self._look_at, request))
+            return self._polled(self._look_at, request)
         return None
 
     def _look_at(self, request: CacheableRequest) -> Optional[Answer]:
@@ -90,10 +90,10 @@ class MemoryCache:
         self._objects.drop(known.name.path)
         return None
 
-    def _polled(self, operation: Callable[[], Optional[_Found]]) -> Optional[_Found]:
+    def _polled(self, operation: Callable[..., Optional[_Found]], *arguments: object) -> Optional[_Found]:
         """The result of a disk operation of the poller's thread; None if it took long: it may be out of date."""
         try:
-            found = self._disk.poll(operation)
+            found = self._disk.poll(operation, *arguments)
         except Unstorable:
             return None
         return None if self._disk.is_slow(time.monotonic()) else found
@@ -123,15 +123,16 @@ class MemoryCache:
         if answer is not None:
             return answer
         found = known if known is not None and known.unchanged(time.time()) else self._look_up(request, first)
-        if found is None:
+        if found is None or isinstance(found, Answer):
             self._objects.drop(request.name.path)
-            return None
+            return found
         if found is not known and not first:
             self._objects.put(found.name.path, found, found.length)
         found.validated_at = iteration
         return found.answer(time.time())
 
-    def _look_up(self, request: PlainRequest, first: bool) -> Optional[SmallHit]:
+    def _look_up(self, request: PlainRequest, first: bool) -> Union[SmallHit, Answer, None]:
+        """The object; where none is stored, a negative answer, if one is kept."""
         key = key_of(request.name)
         try:
             found = None if first else self._glance(key, request)
@@ -141,7 +142,7 @@ class MemoryCache:
         except Unstorable:
             return None
         if hit is None:
-            return None
+            return answer_plain(self._services, request)
         try:
             return self._read(hit, request)
         finally:

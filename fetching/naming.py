@@ -188,11 +188,9 @@ _HASH = re.compile("(?<![0-9A-Fa-f])[0-9A-Fa-f]{32,}(?![0-9A-Fa-f])")
 
 
 def _is_volatile(path: str, naming: Naming) -> bool:
-    if _HASH.search(path.rpartition("/")[2]):
-        return False
-    for pattern in naming.volatile:  # noqa: SIM110 - twice as fast as any()
+    for pattern in naming.volatile:
         if pattern.search(path) is not None:
-            return True
+            return _HASH.search(path.rpartition("/")[2]) is None
     return False
 
 

@@ -148,7 +148,7 @@ class OriginQuery:
         return same and moved and why_is_known and permission.SIGNATURE not in metadata.restricted_by
 
     def _request_for(self, method: bytes, fields: Iterable[Field]) -> Request:
-        return self._made_of(method, Headers([*self._request.sent.headers, *fields]), Purpose.FILL)
+        return self._made_of(method, Headers([*self._request.sent_fields, *fields]), Purpose.FILL)
 
     def _made_of(self, method: bytes, headers: Headers, purpose: Purpose) -> Request:
         target, reach, names = self._request.target, self._request.reach, self._request.names

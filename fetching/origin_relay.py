@@ -48,6 +48,8 @@ class OriginRelay:
     def forward(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
         """Send a response as it comes; `seen` is completed by a whole body of a 200."""
         self._services.counters.add(Counter.RELAYED)
+        if exchange.head.status < 300:
+            self._services.negatives.forget(self._request.key.name)
         self._reply.note = note
         if seen is None or exchange.head.status != 200:
             forward(self._reply, exchange)

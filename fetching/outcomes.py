@@ -29,6 +29,14 @@ class Admission(enum.Enum):
     CHANGED = "it may have it, but it is something else by now"
 
 
+class Polled(enum.Enum):
+    """Which requests the poller's thread could probably have answered by itself, as far as the object shows."""
+
+    NONE = "none: the object is too large, or takes a decision"
+    QUICK = "those that are quick or plain: it was a hit"
+    PLAIN = "plain ones: its origin was asked"
+
+
 @dataclass(frozen=True)
 class Stale:
     """A stored object that has to be validated before it may be used."""

@@ -15,10 +15,10 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Callable, Optional, Tuple, Union
 
 from cache import Hit
-from fetching import meaning
+from fetching import meaning, negative_answer
 from fetching.cacheable_request import CacheableRequest
 from fetching.description import describe, renewed
 from fetching.filler import Services
@@ -27,26 +27,28 @@ from fetching.naming import Name
 from fetching.origin_query import OriginQuery
 from fetching.outcomes import Stale, outcome_of
 from fetching.small_hit import SMALL, Answer, PlainRequest
-from fetching.stored_metadata import as_stored_once, scope
+from fetching.stored_metadata import as_fields, scope
+from monitoring.details import Detail, with_detail
 from monitoring.metrics import Counter
 from net.addresses import may_reach
 from net.response import head_fields
 from protocol import http1
-from protocol.headers import Field
 from protocol.http1 import BodyFraming, Framing, ResponseHead
 from storage.glance import read_without_waiting
 from storage.locks import LockWait
-from storage.record import FieldText, Metadata, Unstorable
+from storage.record import FieldText, Metadata, Record, Unstorable
 from transfers.asking import Asker
 from transfers.fill import Fill
 from transfers.states import FillFailed, FillState
 from upstream.exchange import Exchange
 from upstream.nonblocking_request import NonblockingRequest
+from upstream.relay import passed_on
 from upstream.request import Request
 
 # Cache-Status, as a thread says it.
 _STORED = "fwd=uri-miss; stored"
 _VALIDATED = "fwd=stale; fwd-status=304"
+_NOT_THERE = (404, 410)
 _NOTED_EVERY = 60.0  # seconds; a record says when its object was last confirmed, but no more exactly than that
 
 
@@ -76,7 +78,7 @@ class PolledFetch(ABC):
         self.fill = fill
         self.asker: Asker = fill.asking.lead(request.question, fill.fail, fill.close)
         self.has_won = False  # its response is the one that decides on the fill
-        self.asked_at = time.time()
+        self.asked = services.negatives.asking(request.key.name)
 
     @property
     def name(self) -> str:
@@ -131,9 +133,9 @@ class PolledFetch(ABC):
         self, metadata: Metadata, body: Union[bytes, bytearray], status: Tuple[str, str], counter: Counter
     ) -> Answer:
         """The response as `StoredAnswer` sends it. `status`: its Cache-Status, and what the log says."""
-        stored = as_stored_once(metadata)
-        fields: List[Field] = [*stored.fields, (b"Accept-Ranges", b"bytes")]
-        age = int(stored.age(time.time()))
+        fields = as_fields(metadata)
+        fields.append((b"Accept-Ranges", b"bytes"))
+        age = int(metadata.age + max(0.0, time.time() - metadata.fetched_at))
         if age or self.stale is not None:
             fields.append((b"Age", b"%d" % age))
         framing = BodyFraming(Framing.LENGTH, len(body))
@@ -178,15 +180,20 @@ class PolledMiss(PolledFetch):
 
     def _is_usual(self, exchange: Exchange) -> bool:
         length = exchange.body.length if exchange.body.kind is Framing.LENGTH else None
+        if exchange.head.status in _NOT_THERE:
+            return length is not None and negative_answer.may_be_kept(self._services, exchange, self.asked)
         return exchange.head.status == 200 and 0 < (length or 0) <= SMALL
 
     def _keep(self, exchange: Exchange) -> Optional[Answer]:
-        metadata = describe(self._request, exchange, self.asked_at)
+        if exchange.head.status in _NOT_THERE:
+            return self._keep_negative(exchange)
+        metadata = describe(self._request, exchange, self.asked.at)
         if metadata.restricted or self._filling.why_not(exchange, metadata, is_rest=False) is not None:
             return None
         if not self._wins():
             return None
         body = self._question.body_ahead(exchange)
+        self._services.negatives.forget(self.name)
         try:
             self._services.cache.disk.poll(partial(self._store, metadata, body))
         except (Unstorable, FillFailed):
@@ -194,6 +201,30 @@ class PolledMiss(PolledFetch):
         self._finish(exchange, len(body))
         log = f"fwd=uri-miss; {outcome_of(self.fill)}"
         return self._answer(metadata, body, (_STORED, log), Counter.FILLS)
+
+    def _keep_negative(self, exchange: Exchange) -> Optional[Answer]:
+        """Keep an answer without an object, and send it as `OriginRelay` would."""
+        services, head = self._services, exchange.head
+        kept = negative_answer.keep(services, self._request, exchange, self.asked)
+        if kept is None or not self._wins():
+            return None
+        try:
+            services.cache.disk.poll(self._decline)
+        except Unstorable:
+            return None
+        length, note = len(kept.body), with_detail(_STORED, Detail.NEGATIVE)
+        framing = BodyFraming(Framing.LENGTH, length)
+        fields = head_fields(passed_on(head), head.status, framing, length, False, services.via, note)
+        data = http1.serialise_response(head.status, head.reason, fields) + kept.body
+        exchange.body.drain(length)  # it is in the buffer
+        exchange.close()
+        url, counter = self._request.url, Counter.RELAYED
+        return Answer(data, length, url, note, self.name, False, status=head.status, counter=counter)
+
+    def _decline(self) -> None:
+        self.fill.asking.declined_for = Detail.STATUS
+        self.fill.decline()
+        self.asker.close()
 
     def _store(self, metadata: Metadata, body: bytes) -> None:
         if self.fill.store_whole(metadata, body) and not self.fill.file.sync_soon():
@@ -246,7 +277,7 @@ class PolledValidation(PolledFetch):
     def _renew(self, exchange: Exchange) -> Optional[Metadata]:
         """Renew the object; None where that takes a thread. Raises Unstorable, for the same reason."""
         stale = self.stale
-        metadata = renewed(self._request, exchange, stale.metadata, self.asked_at)
+        metadata = renewed(self._request, exchange, stale.metadata, self.asked.at)
         if metadata.restricted:
             return None
         if not (self.fill.unread and self._says_nothing_new(metadata)):
@@ -276,7 +307,9 @@ class PolledValidation(PolledFetch):
 
 
 def _without_date(metadata: Metadata) -> Tuple[FieldText, ...]:
-    return tuple(field for field in metadata.fields if field[0].lower() != "date")
+    """The stored fields but Date, in an order that a 304 does not change: lines of one name stay in theirs."""
+    fields = [field for field in metadata.fields if field[0].lower() != "date"]
+    return tuple(sorted(fields, key=lambda field: field[0].lower()))
 
 
 def begin(services: Services, plain: PlainRequest, iteration: float) -> Optional[PolledFetch]:
@@ -335,13 +368,18 @@ def _validation(services: Services, request: CacheableRequest, hit: Hit) -> Opti
 def _stale(request: CacheableRequest, hit: Hit) -> Optional[Stale]:
     """The small object of a hit that has to be validated; None for all others."""
     metadata, record = hit.metadata, hit.entry.record
-    if metadata is None or metadata.restricted or metadata.redirect or not hit.entry.trusted or record.length > SMALL:
+    if metadata is None or not hit.entry.trusted or not may_be_polled(record, metadata):
         return None
     if not may_reach(request.reach, scope(metadata)) or request.varies(metadata):
         return None
     now = time.time()
     assessment = request.assess(record, metadata, now, now)
     return None if assessment.usable else Stale(hit.entry, metadata, assessment)
+
+
+def may_be_polled(record: Record, metadata: Metadata) -> bool:
+    """Whether the poller's thread validates objects like this one."""
+    return record.length <= SMALL and not metadata.restricted and not metadata.redirect
 
 
 def _prepared(services: Services, request: Request, cleanup: ExitStack) -> Optional[NonblockingRequest]:

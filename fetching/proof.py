@@ -19,6 +19,7 @@ from typing import Iterator, List, Mapping, Optional, Tuple
 from protocol.headers import Field, Headers
 from protocol.http1 import ResponseHead
 from protocol.validation import selects, strong_etag
+from storage.record import Digest
 
 
 class Verdict(enum.Enum):
@@ -68,12 +69,20 @@ def states(response: ResponseHead, algorithm: str, value: str) -> bool:
     return all(stated) if stated else algorithm == "sha256" and _tag_is(response, value)
 
 
+def of_manifest(fields: Headers) -> Optional[Digest]:
+    """The digest that a registry states for a manifest; None where it states none that bytes can have."""
+    match = _HEX.fullmatch(_text(fields.get(_REGISTRYS)))
+    digest = None if match is None else Digest(match.group(1), match.group(2))
+    return digest if digest is not None and digest.valid else None
+
+
 def _names_no_other(response: ResponseHead, fields: Headers) -> bool:
     etag = strong_etag(fields)
     return etag is not None and response.headers.get(b"etag") in (None, etag) and selects(response, fields)
 
 
 _HEX = re.compile(r"(sha256|sha512|blake2b):([0-9a-f]{64,128})")
+_REGISTRYS = b"docker-content-digest"
 _TAG = re.compile(rb'"(?:sha256:)?([0-9a-f]{64})"')
 _SHA256 = re.compile("[0-9A-Fa-f]{64}")
 _MEMBER = re.compile(r"(sha-256|sha-512)=:?([A-Za-z0-9+/]{43,86}={1,2}):?", re.IGNORECASE)
@@ -83,7 +92,7 @@ _VALUE_LIMIT = 1024  # bytes of a field; no digest is longer
 def _stated(response: ResponseHead) -> Iterator[Tuple[str, str]]:
     """The digests of the whole representation that a response states, as (algorithm, hexadecimal)."""
     get = response.headers.get
-    match = _HEX.fullmatch(_text(get(b"docker-content-digest")))
+    match = _HEX.fullmatch(_text(get(_REGISTRYS)))
     if match is not None:
         yield match.group(1), match.group(2)
     if _SHA256.fullmatch(_text(get(b"x-checksum-sha256"))):  # Artifactory, Nexus

@@ -10,10 +10,9 @@ from cache import Follow, Hit
 from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import Source, checked
 from fetching.filler import Services
-from fetching.filling import Filling
+from fetching.filling import Filling, Started
 from fetching.origin_query import OriginQuery
 from fetching.stored_metadata import stored_fields
-from monitoring.details import NotKept
 from net.body import IncompleteBody
 from net.client_watch import when_gone
 from protocol import validation
@@ -105,12 +104,12 @@ class Recovery:
         with ExitStack() as leading:
             leading.callback(fill.close)
             leading.push(when_gone(fill.hand_on))
-            asked_at = time.time()
+            asked = self._services.negatives.asking(self._request.key.name)
             exchange = self._query.whole_or_rest(fill.partial_download)
             leading.callback(exchange.close)
             filling = Filling(self._services, self._request, self._query, self._on_begun)
-            started = filling.start(fill, exchange, asked_at, leading)
-        if isinstance(started, NotKept):
+            started = filling.start(fill, exchange, asked, leading)
+        if not isinstance(started, Started):
             return None
         cleanup.callback(started.reader.close)
         return started.reader, started.metadata

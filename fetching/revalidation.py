@@ -16,6 +16,7 @@ from fetching import meaning
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
 from fetching.filling import Filling, Started
+from fetching.negative import Asked
 from fetching.origin_query import OriginQuery
 from fetching.stored_metadata import as_stored
 from monitoring.metrics import Counter
@@ -71,7 +72,7 @@ class _Revalidation:
                 return self._lead(claim, found.entry, found.metadata, cleanup)
 
     def _lead(self, claim: Lead, entry: Entry, metadata: Metadata, cleanup: ExitStack) -> bool:
-        fill, asked_at = claim.fill, time.time()
+        fill, asked = claim.fill, self._services.negatives.asking(self._request.key.name)
         try:
             exchange = self._query.revalidate(metadata, entry.length)
         except UpstreamError as error:
@@ -80,7 +81,7 @@ class _Revalidation:
         cleanup.callback(exchange.close)
         status = exchange.head.status
         if meaning.still_good(self._request, exchange, metadata, entry.length):
-            self._filling.renew(fill, entry, metadata, exchange, asked_at)
+            self._filling.renew(fill, entry, metadata, exchange, asked.at)
             self._services.counters.add(Counter.CONFIRMED)
             return True
         if exchange.unhelpful:
@@ -90,12 +91,12 @@ class _Revalidation:
         _log.info("Outdated: %s: the origin answers %d to a validation", self._request.shown, status)
         self._services.counters.add(Counter.OUTDATED)
         self._outdate(entry, metadata)
-        self._replace(claim, exchange, asked_at, cleanup)
+        self._replace(claim, exchange, asked, cleanup)
         return True
 
-    def _replace(self, claim: Lead, exchange: Exchange, asked_at: float, cleanup: ExitStack) -> None:
+    def _replace(self, claim: Lead, exchange: Exchange, asked: Asked, cleanup: ExitStack) -> None:
         """Fetch the new representation, if it may be stored; without readers, a large one is given up."""
-        started = self._filling.start(claim.fill, exchange, asked_at, cleanup)
+        started = self._filling.start(claim.fill, exchange, asked, cleanup)
         if isinstance(started, Started):
             started.reader.close()
 

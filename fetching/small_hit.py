@@ -102,8 +102,8 @@ class SmallHit:
 
     `first_age`: its age at `fetched_at`; `fresh_until`: infinite if it never changes; `until`: when the request has to
     be decided again. These and `fetched_at` are in seconds since the epoch. `validated_at`: the last poll iteration
-    that found it unchanged. `last`: age, ttl, and the response as last sent, which ends in the `length` bytes of the
-    body.
+    that found it unchanged. `fields`: the lines of the stored fields. `via`: dduct's own entry in Via. `last`: age,
+    ttl, and the response as last sent, which ends in the `length` bytes of the body.
     """
 
     name: Name
@@ -111,8 +111,8 @@ class SmallHit:
     identities: Tuple[Tuple[str, FileIdentity], ...]
     vary: Tuple[Tuple[str, str], ...]
     scope: Scope
-    before_age: bytes
-    after_age: bytes
+    fields: bytes
+    via: bytes
     length: int
     first_age: float
     fetched_at: float
@@ -144,10 +144,10 @@ class SmallHit:
         last = self.last
         if last[0] == age and last[1] == ttl:
             return last[2]
-        rest = b"" if ttl == _FOR_EVER else b"; ttl=%d" % ttl
+        note = "hit" if ttl == _FOR_EVER else f"hit; ttl={ttl}"
         body = last[2].data[len(last[2].data) - self.length :]
-        data = b"".join((self.before_age, b"%d" % age, self.after_age, rest, b"\r\n\r\n", body))
-        answer = Answer(data, self.length, self.bare, "hit" + rest.decode(), self.name.path, self.guessed)
+        data = _head(self.fields, age, self.length, self.via, note) + body
+        answer = Answer(data, self.length, self.bare, note, self.name.path, self.guessed)
         self.last = (age, ttl, answer)
         return answer
 
@@ -190,15 +190,14 @@ def make(
         return None  # by a clock that was ahead: it would be looked up again each time
     guessed = assessment.basis is Basis.HEURISTIC
     fresh_until = assessment.ttl + assessment.age + metadata.fetched_at - metadata.age
-    before_age, after_age = _head(http1.field_lines(stored.fields), len(body), via)
     return SmallHit(
         name=request.name,
         bare=request.bare,
         identities=hit.identities,
         vary=metadata.vary,
         scope=scope(metadata),
-        before_age=before_age,
-        after_age=after_age,
+        fields=http1.field_lines(stored.fields),
+        via=via,
         length=len(body),
         first_age=metadata.age,
         fetched_at=metadata.fetched_at,
@@ -224,17 +223,16 @@ def first_answer(
         ttl = summary.lifetime.under(rules) - age
         if ttl <= 0:
             return None
-        rest = b"; ttl=%d" % ttl
+        note = f"hit; ttl={int(ttl)}"
     else:
-        rest = b""
+        note = "hit"
     scope = _scope_of(seen)
     if scope is not Scope.ALL and not may_reach(request.reach, scope):
         return None
     length = len(seen.body)
-    before_age, after_age = _head(summary.fields, length, via)
-    data = b"".join((before_age, b"%d" % age, after_age, rest, b"\r\n\r\n", seen.body))
+    data = _head(summary.fields, int(age), length, via, note) + seen.body
     guessed = digest is None and summary.lifetime.stated is None
-    return Answer(data, length, request.bare, "hit" + rest.decode(), request.name.path, guessed)
+    return Answer(data, length, request.bare, note, request.name.path, guessed)
 
 
 def _scope_of(seen: Glance) -> Scope:
@@ -256,7 +254,6 @@ def made_of(seen: Glance, request: PlainRequest, via: bytes, rules: FreshnessRul
     if fresh_until <= now:
         return None
     length = len(seen.body)
-    before_age, after_age = _head(summary.fields, length, via)
     guessed = summary.lifetime.stated is None and name.digest is None
     return SmallHit(
         name=name,
@@ -264,8 +261,8 @@ def made_of(seen: Glance, request: PlainRequest, via: bytes, rules: FreshnessRul
         identities=seen.identities,
         vary=(),
         scope=_scope_of(seen),
-        before_age=before_age,
-        after_age=after_age,
+        fields=summary.fields,
+        via=via,
         length=length,
         first_age=age,
         fetched_at=fetched_at,
@@ -276,10 +273,14 @@ def made_of(seen: Glance, request: PlainRequest, via: bytes, rules: FreshnessRul
     )
 
 
-def _head(fields: bytes, length: int, via: bytes) -> Tuple[bytes, bytes]:
-    """The head of the response before the value of Age, and from there to the end of Cache-Status's `hit`.
-
-    `fields`: the lines of the stored fields. `Reply.send_head` has the same fields in the same order.
-    """
-    rest = b"\r\nContent-Length: %d\r\nVia: %s\r\nCache-Status: dduct; hit" % (length, via)
-    return b"HTTP/1.1 200 OK\r\n%sAccept-Ranges: bytes\r\nAge: " % fields, rest
+def _head(fields: bytes, age: int, length: int, via: bytes, note: str) -> bytes:
+    """The head of a response with the stored `fields`; `Reply.send_head` has the same fields in the same order."""
+    return b"".join(
+        (
+            b"HTTP/1.1 200 OK\r\n",
+            fields,
+            f"Accept-Ranges: bytes\r\nAge: {age}\r\nContent-Length: {length}\r\nVia: ".encode(),
+            via,
+            f"\r\nCache-Status: dduct; {note}\r\n\r\n".encode(),
+        )
+    )

@@ -12,6 +12,7 @@ from typing import Optional
 from fetching import outcomes, variants
 from fetching.cacheable_request import CacheableRequest
 from fetching.deliver import FailoverSource, Source, checked, deliver, shown
+from fetching.far_ranges import FarRanges, FarReader
 from fetching.filler import Services
 from fetching.origin_relay import OriginRelay
 from fetching.outcomes import Outcome, Stale, as_upstream_error, missed
@@ -53,6 +54,7 @@ class StoredAnswer:
         request: CacheableRequest,
         relay: OriginRelay,
         recovery: Recovery,
+        far: FarRanges,
         client: Client,
     ) -> None:
         self._services = services
@@ -60,6 +62,7 @@ class StoredAnswer:
         self._request = request
         self._relay = relay
         self._recovery = recovery
+        self._far = far
         self._client = client
         self._setbacks = 0  # fills that failed before this client got any bytes
 
@@ -72,10 +75,11 @@ class StoredAnswer:
 
     def send_growing(self, reader: FillReader, metadata: Metadata) -> Outcome:
         """Send a fill while it grows. The log then says what became of the object; the head could only promise it."""
+        promises = self._reply.note.endswith(("; stored", "; collapsed"))
         try:
             return self._send(reader, metadata)
         finally:
-            if self._reply.note.endswith(("; stored", "; collapsed")):
+            if promises:
                 ended = outcomes.outcome_of(reader.fill)
                 self._reply.outcome = f"{self._reply.note.replace('; stored', '')}; {ended}"
 
@@ -134,11 +138,20 @@ class StoredAnswer:
         if chosen is None:
             self._relay.relay(with_detail("fwd=request", Detail.CONDITION))  # the origin evaluates a precondition
             return Outcome.DONE
+        if isinstance(source, FillReader) and chosen.status == 206:
+            with closing(self._far.reader(source, metadata, chosen.parts)) as ahead:
+                return self._send_chosen(ahead, metadata, chosen)
+        return self._send_chosen(source, metadata, chosen)
+
+    def _send_chosen(self, source: Source, metadata: Metadata, chosen: Selection) -> Outcome:
+        head, fields, length = self._request.head, stored_fields(metadata), source.length
         readiness = _Readiness.HERE
         if chosen.parts and head.method != b"HEAD":
             readiness = self._readiness(source, chosen)
             if readiness is _Readiness.LOST:
                 return Outcome.RETRY
+            if isinstance(source, FarReader) and source.is_ahead:
+                self._reply.note = with_detail(self._reply.note, Detail.FAR_RANGE)
         age = int(as_stored(metadata).age(time.time()))
         extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
         if age or not self._reply.note.startswith("fwd=uri-miss"):

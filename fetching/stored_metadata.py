@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import List
 
 from fetching.naming import Name
 from net.addresses import Scope
 from protocol import freshness, validation
 from protocol.freshness import Assessment, Basis, FreshnessRules, Stored
-from protocol.headers import Headers
+from protocol.headers import Field, Headers
 from protocol.http1 import RequestHead
 from storage.record import Metadata, Record
 
@@ -30,7 +31,12 @@ def as_stored_once(metadata: Metadata) -> Stored:
 
 
 def _as_headers(metadata: Metadata) -> Headers:
-    return Headers([(name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields])
+    return Headers(as_fields(metadata))
+
+
+def as_fields(metadata: Metadata) -> List[Field]:
+    """The stored fields as bytes."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in metadata.fields]
 
 
 def version(metadata: Metadata) -> str:

@@ -47,6 +47,6 @@ def _suits(services: Services, request: CacheableRequest, hit: Hit, now: float) 
     if not media_types.accepts(request.head.headers.get(b"accept"), kind):
         return False
     others = tuple(field for field in metadata.vary if field[0].lower() != "accept")
-    if others and freshness.varies(request.sent.headers, others):
+    if others and freshness.varies(request.sent_fields, others):
         return False
     return request.assess(hit.entry.record, metadata, now, now).usable_on_error

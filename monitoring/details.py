@@ -30,7 +30,10 @@ class Detail(enum.Enum):
     HEAD = "head"
     CONDITION = "condition"
     CREDENTIALS = "credentials"
+    FAR_RANGE = "far-range"
     LOCAL = "local"
+    # There is no object, and that is kept for a short time.
+    NEGATIVE = "negative"
     # The answer is not kept.
     NO_STORE = "no-store"
     STATUS = "status"

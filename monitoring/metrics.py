@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import mmap
 import threading
-from typing import Union
+from typing import Callable, Iterable, Tuple, Union
 
 
 class Counter(enum.Enum):
@@ -17,12 +17,18 @@ class Counter(enum.Enum):
     HITS = ("hits", "Responses from the cache without asking the origin for the object")
     VALIDATED = ("validated", "Responses from the cache after the origin said they are still good")
     STALE = ("stale", "Stale responses, sent because the origin could not be asked")
+    NEGATIVE = ("negative", "Responses 404, 410 or a permanent redirect from memory, without asking the origin")
     CONFIRMED = ("confirmed", "Objects validated in the background after a heuristic hit, and still good")
     OUTDATED = ("outdated", "Objects that a validation in the background found to be outdated")
     UNCONFIRMED = ("unconfirmed", "Validations in the background that got no answer")
     DOUBTED = ("doubted", "Objects validated because a client repeated its request")
+    LOOKS = ("repository_looks", "Questions to registries without credentials, whether a repository is public")
     AHEAD = ("ahead", "Objects fetched for pipelined requests before their turn")
     COLLAPSED = ("collapsed", "Responses that shared another client's transfer")
+    FAR_RANGES = (
+        "far_ranges",
+        "Ranges that came on a connection of their own, far ahead of their object's transfer",
+    )
     FILLS = ("fills", "Transfers into the cache that started")
     PUBLISHED = ("published", "Objects that were stored")
     UNKEPT = ("unkept", "Objects that the disk did not accept, though their clients got them")
@@ -85,6 +91,7 @@ class Counters:
         self._values = memoryview(mmap.mmap(-1, rows * _COLUMNS * _NUMBER)).cast("Q")
         self._row = 0
         self._lock = threading.Lock()  # guards counters in this process's row
+        self.remaining: Callable[[], Iterable[Tuple[str, int]]] = lambda: ()  # requests that origins still answer
 
     def use(self, row: int) -> None:
         """Count in this row from now on. Gauges become 0: an earlier process may have left values."""
@@ -120,8 +127,16 @@ class Counters:
                 f"# TYPE dduct_{name} gauge",
                 f"dduct_{name} {self.value(gauge)}",
             ]
+        lines += [f"# HELP {_REMAINING} Requests that an origin says it still answers.", f"# TYPE {_REMAINING} gauge"]
+        lines += [f'{_REMAINING}{{origin="{_label(origin)}"}} {value}' for origin, value in sorted(self.remaining())]
         return "\n".join(lines) + "\n"
 
 
+def _label(value: str) -> str:
+    """A label's value as Prometheus' text format has it."""
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+_REMAINING = "dduct_ratelimit_remaining"
 _NUMBER = 8  # bytes of a number
 _COLUMNS = len(Counter) + len(Gauge)  # of a row

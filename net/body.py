@@ -12,9 +12,10 @@ import math
 import mmap
 import time
 from collections import deque
-from typing import Callable, Deque, Iterable, Iterator, List, Tuple, Union
+from typing import Callable, Deque, Iterable, Iterator, List, Optional, Tuple, Union, cast
 
 from net.endpoint import ConnectionLost
+from net.read_buffer import ReadBuffer
 from net.stream import Stream
 from protocol import http1
 from protocol.headers import Field
@@ -22,6 +23,8 @@ from protocol.http1 import BodyFraming, Framing, Sender
 
 BUFFER_SIZE = 256 * 1024
 MODEST_SIZE = 64 * 1024  # a thousand slow readers have as many buffers
+# Of a body that is looked at before it is read: bytes of chunk sizes and trailers, and the pieces in which it comes.
+_MAX_FRAMING, _MAX_ARRIVALS = 4096, 16
 
 
 def new_buffer(size: int = BUFFER_SIZE) -> memoryview:
@@ -124,6 +127,28 @@ class BodyReader:
                 raise IncompleteBody("it is shorter than what is there already")
             count -= done
 
+    def ahead(self, limit: int, seconds: float) -> Optional[bytes]:
+        """The whole body, if it has at most `limit` bytes and comes within `seconds`; it can still be read.
+
+        None where it does not, and where its framing is broken: then the reader finds the same. Raises ClientGone.
+        """
+        if self.complete:
+            return b""
+        if self.started or not self.delimited or (self.length or 0) > limit:
+            return None
+        most, deadline = limit + _MAX_FRAMING, time.monotonic() + seconds
+        for _ in range(_MAX_ARRIVALS):
+            found = self._whole(self._stream.start_of_buffer(most), limit)
+            left = deadline - time.monotonic()
+            if found is not None or self._stream.buffered >= most:
+                return found
+            try:
+                if not self._stream.fill(max(0.0, left)):
+                    return None
+            except OSError:
+                return None  # too late, or lost
+        return None
+
     def drain(self, limit: int, timeout: float = math.inf) -> bool:
         """Read and discard the rest if it has at most `limit` bytes; returns whether the body is complete.
 
@@ -139,6 +164,17 @@ class BodyReader:
         except IncompleteBody:
             return False
         return self.complete
+
+    def _whole(self, received: bytes, limit: int) -> Optional[bytes]:
+        """The whole body, if these bytes, with which it begins, hold all of it."""
+        if self.kind is Framing.LENGTH:
+            return received[: self.length] if len(received) >= (self.length or 0) else None
+        reader = BodyReader(cast(Stream, _Received(received)), http1.CHUNKED, sender=self._sender)
+        try:
+            body = b"".join(bytes(piece) for piece in reader.chunks(memoryview(bytearray(limit + 1))))
+        except IncompleteBody:
+            return None
+        return body if len(body) <= limit else None
 
     def _read(self, view: memoryview, read: Callable[[memoryview], int]) -> int:
         if self.kind is Framing.CLOSE:
@@ -176,6 +212,22 @@ class BodyReader:
             free -= len(line)
             if free < 0 or len(trailers) > http1.FIELD_LIMIT:
                 raise http1.ProtocolError("trailer section is longer than 64 KiB or 200 fields")
+
+
+class _Received:
+    """Received bytes as a stream that ends with them."""
+
+    def __init__(self, data: bytes) -> None:
+        self._buffer = ReadBuffer(data)
+
+    def readinto(self, view: memoryview) -> int:
+        return self._buffer.move_into(view)
+
+    def read_line(self, limit: int) -> bytes:
+        line = self._buffer.take_line(limit)
+        if line is None:
+            raise ConnectionLost("not received yet")
+        return line
 
 
 class BodyWriter:

@@ -148,13 +148,36 @@ class Endpoint:
                 raise self._postponed
             tls = self._tls
             return self._transport.recv_into(view) if tls is None else int(tls.read(len(view), view))
-        except ssl.SSLZeroReturnError:
-            return 0  # the peer's close_notify, where ours was sent already
-        except ssl.SSLEOFError:
-            if not self._serves:
-                raise  # a truncated body of an origin must not seem complete
-            self._peer_closed_silently = True
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as error:
+            if not self._is_end(error):
+                raise
             return 0
+
+    def _receive_bytes(self, count: int) -> Buffer:
+        """Like `_receive`, for up to `count` bytes, in a buffer of their own; b"" at the end."""
+        tls = self._tls
+        if tls is None or self._postponed is not None:
+            view = bytearray(count)
+            return memoryview(view)[: self._receive(view)]
+        try:
+            data: bytes = tls.read(count)  # a buffer of ours would be cleared first, for bytes that are mostly few
+            return data
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError) as error:
+            if not self._is_end(error):
+                raise
+            return b""
+
+    def _is_end(self, error: ssl.SSLError) -> bool:
+        """Whether the stream has ended regularly, which is noted.
+
+        A close_notify is an end, reported as an error where ours was sent already. The caller raises any other:
+        raised here, it would refer to itself by this frame, and keep the buffers of all frames until a collection.
+        """
+        if isinstance(error, ssl.SSLEOFError):
+            if not self._serves:
+                return False  # a truncated body of an origin must not seem complete
+            self._peer_closed_silently = True
+        return True
 
     def _close_notify(self, seconds: float) -> None:
         # SSLSocket.unwrap() sends our close_notify, then waits for the peer's: 0 seconds suffice to send.

@@ -43,25 +43,23 @@ class NonblockingStream(Endpoint):
         """Buffer received bytes; returns whether there are any to read."""
         if not self._buffer:
             self._wait(0)
-            chunk = bytearray(HEAD_SIZE)
             try:
-                count = self._receive(chunk)
+                received = self._receive_bytes(HEAD_SIZE)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return False
-            self.eof = not count
-            self._buffer += memoryview(chunk)[:count]
+            self.eof = not received
+            self._buffer += received
         return bool(self._buffer)
 
     def take_in(self) -> bool:
         """Append received bytes to the buffer; False at the end of the stream."""
         self._wait(0)
-        chunk = bytearray(HEAD_SIZE)
         try:
-            count = self._receive(chunk)
+            received = self._receive_bytes(HEAD_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return True
-        self._buffer += memoryview(chunk)[:count]
-        return bool(count)
+        self._buffer += received
+        return bool(received)
 
     def heads_ahead(self, most: int, limit: int) -> List[bytes]:
         """Complete message heads that have been received, at most `most` within `limit` bytes; they stay in the buffer.

@@ -48,7 +48,7 @@ class Stream(NonblockingStream):
         Waits up to `idle` seconds for the first byte, then up to the stream's `timeout` for all the rest.
         Raises ProtocolError(431) beyond `limit` bytes, ConnectionLost on an incomplete head.
         """
-        if not self._buffer and not self._fill(idle):
+        if not self._buffer and not self.fill(idle):
             return b""
         deadline = time.monotonic() + self.timeout
         searched = 0
@@ -60,7 +60,7 @@ class Stream(NonblockingStream):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise socket.timeout("head took too long")
-            if not self._fill(remaining):
+            if not self.fill(remaining):
                 if not self._buffer:
                     return b""
                 raise ConnectionLost("connection closed inside a head")
@@ -71,8 +71,18 @@ class Stream(NonblockingStream):
             line = self._buffer.take_line(limit)
             if line is not None:
                 return line
-            if not self._fill(self.timeout):
+            if not self.fill(self.timeout):
                 raise ConnectionLost("connection closed inside a chunked body")
+
+    def fill(self, seconds: float) -> bool:
+        """Append what comes within `seconds` to the buffer; False at the end of the stream.
+
+        Raises OSError, and ClientGone like `readinto`.
+        """
+        chunk = bytearray(HEAD_SIZE)
+        count = self._receive_within(chunk, seconds)
+        self._buffer += memoryview(chunk)[:count]
+        return count > 0
 
     def readinto(self, view: memoryview) -> int:
         """Read at least one byte; returns the count, 0 at the end of the stream."""
@@ -210,12 +220,6 @@ class Stream(NonblockingStream):
         if before is not None and unsent >= before:
             raise socket.timeout("the peer takes nothing")
         return unsent
-
-    def _fill(self, seconds: float) -> bool:
-        chunk = bytearray(HEAD_SIZE)
-        count = self._receive_within(chunk, seconds)
-        self._buffer += memoryview(chunk)[:count]
-        return count > 0
 
     def _receive_within(self, view: Buffer, seconds: float) -> int:
         """Read some bytes within `seconds`. Raises ClientGone, too: see `_awaited`."""

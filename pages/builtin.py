@@ -11,6 +11,7 @@ from pages.setup import About
 from protocol.headers import Field
 from protocol.http1 import RequestHead
 
+MIRROR = "/v2/"  # what clients of a registry ask for first; a page only where dduct itself is asked
 OWN_PATHS = frozenset(["/ca.crt", "/healthz", "/metrics", "/setup", "/setup/sh"])
 
 
@@ -25,6 +26,8 @@ class Page:
 
 def page(request: RequestHead, path: str, arrival: Arrival, about: About, counters: Counters) -> Page:
     """The page at `path`, for a request that arrived at `arrival`."""
+    if path == MIRROR:
+        return _mirror(request, arrival)
     if path not in OWN_PATHS:
         return _text(404, f"dduct: no such page; there are {', '.join(sorted(OWN_PATHS))}\n")
     if request.method not in (b"GET", b"HEAD"):
@@ -50,6 +53,17 @@ def page(request: RequestHead, path: str, arrival: Arrival, about: About, counte
         kind = (b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")
         return Page(200, (kind, (b"Cache-Control", b"no-store")), counters.render().encode())
     return _text(200, "ok\n", (b"Cache-Control", b"no-store"))
+
+
+def _mirror(request: RequestHead, arrival: Arrival) -> Page:
+    """That this is a mirror of registries, and that tokens for all of them come from here."""
+    version = (b"Docker-Distribution-API-Version", b"registry/2.0")
+    kind = (b"Content-Type", b"application/json")
+    fresh = (b"Cache-Control", b"no-store")
+    if b"authorization" in request.headers:
+        return Page(200, (kind, version, fresh), b"{}")
+    realm = f'Bearer realm="{setup.reached(request, arrival).url}/v2/token",service="dduct"'
+    return Page(401, (kind, version, fresh, (b"WWW-Authenticate", realm.encode())), b'{"errors": []}')
 
 
 # A page that makes a browser send TRACE must not see these fields (RFC 9110 §9.3.8).

@@ -84,6 +84,7 @@ def script(proxy: Proxy, about: About) -> bytes:
         "fingerprint": about.fingerprint,
         "certificate": about.ca_pem.decode().strip(),
         "asks_password": "yes" if about.asks_password else "",
+        "registries": " ".join(registries(about.hosts)),
     }
     lines = "".join(f"{name}={_quoted(value)}\n" for name, value in values.items())
     filled, places = _FILLED_IN.subn(lambda _: lines, _template())
@@ -139,6 +140,8 @@ def page(proxy: Proxy, about: About) -> bytes:
         # A client that does not trust the authority yet cannot verify TLS: its user compares the fingerprint.
         "FETCH": "curl -fsSk" if proxy.encrypted else "curl -fsS",
         "CURL": "curl -fsS --cacert ca.crt" if proxy.encrypted else "curl -fsS",
+        "AUTHORITY": str(proxy.authority),
+        **_mirror_values(proxy, registries(about.hosts)),
     }
     sections = [("ca", TRUST), ("environment", ENVIRONMENT), *((_anchor(one.name), one) for one in CLIENTS)]
     links = "\n".join(f'<a href="#{anchor}">{html.escape(client.name)}</a>' for anchor, client in sections)
@@ -155,6 +158,42 @@ def page(proxy: Proxy, about: About) -> bytes:
     return "\n".join(parts).encode()
 
 
+# Names of registries as they stand in names of images. Those of clouds depend on account and region.
+_REGISTRIES = (
+    *("docker.io", "ghcr.io", "quay.io", "registry.k8s.io", "gcr.io", "mcr.microsoft.com", "public.ecr.aws", "nvcr.io"),
+    *("registry.gitlab.com", "registry.redhat.io", "registry.access.redhat.com", "docker.elastic.co", "lscr.io"),
+    "cgr.dev",
+)
+
+
+def registries(hosts: Tuple[str, ...]) -> Tuple[str, ...]:
+    """The well-known registries among the intercepted hosts."""
+
+    def is_listed(name: str) -> bool:
+        host = "registry-1.docker.io" if name == "docker.io" else name
+        return host in hosts or any(one.startswith("*.") and host.endswith(one[1:]) for one in hosts)
+
+    return tuple(filter(is_listed, _REGISTRIES)) or ("registry.example",)
+
+
+def _mirror_values(proxy: Proxy, names: Tuple[str, ...]) -> Dict[str, str]:
+    """The settings for dduct as a mirror of registries with these names."""
+    place = str(proxy.authority)
+    block = f'[[registry]]\nprefix = "{{0}}"\nlocation = "{{0}}"\n[[registry.mirror]]\nlocation = "{place}/{{0}}"'
+    if not proxy.encrypted:
+        block += "\ninsecure = true"
+    trusting = f"Put ca.crt into /etc/containers/certs.d/{place}/ as well."
+    trusted = "The last line is about the way to dduct, which is without TLS."
+    trust_yaml = f'\nconfigs:\n  "{place}":\n    tls:\n      ca_file: CA'
+    return {
+        "MIRROR_CONF": "\n\n".join(map(block.format, names)),
+        "MIRROR_CONF_NOTE": trusting if proxy.encrypted else trusted,
+        "MIRROR_YAML": "".join(f'\n  {name}:\n    endpoint: ["{proxy.url}"]' for name in names),
+        "MIRROR_YAML_CA": trust_yaml if proxy.encrypted else "",
+        "MIRROR_CA": '\n  ca = "CA"' if proxy.encrypted else "",
+    }
+
+
 def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str]:
     yield "<h1>Use this dduct</h1>"
     yield f"<dl>\n<dt>Proxy</dt><dd><code>{html.escape(proxy.url)}</code></dd>"
@@ -166,7 +205,8 @@ def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str
         yield _note(
             "dduct asks for a user and a password here (proxy.auth_file). Write the proxy as `@SCHEME@://USER:PASSWORD@"
             "@AUTHORITY@` everywhere below, with special characters as %XX (in systemd's files as %%XX); for the "
-            "script: `sh -s -- --proxy @SCHEME@://USER:PASSWORD@@AUTHORITY@`. Java does not take it from there.",
+            "script: `sh -s -- --proxy @SCHEME@://USER:PASSWORD@@AUTHORITY@`. Java does not take it from there. "
+            "Mirrors have no place for a password: dduct refuses them.",
             SCHEME=proxy.url.partition(":")[0],
             AUTHORITY=str(proxy.authority),
         )
@@ -184,8 +224,18 @@ def _opening(proxy: Proxy, about: About, values: Dict[str, str]) -> Iterable[str
         values,
     )
     yield _snippet("@CURL@ @PROXY@/setup/sh | sudo sh -s -- --undo", values)
-    if proxy.encrypted:
-        return
+    yield _text(
+        "Container images alone also come without the authority and without a proxy, from dduct as a mirror: "
+        "[containerd](#mirror-for-containerd), [k3s and RKE2](#mirror-for-k3s-rke2), "
+        "[CRI-O and podman](#mirror-for-cri-o-podman-skopeo-buildah). The script sets that up with `--mirror`:",
+        values,
+    )
+    yield _snippet("@CURL@ @PROXY@/setup/sh | sudo sh -s -- --mirror", values)
+    if not proxy.encrypted:
+        yield from _without_the_network(proxy, values)
+
+
+def _without_the_network(proxy: Proxy, values: Dict[str, str]) -> Iterable[str]:
     yield _text(
         "What comes over plain http can be changed on the way, and this is run by root. Where you do not trust the "
         "network, fetch it in a way that you do trust, and compare the fingerprint with what dduct's machine says "

@@ -4,6 +4,8 @@
 #     curl -fsS http://PROXY:8000/setup/sh | sudo sh
 #     curl -fsS http://PROXY:8000/setup/sh | sudo sh -s -- --undo
 #
+# With --mirror, only what pulls images uses it, as a mirror of registries, and nothing is told to trust it.
+#
 # Run again, it changes nothing, or brings up to date what has changed. What it changes is first copied to
 # /var/lib/dduct-setup, where --undo finds it; a run that broke off is undone in the same way. Nothing is done before
 # the last line is here.
@@ -14,6 +16,7 @@ proxy=''
 fingerprint=''
 certificate=''
 asks_password=''
+registries=''
 # --- end of what dduct fills in ---
 
 LC_ALL=C
@@ -50,6 +53,8 @@ Makes this machine use dduct. As root:
     curl -fsS http://PROXY:8000/setup/sh | sh -s -- [OPTIONS]
 
   --undo         restore every file as it was
+  --mirror       for images alone: a mirror of registries for containerd, k3s, RKE2, CRI-O and podman, without its
+                 authority and without a proxy
   --proxy URL    use this proxy, http[s]://[USER:PASSWORD@]HOST:PORT, instead of where the script came from
   --root DIR     work on the system below DIR, such as an image's
   --help         this
@@ -61,6 +66,7 @@ options() {
     while [ $# -gt 0 ]; do
         case $1 in
             --undo) action=undo ;;
+            --mirror) action=set_mirror ;;
             --help) action=help ;;
             --proxy | --root)
                 [ $# -gt 1 ] || misuse "$1 wants a value"
@@ -511,6 +517,115 @@ reload_systemd() {
     if [ -z "$root" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload < /dev/null; fi
 }
 
+# --- as a mirror of registries ------------------------------------------------------------------
+
+# Images alone, and no authority: whatever pulls them asks the registry itself where dduct is away or lists it not.
+set_mirror() {
+    check_proxy
+    case $proxy in *@*) misuse "--mirror has no place for a password" ;; esac
+    [ -z "$asks_password" ] || fail "dduct asks for a password here, for which clients of a mirror have no place"
+    begin
+    place=${proxy#*://}
+    tls=''
+    case $proxy in https:*) tls=yes ;; esac
+    say "dduct $proxy as a mirror, for ${root:-this machine}"
+    say "Written:"
+    mirror_containerd
+    mirror_rancher k3s k3s k3s-agent
+    mirror_rancher rke2 rke2-server rke2-agent
+    mirror_containers
+    [ -n "$changed" ] || say "  nothing: everything was as it should be, or nothing is here that pulls images"
+    trap - EXIT
+    say_mirror_restart
+    say "Undo: the same with --undo (.. | sudo sh -s -- --undo)"
+}
+
+# is_installed SERVICE..
+is_installed() {
+    for service in "$@"; do
+        if find_unit "$service" || there "/etc/init.d/$service"; then return 0; fi
+    done
+    return 1
+}
+
+# Whether a file that can be one's alone is ours, or there is none.
+is_free() {
+    if ! there "$1" || noted "new $1"; then return 0; fi
+    say "  $root$1 is there already, and left alone; ${proxy%%://*}://$place/setup says what to add"
+    return 1
+}
+
+mirror_containerd() {
+    if ! is_directory /etc/containerd && ! is_installed containerd; then return 0; fi
+    folder=/etc/containerd/certs.d/_default
+    is_free "$folder/hosts.toml" || return 0
+    trusting=''
+    if [ -n "$tls" ]; then
+        own "$folder/dduct.crt" "$certificate"
+        trusting="
+  ca = \"$folder/dduct.crt\""
+    fi
+    own "$folder/hosts.toml" "# Written by dduct's setup; --undo removes it.
+[host.\"$proxy\"]
+  capabilities = [\"pull\", \"resolve\"]$trusting"
+    if ! there /etc/containerd/config.toml || ! grep -Eq '^[^#]*config_path *=.*/etc/containerd/certs\.d' "$root$found"; then
+        say "  containerd reads it where config_path in config.toml says so: ${proxy%%://*}://$place/setup"
+    fi
+}
+
+# mirror_rancher NAME SERVICE..
+mirror_rancher() {
+    name=$1
+    shift
+    if ! is_directory "/etc/rancher/$name" && ! is_installed "$@"; then return 0; fi
+    is_free "/etc/rancher/$name/registries.yaml" || return 0
+    text="# Written by dduct's setup; --undo removes it.
+mirrors:"
+    for registry in $registries; do
+        text="$text
+  $registry:
+    endpoint: [\"$proxy\"]"
+    done
+    if [ -n "$tls" ]; then
+        own "/etc/rancher/$name/dduct.crt" "$certificate"
+        text="$text
+configs:
+  \"$place\":
+    tls:
+      ca_file: /etc/rancher/$name/dduct.crt"
+    fi
+    own "/etc/rancher/$name/registries.yaml" "$text"
+}
+
+# What podman, skopeo, buildah and CRI-O read.
+mirror_containers() {
+    is_directory /etc/containers || is_installed crio || return 0
+    text="# Written by dduct's setup; --undo removes it."
+    for registry in $registries; do
+        text="$text
+
+[[registry]]
+prefix = \"$registry\"
+location = \"$registry\"
+[[registry.mirror]]
+location = \"$place/$registry\""
+        [ -n "$tls" ] || text="$text
+insecure = true"
+    done
+    [ -z "$tls" ] || own "/etc/containers/certs.d/$place/ca.crt" "$certificate"
+    own /etc/containers/registries.conf.d/zz-dduct.conf "$text"
+}
+
+# By the journal, which undo has, too.
+say_mirror_restart() {
+    if grep -Eqx '[a-z]+ /etc/rancher/[a-z0-9]+/registries\.yaml' "$journal" 2> /dev/null; then
+        say "k3s and RKE2 follow once they are started again."
+    fi
+    if grep -qx 'new /etc/containers/registries\.conf\.d/zz-dduct\.conf' "$journal" 2> /dev/null && find_unit crio; then
+        say "CRI-O follows after: systemctl reload crio"
+    fi
+}
+
 # --- install and undo ---------------------------------------------------------------------------
 
 unfinished() {
@@ -524,12 +639,7 @@ set_up() {
     find_trust
     [ -n "$updater" ] || fail "this is no system that I know; ${proxy%%://*}://${proxy##*[@/]}/setup says what to do by hand"
     has "$updater" || fail "$updater is not here: $(install_hint)"
-    for program in awk grep sed sha256sum; do command -v "$program" > /dev/null || fail "$program is not here: install it"; done
-    [ -f "$journal" ] || clear_notes
-    mkdir -p "$state"
-    chmod 700 "$state" # what was saved may be secret
-    trap unfinished EXIT
-    changed=''
+    begin
     say "dduct $proxy, for ${root:-this machine} ($family)"
     say "The authority that it is told to trust has the SHA-256 fingerprint"
     say "  $fingerprint"
@@ -542,6 +652,15 @@ set_up() {
     [ -n "$changed" ] || say "  nothing: everything was as it should be"
     trap - EXIT
     advise
+}
+
+begin() {
+    for program in awk grep sed sha256sum; do command -v "$program" > /dev/null || fail "$program is not here: install it"; done
+    [ -f "$journal" ] || clear_notes
+    mkdir -p "$state"
+    chmod 700 "$state" # what was saved may be secret
+    trap unfinished EXIT
+    changed=''
 }
 
 # The mark says that the system's store has been made of what lies there; a run that breaks off leaves none.
@@ -601,6 +720,7 @@ undo() {
         fi
     done < "$state/backwards"
     undo_services
+    say_mirror_restart
     trap - EXIT
     clear_notes
     [ ! -d "$state" ] || say "What had been changed by others is kept in $state/kept"

@@ -41,6 +41,11 @@ _DROP_IN_CLUSTER = _DROP_IN.replace("@NO_PROXY@", "@NO_PROXY_CLUSTER@")
 _CLUSTER_ENVIRONMENT = "HTTP_PROXY=@PROXY@\nHTTPS_PROXY=@PROXY@\nNO_PROXY=@NO_PROXY_CLUSTER@"
 _BY_ENVIRONMENT = "It takes the proxy from the [environment](#environment) and the authority from the [system](#ca)."
 
+_MIRROR = (
+    "Without a proxy and without the authority, for images alone: the registry itself is asked where dduct is away, or "
+    "has no such image. "
+)
+
 
 def _unit(name: str, title: str, drop_in: str, more: Tuple[Step, ...] = ()) -> Client:
     path = f"/etc/systemd/system/{name}.service.d/zz-dduct.conf"
@@ -150,6 +155,49 @@ CLIENTS = (
             "`CONTAINERD_HTTPS_PROXY` and `CONTAINERD_NO_PROXY` in their place reach containerd alone.",
         ),
         "remove the lines and restart.",
+    ),
+    Client(
+        "Mirror for containerd",
+        (
+            _MIRROR + "containerd asks dduct about every registry, and gets a 404 at once for one that is not listed.",
+            File(
+                "/etc/containerd/certs.d/_default/hosts.toml",
+                '[host."@PROXY@"]\n  capabilities = ["pull", "resolve"]@MIRROR_CA@',
+            ),
+            "A folder for one registry (`certs.d/docker.io`) comes before `_default`. containerd reads them where its "
+            "configuration says so:",
+            File(
+                "/etc/containerd/config.toml",
+                '[plugins."io.containerd.grpc.v1.cri".registry]\n  config_path = "/etc/containerd/certs.d"',
+            ),
+            'In containerd 2, the section is `[plugins."io.containerd.cri.v1.images".registry]`. Once it is there:',
+            Run("systemctl restart containerd"),
+        ),
+        "remove `hosts.toml`; nothing has to be restarted.",
+    ),
+    Client(
+        "Mirror for k3s, RKE2",
+        (
+            _MIRROR + "On every node; each further registry takes an entry of its own.",
+            File(
+                "/etc/rancher/k3s/registries.yaml (RKE2: /etc/rancher/rke2/registries.yaml)",
+                "mirrors:@MIRROR_YAML@@MIRROR_YAML_CA@",
+            ),
+            Run("systemctl restart k3s  # or k3s-agent, rke2-server, rke2-agent"),
+        ),
+        "remove the entries and restart.",
+    ),
+    Client(
+        "Mirror for CRI-O, podman, skopeo, buildah",
+        (
+            _MIRROR + "Each further registry takes a block of its own; one on another port than 443 cannot have one.",
+            File("/etc/containers/registries.conf.d/zz-dduct.conf", "@MIRROR_CONF@"),
+            "@MIRROR_CONF_NOTE@",
+            Run("systemctl reload crio  # CRI-O alone"),
+            "A password for a registry is the mirror's, too: `podman login @AUTHORITY@`, or an entry of that name in "
+            "`auth.json`. dduct passes it on to the registry's token server.",
+        ),
+        "remove the file; `systemctl reload crio`.",
     ),
     Client(
         "apt",

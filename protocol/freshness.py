@@ -185,6 +185,26 @@ def not_storable(
     return None
 
 
+NEGATIVE = (301, 308, 404, 410)  # statuses of responses that may be kept for a short time (RFC 9110 §15.1)
+
+
+def negative_lifetime(response: ResponseHead, asked_at: float, now: float) -> float:
+    """The seconds for which a response without an object may be sent again, if it states that; 0 where it may not.
+
+    No rule of the configuration extends it: what is not an object is never kept against its origin's word.
+    """
+    said = directives_of(response.headers)
+    if response.status not in NEGATIVE or any(name in said for name in (b"no-store", b"private", b"no-cache")):
+        return 0.0
+    if b"set-cookie" in response.headers or b"content-range" in response.headers:
+        return 0.0  # it is for one client, or makes no sense
+    if b"*" in response.headers.tokens(b"vary"):
+        return 0.0
+    stated = b"s-maxage" in said or b"max-age" in said or b"expires" in response.headers
+    lifetime = _explicit_lifetime(Stored(response.headers, now)) if stated else None
+    return 0.0 if lifetime is None else max(0.0, lifetime - initial_age(response, asked_at, now))
+
+
 def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
     """Whether a response, or a redirect on the way to it, is for one user (RFC 9111 §5.2.2.7)."""
     return b"private" in directives_of(response.headers) and rules.obey_no_store
@@ -192,7 +212,7 @@ def is_private(response: ResponseHead, rules: FreshnessRules) -> bool:
 
 def stored_fields(response: ResponseHead, now: float) -> Tuple[FieldText, ...]:
     """The fields stored with the representation; where they are many, without the dispensable ones."""
-    fields = list(response.headers.end_to_end().without(NOT_STORED))
+    fields = response.headers.end_to_end_fields(NOT_STORED)
     if b"date" not in response.headers:
         fields.append((b"Date", field_values.format_date(now)))  # RFC 9110 §6.6.1
     return without_dispensable(fields)
@@ -216,6 +236,8 @@ def vary_fields(request: RequestHead, response: ResponseHead, names: RequestFiel
     Accept-Encoding is not among them, as origins are always asked for `identity`. Credentials are never stored: where
     the request had any, `restricted` covers them; where it had none, later requests must match that.
     """
+    if b"vary" not in response.headers:
+        return ()
     known = bool(names.opening(request.headers))
     return tuple(
         (name.decode("latin-1"), _normal(request.headers.get(name)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Dict, FrozenSet, Iterable, Iterator, List, Optional, Tuple
 
 from protocol.remembering import remember_short
 
@@ -41,10 +41,11 @@ _SPELLING = {
 class Headers:
     """The field lines of one message; they keep order, case and repeats, and lookups ignore case."""
 
-    __slots__ = ("_fields", "_index")
+    __slots__ = ("_fields", "_index", "_normal")
 
     def __init__(self, fields: Iterable[Field] = ()) -> None:
         self._fields: List[Field] = list(fields)
+        self._normal: Optional[Tuple[Field, ...]] = None  # worked out when it is first asked for
         self._index: dict[bytes, bytes] = {}
         index = self._index
         repeated: Dict[bytes, List[bytes]] = {}
@@ -93,6 +94,13 @@ class Headers:
         """The comma-separated elements of a field, unchanged; a comma in a quoted string separates nothing."""
         return split_list(self._index.get(name) or b"")
 
+    @property
+    def normal(self) -> Tuple[Field, ...]:
+        """The fields with lower-case names, sorted: the same for messages that differ in the order and case only."""
+        if self._normal is None:
+            self._normal = tuple(sorted([(name.lower(), value) for name, value in self._fields]))
+        return self._normal
+
     def without(self, names: Iterable[bytes]) -> Headers:
         """A copy without the given lower-case names."""
         dropped = frozenset(names)
@@ -100,7 +108,15 @@ class Headers:
 
     def end_to_end(self) -> Headers:
         """A copy without the fields of one connection: RFC 9110 §7.6.1, including those that Connection names."""
-        return self.without(_HOP_BY_HOP.union(self.tokens(b"connection")))
+        return Headers(self.end_to_end_fields())
+
+    def end_to_end_fields(self, dropped: FrozenSet[bytes] = frozenset()) -> List[Field]:
+        """The fields of `end_to_end`, without the `dropped` lower-case names."""
+        named = frozenset(self.tokens(b"connection"))  # thousands, perhaps
+        fields = [(field[0].lower(), field) for field in self._fields]
+        return [
+            field for name, field in fields if name not in _HOP_BY_HOP and name not in dropped and name not in named
+        ]
 
 
 def split_list(value: bytes) -> List[bytes]:

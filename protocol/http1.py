@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Iterable, List, Optional, Tuple
+from typing import Iterable, List, Optional, Tuple, Union
 from urllib.parse import urljoin
 
 from protocol.headers import Field, Headers, canonical
@@ -46,9 +46,9 @@ class Sender(enum.Enum):
 
 # --- fields -------------------------------------------------------------------------------------
 
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-# Every byte that RFC 9110 §5.5 forbids in a field value, and every CR or LF that is not part of a CRLF.
-_FORBIDDEN = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?!\n)|(?<!\r)\n")
+_TOKEN_BYTES = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+# All bytes but those that RFC 9110 §5.5 forbids in a field value, and CR and LF.
+_ALLOWED = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 
 # --- heads --------------------------------------------------------------------------------------
 
@@ -99,14 +99,15 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xf
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 
 
-def head_end(buffer: bytearray, start: int = 0) -> int:
+def head_end(buffer: Union[bytes, bytearray], start: int = 0) -> int:
     """The end of the head at the start of `buffer`, or -1; searches from `start`.
 
     A head that ends with bare LFs counts as ended, too: the parser then refuses it at once, and the reader does not
     wait for a CRLF that never comes.
     """
-    at = buffer.find(b"\n\r\n", max(0, start - 2))
-    bare = buffer.find(b"\n\n", max(0, start - 1), at + 1 if at >= 0 else len(buffer))
+    start = start - 2 if start > 2 else 0
+    at = buffer.find(b"\n\r\n", start)
+    bare = buffer.find(b"\n\n", start, at + 1 if at >= 0 else len(buffer))
     if bare >= 0:
         return bare + 2
     return at + 3 if at >= 0 else -1
@@ -156,7 +157,7 @@ def bad_response_head(error: ProtocolError) -> ProtocolError:
 def _split_head(block: bytes) -> Tuple[bytes, List[bytes]]:
     if len(block) > HEAD_LIMIT:
         raise ProtocolError("head is longer than 64 KiB", 431)
-    if _FORBIDDEN.search(block):
+    if not _has_allowed_bytes(block):
         raise ProtocolError("control character, bare CR or bare LF in the head")
     if not block.endswith(b"\r\n\r\n"):
         raise ProtocolError("head does not end with an empty line")
@@ -166,6 +167,13 @@ def _split_head(block: bytes) -> Tuple[bytes, List[bytes]]:
     return lines[0], lines[1:]
 
 
+def _has_allowed_bytes(block: bytes) -> bool:
+    """Whether a head has no forbidden byte, and each CR and LF is part of a CRLF."""
+    # A regular expression takes ten times as long: it looks at the bytes one by one.
+    ends = block.count(b"\r\n")
+    return block.translate(None, _ALLOWED) == b"\r\n" * ends
+
+
 def _parse_fields(lines: List[bytes], sender: Sender) -> Headers:
     fields: List[Field] = []
     for line in lines:
@@ -173,7 +181,7 @@ def _parse_fields(lines: List[bytes], sender: Sender) -> Headers:
         if sender is Sender.ORIGIN:
             name = name.rstrip(b" \t")  # RFC 9112 §5.1: a proxy removes white space before the colon from a response
         # Refuses obs-fold, white space before the colon and empty names at once (RFC 9112 §5.1, §5.2).
-        if not colon or _TOKEN.fullmatch(name) is None:
+        if not colon or not name or name.translate(None, _TOKEN_BYTES):
             raise ProtocolError("malformed field line")
         fields.append((name, value.strip(b" \t")))
     return _with_one_length(Headers(fields))
@@ -317,7 +325,7 @@ _NOT_IN_TRAILERS = frozenset(
 
 def parse_trailer_line(line: bytes, sender: Sender = Sender.CLIENT) -> Field:
     """Parse one line of a trailer section, including its CRLF; raises ProtocolError where malformed."""
-    if not line.endswith(b"\r\n") or _FORBIDDEN.search(line) or b"\n" in line[:-2]:
+    if not line.endswith(b"\r\n") or not _has_allowed_bytes(line) or b"\n" in line[:-2]:
         raise ProtocolError("malformed trailer field")
     return next(iter(_parse_fields([line[:-2]], sender)))
 

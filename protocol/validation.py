@@ -79,13 +79,24 @@ def strong_etag(fields: Headers) -> Optional[bytes]:
     return etag if etag is not None and etag.startswith(b'"') else None
 
 
-def rest_conditions(etag: Optional[bytes], offset: int) -> List[Field]:
-    """The fields that request the bytes from `offset` on, if the representation still has this `etag`.
+def rest_conditions(etag: Optional[bytes], offset: int, end: Optional[int] = None) -> List[Field]:
+    """The fields that request the bytes from `offset` on, up to `end`, if the representation still has this `etag`.
 
     `etag` None, here and below: a digest will prove the whole, with any validator of the origin.
     """
     condition = [] if etag is None else [(b"If-Range", etag)]
-    return [(b"Range", b"bytes=%d-" % offset), *condition]
+    last = b"" if end is None else b"%d" % (end - 1)
+    return [(b"Range", b"bytes=%d-%s" % (offset, last)), *condition]
+
+
+def is_part(response: ResponseHead, etag: Optional[bytes], start: int, end: int, length: int) -> bool:
+    """Whether an answer is exactly the bytes from `start` to `end` that `rest_conditions` requested, of `length`."""
+    match = _CONTENT_RANGE.fullmatch(response.headers.get(b"content-range") or b"")
+    if response.status != 206 or match is None or (etag is not None and response.headers.get(b"etag") != etag):
+        return False
+    if response.headers.get(b"content-length") not in (None, b"%d" % (end - start)):
+        return False
+    return match.groups() == (b"%d" % start, b"%d" % (end - 1), b"%d" % length)
 
 
 def is_rest(response: ResponseHead, etag: Optional[bytes], offset: int, length: Optional[int]) -> bool:
@@ -125,7 +136,7 @@ def updated_fields(fields: Headers, response: ResponseHead, now: float) -> Tuple
 
     Where there would be too many, only fields for freshness and validators are replaced; the object stays as it is.
     """
-    fresh = response.headers.end_to_end().without(_NOT_UPDATED)
+    fresh = Headers(response.headers.end_to_end_fields(_NOT_UPDATED))
     kept = fields.without([*(name.lower() for name, _ in fresh), b"date"])
     date = [] if b"date" in fresh else [(b"Date", field_values.format_date(now))]
     merged = without_dispensable([*kept, *fresh, *date])

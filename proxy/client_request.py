@@ -9,6 +9,7 @@ from typing import Optional, Union
 
 from fetching.cached_fetch import CachedFetch
 from fetching.naming import LONGEST_PATH, Name
+from fetching.outcomes import Polled
 from monitoring.details import Side
 from monitoring.log_text import target_shown
 from monitoring.metrics import Counter
@@ -19,12 +20,13 @@ from net.response import Reply
 from net.stream import Stream
 from pages import builtin
 from protocol.http1 import BodyFraming, Framing, ProtocolError, RequestHead, Target
-from proxy import request_log
+from proxy import mirror, request_log
 from proxy.client_tunnel import ClientTunnel
 from proxy.look_ahead import LookAhead
+from proxy.mirror_token import send_token
 from proxy.other_requests import is_quick
 from proxy.request_log import Line
-from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, Refuse, Tunnel
+from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, MirrorToken, Refuse, Tunnel
 from proxy.session_state import SessionState
 from proxy.uncached import Asked, answer_from_origin
 from upstream.dialling import UpstreamError
@@ -105,6 +107,8 @@ class ClientRequest:
             reply.persistent = False
         if isinstance(decision, Fetch):
             line.what = shown(str(decision.target))
+            if decision.mirrored:
+                self._head = mirror.without_empty_token(self._head)
         elif isinstance(decision, Refuse):
             line.remark = decision.reason
         reply.note = request_log.of_decision(decision, self._head, self._framing, state.runtime.rules, LONGEST_PATH)
@@ -122,22 +126,28 @@ class ClientRequest:
             reply.send_complete(page.status, page.fields, page.body)
         elif isinstance(decision, Refuse):
             state.runtime.services.counters.add(Counter.REFUSED)
-            challenge = [(b"Proxy-Authenticate", b'Basic realm="dduct", charset="UTF-8"')]
-            reply.error(decision.status, decision.reason, challenge if decision.status == 407 else [])
-        elif isinstance(decision, Fetch) and self._fetch(decision):
-            plain = state.runtime.plain_requests.read(block, state.arrival) is not None
-            self.was_small = plain or is_quick(self._head)
+            fields = [(b"Allow", decision.allow)] if decision.allow else []
+            if decision.status == 407:
+                fields.append((b"Proxy-Authenticate", b'Basic realm="dduct", charset="UTF-8"'))
+            reply.error(decision.status, decision.reason, fields)
+        elif isinstance(decision, MirrorToken):
+            send_token(state.runtime.services, decision.wanted, self._head, reply, state.arrival.reach)
+        elif isinstance(decision, Fetch):
+            self._fetch(decision, block)
 
-    def _fetch(self, decision: Fetch) -> bool:
-        """Answer from the cache or the origin; returns whether the answer was a small object."""
+    def _fetch(self, decision: Fetch, block: bytes) -> None:
+        """Answer from the cache or the origin."""
         state, reply, reach = self._state, self._reply, self._state.arrival.reach
         if decision.name is not None and self._framing.kind is Framing.NONE:
-            return self._fetch_through_cache(decision.target, decision.name)
+            polled = self._fetch_through_cache(decision.target, decision.name)
+            if polled is not Polled.NONE:
+                plain = state.runtime.plain_requests.read(block, state.arrival) is not None
+                self.was_small = plain or (polled is Polled.QUICK and is_quick(self._head))
+            return
         asked = Asked(decision.target, self._head, self._framing, self._body)
         answer_from_origin(state.runtime, asked, reply, reach, partial(self._tunnel.carry, carried=reply.carried))
-        return False
 
-    def _fetch_through_cache(self, target: Target, name: Name) -> bool:
+    def _fetch_through_cache(self, target: Target, name: Name) -> Polled:
         """Answer from the cache; what was received behind this request is fetched ahead while its origin is asked."""
         state, reply = self._state, self._reply
         # Behind the last request of a connection, nothing is a request (RFC 9112 §9.6).
@@ -153,7 +163,7 @@ class ClientRequest:
         finally:
             if self._look_ahead is not None:
                 self._look_ahead.turn_over(name.path)
-        return fetch.was_small
+        return fetch.polled
 
     def _connect(self, decision: Union[Tunnel, Intercept]) -> bool:
         """Serve CONNECT; returns whether requests follow inside. Raises UpstreamError before the answer."""

@@ -99,22 +99,20 @@ class FastPath:
         """Answer one request; None where another one may have been received already. Raises OSError."""
         state, stream = self._state, self._stream
         received = stream.peek()
-        state.runtime = state.current_runtime()
-        if not received or state.runtime.draining.is_set():
+        state.runtime = runtime = state.current_runtime()
+        if not received or runtime.draining.is_set():
             return Next.CLOSE if stream.eof else Next.NEEDS_THREAD
+        end = http1.head_end(received)
+        block = received[:end] if 0 <= end <= http1.HEAD_LIMIT else b""
         if received.startswith(b"CONNECT "):
             with self._numbers:
-                return self._intercept(stream.head_arrived())
-        requests = state.runtime.plain_requests
-        request = requests.known(received, state.arrival)
-        if request is None:  # it is new, or the bytes are not exactly one request
-            received = stream.head_arrived()
-            request = requests.read(received, state.arrival)
-        answer = state.answer_other(received, iteration) if request is None else state.answer(request, iteration)
+                return self._intercept(block)
+        request = runtime.plain_requests.read(block, state.arrival)
+        answer = state.answer_other(block, iteration) if request is None else state.answer(request, iteration)
         if answer is None:
-            return Next.NEEDS_THREAD if request is None else self._ask_origin(request, len(received), iteration)
+            return Next.NEEDS_THREAD if request is None else self._ask_origin(request, end, iteration)
         self._numbers.begin()
-        return self._send(answer, len(received), iteration, 0.0)
+        return self._send(answer, end, iteration, 0.0)
 
     def _send(self, answer: Answer, length: int, iteration: float, seconds: float) -> Optional[Next]:
         """Answer a request whose head is the next `length` bytes, after so many seconds. Raises OSError."""
@@ -122,12 +120,15 @@ class FastPath:
         stream.consume(length)
         state.note(answer, seconds)
         state.waiting_since = iteration
-        state.unsent = memoryview(answer.data)  # the session's thread sends it if the next line raises
-        state.busy = True
-        state.unsent = state.unsent[stream.send_nowait(state.unsent) :]
-        state.busy = bool(state.unsent)
-        if state.busy:
+        state.busy, sent = True, 0
+        try:
+            sent = stream.send_nowait(answer.data)
+        finally:
+            if sent < len(answer.data):
+                state.unsent = memoryview(answer.data)[sent:]  # for the session's thread, which finds an error again
+        if state.unsent:
             return Next.NEEDS_THREAD
+        state.busy = False
         return None if stream.holds_bytes() else Next.WAIT
 
     def _ask_origin(self, request: PlainRequest, length: int, iteration: float) -> Next:

@@ -13,7 +13,7 @@ from fetching.filler import Services
 from net.arrival import Arrival
 from protocol import http1
 from protocol.http1 import Framing, ProtocolError, RequestHead
-from proxy import routing
+from proxy import mirror, routing
 from proxy.routing import Fetch, Rules
 
 _MAX_REQUEST = 4096  # bytes of a head: tokens are long
@@ -36,6 +36,8 @@ def other_request(block: bytes, arrival: Arrival, rules: Rules, services: Servic
     name = decision.name if isinstance(decision, Fetch) else None
     if not isinstance(decision, Fetch) or name is None or name.volatile or name.unasked is not None or name.manifest:
         return None
+    if decision.mirrored:
+        head = mirror.without_empty_token(head)
     return CacheableRequest(services, head, decision.target, name, arrival.reach)
 
 

@@ -95,6 +95,8 @@ class PlainRequests:
             if not isinstance(decision, Fetch):
                 return None
             base, name, url = decision.target, decision.name, bare(decision.target)
+            if decision.mirrored:
+                target = base.path_query.encode()  # not what the client has sent: that names the registry, too
         if name is None or name.volatile or name.signature or name.secrets or name.unasked is not None or name.manifest:
             return None
         return PlainRequest(target, base, common.headers, name, url, common.sent, arrival.reach)

@@ -10,7 +10,7 @@ from monitoring.details import Detail, Side, with_detail
 from monitoring.log_text import one_line
 from net.response import Reply
 from protocol.http1 import BodyFraming, Framing, RequestHead
-from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, Rules, Tunnel
+from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, MirrorToken, Rules, Tunnel
 
 TUNNEL = "tunnel"  # `Reply.note` of a tunnel
 _QUIET_PAGES = ("/healthz", "/metrics")
@@ -22,6 +22,8 @@ def of_decision(decision: Decision, head: RequestHead, framing: BodyFraming, rul
         return with_detail("", Detail.OWN_PAGE)
     if isinstance(decision, MaxForwardsReached):
         return with_detail("", Detail.MAX_FORWARDS)
+    if isinstance(decision, MirrorToken):
+        return "fwd=bypass"
     if not isinstance(decision, Fetch):
         return ""
     if head.method not in (b"GET", b"HEAD"):

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Iterable, Optional, Union
+from typing import Dict, Iterable, List, Optional, Union
 
 from fetching.naming import Name, Naming, name_by_fields, storage_name
-from net.addresses import Networks, is_network
+from net.addresses import Networks, is_loopback, is_network
 from net.arrival import Arrival
 from pages.builtin import OWN_PATHS
 from protocol import http1
 from protocol.headers import Headers
 from protocol.http1 import Authority, RequestHead, Target, forwards_left
+from proxy import mirror
+from proxy.mirror import NoRegistry, TokenScope
 
 
 class Hosts:
-    """A set of host names: exact names, and `*.suffix` for all subdomains of a suffix at any depth."""
+    """A set of host names: exact names, `*.suffix` for all subdomains of a suffix at any depth, and names in which
+    another `*` stands for one label: `*.a.*.b` holds `x.a.y.b`, and not `x.a.y.z.b`."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         names = [pattern.lower() for pattern in patterns]
         self._exact = frozenset(name for name in names if not name.startswith("*."))
         self._below = frozenset(name[2:] for name in names if name.startswith("*."))
+        self._inner: Dict[str, List[List[str]]] = {}  # labels of the patterns with another `*`, by what follows it
+        for name in names:
+            if "*" in name[1:]:
+                self._inner.setdefault(name.rpartition("*.")[2], []).append(name.split("."))
 
     def __contains__(self, host: object) -> bool:
         if not isinstance(host, str):
@@ -35,8 +42,18 @@ class Hosts:
         while dot:
             if parent in self._below:
                 return True
+            if parent in self._inner and any(_fits(host.split("."), labels) for labels in self._inner[parent]):
+                return True
             _, dot, parent = parent.partition(".")
         return False
+
+
+def _fits(host: List[str], pattern: List[str]) -> bool:
+    """Whether the labels of a host fit those of a pattern; a first `*` stands for one label or more."""
+    if pattern[0] == "*":
+        pattern = pattern[1:]
+        host = host[max(1, len(host) - len(pattern)) :]
+    return len(host) == len(pattern) and all(one in ("*", label) for one, label in zip(pattern, host))
 
 
 class HostList(Hosts):
@@ -80,10 +97,19 @@ class Intercept:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Fetch from the origin; `name` is the storage name, None for a relayed request."""
+    """Fetch from the origin; `name` is the storage name, None for a relayed request. `mirrored`: the client has asked
+    dduct as the mirror of a registry, the target's."""
 
     target: Target
     name: Optional[Name]
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class MirrorToken:
+    """Get a client of the mirror a token from the registry that it is for."""
+
+    wanted: TokenScope
 
 
 @dataclass(frozen=True)
@@ -100,13 +126,15 @@ class MaxForwardsReached:
 
 @dataclass(frozen=True)
 class Refuse:
-    """Answer with an error; `reason` is one line with the problem and its remedy."""
+    """Answer with an error; `reason` is one line with the problem and its remedy. `allow`: the methods to use instead
+    (RFC 9110 §10.2.1)."""
 
     status: int
     reason: str
+    allow: bytes = b""
 
 
-Decision = Union[Tunnel, Intercept, Fetch, BuiltinPage, MaxForwardsReached, Refuse]
+Decision = Union[Tunnel, Intercept, Fetch, MirrorToken, BuiltinPage, MaxForwardsReached, Refuse]
 
 _SLASHES_OF_AN_AUTHORITY = 2
 _CACHED_METHODS = (b"GET", b"HEAD")
@@ -157,12 +185,11 @@ def _decide(head: RequestHead, arrival: Arrival, rules: Rules) -> Decision:
     if head.target.startswith(b"/") or head.target == b"*":
         return _decide_direct(head, arrival, rules)
     target = _absolute(head)
-    if (
-        target.path in OWN_PATHS
-        and target.authority.port == arrival.local.port
-        and _names_us(target.authority, arrival, rules)
-    ):
-        return BuiltinPage(target.path)
+    if target.authority.port == arrival.local.port and _names_us(target.authority, arrival, rules):
+        if target.path.startswith(mirror.BASE):  # its proxy and its mirror are both dduct
+            return _decide_mirrored(head, target.path_query.encode(), rules)
+        if target.path in OWN_PATHS:
+            return BuiltinPage(target.path)
     return _fetch(head, target, rules)
 
 
@@ -191,12 +218,17 @@ def _decide_direct(head: RequestHead, arrival: Arrival, rules: Rules) -> Decisio
     if head.target == b"*":
         return MaxForwardsReached() if head.method == b"OPTIONS" else Refuse(400, "only OPTIONS asks for *")
     if not host:
-        return BuiltinPage(path)
+        return _decide_own(head, path, rules)
     authority = http1.parse_authority(host, 443 if arrival.encrypted else 80)
     listed = authority.host in rules.intercept
-    if _names_us(authority, arrival, rules):
-        return BuiltinPage(path)
-    if not listed and (path in OWN_PATHS or authority.port == arrival.local.port):
+    if _names_us(authority, arrival, rules) or (not listed and authority.port == arrival.local.port):
+        return _decide_own(head, path, rules)
+    if path.startswith(mirror.BASE) and (not listed or is_loopback(authority.host)):
+        # Perhaps dduct, behind a port that is mapped to its own (a node port). Nobody else is asked in such words.
+        decision = _decide_mirrored(head, head.target, rules)
+        if isinstance(decision, Fetch):
+            return decision
+    if not listed and path in OWN_PATHS:
         return BuiltinPage(path)
     if arrival.encrypted and not listed:
         return Refuse(421, f"{authority.host} is not in certs.server_dns_sans or certs.server_ip_sans")
@@ -206,6 +238,28 @@ def _decide_direct(head: RequestHead, arrival: Arrival, rules: Rules) -> Decisio
         # The listener's port stands for the scheme's default port of the host.
         authority = Authority(authority.host, 443 if arrival.encrypted else 80)
     return _fetch(head, http1.parse_origin_form(head.target, scheme, authority), rules)
+
+
+def _decide_own(head: RequestHead, path: str, rules: Rules) -> Decision:
+    """An origin-form request for dduct itself."""
+    return _decide_mirrored(head, head.target, rules) if path.startswith(mirror.BASE) else BuiltinPage(path)
+
+
+def _decide_mirrored(head: RequestHead, target: bytes, rules: Rules) -> Decision:
+    """A request to dduct as a mirror; `target` is in origin-form, below `mirror.BASE`."""
+    path, query = http1.split_origin_form(target)
+    if head.method not in _CACHED_METHODS or (path == mirror.ISSUER and head.method == b"HEAD"):
+        methods = b"GET" if path == mirror.ISSUER else b"GET, HEAD"
+        return Refuse(405, f"this is a mirror of registries: only {methods.decode()}, no pushes", methods)
+    if path == mirror.BASE and query is None:
+        return BuiltinPage(path)
+    try:
+        if path == mirror.ISSUER:
+            return MirrorToken(mirror.token_scope(query, rules.intercept))
+        decision = _fetch(head, mirror.registry_target(target, rules.intercept), rules)
+    except NoRegistry as error:
+        return Refuse(error.status, str(error))
+    return replace(decision, mirrored=True) if isinstance(decision, Fetch) else decision
 
 
 def _names_us(authority: Authority, arrival: Arrival, rules: Rules) -> bool:

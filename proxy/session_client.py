@@ -14,8 +14,10 @@ from protocol.http1 import RequestHead
 from proxy import routing
 from proxy.access import Access, UserLine, claimed_user
 from proxy.password_queue import TooManyPasswords
-from proxy.routing import Fetch, Intercept, Tunnel
+from proxy.routing import Fetch, Intercept, MirrorToken, Tunnel
 from proxy.runtime import Runtime
+
+_FOR_USERS = (Tunnel, Intercept, Fetch, MirrorToken)  # decisions on what takes a password, where there are users
 
 
 class SessionClient:
@@ -65,7 +67,7 @@ class SessionClient:
     ) -> routing.Decision:
         """The decision, or a refusal where the password is missing. Inside CONNECT, the CONNECT's password holds."""
         users = runtime.access.users
-        if users is None or arrival.connect_target is not None or not isinstance(decision, (Tunnel, Intercept, Fetch)):
+        if users is None or arrival.connect_target is not None or not isinstance(decision, _FOR_USERS):
             return decision
         if head.method != b"CONNECT" and head.target.startswith(b"/"):
             return routing.Refuse(403, "proxy.auth_file asks for a password, which only a proxy's client can send")

@@ -12,16 +12,13 @@ from net.response import Reply
 from net.stream import Stream
 from protocol import validation
 from protocol.http1 import BodyFraming, Framing, RequestHead, Target
-from proxy import registry_stand_in
+from proxy import registry_stand_in, token_reading
 from proxy.runtime import Runtime
 from upstream.dialling import UpstreamError
-from upstream.exchange import Exchange
-from upstream.public_tokens import MAX_RESPONSE, PublicTokens
 from upstream.relay import expects_continue, forward, outgoing, wants_upgrade
 from upstream.request import Purpose, Request
 
 _AWAY = (429, 502, 503, 504)  # an error's status where the origin could not be asked
-_MOST_PIECES = 16  # of a token server's response that are looked at
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ def answer_from_origin(
             reply.outcome = f"{reply.note}; upgraded"
             carry(exchange.stream)
         else:
-            forward(reply, exchange, _reads_along(runtime, asked, exchange))
+            forward(reply, exchange, token_reading.reader(services, asked.target, head, exchange))
     finally:
         exchange.close()
 
@@ -89,27 +86,3 @@ def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach, purpose
         upgrade=upgrade,
         on_interim=reply.interim,
     )
-
-
-class _TokenReader:
-    """Reads along in a token server's response, and notes its token before its client gets the end of it."""
-
-    def __init__(self, tokens: PublicTokens, exchange: Exchange) -> None:
-        self._tokens = tokens
-        self._exchange = exchange
-        self._body = bytearray()
-        self._pieces = 0
-
-    def look(self, piece: memoryview) -> None:
-        """Take one more piece of the body."""
-        self._pieces += 1
-        if self._pieces <= _MOST_PIECES and len(self._body) + len(piece) <= MAX_RESPONSE:
-            self._body += piece
-            self._tokens.note_issued(self._exchange.target, self._exchange.head, bytes(self._body))
-
-
-def _reads_along(runtime: Runtime, asked: Asked, exchange: Exchange) -> Callable[[memoryview], object]:
-    services = runtime.services
-    if not services.public_tokens.may_issue(asked.target, asked.head, services.names):
-        return lambda _: None
-    return _TokenReader(services.public_tokens, exchange).look

@@ -24,6 +24,7 @@ from server import config_values as read
 from server.config_keys import KEYS, SECTIONS, Certs, Config, Key
 from server.config_paths import misplaced
 from server.config_values import Address
+from tls.authority import constraint_for, may_be_named
 
 
 class ConfigError(Exception):
@@ -144,8 +145,9 @@ def _collide(one: Optional[Address], other: Optional[Address]) -> bool:
 def comparisons(certs: Certs) -> int:
     """How many pairs of name and constraint a client compares to verify server.crt, as configured."""
     hosts = (*certs.server_dns_sans, *certs.server_ip_sans)
-    constraints = {host.replace("*.", "", 1) for host in (*hosts, certs.server_cn, certs.client_cn)}
-    return (len(hosts or (certs.server_cn,)) + 1) * (len(constraints) + (0 if certs.server_ip_sans else 2))
+    constraints = {constraint_for(host) for host in (*hosts, certs.server_cn, certs.client_cn)}
+    names = [host for host in hosts if may_be_named(host)] or [certs.server_cn]
+    return (len(names) + 1) * (len(constraints) + (0 if certs.server_ip_sans else 2))
 
 
 def _too_many_constraints(certs: Certs) -> Iterator[str]:

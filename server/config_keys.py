@@ -227,8 +227,26 @@ class CacheSettings:
         "0s",
         "how long the tag of an image may be sent without asking its registry; `0s`: it is asked each time, by `HEAD`",
     )
+    ratelimit_floor: int = key(
+        read.whole(0, 1_000_000),
+        10,
+        "where a registry says that it answers fewer further requests than this (`RateLimit-Remaining`), the tag of an "
+        "image may be sent for an hour without asking; `0`: never",
+    )
+    ask_anonymously: bool = key(
+        read.boolean,
+        True,
+        "dduct asks once a day, without credentials, whether a repository of images is public, where only clients with "
+        "credentials have asked for it, or nobody has",
+    )
     stale_if_error: bool = key(read.boolean, True, "a stale object is better than none")
     obey_no_store: bool = key(read.boolean, True, "`false`: a filter overrides the origin's `no-store` and `private`")
+    negative: float = key(
+        read.seconds_or_none,
+        "60s",
+        "how long, at most, dduct keeps a `404`, a `410` or a permanent redirect that says how long it is good; `0`: "
+        "it asks each time",
+    )
     auth_grace: float = key(
         read.seconds_or_none,
         "60s",
@@ -269,15 +287,29 @@ class Certs(CertificateSettings):
         read.list_of(read.host_pattern),
         [
             "*.dduct.rs",
+            "*.dkr.ecr.*.amazonaws.com",
             "*.docker.io",
             "*.gcr.io",
             "*.githubusercontent.com",
             "*.k8s.io",
+            "*.pkg.dev",
             "*.quay.io",
+            "cgr.dev",
+            "docker.elastic.co",
+            "gcr.io",
             "ghcr.io",
+            "lscr.io",
+            "mcr.microsoft.com",
+            "nvcr.io",
+            "public.ecr.aws",
             "quay.io",
+            "registry.access.redhat.com",
+            "registry.connect.redhat.com",
+            "registry.gitlab.com",
+            "registry.redhat.io",
         ],
-        "**hosts to intercept**; `*.docker.io` covers every depth below",
+        "**hosts to intercept**, and registries to be a mirror of; `*.docker.io` covers every depth below. Inside a "
+        "name, a `*` stands for one label: `*.dkr.ecr.*.amazonaws.com`",
         shown="registries",
     )
     server_ip_sans: Tuple[str, ...] = key(read.list_of(read.ip), ["127.0.0.1"], "addresses to intercept")
@@ -288,8 +320,8 @@ class Certs(CertificateSettings):
     name_constraints: bool = key(
         read.boolean,
         False,
-        "a new CA is valid only for the listed hosts, `server_cn` and `client_cn` (and names below them); hosts "
-        "that you list later need a new CA",
+        "a new CA is valid only for the listed hosts, `server_cn` and `client_cn` (and names below them, or below what "
+        "follows a `*` inside a name); hosts that you list later need a new CA",
     )
     leaf_days: int = key(
         read.whole(1, 825), 199, "lifetime of the leaf certificate that dduct makes for an intercepted host"

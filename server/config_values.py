@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 FILTERS = (
     r"^/v2/.*/blobs/sha256:(?P<sha256>[0-9a-f]{64})$",
+    r"^/v2/.*/blobs/sha512:(?P<sha512>[0-9a-f]{128})$",
     r"/by-hash/SHA256/(?P<sha256>[0-9a-f]{64})$",
     r"/by-hash/SHA512/(?P<sha512>[0-9a-f]{128})$",
     r"^/packages/(?P<blake2b>[0-9a-f]{2})/(?P<blake2b_2>[0-9a-f]{2})/(?P<blake2b_3>[0-9a-f]{60})"
@@ -254,10 +255,14 @@ _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 def host_pattern(value: Any, base: Path) -> str:
-    """A lower-case host name, or `*.name` for all hosts below it."""
+    """A lower-case host name, or `*.name` for all hosts below it; a further `*` in it stands for one label."""
     name = string(value, base).lower().rstrip(".")
     plain = name[2:] if name.startswith("*.") else name
-    if not plain or len(plain) > 253 or not all(map(_LABEL.fullmatch, plain.split("."))):
+    labels = plain.split(".")
+    # Only between other labels, and never for the name under which others register theirs.
+    inner = [place for place, label in enumerate(labels) if label == "*"]
+    apart = all(0 < place < len(labels) - 2 and labels[place - 1] != "*" for place in inner)
+    if len(plain) > 253 or not apart or not all(label == "*" or _LABEL.fullmatch(label) for label in labels):
         raise Expected(f"a host name or '*.name', without scheme, port and path{_hint(name)}")
     return name
 
@@ -273,7 +278,7 @@ def _hint(name: str) -> str:
             return ", in its ASCII form (xn--…)"
     host = re.sub(r"^[a-z][a-z0-9+.-]*://|[/?#].*|:[0-9]*$", "", re.sub(r"(?<=[^/:])[/?#].*", "", name))
     if "*" in host[1:]:
-        return "; a '*' stands for everything before a name, and nowhere else"
+        return "; a '*' stands for everything before a name, or for one label of it, as in '*.dkr.ecr.*.amazonaws.com'"
     return f"; did you mean '{host}'?" if _LABEL.fullmatch(host.replace("*.", "", 1).partition(".")[0]) else ""
 
 
@@ -337,7 +342,7 @@ def own_service(value: Any, base: Path) -> str:
         host = host_or_ip(host, base)
     except Expected:
         host = "*"
-    if host.startswith("*") or port > 65535 or (match is not None and not port):
+    if "*" in host or port > 65535 or (match is not None and not port):
         raise Expected("'host:port', '[ipv6]:port', or a host alone for all its ports")
     return str(Address(host, port)) if port else host
 

@@ -52,7 +52,7 @@ VOLATILE: Tuple[str, ...] = (
     r"^/v2/.+/(?:manifests/(?!sha(?:256|512):)[^/]+|tags/list)$",
     # Names such as latest, and archives of branches
     r"/(?:latest|current|nightly)/",
-    r"[/_.-]latest[_.]|[_.-]latest-",
+    r"[/_.-]latest(?:[_.]|(?<!/latest)-)",
     r"/dist/[a-z-]*-(?:stable|beta|nightly)[.-]",
     r"/(?:archive|tarball|zipball|tar\.gz|zip)/(?:refs/heads/|(?:main|master|develop|trunk)(?:[./]|$))",
     r"/(?:resolve|raw)/(?:main|master)/",

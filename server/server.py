@@ -117,6 +117,7 @@ class Server:
         config, waiting = until_restart(wanted, self._config)
         before = self.runtime
         self._current.replace(self._builder.build(config, before.leaf_certificates))
+        self._parts.answers.clear()
         self._config = config
         before.services.origins.retire()
         self._outdated.add(before.services.origins)

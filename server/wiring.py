@@ -13,6 +13,7 @@ import os
 import secrets
 import ssl
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,11 @@ from fetching.filler import Services
 from fetching.grants import Grants, Kind
 from fetching.memory_cache import MemoryCache
 from fetching.naming import Naming, Parameters
+from fetching.negative import NegativeAnswers
 from fetching.permission import KNOWN_FOR
 from fetching.recent import Background, Deliveries, SharedTimes
+from fetching.repositories import Repositories
+from fetching.shared_answers import SharedAnswers
 from monitoring.metrics import Counter, Counters
 from net.addresses import Networks, OwnServices, unmapped
 from net.endpoint import NamedSocket
@@ -43,15 +47,17 @@ from server.config_keys import Config
 from server.config_values import Address
 from server.joined_patterns import joined
 from storage.eviction import Evictor
-from storage.shared_table import SharedTable
+from storage.shared_table import SharedNumbers, SharedTable
 from storage.space import Limits, SpaceLimits
 from tls import openssl
 from tls.authority import CertificateAuthority
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 from upstream.client import Origins
 from upstream.dialling import Settings
+from upstream.known import Known
 from upstream.origin_tls import TlsSettings, UnusableCertificate
 from upstream.public_tokens import PublicTokens
+from upstream.rate_limits import RateLimits
 
 _log = logging.getLogger("dduct")
 
@@ -96,7 +102,9 @@ class Parts:
     draining: threading.Event
     recent: SharedTimes
     shared: SharedTable
+    numbers: SharedNumbers
     background: Background
+    answers: SharedAnswers
     ahead: Ahead
     via: bytes
     # All processes share it for their lifetime: a client cannot choose its process.
@@ -115,6 +123,8 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
     aside, draining, recent = ThreadPool(), threading.Event(), SharedTimes()
     authority = certs.prepare(config.misc.cert_dir, config.certs)
     cache = _open_cache(config, current)
+    numbers = SharedNumbers()
+    counters.remaining = lambda: numbers.items(time.monotonic())
     evictor = Evictor(cache.store.space, partial(counters.add, Counter.EVICTED))
     cache.store.space.on_need = evictor.look
     cache.store.syncs.on_dropped = partial(counters.add, Counter.UNSYNCED)
@@ -130,7 +140,9 @@ def open_parts(config: Config, clock: Callable[[], float], current: CurrentRunti
         draining=draining,
         recent=recent,
         shared=SharedTable(),
+        numbers=numbers,
         background=Background(recent, aside.spawn, draining),
+        answers=SharedAnswers(),
         ahead=Ahead(aside.spawn, draining),
         via=b"1.1 dduct-" + secrets.token_hex(4).encode(),
         ticket_secret=secrets.token_bytes(32),
@@ -209,9 +221,10 @@ class RuntimeBuilder:
     def _services(self, config: Config) -> Services:
         parts = self._parts
         tokens = PublicTokens(parts.shared, HostList(config.proxy.client_cert_hosts))
+        limits = RateLimits(parts.numbers, config.cache.ratelimit_floor)
         return Services(
             cache=parts.cache,
-            origins=_origins(config, parts, self._addresses, tokens),
+            origins=_origins(config, parts, self._addresses, Known(parts.shared, tokens, limits)),
             freshness=FreshnessRules(
                 fresh_for=config.cache.fresh_for,
                 heuristic_max=config.cache.heuristic_max,
@@ -223,11 +236,15 @@ class RuntimeBuilder:
             known=Grants(KNOWN_FOR, parts.shared, Kind.NAME),
             names=RequestFields(config.cache.harmless_fields),
             public_tokens=tokens,
+            repositories=Repositories(parts.shared),
+            rate_limits=limits,
+            ask_anonymously=config.cache.ask_anonymously,
             counters=parts.counters,
             via=parts.via,
             spawn=parts.threads.spawn,
             deliveries=Deliveries(parts.recent, config.cache.retry_window),
             background=parts.background,
+            negatives=NegativeAnswers(parts.answers, config.cache.negative, hash(config)),
             grown=parts.note_growth,
         )
 
@@ -291,7 +308,7 @@ def _listener_context(config: Config, parts: Parts, names: _NameChooser) -> ssl.
     return context
 
 
-def _origins(config: Config, parts: Parts, addresses: List[Address], tokens: PublicTokens) -> Origins:
+def _origins(config: Config, parts: Parts, addresses: List[Address], known: Known) -> Origins:
     proxy = config.proxy
     settings = Settings(
         connect_timeout=proxy.connect_timeout,
@@ -310,7 +327,7 @@ def _origins(config: Config, parts: Parts, addresses: List[Address], tokens: Pub
         allow_own=OwnServices(proxy.allow_own),
     )
     try:
-        return Origins(settings, parts.counters, parts.shared, tokens)
+        return Origins(settings, parts.counters, known)
     except UnusableCertificate as error:
         raise StartError(str(error)) from error
 

@@ -15,6 +15,7 @@ from typing import Callable, Dict, Iterator, Optional, Set, TypeVar
 
 from monitoring.log import RateLimitedLog
 from storage.record import Unstorable
+from storage.run_delay import RunDelays, run_delay
 
 _log = logging.getLogger("dduct")
 
@@ -36,8 +37,14 @@ class DiskWatch:
     while one is `lost`, the next poller has none. Single operations on the dictionary are atomic.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, directory: str = "") -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        directory: str = "",
+        run_delay: Callable[[], Optional[float]] = run_delay,
+    ) -> None:
         self._clock = clock
+        self._run_delays = RunDelays(run_delay)  # of the poller's thread
         self._directory = directory
         self.polling: Optional[float] = None
         self._poll_waits = WaitBudget()  # of the poller's thread
@@ -65,7 +72,7 @@ class DiskWatch:
         """Whether the poller's thread may use the disk in an iteration that began then."""
         return not (self._poll_waits.exhausted(iteration) or self.is_slow(iteration))
 
-    def poll(self, work: Callable[[], _Result]) -> _Result:
+    def poll(self, work: Callable[..., _Result], *arguments: object) -> _Result:
         """Use the disk in the poller's thread, so that the poller's successor can find out that this one hangs.
 
         A thread that was lost meanwhile is not the poller any more: it goes on like a session's thread. Raises
@@ -73,16 +80,21 @@ class DiskWatch:
         """
         if self._lost and threading.get_ident() in self._lost:
             with self.operation():
-                return work()
+                return work(*arguments)
         self.polling = began = time.monotonic()
+        self._run_delays.begin(began)
         try:
-            return work()
+            return work(*arguments)
         finally:
-            if self.polling is began:  # otherwise it is the successor's operation, or None
+            is_poller = self.polling is began  # otherwise it is the successor's operation, or None
+            if is_poller:
                 self.polling = None
             took = time.monotonic() - began
-            self._poll_waits.note(took)
-            self.note(took)
+            if took > _NOTICEABLE:
+                if is_poller:  # a busy machine is not a slow disk
+                    took = max(0.0, took - self._run_delays.measured())
+                self._poll_waits.note(took)
+                self.note(took)
 
     def note(self, seconds: float) -> None:
         """Record that an operation has taken so long."""

@@ -22,11 +22,17 @@ _NOT_KNOWN = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # a file system tha
 
 
 class Glance(NamedTuple):
-    """What was seen: the object's bytes, and the summary that says how this URL serves them."""
+    """What was seen: the object's bytes, the summary that says how this URL serves them, and the files, the first with
+    the bytes."""
 
     summary: Summary
     body: bytearray
-    identities: Tuple[Tuple[str, FileIdentity], ...]
+    files: Tuple[Tuple[str, os.stat_result], ...]
+
+    @property
+    def identities(self) -> Tuple[Tuple[str, FileIdentity], ...]:
+        """The identities of the files."""
+        return tuple((place, identity_of(status)) for place, status in self.files)
 
 
 def glance(place: str, alias: Optional[str], digest: str, boot: str, now: float, most: int) -> Optional[Glance]:
@@ -40,7 +46,7 @@ def glance(place: str, alias: Optional[str], digest: str, boot: str, now: float,
     named = _look(alias, boot, now, 0)
     if named is None or named.summary.alias != digest:
         return None
-    return Glance(named.summary, seen.body, seen.identities + named.identities)
+    return Glance(named.summary, seen.body, seen.files + named.files)
 
 
 def _look(place: str, boot: str, now: float, most: int) -> Optional[Glance]:
@@ -63,7 +69,7 @@ def _look(place: str, boot: str, now: float, most: int) -> Optional[Glance]:
         return None
     finally:
         os.close(fd)
-    return None if body is None else Glance(summary, body, ((place, identity_of(status)),))
+    return None if body is None else Glance(summary, body, ((place, status),))
 
 
 def read_without_waiting(fd: int, length: int, offset: int = 0) -> Optional[bytearray]:

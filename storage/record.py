@@ -208,7 +208,7 @@ class Record:
             if not metadata[name]:
                 del metadata[name]
         values = {"v": _FORMAT, **vars(self), "metadata": metadata}  # `asdict` takes longer than all the rest
-        data = json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
+        data = _encoder.encode(values).encode()
         if len(data) + (0 if self.complete else _RESERVED) > ATTRIBUTE_LIMIT:
             reason = f"its metadata takes {len(data)} bytes, and {ATTRIBUTE_LIMIT - _RESERVED} are the most"
             raise Unstorable(reason, Detail.METADATA_TOO_LARGE)
@@ -245,6 +245,7 @@ class Record:
 
 
 _decoder = json.JSONDecoder()
+_encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
 def _parse(data: bytes) -> Dict[str, Any]:

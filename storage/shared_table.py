@@ -11,7 +11,7 @@ import mmap
 import secrets
 import struct
 import zlib
-from typing import NamedTuple, Optional
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 _SLOTS = 1 << 16  # a power of two
 _BUCKET = 4  # slots that a key may be in
@@ -19,6 +19,9 @@ _ENTRY = struct.Struct("<16sdQ")  # mark of the key, end, value
 _CHECK = struct.Struct("<I")
 _SIZE = _ENTRY.size + 2 * _CHECK.size  # a multiple of eight
 _NOTHING = bytes(_SIZE)
+_MAX_NAME = 255
+_NUMBER = struct.Struct("<B255sdQ")
+_NUMBER_SIZE = _NUMBER.size + _CHECK.size
 
 
 class Fact(NamedTuple):
@@ -80,6 +83,49 @@ class SharedTable:
     def _places(self, mark: bytes) -> range:
         first = int.from_bytes(mark[:8], "little") % self._buckets * _BUCKET * _SIZE
         return range(first, first + _BUCKET * _SIZE, _SIZE)
+
+
+class SharedNumbers:
+    """A few numbers by name, which processes that are forked after its creation share, and which can be listed.
+
+    Where all slots are taken, a new name takes that of the number that ends first.
+    """
+
+    def __init__(self, slots: int = 128) -> None:
+        self._slots = slots
+        self._memory = memoryview(mmap.mmap(-1, slots * _NUMBER_SIZE))
+
+    def set(self, name: str, value: int, until: float) -> None:
+        """Note a number; one with a name that is too long is not kept."""
+        mark = name.encode()
+        if len(mark) > _MAX_NAME:
+            return
+        ends = {}
+        for place, found, end, _ in self._entries():
+            ends[place] = end
+            if found == mark:
+                break
+        else:
+            place = min(ends, key=lambda one: ends[one])
+        entry = _NUMBER.pack(len(mark), mark, until, value)
+        self._memory[place : place + _NUMBER_SIZE] = entry + _CHECK.pack(zlib.crc32(entry))
+
+    def get(self, name: str, now: float) -> Optional[int]:
+        """The number of this name; None where it has ended."""
+        return dict(self.items(now)).get(name)
+
+    def items(self, now: float) -> Iterator[Tuple[str, int]]:
+        """All names with their numbers that have not ended."""
+        for _, mark, until, value in self._entries():
+            if mark and until > now:
+                yield mark.decode(), value
+
+    def _entries(self) -> Iterator[Tuple[int, bytes, float, int]]:
+        for place in range(0, self._slots * _NUMBER_SIZE, _NUMBER_SIZE):
+            entry = bytes(self._memory[place : place + _NUMBER_SIZE])
+            length, mark, until, value = _NUMBER.unpack_from(entry)
+            whole = zlib.crc32(entry[: _NUMBER.size]) == _CHECK.unpack_from(entry, _NUMBER.size)[0]
+            yield (place, mark[:length], until, value) if length and whole else (place, b"", 0.0, 0)
 
 
 def _check(entry: bytes) -> bytes:

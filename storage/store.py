@@ -65,6 +65,7 @@ class Store:
 
     def __init__(self, root: Path, space: Optional[SpaceLimits] = None) -> None:
         self.root = root
+        self._root = str(root)
         self.space = space or SpaceLimits(root, Limits)
         root.mkdir(parents=True, exist_ok=True)
         self.outside = outside(str(root))
@@ -92,13 +93,13 @@ class Store:
 
     def place(self, name: str) -> str:
         """The absolute path of the object called `name`; raises Unstorable on names that a file cannot have."""
-        reason = objection(str(self.root), name)
+        reason = objection(self._root, name)
         if reason is not None:
             raise Unstorable(reason, Detail.PATH)
         folder = name.partition("/")[0]
         if folder in self.outside.closed:
             raise Unstorable(f"{folder} in misc.file_dir is a link, a mount point or no folder", Detail.PATH)
-        return f"{self.root}/{name}"
+        return f"{self._root}/{name}"
 
     def paths(self, key: Key) -> Paths:
         """The paths of a key's files; raises Unstorable on names that a file cannot have."""

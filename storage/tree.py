@@ -78,6 +78,14 @@ class Tree:
             raise Unstorable("its file is locked by another process", Detail.BUSY)
         return fd, path
 
+    def open_unnamed(self, place: str) -> int:
+        """Open a file without a name on the disk of `place`; closing it removes it. Raises Unstorable."""
+        with contextlib.suppress(OSError):  # not every file system has such files
+            return os.open(os.path.dirname(place), os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        fd, path = self.open_fresh(place)
+        remove_growing_file(path, fd)
+        return fd
+
     def put_in_place(self, place: str) -> str:
         """Rename the growing file to `place`, or aside where a folder blocks it; its path. Raises OSError."""
         part = place + GROWING_SUFFIX

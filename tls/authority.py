@@ -93,7 +93,7 @@ class CertificateAuthority:
         constraints = self._constraints
         if constraints is None:
             return True
-        name = _general_name(host.replace("*.", "", 1))
+        name = _general_name(constraint_for(host))
         kind = type(name)
         permitted = [other for other in constraints.permitted_subtrees or [] if isinstance(other, kind)]
         excluded = [other for other in constraints.excluded_subtrees or [] if isinstance(other, kind)]
@@ -234,10 +234,23 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
+def constraint_for(host: str) -> str:
+    """The name that constrains an authority to a host, or to a pattern of hosts: all below what follows its last `*`.
+
+    A constraint knows no `*` (RFC 5280 §4.2.1.10).
+    """
+    return host.rpartition("*.")[2]
+
+
+def may_be_named(host: str) -> bool:
+    """Whether a certificate may name it: a `*` stands only for the first label there (RFC 6125 §6.4.3)."""
+    return "*" not in host[1:]
+
+
 def _name_constraints(hosts: Sequence[str]) -> x509.NameConstraints:
     """Permit these hosts and names below them only; a DNS constraint always includes those."""
     permitted: List[x509.GeneralName] = []
-    for host in dict.fromkeys(host.replace("*.", "", 1) for host in hosts):
+    for host in dict.fromkeys(map(constraint_for, hosts)):
         try:
             permitted.append(x509.IPAddress(ipaddress.ip_network(host)))
         except ValueError:

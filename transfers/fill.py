@@ -187,6 +187,8 @@ class Fill(ReadableFill):
 
     def close(self) -> None:
         """End the leader's part, on every path; a fill that is not over by then has failed."""
+        if self.far is not None:
+            self.far.close()
         try:
             self._hashes.close()
         finally:
@@ -204,6 +206,8 @@ class Fill(ReadableFill):
             self.file.write(data, self.size)
         except DiskRefused as error:
             self.cause = error.reason
+            if self.far is not None:
+                self.far.leave_disk()
             self.file.leave_disk(error.reason, self.length or 2 * self.size)
             self._on_done(self)
             with self._changed:

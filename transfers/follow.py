@@ -23,7 +23,7 @@ from transfers.pacing import PIECE, POLL_INTERVAL, backoff_seconds
 from transfers.states import FillState
 
 _POLL_SHORTEST, _POLL_LONGEST = 0.001, 0.05  # seconds between two polls of another process's fill
-_FIRST_BYTES = 5.0  # seconds; limited, because some clients give up after 30 without a response head
+FIRST_BYTES = 5.0  # seconds; limited, because some clients give up after 30 without a response head
 
 
 class ForeignFill:
@@ -146,7 +146,7 @@ class FillReader:
 
     def __init__(self, fill: AnyFill, timeout: float) -> None:
         self.fill = fill
-        self._timeout = timeout
+        self.timeout = timeout
         self._open = True
         self._caught_up_at = float("inf")  # never yet: until then there is no backoff
         self._usual = 0  # the largest read so far, in bytes
@@ -162,16 +162,16 @@ class FillReader:
 
         Raises FillFailed, Lost where they will never come.
         """
-        return self.fill.ready(offset, min(self._timeout, _FIRST_BYTES))
+        return self.fill.ready(offset, min(self.timeout, FIRST_BYTES))
 
     def read_at(self, view: memoryview, offset: int) -> int:
         """Read bytes from `offset` on as they arrive; 0 at the end. Raises FillFailed, Lost."""
         if self.fill.available(offset) >= len(view):
-            return self.fill.read_at(view, offset, self._timeout, self)
+            return self.fill.read_at(view, offset, self.timeout, self)
         self._usual = max(self._usual, len(view))
         is_last = len(view) < self._usual  # the rest of a span is not worth a backoff
-        backoff = 0.0 if is_last else min(backoff_seconds(self._caught_up_at), self._timeout / 2)
-        count = self.fill.read_at(view, offset, self._timeout, self, backoff)
+        backoff = 0.0 if is_last else min(backoff_seconds(self._caught_up_at), self.timeout / 2)
+        count = self.fill.read_at(view, offset, self.timeout, self, backoff)
         self._caught_up_at = time.monotonic()
         return count
 

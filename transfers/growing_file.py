@@ -52,6 +52,7 @@ class GrowingFile:
         self._published_at = self.place  # unless a folder blocks that path
         self._growth: Optional[Growth] = None  # while the file takes up disk space
         self._began_at = 0  # bytes that an earlier leader left
+        self.beside = 0  # bytes that take up disk space until their turn comes (see `far_bytes`)
         self.fd = -1
         self.partial_download: Optional[PartialDownload] = None  # `resume` continues it; `start` discards it
 
@@ -77,7 +78,7 @@ class GrowingFile:
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write the next bytes. Raises DiskRefused where the disk or its limits do not accept all of them."""
-        grown = offset - self._began_at
+        grown = offset - self._began_at + self.beside
         if self._growth is not None and grown >= self._growth.next_look:
             reason = self._growth.objection(grown)
             if reason:

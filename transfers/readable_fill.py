@@ -11,6 +11,7 @@ from net import client_watch
 from storage.entry import Lost, read_bytes
 from storage.record import Metadata
 from transfers.acquiring import AcquireResult
+from transfers.far_bytes import FarBytes
 from transfers.growing_file import GrowingFile
 from transfers.pacing import wait_for_bytes
 from transfers.readers import Readers
@@ -54,6 +55,7 @@ class ReadableFill:
         self.state = FillState.ASKING
         self.metadata: Optional[Metadata] = None
         self.length: Optional[int] = None
+        self.far: Optional[FarBytes] = None  # set before it starts, where its origin takes ranges
 
     def __repr__(self) -> str:
         of = "" if self.length is None else f" of {self.length}"
@@ -74,6 +76,11 @@ class ReadableFill:
         """Register an attached reader that is assumed to want every byte from the first one on."""
         with self._changed:
             self._readers.enter(reader)
+
+    def place(self, reader: object, offset: int) -> None:
+        """A reader gets the bytes at `offset` elsewhere: the fill need not keep what comes before."""
+        with self._changed:
+            self._readers.place(reader, offset)
 
     def detach(self, reader: object = None) -> None:
         """Remove a user; the last one closes the file."""

@@ -12,14 +12,13 @@ from monitoring.metrics import Counter, Counters
 from net.addresses import Reach
 from net.stream import Stream
 from protocol.http1 import Authority, ResponseHead, Target
-from storage.shared_table import SharedTable
 from upstream.dialling import Dialler, NoAnswer, Refusing, Settings, is_outage
 from upstream.exchange import Exchange, Hop
 from upstream.exchanges import Exchanges
+from upstream.known import Known
 from upstream.nonblocking_request import NonblockingRequest
 from upstream.origin_connection import OriginConnection
 from upstream.origin_connections import OriginConnections
-from upstream.public_tokens import PublicTokens
 from upstream.reachability import Outages
 from upstream.refusals import Refusals
 from upstream.request import Request
@@ -37,18 +36,17 @@ class Origins:
         self,
         settings: Settings,
         counters: Counters,
-        table: SharedTable,
-        public_tokens: PublicTokens,
+        known: Known,
         clock: Callable[[], float] = time.monotonic,
         dialler: Optional[Dialler] = None,
     ) -> None:
         self._relay_timeout = settings.relay_timeout
         self._counters = counters
-        self._public_tokens = public_tokens
+        self._known = known
         self._clock = clock
-        self._silent = Outages(settings.fill_timeout, table, "origin", clock)
-        self._refusals = Refusals(table, clock)
-        self._dialler = Dialler(settings, counters, table, clock) if dialler is None else dialler
+        self._silent = Outages(settings.fill_timeout, known.table, "origin", clock)
+        self._refusals = Refusals(known.table, clock)
+        self._dialler = Dialler(settings, counters, known.table, clock) if dialler is None else dialler
         self._connections = OriginConnections(self._dialler, clock)
         self._exchanges = Exchanges(settings, counters, self._connections, self._note_answer, self._give_back)
 
@@ -145,7 +143,8 @@ class Origins:
         else:
             self._note_answer(target)
         self._note_refusal(request, exchange)
-        self._public_tokens.note_challenge(exchange.target, exchange.head)
+        self._known.public_tokens.note_challenge(exchange.target, exchange.head)
+        self._known.rate_limits.note(exchange.target, exchange.head)
         return exchange
 
     def _note_refusal(self, request: Request, exchange: Exchange) -> None:

@@ -134,7 +134,9 @@ class Exchange:
         return self.body.drain(_MAX_DRAINED, _DRAINED_FOR)
 
     def discard(self) -> None:
-        """Close the connection, however the response ends."""
+        """Close the connection, however the response ends; a no-op on a closed exchange."""
+        if self._closed:
+            return
         self._closed = True
         self._response.close()
         self._give_back(self._connection, False)

@@ -10,7 +10,7 @@ from net.body import BUFFER_SIZE, IncompleteBody
 from net.response import Reply
 from protocol import field_values
 from protocol.headers import Field, Headers
-from protocol.http1 import BodyFraming, Framing, RequestHead, forwards_left
+from protocol.http1 import BodyFraming, Framing, RequestHead, ResponseHead, forwards_left
 from upstream.exchange import Exchange
 
 
@@ -49,10 +49,7 @@ def forward(reply: Reply, exchange: Exchange, seen: Callable[[memoryview], objec
     """
     head = exchange.head
     exchange.relayed()
-    fields = [*head.headers.end_to_end()]
-    if b"date" not in head.headers:
-        fields.append((b"Date", field_values.format_date(time.time())))  # RFC 9110 §6.6.1
-    reply.send_head(head.status, fields, exchange.body.length, head.reason)
+    reply.send_head(head.status, passed_on(head), exchange.body.length, head.reason)
     if not reply.has_body:
         return False  # to HEAD, for example: the client takes what follows for the next response
     try:
@@ -64,6 +61,14 @@ def forward(reply: Reply, exchange: Exchange, seen: Callable[[memoryview], objec
         return False
     reply.finish(exchange.body.trailers)
     return True
+
+
+def passed_on(response: ResponseHead) -> List[Field]:
+    """The fields of an origin's response to its client: the end-to-end ones, and a Date."""
+    fields = response.headers.end_to_end_fields()
+    if b"date" not in response.headers:
+        fields.append((b"Date", field_values.format_date(time.time())))  # RFC 9110 §6.6.1
+    return fields
 
 
 def expects_continue(head: RequestHead, framing: BodyFraming) -> bool:

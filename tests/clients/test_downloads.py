@@ -102,3 +102,19 @@ def test_a_host_that_is_not_listed_is_tunnelled_to_its_own_certificate(workshop:
         assert (tmp_path / attempt).read_bytes() == BODY
     assert nginx.sent() == {"/here.deb": 2 * len(BODY)}
     assert not any(dduct.files.rglob("*.deb")), url
+
+
+def test_aria2_downloads_a_cold_object_in_parts_and_the_origin_sends_it_once(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """Its parts need not wait for each other, although all that comes is kept."""
+    require("aria2c", "nginx")
+    nginx, dduct = workshop.nginx(), workshop.dduct()
+    body = os.urandom(24 * 1024 * 1024)
+    (nginx.files / "slow").mkdir()
+    url = publish(nginx, "slow/parts.tar", body)
+    command = ["aria2c", "-q", "-x16", "-s16", "-k1M", f"--all-proxy={dduct.tcp}", f"--ca-certificate={dduct.ca}"]
+    for attempt in ("cold", "warm"):
+        run(*command, "-d", tmp_path / attempt, "-o", "parts.tar", url)
+        assert (tmp_path / attempt / "parts.tar").read_bytes() == body
+        assert nginx.sent()["/slow/parts.tar"] <= len(body) + 1024 * 1024

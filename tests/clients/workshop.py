@@ -107,12 +107,12 @@ class Program:
                 stderr=subprocess.STDOUT,
             )
 
-    def wait_for_port(self, port: int) -> None:
+    def wait_for_port(self, port: int, host: str = "127.0.0.1") -> None:
         """Until it accepts connections."""
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"it ended:\n{self.log.read_text()}"
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
                 return
             time.sleep(0.02)
         raise AssertionError(f"it does not listen:\n{self.log.read_text()}")
@@ -166,6 +166,7 @@ class Nginx:
                     listen [::1]:{self.tls_port} ssl;
                     ssl_certificate {certificate};
                     ssl_certificate_key {key};
+                    location /slow/ {{ limit_rate 4m; }}
                 }}
             }}
         """)
@@ -200,12 +201,15 @@ class Nginx:
 
 
 class Registry:
-    """docker-registry over TLS with an empty store."""
+    """docker-registry over TLS with an empty store; at an address of its own on the usual port, if so wanted."""
 
-    def __init__(self, workshop: Workshop, authentication: str = "") -> None:
+    def __init__(self, workshop: Workshop, authentication: str = "", usual_port: bool = False) -> None:
         directory = workshop.directory / "registry"
         directory.mkdir()
         self.port = free_port()
+        self.address = "127.0.0.1"
+        if usual_port:  # nobody else is given this address, either
+            self.address, self.port = f"127.77.{self.port >> 8}.{self.port & 255}", 443
         certificate, key = workshop.certificate(REGISTRY)
         configuration = directory / "config.yml"
         configuration.write_text(f"""
@@ -213,12 +217,12 @@ version: 0.1
 log: {{accesslog: {{disabled: false}}, level: warn}}
 storage: {{filesystem: {{rootdirectory: {directory}/store}}, delete: {{enabled: true}}}}
 http:
-  addr: 127.0.0.1:{self.port}
+  addr: {self.address}:{self.port}
   tls: {{certificate: {certificate}, key: {key}}}
 {authentication}
 """)
         self.program = workshop.start("docker-registry", ["docker-registry", "serve", configuration])
-        self.program.wait_for_port(self.port)
+        self.program.wait_for_port(self.port, self.address)
 
     @property
     def host(self) -> str:
@@ -260,12 +264,8 @@ class Dduct:
             server_ip_sans = ['127.0.0.1', '::1']
         """)
         # The names of the origins are known to dduct alone: clients behind a proxy do not resolve them.
-        names = workshop.directory / "hosts"
-        names.write_text(f"127.0.0.1 localhost {ORIGIN} {REGISTRY} {TOKENS} {CDN}\n::1 localhost\n")
-        script = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
-        command = ["unshare", "-m", "sh", "-c", script, "sh", names]
-        command += [sys.executable, ROOT / "dduct.py", "--cfg", configuration]
-        self.program = workshop.start("dduct", command)
+        command = [sys.executable, ROOT / "dduct.py", "--cfg", configuration]
+        self.program = workshop.start("dduct", workshop.with_names(command))
         self.program.wait_for_port(self.tcp_port)
         self.program.wait_for_port(self.tls_port)
 
@@ -307,6 +307,7 @@ class Workshop:
         self._authority = authority
         self._certificates = certificates
         self._stack = ExitStack()
+        self.registry_address = "127.0.0.1"
         self.ca = directory / "origins.crt"
         self.ca.write_bytes(authority.pem)
 
@@ -330,6 +331,14 @@ class Workshop:
         """Call this first when all ends, but for what is started later."""
         self._stack.callback(release)
 
+    def with_names(self, command: Sequence[object]) -> List[object]:
+        """A command that knows the names of the origins."""
+        hosts = self.directory / "hosts"
+        lines = ["127.0.0.1 localhost", f"127.0.0.1 {ORIGIN} {TOKENS} {CDN}", f"{self.registry_address} {REGISTRY}"]
+        hosts.write_text("\n".join([*lines, "::1 localhost", ""]))
+        script = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
+        return ["unshare", "-m", "sh", "-c", script, "sh", hosts, *command]
+
     def start(self, name: str, command: Sequence[object]) -> Program:
         program = Program(self.directory / f"{name}.log", command)
         self._stack.callback(program.stop)
@@ -338,8 +347,10 @@ class Workshop:
     def nginx(self) -> Nginx:
         return Nginx(self)
 
-    def registry(self, authentication: str = "") -> Registry:
-        return Registry(self, authentication)
+    def registry(self, authentication: str = "", usual_port: bool = False) -> Registry:
+        registry = Registry(self, authentication, usual_port)
+        self.registry_address = registry.address
+        return registry
 
     def origin(self, host: str, handler: Handler) -> Origin:
         """A scripted origin over TLS, called `host`."""

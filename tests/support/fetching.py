@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple, Union, cast
@@ -15,13 +16,18 @@ from typing import Any, Callable, List, Optional, Tuple, Union, cast
 from cache import Cache, Claim, Hit, Lead
 from fetching.authorization import Authorization
 from fetching.cacheable_request import CacheableRequest
+from fetching.far_ranges import FarRanges
 from fetching.filler import Services
 from fetching.grants import Grants, Kind
 from fetching.naming import Name
+from fetching.negative import NegativeAnswers
+from fetching.negative_answer import NegativeAnswer
 from fetching.origin_query import OriginQuery
 from fetching.origin_relay import OriginRelay
 from fetching.recent import Background, Deliveries, SharedTimes
 from fetching.recovery import Recovery
+from fetching.repositories import Repositories
+from fetching.shared_answers import SharedAnswers
 from fetching.stored_answer import StoredAnswer
 from monitoring.metrics import Counter, Counters
 from net.addresses import Reach, Scope
@@ -34,13 +40,14 @@ from protocol.headers import Field, Headers
 from protocol.http1 import Authority, RequestHead, ResponseHead, Target
 from protocol.request_fields import DEFAULT
 from storage.record import Digest, Metadata
-from storage.shared_table import SharedTable
+from storage.shared_table import SharedNumbers, SharedTable
 from storage.store import Key
 from transfers.fill import Fill
 from upstream.dialling import NoAnswer, UpstreamError
 from upstream.exchange import Exchange, Hop
 from upstream.origin_connection import Origin, OriginConnection, OriginResponse
 from upstream.public_tokens import PublicTokens
+from upstream.rate_limits import RateLimits
 from upstream.request import Request
 
 HOST = "some.thing"
@@ -95,6 +102,19 @@ class _FromOrigin:
         return len(piece)
 
     read_much = readinto
+
+    @property
+    def buffered(self) -> int:
+        """All of it has come."""
+        return len(self._data)
+
+    def start_of_buffer(self, count: int) -> bytes:
+        """The next bytes; they stay."""
+        return self._data[:count]
+
+    def fill(self, _: float) -> bool:
+        """No more comes."""
+        return False
 
 
 class FakeOrigins:
@@ -229,11 +249,15 @@ class Around:
             known=Grants(MINUTE, shared, Kind.NAME),
             names=DEFAULT,
             public_tokens=PublicTokens(shared),
+            repositories=Repositories(shared),
+            rate_limits=RateLimits(SharedNumbers(4), 0),
+            ask_anonymously=True,
             counters=self.counters,
             via=b"1.1 dduct",
             spawn=_run_at_once,
             deliveries=Deliveries(times, MINUTE),
             background=Background(times, _run_at_once, self.ending),
+            negatives=NegativeAnswers(SharedAnswers(short=1, long=1, marks=_MANY), MINUTE),
             grown=self.grown.append,
         )
 
@@ -308,7 +332,9 @@ class Answering:
         self.relay = OriginRelay(services, self.reply, request, self.query)
         self.authorization = Authorization(services, request, self.query, self.relay)
         self.recovery = Recovery(services, request, self.query, self.authorization.grant)
-        self.answer = StoredAnswer(services, self.reply, request, self.relay, self.recovery, CLIENT)
+        self.far = FarRanges(services, request, self.query)
+        self.answer = StoredAnswer(services, self.reply, request, self.relay, self.recovery, self.far, CLIENT)
+        self.negative = NegativeAnswer(services, self.reply, request, time.time())
 
 
 def meta(*fields: Tuple[str, str], url: str = URL, age: float = 0.0, **more: Any) -> Metadata:

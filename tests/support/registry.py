@@ -9,6 +9,7 @@ import re
 from typing import Callable, Dict, List, Optional, Set, Tuple
 from urllib.parse import parse_qsl, urlsplit
 
+from protocol.http1 import Authority, Target
 from support.client import Answer
 from support.origin import Asked, Connection, Origin
 from support.running import HOST, RunningDduct
@@ -33,6 +34,7 @@ class Registry:
         self._contents: Dict[str, Tuple[str, bytes]] = {}  # by digest: media type and bytes
         self.tags: Dict[Tuple[str, str], str] = {}
         self.private: Set[str] = set()
+        self.remaining: Optional[int] = None  # requests, as it says with each manifest
         self.trouble: Trouble = lambda asked: None
         self.dduct = dduct
         self.origin: Origin = dduct.origin(self._answer)
@@ -53,6 +55,10 @@ class Registry:
     def asked(self, part: str = "") -> List[str]:
         """The requests whose target has this part: method and target."""
         return [f"{one.method} {one.target}" for one in list(self.origin.requests) if part in one.target]
+
+    def target(self, path: str) -> Target:
+        """What is asked for by a path here."""
+        return Target("https", Authority(HOST, self.origin.port), path)
 
     def get(self, path: str, *fields: str, method: str = "GET", origin: Optional[Origin] = None) -> Answer:
         """One request through dduct, on a connection of its own; `origin`: not to the registry, but to that one."""
@@ -123,7 +129,9 @@ class Registry:
             digest = json.loads(data)["manifests"][0]
             kind, data = self._contents[digest]
         tag = [("ETag", f'"{digest}"')] if self._etags else []
+        told = [] if self.remaining is None else [("RateLimit-Remaining", f"{self.remaining};w=21600")]
         if tag and asked.get("if-none-match") == tag[0][1]:
             connection.head(304, tag)
         else:
-            connection.respond(200, [("Content-Type", kind), ("Docker-Content-Digest", digest), *tag], data, head)
+            fields = [("Content-Type", kind), ("Docker-Content-Digest", digest), *tag, *told]
+            connection.respond(200, fields, data, head)

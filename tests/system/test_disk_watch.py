@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, List, Optional
+from pathlib import Path
+from typing import Any, List, Optional, Tuple
 
 import pytest
 from support.client import wait_until
@@ -20,11 +22,13 @@ from server import server
 from storage import disk_watch
 from storage.disk_watch import DiskWatch, WaitBudget
 from storage.record import Unstorable
+from storage.run_delay import RunDelays, run_delay
 from storage.store import Store
 from transfers.growing_file import GrowingFile
 
 BODY = b"0123456789" * 400
 TIMEOUT = 20.0
+STATISTICS = Path("/proc/thread-self/schedstat")
 
 pytestmark = pytest.mark.one_process
 
@@ -331,3 +335,54 @@ def test_a_thread_that_hung_for_minutes_works_again_soon() -> None:
     budget.exhausted(100.0)
     budget.note(300.0)
     assert budget.exhausted(100.0) and not budget.exhausted(110.0)
+
+
+def test_a_wait_for_a_processor_is_no_wait_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, delay = Clock(), Clock()
+    disk = DiskWatch(clock, run_delay=delay)
+    monkeypatch.setattr("storage.disk_watch.time.monotonic", clock)
+
+    def wait(seconds: float, without_processor: float) -> None:
+        clock.now += seconds
+        delay.now += without_processor
+
+    for _ in range(100):
+        disk.poll(lambda: wait(0.5, 0.4999))
+        assert disk.may_poll(clock.now)
+    disk.poll(lambda: wait(0.5, 0.3))
+    assert not disk.may_poll(clock.now)
+
+
+def test_the_delay_of_each_thread_is_its_own() -> None:
+    delays = iter([1.0, 5.0, 5.5])
+    measured = RunDelays(lambda: next(delays))
+    measured.begin(100.0)
+    measured.begin(100.004)  # it was read just now
+    other = threading.Thread(target=measured.begin, args=(100.004,))
+    other.start()
+    other.join()
+    assert measured.measured() == 0.5
+
+
+@pytest.mark.parametrize("figures", [(None, 500.0), (500.0, None), (None, None)])
+def test_a_delay_that_is_not_known_explains_nothing(figures: Tuple[Optional[float], Optional[float]]) -> None:
+    """Without a descriptor for the kernel's figure, for instance."""
+    figure = iter(figures)
+    measured = RunDelays(lambda: next(figure))
+    measured.begin(100.0)
+    assert measured.measured() == 0.0
+
+
+def test_without_a_descriptor_the_delay_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("storage.run_delay.os.open", fail)
+    assert run_delay() is None
+
+
+@pytest.mark.skipif(not STATISTICS.exists(), reason="a kernel that does not count it")
+def test_the_kernel_counts_the_time_without_a_processor() -> None:
+    before = int(STATISTICS.read_text().split()[1]) / 1e9
+    delay = run_delay()
+    assert delay is not None and delay >= before

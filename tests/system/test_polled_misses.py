@@ -16,13 +16,16 @@ from support.running import HOST, RunningDduct
 from support.told import BODY, FRESH, HINTS, WHOLE, Reaction, Told, confirms, primed, responds, send_get, sends, tagged
 
 from fetching import polled_fetch
+from fetching.negative import MAX_BODY
 from fetching.polled_fetch import PolledFetch
 from fetching.small_hit import SMALL
 from monitoring.metrics import Counter
 from monitoring.request_number import Number, current
 from net.nonblocking import HEAD_SIZE
-from proxy.fast_path import AwaitedOrigin
+from net.poller import Next
+from proxy.fast_path import AwaitedOrigin, FastPath
 from storage.disk_watch import DiskWatch
+from storage.entry import Entry
 from storage.record import Unstorable
 from storage.store import Store
 
@@ -39,6 +42,13 @@ def redirects(asked: Asked, connection: Connection) -> None:
         connection.respond(200, [FRESH], BODY)
     else:
         connection.respond(302, [("Location", "/target.deb")])
+
+
+def moves(asked: Asked, connection: Connection) -> None:
+    if asked.target == "/target.deb":
+        connection.respond(200, [FRESH], BODY)
+    else:
+        connection.respond(301, [FRESH, ("Location", "/target.deb")])
 
 
 def breaks_off(_: Asked, connection: Connection) -> None:
@@ -92,6 +102,14 @@ CASES = [
     Case("no HTTP", sends(b"nonsense\r\n\r\n"), polled=False),
     Case("two lengths", sends(WHOLE.replace(b"\r\n\r\n", b"\r\nContent-Length: 1\r\n\r\n", 1)), polled=False),
     Case("not found", responds(404), polled=False),
+    Case("not found for a while", responds(404, FRESH, ("Age", "7"), ("Server", "x"), ("Accept-Ranges", "bytes"))),
+    Case("gone for a while, and empty", responds(410, FRESH, body=b"")),
+    Case("not found, at length", responds(404, FRESH, body=bytes(MAX_BODY + 1)), polled=False),
+    Case("not found, privately", responds(404, FRESH, ("Set-Cookie", "a=b")), polled=False),
+    Case("not found, chunked", sends(CHUNKED.replace(b"200 OK", b"404 Gone")), polled=False),
+    Case("not found, and close", sends(WHOLE.replace(b"200 OK\r\n", b"404 Gone\r\nConnection: close\r\n"))),
+    Case("not found, in pieces", sends(WHOLE[:20].replace(b"200 OK", b"404 No"), WHOLE[20:-9], WHOLE[-9:])),
+    Case("moved for a while", moves, polled=False),
     Case("error", responds(503, ("Retry-After", "1")), polled=False),
     Case("no content", responds(204, body=b""), polled=False),
     Case("private", responds(200, ("Cache-Control", "private, max-age=600")), polled=False),
@@ -334,6 +352,103 @@ def test_a_connection_goes_to_the_poller_after_two_small_misses(dduct: RunningDd
             client.get(f"/{number}.deb", f"{HOST}:{origin.port}")
             wait_until(lambda: dduct.server.runtime.services.origins.idle == 1)
     assert "7.deb" in polled and "0.deb" not in polled
+
+
+def test_a_validation_that_says_nothing_new_is_not_recorded(
+    dduct: RunningDduct, polled: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, refreshed = Told(), []
+    told.reactions["/object.deb"] = tagged(("X-Last", "1"))
+    origin = primed(dduct, told)
+    assert dduct.fetch(origin, "/object.deb").body == BODY
+    dduct.wait_until_durable()
+    # Its fields come behind the others of the stored response, as its own.
+    told.reactions["/object.deb"] = confirms(("ETag", '"1"'), ("Cache-Control", "no-cache"))
+    real = Entry.refresh
+
+    def refresh(entry: Entry, *arguments: Any) -> bool:
+        refreshed.append(entry)
+        return real(entry, *arguments)
+
+    monkeypatch.setattr(Entry, "refresh", refresh)
+    polled.clear()
+    with dduct.intercepted(origin) as client:
+        for _ in range(2):
+            assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
+        assert not refreshed
+        told.reactions["/object.deb"] = confirms(("ETag", '"1"'), ("Cache-Control", "no-cache"), ("X-Last", "2"))
+        assert client.get("/object.deb", f"{HOST}:{origin.port}").get("x-last") == "2"
+    assert len(refreshed) == 1 and len(polled) == 3
+
+
+def test_a_connection_goes_to_the_poller_after_two_small_validations(
+    dduct: RunningDduct, polled: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = Told()
+    told.reactions["/object.deb"] = tagged()
+    origin = primed(dduct, told)
+    assert dduct.fetch(origin, "/object.deb").body == BODY
+    dduct.wait_until_durable()
+    told.reactions["/object.deb"] = confirms(("ETag", '"1"'))
+    with dduct.intercepted(origin) as client:
+        with monkeypatch.context() as patched:
+            patched.setattr(polled_fetch, "begin", lambda *_: None)
+            assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
+        polled.clear()
+        for _ in range(8):
+            assert client.get("/object.deb", f"{HOST}:{origin.port}").body == BODY
+    assert polled
+
+
+@pytest.mark.parametrize(
+    "path, field, said",
+    [
+        ("/latest/object.deb", "User-Agent: x", "keep-alive"),
+        ("/object.deb", 'If-None-Match: "2"', "keep-alive"),
+        ("/object.deb", "Range: bytes=0-", "keep-alive"),
+        ("/object.deb", "User-Agent: x", "close"),
+    ],
+    ids=["volatile", "condition", "range", "no kept connection"],
+)
+def test_a_connection_keeps_its_thread_for_validations_that_take_one(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch, path: str, field: str, said: str
+) -> None:
+    told = Told()
+    told.reactions[path] = tagged()
+    origin = primed(dduct, told)
+    assert dduct.fetch(origin, path).body == BODY
+    dduct.wait_until_durable()
+    told.reactions[path] = confirms(("ETag", '"1"'), ("Connection", said))
+    handed = handed_over(monkeypatch)
+    with dduct.intercepted(origin) as client:
+        for _ in range(8):
+            assert client.get(path, f"{HOST}:{origin.port}", field).body == BODY
+    assert handed.count(Next.NEEDS_THREAD) == 1
+
+
+def test_a_connection_keeps_its_thread_for_misses_without_a_kept_connection(
+    dduct: RunningDduct, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = dduct.origin(lambda _, connection: connection.respond(200, [FRESH, ("Connection", "close")], BODY))
+    assert dduct.fetch(origin, "/first.deb").body == BODY  # now there is a leaf
+    handed = handed_over(monkeypatch)
+    with dduct.intercepted(origin) as client:
+        for number in range(8):
+            assert client.get(f"/{number}.deb", f"{HOST}:{origin.port}").body == BODY
+    assert handed.count(Next.NEEDS_THREAD) == 1
+
+
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> List[Next]:
+    """What the poller's thread has done with a connection each time, from now on."""
+    handed = []
+    real = FastPath.answer_at_once
+
+    def answer_at_once(fast_path: FastPath, iteration: float) -> Next:
+        handed.append(real(fast_path, iteration))
+        return handed[-1]
+
+    monkeypatch.setattr(FastPath, "answer_at_once", answer_at_once)
+    return handed
 
 
 @contextmanager

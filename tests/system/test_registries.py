@@ -11,6 +11,7 @@ from support.origin import Gate
 from support.registry import LIST, MANIFEST, NEW_CLIENT, OLD_CLIENT, Registry
 from support.running import RunningDduct
 
+from fetching.repositories import _key
 from monitoring.metrics import Counter
 
 Build = Callable[..., RunningDduct]
@@ -20,7 +21,7 @@ REPOSITORY = "library/app"
 # --- tokens for anybody -----------------------------------------------------------------------------
 
 
-def test_what_a_token_for_anybody_brings_is_for_anybody(dduct: RunningDduct) -> None:
+def test_what_a_token_for_anybody_brings_is_for_all(dduct: RunningDduct) -> None:
     """Twenty clients with a token each: no question about layers, one HEAD about the tag."""
     registry = Registry(dduct)
     index, manifest, layer = registry.add(REPOSITORY, "1")
@@ -67,8 +68,8 @@ def test_a_token_for_anybody_opens_nothing_of_a_private_repository(dduct: Runnin
 
 
 @pytest.mark.parametrize("query", ["&account=alice", "&password=x", "&client=7"])
-def test_a_token_for_a_request_that_may_name_a_user_is_that_users(dduct: RunningDduct, query: str) -> None:
-    registry = Registry(dduct)
+def test_a_token_for_a_request_that_may_name_a_user_is_that_users(start_dduct: Build, query: str) -> None:
+    registry = Registry(start_dduct(ask_anonymously=False))
     _, _, layer = registry.add(REPOSITORY, "1")
     token = registry.token(REPOSITORY, query=query)
     assert registry.blob(REPOSITORY, layer, token).body == registry.content(layer)
@@ -77,8 +78,9 @@ def test_a_token_for_a_request_that_may_name_a_user_is_that_users(dduct: Running
     assert len(registry.origin.requests) == before + 1
 
 
-def test_another_registry_that_names_the_same_token_server_is_judged_by_itself(dduct: RunningDduct) -> None:
+def test_another_registry_that_names_the_same_token_server_is_judged_by_itself(start_dduct: Build) -> None:
     """The token is for anybody there; an origin that never named that server has said nothing of it."""
+    dduct = start_dduct(ask_anonymously=False)
     registry, other = Registry(dduct), Registry(dduct, tokens=False)
     _, _, layer = other.add("their/app", "1")
     registry.add(REPOSITORY, "1")
@@ -126,6 +128,18 @@ def test_within_tag_check_nothing_is_asked(start_dduct: Build) -> None:
     assert len(registry.origin.requests) == before
     assert registry.manifest(REPOSITORY, "1", "Cache-Control: no-cache").body == registry.content(index)
     assert len(registry.origin.requests) == before + 1
+
+
+def test_few_requests_that_are_left_are_spared(dduct: RunningDduct) -> None:
+    registry = Registry(dduct, tokens=False)
+    index, _, _ = registry.add(REPOSITORY, "1")
+    assert registry.manifest(REPOSITORY, "1").body == registry.content(index)
+    registry.remaining = 3
+    assert registry.manifest(REPOSITORY, "1").body == registry.content(index)
+    before = len(registry.origin.requests)
+    assert registry.manifest(REPOSITORY, "1").body == registry.content(index)
+    assert len(registry.origin.requests) == before
+    assert dduct.client().get("/metrics", "localhost").body.count(b"dduct_ratelimit_remaining{") == 1
 
 
 def test_a_push_ends_what_is_known_of_a_tag(start_dduct: Build) -> None:
@@ -335,7 +349,7 @@ def test_a_refusal_of_one_user_is_not_anothers(dduct: RunningDduct) -> None:
 
 def test_two_workers_share_what_they_know(start_dduct: Build) -> None:
     """Tokens, permissions and refusals: whichever worker gets a request."""
-    dduct = start_dduct(workers=2)
+    dduct = start_dduct(workers=2, ask_anonymously=False)
     registry = Registry(dduct)
     registry.private.add("secret/app")
     _, _, layer = registry.add(REPOSITORY, "1")
@@ -348,3 +362,78 @@ def test_two_workers_share_what_they_know(start_dduct: Build) -> None:
         assert registry.blob(REPOSITORY, layer, anybody).body == registry.content(layer)
         assert registry.blob("secret/app", secret, bob).body == registry.content(secret)
     assert len(registry.origin.requests) - before == 1
+
+
+# --- whether a repository is public -----------------------------------------------------------------
+
+
+def looked(registry: Registry) -> bool:
+    """Whether dduct has noted the answer to a question of its own."""
+    wait_until(lambda: registry.dduct.counters.value(Counter.LOOKS) == 1)
+    return True
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_an_image_that_only_users_have_asked_for_is_found_to_be_public(start_dduct: Build, asks: bool) -> None:
+    registry = Registry(start_dduct(ask_anonymously=asks))
+    index, manifest, layer = registry.add(REPOSITORY, "1")
+    alice = registry.token(REPOSITORY, "alice")
+    for digest in (index, manifest):
+        assert registry.manifest(REPOSITORY, digest, alice).body == registry.content(digest)
+    assert registry.blob(REPOSITORY, layer, alice).body == registry.content(layer)
+    registry.dduct.wait_until_durable()
+    assert registry.manifest(REPOSITORY, index, alice).body == registry.content(index)
+    assert not asks or looked(registry)
+    registry.origin.close()
+    status = 200 if asks else 502
+    wait_until(lambda: registry.blob(REPOSITORY, layer).status == status)
+    assert registry.manifest(REPOSITORY, manifest).status == status
+
+
+def test_a_private_image_stays_private_after_a_look(dduct: RunningDduct) -> None:
+    registry = Registry(dduct)
+    registry.private.add(REPOSITORY)
+    index, _, layer = registry.add(REPOSITORY, "1")
+    alice = registry.token(REPOSITORY, "alice")
+    assert registry.manifest(REPOSITORY, index, alice).status == registry.blob(REPOSITORY, layer, alice).status == 200
+    dduct.wait_until_durable()
+    assert registry.manifest(REPOSITORY, index, alice).status == 200
+    assert looked(registry)
+    tokens = len(registry.asked("/token"))
+    assert registry.manifest(REPOSITORY, index, alice).status == 200
+    assert registry.blob(REPOSITORY, layer).status == registry.manifest(REPOSITORY, index).status == 401
+    assert len(registry.asked("/token")) == tokens  # it looks once a day
+    registry.origin.close()
+    assert registry.blob(REPOSITORY, layer).status == registry.manifest(REPOSITORY, index).status == 502
+
+
+def test_an_image_that_has_become_private_is_noticed_at_the_next_look(dduct: RunningDduct) -> None:
+    registry = Registry(dduct)
+    index, manifest, layer = registry.add(REPOSITORY, "1")
+    token = registry.token(REPOSITORY)
+    for digest in (index, manifest):
+        assert registry.manifest(REPOSITORY, digest, token).status == 200
+    assert registry.blob(REPOSITORY, layer, token).status == 200
+    dduct.wait_until_durable()
+    registry.private.add(REPOSITORY)
+    assert registry.blob(REPOSITORY, layer).status == 200  # within a day
+    target = registry.target(f"/v2/{REPOSITORY}/blobs/{layer}")
+    dduct.server.runtime.services.repositories._table.remove(_key(target))  # the day is over
+    assert registry.manifest(REPOSITORY, index).status == 200
+    assert looked(registry)
+    wait_until(lambda: registry.blob(REPOSITORY, layer).status == 401)
+    assert registry.manifest(REPOSITORY, manifest).status == registry.manifest(REPOSITORY, index).status == 401
+    alice = registry.token(REPOSITORY, "alice")
+    assert registry.blob(REPOSITORY, layer, alice).body == registry.content(layer)
+
+
+def test_a_registry_that_is_away_leaves_what_is_known(dduct: RunningDduct) -> None:
+    registry = Registry(dduct, tokens=False)
+    index, _, _ = registry.add(REPOSITORY, "1")
+    assert registry.manifest(REPOSITORY, index).status == 200
+    target = registry.target(f"/v2/{REPOSITORY}/manifests/1")
+    dduct.server.runtime.services.repositories._table.remove(_key(target))
+    registry.origin.close()
+    for _ in range(3):
+        assert registry.manifest(REPOSITORY, index).status == 200
+    assert dduct.counters.value(Counter.LOOKS) == 0

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
@@ -333,6 +334,106 @@ def test_a_system_is_set_up_once_and_undone_without_a_trace(tmp_path: Path, kind
     system.done("--undo")
     assert difference(system.before, system.snapshot()) == []
     assert "nothing to undo" in system.done("--undo")
+    assert difference(system.before, system.snapshot()) == []
+
+
+MIRRORS: Dict[str, Dict[str, str]] = {
+    "containerd": {
+        "/etc/containerd/certs.d/_default/hosts.toml": f'[host."{URL}"]\n  capabilities = ["pull", "resolve"]\n'
+    },
+    "k3s": {
+        "/etc/rancher/k3s/registries.yaml": f'mirrors:\n  docker.io:\n    endpoint: ["{URL}"]\n'
+        f'  ghcr.io:\n    endpoint: ["{URL}"]\n'
+    },
+    "rke2-agent": {"/etc/rancher/rke2/registries.yaml": f'mirrors:\n  docker.io:\n    endpoint: ["{URL}"]\n'},
+    "crio": {
+        "/etc/containers/registries.conf.d/zz-dduct.conf": '[[registry]]\nprefix = "ghcr.io"\nlocation = "ghcr.io"\n'
+        '[[registry.mirror]]\nlocation = "proxy.lab:8000/ghcr.io"\ninsecure = true\n'
+    },
+}
+
+
+@pytest.mark.parametrize("shell", ["sh", "bash", "busybox"])
+def test_a_mirror_is_set_up_without_the_authority_and_undone_without_a_trace(tmp_path: Path, shell: str) -> None:
+    system = System(tmp_path, "arch", shell)
+    for service in MIRRORS:
+        system._write(f"/usr/lib/systemd/system/{service}.service", 0o644, "[Service]\n")
+    system.before = system.snapshot()
+    said = system.done("--mirror")
+    written = {path: text for texts in MIRRORS.values() for path, text in texts.items()}
+    for path, text in written.items():
+        assert text in system.text(path)
+    files = [path for path in difference(system.before, system.snapshot()) if (system.root / path[1:]).is_file()]
+    assert {path for path in files if not path.startswith("/var/lib/dduct-setup/")} == set(written)
+    assert "k3s and RKE2 follow" in said and "systemctl reload crio" in said and "config_path" in said
+    once = system.snapshot()
+    assert "nothing: everything was as it should be" in system.done("--mirror")
+    assert difference(once, system.snapshot()) == [] and system.calls.read_text() == ""
+    said = system.done("--undo")
+    assert "k3s and RKE2 follow" in said and "systemctl reload crio" in said
+    assert difference(system.before, system.snapshot()) == [] and system.calls.read_text() == ""
+
+
+def test_a_mirror_is_only_for_what_is_there(tmp_path: Path) -> None:
+    system = System(tmp_path, "mint")
+    assert "nothing is here that pulls images" in system.done("--mirror")
+    (system.root / "etc/containers").mkdir()
+    system.done("--mirror")
+    assert "proxy.lab:8000/docker.io" in system.text("/etc/containers/registries.conf.d/zz-dduct.conf")
+    assert not (system.root / "etc/containerd").exists() and not (system.root / "etc/rancher").exists()
+
+
+@pytest.mark.parametrize("path", ["/etc/containerd/certs.d/_default/hosts.toml", "/etc/rancher/k3s/registries.yaml"])
+def test_a_mirror_of_somebody_else_is_left_alone(tmp_path: Path, path: str) -> None:
+    system = System(tmp_path, "arch")
+    system._write(path, 0o600, "theirs\n")
+    system.before = system.snapshot()
+    said = system.done("--mirror")
+    assert f"{path} is there already, and left alone; http://proxy.lab:8000/setup says what to add" in said
+    assert system.text(path) == "theirs\n"
+    system.done("--undo")
+    assert difference(system.before, system.snapshot()) == []
+
+
+def test_a_mirror_inside_tls_is_trusted_by_the_authority_alone(tmp_path: Path) -> None:
+    system = System(tmp_path, "arch")
+    for folder in ("containerd", "rancher/k3s", "containers"):
+        (system.root / "etc" / folder).mkdir(parents=True)
+    system._write(
+        "/etc/containerd/config.toml", 0o644, "  config_path = '/etc/containerd/certs.d:/etc/docker/certs.d'\n"
+    )
+    system.before = system.snapshot()
+    said = system.done("--mirror", proxy=Proxy(Authority("proxy.lab", 4430), True))
+    assert "config_path" not in said
+    hosts = system.text("/etc/containerd/certs.d/_default/hosts.toml")
+    assert '[host."https://proxy.lab:4430"]' in hosts and 'ca = "/etc/containerd/certs.d/_default/dduct.crt"' in hosts
+    assert "ca_file: /etc/rancher/k3s/dduct.crt" in system.text("/etc/rancher/k3s/registries.yaml")
+    assert "insecure" not in system.text("/etc/containers/registries.conf.d/zz-dduct.conf")
+    for path in (
+        "containerd/certs.d/_default/dduct.crt",
+        "rancher/k3s/dduct.crt",
+        "containers/certs.d/proxy.lab:4430/ca.crt",
+    ):
+        assert system.text(f"/etc/{path}") == CA
+    assert CA not in system.text(system.bundle) and not (system.root / system.anchor[1:]).exists()
+    system.done("--undo")
+    assert difference(system.before, system.snapshot()) == []
+
+
+def test_a_mirror_is_not_set_up_where_a_password_is_required(tmp_path: Path) -> None:
+    system = System(tmp_path, "arch")
+    script = setup.script(PROXY, replace(ABOUT, asks_password=True))
+    status, said, complaint = shell(tmp_path, script, "--root", str(system.root), "--mirror")
+    assert (status, said, complaint.count("\n")) == (1, "", 1) and "password" in complaint
+    assert difference(system.before, system.snapshot()) == []
+
+
+def test_a_mirror_and_a_proxy_are_undone_together(tmp_path: Path) -> None:
+    system = System(tmp_path, "alma")
+    system.done("--mirror")
+    system.done()
+    assert CA in system.text(system.bundle) and URL in system.text("/etc/containerd/certs.d/_default/hosts.toml")
+    system.done("--undo")
     assert difference(system.before, system.snapshot()) == []
 
 
@@ -767,6 +868,7 @@ def test_a_truncated_script_does_nothing(tmp_path: Path) -> None:
         ["--proxy", "http://a:8000\nx"],
         ["--proxy", "http://a\\b:8000"],
         ["--proxy", "http://a:8000/path"],
+        ["--mirror", "--proxy", "http://a:b@c:8000"],
         ["--root", "relative"],
         ["--root", "/nonexistent"],
     ],
@@ -780,7 +882,7 @@ def test_an_unknown_option_is_one_line_and_status_2(tmp_path: Path, arguments: L
 
 def test_help_lists_all_options(tmp_path: Path) -> None:
     status, said, _ = shell(tmp_path, setup.script(PROXY, ABOUT), "--help")
-    assert status == 0 and [name for name in ("--undo", "--proxy", "--root") if name not in said] == []
+    assert status == 0 and [name for name in ("--undo", "--mirror", "--proxy", "--root") if name not in said] == []
 
 
 def test_the_script_from_the_sources_can_only_undo(tmp_path: Path) -> None:

@@ -176,6 +176,14 @@ def test_the_server_certificate_is_for_the_names_of_the_configuration(made: Path
     assert rsa_bits(certificate) == SETTINGS.rsa_key_bits
 
 
+def test_the_server_certificate_has_no_name_with_a_star_inside(copy: Path) -> None:
+    for suffix in ("key", "crt", "p12"):
+        (copy / f"server.{suffix}").unlink()
+    prepare(copy, replace(SMALL, server_dns_sans=("*.a.test", "*.b.*.a.test"), server_ip_sans=()))
+    names = load(copy / "server.crt").extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert list(names) == [x509.DNSName("*.a.test")]
+
+
 def test_a_server_without_listed_hosts_is_certified_for_its_own_name(copy: Path) -> None:
     for suffix in ("key", "crt", "p12"):
         (copy / f"server.{suffix}").unlink()

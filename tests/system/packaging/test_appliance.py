@@ -87,6 +87,7 @@ GOOD: List[Tuple[Dict[str, str], str, Any]] = [
     ({"KEEP_HOSTS": "ghcr.io, *.docker.io\nquay.io"}, "certs.server_dns_sans", ("ghcr.io", "*.docker.io", "quay.io")),
     ({"KEEP_HOSTS": "10.9.8.7 fd00::1"}, "certs.server_ip_sans", ("10.0.2.15", "10.9.8.7", "fd00::1")),
     ({"KEEP_HOSTS": "10.9.8.7"}, "certs.server_dns_sans", ()),
+    ({"KEEP_HOSTS": "*.a.*.b.io"}, "certs.server_dns_sans", ("*.a.*.b.io",)),
     ({"CACHE_SIZE": "20M"}, "cache.max_size", 20 * MEGA),
     ({"CACHE_SIZE": "0.5g"}, "cache.max_size", 512 * MEGA),
     ({"CACHE_SIZE": "64 MiB"}, "cache.max_size", 64 * MEGA),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Optional, Tuple, cast
 
 import pytest
+from support.knowledge import known
 
 from fetching.cacheable_request import CacheableRequest
 from fetching.filler import Services
@@ -17,8 +18,6 @@ from protocol.headers import Headers
 from protocol.http1 import Authority, RequestHead, Target
 from protocol.request_fields import DEFAULT
 from storage.record import Digest, Metadata
-from storage.shared_table import SharedTable
-from upstream.public_tokens import PublicTokens
 
 DIGEST = Digest("sha256", "0" * 64)
 URL = "https://some.thing/x.deb"
@@ -32,8 +31,14 @@ def a_request(
     digest: Optional[Digest] = None,
     signature: str = "",
 ) -> CacheableRequest:
-    tokens = PublicTokens(SharedTable(64))
-    services = SimpleNamespace(names=DEFAULT, freshness=FreshnessRules(), via=b"1.1 dduct", public_tokens=tokens)
+    facts = known()
+    services = SimpleNamespace(
+        names=DEFAULT,
+        freshness=FreshnessRules(),
+        via=b"1.1 dduct",
+        public_tokens=facts.public_tokens,
+        rate_limits=facts.rate_limits,
+    )
     path = "https/some.thing/x.deb" + (f"?{query}" if query else "")
     return CacheableRequest(
         cast(Services, services),

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Callable, Iterator, Optional, Union
 
 import pytest
-from support.fetching import PATH, TOKEN, URL, Answer, Answering, Around, meta, ok, sha256_of
+from support.fetching import MINUTE, PATH, TOKEN, URL, Answer, Answering, Around, meta, ok, sha256_of
 
 from cache import Follow
 from fetching.cacheable_request import CacheableRequest
 from fetching.following import Following
 from fetching.leading import Leading
+from fetching.negative import Negative
 from fetching.outcomes import Outcome
 from monitoring.details import Detail
 from monitoring.metrics import Counter
+from net.addresses import Scope
+from protocol.freshness import Stored
+from protocol.headers import Headers
 from storage.record import Digest, Metadata
 from transfers.fill import Fill
 from transfers.follow import FillReader
@@ -55,8 +60,8 @@ class Pair:
         self.one = Answering(self.around, mine)
         one, services = self.one, self.around.services
         shared = (services, one.reply, mine)
-        leading = Leading(*shared, one.query, one.relay, one.authorization, one.answer)
-        self._following = Following(*shared, one.relay, one.authorization, one.answer, leading)
+        leading = Leading(*shared, one.query, one.relay, one.authorization, one.answer, one.negative)
+        self._following = Following(*shared, one.relay, one.authorization, one.answer, one.negative, leading)
 
     def follow(self) -> Outcome:
         with closing(self.reader):
@@ -89,6 +94,10 @@ def pair(tmp_path: Path) -> Iterator[Callable[..., Pair]]:
 
 def with_token(around: Around) -> CacheableRequest:
     return around.request(TOKEN)
+
+
+def that_accepts_text(around: Around) -> CacheableRequest:
+    return around.request((b"Accept", b"text/plain"))
 
 
 def test_a_follower_gets_the_leader_s_bytes_and_asks_nobody(pair: Callable[..., Pair]) -> None:
@@ -190,3 +199,37 @@ def test_where_it_has_other_bytes_the_client_gets_those(pair: Callable[..., Pair
     hit = one.around.hit(one.one.request)
     hit.entry.close()
     assert hit.metadata is None
+
+
+def keeps_a_negative_answer(around: Around, seconds_ago: float) -> None:
+    """The leader's origin has given one."""
+    leader, negatives, then = around.request(), around.services.negatives, time.time() - seconds_ago
+    stored = Stored(Headers([(b"Cache-Control", b"max-age=60")]), then)
+    answer = Negative(404, stored, b"gone", (), Scope.ALL, then + MINUTE)
+    assert negatives.keep(leader.key.name, leader.sent.headers, answer, negatives.asking(leader.key.name))
+
+
+def that_wants_a_new_answer(around: Around) -> CacheableRequest:
+    return around.request((b"Cache-Control", b"no-cache"))
+
+
+def test_a_negative_answer_that_the_leader_has_kept_is_the_follower_s_too(pair: Callable[..., Pair]) -> None:
+    one = pair(request=that_wants_a_new_answer)
+    keeps_a_negative_answer(one.around, 0)
+    one.fill.decline()
+    assert one.follow() is Outcome.DONE
+    client = one.one.client
+    assert (client.head.status, client.body) == (404, b"gone")
+    assert client.cache_status == "fwd=uri-miss; collapsed; detail=negative" and one.around.origins.asked == []
+
+
+@pytest.mark.parametrize(
+    ("request_of", "seconds_ago"), [(that_wants_a_new_answer, 5), (with_token, 0), (that_accepts_text, 0)]
+)
+def test_one_that_is_older_or_for_others_is_not(
+    pair: Callable[..., Pair], request_of: Callable[[Around], CacheableRequest], seconds_ago: float
+) -> None:
+    one = pair(ok(b"mine"), request=request_of)
+    keeps_a_negative_answer(one.around, seconds_ago)
+    one.fill.decline()
+    assert one.follow() is Outcome.DONE and one.one.client.body == b"mine"

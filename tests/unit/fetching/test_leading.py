@@ -10,6 +10,7 @@ import pytest
 
 from cache import Cache, Follow, Lead
 from fetching.leading import Leading
+from fetching.negative import Asked
 from fetching.outcomes import Outcome, Stale
 from monitoring.details import Detail
 from net.client_watch import ClientGone
@@ -52,9 +53,10 @@ def a_leading(cache: Cache, client: Client, response: Callable[[], Any], questio
     request: Any = SimpleNamespace(question=question, key=KEY, shown="x.deb")
     authorization: Any = SimpleNamespace(grant=lambda _: None)
     query = cast(Any, Origin(response))
-    return Leading(
-        services, cast(Any, SimpleNamespace()), request, query, cast(Any, client), authorization, cast(Any, client)
-    )
+    negative: Any = SimpleNamespace(asking=lambda: Asked(1000.0, (0, 0)))
+    reply: Any = SimpleNamespace()
+    stored = cast(Any, client)
+    return Leading(services, reply, request, query, cast(Any, client), authorization, stored, negative)
 
 
 @pytest.fixture

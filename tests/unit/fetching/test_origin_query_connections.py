@@ -42,7 +42,7 @@ def a_query(exchange: Exchange) -> OriginQuery:
     services: Any = SimpleNamespace(origins=SimpleNamespace(follow=lambda _: exchange))
     request: Any = SimpleNamespace(
         only_if_cached=False,
-        sent=SimpleNamespace(headers=Headers([])),
+        sent_fields=Headers([]),
         target=Target("https", Authority("some.thing", 443), "/x.deb"),
         url="https://some.thing/x.deb",
         reach=Reach.NOTHING,

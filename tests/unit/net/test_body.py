@@ -416,3 +416,92 @@ def test_a_buffer_is_never_lent_twice() -> None:
     with borrowed_buffer() as one, borrowed_buffer() as other:
         one[:1], other[:1] = b"1", b"2"
         assert bytes(one[:1]) == b"1"
+
+
+# --- before it is read ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+@pytest.mark.parametrize(
+    ("framing", "data", "body"),
+    [
+        (length(10), BODY, BODY),
+        (length(10), BODY + b"more", BODY),
+        (length(0), b"", b""),
+        (NONE, b"", b""),
+        (CHUNKED, CHUNKS, BODY),
+        (CHUNKED, b"0\r\n\r\n", b""),
+    ],
+)
+def test_a_body_that_has_come_is_seen_before_it_is_read(
+    pairs: Pairs, kind: str, framing: BodyFraming, data: bytes, body: bytes
+) -> None:
+    stream, far = connect(pairs, kind)
+    far.sendall(data)
+    reader = BodyReader(stream, framing)
+    assert [reader.ahead(10, TIMEOUT) for _ in range(2)] == [body] * 2
+    assert collect(reader) == body and reader.complete
+
+
+def test_it_is_waited_for(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    reader = BodyReader(stream, CHUNKED)
+    far.sendall(CHUNKS[:8])
+    seen = in_thread(reader.ahead, 10, TIMEOUT)
+    for place in range(8, len(CHUNKS), 4):
+        far.sendall(CHUNKS[place : place + 4])
+    assert seen.result(TIMEOUT) == BODY and collect(reader) == BODY
+
+
+@pytest.mark.parametrize(
+    ("framing", "data"),
+    [
+        (length(11), BODY + b"x"),  # too long
+        (length(10), BODY[:9]),  # not all of it comes in time
+        (CHUNKED, CHUNKS[:-2]),
+        (CHUNKED, b"b\r\n0123456789x\r\n0\r\n\r\n"),
+        (CHUNKED, b"1\r\nx\r\n" * 11 + b"0\r\n\r\n"),
+        (CHUNKED, b"1;" + b"x" * 5000 + b"\r\nx\r\n0\r\n\r\n"),  # its framing is too long
+        (CHUNKED, b"no size\r\n"),
+    ],
+)
+def test_one_that_is_not_seen_can_be_read_all_the_same(pairs: Pairs, framing: BodyFraming, data: bytes) -> None:
+    stream, far = pairs.plain()
+    far.sendall(data)
+    reader = BodyReader(stream, framing)
+    assert reader.ahead(10, 0.01) is None
+    far.close()
+    first, other = pairs.plain()
+    other.sendall(data)
+    other.close()
+    assert take(reader) == take(BodyReader(first, framing))
+
+
+def test_a_body_without_an_end_or_begun_already_is_not_seen(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    far.sendall(b"0\r\n\r\n" + BODY)
+    assert BodyReader(stream, CLOSE).ahead(10, SOON) is None
+    reader = BodyReader(stream, length(10))
+    reader.readinto(memoryview(bytearray(5)))
+    assert stream.fill(TIMEOUT) or stream.buffered
+    assert reader.ahead(10, SOON) is None
+
+
+def test_no_more_is_received_than_a_body_may_have(pairs: Pairs) -> None:
+    stream, far = pairs.plain()
+    sent = in_thread(far.sendall, b"80000\r\n" + bytes(0x80000) + b"\r\n0\r\n\r\n")
+    reader = BodyReader(stream, CHUNKED)
+    assert reader.ahead(1000, TIMEOUT) is None and stream.buffered < 40_000
+    assert len(collect(reader)) == 0x80000
+    sent.result(TIMEOUT)
+
+
+@pytest.mark.parametrize("end", [fin, reset])
+def test_a_connection_that_ends_shows_no_body(pairs: Pairs, end: Callable[[Far], None]) -> None:
+    stream, far = pairs.plain()
+    far.sendall(BODY[:5])
+    reader = BodyReader(stream, length(10))
+    end(far)
+    assert reader.ahead(10, TIMEOUT) is None
+    with pytest.raises(IncompleteBody):
+        collect(reader)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import os
 import socket
 import ssl
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Callable, List, Optional, Tuple
 
@@ -16,6 +19,7 @@ from support.client import wait_until
 from support.layers import (
     MEGABYTES,
     connect,
+    eventually,
     read,
     read_to_end,
     select_readable,
@@ -138,6 +142,28 @@ def test_an_origin_that_closes_without_close_notify_is_an_error(pairs: Pairs, la
     assert read(stream, 10) == b"half of it"
     with pytest.raises(OSError):
         read(stream, 1)
+
+
+class Space(bytearray):
+    """A buffer that can be referred to weakly."""
+
+
+def test_a_broken_connection_keeps_no_buffer(pairs: Pairs) -> None:
+    """Its error must not refer to itself: the buffer of each broken transfer, 1 MiB, would stay until a collection."""
+    stream, far = pairs.tls(server=False)
+    far.close()
+    spaces = [Space(10)]
+    kept = weakref.ref(spaces[0])
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with contextlib.suppress(OSError):
+            eventually(lambda: stream.readinto_nowait(memoryview(spaces[0])))
+        spaces.clear()
+        assert kept() is None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def test_a_close_notify_of_a_parent_proxy_is_not_the_origins(pairs: Pairs) -> None:

@@ -79,6 +79,17 @@ def test_another_path_is_answered_with_those_that_exist(path: str) -> None:
     assert found.status == 404 and all(own in found.body.decode() for own in OWN_PATHS)
 
 
+def test_a_client_of_the_mirror_is_told_where_tokens_are() -> None:
+    found = page("/v2/")
+    challenge = b'Bearer realm="http://proxy.lab:8000/v2/token",service="dduct"'
+    assert found.status == 401 and (b"WWW-Authenticate", challenge) in found.fields
+    asked = builtin.page(request("GET", "/v2/", "Authorization: Bearer x"), "/v2/", ARRIVAL, ABOUT, Counters())
+    assert (asked.status, asked.body) == (200, b"{}") and b"WWW-Authenticate" not in dict(asked.fields)
+    for one in (found, asked):
+        assert (b"Docker-Distribution-API-Version", b"registry/2.0") in one.fields
+        assert (b"Cache-Control", b"no-store") in one.fields
+
+
 def test_a_trace_that_ends_here_is_echoed_without_credentials() -> None:
     secrets = ("Authorization: a", "cookie: b", "PROXY-Authorization: c")
     found = builtin.max_forwards_reached(request("TRACE", "http://a.example/x", "Max-Forwards: 0", *secrets, "X: y"))

@@ -33,6 +33,24 @@ CLIENTS = {
     "podman-buildah-skopeo": ["--cert-dir"],
     "buildkit": ["--driver-opt env.https_proxy=" + URL, '[registry."docker.io"]'],
     "k3s-rke2": ["/etc/systemd/system/k3s.service.env", "/etc/default/rke2-server", ".svc,.cluster.local"],
+    "mirror-for-containerd": [
+        "/etc/containerd/certs.d/_default/hosts.toml",
+        f'[host."{URL}"]\n  capabilities = ["pull", "resolve"]',
+        'config_path = "/etc/containerd/certs.d"',
+        "io.containerd.cri.v1.images",
+    ],
+    "mirror-for-k3s-rke2": [
+        "/etc/rancher/k3s/registries.yaml",
+        "/etc/rancher/rke2/registries.yaml",
+        f'mirrors:\n  docker.io:\n    endpoint: ["{URL}"]\n  ghcr.io:\n    endpoint: ["{URL}"]',
+    ],
+    "mirror-for-cri-o-podman-skopeo-buildah": [
+        "/etc/containers/registries.conf.d/zz-dduct.conf",
+        'prefix = "docker.io"\nlocation = "docker.io"\n[[registry.mirror]]\nlocation = "proxy.lab:8000/docker.io"',
+        "\ninsecure = true",
+        "podman login proxy.lab:8000",
+        "systemctl reload crio",
+    ],
     "apt": ["/etc/apt/apt.conf.d/zz-dduct", f'Acquire::https::Proxy "{URL}";'],
     "dnf-yum": ["/etc/dnf/dnf.conf", f"[main]\nproxy={URL}"],
     "apk": ["apk update"],
@@ -103,6 +121,28 @@ def test_the_page_explains_setup_and_undo_for_every_client(client: str) -> None:
     text = Reader(setup.page(PROXY, ABOUT)).texts[client]
     assert [words for words in CLIENTS[client] if words not in text] == []
     assert client == "kept" or "Undo: " in text
+
+
+def test_mirrors_inside_tls_are_trusted_by_the_authority() -> None:
+    texts = Reader(setup.page(Proxy(Authority("proxy.lab", 4430), True), ABOUT)).texts
+    assert '[host."https://proxy.lab:4430"]' in texts["mirror-for-containerd"]
+    assert 'ca = "CA"' in texts["mirror-for-containerd"]
+    assert 'configs:\n  "proxy.lab:4430":\n    tls:\n      ca_file: CA' in texts["mirror-for-k3s-rke2"]
+    podman = texts["mirror-for-cri-o-podman-skopeo-buildah"]
+    assert "insecure" not in podman and "/etc/containers/certs.d/proxy.lab:4430/" in podman
+
+
+@pytest.mark.parametrize(
+    ("hosts", "names"),
+    [
+        (("*.docker.io", "*.k8s.io", "10.0.0.1", "pypi.org"), ("docker.io", "registry.k8s.io")),
+        (("registry-1.docker.io", "quay.io"), ("docker.io", "quay.io")),
+        (("docker.io", "*.quay.io", "evilghcr.io"), ("registry.example",)),
+        ((), ("registry.example",)),
+    ],
+)
+def test_mirrors_are_shown_for_listed_registries(hosts: Tuple[str, ...], names: Tuple[str, ...]) -> None:
+    assert setup.registries(hosts) == names
 
 
 def test_the_page_is_complete_and_links_only_to_itself() -> None:

@@ -648,6 +648,40 @@ def test_a_response_behind_a_redirect_is_fresh_no_longer_than_the_redirect(
 
 # --- invalidation -----------------------------------------------------------------------------------
 
+NEGATIVES = [
+    ("9110 §15.1 404", "Cache-Control: max-age=60", 404, 60),
+    ("9110 §15.1 410", "Cache-Control: max-age=60", 410, 60),
+    ("9110 §15.1 301", "Cache-Control: max-age=60", 301, 60),
+    ("9110 §15.1 308", "Cache-Control: max-age=60", 308, 60),
+    ("an object has rules of its own", "Cache-Control: max-age=60", 200, 0),
+    ("a refusal is one client's", "Cache-Control: max-age=60", 401, 0),
+    ("so is this one", "Cache-Control: max-age=60", 403, 0),
+    ("it may lead elsewhere soon", "Cache-Control: max-age=60", 302, 0),
+    ("9111 §4.2.1 s-maxage", "Cache-Control: max-age=60, s-maxage=30", 404, 30),
+    ("9111 §4.2.1 Expires", "Expires: {90} | Date: {0}", 404, 90),
+    ("9111 §5.3 an invalid date is in the past", "Expires: 0", 404, 0),
+    ("9111 §4.2.2 nothing is guessed", "Last-Modified: {-864000}", 404, 0),
+    ("8246 states no time", "Cache-Control: immutable", 404, 0),
+    ("9111 §4.2.3 its age counts", "Cache-Control: max-age=60 | Age: 50", 404, 10),
+    ("9111 §4.2.3 its date counts", "Cache-Control: max-age=60 | Date: {-40}", 404, 20),
+    ("9111 §4.2 it is older than that", "Cache-Control: max-age=60 | Age: 90", 404, 0),
+    ("9111 §5.2.2.5 no-store", "Cache-Control: max-age=60, no-store", 404, 0),
+    ("9111 §5.2.2.3 helps here no more", "Cache-Control: max-age=60, no-store, must-understand", 404, 0),
+    ("9111 §5.2.2.7 private", "Cache-Control: max-age=60, private", 404, 0),
+    ("9111 §5.2.2.4 no-cache", 'Cache-Control: max-age=60, no-cache="x"', 404, 0),
+    ("9111 §4.1 Vary", "Cache-Control: max-age=60 | Vary: x, *", 404, 0),
+    ("it is for one client", "Cache-Control: max-age=60 | Set-Cookie: a=b", 404, 0),
+    ("it makes no sense", "Cache-Control: max-age=60 | Content-Range: bytes 0-1/2", 404, 0),
+]
+
+
+@pytest.mark.parametrize(("rule", "lines", "status", "seconds"), NEGATIVES, ids=[r[0] for r in NEGATIVES])
+def test_a_response_without_an_object_says_how_long_it_is_good(
+    rule: str, lines: str, status: int, seconds: float
+) -> None:
+    assert freshness.negative_lifetime(response(lines, status), NOW, NOW) == seconds
+
+
 INVALIDATIONS = [
     ("9111 §4.4 PUT", b"PUT", 200, True),
     ("9111 §4.4 POST", b"POST", 201, True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import List
 
@@ -39,6 +40,8 @@ TARGETS: List[bytes] = [
     *(b"http://a.example/x.deb", b"https://a.example/x.deb", b"http://b.example:81/x.deb", b"http://proxy.test/x.deb"),
     *(b"ftp://a.example/x.deb", b"http://a.example", b"http:///x.deb", b"http://a.example:0/x.deb", b"a.example:443"),
     b"/v2/a/blobs/sha256:" + b"a" * 64,
+    *(b"/v2/a/blobs/sha256:%s?ns=%s" % (b"a" * 64, host) for host in (b"a.example", b"a.example:8443", b"b.example")),
+    b"/v2/a.example/a/blobs/sha256:" + b"a" * 64,
 ]
 FIELDS: List[bytes] = [
     *(b"", b"Host: a.example\r\n", b"Host: a.example:443\r\n", b"Host: a.example:8443\r\n", b"host:A.EXAMPLE\r\n"),
@@ -47,6 +50,7 @@ FIELDS: List[bytes] = [
     *(b"Host: a.example\r\nCookie: x\r\n", b"Host: a.example\r\nCookie:\r\n", b"Host: a.example\r\nX_Token: x\r\n"),
     *(b"Host: a.example\r\nContent-Length: 1\r\n", b"Host: a.example\r\nTransfer-Encoding: chunked\r\n"),
     *(b"Host: a.example\r\nMax-Forwards: 0\r\n", b"Host: a.example\r\nX: \x01\r\n", b"Host: a.example\nX: 1\r\n"),
+    b"Host: proxy.test:8000\r\n",
     *(b"Host: a.example\r\nConnection: close\r\n", b"Host: a.example\r\nExpect: 100-continue\r\n"),
 ]
 
@@ -60,7 +64,8 @@ def check(requests: PlainRequests, block: bytes, arrival: Arrival) -> bool:
         head = http1.parse_request(block)
         decision = routing.decide(head, arrival, RULES)
         assert isinstance(decision, Fetch) and decision.name == request.name
-        assert request.head == head and head.persistent
+        sent = decision.target.path_query.encode() if decision.mirrored else head.target
+        assert request.head == replace(head, target=sent) and head.persistent
         assert http1.request_framing(head).kind is Framing.NONE
         assert not DEFAULT.opening(head.headers) and b"range" not in head.headers
         assert request.name is not None and not request.name.volatile

@@ -16,7 +16,19 @@ from net.arrival import Arrival
 from protocol.headers import Headers
 from protocol.http1 import Authority, ProtocolError, RequestHead, Target
 from proxy import routing
-from proxy.routing import BuiltinPage, Fetch, HostList, Hosts, Intercept, MaxForwardsReached, Refuse, Rules, Tunnel
+from proxy.mirror import TokenScope
+from proxy.routing import (
+    BuiltinPage,
+    Fetch,
+    HostList,
+    Hosts,
+    Intercept,
+    MaxForwardsReached,
+    MirrorToken,
+    Refuse,
+    Rules,
+    Tunnel,
+)
 from server import config
 from storage.record import Digest
 
@@ -57,6 +69,39 @@ def test_a_host_is_listed_label_by_label(host: str, listed: bool) -> None:
     assert (host in RULES.intercept) is listed
 
 
+@pytest.mark.parametrize(
+    ("pattern", "host", "listed"),
+    [
+        ("*.a.*.b.test", "x.a.y.b.test", True),
+        ("*.a.*.b.test", "w.x.a.y.b.test", True),
+        ("*.a.*.b.test", "a.y.b.test", False),
+        ("*.a.*.b.test", "x.a.b.test", False),
+        ("*.a.*.b.test", "x.a.y.z.b.test", False),
+        ("*.a.*.b.test", "x.a.y.b.test.evil", False),
+        ("*.a.*.b.test", "x.evila.y.b.test", False),
+        ("*.a.*.b.test", "x.a.y.evilb.test", False),
+        ("A.*.b.test", "a.y.b.test", True),
+        ("a.*.b.test", "x.a.y.b.test", False),
+        ("a.*.b.*.c.test", "a.x.b.y.c.test", True),
+        ("a.*.b.*.c.test", "a.x.y.b.c.test", False),
+    ],
+)
+def test_a_star_inside_a_pattern_stands_for_one_label(pattern: str, host: str, listed: bool) -> None:
+    assert (host in Hosts(["other.test", pattern])) is listed
+
+
+def test_the_default_hosts_are_registries_and_not_all_of_their_clouds() -> None:
+    hosts = Hosts(DEFAULTS.certs.server_dns_sans)
+    registries = ["registry-1.docker.io", "auth.docker.io", "gcr.io", "eu.gcr.io", "europe-docker.pkg.dev", "nvcr.io"]
+    registries += ["mcr.microsoft.com", "public.ecr.aws", "123456789012.dkr.ecr.eu-west-1.amazonaws.com", "cgr.dev"]
+    registries += ["registry.gitlab.com", "registry.redhat.io", "registry.access.redhat.com", "docker.elastic.co"]
+    registries += ["lscr.io", "ghcr.io", "quay.io", "registry.k8s.io"]
+    assert [host for host in registries if host not in hosts] == []
+    others = ["bucket.s3.eu-west-1.amazonaws.com", "sts.amazonaws.com", "gitlab.com", "microsoft.com", "redhat.com"]
+    others += ["x.dkr.ecr.evil.amazonaws.com.evil.test", "public.ecr.aws.evil.test"]
+    assert [host for host in others if host in hosts] == []
+
+
 def test_host_patterns_ignore_case() -> None:
     assert "a.b" in Hosts(["A.b"]) and "x.b" in Hosts(["*.B"]) and 5 not in Hosts(["5"])
 
@@ -77,7 +122,9 @@ def fetch(url: str, kept: bool = False) -> Fetch:
     scheme, _, rest = url.partition("://")
     host, slash, path = rest.partition("/")
     name, _, port = host.partition(":")
-    target = Target(scheme, Authority(name, int(port or {"http": 80, "https": 443}[scheme])), slash + path or "*")
+    path, mark, query = path.partition("?")
+    authority = Authority(name, int(port or {"http": 80, "https": 443}[scheme]))
+    target = Target(scheme, authority, slash + path or "*", query if mark else None)
     return Fetch(target, storage_name(target, NAMING) if kept else None)
 
 
@@ -167,6 +214,81 @@ def test_each_request_has_one_decision(what: str, request_head: RequestHead, whe
         assert decision == expected
 
 
+BLOB = f"/v2/a/b/blobs/sha256:{SHA256}"
+AT_LISTED = fetch(f"https://listed.test{BLOB}", True)
+MIRRORED = replace(AT_LISTED, mirrored=True)
+BY_QUERY, BY_PATH = f"{BLOB}?ns=listed.test", f"/v2/listed.test{BLOB[3:]}"
+SCOPE = "/v2/token?service=dduct&scope=repository:listed.test/a/b:pull"
+TOKEN = MirrorToken(TokenScope(Authority("listed.test", 443), "repository:a/b:pull"))
+DOCKERLESS = Refuse(404, "other.test is not in certs.server_dns_sans or certs.server_ip_sans: dduct is no mirror of it")
+AT_LOOPBACK = Rules(Hosts(["listed.test", "127.0.0.1"]), RULES.own_names, NAMING)
+
+MIRROR: List[Tuple[str, RequestHead, Arrival, object]] = [
+    *(
+        (f"asked as {host}, {target[:20]}", head("GET", target, to(host)), PLAIN, MIRRORED)
+        for host in (
+            "proxy:8000",
+            "192.0.2.9:8000",
+            "localhost:8000",
+            "x.dduct.rs",
+            "192.0.2.9:30800",
+            "10.0.0.1:30800",
+        )
+        for target in (BY_QUERY, BY_PATH)
+    ),
+    ("without a Host", head("GET", BY_QUERY), PLAIN, MIRRORED),
+    ("HEAD", head("HEAD", BY_QUERY, to("proxy:8000")), PLAIN, MIRRORED),
+    ("inside TLS", head("GET", BY_QUERY, to("proxy:4430")), TLS, MIRRORED),
+    ("inside TLS, on a mapped port", head("GET", BY_QUERY, to("proxy")), TLS, MIRRORED),
+    ("through dduct", head("GET", f"http://localhost:8000{BY_QUERY}"), PLAIN, MIRRORED),
+    ("not listed", head("GET", f"{BLOB}?ns=other.test", to("proxy:8000")), PLAIN, DOCKERLESS),
+    ("not listed, by path", head("GET", f"/v2/other.test{BLOB[3:]}", to("proxy:8000")), PLAIN, DOCKERLESS),
+    ("no registry", head("GET", BLOB, to("proxy:8000")), PLAIN, Refuse),
+    ("the mirror itself", head("GET", "/v2/", to("proxy:8000")), PLAIN, BuiltinPage("/v2/")),
+    ("a registry's base", head("GET", "/v2/?ns=listed.test", to("proxy:8000")), PLAIN, Fetch),
+    ("a token", head("GET", SCOPE, to("proxy:8000")), PLAIN, TOKEN),
+    ("a page of no mirror", head("GET", "/v2", to("proxy:8000")), PLAIN, BuiltinPage("/v2")),
+    *(
+        (f"{method} {target[:9]}", head(method, target, to("proxy:8000")), PLAIN, Refuse)
+        for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+        for target in ("/v2/", BY_QUERY, BY_PATH, SCOPE)
+    ),
+    ("HEAD of a token", head("HEAD", SCOPE, to("proxy:8000")), PLAIN, Refuse),
+    # Hosts that point at dduct stay what they are.
+    ("a listed host", head("GET", BY_QUERY, to("listed.test")), TLS, fetch(f"https://listed.test{BY_QUERY}", True)),
+    ("its path", head("GET", BY_PATH, to("listed.test")), TLS, fetch(f"https://listed.test{BY_PATH}", True)),
+    ("another host's path", head("GET", BLOB, to("other.test")), PLAIN, fetch(f"http://other.test{BLOB}", True)),
+    ("another host's base", head("GET", "/v2/", to("other.test")), PLAIN, fetch("http://other.test/v2/")),
+    ("another host's token", head("GET", SCOPE, to("other.test")), PLAIN, fetch(f"http://other.test{SCOPE}")),
+    (
+        "another host's registry",
+        head("GET", "/v2/a?ns=team", to("other.test")),
+        PLAIN,
+        fetch("http://other.test/v2/a?ns=team"),
+    ),
+    ("a push to another host", head("PUT", BY_QUERY, to("other.test")), PLAIN, fetch(f"http://other.test{BY_QUERY}")),
+    ("a proxied host", head("GET", f"http://other.test{BY_PATH}"), PLAIN, fetch(f"http://other.test{BY_PATH}", True)),
+    ("intercepted", head("GET", BY_QUERY, to("listed.test")), INSIDE, fetch(f"https://listed.test{BY_QUERY}", True)),
+]
+
+
+@pytest.mark.parametrize(("what", "request_head", "where", "expected"), MIRROR, ids=[row[0] for row in MIRROR])
+def test_a_request_to_dduct_for_a_registry_is_decided_like_one_through_it(
+    what: str, request_head: RequestHead, where: Arrival, expected: object
+) -> None:
+    test_each_request_has_one_decision(what, request_head, where, expected)
+
+
+def test_a_mapped_port_on_loopback_is_ours_although_loopback_is_listed() -> None:
+    request_head = head("GET", BY_QUERY, to("127.0.0.1:30800"))
+    assert routing.decide(request_head, PLAIN, AT_LOOPBACK) == MIRRORED
+
+
+def test_a_refused_method_comes_with_the_allowed_ones() -> None:
+    refused = routing.decide(head("PUT", BY_QUERY, to("proxy:8000")), PLAIN, RULES)
+    assert isinstance(refused, Refuse) and (refused.status, refused.allow) == (405, b"GET, HEAD")
+
+
 @pytest.mark.parametrize(
     ("method", "target"),
     [
@@ -194,6 +316,9 @@ NAMES: List[Tuple[str, Optional[Name]]] = [
     ("/%61.d%65b", Name("https/h/a.deb")),
     ("/a%2fb.deb", Name("https/h/a%2Fb.deb")),
     (f"/v2/a/b/blobs/sha256:{SHA256}", Name(f"https/h/v2/a/b/blobs/sha256:{SHA256}", Digest("sha256", SHA256))),
+    (f"/v2/a/b/blobs/sha512:{SHA512}", Name(f"https/h/v2/a/b/blobs/sha512:{SHA512}", Digest("sha512", SHA512))),
+    (f"/v2/a/blobs/sha512:{SHA512[1:]}", None),
+    (f"/v2/a/blobs/sha512:{SHA256}", None),
     (f"/v2/a/blobs/sha256%3A{SHA256}", None),
     (f"/v2/a/blobs/sha256:{SHA256[1:]}", None),
     ("/v2/a/manifests/latest", None),

@@ -56,7 +56,8 @@ def test_the_original_configuration_works_unchanged(tmp_path: Path) -> None:
     assert loaded.misc.file_dir == Path("/var/tmp/dduct/files")
     assert loaded.proxy.filters[0].pattern == r"^/v2/.*/blobs/sha256:\w+$"
     assert len(loaded.proxy.filters) == 4
-    assert loaded.certs == defaults.certs
+    assert set(loaded.certs.server_dns_sans) < set(defaults.certs.server_dns_sans)
+    assert replace(loaded.certs, server_dns_sans=defaults.certs.server_dns_sans) == defaults.certs
     assert replace(loaded.proxy, filters=()) == replace(defaults.proxy, filters=())
     assert loaded.cache == defaults.cache
 
@@ -270,7 +271,7 @@ def test_more_constrained_hosts_than_openssl_verifies_are_refused(tmp_path: Path
         ("[cache]\nfresh_for = '1w'\n", "units are s, m, h, d"),
         ("[certs]\nserver_dns_sans = ['bücher.de']\n", "'xn--bcher-kva.de'"),
         ("[certs]\nserver_dns_sans = ['*']\n", "all hosts at once cannot be listed"),
-        ("[certs]\nserver_dns_sans = ['a.*.com']\n", "a '*' stands for everything before a name"),
+        ("[certs]\nserver_dns_sans = ['a.*.com']\n", "everything before a name, or for one label of it"),
         ("[certs]\nserver_dns_sans = ['https://a.test/x']\n", "did you mean 'a.test'?"),
         ("[certs]\nserver_dns_sans = ['a.test:443']\n", "did you mean 'a.test'?"),
         ("[proxy]\ntcp_bind = '127.0.0.1:80'\ntls_bind = '127.0.0.1:80'\n", "are the same"),
@@ -284,3 +285,10 @@ def test_an_error_suggests_what_was_probably_meant(tmp_path: Path, text: str, sa
 
 def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     assert load(tmp_path, "\ufeff[certs]\nca_cn = 'marked'\n").certs.ca_cn == "marked"
+
+
+def test_a_pattern_with_a_star_inside_counts_as_one_constraint_and_no_name(tmp_path: Path) -> None:
+    certs = load(tmp_path, "[certs]\nserver_dns_sans = ['a.test', '*.a.*.b.test', '*.c.*.b.test']\n").certs
+    less = load(tmp_path, "[certs]\nserver_dns_sans = ['a.test', 'b.test']\n").certs
+    # The names are a.test and an address; the constraints a.test, b.test, dduct's two names and the address.
+    assert config.comparisons(certs) == (2 + 1) * 5 and config.comparisons(less) == (3 + 1) * 5

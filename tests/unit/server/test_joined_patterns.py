@@ -37,3 +37,8 @@ def test_a_pattern_with_flags_or_groups_is_searched_alone() -> None:
     }
     volatile = {path for path, name in found.items() if name is not None and name.volatile}
     assert volatile == {"/a/", "/b", "/c", "/xx", "/d", "/e"}
+
+
+def test_patterns_with_different_first_sets_stay_apart() -> None:
+    found = joined(map(re.compile, ["[ab]x", "[abc]y", "[ab]z", "\\.x", "\\[y", ""]))
+    assert [one.pattern for one in found] == ["(?:[ab]x)|(?:[ab]z)", "(?:[abc]y)", "(?:\\.x)", "(?:\\[y)", "(?:)"]

@@ -65,6 +65,13 @@ def test_clients_accept_a_constrained_authority_for_listed_hosts(constrained: Ce
     assert greet(constrained, host) == "TLSv1.3"
 
 
+def test_an_authority_for_a_pattern_with_a_star_inside_covers_what_follows_the_star() -> None:
+    authority = CertificateAuthority.generate("dduct", 2048, 365, ("*.ecr.*.cloud.test",))
+    assert authority.may_certify("*.ecr.*.cloud.test") and authority.may_certify("1.ecr.north.cloud.test")
+    assert greet(authority, "1.ecr.north.cloud.test") == "TLSv1.3"
+    assert not authority.may_certify("*.ecr.*.other.test")
+
+
 @pytest.mark.parametrize("host", ["other.test", "notorigin.test", "test", "192.0.2.2", "2001:db8::2"])
 def test_clients_reject_a_constrained_authority_for_other_hosts(constrained: CertificateAuthority, host: str) -> None:
     assert not constrained.may_certify(host)

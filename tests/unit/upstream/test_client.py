@@ -6,16 +6,15 @@ import socket
 from typing import Any, List
 
 import pytest
+from support.knowledge import known
 
 from monitoring.metrics import Counters
 from net.addresses import Reach
 from protocol.headers import Headers
 from protocol.http1 import Authority, Target
-from storage.shared_table import SharedTable
 from upstream.client import Origins
 from upstream.dialling import NoAnswer, Settings, UpstreamError
 from upstream.origin_tls import TlsSettings
-from upstream.public_tokens import PublicTokens
 from upstream.request import Purpose, Request
 
 TARGET = Target("http", Authority("away.test", 80), "/x.deb")
@@ -47,8 +46,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 @pytest.fixture
 def origins(names: Names) -> Origins:
     settings = Settings(connect_timeout=10.0, fill_timeout=60.0, relay_timeout=300.0, tls=TlsSettings())
-    table = SharedTable(64)
-    return Origins(settings, Counters(), table, PublicTokens(table), lambda: names.now)
+    return Origins(settings, Counters(), known(), lambda: names.now)
 
 
 def fails_slowly(names: Names, origins: Origins) -> None:

@@ -7,6 +7,7 @@ import socket
 from typing import Iterator, List, Optional, Tuple, cast
 
 import pytest
+from support.knowledge import known
 from support.pairs import TIMEOUT, Pairs, in_thread
 from support.sessions import read_until
 
@@ -16,13 +17,11 @@ from net.body import BodyReader
 from net.stream import Stream
 from protocol.headers import Headers
 from protocol.http1 import Authority, BodyFraming, Framing, Target
-from storage.shared_table import SharedTable
 from upstream.client import REDIRECT_LIMIT, Origins
 from upstream.connection_pool import IDLE_TIMEOUT
 from upstream.dialling import Dialler, Parent, Settings, Unanswered, UpstreamError
 from upstream.exchange import Exchange
 from upstream.origin_tls import TlsSettings
-from upstream.public_tokens import PublicTokens
 from upstream.request import Purpose, Request
 
 AUTHORITY = Authority("a.example", 80)
@@ -82,8 +81,8 @@ class Dialled:
     def __init__(self, pairs: Pairs) -> None:
         self.now = 1000.0
         self.dialler = FakeDialler(pairs)
-        table, dialler = SharedTable(64), cast(Dialler, self.dialler)
-        self.origins = Origins(SETTINGS, Counters(), table, PublicTokens(table), lambda: self.now, dialler)
+        dialler = cast(Dialler, self.dialler)
+        self.origins = Origins(SETTINGS, Counters(), known(), lambda: self.now, dialler)
 
     def script(self, *answers: bytes) -> None:
         """What the next connection's origin answers; b"" ends the connection in place of an answer."""

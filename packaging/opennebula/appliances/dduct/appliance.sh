@@ -249,7 +249,7 @@ time_of()
         || refuse "$1" "$(shown "$ANSWER") is no time" 'give a number and s, m, h or d, such as 90s or 12h'
 }
 
-HOST_PATTERN='(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*'
+HOST_PATTERN='(\*\.)?[A-Za-z0-9_](([A-Za-z0-9_.-]|\.\*\.)*[A-Za-z0-9_.])?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*'
 ADDRESS_PATTERN='[0-9]+(\.[0-9]+){3}|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*'
 
 # NIC_ADDRESSES, those of the first NIC with their prefix lengths, the VM's own first; ALL_ADDRESSES of this machine without
