@@ -31,6 +31,7 @@ from net.addresses import may_reach
 from protocol import media_types, validation
 from storage.entry import Entry
 from storage.record import Metadata, Unstorable
+from upstream.dialling import REFUSALS, NoToken
 from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
@@ -85,6 +86,9 @@ class Authorization:
                 return self._authorize(metadata, exchange, hit)
             if exchange.unhelpful and not metadata.restricted:
                 raise exchange.failure()
+            refused = exchange.head.status in REFUSALS
+            if refused and self._services.public_tokens.is_stand_in(self._request.head.headers):
+                raise NoToken
             changed = verdict is Verdict.OTHER and metadata.restricted
             if changed and meaning.may_replace(self._request, exchange, metadata, self._is_known()):
                 return Admission.CHANGED

@@ -29,7 +29,7 @@ from transfers.asking import Asker, Retries
 from transfers.fill import Fill
 from transfers.follow import AnyFill
 from transfers.states import FillState
-from upstream.dialling import Unanswered, UpstreamError
+from upstream.dialling import REFUSALS, NoToken, Unanswered, UpstreamError
 from upstream.exchange import Exchange
 
 _log = logging.getLogger("dduct.fetch")
@@ -64,7 +64,7 @@ class Leading:
         negative: NegativeAnswer,
         look_ahead: Optional[Callable[[], None]] = None,
     ) -> None:
-        self._cache = services.cache
+        self._services = services
         self._reply = reply
         self._request = request
         self._query = query
@@ -116,12 +116,9 @@ class Leading:
             cleanup.callback(exchange.close)
             if not (begun is not None and begun.has_won) and not asker.answered():
                 return self._come_second(fill, exchange, stale)
-            if stale is None and exchange.unhelpful and self._request.is_metadata:
-                failure = exchange.failure()
-                outcome = self._answer.send_variant(failure)
-                if outcome is not None:
-                    fill.fail(failure)
-                    return outcome
+            outcome = self._unusual(fill, exchange) if stale is None else None
+            if outcome is not None:
+                return outcome
             started = (
                 self._start(fill, exchange, asked, cleanup)
                 if stale is None
@@ -134,6 +131,28 @@ class Leading:
             outcome = self._answer.send_growing(started.reader, started.metadata)
             self.was_small = stale is None and exchange.head.persistent and 0 < (started.reader.length or 0) <= SMALL
             return outcome
+
+    def _failure(self, exchange: Exchange) -> Optional[UpstreamError]:
+        """What keeps the origin from answering; None where its response is about the object."""
+        if exchange.unhelpful:
+            return exchange.failure()
+        refused = exchange.head.status in REFUSALS
+        return NoToken() if refused and self._services.public_tokens.is_stand_in(self._request.head.headers) else None
+
+    def _unusual(self, fill: Fill, exchange: Exchange) -> Optional[Outcome]:
+        """Answer a miss that its origin does not answer, from another variant; None where its response is sent.
+
+        Raises UpstreamError where a token of dduct's own has been refused.
+        """
+        failure = self._failure(exchange)
+        if failure is None:
+            return None
+        outcome = self._answer.send_variant(failure) if self._request.is_metadata else None
+        if outcome is not None or isinstance(failure, NoToken):
+            fill.fail(failure)
+        if outcome is None and isinstance(failure, NoToken):
+            raise failure
+        return outcome
 
     def _exchange(self, fill: Fill, stale: Optional[Stale]) -> Exchange:
         if stale is None:
@@ -159,10 +178,13 @@ class Leading:
             kept = status == 304 and exchange.head.persistent
             self.was_small = kept and may_be_polled(stale.entry.record, stale.metadata)
             return self._answer.send_hit(stale.entry, metadata, Counter.VALIDATED, note)
-        if exchange.unhelpful and self._answer.may_use(stale):
-            failure = exchange.failure()
+        failure = self._failure(exchange)
+        if failure is not None and self._answer.may_use(stale):
             fill.fail(failure)
             return self._answer.send_stale(stale, failure)
+        if isinstance(failure, NoToken):
+            fill.fail(failure)
+            raise failure
         if not exchange.unhelpful and not self._authorization.may_change(stale.metadata, exchange):
             fill.renew()  # those that wait for this ask with their own credentials
             self._relay.pass_on(exchange, with_detail(missed(stale), Detail.CREDENTIALS))
@@ -173,13 +195,13 @@ class Leading:
         self, fill: Fill, exchange: Exchange, asked: Asked, cleanup: ExitStack, stale: Optional[Stale] = None
     ) -> Union[Started, Outcome]:
         """Start the fill; a response that is not stored is sent to this client."""
-        if not self._cache.acquire(fill):
+        if not self._services.cache.acquire(fill):
             return Outcome.RETRY  # another process fetches it, or has done so
         started = self._filling.start(fill, exchange, asked, cleanup)
         if isinstance(started, Started):
             return started
         if stale is not None and exchange.head.status in _OUTDATED:
-            self._cache.remove(self._request.key)
+            self._services.cache.remove(self._request.key)
         if isinstance(started, Negative):
             # Whatever conditions and ranges its client has sent (RFC 9110 §13.2.1, §14.2).
             self._relay.forward(exchange, with_detail(f"{missed(stale)}; stored", Detail.NEGATIVE))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Container, Dict, Iterable, List, NamedTuple, Optional, Tuple
 from urllib.parse import unquote_plus
 
 from monitoring.redaction import nameable, nameable_path, words_of
-from protocol.headers import split_list
+from protocol.headers import Headers, split_list
 from protocol.http1 import Target
 from storage.record import Digest
 
@@ -31,11 +32,15 @@ class Parameters:
 class MetadataRule(NamedTuple):
     """Indexes, manifests and the like: what `pattern` finds may be sent for `unasked` seconds without a question.
 
-    A pattern that begins with `//` or `^//` is searched in `//host/path`, any other one in the path.
+    A pattern that begins with `//` or `^//` is searched in `//host/path`, one that begins as `^Accept: ` does in the
+    request's field of that name, any other one in the path.
     """
 
     pattern: re.Pattern[str]
     unasked: float
+
+
+_FIELD = re.compile(r"\^([A-Za-z][A-Za-z-]*): ")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,17 @@ class Naming:
     volatile: Tuple[re.Pattern[str], ...] = ()
     metadata: Tuple[MetadataRule, ...] = ()
     tag_check: float = 0.0
+
+    @cached_property
+    def by_field(self) -> Tuple[Tuple[bytes, str, MetadataRule], ...]:
+        """The rules about request fields, each with the name of its field: in lower case, and as the rule has it."""
+        found = ((_FIELD.match(rule.pattern.pattern), rule) for rule in self.metadata)
+        return tuple((match[1].lower().encode(), match[1], rule) for match, rule in found if match is not None)
+
+    @cached_property
+    def by_place(self) -> Tuple[MetadataRule, ...]:
+        """The rules about host and path."""
+        return tuple(rule for rule in self.metadata if _FIELD.match(rule.pattern.pattern) is None)
 
 
 @dataclass(frozen=True)
@@ -132,7 +148,7 @@ _MAX_HOST = 255
 def _name_of_metadata(origin: str, path: str, query: Optional[str], naming: Naming) -> Optional[Name]:
     """The name of a repository's metadata; None where no rule is about it."""
     host = origin.partition("/")[2][:_MAX_HOST]
-    for pattern, unasked in naming.metadata:
+    for pattern, unasked in naming.by_place:
         of_host = pattern.pattern.startswith(("//", "^//"))
         match = pattern.search(f"//{host}{path}" if of_host else path)
         if match is None:
@@ -146,7 +162,19 @@ def _name_of_metadata(origin: str, path: str, query: Optional[str], naming: Nami
     return None
 
 
-def _metadata_name(place: Name, unasked: float, manifest: bool) -> Name:
+def name_by_fields(target: Target, headers: Headers, naming: Naming) -> Optional[Name]:
+    """The name of metadata that a client asks for by its fields, where the URL says nothing; None without a rule."""
+    for key, field_name, (pattern, unasked) in naming.by_field:
+        value = headers.get(key)
+        if value is None or len(value) > LONGEST_PATH or len(target.path) > LONGEST_PATH:
+            continue
+        if pattern.search(f"{field_name}: {value.decode('latin-1')}") is not None:
+            path = _ESCAPE.sub(_decode_unreserved, target.path)
+            return _metadata_name(_place(f"{target.scheme}/{target.host_field}", path, target.query, naming), unasked)
+    return None
+
+
+def _metadata_name(place: Name, unasked: float, manifest: bool = False) -> Name:
     return replace(place, volatile=not unasked, unasked=unasked, negotiated=True, manifest=manifest)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Dict, Iterable, List, Optional, Union
 
-from fetching.naming import Name, Naming, storage_name
+from fetching.naming import Name, Naming, name_by_fields, storage_name
 from net.addresses import Networks, is_loopback, is_network
 from net.arrival import Arrival
 from pages.builtin import OWN_PATHS
@@ -152,13 +152,15 @@ def decide(head: RequestHead, arrival: Arrival, rules: Rules) -> Decision:
     else:
         decision = _decide(head, arrival, rules)
     if isinstance(decision, Fetch) and head.method in _CACHED_METHODS:
-        return _as_negotiated(decision, head)
+        return _as_negotiated(decision, head, rules)
     return decision
 
 
-def _as_negotiated(decision: Fetch, head: RequestHead) -> Fetch:
+def _as_negotiated(decision: Fetch, head: RequestHead, rules: Rules) -> Fetch:
     """The same, with a name that also says which representation this client accepts."""
     name = decision.name
+    if name is None and rules.naming.by_field and _is_readable(decision.target, rules):
+        name = name_by_fields(decision.target, head.headers, rules.naming)
     if name is None or not name.negotiated:
         return decision
     return replace(decision, name=name.for_accept(head.headers.get(b"accept")))
@@ -279,6 +281,9 @@ def _fetch(head: RequestHead, target: Target, rules: Rules) -> Union[Fetch, MaxF
         return Refuse(400, "only OPTIONS asks for *")
     if head.method not in _CACHED_METHODS:
         return Fetch(target, None)
-    if target.scheme == "https" and target.authority.host not in rules.intercept:
-        return Fetch(target, None)
-    return Fetch(target, storage_name(target, rules.naming))
+    return Fetch(target, storage_name(target, rules.naming) if _is_readable(target, rules) else None)
+
+
+def _is_readable(target: Target, rules: Rules) -> bool:
+    """Whether dduct may keep what is there: https of hosts that are not listed passes unread."""
+    return target.scheme != "https" or target.authority.host in rules.intercept

@@ -12,13 +12,13 @@ from net.response import Reply
 from net.stream import Stream
 from protocol import validation
 from protocol.http1 import BodyFraming, Framing, RequestHead, Target
-from proxy import registry_ping, token_reading
+from proxy import registry_stand_in, token_reading
 from proxy.runtime import Runtime
 from upstream.dialling import UpstreamError
 from upstream.relay import expects_continue, forward, outgoing, wants_upgrade
 from upstream.request import Purpose, Request
 
-_AWAY = (502, 503, 504)  # an error's status where the origin could not be asked
+_AWAY = (429, 502, 503, 504)  # an error's status where the origin could not be asked
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,22 @@ def answer_from_origin(
     Raises UpstreamError before the answer has begun, OSError when the client is gone.
     """
     services, head = runtime.services, asked.head
-    request = _request(runtime, asked, reply, reach)
+    stand_in = registry_stand_in.find(services, asked.target, head)
+    if stand_in is not None and services.origins.away(asked.target) is not None:
+        stand_in.send(reply)
+        return
+    # Where dduct has another answer, clients wait no longer than for what is stored.
+    request = _request(runtime, asked, reply, reach, Purpose.RELAY if stand_in is None else Purpose.FILL)
     try:
         exchange = services.origins.exchange(request)
     except UpstreamError as error:
-        if error.status not in _AWAY or not registry_ping.may_answer(services, asked.target, head):
+        if stand_in is None or error.status not in _AWAY:
             raise
-        registry_ping.answer(reply)
+        stand_in.send(reply)
         return
     try:
-        if exchange.unhelpful and registry_ping.may_answer(services, asked.target, head):
-            registry_ping.answer(reply)
+        if stand_in is not None and exchange.unhelpful:
+            stand_in.send(reply)
             return
         if validation.invalidates(head.method, exchange.head.status):
             services.invalidate(asked.target, exchange.head, runtime.rules.naming)
@@ -65,7 +70,7 @@ def answer_from_origin(
         exchange.close()
 
 
-def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Request:
+def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach, purpose: Purpose) -> Request:
     head, framing, via = asked.head, asked.framing, runtime.services.via
     # kubectl and docker send a POST with `Content-Length: 0` to switch protocols. The field is passed on unchanged.
     empty = framing.kind is Framing.NONE or framing.length == 0
@@ -75,7 +80,7 @@ def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Requ
         target=asked.target,
         headers=outgoing(head, via, upgrade),
         reach=reach,
-        purpose=Purpose.RELAY,
+        purpose=purpose,
         framing=framing,
         body=None if empty else asked.body,
         expects=expects_continue(head, framing),

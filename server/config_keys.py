@@ -218,7 +218,8 @@ class CacheSettings:
         [list(pair) for pair in METADATA.items()],
         "further objects that are kept, as pairs: a regular expression as in `filters`, and how long its objects may "
         "be sent without asking (`'0s'`: validated on every request). An expression that begins with `^//` is searched "
-        "in `//host/path`. What the client accepts belongs to the name of such an object",
+        "in `//host/path`, and one that begins as `^Accept: ` does in the request's field of that name. What the "
+        "client accepts belongs to the name of such an object",
         shown="manifests, indexes of pip, npm, cargo, go, apt, dnf, …",
     )
     tag_check: float = key(

@@ -34,6 +34,7 @@ FILTERS = (
     r"/[^/]+\.(?:whl|tar\.gz|zip|tar\.bz2|egg)$",
     r"^/.*\.(?:apk|deb|rpm)$",
     r"^/.*\.(?:whl|crate)$",
+    r"/crates/[^/]+/[^/]+/download$",
     r"^/.*\.(?:tar|tbz|tgz|txz)$",
     r"^/.*\.(?:7z|bz2|gz|xz|zip|zst)$",
 )

@@ -68,11 +68,15 @@ METADATA: Dict[str, str] = {
     # Python: the simple index and its JSON; metadata of one wheel, which never changes
     r"/simple/(?:[^/]+/?)?$": "0s",
     r"^/pypi/[^/]+/(?:[^/]+/)?json$": "0s",
+    r"^Accept: .*application/vnd\.pypi\.simple\.v1\+": "0s",
     r"\.(?:whl|tar\.gz)\.metadata$": "30d",
     # npm, yarn
     r"^//registry\.(?:npmjs\.org|npmjs\.com|yarnpkg\.com)/(?:@[^/]+(?:/|%2[Ff]))?[^/@-][^/]*$": "0s",
+    r"^Accept: .*application/vnd\.npm\.install-v1\+json": "0s",
+    r"^Pacote-Req-Type: packument$": "0s",
     # crates: sparse indexes
     r"^//index\.crates\.io/": "0s",
+    r"^Cargo-Protocol: version=1$": "0s",
     r"/index/(?:config\.json|1/[^/]+|2/[^/]+|3/[^/]/[^/]+|[^/]{2}/[^/]{2}/[^/]+)$": "0s",
     # Go: a whole version never changes, nor does a record of the checksum database; branches and the like do
     r"/@v/list$|/@latest$": "0s",

@@ -72,6 +72,16 @@ class Unanswered(UpstreamError):
     """The origin was reached, and hung up, sent no HTTP, or nothing in time; another request may succeed."""
 
 
+REFUSALS = (401, 403)  # statuses of an origin that does not know a token
+
+
+class NoToken(Unanswered):
+    """The origin wants a token, and its token server cannot be asked."""
+
+    def __init__(self) -> None:
+        super().__init__("its token server cannot be asked", 503)
+
+
 @dataclass(frozen=True)
 class Parent:
     """Another proxy, over TLS or not; `credentials` are its Basic `user:password`."""

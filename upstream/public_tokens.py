@@ -7,6 +7,8 @@ without credentials, too, where a repository is public. Only an intercepting pro
   nothing about them. A realm counts if it was named to nobody in particular: some servers make it of the request.
 * The request for it had nothing that may identify its client: no field, no body, no parameter but those of the
   protocol, and no certificate of dduct's.
+* Where a token server cannot be asked, its clients get a token of dduct's own, so that they go on to what is stored
+  for anybody. Their origin does not know it, and refuses it.
 * Workers share what is known. It ends with the token; a token is kept as a keyed hash only.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 import time
 import zlib
 from typing import Callable, Container, Dict, List, Optional
@@ -80,6 +83,23 @@ class PublicTokens:
                 self._table.put(_token(token.encode()), until, _mark(_without_query(target)))
                 found = token
         return found
+
+    def issues(self, target: Target, head: RequestHead) -> bool:
+        """Whether a request asks a token server for a token, for anybody or for somebody."""
+        return head.method in (b"GET", b"POST") and self._holds(_realm(_without_query(target)))
+
+    def stand_in(self, target: Target) -> bytes:
+        """The body of a response in the place of a token server: a token of dduct's own."""
+        token = f"dduct-{secrets.token_hex(16)}"
+        until = self._clock() + _USUAL_LIFETIME
+        self._table.put(_token(token.encode()), until, _mark(_without_query(target)))
+        self._table.put(_made_here(token.encode()), until)
+        return json.dumps({"token": token, "access_token": token, "expires_in": _USUAL_LIFETIME}).encode()
+
+    def is_stand_in(self, headers: Headers) -> bool:
+        """Whether a request has a token of dduct's own."""
+        scheme, _, token = (headers.get(b"authorization") or b"").partition(b" ")
+        return scheme.lower() == b"bearer" and self._holds(_made_here(token.strip(b" ")))
 
     def is_public(self, target: Target, authorization: bytes) -> bool:
         """Whether an Authorization field has a token that anybody gets for this target's origin."""
@@ -170,6 +190,10 @@ def _realm(url: str) -> bytes:
 
 def _realm_of(target: Target, mark: int) -> bytes:
     return f"challenge\0{target.scheme}://{target.authority}\0{mark}".encode()
+
+
+def _made_here(token: bytes) -> bytes:
+    return b"own\0" + token
 
 
 def _token(token: bytes) -> bytes:

@@ -13,9 +13,10 @@ from typing import Dict, List, Sequence
 import pytest
 from support.images import write_image
 
-from clients.test_private import TokenServer, tokens
+from clients.test_private import tokens
 from clients.test_registries import content
-from clients.workshop import REGISTRY, TOKENS, Dduct, Registry, Workshop, require, run
+from clients.tokens import TokenServer
+from clients.workshop import REGISTRY, Dduct, Registry, Workshop, require, run
 
 __all__ = ["tokens"]  # a fixture
 
@@ -78,9 +79,7 @@ def test_a_password_for_the_mirror_gets_the_tokens_of_the_registry(
     workshop: Workshop, tokens: TokenServer, tmp_path: Path
 ) -> None:
     require("skopeo", "docker-registry")
-    realm = f"https://{TOKENS}:{tokens.port}/token"
-    service = f"realm: '{realm}', service: registry, issuer: tokens, rootcertbundle: {tokens.certificate}"
-    workshop.registry(f"auth: {{token: {{{service}}}}}", usual_port=True)
+    workshop.registry(tokens.settings, usual_port=True)
     digests = pushed(workshop, "--dest-creds", "alice:wonder")
     dduct = workshop.dduct()
     known = environment(workshop, dduct)

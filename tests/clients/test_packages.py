@@ -1,4 +1,4 @@
-"""Package managers: apt, dnf, pip, npm and cargo, each cold and warm."""
+"""Package managers: apt, dnf, pip, npm and cargo, each cold, warm, and while the origin is away."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import List
@@ -20,11 +21,11 @@ import pytest
 
 from clients.workshop import ORIGIN, Dduct, Nginx, Workshop, require, run
 
-PROGRAMS = ("apt-get", "apt-ftparchive", "dpkg-deb", "nginx")
+PROGRAMS = ("apt-get", "apt-ftparchive", "dpkg-deb", "gpg", "gpgconf", "nginx")
 
 
-def write_repository(nginx: Nginx, scratch: Path) -> None:
-    """A repository with one package of a megabyte, its indexes by hash."""
+def write_repository(nginx: Nginx, scratch: Path, by_hash: bool = True) -> None:
+    """A repository with one package of a megabyte, its indexes by hash or not."""
     tree = scratch / "package"
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "usr/share/dduct-sample").mkdir(parents=True)
@@ -47,9 +48,28 @@ def write_repository(nginx: Nginx, scratch: Path) -> None:
             digest = hashlib.new(algorithm, path.read_bytes()).hexdigest()
             os.link(path, binary / "by-hash" / algorithm / digest)
     release = nginx.files / "dists/stable"
-    options = {"Codename": "stable", "Components": "main", "Architectures": "amd64", "Acquire-By-Hash": "yes"}
+    options = {
+        "Codename": "stable",
+        "Components": "main",
+        "Architectures": "amd64",
+        "Acquire-By-Hash": "yes" if by_hash else "no",
+    }
     settings = [f"-oAPT::FTPArchive::Release::{name}={value}" for name, value in options.items()]
     (release / "Release").write_text(run("apt-ftparchive", *settings, "release", release))
+    sign(release / "Release", nginx.files / "key.asc")
+
+
+def sign(release: Path, public: Path) -> None:
+    """InRelease beside a Release, signed by a key that is made for it; its public part goes to `public`."""
+    home = tempfile.mkdtemp(prefix="gpg")  # its agent takes no long path
+    gpg = ["gpg", "-q", "--homedir", home, "--batch", "--pinentry-mode", "loopback", "--passphrase", ""]
+    try:
+        run(*gpg, "--quick-gen-key", "tests", "ed25519", "sign", "never")
+        run(*gpg, "--clearsign", "-o", release.with_name("InRelease"), release)
+        run(*gpg, "-a", "-o", public, "--export", "tests")
+    finally:
+        run("gpgconf", "--homedir", home, "--kill", "all")
+        shutil.rmtree(home, ignore_errors=True)  # the agent takes its sockets with it
 
 
 def apt(directory: Path, dduct: Dduct, nginx: Nginx, scheme: str = "https") -> Path:
@@ -58,7 +78,8 @@ def apt(directory: Path, dduct: Dduct, nginx: Nginx, scheme: str = "https") -> P
         (directory / name).mkdir(parents=True)
     (directory / "state/status").touch()
     source = nginx.url if scheme == "https" else f"http://{ORIGIN}:{nginx.port}"
-    (directory / "etc/sources.list").write_text(f"deb [trusted=yes arch=amd64] {source} stable main\n")
+    key = nginx.files / "key.asc"
+    (directory / "etc/sources.list").write_text(f"deb [signed-by={key} arch=amd64] {source} stable main\n")
     settings = {
         "Dir::Etc": directory / "etc",
         "Dir::State": directory / "state",
@@ -79,13 +100,13 @@ def apt(directory: Path, dduct: Dduct, nginx: Nginx, scheme: str = "https") -> P
     return package
 
 
-@pytest.mark.parametrize("scheme", ["https", "http"])
+@pytest.mark.parametrize(("scheme", "by_hash"), [("https", True), ("http", True), ("https", False)])
 def test_apt_updates_and_downloads_twice_and_the_package_crosses_once(
-    workshop: Workshop, tmp_path: Path, scheme: str
+    workshop: Workshop, tmp_path: Path, scheme: str, by_hash: bool
 ) -> None:
     require(*PROGRAMS)
     nginx, dduct = workshop.nginx(), workshop.dduct()
-    write_repository(nginx, tmp_path)
+    write_repository(nginx, tmp_path, by_hash)
     first = apt(tmp_path / "first", dduct, nginx, scheme)
     sent = nginx.sent()
     package = next(path for path in sent if path.endswith(".deb"))
@@ -93,9 +114,10 @@ def test_apt_updates_and_downloads_twice_and_the_package_crosses_once(
     second = apt(tmp_path / "second", dduct, nginx, scheme)
     assert second.read_bytes() == first.read_bytes()
     again = nginx.sent()
-    changed = {path for path in again if again[path] != sent.get(path)}
-    # Only what carries no digest in its path and no filter matches is transferred again.
-    assert changed <= {"/dists/stable/Release", "/dists/stable/InRelease", "/dists/stable/Release.gpg"}
+    assert again == sent
+    nginx.stop()
+    third = apt(tmp_path / "away", dduct, nginx, scheme)
+    assert third.read_bytes() == first.read_bytes()
 
 
 def ask_method(request: str) -> str:
@@ -164,7 +186,10 @@ def test_dnf_downloads_twice_and_the_package_crosses_once(workshop: Workshop, tm
     nginx, dduct = workshop.nginx(), workshop.dduct()
     write_rpm(nginx, tmp_path)
     packages, sent = [], []
-    for attempt in ("cold", "warm"):
+    for attempt in ("cold", "warm", "away"):
+        if attempt == "away":
+            sent.append(nginx.sent())
+            nginx.stop()
         root = tmp_path / attempt
         root.mkdir()
         (root / "dnf.conf").write_text(
@@ -178,10 +203,10 @@ def test_dnf_downloads_twice_and_the_package_crosses_once(workshop: Workshop, tm
         )  # fmt: skip
         (package,) = (root / "out").glob("*.rpm")
         packages.append(package.read_bytes())
-        sent.append(nginx.sent())
-    assert packages[0] == packages[1] == next((nginx.files / "rpms").glob("*.rpm")).read_bytes()
-    changed = {path for path in sent[1] if sent[1][path] != sent[0].get(path)}
-    assert changed <= {"/rpms/repodata/repomd.xml"}
+        if attempt == "cold":
+            sent.append(nginx.sent())
+    assert packages == 3 * [next((nginx.files / "rpms").glob("*.rpm")).read_bytes()]
+    assert sent[0] == sent[1]
 
 
 def write_index(nginx: Nginx, scratch: Path) -> str:
@@ -261,10 +286,12 @@ def test_npm_installs_twice_and_the_tarball_crosses_once(workshop: Workshop, tmp
     assert nginx.sent()["/dduct-sample/-/dduct-sample-1.0.0.tgz"] == (where / "dduct-sample-1.0.0.tgz").stat().st_size
 
 
-def test_cargo_fetches_twice_and_the_crate_crosses_once(workshop: Workshop, tmp_path: Path) -> None:
-    require("nginx")
-    version = shutil.which("cargo") and run("cargo", "--version").split()[1]
-    if not version or tuple(map(int, version.split(".")[:2])) < (1, 68):
+@pytest.mark.parametrize("place", ["index", "mirror"])
+def test_cargo_fetches_twice_and_the_crate_crosses_once(workshop: Workshop, tmp_path: Path, place: str) -> None:
+    """Crates lie where crates.io has them; the index lies anywhere."""
+    require("cargo", "nginx")
+    version = run("cargo", "--version").split()[1]
+    if tuple(map(int, version.split(".")[:2])) < (1, 68):
         pytest.skip("needs cargo 1.68, which has sparse registries; test_recorded.py has what it sends")
     nginx, dduct = workshop.nginx(), workshop.dduct()
     crate = tmp_path / "dduct-sample-1.0.0.crate"
@@ -275,15 +302,18 @@ def test_cargo_fetches_twice_and_the_crate_crosses_once(workshop: Workshop, tmp_
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     cksum = hashlib.sha256(crate.read_bytes()).hexdigest()
-    (nginx.files / "crates").mkdir()
+    path = "/crates/dduct-sample/1.0.0/download"
+    (nginx.files / path[1:]).parent.mkdir(parents=True)
     size = crate.stat().st_size
-    crate.rename(nginx.files / "crates" / crate.name)
-    index = nginx.files / "index"
+    crate.rename(nginx.files / path[1:])
+    index = nginx.files / place
     (index / "dd/uc").mkdir(parents=True)
-    (index / "config.json").write_text(json.dumps({"dl": nginx.url + "/crates/{crate}-{version}.crate"}))
+    (index / "config.json").write_text(json.dumps({"dl": f"{nginx.url}/crates"}))
     entry_line = {"name": "dduct-sample", "vers": "1.0.0", "deps": [], "cksum": cksum, "features": {}, "yanked": False}
     (index / "dd/uc/dduct-sample").write_text(json.dumps(entry_line) + "\n")
-    for attempt in ("cold", "warm"):
+    for attempt in ("cold", "warm", "away"):
+        if attempt == "away":
+            nginx.stop()
         project = tmp_path / attempt
         (project / "src").mkdir(parents=True)
         (project / "src/lib.rs").touch()
@@ -294,9 +324,9 @@ def test_cargo_fetches_twice_and_the_crate_crosses_once(workshop: Workshop, tmp_
         home = project / "home"
         home.mkdir()
         (home / "config.toml").write_text(
-            f'[registries.sample]\nindex = "sparse+{nginx.url}/index/"\n'
+            f'[registries.sample]\nindex = "sparse+{nginx.url}/{place}/"\n'
             f'[http]\nproxy = "{dduct.tcp}"\ncainfo = "{dduct.ca}"\n'
         )
         run("cargo", "fetch", cwd=project, env={"CARGO_HOME": str(home), **dduct.environment})
         assert list(home.rglob("dduct-sample-1.0.0.crate"))
-    assert nginx.sent()[f"/crates/{crate.name}"] == size
+        assert attempt == "away" or nginx.sent()[path] == size

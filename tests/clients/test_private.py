@@ -2,106 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import http.server
 import json
-import secrets
-import ssl
 import subprocess
-import threading
-import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
-from urllib.parse import parse_qs, urlsplit
+from typing import List
 
 import pytest
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.x509 import load_pem_x509_certificate
 from support.client import wait_until
 from support.images import write_image
 
 from clients.test_registries import content
-from clients.workshop import REGISTRY, TOKENS, Dduct, Registry, Workshop, clean_environment, require, run
-
-
-def encode(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-class TokenServer:
-    """Issues the tokens of the distribution specification, as JWTs, to those who know a password."""
-
-    def __init__(self, workshop: Workshop) -> None:
-        self.users = {"alice": "wonder"}
-        self.issued: List[str] = []
-        certificate, key = workshop.certificate(TOKENS)
-        self.certificate = certificate
-        loaded = serialization.load_pem_private_key(key.read_bytes(), None)
-        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
-        self._key = loaded
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, body = outer.answer(self.path, self.headers.get("Authorization") or "")
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever)
-        self._thread.start()
-
-    def answer(self, path: str, authorization: str) -> tuple[int, bytes]:
-        user, _, password = base64.b64decode(authorization.partition(" ")[2]).decode().partition(":")
-        if self.users.get(user) != password:
-            return 401, b'{"errors": [{"code": "UNAUTHORIZED"}]}'
-        query = parse_qs(urlsplit(path).query)
-        access = []
-        for scope in query.get("scope", []):
-            kind, name, actions = scope.rsplit(":", 2) if scope.count(":") > 1 else (scope, "", "")
-            access.append({"type": kind.partition(":")[0], "name": name or kind, "actions": actions.split(",")})
-        token = self.token(user, query.get("service", [""])[0], access)
-        self.issued.append(token)
-        return 200, json.dumps({"token": token, "expires_in": 300}).encode()
-
-    def token(self, user: str, service: str, access: List[Dict[str, Any]]) -> str:
-        chain = load_pem_x509_certificate(self.certificate.read_bytes()).public_bytes(serialization.Encoding.DER)
-        header = {"typ": "JWT", "alg": "ES256", "x5c": [base64.b64encode(chain).decode()]}
-        now = int(time.time())
-        claims: Dict[str, Any] = {
-            "iss": "tokens",
-            "sub": user,
-            "aud": service,
-            "access": access,
-            "jti": secrets.token_hex(8),
-        }
-        claims.update({"iat": now, "nbf": now - 10, "exp": now + 300})
-        signed = f"{encode(json.dumps(header).encode())}.{encode(json.dumps(claims).encode())}"
-        r, s = decode_dss_signature(self._key.sign(signed.encode(), ec.ECDSA(hashes.SHA256())))
-        return f"{signed}.{encode(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+from clients.tokens import TokenServer
+from clients.workshop import REGISTRY, Dduct, Registry, Workshop, clean_environment, require, run
 
 
 @pytest.fixture
-def tokens(workshop: Workshop) -> Iterator[TokenServer]:
-    server = TokenServer(workshop)
-    yield server
-    server.close()
+def tokens(workshop: Workshop) -> TokenServer:
+    return TokenServer(workshop)
 
 
 def fetch(dduct: Dduct, url: str, *options: str) -> tuple[int, bytes]:
@@ -113,10 +30,7 @@ def fetch(dduct: Dduct, url: str, *options: str) -> tuple[int, bytes]:
 
 def test_a_private_registry_stays_private(workshop: Workshop, tokens: TokenServer, tmp_path: Path) -> None:
     require("skopeo", "docker-registry", "curl")
-    realm = f"https://{TOKENS}:{tokens.port}/token"
-    service = f"realm: '{realm}', service: registry, issuer: tokens, rootcertbundle: {tokens.certificate}"
-    authentication = f"auth: {{token: {{{service}}}}}"
-    registry = workshop.registry(authentication)
+    registry = workshop.registry(tokens.settings)
     dduct = workshop.dduct("upstream_insecure = []\n[cache]\nauth_grace = 0")
     # The token server is not listed, and shows its own certificate.
     both = tmp_path / "both.pem"

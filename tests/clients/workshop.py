@@ -7,16 +7,18 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Set
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Set
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.origin import Handler, Origin
 
 from tls.authority import CertificateAuthority
 
@@ -25,6 +27,7 @@ TIMEOUT = 120.0
 ORIGIN = "origin.test"
 REGISTRY = "registry.test"
 TOKENS = "tokens.test"
+CDN = "cdn.test"
 
 
 def require(*programs: str) -> None:
@@ -175,6 +178,10 @@ class Nginx:
     def url(self) -> str:
         return f"https://{ORIGIN}:{self.tls_port}"
 
+    def stop(self) -> None:
+        """Refuse connections from now on."""
+        self._program.stop()
+
     def sent(self) -> Dict[str, int]:
         """Bytes of body sent so far, by path. Everything before the marker's line is then in the log."""
         self._markers += 1
@@ -235,7 +242,7 @@ http:
 class Dduct:
     """The program itself, started from its command line with a configuration of its own."""
 
-    def __init__(self, workshop: Workshop, certificates: Path, extra: str = "") -> None:
+    def __init__(self, workshop: Workshop, certificates: Path, extra: str = "", hosts: Sequence[str] = ()) -> None:
         self.directory = workshop.directory / "dduct"
         self.directory.mkdir()
         shutil.copytree(certificates, self.directory / "certs")
@@ -253,7 +260,7 @@ class Dduct:
             {extra}
             [certs]
             rsa_key_bits = 2048
-            server_dns_sans = ['{ORIGIN}', '{REGISTRY}']
+            server_dns_sans = {[ORIGIN, REGISTRY, *hosts]}
             server_ip_sans = ['127.0.0.1', '::1']
         """)
         # The names of the origins are known to dduct alone: clients behind a proxy do not resolve them.
@@ -311,17 +318,23 @@ class Workshop:
         self._stack.close()
 
     def certificate(self, host: str) -> List[Path]:
-        """A certificate and its key, as files, for an origin called `host`."""
-        pair = self._authority.issue_server(ec.generate_private_key(ec.SECP256R1()), host, [host], 30)
+        """A certificate and its key, as files, for an origin called `host`: always the same."""
         certificate, key = self.directory / f"{host}.crt", self.directory / f"{host}.key"
+        if certificate.exists():
+            return [certificate, key]
+        pair = self._authority.issue_server(ec.generate_private_key(ec.SECP256R1()), host, [host], 30)
         certificate.write_bytes(pair.certificate_pem)
         key.write_bytes(pair.key_pem)
         return [certificate, key]
 
+    def at_end(self, release: Callable[[], object]) -> None:
+        """Call this first when all ends, but for what is started later."""
+        self._stack.callback(release)
+
     def with_names(self, command: Sequence[object]) -> List[object]:
         """A command that knows the names of the origins."""
         hosts = self.directory / "hosts"
-        lines = ["127.0.0.1 localhost", f"127.0.0.1 {ORIGIN} {TOKENS}", f"{self.registry_address} {REGISTRY}"]
+        lines = ["127.0.0.1 localhost", f"127.0.0.1 {ORIGIN} {TOKENS} {CDN}", f"{self.registry_address} {REGISTRY}"]
         hosts.write_text("\n".join([*lines, "::1 localhost", ""]))
         script = 'mount --bind "$1" /etc/hosts && shift && exec "$@"'
         return ["unshare", "-m", "sh", "-c", script, "sh", hosts, *command]
@@ -339,5 +352,13 @@ class Workshop:
         self.registry_address = registry.address
         return registry
 
-    def dduct(self, extra: str = "") -> Dduct:
-        return Dduct(self, self._certificates, extra)
+    def origin(self, host: str, handler: Handler) -> Origin:
+        """A scripted origin over TLS, called `host`."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        certificate, key = self.certificate(host)
+        context.load_cert_chain(certificate, key)
+        return self._stack.enter_context(Origin(handler, context))
+
+    def dduct(self, extra: str = "", hosts: Sequence[str] = ()) -> Dduct:
+        """A dduct that intercepts `hosts`, too; `extra` are lines for its configuration, of [proxy] at first."""
+        return Dduct(self, self._certificates, extra, hosts)

@@ -26,10 +26,10 @@ def digest_of(data: bytes) -> str:
 
 
 class Registry:
-    """What it holds; `trouble` answers a request in its place. Its origin serves the tokens, too, at /token."""
+    """What it holds; `trouble` answers a request in its place. Its token server is an origin of its own, `tokens`."""
 
     def __init__(self, dduct: RunningDduct, tokens: bool = True, etags: bool = True) -> None:
-        self._tokens = tokens
+        self._wants_tokens = tokens
         self._etags = etags
         self._issued: Dict[str, str] = {}
         self._contents: Dict[str, Tuple[str, bytes]] = {}  # by digest: media type and bytes
@@ -41,6 +41,7 @@ class Registry:
         self.coded_tokens = False  # in gzip, whatever is accepted
         self.dduct = dduct
         self.origin: Origin = dduct.origin(self._answer)
+        self.tokens: Origin = dduct.origin(self._answer)
 
     def add(self, repository: str, tag: str) -> Tuple[str, str, str]:
         """An image for one architecture; the digests of its list, its manifest and its layer."""
@@ -62,10 +63,10 @@ class Registry:
         """What is asked for by a path here."""
         return Target("https", Authority(HOST, self.origin.port), path)
 
-    def get(self, path: str, *fields: str, method: str = "GET") -> Answer:
-        """One request through dduct, on a connection of its own."""
-        with self.dduct.intercepted(self.origin) as client:
-            lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}:{self.origin.port}", *fields, "", ""]
+    def get(self, path: str, *fields: str, method: str = "GET", origin: Optional[Origin] = None) -> Answer:
+        """One request through dduct, on a connection of its own; `origin`: not to the registry, but to that one."""
+        with self.dduct.intercepted(origin or self.origin) as client:
+            lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}:{(origin or self.origin).port}", *fields, "", ""]
             client.send("\r\n".join(lines).encode())
             return client.read(method=method)
 
@@ -82,8 +83,12 @@ class Registry:
         challenge = self.manifest(repository, "1").get("www-authenticate") or ""
         assert "Bearer" in challenge
         login = [f"Authorization: Basic {base64.b64encode(f'{user}:secret'.encode()).decode()}"] if user else []
-        answer = self.get(f"/token?service=registry&scope=repository:{repository}:pull{query}", *login)
+        answer = self.token_answer(f"&scope=repository:{repository}:pull{query}", *login)
         return f"Authorization: Bearer {json.loads(answer.body)['token']}"
+
+    def token_answer(self, query: str, *fields: str) -> Answer:
+        """What a request for a token is answered."""
+        return self.get(f"/token?service=registry{query}", *fields, origin=self.tokens)
 
     def _hold(self, kind: str, data: bytes) -> str:
         self._contents[digest_of(data)] = kind, data
@@ -96,8 +101,8 @@ class Registry:
             connection.respond(trouble[0], trouble[1], b"trouble", head)
         elif url.path == "/token":
             self._give_token(asked, dict(parse_qsl(url.query)), connection)
-        elif self._tokens and not self._may(asked, url.path) and not self.opens(asked):
-            realm = f'Bearer realm="https://{HOST}:{self.origin.port}/token",service="registry"'
+        elif self._wants_tokens and not self._may(asked, url.path) and not self.opens(asked):
+            realm = f'Bearer realm="https://{HOST}:{self.tokens.port}/token",service="registry"'
             connection.respond(401, [("WWW-Authenticate", realm)], b"who are you?", head)
         elif url.path == "/v2/":
             connection.respond(200, [], b"{}", head)

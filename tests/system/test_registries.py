@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Callable, List
 
 import pytest
 from support.client import wait_until
+from support.origin import Gate
 from support.registry import LIST, MANIFEST, NEW_CLIENT, OLD_CLIENT, Registry
 from support.running import RunningDduct
 
@@ -264,6 +266,55 @@ def test_a_public_image_is_pulled_while_its_registry_is_away_and_a_private_one_i
             assert registry.get(f"/v2/secret/app/{path}", NEW_CLIENT, *token).status == 502
     assert registry.get("/v2/").body == b"{}"
     assert registry.get("/v2/", "Authorization: Basic YTpi").status == registry.get("/v2/?a=b").status == 502
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_public_image_is_pulled_while_its_token_server_is_away_and_a_private_one_is_not(
+    dduct: RunningDduct, status: int
+) -> None:
+    registry = Registry(dduct)
+    registry.private.add("secret/app")
+    index, _, layer = registry.add(REPOSITORY, "1")
+    secret, _, _ = registry.add("secret/app", "1")
+    first, alice = registry.token(REPOSITORY), registry.token("secret/app", "alice")
+    assert pulled(registry, first) == [200] * 4
+    assert registry.manifest("secret/app", "1", alice).status == registry.manifest("secret/app", secret, alice).status
+    dduct.wait_until_durable()
+    registry.trouble = lambda asked: (status, []) if asked.target.startswith("/token") else None
+    token = registry.token(REPOSITORY)
+    assert pulled(registry, token) == [200] * 4
+    for missing in (registry.blob(REPOSITORY, layer, token), registry.manifest(REPOSITORY, "2", token)):
+        assert (missing.status, missing.body) == (503, b"dduct: its token server cannot be asked\n")
+    # What the registry says to a token of its own counts, and to nobody.
+    assert registry.manifest(REPOSITORY, "1").status == 401
+    new, _, _ = registry.add(REPOSITORY, "1")
+    assert registry.manifest(REPOSITORY, "1", token).body == registry.content(index)
+    assert registry.manifest(REPOSITORY, "1", first).body == registry.content(new)
+    # A client with a password gets such a token, too: it opens what anybody gets.
+    token = registry.token(REPOSITORY, "alice", "&account=alice")
+    assert registry.blob(REPOSITORY, layer, token).status == 503
+    assert registry.manifest(REPOSITORY, index, token).body == registry.content(index)
+    for reference in ("1", secret):
+        assert registry.manifest("secret/app", reference, token).status == 503
+    posted = registry.get("/token", "Content-Length: 0", method="POST", origin=registry.tokens)
+    assert "access_token" in json.loads(posted.body)
+
+
+@pytest.mark.parametrize("path", ["/v2/", "/token?service=registry"])
+def test_a_registry_or_token_server_that_hangs_keeps_nobody_waiting_for_long(start_dduct: Build, path: str) -> None:
+    """Far sooner than the time that relayed answers have, and at once while it is known."""
+    registry = Registry(start_dduct(upstream_timeout=0.5, relay_timeout=300.0))
+    registry.add(REPOSITORY, "1")
+    registry.manifest(REPOSITORY, "1", registry.token(REPOSITORY))
+    origin = registry.tokens if path.startswith("/token") else registry.origin
+    gate = Gate()
+    registry.trouble = lambda asked: gate.wait() if asked.target == path else None
+    try:
+        for _ in range(3):
+            assert registry.get(path, origin=origin).status == 200
+        assert origin.count(path) == 1
+    finally:
+        gate.open()
 
 
 def test_v2_is_not_answered_for_a_registry_of_which_nothing_is_stored(dduct: RunningDduct) -> None:

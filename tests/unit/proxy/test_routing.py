@@ -335,6 +335,9 @@ NAMES: List[Tuple[str, Optional[Name]]] = [
     (f"/packages/{SHA256[:2]}/{SHA256[2:4]}/{SHA256[4:]}/a-1-py3-none-any.whl.metadata", None),
     ("/packages/a-1.tar.gz", Name("https/h/packages/a-1.tar.gz")),
     ("/a.crate?x=1&token=y", Name("https/h/a.crate?x=1")),
+    ("/crates/serde/1.0.0/download", Name("https/h/crates/serde/1.0.0/download")),
+    ("/api/v1/crates/serde/1.0.0/download", Name("https/h/api/v1/crates/serde/1.0.0/download")),
+    ("/api/v1/crates/serde/downloads", None),
     ("/a.apk?token=y", Name("https/h/a.apk")),
     ("/a.apk?b=1&a=2", Name("https/h/a.apk?b=1&a=2")),
     ("/a.apk?b=1&&c", Name("https/h/a.apk?b=1&&c")),
@@ -354,6 +357,60 @@ def test_an_object_has_one_name(path: str, name: Optional[Name]) -> None:
     path, mark, query = path.partition("?")
     target = Target("https", Authority("h", 443), path, query if mark else None)
     assert storage_name(target, NAMING) == name
+
+
+ALL = Rules(RULES.intercept, RULES.own_names, replace(NAMING, metadata=DEFAULTS.cache.metadata))
+NPM, PYPI = b"application/vnd.npm.install-v1+json; q=1.0, */*", b"application/vnd.pypi.simple.v1+json, text/html; q=0.1"
+
+
+def named(path: bytes, field: Tuple[bytes, bytes], rules: Rules = ALL, method: bytes = b"GET") -> Optional[str]:
+    head = RequestHead(method, path, 1, Headers([(b"Host", b"listed.test"), field]))
+    decision = routing.decide(head, INSIDE, rules)
+    assert isinstance(decision, Fetch)
+    return None if decision.name is None else decision.name.path.partition("#")[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        (b"/npm/left-pad", (b"Accept", NPM)),
+        (b"/npm/@a%2fb", (b"accept", NPM)),
+        (b"/npm/left-pad", (b"pacote-req-type", b"packument")),
+        (b"/root/+simple/pip/", (b"Accept", PYPI)),
+        (b"/mirror/se/rd/serde", (b"Cargo-Protocol", b"version=1")),
+    ],
+)
+def test_metadata_is_known_by_what_its_client_asks_for(path: bytes, field: Tuple[bytes, bytes]) -> None:
+    assert named(path, field) == f"https/listed.test{path.decode().replace('%2f', '%2F')}"
+    assert named(path, field, method=b"HEAD") is not None
+    assert named(path, (b"X-Other", field[1])) is None
+    assert named(path, field, RULES) is None  # without rules for metadata
+    assert named(path, field, method=b"POST") is None
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        (b"Accept", b"application/json"),
+        (b"Accept", b"application/vnd.npm.install-v2+json"),
+        (b"Pacote-Req-Type", b"tarball"),
+        (b"Accept", b"x" * 2048 + NPM),
+    ],
+)
+def test_other_fields_make_no_metadata(field: Tuple[bytes, bytes]) -> None:
+    assert named(b"/npm/left-pad", field) is None
+
+
+def test_fields_make_no_metadata_of_what_passes_unread() -> None:
+    head = RequestHead(b"GET", b"https://other.test/npm/left-pad", 1, Headers([(b"Accept", NPM)]))
+    decision = routing.decide(head, PLAIN, ALL)
+    assert isinstance(decision, Fetch) and decision.name is None
+
+
+def test_a_filter_comes_before_fields() -> None:
+    assert named(b"/npm/left-pad/-/left-pad-1.0.0.tgz", (b"Accept", NPM)) == (
+        "https/listed.test/npm/left-pad/-/left-pad-1.0.0.tgz"
+    )
 
 
 def test_signature_parameters_are_sent_but_not_part_of_the_name() -> None:

@@ -242,3 +242,27 @@ def test_a_challenge_to_somebody_or_with_a_chosen_host_names_no_realm(
     assert not around.may_issue(realm)
     around.tokens.note_challenge(target(REGISTRY), challenge(realm), Headers([(b"Accept", b"a/b")]), DEFAULT)
     assert around.may_issue(realm)
+
+
+# --- a token server that cannot be asked ------------------------------------------------------------
+
+
+def test_a_stand_in_is_a_public_token_for_a_minute_and_known_as_one(around: Around) -> None:
+    values = json.loads(around.tokens.stand_in(target(ASKED)))
+    assert values["token"] == values["access_token"] and values["expires_in"] == 60
+    headers = Headers([(b"Authorization", f"Bearer {values['token']}".encode())])
+    assert around.is_public(values["token"]) and not around.is_public(values["token"], OTHER)
+    assert around.tokens.is_stand_in(headers)
+    around.now += 61
+    assert not around.is_public(values["token"]) and not around.tokens.is_stand_in(headers)
+
+
+def test_each_stand_in_is_another_one(around: Around) -> None:
+    assert around.tokens.stand_in(target(ASKED)) != around.tokens.stand_in(target(ASKED))
+
+
+@pytest.mark.parametrize("value", [b"", b"Bearer t", b"Basic dduct-0", b"Bearer dduct-" + b"0" * 32])
+def test_no_other_token_is_a_stand_in(around: Around, value: bytes) -> None:
+    around.issue({"token": "t"})
+    around.tokens.stand_in(target(ASKED))
+    assert not around.tokens.is_stand_in(Headers([(b"Authorization", value)] if value else []))
