@@ -23,10 +23,12 @@ from proxy import request_log
 from proxy.client_tunnel import ClientTunnel
 from proxy.look_ahead import LookAhead
 from proxy.other_requests import is_quick
+from proxy.own_credentials import ask_with, use_for
 from proxy.request_log import Line
 from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, Refuse, Tunnel
 from proxy.session_state import SessionState
 from proxy.uncached import Asked, answer_from_origin
+from upstream.credentials import Use
 from upstream.dialling import UpstreamError
 from upstream.relay import expects_continue
 
@@ -133,7 +135,7 @@ class ClientRequest:
         state, reply, reach = self._state, self._reply, self._state.arrival.reach
         if decision.name is not None and self._framing.kind is Framing.NONE:
             return self._fetch_through_cache(decision.target, decision.name)
-        asked = Asked(decision.target, self._head, self._framing, self._body)
+        asked = Asked(state.client.asker, decision.target, self._head, self._framing, self._body)
         answer_from_origin(state.runtime, asked, reply, reach, partial(self._tunnel.carry, carried=reply.carried))
         return False
 
@@ -143,17 +145,24 @@ class ClientRequest:
         # Behind the last request of a connection, nothing is a request (RFC 9112 §9.6).
         look_ahead = self._look_ahead if reply.persistent else None
         begin = None if look_ahead is None else look_ahead.begin
-        services, asker = state.runtime.services, state.client.asker
-        begun = state.take_fetch(services, name)
-        fetch = CachedFetch(services, reply, self._head, target, name, state.arrival.reach, asker, begin, begun)
+        services, asker, reach = state.runtime.services, state.client.asker, state.arrival.reach
+
+        def fetch(head: RequestHead, use: Optional[Use]) -> bool:
+            reply.outcome = ""  # of an attempt without credentials
+            begun = state.take_fetch(services, name)
+            one = CachedFetch(services, reply, head, target, name, reach, asker, begin, begun, use)
+            one.run()
+            return one.was_small
+
         if look_ahead is not None and look_ahead.active:
             look_ahead.begin()
         try:
-            fetch.run()
+            return ask_with(
+                services.names, self._head, use_for(state.runtime, self._head, target, asker, reach, name), fetch
+            )
         finally:
             if self._look_ahead is not None:
                 self._look_ahead.turn_over(name.path)
-        return fetch.was_small
 
     def _connect(self, decision: Union[Tunnel, Intercept]) -> bool:
         """Serve CONNECT; returns whether requests follow inside. Raises UpstreamError before the answer."""

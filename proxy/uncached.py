@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Callable, Optional, Tuple
 
+from fetching.recent import Client
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from net.body import BodyReader
@@ -13,7 +15,9 @@ from net.stream import Stream
 from protocol import validation
 from protocol.http1 import BodyFraming, Framing, RequestHead, Target
 from proxy import registry_ping
+from proxy.own_credentials import ask_with, use_for
 from proxy.runtime import Runtime
+from upstream.credentials import Use
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
 from upstream.public_tokens import MAX_RESPONSE, PublicTokens
@@ -28,6 +32,7 @@ _MOST_PIECES = 16  # of a token server's response that are looked at
 class Asked:
     """A client's request to an origin, with its unread body."""
 
+    client: Client
     target: Target
     head: RequestHead
     framing: BodyFraming
@@ -42,9 +47,8 @@ def answer_from_origin(
     Raises UpstreamError before the answer has begun, OSError when the client is gone.
     """
     services, head = runtime.services, asked.head
-    request = _request(runtime, asked, reply, reach)
     try:
-        exchange = services.origins.exchange(request)
+        exchange, for_anybody = _ask(runtime, asked, reply, reach)
     except UpstreamError as error:
         if error.status not in _AWAY or not registry_ping.may_answer(services, asked.target, head):
             raise
@@ -62,9 +66,27 @@ def answer_from_origin(
             reply.outcome = f"{reply.note}; upgraded"
             carry(exchange.stream)
         else:
-            forward(reply, exchange, _reads_along(runtime, asked, exchange))
+            forward(reply, exchange, _reads_along(runtime, asked, exchange) if for_anybody else lambda _: None)
     finally:
         exchange.close()
+
+
+def _ask(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Tuple[Exchange, bool]:
+    """The response of the origin, and whether anybody may have got it with the same request. Raises UpstreamError."""
+
+    def ask(head: RequestHead, use: Optional[Use]) -> Tuple[Exchange, bool]:
+        exchange = runtime.services.origins.exchange(_request(runtime, replace(asked, head=head), reply, reach))
+        with ExitStack() as cleanup:
+            cleanup.callback(exchange.close)
+            if use is not None:
+                use.look_at(exchange)
+            cleanup.pop_all()
+        return exchange, use is None or use.sent is None
+
+    use = None
+    if asked.framing.kind is Framing.NONE:
+        use = use_for(runtime, asked.head, asked.target, asked.client, reach, None)
+    return ask_with(runtime.services.names, asked.head, use, ask)
 
 
 def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Request:

@@ -9,8 +9,8 @@ import re
 from typing import Callable, Dict, List, Optional, Set, Tuple
 from urllib.parse import parse_qsl, urlsplit
 
-from support.client import Answer
-from support.origin import Asked, Connection, Origin
+from support.client import Answer, Client
+from support.origin import Asked, Connection, Gate, Origin
 from support.running import HOST, RunningDduct
 
 LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -24,7 +24,12 @@ def digest_of(data: bytes) -> str:
 
 
 class Registry:
-    """What it holds; `trouble` answers a request in its place. Its origin serves the tokens, too, at /token."""
+    """What it holds; `trouble` answers a request in its place. Its origin serves the tokens, too, at /token.
+
+    `passwords`: those of its users; any one is right where there are none. `basic`: it takes passwords itself.
+    `lifetime`: of tokens, in seconds; `realm`: the token server that it names; `names_nobody`: it gives no token to
+    requests without a user.
+    """
 
     def __init__(self, dduct: RunningDduct, tokens: bool = True, etags: bool = True) -> None:
         self._tokens = tokens
@@ -33,6 +38,11 @@ class Registry:
         self._contents: Dict[str, Tuple[str, bytes]] = {}  # by digest: media type and bytes
         self.tags: Dict[Tuple[str, str], str] = {}
         self.private: Set[str] = set()
+        self.passwords: Dict[str, str] = {}
+        self.basic = self.names_nobody = False
+        self.lifetime = 300
+        self.realm = ""
+        self.gate: Optional[Gate] = None  # where layers stop after their beginning
         self.trouble: Trouble = lambda asked: None
         self.dduct = dduct
         self.origin: Origin = dduct.origin(self._answer)
@@ -53,12 +63,26 @@ class Registry:
         """The requests whose target has this part: method and target."""
         return [f"{one.method} {one.target}" for one in list(self.origin.requests) if part in one.target]
 
-    def get(self, path: str, *fields: str, method: str = "GET") -> Answer:
-        """One request through dduct, on a connection of its own."""
-        with self.dduct.intercepted(self.origin) as client:
+    @property
+    def host(self) -> str:
+        """As rules for credentials name it."""
+        return f"{HOST}:{self.origin.port}"
+
+    def get(self, path: str, *fields: str, method: str = "GET", source: str = "", user: str = "") -> Answer:
+        """One request through dduct, on a connection of its own, from an address, and of a user of dduct's."""
+        with self.connected(source, user) as client:
             lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}:{self.origin.port}", *fields, "", ""]
             client.send("\r\n".join(lines).encode())
             return client.read(method=method)
+
+    def connected(self, source: str = "", user: str = "") -> Client:
+        """A client inside a connection to it."""
+        client = Client(self.dduct.tcp_port, source=source)
+        login = f"Proxy-Authorization: Basic {base64.b64encode(f'{user}:pw'.encode()).decode()}\r\n" if user else ""
+        client.send(f"CONNECT {self.host} HTTP/1.1\r\nHost: {self.host}\r\n{login}\r\n".encode())
+        assert client.read(method="CONNECT").status == 200
+        client.start_tls(self.dduct.trust, HOST)
+        return client
 
     def manifest(self, repository: str, reference: str, *fields: str, method: str = "GET") -> Answer:
         """A manifest, for a client that takes lists unless it says otherwise."""
@@ -88,22 +112,46 @@ class Registry:
         elif url.path == "/token":
             self._give_token(asked, dict(parse_qsl(url.query)), connection)
         elif self._tokens and not self._may(asked, url.path):
-            realm = f'Bearer realm="https://{HOST}:{self.origin.port}/token",service="registry"'
-            connection.respond(401, [("WWW-Authenticate", realm)], b"who are you?", head)
+            connection.respond(401, [("WWW-Authenticate", self._challenge(url.path))], b"who are you?", head)
         elif url.path == "/v2/":
             connection.respond(200, [], b"{}", head)
         else:
             self._give(asked, url.path, connection)
 
     def _give_token(self, asked: Asked, parameters: Dict[str, str], connection: Connection) -> None:
-        login = asked.get("authorization")
-        user = "" if login is None else base64.b64decode(login[6:]).decode().partition(":")[0]
+        user = self._user(asked)
+        if user is None or (self.names_nobody and not user):
+            connection.respond(401, [("WWW-Authenticate", 'Basic realm="tokens"')], b"who are you?")
+            return
         token = f"t{len(self._issued)}-{user}"
         self._issued[token] = user or parameters.get("account", "")
-        connection.respond(200, [], json.dumps({"token": token, "expires_in": 300}).encode())
+        connection.respond(200, [], json.dumps({"token": token, "expires_in": self.lifetime}).encode())
+
+    def revoke(self) -> None:
+        """End all tokens."""
+        self._issued.clear()
+
+    def _challenge(self, path: str) -> str:
+        if self.basic:
+            return 'Basic realm="registry"'
+        match = re.match("/v2/(.+)/(?:manifests|blobs|tags)/", path)
+        scope = "" if match is None else f',scope="repository:{match[1]}:pull"'
+        return f'Bearer realm="{self.realm or f"https://{self.host}/token"}",service="registry"{scope}'
+
+    def _user(self, asked: Asked) -> Optional[str]:
+        """Empty for a request without one, None where the password is wrong."""
+        login = asked.get("authorization")
+        if login is None:
+            return ""
+        if not login.startswith("Basic "):
+            return None
+        user, _, password = base64.b64decode(login[6:]).decode().partition(":")
+        return user if password == self.passwords.get(user, password) else None
 
     def _may(self, asked: Asked, path: str) -> bool:
         user = self._issued.get((asked.get("authorization") or "")[7:])
+        if self.basic:
+            user = self._user(asked) or None
         match = re.match("/v2/(.+)/(?:manifests|blobs)/", path)
         return user is not None and (match is None or match[1] not in self.private or bool(user))
 
@@ -120,5 +168,10 @@ class Registry:
         tag = [("ETag", f'"{digest}"')] if self._etags else []
         if tag and asked.get("if-none-match") == tag[0][1]:
             connection.head(304, tag)
+        elif self.gate is not None and path.partition("/blobs/")[1] and not head:
+            connection.head(200, [("Content-Length", str(len(data))), *tag])
+            connection.send_body(data[:10])
+            self.gate.wait()
+            connection.send_body(data[10:])
         else:
             connection.respond(200, [("Content-Type", kind), ("Docker-Content-Digest", digest), *tag], data, head)

@@ -18,7 +18,7 @@ REPOSITORY = "library/app"
 # --- tokens for anybody -----------------------------------------------------------------------------
 
 
-def test_what_a_token_for_anybody_brings_is_anybodys(dduct: RunningDduct) -> None:
+def test_what_a_token_for_anybody_brings_is_for_anybody(dduct: RunningDduct) -> None:
     """Twenty clients with a token each: no question about layers, one HEAD about the tag."""
     registry = Registry(dduct)
     index, manifest, layer = registry.add(REPOSITORY, "1")
@@ -39,7 +39,7 @@ def test_what_a_token_for_anybody_brings_is_anybodys(dduct: RunningDduct) -> Non
 def test_a_token_of_a_user_makes_nothing_public(dduct: RunningDduct) -> None:
     registry = Registry(dduct)
     registry.private.add(REPOSITORY)
-    index, manifest, layer = registry.add(REPOSITORY, "1")
+    index, _, layer = registry.add(REPOSITORY, "1")
     alice = registry.token(REPOSITORY, "alice")
     assert registry.manifest(REPOSITORY, "1", alice).body == registry.content(index)
     assert registry.blob(REPOSITORY, layer, alice).body == registry.content(layer)
