@@ -117,7 +117,8 @@ class Use:
     def head(self, head: RequestHead, names: RequestFields) -> RequestHead:
         """A client's request with the credentials in place of its own, and without what could turn it into another."""
         assert self.sent is not None
-        kept = names.on_behalf_of_all(head.headers).without([b"authorization"])
+        # Connection may name any field, which would stay behind: the credentials, too.
+        kept = names.on_behalf_of_all(head.headers.end_to_end()).without([b"authorization"])
         return replace(head, headers=Headers([*kept, (b"Authorization", self.sent.authorization)]))
 
     def look_at(self, exchange: Exchange) -> None:
@@ -172,7 +173,8 @@ class Credentials:
         """Whether a refused token may be replaced: it may have ended early."""
         if not use.may_repeat or sent.token is None:
             return False
-        return self._servers.replace(sent.token[0], sent.secret, sent.token[1])
+        wanted, token = sent.token
+        return self._servers.replace(wanted, sent.secret, use.reach, token)
 
     def _answered(self, use: Use, exchange: Exchange) -> Optional[_Sent]:
         """The credentials that a response asks for; None where it asks for none that the rule has.

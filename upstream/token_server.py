@@ -62,20 +62,20 @@ class TokenServers:
         self._ask = ask
         self._via = via
         self._clock = clock
-        self._tokens: MadeOnce[Tuple[Secret, TokenRequest], Union[Token, str]] = MadeOnce(_MOST_TOKENS, clock)
+        self._tokens: MadeOnce[Tuple[Secret, TokenRequest, Reach], Union[Token, str]] = MadeOnce(_MOST_TOKENS, clock)
 
     def token(self, wanted: TokenRequest, secret: Secret, reach: Reach) -> Token:
         """A token for a user. `reach`: what of dduct's machine the client may reach. Raises NoToken, ClientGone."""
         if max(len(wanted.service), len(wanted.scope)) > _MOST_SCOPE:
             raise NoToken("the challenge is too long")
-        made = self._tokens.get((secret, wanted), lambda: self._made(wanted, secret, reach), _WAIT)
+        made = self._tokens.get((secret, wanted, reach), lambda: self._made(wanted, secret, reach), _WAIT)
         if not isinstance(made, Token):
             raise NoToken(made or "the token server has not answered in time")
         return made
 
-    def replace(self, wanted: TokenRequest, secret: Secret, refused: Token) -> bool:
+    def replace(self, wanted: TokenRequest, secret: Secret, reach: Reach, refused: Token) -> bool:
         """Whether another token may be used in place of one that its registry refuses."""
-        return self._tokens.forget((secret, wanted), refused, _JUST_MADE)
+        return self._tokens.forget((secret, wanted, reach), refused, _JUST_MADE)
 
     def _made(self, wanted: TokenRequest, secret: Secret, reach: Reach) -> Tuple[Union[Token, str], float]:
         where = str(wanted.realm).partition("?")[0]

@@ -17,6 +17,7 @@ from support.registry import NEW_CLIENT, Registry
 from support.running import HOST, RunningDduct
 
 from monitoring.metrics import Counter
+from protocol.http1 import parse_absolute
 from proxy.access import hash_password
 from server.config_keys import CredentialRule
 from upstream.dialling import Parent
@@ -553,3 +554,19 @@ def test_two_workers_share_permissions(start_dduct: Build, lent: Callable[..., R
         assert registry.blob(REPOSITORY, layer).body == registry.content(layer)
     assert len(registry.origin.requests) == before
     assert registry.get(f"/v2/{REPOSITORY}/blobs/{layer}", source=OTHER).status == 401
+
+
+def test_a_token_for_a_rule_is_not_taken_for_one_that_anybody_gets(dduct: RunningDduct, password: Path) -> None:
+    """A registry may name its own `/v2/` as the token server, and put a token into its answer there."""
+
+    def answer(asked: Asked, connection: Connection) -> None:
+        realm = f'Bearer realm="https://{HOST}:{origin.port}/v2/"'
+        given = [] if asked.get("authorization") else [("WWW-Authenticate", realm)]
+        connection.respond(401 if given else 200, given, b'{"token": "t-of-the-rule"}')
+
+    origin = dduct.origin(answer)
+    dduct.lend(rule(hosts=(f"{HOST}:{origin.port}",), username="bot", password_file=password))
+    for _ in range(2):
+        assert b"t-of-the-rule" in dduct.fetch(origin, "/v2/").body
+    target = parse_absolute(f"https://{HOST}:{origin.port}/v2/".encode())
+    assert not dduct.server.runtime.services.public_tokens.is_public(target, b"Bearer t-of-the-rule")

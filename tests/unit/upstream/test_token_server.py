@@ -115,6 +115,13 @@ def test_a_failure_is_kept_for_a_moment_and_names_the_server(answer: Union[Answe
     assert around.token() == "t"
 
 
+def test_a_client_does_not_get_the_token_of_one_that_reaches_more() -> None:
+    around = Around(given(token="t"), UpstreamError("it is on dduct's own machine"))
+    assert around.servers.token(WANTED, SECRET, Reach.EVERYTHING).value == "t"
+    assert "own machine" in around.reason()
+    assert around.servers.token(WANTED, SECRET, Reach.EVERYTHING).value == "t"
+
+
 def test_a_challenge_that_is_too_long_is_not_asked_for() -> None:
     around = Around()
     with pytest.raises(NoToken):
@@ -124,10 +131,10 @@ def test_a_challenge_that_is_too_long_is_not_asked_for() -> None:
 def test_a_refused_token_is_replaced_unless_it_was_just_made() -> None:
     around = Around(given(token="t"), given(token="u"))
     token = around.servers.token(WANTED, SECRET, Reach.NOTHING)
-    assert not around.servers.replace(WANTED, SECRET, token)
+    assert not around.servers.replace(WANTED, SECRET, Reach.NOTHING, token)
     assert around.token() == "t"
     around.now += 6.0
-    assert around.servers.replace(WANTED, SECRET, token)
+    assert around.servers.replace(WANTED, SECRET, Reach.NOTHING, token)
     assert around.token() == "u"
 
 
