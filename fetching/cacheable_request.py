@@ -94,7 +94,7 @@ class CacheableRequest:
     @cached_property
     def credentials(self) -> bytes:
         """All credentials of this client; empty if it has none. A token that anybody gets is none."""
-        if self._lent and self.use is not None:
+        if self.lent and self.use is not None:
             return self.use.grantee or b""
         fields = [b": ".join(field) for field in self._identifying(self.head.headers)]
         return b"\n".join([*fields, self.name.signature.encode(), self.name.secrets.encode()]).strip(b"\n")
@@ -116,11 +116,11 @@ class CacheableRequest:
     @cached_property
     def brings(self) -> Tuple[str, ...]:
         """The kinds of credentials that the origin gets with this request."""
-        fields = self._lent or bool(self._identifying(self.sent.headers))
+        fields = self.lent or bool(self._identifying(self.sent.headers))
         return permission.reasons(fields, self.signed, private=False)
 
     @property
-    def _lent(self) -> bool:
+    def lent(self) -> bool:
         """Whether its credentials are dduct's own: what these bring is restricted, whatever they are."""
         return self.use is not None and self.use.sent is not None
 

@@ -144,7 +144,7 @@ class StoredAnswer:
         extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
         if age or not self._reply.note.startswith("fwd=uri-miss"):
             extra.append((b"Age", b"%d" % age))
-        if self._request.use is not None and (metadata.restricted or self._request.use.sent is not None):
+        if self._request.use is not None and (metadata.restricted or self._request.lent):
             extra.append(FOR_ITS_CLIENT)
         hold = readiness is _Readiness.HERE
         self._reply.send_head(chosen.status, [*shown(fields, chosen), *extra], chosen.length, hold=hold)
