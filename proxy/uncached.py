@@ -76,12 +76,13 @@ def _ask(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach) -> Tuple[Ex
 
     def ask(head: RequestHead, use: Optional[Use]) -> Tuple[Exchange, bool]:
         exchange = runtime.services.origins.exchange(_request(runtime, replace(asked, head=head), reply, reach))
+        if use is None:
+            return exchange, True
         with ExitStack() as cleanup:
             cleanup.callback(exchange.close)
-            if use is not None:
-                use.look_at(exchange)
+            use.look_at(exchange)
             cleanup.pop_all()
-        return exchange, use is None or use.sent is None
+        return exchange, use.sent is None
 
     use = None
     if asked.framing.kind is Framing.NONE:

@@ -70,7 +70,9 @@ def _users(rule: CredentialRule, config: Config) -> Iterator[str]:
 
 
 def _covers(one: CredentialRule, other: CredentialRule) -> bool:
-    """Whether the first rule is for all clients of the second one."""
+    """Whether the first rule is for all clients of the second one, wherever that is used."""
+    if other.allow_http and not one.allow_http:
+        return False
     return _holds(one.users, other.users) and _holds(one.clients, other.clients)
 
 

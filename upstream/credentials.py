@@ -146,8 +146,8 @@ class Credentials:
     def use(self, target: Target, client: Tuple[str, str], reach: Reach) -> Optional[Use]:
         """The first rule for a target and a client (its address, its user); None where there is none."""
         for rule in self._rules:
-            if target in rule.hosts and rule.is_for(*client):
-                return Use(self, rule, target, reach) if self._is_safe(rule, target) else None
+            if target in rule.hosts and rule.is_for(*client) and self._is_safe(rule, target):
+                return Use(self, rule, target, reach)
         return None
 
     def answer(self, use: Use, exchange: Exchange) -> Optional[Use]:

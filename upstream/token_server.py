@@ -98,7 +98,7 @@ class TokenServers:
         if wanted.service:
             parameters["service"] = wanted.service
         if wanted.scope:
-            parameters["scope"] = wanted.scope.split(b" ")
+            parameters["scope"] = wanted.scope.split()
         query = "&".join(filter(None, (wanted.realm.query, urlencode(parameters, doseq=True))))
         target = Target(wanted.realm.scheme, wanted.realm.authority, wanted.realm.path, query or None)
         fields = [

@@ -159,6 +159,8 @@ def test_unknown_users_get_a_warning(tmp_path: Path, secret: str) -> None:
         ("clients = ['10.0.0.1']", "clients = ['10.0.0.1']", True),
         ("clients = ['10.0.0.1']", "clients = ['10.0.0.2']", False),
         ("clients = ['10.0.0.1']", "", False),
+        ("", "allow_http = true", False),
+        ("allow_http = true", "", True),
     ],
 )
 def test_a_rule_behind_another_one_for_the_same_clients_gets_a_warning(

@@ -139,9 +139,10 @@ def test_a_rule_is_for_its_hosts_and_ports(url: str, unprotected: bool, used: bo
 
 def test_the_first_rule_for_a_client_counts() -> None:
     one, other, last = (Around(users=users).rule for users in (frozenset(["alice"]), None, None))
-    credentials = Credentials([one, other, last], (), TokenServers(FakeOrigins().exchange, b""), Counters())
-    for user, rule in (("alice", one), ("bob", other)):
-        use = credentials.use(parse_absolute(URL.encode()), ("10.0.0.1", user), Reach.NOTHING)
+    over_http = Around(unprotected=True).rule
+    credentials = Credentials([one, other, last, over_http], (), TokenServers(FakeOrigins().exchange, b""), Counters())
+    for user, url, rule in (("alice", URL, one), ("bob", URL, other), ("bob", f"http://{HOST}/x.deb", over_http)):
+        use = credentials.use(parse_absolute(url.encode()), ("10.0.0.1", user), Reach.NOTHING)
         assert use is not None and use.rule is rule
 
 

@@ -16,7 +16,7 @@ from upstream.token_server import NoToken, TokenRequest, TokenServers
 
 SECRET = Secret("hunter2", "bot")
 REALM = parse_absolute(b"https://auth.lab/token")
-WANTED = TokenRequest(REALM, b"registry", b"repository:a/b:pull repository:c:pull")
+WANTED = TokenRequest(REALM, b"registry", b"repository:a/b:pull  repository:c:pull")
 
 
 class Around:
