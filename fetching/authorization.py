@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
-from typing import Literal, Optional, Union
+from typing import Literal, Optional, Set, Union
 
 from cache import Hit
 from fetching import meaning, proof
-from fetching.cacheable_request import CacheableRequest
+from fetching.cacheable_request import CacheableRequest, may_confirm_alias
 from fetching.deliver import Source
 from fetching.description import authorized, describe
 from fetching.filler import Services
@@ -104,7 +104,7 @@ class Authorization:
         Returns the metadata of this URL's own response.
         """
         request = self._request
-        if not request.may_confirm_alias(brought):
+        if not may_confirm_alias(request, brought):
             self._relay.relay(with_detail("fwd=uri-miss", Detail.CREDENTIALS))
             return Admission.ANSWERED
         asked_at = time.time()
@@ -166,4 +166,13 @@ def needs_permission(request: CacheableRequest, metadata: Metadata) -> bool:
 def holds_grant(services: Services, request: CacheableRequest, metadata: Metadata) -> bool:
     """Whether the origin has permitted this client the stored object, not long ago."""
     of = version(metadata)
-    return any(services.grants.holds(one, request.key.name, of) for one in {request.credentials, request.grantee})
+    return any(services.grants.holds(one, request.key.name, of) for one in _grantees(request))
+
+
+def _grantees(request: CacheableRequest) -> Set[bytes]:
+    """The credentials whose grants permit a client something: its own ones, or those that it may have of dduct."""
+    found = {request.credentials, request.grantee}
+    lent = None if request.use is None or request.credentials else request.use.grantee
+    if lent is not None:
+        found.update((lent, b"HEAD\n" + lent) if request.head.method == b"HEAD" else (lent,))
+    return found

@@ -22,6 +22,7 @@ from protocol.request_fields import RequestFields
 from protocol.selection import CONDITIONS
 from storage.record import Metadata, Record
 from transfers.asking import Question
+from upstream.credentials import Use
 from upstream.relay import outgoing
 
 _SPARED = 3600.0  # seconds for which a tag may be sent unasked, where its registry answers few more requests
@@ -31,7 +32,8 @@ class CacheableRequest:
     """A request and its facts; none of them changes.
 
     Signatures and secrets in the query count as credentials. `reach`: what of dduct's machine the client may reach.
-    `sent`: the fields that the origin gets, if they were worked out before.
+    `sent`: the fields that the origin gets, if they were worked out before. `use`: credentials of dduct's own that it
+    may have, or has.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class CacheableRequest:
         name: Name,
         reach: Reach,
         sent: Optional[Headers] = None,
+        use: Optional[Use] = None,
     ) -> None:
         self.head = head
         self.target = target
         self.name = name
         self.reach = reach
+        self.use = use
         self.key = key_of(name)
         self.only_if_cached = freshness.only_if_cached(head)
         keeps_nothing = self.only_if_cached or freshness.says_no_store(head)
@@ -92,6 +96,8 @@ class CacheableRequest:
     @cached_property
     def credentials(self) -> bytes:
         """All credentials of this client; empty if it has none. A token that anybody gets is none."""
+        if self.lent and self.use is not None:
+            return self.use.grantee or b""
         fields = [b": ".join(field) for field in self._identifying(self.head.headers)]
         return b"\n".join([*fields, self.name.signature.encode(), self.name.secrets.encode()]).strip(b"\n")
 
@@ -112,7 +118,13 @@ class CacheableRequest:
     @cached_property
     def brings(self) -> Tuple[str, ...]:
         """The kinds of credentials that the origin gets with this request."""
-        return permission.reasons(bool(self._identifying(self.sent_fields)), self.signed, private=False)
+        fields = self.lent or bool(self._identifying(self.sent_fields))
+        return permission.reasons(fields, self.signed, private=False)
+
+    @property
+    def lent(self) -> bool:
+        """Whether its credentials are dduct's own: what these bring is restricted, whatever they are."""
+        return self.use is not None and self.use.sent is not None
 
     def _identifying(self, headers: Headers) -> List[Field]:
         return self._services.public_tokens.identifying(self.target, headers, self.names)
@@ -160,12 +172,13 @@ class CacheableRequest:
         """Whether the metadata is this URL's own; an object that a digest names may come from another URL."""
         return not self.lasts or (brought.url == self.place and not self.name.signature)
 
-    def may_confirm_alias(self, brought: Metadata) -> bool:
-        """Whether this URL's origin may confirm that it has the object that another URL has `brought`.
 
-        Any origin can say so without having it. So only its own origin opens a restricted object.
-        """
-        return not brought.restricted or origin_of(brought.url) == origin_of(self.url)
+def may_confirm_alias(request: CacheableRequest, brought: Metadata) -> bool:
+    """Whether this URL's origin may confirm that it has the object that another URL has `brought`.
+
+    Any origin can say so without having it. So only its own origin opens a restricted object.
+    """
+    return not brought.restricted or origin_of(brought.url) == origin_of(request.url)
 
 
 def sent_for_all(head: RequestHead, via: bytes, names: RequestFields) -> Headers:

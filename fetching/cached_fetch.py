@@ -41,6 +41,7 @@ from protocol.freshness import Assessment, Basis
 from protocol.http1 import RequestHead, Target
 from storage.entry import Entry
 from storage.record import Metadata, Unstorable
+from upstream.credentials import Use
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
 from upstream.request import Purpose
@@ -64,13 +65,14 @@ class CachedFetch:
         client: Client = ("", ""),
         look_ahead: Optional[Callable[[], None]] = None,
         begun: Optional[PolledFetch] = None,
+        use: Optional[Use] = None,
     ) -> None:
         self._services = services
         self._reply = reply
         self._client = client
         self._look_ahead = look_ahead
         self._begun = begun  # until it is taken over
-        self._request = CacheableRequest(services, request, target, name, reach)
+        self._request = CacheableRequest(services, request, target, name, reach, use=use)
         self._query = OriginQuery(services, self._request, reply.interim)
         self._relay = OriginRelay(services, reply, self._request, self._query)
         self._authorization = Authorization(services, self._request, self._query, self._relay)
@@ -81,7 +83,7 @@ class CachedFetch:
         self.polled = Polled.NONE  # what would have taken no thread
 
     def run(self) -> None:
-        """Send the response. Raises UpstreamError while none has begun, OSError when the client is gone."""
+        """Send the response. Raises UpstreamError or AskAgain while none has begun, OSError when the client is gone."""
         reason = NotKept(Detail.BUSY, "it changes hands too often")
         if self._request.only_if_cached:
             self._reply.note = with_detail("", Detail.ONLY_IF_CACHED)  # a hit replaces it
@@ -180,7 +182,8 @@ class CachedFetch:
         outcome = self._answer.send_hit(hit.entry, metadata, Counter.HITS, outcomes.hit_note(assessment))
         if outcome is Outcome.DONE:
             self._recheck(hit.entry, metadata, assessment)
-            is_small = may_be_small(hit) or (bool(self._request.credentials) and may_be_granted(hit))
+            own = bool(self._request.credentials) and self._request.use is None
+            is_small = may_be_small(hit) or (own and may_be_granted(hit))
             self.polled = Polled.QUICK if is_small else Polled.NONE
         return outcome
 

@@ -159,9 +159,16 @@ class OriginQuery:
 
     def _made_of(self, method: bytes, headers: Headers, purpose: Purpose) -> Request:
         target, reach, names = self._request.target, self._request.reach, self._request.names
-        credentials = self._request.credentials
         return Request(
-            method, target, headers, reach, purpose, on_interim=self._on_interim, names=names, credentials=credentials
+            method,
+            target,
+            headers,
+            reach,
+            purpose,
+            on_interim=self._on_interim,
+            names=names,
+            lent=self._request.lent,
+            credentials=self._request.credentials,
         )
 
     def _check_permission(self) -> None:

@@ -34,7 +34,11 @@ class OriginRelay:
             self.forward(exchange, note)
 
     def pass_on(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
-        """Send the client the response to the request for the whole; relay instead if it asked for something else."""
+        """Send the client the response to the request for the whole; relay instead if it asked for something else.
+
+        Raises AskAgain, like `relay` and `forward`, where dduct's own credentials may get another one.
+        """
+        self._look_at(exchange)
         head = self._request.head
         as_asked = exchange.method == head.method and exchange.head.status not in _OF_OUR_ASKING
         if exchange.redirected_to is not None and not 200 <= exchange.head.status < 300:
@@ -43,10 +47,14 @@ class OriginRelay:
             exchange.close()
             self.relay(note)
         else:
-            self.forward(exchange, note, seen)
+            self._forward(exchange, note, seen)
 
     def forward(self, exchange: Exchange, note: str, seen: Optional[ByteComparison] = None) -> None:
         """Send a response as it comes; `seen` is completed by a whole body of a 200."""
+        self._look_at(exchange)
+        self._forward(exchange, note, seen)
+
+    def _forward(self, exchange: Exchange, note: str, seen: Optional[ByteComparison]) -> None:
         self._services.counters.add(Counter.RELAYED)
         if exchange.head.status < 300:
             self._services.negatives.forget(self._request.key.name)
@@ -55,3 +63,7 @@ class OriginRelay:
             forward(self._reply, exchange)
         elif forward(self._reply, exchange, seen.update):
             seen.complete = True
+
+    def _look_at(self, exchange: Exchange) -> None:
+        if self._request.use is not None:
+            self._request.use.look_at(exchange)

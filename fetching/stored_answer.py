@@ -28,6 +28,7 @@ from storage.entry import Entry, Lost
 from storage.record import Metadata
 from transfers.follow import FillReader
 from transfers.states import FillFailed
+from upstream.credentials import FOR_ITS_CLIENT
 from upstream.dialling import UpstreamError
 from upstream.request import Purpose
 
@@ -156,6 +157,8 @@ class StoredAnswer:
         extra = [*chosen.fields, (b"Accept-Ranges", b"bytes")]
         if age or not self._reply.note.startswith("fwd=uri-miss"):
             extra.append((b"Age", b"%d" % age))
+        if self._request.use is not None and (metadata.restricted or self._request.lent):
+            extra.append(FOR_ITS_CLIENT)
         hold = readiness is _Readiness.HERE
         self._reply.send_head(chosen.status, [*shown(fields, chosen), *extra], chosen.length, hold=hold)
         if not self._reply.has_body:

@@ -63,6 +63,11 @@ class Counter(enum.Enum):
         "passwords_put_off",
         "Requests whose password was not checked because their address sent too many",
     )
+    CREDENTIALS_USED = ("credentials_used", "Requests that were sent with credentials of `[[credentials]]`")
+    CREDENTIALS_FAILED = (
+        "credentials_failed",
+        "Requests for which the credentials of `[[credentials]]` were of no use",
+    )
     INTERIM_FLOODS = ("interim_floods", "Origins that sent endless interim responses (1xx), and were disconnected")
     OUTAGES = ("outages", "Origins and parents that did not answer, and were not tried for a while")
     REFUSALS = ("refusals", "Origins that answered 429, or 503 with Retry-After, and were not asked for a while")

@@ -25,10 +25,12 @@ from proxy.client_tunnel import ClientTunnel
 from proxy.look_ahead import LookAhead
 from proxy.mirror_token import send_token
 from proxy.other_requests import is_quick
+from proxy.own_credentials import ask_with, use_for
 from proxy.request_log import Line
 from proxy.routing import BuiltinPage, Decision, Fetch, Intercept, MaxForwardsReached, MirrorToken, Refuse, Tunnel
 from proxy.session_state import SessionState
 from proxy.uncached import Asked, answer_from_origin
+from upstream.credentials import Use
 from upstream.dialling import UpstreamError
 from upstream.relay import expects_continue
 
@@ -144,7 +146,7 @@ class ClientRequest:
                 plain = state.runtime.plain_requests.read(block, state.arrival) is not None
                 self.was_small = plain or (polled is Polled.QUICK and is_quick(self._head))
             return
-        asked = Asked(decision.target, self._head, self._framing, self._body)
+        asked = Asked(state.client.asker, decision.target, self._head, self._framing, self._body)
         answer_from_origin(state.runtime, asked, reply, reach, partial(self._tunnel.carry, carried=reply.carried))
 
     def _fetch_through_cache(self, target: Target, name: Name) -> Polled:
@@ -153,17 +155,24 @@ class ClientRequest:
         # Behind the last request of a connection, nothing is a request (RFC 9112 §9.6).
         look_ahead = self._look_ahead if reply.persistent else None
         begin = None if look_ahead is None else look_ahead.begin
-        services, asker = state.runtime.services, state.client.asker
-        begun = state.take_fetch(services, name)
-        fetch = CachedFetch(services, reply, self._head, target, name, state.arrival.reach, asker, begin, begun)
+        services, asker, reach = state.runtime.services, state.client.asker, state.arrival.reach
+
+        def fetch(head: RequestHead, use: Optional[Use]) -> Polled:
+            reply.outcome = ""  # of an attempt without credentials
+            begun = state.take_fetch(services, name)
+            one = CachedFetch(services, reply, head, target, name, reach, asker, begin, begun, use)
+            one.run()
+            return one.polled
+
         if look_ahead is not None and look_ahead.active:
             look_ahead.begin()
         try:
-            fetch.run()
+            return ask_with(
+                services.names, self._head, use_for(state.runtime, self._head, target, asker, reach, name), fetch
+            )
         finally:
             if self._look_ahead is not None:
                 self._look_ahead.turn_over(name.path)
-        return fetch.polled
 
     def _connect(self, decision: Union[Tunnel, Intercept]) -> bool:
         """Serve CONNECT; returns whether requests follow inside. Raises UpstreamError before the answer."""

@@ -20,6 +20,7 @@ from proxy.plain_requests import PlainRequests
 from proxy.routing import Rules
 from storage.space import Limits
 from tls.leaf_certificates import LeafCertificateCache
+from upstream.credentials import Credentials
 
 _log = logging.getLogger("dduct.session")
 
@@ -33,6 +34,7 @@ class Runtime:
     rules: Rules
     leaf_certificates: LeafCertificateCache
     access: Access
+    credentials: Credentials
     plain_requests: PlainRequests
     memory_cache: MemoryCache
     ahead: Ahead

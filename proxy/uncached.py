@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Callable, Optional, Tuple
 
+from fetching.recent import Client
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from net.body import BodyReader
@@ -13,8 +15,11 @@ from net.stream import Stream
 from protocol import validation
 from protocol.http1 import BodyFraming, Framing, RequestHead, Target
 from proxy import registry_stand_in, token_reading
+from proxy.own_credentials import ask_with, use_for
 from proxy.runtime import Runtime
+from upstream.credentials import Use
 from upstream.dialling import UpstreamError
+from upstream.exchange import Exchange
 from upstream.relay import expects_continue, forward, outgoing, wants_upgrade
 from upstream.request import Purpose, Request
 
@@ -25,6 +30,7 @@ _AWAY = (429, 502, 503, 504)  # an error's status where the origin could not be 
 class Asked:
     """A client's request to an origin, with its unread body."""
 
+    client: Client
     target: Target
     head: RequestHead
     framing: BodyFraming
@@ -44,9 +50,9 @@ def answer_from_origin(
         stand_in.send(reply)
         return
     # Where dduct has another answer, clients wait no longer than for what is stored.
-    request = _request(runtime, asked, reply, reach, Purpose.RELAY if stand_in is None else Purpose.FILL)
+    purpose = Purpose.RELAY if stand_in is None else Purpose.FILL
     try:
-        exchange = services.origins.exchange(request)
+        exchange, for_anybody = _ask(runtime, asked, reply, reach, purpose)
     except UpstreamError as error:
         if stand_in is None or error.status not in _AWAY:
             raise
@@ -64,10 +70,30 @@ def answer_from_origin(
             reply.outcome = f"{reply.note}; upgraded"
             carry(exchange.stream)
         else:
-            says_nothing = asked.framing.kind is Framing.NONE
+            says_nothing = for_anybody and asked.framing.kind is Framing.NONE
             forward(reply, exchange, token_reading.reader(services, asked.target, head, exchange, says_nothing))
     finally:
         exchange.close()
+
+
+def _ask(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach, purpose: Purpose) -> Tuple[Exchange, bool]:
+    """The response of the origin, and whether anybody may have got it with the same request. Raises UpstreamError."""
+
+    def ask(head: RequestHead, use: Optional[Use]) -> Tuple[Exchange, bool]:
+        request = _request(runtime, replace(asked, head=head), reply, reach, purpose)
+        exchange = runtime.services.origins.exchange(request)
+        if use is None:
+            return exchange, True
+        with ExitStack() as cleanup:
+            cleanup.callback(exchange.close)
+            use.look_at(exchange)
+            cleanup.pop_all()
+        return exchange, use.sent is None
+
+    use = None
+    if asked.framing.kind is Framing.NONE:
+        use = use_for(runtime, asked.head, asked.target, asked.client, reach, None)
+    return ask_with(runtime.services.names, asked.head, use, ask)
 
 
 def _request(runtime: Runtime, asked: Asked, reply: Reply, reach: Reach, purpose: Purpose) -> Request:

@@ -21,7 +21,7 @@ else:
 
 from fetching.naming import MetadataRule
 from server import config_values as read
-from server.config_keys import KEYS, SECTIONS, Certs, Config, Key
+from server.config_keys import KEYS, RULE_KEYS, RULES, SECTIONS, Certs, Config, CredentialRule, Key
 from server.config_paths import misplaced
 from server.config_values import Address
 from tls.authority import constraint_for, may_be_named
@@ -77,17 +77,33 @@ def _build(document: Mapping[str, Any], base: Path, home: Path, source: Optional
         raise ConfigError(where + problem)
     values: Dict[str, Dict[str, Any]] = {section: {} for section in SECTIONS}
     for key in KEYS:
-        given = key.name in document.get(key.section, {})
-        value = document[key.section][key.name] if given else key.declared.default
-        try:
-            values[key.section][key.name] = key.declared.read(value, base if given else home)
-        except read.Expected as error:
-            raise ConfigError(f"{where}{key} = {_shown(key, value)}: expected {read.short(str(error))}") from None
+        table = document.get(key.section, {})
+        values[key.section][key.name] = _value(key, str(key), table, base if key.name in table else home, where)
     sections: Dict[str, Any] = {section: kind(**values[section]) for section, kind in SECTIONS.items()}
-    config = Config(**sections, source=source)
+    rules = [
+        CredentialRule(
+            **{key.name: _value(key, f"{_place(number)}.{key.name}", table, base, where) for key in RULE_KEYS}
+        )
+        for number, table in enumerate(document.get(RULES, ()), 1)
+    ]
+    config = Config(**sections, source=source, credentials=tuple(rules))
     for problem in _misfits(config, home):
         raise ConfigError(where + problem)
     return config
+
+
+def _value(key: Key, shown: str, table: Mapping[str, Any], base: Path, where: str) -> Any:
+    """The value of a key in its table, or its default. Raises ConfigError, with the key as it is `shown`."""
+    value = table.get(key.name, key.declared.default)
+    try:
+        return key.declared.read(value, base)
+    except read.Expected as error:
+        raise ConfigError(f"{where}{shown} = {_shown(key, value)}: expected {read.short(str(error))}") from None
+
+
+def _place(number: int) -> str:
+    """How errors call one of several tables."""
+    return f"{RULES}[{number}]"
 
 
 def _strangers(document: Mapping[str, Any]) -> Iterator[str]:
@@ -95,10 +111,12 @@ def _strangers(document: Mapping[str, Any]) -> Iterator[str]:
     keys = [str(key) for key in KEYS]
     for section, content in document.items():
         homes = [key.section for key in KEYS if key.name == section]
-        if homes and section not in SECTIONS:
+        if section == RULES:
+            yield from _strange_rules(content)
+        elif homes and section not in SECTIONS:
             yield f"{section} stands outside of all sections: expected below [{homes[0]}]"
         elif section not in SECTIONS:
-            known = [*SECTIONS, *(key.name for key in KEYS)]
+            known = [*SECTIONS, RULES, *(key.name for key in KEYS)]
             yield f"unknown section or key {read.brief(section)}{_nearest(section, known)}"
         elif not isinstance(content, dict):
             yield f"{section} = {read.brief(content)}: expected a section, written [{section}]"
@@ -108,6 +126,17 @@ def _strangers(document: Mapping[str, Any]) -> Iterator[str]:
                     yield f"unknown key {read.short(f'{section}.{name}')}{_nearest(f'{section}.{name}', keys)}"
 
 
+def _strange_rules(content: Any) -> Iterator[str]:
+    if not isinstance(content, list) or not all(isinstance(table, dict) for table in content):
+        yield f"{RULES} = {read.brief(content)}: expected tables, each below a line [[{RULES}]]"
+        return
+    names = [key.name for key in RULE_KEYS]
+    for number, table in enumerate(content, 1):
+        for name in table:
+            if name not in names:
+                yield f"unknown key {read.short(f'{_place(number)}.{name}')}{_nearest(name, names)}"
+
+
 def _misfits(config: Config, home: Path) -> Iterator[str]:
     """Errors about keys in conflict, one line each."""
     files = {
@@ -115,6 +144,10 @@ def _misfits(config: Config, home: Path) -> Iterator[str]:
         "proxy.upstream_ca": config.proxy.upstream_ca,
         "this file": config.source,
     }
+    for number, rule in enumerate(config.credentials, 1):
+        files[f"{_place(number)}.password_file"] = rule.password_file
+        files[f"{_place(number)}.token_file"] = rule.token_file
+        yield from (f"{_place(number)}: expected {problem}" for problem in _misfits_of(rule, config))
     yield from misplaced(config.misc.cert_dir, config.misc.file_dir, home, files)
     if _collide(config.proxy.tcp_bind, config.proxy.tls_bind):
         yield (
@@ -134,6 +167,18 @@ def _misfits(config: Config, home: Path) -> Iterator[str]:
             yield f"certs.{name} = {read.brief(value)}: expected a host name (certs.name_constraints, or no SANs)"
     if certs.name_constraints:
         yield from _too_many_constraints(certs)
+
+
+def _misfits_of(rule: CredentialRule, config: Config) -> Iterator[str]:
+    """What a rule for credentials lacks, or has too much."""
+    if not rule.hosts:
+        yield "hosts, such as ['registry.lab']"
+    if rule.users and config.proxy.auth_file is None:
+        yield "no users, because proxy.auth_file is ''"
+    if sum(map(bool, (rule.password_file, rule.helper, rule.token_file))) != 1:
+        yield "one of: username and password_file, helper, token_file"
+    if bool(rule.username) != bool(rule.password_file):
+        yield "username and password_file together"
 
 
 def _collide(one: Optional[Address], other: Optional[Address]) -> bool:
@@ -179,6 +224,9 @@ def describe(config: Config) -> str:
         for key in KEYS:
             if key.section == section:
                 lines.append(f"{key.name} = {_toml(key, key.of(config))}")
+    for rule in config.credentials:
+        lines += ["", f"[[{RULES}]]"]
+        lines += [f"{key.name} = {_toml(key, getattr(rule, key.name))}" for key in RULE_KEYS]
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ import certs
 from server.config import comparisons
 from server.config_keys import Config
 from server.config_values import Address
+from server.credential_checks import warnings_of_credentials
 from server.wiring import StartError, cannot_bind, cannot_use_files, open_access
 from upstream.origin_tls import OriginTls, TlsSettings, UnusableCertificate
 
@@ -135,6 +136,7 @@ WARNINGS: Tuple[Callable[[Config], Iterator[str]], ...] = (
     _places,
     _origins,
     _constraints,
+    warnings_of_credentials,
 )
 
 

@@ -329,6 +329,41 @@ class Certs(CertificateSettings):
 
 
 @dataclass(frozen=True)
+class CredentialRule:
+    """One table of [[credentials]]."""
+
+    hosts: Tuple[str, ...] = key(
+        read.list_of(read.credential_host),
+        [],
+        "the hosts that get the secret: `'ghcr.io'`, `'*.lab'`, `'registry.lab:5000'`; without a port, the usual one",
+    )
+    realms: Tuple[str, ...] = key(
+        read.list_of(read.credential_host),
+        [],
+        "further hosts that get it, if one of `hosts` names them as its token server; written in the same way",
+    )
+    users: Tuple[str, ...] = key(
+        read.list_of(read.string), [], "the users of `proxy.auth_file` for whom it is used; `[]`: all"
+    )
+    clients: Tuple[str, ...] = key(
+        read.list_of(read.network), [], "the addresses and networks for which it is used; `[]`: all"
+    )
+    username: str = key(read.username, "", "the user to whom the password belongs")
+    password_file: Optional[Path] = key(read.readable("a file"), "", "a file with the password")
+    helper: str = key(
+        read.helper,
+        "",
+        "instead of these two: the NAME of a program `docker-credential-NAME`, which gives user and password",
+    )
+    token_file: Optional[Path] = key(
+        read.readable("a file"), "", "instead of these: a file with a token, which is sent as it is (`Bearer`)"
+    )
+    allow_http: bool = key(
+        read.boolean, False, "the secret may go over plain http, and to hosts of `proxy.upstream_insecure`"
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """A complete configuration; `source` is its file, None for the built-in defaults."""
 
@@ -337,9 +372,11 @@ class Config:
     cache: CacheSettings
     certs: Certs
     source: Optional[Path]
+    credentials: Tuple[CredentialRule, ...] = ()
 
 
 SECTIONS = {"misc": Misc, "proxy": Proxy, "cache": CacheSettings, "certs": Certs}  # as Config has them
+RULES = "credentials"  # the one array of tables
 
 
 @dataclass(frozen=True)
@@ -361,6 +398,7 @@ class Key:
 KEYS = tuple(
     Key(section, one.name, one.metadata["declared"]) for section, kind in SECTIONS.items() for one in fields(kind)
 )
+RULE_KEYS = tuple(Key(RULES, one.name, one.metadata["declared"]) for one in fields(CredentialRule))
 
 
 def until_restart(wanted: Config, running: Config) -> Tuple[Config, List[Key]]:

@@ -22,6 +22,7 @@ from server import patterns
 from server.moving_names import METADATA, VOLATILE
 from storage.record import ALGORITHMS
 from upstream.dialling import Parent
+from upstream.secret_sources import is_username
 
 T = TypeVar("T")
 
@@ -397,6 +398,39 @@ def boolean(value: Any, _: Path) -> bool:
     if not isinstance(value, bool):
         raise Expected("true or false")
     return value
+
+
+def credential_host(value: Any, base: Path) -> str:
+    """A host name, `*.name`, or an address; with a port or without one."""
+    text = string(value, base)
+    match = _ADDRESS.fullmatch(text)
+    host, port = (text, 0) if match is None else (match.group(1) or match.group(2), int(match.group(3)))
+    try:
+        host = host_or_ip(host, base)
+    except Expected as error:
+        raise Expected(f"'host', '*.name', 'host:port' or an address ({error})") from None
+    if port > 65535 or (match is not None and not port):
+        raise Expected("a port from 1 to 65535")
+    return str(Address(host, port)) if port else host
+
+
+def username(value: Any, base: Path) -> str:
+    """A user's name for Basic authentication, or ''."""
+    text = string(value, base)
+    if text and not is_username(text):
+        raise Expected("a name without a colon")
+    return text
+
+
+_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def helper(value: Any, base: Path) -> str:
+    """The name of a credential helper, or ''."""
+    text = string(value, base)
+    if text and _HELPER.fullmatch(text) is None:
+        raise Expected("the NAME of a program docker-credential-NAME, such as 'pass'")
+    return text
 
 
 _FIELD_NAMES = re.compile(r"[!#$%&'+.^_`|~0-9A-Za-z-]+\*?")

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable, List, Optional
+from typing import Callable, Dict, List, Optional, Sequence
 
 import certs
 from cache import Cache
@@ -32,7 +32,7 @@ from fetching.recent import Background, Deliveries, SharedTimes
 from fetching.repositories import Repositories
 from fetching.shared_answers import SharedAnswers
 from monitoring.metrics import Counter, Counters
-from net.addresses import Networks, OwnServices, unmapped
+from net.addresses import Networks, OwnServices, split_service, unmapped
 from net.endpoint import NamedSocket
 from net.listener import ThreadPool, binding_remedy
 from pages.setup import About
@@ -43,7 +43,7 @@ from proxy.connection_limit import Slots
 from proxy.plain_requests import PlainRequests
 from proxy.routing import HostList, Hosts, Rules
 from proxy.runtime import CurrentRuntime, Runtime
-from server.config_keys import Config
+from server.config_keys import Config, CredentialRule
 from server.config_values import Address
 from server.joined_patterns import joined
 from storage.eviction import Evictor
@@ -53,11 +53,14 @@ from tls import openssl
 from tls.authority import CertificateAuthority
 from tls.leaf_certificates import LeafCertificateCache, LeafSettings
 from upstream.client import Origins
+from upstream.credentials import Credentials, Places, Rule
 from upstream.dialling import Settings
 from upstream.known import Known
 from upstream.origin_tls import TlsSettings, UnusableCertificate
 from upstream.public_tokens import PublicTokens
 from upstream.rate_limits import RateLimits
+from upstream.secret_sources import Helper, SecretFile, Source
+from upstream.token_server import TokenServers
 
 _log = logging.getLogger("dduct")
 
@@ -207,6 +210,7 @@ class RuntimeBuilder:
             ahead=parts.ahead,
             leaf_certificates=leaves,
             access=open_access(config),
+            credentials=self._credentials(config, services.origins),
             about=_about(config, parts.authority.pem),
             tls=_listener_context(config, parts, self._names),
             tls_valid_from=parts.files.server_valid_from(),
@@ -217,6 +221,11 @@ class RuntimeBuilder:
             slots=Slots.of(config.proxy.max_connections, config.proxy.max_silent_per_client),
             draining=parts.draining,
         )
+
+    def _credentials(self, config: Config, origins: Origins) -> Credentials:
+        parts, insecure = self._parts, HostList(config.proxy.upstream_insecure)
+        servers = TokenServers(origins.exchange, parts.via)
+        return Credentials([_rule(one) for one in config.credentials], insecure, servers, parts.counters)
 
     def _services(self, config: Config) -> Services:
         parts = self._parts
@@ -339,6 +348,36 @@ def open_access(config: Config) -> Access:
     except AccessError as error:
         raise StartError(str(error)) from error
     return Access(Networks(config.proxy.allow_clients), users, config.proxy.require_client_cert)
+
+
+def _rule(rule: CredentialRule) -> Rule:
+    return Rule(
+        title=", ".join(rule.hosts),
+        hosts=_places(rule.hosts),
+        realms=_places(rule.realms),
+        users=frozenset(rule.users) if rule.users else None,
+        clients=Networks(rule.clients) if rule.clients else None,
+        source=secret_source(rule),
+        unprotected=rule.allow_http,
+    )
+
+
+def secret_source(rule: CredentialRule) -> Source:
+    """Where a rule has its secret from."""
+    if rule.helper:
+        return Helper(rule.helper)
+    if rule.password_file is not None:
+        return SecretFile(rule.password_file, rule.username)
+    assert rule.token_file is not None
+    return SecretFile(rule.token_file)
+
+
+def _places(hosts: Sequence[str]) -> Places:
+    by_port: Dict[int, List[str]] = {}
+    for host in hosts:
+        name, port = split_service(host)
+        by_port.setdefault(port or 0, []).append(name)
+    return Places({port: HostList(names) for port, names in by_port.items()})
 
 
 def _leaf_settings(config: Config) -> LeafSettings:

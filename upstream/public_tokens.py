@@ -34,7 +34,7 @@ MAX_RESPONSE = 64 * 1024  # bytes of a token server's response, and of what it u
 _DAY = 86400.0
 _MOST_CHALLENGES = 8  # of one response
 _MOST_PARAMETERS = 64
-_MAX_TOKEN = 16 * 1024  # bytes
+MAX_TOKEN = 16 * 1024  # bytes
 _USUAL_LIFETIME = 60  # seconds of a token that does not say (the token protocol of registries)
 # Parameters that name what a token is for. Any other one may name who asks.
 _HARMLESS_PARAMETERS = frozenset(["service", "scope", "client_id", "offline_token"])
@@ -73,13 +73,11 @@ class PublicTokens:
 
     def note_issued(self, target: Target, response: ResponseHead, body: bytes) -> Optional[str]:
         """Note the tokens in the response to a request that `may_issue` one. Returns one of them; None without any."""
-        values = _values(response, body)
-        lifetime = values.get("expires_in")
-        seconds = lifetime if isinstance(lifetime, (int, float)) and lifetime > 0 else _USUAL_LIFETIME
-        until, found = self._clock() + min(seconds, _DAY), None
+        values = token_values(response, body)
+        until, found = self._clock() + lifetime_of(values), None
         for name in ("access_token", "token"):
             token = values.get(name)
-            if isinstance(token, str) and 0 < len(token) <= _MAX_TOKEN and _VISIBLE.fullmatch(token):
+            if isinstance(token, str) and 0 < len(token) <= MAX_TOKEN and _VISIBLE.fullmatch(token):
                 self._table.put(_token(token.encode()), until, _mark(_without_query(target)))
                 found = token
         return found
@@ -149,7 +147,7 @@ def _realms(response: ResponseHead) -> List[Target]:
     return realms
 
 
-def _values(response: ResponseHead, body: bytes) -> Dict[str, object]:
+def token_values(response: ResponseHead, body: bytes) -> Dict[str, object]:
     """The JSON object of a token server's response; empty where it is none."""
     if response.status != 200:
         return {}
@@ -159,6 +157,12 @@ def _values(response: ResponseHead, body: bytes) -> Dict[str, object]:
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def lifetime_of(values: Dict[str, object]) -> float:
+    """For how many seconds a token server's token holds."""
+    lifetime = values.get("expires_in")
+    return min(lifetime if isinstance(lifetime, (int, float)) and lifetime > 0 else _USUAL_LIFETIME, _DAY)
 
 
 def _decoded(coding: Optional[bytes], body: bytes) -> Optional[bytes]:

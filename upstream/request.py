@@ -46,11 +46,15 @@ class Request:
     confirming_status: int = 304
     expects_redirect: bool = False
     names: RequestFields = DEFAULT  # which of its fields may be credentials
+    lent: bool = False  # its credentials are dduct's own, and for its target alone
     credentials: Optional[bytes] = None  # for which a refusal counts (`upstream/refusals`); None: for this one alone
 
     def redirected(self, target: Target) -> Request:
-        """The same at another URL. Credentials are dropped when host, port or scheme change: S3 answers 400 to them."""
+        """The same at another URL. Credentials are dropped when host, port or scheme change: S3 answers 400 to them.
+
+        Those that are `lent` always are: they are for certain paths, and an origin may redirect wherever a client says.
+        """
         headers = self.headers
-        if (target.scheme, target.authority) != (self.target.scheme, self.target.authority):
+        if self.lent or (target.scheme, target.authority) != (self.target.scheme, self.target.authority):
             headers = Headers(field for field in headers if not self.names.opens(field[0]))
         return replace(self, target=target, headers=headers, expects_redirect=False)

@@ -13,7 +13,7 @@ from support.images import write_image
 
 from clients.test_registries import content
 from clients.tokens import TokenServer
-from clients.workshop import REGISTRY, Dduct, Registry, Workshop, clean_environment, require, run
+from clients.workshop import REGISTRY, TOKENS, Dduct, Registry, Workshop, clean_environment, require, run
 
 
 @pytest.fixture
@@ -96,3 +96,36 @@ def blobs_of(registry: Registry) -> int:
         if '"GET /v2/' in line and "/blobs/sha256:" in line and '" 200 ' in line:
             total += int(line.split('" 200 ')[1].split()[0])
     return total
+
+
+def test_dducts_own_credentials_are_for_the_clients_of_their_rule(
+    workshop: Workshop, tokens: TokenServer, tmp_path: Path
+) -> None:
+    """A client at 127.0.0.1 needs no password; one at ::1 does, for what is stored, too."""
+    require("skopeo", "docker-registry")
+    registry = workshop.registry(tokens.settings)
+    password = tmp_path / "password"
+    password.write_text("wonder")
+    rule = f"hosts = ['{registry.host}']\nrealms = ['{TOKENS}:{tokens.origin.port}']\nclients = ['127.0.0.1']"
+    rule += f"\nusername = 'alice'\npassword_file = '{password}'"
+    dduct = workshop.dduct(f"[[credentials]]\n{rule}")
+    both = tmp_path / "both.pem"
+    both.write_bytes(dduct.ca.read_bytes() + workshop.ca.read_bytes())
+    here = {**dduct.environment, "SSL_CERT_FILE": str(both)}
+    elsewhere = {
+        **here,
+        "HTTPS_PROXY": f"http://[::1]:{dduct.tcp_port}",
+        "https_proxy": f"http://[::1]:{dduct.tcp_port}",
+    }
+    write_image(workshop.directory / "image")
+    image = f"docker://{registry.host}/team/app:1"
+    skopeo = ["skopeo", "--insecure-policy", "copy", "-q"]
+    run(*skopeo, "--dest-creds", "alice:wonder", f"oci:{workshop.directory}/image", image, env=elsewhere)
+    run(*skopeo, image, f"dir:{tmp_path}/cold", env=here)
+    run(*skopeo, image, f"dir:{tmp_path}/warm", env=here)
+    assert content(tmp_path / "cold") == content(tmp_path / "warm")
+    with pytest.raises(AssertionError, match=r"(?i)unauthorized|authentication required"):
+        run(*skopeo, image, f"dir:{tmp_path}/refused", env=elsewhere)
+    run(*skopeo, "--src-creds", "alice:wonder", image, f"dir:{tmp_path}/other", env=elsewhere)
+    assert content(tmp_path / "cold") == content(tmp_path / "other")
+    assert "wonder" not in dduct.program.log.read_text()

@@ -10,6 +10,7 @@ from server import config, config_keys
 from server.config import ConfigError
 
 KEYS = [str(key) for key in config_keys.KEYS]
+RULE_KEYS = [str(key) for key in config_keys.RULE_KEYS]
 
 
 def load(tmp_path: Path, text: str) -> config_keys.Config:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from server.config_keys import KEYS  # noqa: E402 - the path is set above
+from server.config_keys import KEYS, RULE_KEYS  # noqa: E402 - the path is set above
 
 README = ROOT / "README.md"
 HEADING = "| key | default | meaning |\n|---|---|---|\n"
@@ -18,7 +18,10 @@ HEADING = "| key | default | meaning |\n|---|---|---|\n"
 
 def table() -> str:
     """The rows, one for each key."""
-    rows = ((key, key.declared.shown or f"`{_toml(key.declared.default)}`", key.declared.meaning) for key in KEYS)
+    rows = (
+        (key, key.declared.shown or f"`{_toml(key.declared.default)}`", key.declared.meaning)
+        for key in (*KEYS, *RULE_KEYS)
+    )
     return "".join(f"| `{key}` | {default} | {meaning} |\n" for key, default, meaning in rows)
 
 

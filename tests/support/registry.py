@@ -11,8 +11,8 @@ from typing import Callable, Dict, List, Optional, Set, Tuple
 from urllib.parse import parse_qsl, urlsplit
 
 from protocol.http1 import Authority, Target
-from support.client import Answer
-from support.origin import Asked, Connection, Origin
+from support.client import Answer, Client
+from support.origin import Asked, Connection, Gate, Origin
 from support.running import HOST, RunningDduct
 
 LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -26,7 +26,13 @@ def digest_of(data: bytes) -> str:
 
 
 class Registry:
-    """What it holds; `trouble` answers a request in its place. Its token server is an origin of its own, `tokens`."""
+    """What it holds; `trouble` answers a request in its place. Its token server is an origin of its own, `tokens`; its
+    own origin gives tokens, too.
+
+    `passwords`: those of its users; any one is right where there are none. `basic`: it takes passwords itself.
+    `lifetime`: of tokens, in seconds; `realm`: the token server that it names; `names_nobody`: it gives no token to
+    requests without a user.
+    """
 
     def __init__(self, dduct: RunningDduct, tokens: bool = True, etags: bool = True) -> None:
         self._wants_tokens = tokens
@@ -36,6 +42,11 @@ class Registry:
         self.tags: Dict[Tuple[str, str], str] = {}
         self.private: Set[str] = set()
         self.remaining: Optional[int] = None  # requests, as it says with each manifest
+        self.passwords: Dict[str, str] = {}
+        self.basic = self.names_nobody = False
+        self.lifetime = 300
+        self.realm = ""
+        self.gate: Optional[Gate] = None  # where layers stop after their beginning
         self.trouble: Trouble = lambda asked: None
         self.opens: Callable[[Asked], bool] = lambda asked: False  # what lets a request in, apart from tokens
         self.coded_tokens = False  # in gzip, whatever is accepted
@@ -63,12 +74,37 @@ class Registry:
         """What is asked for by a path here."""
         return Target("https", Authority(HOST, self.origin.port), path)
 
-    def get(self, path: str, *fields: str, method: str = "GET", origin: Optional[Origin] = None) -> Answer:
-        """One request through dduct, on a connection of its own; `origin`: not to the registry, but to that one."""
-        with self.dduct.intercepted(origin or self.origin) as client:
-            lines = [f"{method} {path} HTTP/1.1", f"Host: {HOST}:{(origin or self.origin).port}", *fields, "", ""]
+    @property
+    def host(self) -> str:
+        """As rules for credentials name it."""
+        return f"{HOST}:{self.origin.port}"
+
+    def get(
+        self,
+        path: str,
+        *fields: str,
+        method: str = "GET",
+        source: str = "",
+        user: str = "",
+        origin: Optional[Origin] = None,
+    ) -> Answer:
+        """One request through dduct, on a connection of its own, from an address, and of a user of dduct's; `origin`:
+        not to the registry, but to that one."""
+        host = f"{HOST}:{(origin or self.origin).port}"
+        with self.connected(source, user, host) as client:
+            lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", *fields, "", ""]
             client.send("\r\n".join(lines).encode())
             return client.read(method=method)
+
+    def connected(self, source: str = "", user: str = "", host: str = "") -> Client:
+        """A client inside a connection to it, or to another `host`."""
+        host = host or self.host
+        client = Client(self.dduct.tcp_port, source=source)
+        login = f"Proxy-Authorization: Basic {base64.b64encode(f'{user}:pw'.encode()).decode()}\r\n" if user else ""
+        client.send(f"CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n{login}\r\n".encode())
+        assert client.read(method="CONNECT").status == 200
+        client.start_tls(self.dduct.trust, HOST)
+        return client
 
     def manifest(self, repository: str, reference: str, *fields: str, method: str = "GET") -> Answer:
         """A manifest, for a client that takes lists unless it says otherwise."""
@@ -88,7 +124,8 @@ class Registry:
 
     def token_answer(self, query: str, *fields: str) -> Answer:
         """What a request for a token is answered."""
-        return self.get(f"/token?service=registry{query}", *fields, origin=self.tokens)
+        origin = self.origin if self.realm else self.tokens
+        return self.get(f"/token?service=registry{query}", *fields, origin=origin)
 
     def _hold(self, kind: str, data: bytes) -> str:
         self._contents[digest_of(data)] = kind, data
@@ -102,24 +139,48 @@ class Registry:
         elif url.path == "/token":
             self._give_token(asked, dict(parse_qsl(url.query)), connection)
         elif self._wants_tokens and not self._may(asked, url.path) and not self.opens(asked):
-            realm = f'Bearer realm="https://{HOST}:{self.tokens.port}/token",service="registry"'
-            connection.respond(401, [("WWW-Authenticate", realm)], b"who are you?", head)
+            connection.respond(401, [("WWW-Authenticate", self._challenge(url.path))], b"who are you?", head)
         elif url.path == "/v2/":
             connection.respond(200, [], b"{}", head)
         else:
             self._give(asked, url.path, connection)
 
     def _give_token(self, asked: Asked, parameters: Dict[str, str], connection: Connection) -> None:
-        login = asked.get("authorization")
-        user = "" if login is None else base64.b64decode(login[6:]).decode().partition(":")[0]
+        user = self._user(asked)
+        if user is None or (self.names_nobody and not user):
+            connection.respond(401, [("WWW-Authenticate", 'Basic realm="tokens"')], b"who are you?")
+            return
         token = f"t{len(self._issued)}-{user}"
         self._issued[token] = user or parameters.get("account", "")
-        body = json.dumps({"token": token, "expires_in": 300}).encode()
+        body = json.dumps({"token": token, "expires_in": self.lifetime}).encode()
         coded = gzip.compress(body) if self.coded_tokens else body
         connection.respond(200, [("Content-Encoding", "gzip")] if self.coded_tokens else [], coded)
 
+    def revoke(self) -> None:
+        """End all tokens."""
+        self._issued.clear()
+
+    def _challenge(self, path: str) -> str:
+        if self.basic:
+            return 'Basic realm="registry"'
+        match = re.match("/v2/(.+)/(?:manifests|blobs|tags)/", path)
+        scope = "" if match is None else f',scope="repository:{match[1]}:pull"'
+        return f'Bearer realm="{self.realm or f"https://{HOST}:{self.tokens.port}/token"}",service="registry"{scope}'
+
+    def _user(self, asked: Asked) -> Optional[str]:
+        """Empty for a request without one, None where the password is wrong."""
+        login = asked.get("authorization")
+        if login is None:
+            return ""
+        if not login.startswith("Basic "):
+            return None
+        user, _, password = base64.b64decode(login[6:]).decode().partition(":")
+        return user if password == self.passwords.get(user, password) else None
+
     def _may(self, asked: Asked, path: str) -> bool:
         user = self._issued.get((asked.get("authorization") or "")[7:])
+        if self.basic:
+            user = self._user(asked) or None
         match = re.match("/v2/(.+)/(?:manifests|blobs)/", path)
         return user is not None and (match is None or match[1] not in self.private or bool(user))
 
@@ -137,6 +198,11 @@ class Registry:
         told = [] if self.remaining is None else [("RateLimit-Remaining", f"{self.remaining};w=21600")]
         if tag and asked.get("if-none-match") == tag[0][1]:
             connection.head(304, tag)
+        elif self.gate is not None and path.partition("/blobs/")[1] and not head:
+            connection.head(200, [("Content-Length", str(len(data))), *tag])
+            connection.send_body(data[:10])
+            self.gate.wait()
+            connection.send_body(data[10:])
         else:
             fields = [("Content-Type", kind), ("Docker-Content-Digest", digest), *tag, *told]
             connection.respond(200, fields, data, head)

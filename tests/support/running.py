@@ -13,7 +13,7 @@ from typing import Any, Iterator, List, Optional, Sequence
 
 from monitoring.metrics import Counter, Counters
 from server import config as configuration
-from server.config_keys import Config
+from server.config_keys import Config, CredentialRule
 from server.config_values import Address
 from server.server import Server
 from support.client import Answer, Client, wait_until
@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 
 def make_config(directory: Path, origin_ca: Optional[Path], **keys: Any) -> Config:
     """Defaults on free ports below `directory`; keyword arguments replace keys of [proxy] and [cache]."""
-    base = configuration.defaults(directory)
+    base = replace(configuration.defaults(directory), credentials=keys.pop("credentials", ()))
     anywhere = Address(HOST, 0)
     settings = {
         "tcp_bind": anywhere,
@@ -129,6 +129,11 @@ class RunningDduct:
         """What has been counted, once that is so much: fillers count when their readers have had everything."""
         wait_until(lambda: self.counters.value(counter) >= at_least)
         return self.counters.value(counter)
+
+    def lend(self, *rules: CredentialRule) -> None:
+        """Replace [[credentials]] while it runs."""
+        self.config = replace(self.config, credentials=rules)
+        self.server.reload(self.config)
 
     def reload(self, **keys: Any) -> None:
         """Replace keys of [cache] while it runs."""

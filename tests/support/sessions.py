@@ -86,6 +86,7 @@ class Surroundings:
         runtime = SimpleNamespace(
             services=services,
             access=SimpleNamespace(clients=self.clients, certificates=False, users=None),
+            credentials=SimpleNamespace(use=lambda *_: None),
             rules=Rules(Hosts([LISTED]), Hosts(["proxy.example"]), Naming((), Parameters(()))),
             leaf_certificates=SimpleNamespace(context=self._mint),
             memory_cache=SimpleNamespace(remember=lambda _, block, *__: self.remembered.append(block)),

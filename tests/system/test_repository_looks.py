@@ -144,6 +144,7 @@ def test_a_page_for_logging_in_makes_nothing_public(
 def test_what_a_token_server_says_without_a_token_takes_nothing_away(dduct: RunningDduct, coded: bool) -> None:
     """One that is coded although nobody asked for that; a page in place of an answer."""
     registry = Registry(dduct)
+    registry.realm = f"https://{registry.host}/token"
     index, _, _ = registry.add(REPOSITORY, "1")
     assert registry.manifest(REPOSITORY, index, registry.token(REPOSITORY)).status == 200
     dduct.wait_until_durable()
@@ -160,6 +161,7 @@ def test_what_a_token_server_says_without_a_token_takes_nothing_away(dduct: Runn
 
 def test_a_look_says_which_program_asks(dduct: RunningDduct) -> None:
     registry = Registry(dduct)
+    registry.realm = f"https://{registry.host}/token"
     index, _, _ = registry.add(REPOSITORY, "1")
     assert registry.manifest(REPOSITORY, index, registry.token(REPOSITORY)).status == 200
     dduct.wait_until_durable()

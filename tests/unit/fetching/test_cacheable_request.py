@@ -8,7 +8,7 @@ from typing import Optional, Tuple, cast
 import pytest
 from support.knowledge import known
 
-from fetching.cacheable_request import CacheableRequest
+from fetching.cacheable_request import CacheableRequest, may_confirm_alias
 from fetching.filler import Services
 from fetching.naming import Name
 from monitoring.details import Detail
@@ -106,7 +106,8 @@ def test_an_object_that_a_digest_names_may_come_from_another_url() -> None:
     ],
 )
 def test_only_its_own_origin_opens_a_restricted_object(url: str, restricted: bool, may: bool) -> None:
-    assert a_request(digest=DIGEST).may_confirm_alias(Metadata(url, (), 0.0, restricted=restricted)) is may
+    brought = Metadata(url, (), 0.0, restricted=restricted)
+    assert may_confirm_alias(a_request(digest=DIGEST), brought) is may
 
 
 def test_a_validation_that_decides_on_permission_needs_proof() -> None:

@@ -47,6 +47,7 @@ def a_query(exchange: Exchange) -> OriginQuery:
         url="https://some.thing/x.deb",
         reach=Reach.NOTHING,
         names=DEFAULT,
+        lent=False,
         credentials=b"",
     )
     return OriginQuery(services, request, lambda _: None)

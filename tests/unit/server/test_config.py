@@ -12,7 +12,7 @@ from typing import Iterator
 
 import pytest
 from support import readme_table
-from support.config_files import KEYS, complaint, load
+from support.config_files import KEYS, RULE_KEYS, complaint, load
 
 from server import config, config_keys
 from server.config import ConfigError
@@ -67,10 +67,10 @@ def test_the_file_in_the_repository_states_the_defaults() -> None:
     assert loaded == replace(defaults, source=loaded.source)
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [*KEYS, *RULE_KEYS])
 def test_the_file_in_the_repository_explains_every_key(key: str) -> None:
     section, name = key.split(".")
-    text = (ROOT / "dduct.toml").read_text(encoding="utf-8")
+    text = (ROOT / "dduct.toml").read_text(encoding="utf-8").replace("# [[credentials]]", "[credentials]")
     block = text.partition(f"[{section}]\n")[2].partition("\n[")[0]
     match = re.search(rf"^(?:# )?{name} = ", block, re.MULTILINE)
     assert match is not None
@@ -81,10 +81,10 @@ def test_the_file_in_the_repository_explains_every_key(key: str) -> None:
 def test_the_file_in_the_repository_has_the_declared_keys_in_their_order() -> None:
     found, section = [], ""
     for line in (ROOT / "dduct.toml").read_text(encoding="utf-8").splitlines():
-        heading, name = re.fullmatch(r"\[(\w+)\]", line), re.match(r"(?:# )?(\w+) = ", line)
+        heading, name = re.fullmatch(r"(?:# \[)?\[(\w+)\]+", line), re.match(r"(?:# )?(\w+) = ", line)
         section = heading[1] if heading is not None else section
         found += [f"{section}.{name[1]}"] if name is not None else []
-    assert found == KEYS
+    assert found == [*KEYS, *RULE_KEYS]
 
 
 def test_the_readme_has_the_declared_keys() -> None:
