@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Callable, Dict, Optional, Tuple
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import dsa
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from support.cert_dirs import (
     FILES,
@@ -125,7 +125,7 @@ def test_an_encrypted_key_is_refused_with_the_command_that_decrypts_it(copy: Pat
 
 
 def test_a_key_that_is_neither_rsa_nor_ec_is_refused(copy: Path) -> None:
-    (copy / "ca.key").write_bytes(key_pem(dsa.generate_private_key(key_size=1024)))
+    (copy / "ca.key").write_bytes(key_pem(ed25519.Ed25519PrivateKey.generate()))
     complaint(copy, "ca.key", "neither an RSA nor an EC key", *REMEDIES["ca"])
 
 
