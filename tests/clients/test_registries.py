@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,9 @@ def test_a_blob_is_shared_between_repositories(workshop: Workshop, tmp_path: Pat
     copy(dduct, f"docker://{registry.host}/other/app:1", f"dir:{tmp_path}/second")
     assert content(tmp_path / "first") == content(tmp_path / "second")
     stored = {path.name for path in (dduct.files / "sha256").rglob("*") if path.is_file()}
-    assert {f"sha256:{name}" for name in stored} == set(digests)
+    (manifest,) = {f"sha256:{name}" for name in stored} - set(digests)  # it is known by its digest, too
+    assert json.loads((dduct.files / "sha256" / manifest[7:9] / manifest[7:]).read_bytes())["schemaVersion"] == 2
+    assert {f"sha256:{name}" for name in stored} == {*digests, manifest}
 
 
 def test_podman_pulls_cold_and_warm(workshop: Workshop, tmp_path: Path, request: pytest.FixtureRequest) -> None:

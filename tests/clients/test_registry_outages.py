@@ -253,8 +253,9 @@ def test_containerd_pulls_while_the_registry_is_away(start: Start, ctr: List[obj
             lose_all(pulls.registry)
         with pulls.counted() as asked:
             run(*ctr, "content", "fetch", "--platform", "linux/amd64", image, env=pulls.dduct.environment)
-        # Its first HEAD, without a token, gets a 401, as it must.
-        assert attempt == "cold" or asked in ([], ["HEAD", "HEAD"])
+        # Its first HEAD, without a token, gets a 401, as it must. On a connection that has brought an answer to HEAD,
+        # dduct believes only what confirms the stored object, and asks again on another one.
+        assert attempt == "cold" or (set(asked) <= {"HEAD"} and len(asked) <= 3)
         listed = run(*ctr, "content", "ls", "-q").split()
         found.append(sorted(listed))
         run(*ctr, "images", "rm", "--sync", image)
