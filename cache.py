@@ -152,6 +152,13 @@ class Cache:
                     foreign = ForeignFill(place, growing, key.digest is not None)
                     return Follow(FillReader(foreign, self._timeout()))
 
+    def store_whole(self, fill: Fill, metadata: Metadata, body: bytes) -> bool:
+        """Store all of an object at once, to be synced soon; whether it was kept. Raises like `Fill.store_whole`."""
+        kept = fill.store_whole(metadata, body)
+        if kept and not fill.file.sync_soon():
+            self.store.syncs.on_dropped(1)
+        return kept
+
     def reader(self, fill: Fill) -> FillReader:
         """A reader on a fill that the caller leads: the leader reads like any follower."""
         fill.attach()

@@ -159,7 +159,7 @@ class CachedFetch:
         if why is not None:
             self._relay.relay(why)
             return Outcome.DONE
-        repository_look.look(self._services, self._request, metadata)
+        metadata = repository_look.look(self._services, self._request, metadata)
         assessment = self._assess(hit.entry, metadata)
         if not assessment.usable:
             return self._validate(Stale(hit.entry, metadata, assessment))

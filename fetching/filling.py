@@ -60,6 +60,8 @@ class Filling:
     ) -> Union[Started, NotKept, Negative]:
         """Move fill and exchange from `cleanup` to a filler; where they stay, the fill is declined or handed over."""
         repository_look.note_answer(self._services, self._request, exchange)
+        if exchange.head.status < 300:
+            self._services.negatives.forget(self._request.key.name)
         if fill.partial_download is None and manifests.is_whole(self._request, exchange):
             return self._start_whole(fill, exchange, asked.at)
         metadata = self._begin(fill, exchange, asked)
@@ -92,9 +94,7 @@ class Filling:
         reader = self._cache.reader(fill)
         try:
             with self._cache.disk.operation():
-                kept = fill.store_whole(metadata, body)
-            if kept and not fill.file.sync_soon():
-                self._cache.store.syncs.on_dropped(1)
+                kept = self._cache.store_whole(fill, metadata, body)
         except Unstorable as error:
             reader.close()
             self._services.counters.add(Counter.UNSTORABLE)
@@ -130,8 +130,6 @@ class Filling:
     def _begin(self, fill: Fill, exchange: Exchange, asked: Asked) -> Union[Metadata, NotKept, Negative]:
         """Start the fill, or decline it, or hand it over. Returns the object's metadata, or why it is not stored."""
         metadata = describe(self._request, exchange, asked.at)
-        if exchange.head.status < 300:
-            self._services.negatives.forget(self._request.key.name)
         left = fill.partial_download
         is_rest = left is not None and meaning.is_rest(self._request, exchange, left)
         if left is not None and is_rest:

@@ -89,8 +89,7 @@ def keep_by_digest(services: Services, request: CacheableRequest, metadata: Meta
         fill = services.cache.lead(key)
         if fill is not None:
             with closing(fill), services.cache.disk.operation():
-                if fill.store_whole(named, body) and not fill.file.sync_soon():
-                    services.cache.store.syncs.on_dropped(1)
+                services.cache.store_whole(fill, named, body)
     except (Unstorable, FillFailed) as error:
         _log.debug("Not kept by its digest: %s: %s", request.shown, error)
 

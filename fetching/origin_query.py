@@ -25,7 +25,6 @@ from upstream.request import Purpose, Request
 
 _log = logging.getLogger("dduct.fetch")
 
-
 _NO_HEAD = (405, 501)  # of an origin that knows GET alone
 
 

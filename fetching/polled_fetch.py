@@ -227,8 +227,7 @@ class PolledMiss(PolledFetch):
         self.asker.close()
 
     def _store(self, metadata: Metadata, body: bytes) -> None:
-        if self.fill.store_whole(metadata, body) and not self.fill.file.sync_soon():
-            self._services.cache.store.syncs.on_dropped(1)
+        self._services.cache.store_whole(self.fill, metadata, body)
         self.asker.close()  # this closes the file: an operation of the disk, too
 
     def _finish(self, exchange: Exchange, length: int) -> None:

@@ -11,8 +11,7 @@ import logging
 import re
 from contextlib import closing
 from dataclasses import replace
-from typing import Optional
-from urllib.parse import urlencode
+from typing import Dict, Optional
 
 from fetching import permission
 from fetching.cacheable_request import CacheableRequest
@@ -22,20 +21,19 @@ from fetching.stored_metadata import stored_fields
 from monitoring.metrics import Counter
 from net.body import IncompleteBody
 from protocol import http1, media_types
-from protocol.challenges import Challenge, challenges
+from protocol.challenges import bearer
 from protocol.headers import Field, Headers
 from protocol.http1 import ProtocolError, ResponseHead, Target
 from storage.record import Digest, Metadata, Unstorable
 from storage.store import Key
 from upstream.dialling import UpstreamError
 from upstream.exchange import Exchange
-from upstream.public_tokens import MAX_RESPONSE
 from upstream.relay import outgoing
 from upstream.request import Purpose, Request
+from upstream.token_server import TokenRequest, read_answer
 
 _log = logging.getLogger("dduct.fetch")
 
-_REGISTRYS = frozenset(["docker-content-digest", "docker-distribution-api-version"])
 _NAMED = re.compile("(sha256|sha512):([0-9a-f]{64,128})")
 _OF_REGISTRY = (b"docker-content-digest", b"docker-distribution-api-version")  # fields of a registry's responses
 _FOUND, _REFUSED = (200, 304), (401, 403)  # 404 may mean either
@@ -51,22 +49,26 @@ def note_answer(services: Services, request: CacheableRequest, exchange: Exchang
         services.repositories.note(request.target, Access.PUBLIC)
 
 
-def look(services: Services, request: CacheableRequest, metadata: Metadata) -> None:
-    """Have the registry of a stored object asked in the background, where nothing has shown for a day who gets it."""
+def look(services: Services, request: CacheableRequest, metadata: Metadata) -> Metadata:
+    """Have the registry of a stored object asked in the background, where nothing has shown for a day who gets it.
+
+    Returns the metadata of the object, unrestricted where its repository is known to be public.
+    """
     target = request.target
     repository = repository_of(target)
     if repository is None or not services.ask_anonymously or request.only_if_cached:
-        return
+        return metadata
     if metadata.restricted and metadata.restricted_by != (permission.FIELDS,):
-        return
-    if not _REGISTRYS.intersection(name.lower() for name, _ in metadata.fields):
-        return  # another server, or the storage that a registry has redirected to
+        return metadata
     known = services.repositories.known(target)
-    if known is None and any(name in stored_fields(metadata) for name in _OF_REGISTRY):  # others would say nothing
+    if known is Access.PUBLIC and metadata.restricted:
+        _amend(services, request.key.name, known)
+        return _amended(metadata, known) or metadata
+    # What another server has sent, such as the storage behind a registry, says nothing.
+    if known is None and any(name in stored_fields(metadata) for name in _OF_REGISTRY):
         name = f"{target.scheme}://{target.authority}/v2/{repository}"
         services.background.ask(name, 0.0, _Look(services, request).ask)
-    elif known is Access.PUBLIC and metadata.restricted:
-        _amend(services, request.key.name, known)
+    return metadata
 
 
 class _Look:
@@ -96,7 +98,7 @@ class _Look:
 
     def _found_out(self) -> Access:
         with closing(self._send(b"HEAD", self._target, self._fields)) as exchange:
-            challenge = _bearer(exchange)
+            challenge = bearer(exchange.head.headers)
             if exchange.head.status != 401 or challenge is None:
                 return _meaning(exchange, False)
         token = self._token(challenge)
@@ -106,21 +108,19 @@ class _Look:
         with closing(self._send(b"HEAD", self._target, [*self._fields, authorization])) as exchange:
             return _meaning(exchange, True)
 
-    def _token(self, challenge: Challenge) -> Optional[str]:
+    def _token(self, challenge: Dict[bytes, bytes]) -> Optional[str]:
         """A token for anybody; None where the token server gives none. Raises UpstreamError where it is away."""
-        realm = http1.parse_absolute(challenge.parameters.get(b"realm", b""))
+        realm = http1.parse_absolute(challenge[b"realm"])
         if realm.scheme != "https" and self._target.scheme == "https":
             raise UpstreamError("the token server is to be asked without TLS")
-        named = {name: challenge.parameters.get(name.encode(), b"").decode("latin-1") for name in ("service", "scope")}
-        named["scope"] = named["scope"] or f"repository:{repository_of(self._target)}:pull"
-        query = "&".join(filter(None, [realm.query, urlencode({key: value for key, value in named.items() if value})]))
-        realm = replace(realm, query=query)
-        with closing(self._send(b"GET", realm, self._program)) as exchange:
+        scope = challenge.get(b"scope") or f"repository:{repository_of(self._target)}:pull".encode()
+        target = TokenRequest(realm, challenge.get(b"service", b""), scope).target
+        with closing(self._send(b"GET", target, self._program)) as exchange:
             head = exchange.head
             redirects, page = 300 <= head.status < 400, media_types.is_page(head.headers.get(b"content-type"))
             if redirects or (head.status == 200 and page):
                 raise UpstreamError(f"the token server answers {head.status}, and no token")
-            return self._services.public_tokens.note_issued(realm, head, _read(exchange))
+            return self._services.public_tokens.note_issued(target, head, read_answer(exchange))
 
     def _send(self, method: bytes, target: Target, fields: list[Field]) -> Exchange:
         head = http1.RequestHead(method, target.path_query.encode(), 1, Headers([]))
@@ -200,21 +200,3 @@ def _amended(metadata: Metadata, access: Access) -> Optional[Metadata]:
     if access is Access.PRIVATE and not metadata.restricted:
         return replace(metadata, restricted=True, restricted_by=(permission.FIELDS,), same_for_all=False)
     return None
-
-
-def _bearer(exchange: Exchange) -> Optional[Challenge]:
-    for value in exchange.head.headers.get_all(b"www-authenticate")[:8]:
-        for challenge in challenges(value):
-            if challenge.scheme == b"bearer" and b"realm" in challenge.parameters:
-                return challenge
-    return None
-
-
-def _read(exchange: Exchange) -> bytes:
-    body, buffer = bytearray(), memoryview(bytearray(MAX_RESPONSE))
-    while len(body) <= MAX_RESPONSE:
-        count = exchange.body.readinto(buffer)
-        if not count:
-            return bytes(body)
-        body += buffer[:count]
-    raise UpstreamError("the token server sends too much")

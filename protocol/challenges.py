@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, Iterator, NamedTuple
+from typing import Dict, Iterator, NamedTuple, Optional
 
-from protocol.headers import split_list
+from protocol.headers import Headers, split_list
 
+_MOST_FIELDS = 8  # of one response
 _MAX_VALUE = 4096  # bytes of a field; a longer one is not read
 _NAME = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _BEGIN = re.compile(rb"(" + _NAME + rb")(?:[ \t]+(.*))?", re.DOTALL)  # a scheme, and what follows it
@@ -25,7 +26,8 @@ def challenges(value: bytes) -> Iterator[Challenge]:
     """The challenges of a field, in their order; what cannot be read is left out."""
     if len(value) > _MAX_VALUE:
         return
-    scheme, parameters = b"", {}  # type: ignore[var-annotated]
+    scheme = b""
+    parameters: Dict[bytes, bytes] = {}
     for piece in split_list(value):
         parameter = _PARAMETER.fullmatch(piece)
         if parameter is None:
@@ -41,3 +43,12 @@ def challenges(value: bytes) -> Iterator[Challenge]:
             parameters.setdefault(name.lower(), token if quoted is None else _QUOTED_PAIR.sub(rb"\1", quoted))
     if scheme:
         yield Challenge(scheme, parameters)
+
+
+def bearer(headers: Headers) -> Optional[Dict[bytes, bytes]]:
+    """The parameters of the first Bearer challenge (RFC 6750 §3) that names a realm; None without one."""
+    for value in headers.get_all(b"www-authenticate")[:_MOST_FIELDS]:
+        for challenge in challenges(value):
+            if challenge.scheme == b"bearer" and b"realm" in challenge.parameters:
+                return challenge.parameters
+    return None

@@ -8,16 +8,14 @@ dduct keeps none, and the registry judges it as any other.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Dict, Optional
-from urllib.parse import quote
 
 from fetching.filler import Services
 from monitoring.metrics import Counter
 from net.addresses import Reach
 from net.response import Reply
 from protocol import http1
-from protocol.challenges import challenges
+from protocol.challenges import bearer
 from protocol.headers import Headers
 from protocol.http1 import ProtocolError, RequestHead, Target
 from proxy import mirror, token_reading
@@ -25,6 +23,7 @@ from proxy.mirror import TokenScope
 from upstream.dialling import UpstreamError
 from upstream.relay import forward, outgoing
 from upstream.request import Purpose, Request
+from upstream.token_server import TokenRequest
 
 _SECONDS = 300  # that a token which stands for none is used
 
@@ -50,15 +49,6 @@ def send_token(services: Services, wanted: TokenScope, head: RequestHead, reply:
         exchange.close()
 
 
-def bearer_challenge(headers: Headers) -> Optional[Dict[bytes, bytes]]:
-    """The parameters of the first Bearer challenge (RFC 6750 §3) that names a realm; None without one."""
-    for value in headers.get_all(b"www-authenticate"):
-        for challenge in challenges(value):
-            if challenge.scheme == b"bearer" and b"realm" in challenge.parameters:
-                return challenge.parameters
-    return None
-
-
 def token_target(challenge: Dict[bytes, bytes], wanted: TokenScope) -> Target:
     """Where to ask for the token. Raises UpstreamError: without TLS, or to no URL, no password is sent."""
     try:
@@ -67,9 +57,7 @@ def token_target(challenge: Dict[bytes, bytes], wanted: TokenScope) -> Target:
         raise UpstreamError(f"{wanted.registry} names no usable token server: {error}") from error
     if realm.scheme != "https":
         raise UpstreamError(f"{wanted.registry} names a token server without TLS")
-    values = {"service": challenge.get(b"service", b"").decode("latin-1"), "scope": wanted.scope}
-    asked = [f"{name}={quote(value, safe=':/,')}" for name, value in values.items() if value]
-    return replace(realm, query="&".join([*([realm.query] if realm.query else []), *asked]))
+    return TokenRequest(realm, challenge.get(b"service", b""), wanted.scope.encode()).target
 
 
 def _ask_registry(
@@ -83,6 +71,6 @@ def _ask_registry(
         status = exchange.head.status
         if status == 429 or status >= 500:  # it would want a token again later
             raise UpstreamError(f"{wanted.registry} answers {status} where it names its token server")
-        return bearer_challenge(exchange.head.headers) if status == 401 else None
+        return bearer(exchange.head.headers) if status == 401 else None
     finally:
         exchange.close()

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Dict, List, Tuple, Union
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from net.addresses import Reach
 from net.body import IncompleteBody
@@ -44,6 +44,19 @@ class TokenRequest:
     realm: Target
     service: bytes
     scope: bytes
+
+    @property
+    def target(self) -> Target:
+        """Where the token is asked for."""
+        parameters: Dict[str, Union[bytes, List[bytes]]] = {}
+        if self.service:
+            parameters["service"] = self.service
+        if self.scope:
+            parameters["scope"] = self.scope.split()
+        query = "&".join(
+            filter(None, (self.realm.query, urlencode(parameters, doseq=True, safe=":/,", quote_via=quote)))
+        )
+        return replace(self.realm, query=query or None)
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,7 @@ class TokenServers:
                 status = exchange.head.status
                 if status != 200:
                     return f"the token server {where} answers {status}", _REFUSED_FOR
-                values = token_values(exchange.head, self._body(exchange))
+                values = token_values(exchange.head, read_answer(exchange, self._clock))
         except (UpstreamError, IncompleteBody) as error:
             return f"the token server {where} cannot be asked: {error}", _AWAY_FOR
         token = values.get("token") or values.get("access_token")
@@ -94,13 +107,6 @@ class TokenServers:
         return Token(token), max(0.8 * seconds, seconds - 30.0)
 
     def _request(self, wanted: TokenRequest, secret: Secret, reach: Reach) -> Request:
-        parameters: Dict[str, Union[bytes, List[bytes]]] = {}
-        if wanted.service:
-            parameters["service"] = wanted.service
-        if wanted.scope:
-            parameters["scope"] = wanted.scope.split()
-        query = "&".join(filter(None, (wanted.realm.query, urlencode(parameters, doseq=True))))
-        target = Target(wanted.realm.scheme, wanted.realm.authority, wanted.realm.path, query or None)
         fields = [
             (b"Accept", b"application/json"),
             (b"Accept-Encoding", b"identity"),
@@ -108,16 +114,17 @@ class TokenServers:
             (b"User-Agent", b"dduct"),
             (b"Via", self._via),
         ]
-        return Request(b"GET", target, Headers(fields), reach, Purpose.FILL)
+        return Request(b"GET", wanted.target, Headers(fields), reach, Purpose.FILL)
 
-    def _body(self, exchange: Exchange) -> bytes:
-        """The body of a response. Raises UpstreamError, IncompleteBody."""
-        body, deadline = b"", self._clock() + _BODY_TIME
-        for piece in exchange.body.chunks(memoryview(bytearray(MAX_RESPONSE))):
-            body += piece
-            if len(body) > MAX_RESPONSE or self._clock() > deadline:
-                raise UpstreamError("its answer is too long, or too slow")
-        return body
+
+def read_answer(exchange: Exchange, clock: Callable[[], float] = time.monotonic) -> bytes:
+    """The body of a token server's response. Raises UpstreamError where it is long or slow, and IncompleteBody."""
+    body, deadline = b"", clock() + _BODY_TIME
+    for piece in exchange.body.chunks(memoryview(bytearray(MAX_RESPONSE))):
+        body += piece
+        if len(body) > MAX_RESPONSE or clock() > deadline:
+            raise UpstreamError("its answer is too long, or too slow")
+    return body
 
 
 def basic(secret: Secret) -> bytes:

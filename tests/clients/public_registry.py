@@ -51,7 +51,7 @@ class PublicRegistry:
         workshop.at_end(self._released.set)
 
     def dduct(self, workshop: Workshop, cache: str = "", proxy: str = "") -> Dduct:
-        """A dduct in front of all that, which loses patience soon."""
+        """A dduct in front of all that, which waits for an origin for a short time only."""
         return workshop.dduct(f"upstream_timeout = '1s'\nrelay_timeout = '2s'\n{proxy}\n[cache]\n{cache}", [TOKENS])
 
     @property

@@ -49,6 +49,7 @@ class Registry:
         self.gate: Optional[Gate] = None  # where layers stop after their beginning
         self.trouble: Trouble = lambda asked: None
         self.opens: Callable[[Asked], bool] = lambda asked: False  # what lets a request in, apart from tokens
+        self.bare_layers = False  # their responses have no field of a registry, as those of a storage behind one
         self.coded_tokens = False  # in gzip, whatever is accepted
         self.dduct = dduct
         self.origin: Origin = dduct.origin(self._answer)
@@ -204,5 +205,6 @@ class Registry:
             self.gate.wait()
             connection.send_body(data[10:])
         else:
-            fields = [("Content-Type", kind), ("Docker-Content-Digest", digest), *tag, *told]
+            named = [] if self.bare_layers and match is not None and match[2] == "blobs" else [digest]
+            fields = [("Content-Type", kind), *(("Docker-Content-Digest", one) for one in named), *tag, *told]
             connection.respond(200, fields, data, head)

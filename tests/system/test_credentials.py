@@ -113,7 +113,7 @@ def test_a_token_is_asked_for_once_and_a_permission_for_all_clients_of_a_rule(
     registry = lent(dduct, clients=())
     _, _, layer = registry.add(REPOSITORY, "1")
     assert registry.blob(REPOSITORY, layer).body == registry.content(layer)
-    assert logins(registry) == ["/token?service=registry&scope=repository%3Asecret%2Fapp%3Apull"]
+    assert logins(registry) == ["/token?service=registry&scope=repository:secret/app:pull"]
     before = len(registry.origin.requests)
     for source in (HOST, OTHER):
         for fields_ in ([], ["Range: bytes=5-9"]):

@@ -336,7 +336,7 @@ def test_a_client_that_accepts_other_types_gets_a_stored_one_that_it_accepts(ddu
 
 
 def test_an_object_whose_gateway_fails_leaves_the_others_fresh(dduct: RunningDduct) -> None:
-    """Otherwise whoever finds such an object could keep everything else of its origin as it was."""
+    """Otherwise a client that finds such an object could keep everything else of its origin as it was."""
     registry = Registry(dduct, tokens=False)
     registry.add(REPOSITORY, "1")
     registry.trouble = lambda asked: (502, []) if asked.target.endswith("/broken") else None

@@ -216,3 +216,18 @@ def test_another_origin_does_not_open_what_has_become_private(dduct: RunningDduc
     with dduct.intercepted(other) as client:
         client.send(f"GET /v2/their/app/blobs/{layer} HTTP/1.1\r\nHost: {HOST}:{other.port}\r\n\r\n".encode())
         assert client.read().body == claim
+
+
+def test_a_layer_from_behind_a_registry_is_public_once_its_repository_is_known_to_be(dduct: RunningDduct) -> None:
+    """Its own response shows nothing of that: storage has sent it."""
+    registry = Registry(dduct)
+    registry.bare_layers = True
+    index, _, layer = registry.add(REPOSITORY, "1")
+    alice, anybody = registry.token(REPOSITORY, "alice"), registry.token(REPOSITORY)
+    assert registry.blob(REPOSITORY, layer, alice).body == registry.content(layer)
+    dduct.wait_until_durable()
+    assert registry.manifest(REPOSITORY, index, anybody).body == registry.content(index)
+    assert registry.blob(REPOSITORY, layer, alice).body == registry.content(layer)
+    before = len(registry.origin.requests)
+    assert registry.blob(REPOSITORY, layer).body == registry.content(layer)
+    assert len(registry.origin.requests) == before

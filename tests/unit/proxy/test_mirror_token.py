@@ -6,10 +6,11 @@ from typing import Dict, List, Optional, Tuple
 
 import pytest
 
+from protocol.challenges import bearer
 from protocol.headers import Headers
 from protocol.http1 import Authority
 from proxy.mirror import TokenScope
-from proxy.mirror_token import bearer_challenge, token_target
+from proxy.mirror_token import token_target
 from upstream.dialling import UpstreamError
 
 REALM = {b"realm": b"https://t.test/t"}
@@ -38,7 +39,7 @@ CHALLENGES: List[Tuple[List[str], Optional[Dict[bytes, bytes]]]] = [
 @pytest.mark.parametrize(("values", "found"), CHALLENGES)
 def test_a_challenge_is_read_as_its_parameters(values: List[str], found: Optional[Dict[bytes, bytes]]) -> None:
     headers = Headers([(b"WWW-Authenticate", value.encode("latin-1")) for value in values])
-    assert bearer_challenge(headers) == found
+    assert bearer(headers) == found
 
 
 WANTED = TokenScope(Authority("reg.test", 443), "repository:a/b:pull")
@@ -51,7 +52,7 @@ WANTED = TokenScope(Authority("reg.test", 443), "repository:a/b:pull")
         ({**REALM, b"service": b"a b&c"}, "https://t.test/t?service=a%20b%26c&scope=repository:a/b:pull"),
         ({b"realm": b"https://t.test:8443/?x=1"}, "https://t.test:8443/?x=1&scope=repository:a/b:pull"),
         ({b"realm": b"https://t.test"}, "https://t.test/?scope=repository:a/b:pull"),
-        ({**REALM, b"service": b"\xff"}, "https://t.test/t?service=%C3%BF&scope=repository:a/b:pull"),
+        ({**REALM, b"service": b"\xff"}, "https://t.test/t?service=%FF&scope=repository:a/b:pull"),
     ],
 )
 def test_a_token_is_asked_for_at_the_realm(challenge: Dict[bytes, bytes], url: str) -> None:

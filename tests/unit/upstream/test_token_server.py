@@ -45,7 +45,7 @@ def test_service_and_scopes_are_asked_for_with_the_password() -> None:
     assert around.token() == "t"
     (request,) = around.origins.asked
     assert (request.method, request.reach) == (b"GET", Reach.NOTHING)
-    query = "service=registry&scope=repository%3Aa%2Fb%3Apull&scope=repository%3Ac%3Apull"
+    query = "service=registry&scope=repository:a/b:pull&scope=repository:c:pull"
     assert str(request.target) == f"https://auth.lab/token?{query}"
     assert request.headers.get(b"authorization") == b"Basic Ym90Omh1bnRlcjI="
 
