@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 
 from clients.public_registry import LIST, MANIFEST, PublicRegistry, blobs_of
 from clients.test_private import fetch
-from clients.workshop import TIMEOUT, TOKENS, Dduct, Workshop, require, run
+from clients.workshop import TOKENS, Dduct, Workshop, require, run
 
 REPOSITORY = "library/app"
 SKOPEO = ("skopeo", "--insecure-policy")
@@ -236,10 +235,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 address = "{socket}"
 """)
     program = workshop.start("containerd", ["containerd", "-c", short / "config.toml"])
-    deadline = time.monotonic() + TIMEOUT
-    while not socket.exists():
-        assert program.process.poll() is None and time.monotonic() < deadline, program.log.read_text()
-        time.sleep(0.02)
+    program.wait_until(socket.exists)
     return ["ctr", "-a", socket]
 
 

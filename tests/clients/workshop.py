@@ -109,13 +109,23 @@ class Program:
 
     def wait_for_port(self, port: int, host: str = "127.0.0.1") -> None:
         """Until it accepts connections."""
+
+        def accepts() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+                return True
+            return False
+
+        self.wait_until(accepts)
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Until it is ready, which no event of this process tells of."""
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"it ended:\n{self.log.read_text()}"
-            with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+            if ready():
                 return
             time.sleep(0.02)
-        raise AssertionError(f"it does not listen:\n{self.log.read_text()}")
+        raise AssertionError(f"it does not become ready:\n{self.log.read_text()}")
 
     def stop(self) -> int:
         """End it in good order; its exit status."""

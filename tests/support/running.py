@@ -185,3 +185,13 @@ class RunningDduct:
 def filters(*patterns: str) -> Any:
     """Filters as the configuration holds them."""
     return tuple(re.compile(pattern) for pattern in patterns)
+
+
+def written(directory: Path) -> Iterator[bytes]:
+    """All that lies below a directory: names, bytes and attributes."""
+    for path in directory.rglob("*"):
+        yield str(path).encode()
+        if path.is_file():
+            yield path.read_bytes()
+        for attribute in os.listxattr(path):
+            yield os.getxattr(path, attribute)

@@ -8,13 +8,13 @@ import os
 import stat
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, List
 
 import pytest
 from support.client import wait_until
 from support.origin import Asked, Connection, Gate
 from support.registry import NEW_CLIENT, Registry
-from support.running import HOST, RunningDduct
+from support.running import HOST, RunningDduct, written
 
 from monitoring.metrics import Counter
 from protocol.http1 import parse_absolute
@@ -555,16 +555,6 @@ def test_no_secret_is_logged_shown_or_stored(
     dduct.wait_until_durable()
     said += [caplog.text.encode(), repr(dduct.server.runtime).encode(), *written(dduct.files)]
     assert not any(b"hunter2" in one or b"-bot" in one for one in said)
-
-
-def written(directory: Path) -> Iterator[bytes]:
-    """All that lies below a directory: names, bytes and attributes."""
-    for path in directory.rglob("*"):
-        yield str(path).encode()
-        if path.is_file():
-            yield path.read_bytes()
-        for attribute in os.listxattr(path):
-            yield os.getxattr(path, attribute)
 
 
 def test_two_workers_share_permissions(start_dduct: Build, lent: Callable[..., Registry]) -> None:

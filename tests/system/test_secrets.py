@@ -14,7 +14,7 @@ from typing import Callable, Iterator, List, Optional
 import pytest
 from support.client import wait_until
 from support.origin import Asked, Connection
-from support.running import HOST, RunningDduct
+from support.running import HOST, RunningDduct, written
 
 from cache import Cache, Lead
 from monitoring.log import LineFormatter, RateLimitedLog
@@ -44,16 +44,6 @@ CREDENTIALS = (
 def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     with caplog.at_level(logging.NOTSET + 1, logger="dduct"):
         yield caplog
-
-
-def written(directory: Path) -> Iterator[bytes]:
-    """All that lies below a directory: names, bytes and attributes."""
-    for path in directory.rglob("*"):
-        yield str(path).encode()
-        if path.is_file():
-            yield path.read_bytes()
-        for attribute in os.listxattr(path):
-            yield os.getxattr(path, attribute)
 
 
 def handler(asked: Asked, connection: Connection) -> None:
